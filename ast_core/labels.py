@@ -1,0 +1,84 @@
+"""Label vocabularies: which class has which index.
+
+The 527 AudioSet classes (index order, MID, display name) are from Google's AudioSet,
+https://research.google.com/audioset, licensed CC BY 4.0.
+"""
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+
+from ast_core.errors import DataError
+
+CSV_HEADER = ["index", "mid", "display_name"]
+
+
+@dataclass(frozen=True)
+class LabelVocabulary:
+    """Class `i` has the machine id `mids[i]` and the human name `names[i]`."""
+
+    mids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.mids:
+            raise DataError("the label vocabulary is empty; give at least one label")
+        if len(self.mids) != len(self.names):
+            raise DataError(f"the label vocabulary has {len(self.mids)} ids and {len(self.names)} names")
+        mid, times = Counter(self.mids).most_common(1)[0]
+        if times > 1:
+            raise DataError(f"label {mid!r} stands more than once in the vocabulary")
+
+    def __len__(self) -> int:
+        return len(self.mids)
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """From a MID, or from a display name that only one class bears, to the class index."""
+        times = Counter(self.names)
+        by_name = {name: i for i, name in enumerate(self.names) if times[name] == 1}
+        return by_name | {mid: i for i, mid in enumerate(self.mids)}
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.to_csv().encode()).hexdigest()
+
+    def to_csv(self) -> str:
+        """`index,mid,display_name`, as the original's `class_labels_indices.csv`."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(CSV_HEADER)
+        writer.writerows((i, mid, name) for i, (mid, name) in enumerate(zip(self.mids, self.names, strict=True)))
+        return out.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str, *, origin: str = "labels file") -> "LabelVocabulary":
+        rows = list(csv.DictReader(io.StringIO(text)))
+        if not rows or set(CSV_HEADER) - set(rows[0]):
+            raise DataError(f"{origin}: needs the header {','.join(CSV_HEADER)} and at least one row")
+        try:
+            indices = [int(row["index"]) for row in rows]
+        except ValueError as err:
+            raise DataError(f"{origin}: an index is not a whole number ({err})") from err
+        if indices != list(range(len(rows))):
+            raise DataError(f"{origin}: the indices must count 0, 1, 2, … in order")
+        return cls(tuple(row["mid"] for row in rows), tuple(row["display_name"] for row in rows))
+
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> "LabelVocabulary":
+        """A vocabulary whose ids are the names themselves, in the given order."""
+        names = tuple(names)
+        return cls(names, names)
+
+
+@cache
+def audioset_labels() -> LabelVocabulary:
+    """The 527 classes of AudioSet in the order of `class_labels_indices.csv`."""
+    lines = (files("ast_core") / "data" / "audioset_labels.tsv").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines if not line.startswith("#")]
+    return LabelVocabulary(tuple(mid for mid, _ in pairs), tuple(name for _, name in pairs))

@@ -1,0 +1,160 @@
+"""The Audio Spectrogram Transformer (Gong et al., 2021, https://arxiv.org/abs/2104.01778) on timm's DeiT.
+
+B clips, T frames of 10 ms, M mel bins, F × P patches (frequency × time), N = 2 + F·P tokens, D width, C classes.
+"""
+
+import os
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+
+from ast_core.errors import ConfigError, DataError
+from ast_core.pretrained import Grid, from_audioset, from_deit
+
+PATCH_SIZE = 16
+
+MODEL_SIZES: dict[str, tuple[str, dict[str, int]]] = {
+    "tiny224": ("deit_tiny_distilled_patch16_224", {"embed_dim": 192, "depth": 12, "num_heads": 3}),
+    "small224": ("deit_small_distilled_patch16_224", {"embed_dim": 384, "depth": 12, "num_heads": 6}),
+    "base224": ("deit_base_distilled_patch16_224", {"embed_dim": 768, "depth": 12, "num_heads": 12}),
+    "base384": ("deit_base_distilled_patch16_384", {"embed_dim": 768, "depth": 12, "num_heads": 12}),
+}
+"""timm's name of the ImageNet weights, and the shape of the transformer."""
+
+
+def patch_grid(input_fdim: int, input_tdim: int, fstride: int, tstride: int) -> Grid:
+    """Patches along frequency and time. Raises ConfigError where not even one fits."""
+    for key, value in {"fstride": fstride, "tstride": tstride}.items():
+        if not 1 <= value <= PATCH_SIZE:
+            raise ConfigError(f"{key} is {value}; use 1 to {PATCH_SIZE} (the patch size)")
+    for key, value in {"input_fdim": input_fdim, "input_tdim": input_tdim}.items():
+        if value < PATCH_SIZE:
+            raise ConfigError(f"{key} is {value}; use {PATCH_SIZE} (the patch size) or more")
+    return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
+
+
+class OverlappingPatchEmbed(nn.Module):
+    """timm's `PatchEmbed`, with a stride of its own on each axis."""
+
+    def __init__(
+        self, stride: tuple[int, int], img_size: tuple[int, int], in_chans: int, embed_dim: int, **_: Any
+    ) -> None:
+        super().__init__()
+        self.grid_size = patch_grid(*img_size, *stride)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=PATCH_SIZE, stride=stride)
+
+    def forward(self, image_B1MT: Tensor) -> Tensor:
+        return self.proj(image_B1MT).flatten(2).transpose(1, 2)
+
+
+class ASTModel(nn.Module):
+    """`[batch, frames, mel bins]` of normalised log-mel → raw logits `[batch, label_dim]`.
+
+    Args:
+        label_dim: number of classes.
+        fstride, tstride: patch strides on frequency and time; below 16 neighbouring patches overlap.
+        input_fdim, input_tdim: mel bins and frames of the input, fixed for a model.
+        imagenet_pretrain: start from DeiT-distilled ImageNet weights, from timm's hub or from `imagenet_weights`.
+        audioset_pretrain: start from a full-AudioSet AST, from the file `audioset_weights`. Only base384 was published.
+        model_size: one of `MODEL_SIZES`.
+        imagenet_weights: a local `.pth` or `.safetensors` under timm's key names.
+        audioset_weights: a local `.pth` of the original implementation.
+
+    Raises:
+        ConfigError: a shape, stride or size that cannot be.
+        DataError: a weight file that does not hold what it should.
+    """
+
+    def __init__(
+        self,
+        label_dim: int = 527,
+        fstride: int = 10,
+        tstride: int = 10,
+        input_fdim: int = 128,
+        input_tdim: int = 1024,
+        imagenet_pretrain: bool = True,
+        audioset_pretrain: bool = False,
+        model_size: str = "base384",
+        imagenet_weights: str | os.PathLike[str] | None = None,
+        audioset_weights: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if model_size not in MODEL_SIZES:
+            raise ConfigError(f"model_size is {model_size!r}; use one of {', '.join(MODEL_SIZES)}")
+        if label_dim < 1:
+            raise ConfigError(f"label_dim is {label_dim}; use the number of classes, 1 or more")
+        if audioset_pretrain and model_size != "base384":
+            raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {model_size}")
+        if audioset_pretrain and audioset_weights is None:
+            raise ConfigError("audioset_pretrain needs audioset_weights, the file of a published AudioSet checkpoint")
+        timm_name, shape = MODEL_SIZES[model_size]
+        self.input_shape = (input_tdim, input_fdim)
+        self.v = VisionTransformerDistilled(
+            img_size=(input_fdim, input_tdim),
+            patch_size=PATCH_SIZE,
+            in_chans=1,
+            num_classes=0,
+            embed_layer=partial(OverlappingPatchEmbed, (fstride, tstride)),
+            **shape,
+        )
+        self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), nn.Linear(shape["embed_dim"], label_dim))
+        grid = self.v.patch_embed.grid_size
+        if audioset_pretrain and audioset_weights is not None:
+            missing, surplus = self.load_state_dict(from_audioset(_read_weights(audioset_weights), grid), strict=False)
+            _require(
+                not surplus and all(key.startswith("mlp_head") for key in missing), audioset_weights, missing, surplus
+            )
+        elif imagenet_pretrain:
+            state = _read_weights(imagenet_weights) if imagenet_weights is not None else _timm_weights(timm_name)
+            missing, surplus = self.v.load_state_dict(from_deit(state, grid), strict=False)
+            _require(not missing and not surplus, imagenet_weights or timm_name, missing, surplus)
+
+    def forward_features(self, fbank_BTM: Tensor) -> Tensor:
+        """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation."""
+        if fbank_BTM.shape[1:] != self.input_shape:
+            frames, mel_bins = self.input_shape
+            raise ValueError(
+                f"input is {tuple(fbank_BTM.shape[1:])} (frames, mel bins); this model takes ({frames}, {mel_bins}): "
+                "pad or cut the clips, or build the model with that input_tdim and input_fdim"
+            )
+        return self.v.forward_features(fbank_BTM.transpose(1, 2).unsqueeze(1))
+
+    def forward_head(self, tokens_BND: Tensor) -> Tensor:
+        return self.mlp_head(tokens_BND[:, :2].mean(dim=1))
+
+    def forward(self, fbank_BTM: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(fbank_BTM))
+
+
+def _timm_weights(timm_name: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(timm_name, pretrained=True).state_dict()
+    except Exception as err:  # timm lets through whatever its hub client raises, none of it documented
+        raise DataError(
+            f"could not fetch {timm_name} ({type(err).__name__}: {str(err)[:120]!r}); "
+            "give the file as imagenet_weights, or train from scratch with imagenet_pretrain false"
+        ) from err
+
+
+def _read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    path = os.fspath(file)
+    if not os.path.isfile(path):
+        raise DataError(f"there is no weight file {path}")
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch.load raises whatever the archive's layers raise
+        raise DataError(f"{path} holds no weights that can be read safely ({type(err).__name__})") from err
+    return state.get("model", state)  # DeiT's own files wrap their state dict
+
+
+def _require(holds: bool, origin: object, missing: list[str], surplus: list[str]) -> None:
+    if not holds:
+        raise DataError(f"{origin} does not fit the model: missing {missing[:3]}, surplus {surplus[:3]}")

@@ -1,0 +1,155 @@
+"""A recipe: every number that defines a training run, typed, checked, under the original's names.
+
+Values come from the defaults, then the recipe file, then the command line; a later one wins. An unknown key or a value
+of the wrong kind is a ConfigError before any worker starts.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import yaml
+
+from ast_core.errors import ConfigError
+from ast_core.model import MODEL_SIZES, patch_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    # --- model
+    label_dim: int | None = None
+    """Number of classes; by default that of the data set."""
+    model_size: str = "base384"
+    fstride: int = 10
+    tstride: int = 10
+    input_fdim: int = 128
+    input_tdim: int = 1024
+    """Frames of 10 ms a clip is padded or cut to."""
+    imagenet_pretrain: bool = True
+    audioset_pretrain: bool = False
+    imagenet_weights: str | None = None
+    """A local file, for machines without a network."""
+    audioset_weights: str | None = None
+
+    # --- input
+    dataset_mean: float | None = -4.2677393
+    """Of raw log-mel; null takes the training splits' own figures."""
+    dataset_std: float | None = 4.5689974
+    freqm: int = 48
+    """Widest frequency mask of SpecAugment, in mel bins; 0 is off."""
+    timem: int = 192
+    """Widest time mask, in frames."""
+    mixup: float = 0.5
+    """Share of the clips that are mixed with another."""
+    noise: bool = False
+    """Noise and time roll."""
+    sampling: Literal["weighted", "uniform"] = "weighted"
+    """Weighted draws with replacement by sample weight; uniform takes each clip once an epoch."""
+
+    # --- optimisation
+    loss: Literal["BCE", "CE"] = "BCE"
+    metrics: Literal["mAP", "acc"] = "mAP"
+    """What picks the best epoch."""
+    lr: float = 1e-5
+    batch_size: int = 12
+    """Of all workers together."""
+    epochs: int = 5
+    lrscheduler_start: int = 2
+    lrscheduler_step: int = 1
+    lrscheduler_decay: float = 0.5
+    warmup: bool = True
+    adam_beta1: float = 0.95
+    adam_beta2: float = 0.999
+    weight_decay: float = 5e-7
+    wa_start: int | None = None
+    """First and last epoch, counted from 1, whose weights are averaged; null does not average."""
+    wa_end: int | None = None
+
+    # --- execution
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 is autocast: weights and optimiser stay in float32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.model_size not in MODEL_SIZES:
+            raise ConfigError(f"model_size is {self.model_size!r}; use one of {', '.join(MODEL_SIZES)}")
+        patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
+        for key in ("batch_size", "epochs", "lrscheduler_start", "lrscheduler_step"):
+            self._require(getattr(self, key) >= 1, key, "1 or more")
+        for key in ("lr", "lrscheduler_decay"):
+            self._require(getattr(self, key) > 0, key, "more than 0")
+        for key in ("mixup", "adam_beta1", "adam_beta2"):
+            self._require(0 <= getattr(self, key) <= 1, key, "0 to 1")
+        self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
+        self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")
+        self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")
+        self._require(self.dataset_std is None or self.dataset_std > 0, "dataset_std", "more than 0")
+        self._require(
+            (self.dataset_mean is None) == (self.dataset_std is None), "dataset_std", "null just where dataset_mean is"
+        )
+        self._require((self.wa_start is None) == (self.wa_end is None), "wa_end", "null just where wa_start is")
+        if self.wa_start is not None and self.wa_end is not None:
+            self._require(1 <= self.wa_start <= self.epochs, "wa_start", f"1 to {self.epochs} (epochs)")
+            self._require(
+                self.wa_start <= self.wa_end <= self.epochs,
+                "wa_end",
+                f"{self.wa_start} (wa_start) to {self.epochs} (epochs)",
+            )
+
+    def _require(self, holds: bool, key: str, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"{key} is {getattr(self, key)}; use {allowed}")
+
+    def model_args(self) -> dict[str, Any]:
+        """What `ASTModel` takes, but for the weights to start from."""
+        keys = ("label_dim", "fstride", "tstride", "input_fdim", "input_tdim", "model_size")
+        return {key: getattr(self, key) for key in keys}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:
+    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top."""
+    try:
+        values = yaml.safe_load(text) or {}
+        given = {key: yaml.safe_load(value) for key, value in overrides.items()}
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(err).split())}") from err
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: a recipe is a mapping from keys to values, not {type(values).__name__}")
+    return Recipe(**{key: _typed(key, value) for key, value in (values | given).items()})
+
+
+def _typed(key: Any, value: Any) -> Any:
+    types_of = {field.name: field.type for field in fields(Recipe)}
+    if key not in types_of:
+        near = difflib.get_close_matches(str(key), types_of, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(types_of)}"
+        raise ConfigError(f"no recipe key {key!r}; {hint}")
+    wanted = types_of[key]
+    allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    for kind in allowed:
+        if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
+            return value
+        if kind is float and not isinstance(value, bool):
+            # YAML 1.1 reads 1e-5, which has no point, as text.
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                continue
+        if isinstance(kind, type) and type(value) is kind:
+            return value
+    raise ConfigError(f"{key} is {value!r}; use {_describe(wanted)}")
+
+
+def _describe(wanted: Any) -> str:
+    if typing.get_origin(wanted) is Literal:
+        return " or ".join(str(choice) for choice in typing.get_args(wanted))
+    if isinstance(wanted, types.UnionType):
+        return " or ".join(_describe(kind) for kind in typing.get_args(wanted))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
+    return names[wanted]
