@@ -1,0 +1,46 @@
+"""What every job does: join or start Ray, and turn an error the user can mend into one line and an exit status."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+
+from ast_core.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+
+def add_ray_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Ray")
+    group.add_argument(
+        "--address",
+        default=os.environ.get("RAY_ADDRESS", "local"),
+        help="cluster to join (default: $RAY_ADDRESS, which `ray job submit` sets; else Ray starts on this machine)",
+    )
+    group.add_argument("--num-cpus", type=int, default=None, help="CPUs to use when Ray is started on this machine")
+
+
+@contextmanager
+def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of a job. One that is up in this process already is used and left alone."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=address, num_cpus=num_cpus if address == "local" else None, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """The exit status of `job(argv)`: 2 and one line for a UserError; anything unforeseen keeps its traceback."""
+    try:
+        return job(argv)
+    except UserError as err:
+        print(f"error: {err}", file=sys.stderr)
+        return EXIT_USER_ERROR

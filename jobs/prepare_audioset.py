@@ -1,0 +1,145 @@
+"""From a list of clips to a prepared data set: audio → log-mel fbanks → Parquet shards with sample weights.
+
+    python jobs/prepare_audioset.py --segments balanced_train eval --audio-dir ~/audioset --output data
+    ray job submit --working-dir . -- python jobs/prepare_audioset.py --segments eval --output s3://bucket/data
+
+Run again, the same command goes on where it stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from ast_core.errors import ConfigError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from jobs.common import add_ray_options, ray_session, run_job
+from pipeline import dataset, storage
+from pipeline.prepare import media, report, sources
+from pipeline.prepare.plan import PrepareSettings, prepare
+from pipeline.prepare.sources import ClipList
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_argument_group("which clips (one of these)").add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--segments",
+        nargs="+",
+        metavar="LIST",
+        help="balanced_train, unbalanced_train, eval, or files or URLs in their format",
+    )
+    source.add_argument("--datafile", metavar="FILE", help="the original AST recipe's JSON data file")
+    source.add_argument(
+        "--manifest",
+        metavar="FILE",
+        help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split",
+    )
+    source.add_argument("--esc50", metavar="DIR", help="ESC-50 as shipped, or ESC-10's class folders; a split a fold")
+    source.add_argument("--speechcommands", metavar="DIR", help="Speech Commands V2 as shipped")
+
+    audio = parser.add_argument_group(
+        "where the audio of --segments is (default: YouTube)"
+    ).add_mutually_exclusive_group()
+    audio.add_argument(
+        "--audio-dir", metavar="DIR", help="files named ID.ext or ID_START[_END].ext, in any folders below"
+    )
+    audio.add_argument("--media-url", metavar="TEMPLATE", help="for example http://127.0.0.1:8000/{video_id}.webm")
+    parser.add_argument(
+        "--files-are-clips", action="store_true", help="ID.ext in --audio-dir holds the clip, not the recording"
+    )
+
+    parser.add_argument(
+        "--labels", metavar="FILE", help="vocabulary: CSV with index,mid,display_name (default: AudioSet's 527)"
+    )
+    parser.add_argument("--split", help="name of the split (default: from the list)")
+    parser.add_argument("--output", required=True, metavar="URI", help="folder of the data set; local, s3:// or gs://")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each split")
+    parser.add_argument("--keep-silent", action="store_true", help="prepare digitally silent clips too")
+    parser.add_argument("--download-workers", type=int, default=4, metavar="N", help="fetches at a time (default 4)")
+    parser.add_argument(
+        "--timeout-s", type=float, default=30.0, help="seconds a media host may say nothing (default 30)"
+    )
+    add_ray_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    _check(args)
+    listed = _limited(_read_list(args), args.limit)
+    settings = PrepareSettings(
+        output=storage.absolute(args.output),
+        download_workers=args.download_workers,
+        timeout_s=args.timeout_s,
+        keep_silent=args.keep_silent,
+    )
+    with ray_session(args.address, args.num_cpus):
+        reports = prepare(listed, settings)
+    print(f"\n{report.table(reports)}\n\ndata set: {settings.output}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if (args.audio_dir or args.media_url) and not args.segments:
+        raise ConfigError(
+            "--audio-dir and --media-url say where the audio of --segments is; this source names its own files"
+        )
+    if args.split and len(args.segments or [""]) > 1:
+        raise ConfigError("--split names one split; give one list, or leave it out")
+    for option, value in {
+        "--limit": args.limit,
+        "--download-workers": args.download_workers,
+        "--timeout-s": args.timeout_s,
+    }.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{option} is {value}; use more than 0")
+
+
+def _read_list(args: argparse.Namespace) -> ClipList:
+    vocabulary = _vocabulary(args)
+    if args.segments:
+        locate = _locate(args)
+        lists = [
+            sources.read_segments(uri, locate=locate, vocabulary=vocabulary or audioset_labels(), split=args.split)
+            for uri in args.segments
+        ]
+        clips, refused = (pa.concat_tables([getattr(part, name) for part in lists]) for name in ("clips", "refused"))
+        return ClipList(clips, refused, lists[0].vocabulary)
+    if args.datafile:
+        return sources.read_datafile(args.datafile, vocabulary=vocabulary or audioset_labels(), split=args.split)
+    if args.esc50:
+        return sources.read_esc(args.esc50)
+    if args.speechcommands:
+        return sources.read_speechcommands(args.speechcommands)
+    return sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split)
+
+
+def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
+    """--labels; else, for a manifest, those of the data set that it adds to."""
+    there = dataset.labels_csv(args.output)
+    uri = args.labels or (there if args.manifest and storage.exists(there) else None)
+    return LabelVocabulary.from_csv(storage.read_bytes(uri).decode(), origin=uri) if uri else None
+
+
+def _locate(args: argparse.Namespace) -> sources.Locate:
+    if args.audio_dir:
+        return media.AudioFolder(args.audio_dir, files_are_clips=args.files_are_clips)
+    return media.url_template(args.media_url) if args.media_url else media.youtube
+
+
+def _limited(listed: ClipList, limit: int | None) -> ClipList:
+    if limit is None:
+        return listed
+    seen: dict[str, int] = {}
+    keep = []
+    for split in listed.clips["split"].to_pylist():
+        seen[split] = seen.get(split, 0) + 1
+        keep.append(seen[split] <= limit)
+    return replace(listed, clips=listed.clips.filter(pa.array(keep, pa.bool_())))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

@@ -1,0 +1,182 @@
+"""Media → mono 16 kHz waveform of exactly the section asked for, by FFmpeg's libraries through PyAV."""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import pyarrow as pa
+import soxr
+from av.error import FFmpegError
+
+from ast_core.errors import DataError
+from ast_core.fbank import SAMPLE_RATE_HZ, num_frames_of
+from pipeline import storage
+from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
+
+SEEK_MARGIN_S = 1.0
+"""Decoding starts this much before the section: codecs with a memory (Opus, AAC) need a run-up."""
+
+GAP_S = 0.05
+"""A timestamp this far from where the samples stand is a hole in the recording; less is the container's rounding."""
+
+SHORTFALL_SHARE = 0.05
+"""A clip may lack this share of what was asked for (recordings end a little early); more is `truncated`."""
+
+SILENCE_PEAK = 2.0**-15
+"""Below one step of 16-bit PCM there is no sound."""
+
+CODEC_DELAY_S = 0.1
+"""A first timestamp within this of 0 is a codec's delay; beyond it, the recording was cut out of a longer one."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    waveform: np.ndarray
+    """float32 `[samples]` in [-1, 1], mono, 16 kHz."""
+    end_s: float
+    num_clipped: int
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Rows with `audio` (bytes) or `media` (a file) in, rows with `waveform` out, one for one."""
+
+    keep_silent: bool = False
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        rows, decoded = each_clip(rows, "decode", self._one)
+        if "audio" in rows.column_names:
+            rows = rows.drop_columns(["audio"])
+        end_s = [d.end_s if d else row for d, row in zip(decoded, rows["end_s"].to_pylist(), strict=True)]
+        rows = rows.set_column(rows.column_names.index("end_s"), "end_s", pa.array(end_s, pa.float64()))
+        rows = rows.append_column(
+            pa.field("num_clipped", pa.int32()), pa.array([d.num_clipped if d else 0 for d in decoded], pa.int32())
+        )
+        return rows.append_column("waveform", ragged([d.waveform if d else None for d in decoded], WAVEFORM))
+
+    def _one(self, row: dict[str, Any]) -> Decoded:
+        duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
+        if row.get("audio") is not None:
+            with io.BytesIO(row["audio"]) as file:
+                waveform = decode_section(file, row["media_start_s"], duration_s, whole=False)
+        else:
+            with _open_media(row["media"]) as file:
+                waveform = decode_section(file, row["media_start_s"], duration_s)
+        peak = float(np.abs(waveform).max(initial=0))
+        if peak < SILENCE_PEAK and not self.keep_silent:
+            raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
+        num_clipped = int((np.abs(waveform) > 1).sum())
+        return Decoded(np.clip(waveform, -1, 1), row["start_s"] + len(waveform) / SAMPLE_RATE_HZ, num_clipped)
+
+
+@contextmanager
+def _open_media(uri: str) -> Iterator[BinaryIO | str]:
+    """A local path for FFmpeg to open by itself (`file:`, lest it reads as a protocol), or a seekable remote file."""
+    try:
+        if "://" not in uri:
+            yield f"file:{uri}"
+            return
+        fs, path = storage.resolve(uri)
+        with fs.open_input_file(path) as file:
+            yield file
+    except FileNotFoundError as err:
+        raise ClipError(Reason.MISSING_FILE, f"there is no file {uri}") from err
+    except (DataError, PermissionError) as err:
+        raise ClipError(Reason.MISSING_FILE, str(err)) from err
+
+
+def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | None, *, whole: bool = True) -> np.ndarray:
+    """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
+
+    The cut is exact to a sample where the container's timestamps are. In a `whole` recording times count from its
+    beginning, even where its timestamps start elsewhere; a section cut out of one has the timestamps of the whole.
+
+    Raises:
+        ClipError: not_audio, truncated, too_long, or too_short for one frame.
+    """
+    try:
+        with av.open(file, mode="r", metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise ClipError(Reason.NOT_AUDIO, f"no audio stream ({container.format.name})")
+            section = _read(container, start_s, duration_s, whole=whole)
+    except FileNotFoundError:
+        raise  # which file it was, the caller knows
+    except FFmpegError as err:
+        raise ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}") from err
+    covered_s = section.num_decoded / section.rate_hz
+    if duration_s is not None and covered_s < (1 - SHORTFALL_SHARE) * duration_s:
+        raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of {duration_s:.2f} s asked for")
+    if duration_s is None and covered_s >= MAX_CLIP_S:
+        raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
+    waveform = section.samples
+    if section.rate_hz != SAMPLE_RATE_HZ:
+        waveform = soxr.resample(waveform, section.rate_hz, SAMPLE_RATE_HZ)
+    if duration_s is not None:
+        waveform = waveform[: round(duration_s * SAMPLE_RATE_HZ)]
+    if num_frames_of(len(waveform)) < 1:
+        raise ClipError(Reason.TOO_SHORT, f"{len(waveform) / SAMPLE_RATE_HZ * 1000:.1f} ms, less than one frame")
+    return waveform
+
+
+@dataclass(frozen=True)
+class _Section:
+    samples: np.ndarray
+    rate_hz: int
+    num_decoded: int
+    """Samples that came out of the decoder; the rest fill holes."""
+
+
+def _read(container: av.container.InputContainer, start_s: float, duration_s: float | None, *, whole: bool) -> _Section:
+    """Mono samples of the section at the source's rate. What is missing at the end is not there, holes within are 0."""
+    stream = container.streams.audio[0]
+    first_stamp_s = (container.start_time or 0) / av.time_base
+    zero_s = first_stamp_s if whole and abs(first_stamp_s) > CODEC_DELAY_S else 0.0
+    if start_s > SEEK_MARGIN_S:
+        container.seek(round((zero_s + start_s - SEEK_MARGIN_S) * av.time_base))
+    rate_hz = stream.rate
+    first = round(start_s * rate_hz)
+    wanted = math.ceil((MAX_CLIP_S if duration_s is None else duration_s) * rate_hz)
+    chunks: list[np.ndarray] = []
+    filled = num_decoded = 0  # samples of the section so far, with and without holes
+    position: int | None = None  # of the next sample, counted from the beginning of the recording
+    try:
+        for frame in container.decode(stream):
+            stamped = None if frame.time is None else round((frame.time - zero_s) * rate_hz)
+            if position is None or (stamped is not None and abs(stamped - position) > GAP_S * rate_hz):
+                position = stamped or 0
+            samples = _mono(frame)
+            begin, position = position, position + len(samples)
+            samples = samples[max(0, first + filled - begin) :]
+            hole = min(begin - (first + filled), wanted - filled)
+            if hole > 0 and len(samples):
+                chunks.append(np.zeros(hole, np.float32))
+                filled += hole
+            chunks.append(samples[: wanted - filled])
+            filled += len(chunks[-1])
+            num_decoded += len(chunks[-1])
+            if filled >= wanted:
+                break
+    except FFmpegError as err:
+        # A damaged end: what came before it counts, and the caller measures it.
+        if not num_decoded:
+            raise
+        if duration_s is None:
+            raise ClipError(Reason.TRUNCATED, f"damaged after {filled / rate_hz:.2f} s ({err.strerror})") from err
+    return _Section(np.concatenate(chunks) if chunks else np.empty(0, np.float32), rate_hz, num_decoded)
+
+
+def _mono(frame: av.AudioFrame) -> np.ndarray:
+    """float32 `[samples]` in [-1, 1]: the mean of the channels."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif np.issubdtype(samples.dtype, np.integer):
+        samples = samples.astype(np.float32) / np.float32(1 << (8 * samples.itemsize - 1))
+    return samples.mean(axis=0, dtype=np.float32)

@@ -1,0 +1,30 @@
+"""Waveform → raw log-mel, as it is stored: neither padded nor normalised nor augmented."""
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ast_core.fbank import NUM_MEL_BINS, fbank, num_frames_of
+from pipeline.dataset import FBANK
+
+
+def features(rows: pa.Table) -> pa.Table:
+    """Rows with `waveform` in, rows with `num_frames` and `fbank` out, one for one; failed rows get no frames."""
+    waveforms = rows["waveform"].combine_chunks()
+    flat, offsets = waveforms.values.to_numpy(), waveforms.offsets.to_numpy()
+    fbanks = [clip_fbank(flat[begin:end]) for begin, end in pairwise(offsets)]
+    num_frames = [len(clip) for clip in fbanks]
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(fbanks).reshape(-1)), type=FBANK.value_type)
+    column = pa.ListArray.from_arrays(np.cumsum([0, *num_frames]).astype(np.int32), frames, type=FBANK)
+    rows = rows.drop_columns(["waveform"])
+    return rows.append_column("num_frames", pa.array(num_frames, pa.int32())).append_column("fbank", column)
+
+
+def clip_fbank(waveform: np.ndarray) -> np.ndarray:
+    """float16 `[frames, mel bins]` of one clip, its mean taken off before as the original does."""
+    if num_frames_of(len(waveform)) == 0:
+        return np.empty((0, NUM_MEL_BINS), np.float16)
+    samples = torch.from_numpy(waveform - waveform.mean())
+    return fbank(samples).half().numpy()

@@ -1,0 +1,121 @@
+"""The data's way, on one page: a list of clips → audio → waveform → fbank → shards on disk.
+
+Only this file says how the stages are chained and what each may use. Memory: a task holds one batch, `CLIPS_PER_TASK`
+clips until they are features and `CLIPS_PER_SHARD` when they are written.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import DataContext, TaskPoolStrategy
+
+from ast_core.errors import DataError
+from pipeline.prepare.clip import under_way
+from pipeline.prepare.decode import Decode
+from pipeline.prepare.download import Download, is_url
+from pipeline.prepare.features import features
+from pipeline.prepare.report import Progress, SplitReport
+from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish, start_output
+from pipeline.prepare.sources import ClipList
+
+CLIPS_PER_TASK = 16
+CLIPS_PER_SHARD = 128
+"""About 27 MB at 10 s. What a killed job does twice is at most this much per writing task."""
+
+DOWNLOAD_CPUS = 0.25
+"""A fetch mostly waits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    output: str
+    download_workers: int
+    timeout_s: float
+    keep_silent: bool
+
+
+def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> list[SplitReport]:
+    """Prepare all clips that are not prepared yet, and publish the data set. Safe to run again after any end.
+
+    Raises:
+        DataError: before any work, where the output holds something else.
+    """
+    output = settings.output
+    start_output(output, listed.vocabulary)
+    splits = pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
+    states = {split: load_split(output, split) for split in splits}
+    todo = _not_yet_done(listed.clips, states)
+    progress = Progress(len(todo), say)
+    if len(listed.clips) > len(todo):
+        say(f"{len(listed.clips) - len(todo)} clips are done by an earlier run, {len(todo)} to do")
+    if len(todo):
+        for written in _stages(todo, settings).iter_rows():
+            progress.add(written["reason"], written["clips"])
+    refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
+    info = publish(output, listed.vocabulary, refused)
+    listed_clips = {split: _num_listed(listed, split) for split in splits}
+    return [SplitReport(split, listed_clips[split], info["splits"][split]) for split in splits]
+
+
+def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
+    DataContext.get_current().enable_progress_bars = False  # ours counts clips and failures
+    rows = under_way(todo.sort_by("split"))
+    blocks = [rows.slice(i, CLIPS_PER_TASK) for i in range(0, len(rows), CLIPS_PER_TASK)]
+    data: ray.data.Dataset = ray.data.from_arrow(blocks)
+    if any(map(is_url, todo["media"].to_pylist())):
+        compute = TaskPoolStrategy(size=settings.download_workers)
+        data = _map(data, Download(timeout_s=settings.timeout_s), num_cpus=DOWNLOAD_CPUS, compute=compute)
+    data = _map(data, Decode(keep_silent=settings.keep_silent))
+    data = _map(data, features)
+    return _map(data, WriteShards(settings.output), batch_size=CLIPS_PER_SHARD)
+
+
+def _map(
+    data: ray.data.Dataset,
+    stage: Callable[[pa.Table], pa.Table],
+    *,
+    batch_size: int = CLIPS_PER_TASK,
+    num_cpus: float = 1,
+    compute: TaskPoolStrategy | None = None,
+) -> ray.data.Dataset:
+    return data.map_batches(
+        stage,
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=num_cpus,
+        compute=compute or TaskPoolStrategy(),
+    )
+
+
+def _not_yet_done(clips: pa.Table, states: dict[str, SplitState]) -> pa.Table:
+    """Clips that are neither prepared nor failed for good."""
+    todo = []
+    for split, state in states.items():
+        of_split = clips.filter(pc.equal(clips["split"], split))
+        _check_same_clips(split, of_split, state.prepared)
+        final = state.failures.filter(pc.invert(state.failures["retry"]))
+        done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
+        todo.append(of_split.filter(pc.invert(pc.is_in(of_split["clip_id"], value_set=done))))
+    return pa.concat_tables(todo).combine_chunks()
+
+
+def _check_same_clips(split: str, listed: pa.Table, prepared: pa.Table) -> None:
+    """A split may grow; it may not turn into another one, nor may labels change under a prepared clip."""
+    position = pc.index_in(prepared["clip_id"], value_set=listed["clip_id"].combine_chunks())
+    known = prepared.filter(pc.is_valid(position))
+    if len(prepared) and len(listed) and not len(known):
+        raise DataError(
+            f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
+        )
+    asked = listed["labels"].take(position.drop_null())
+    differs = sum(a != b for a, b in zip(known["labels"].to_pylist(), asked.to_pylist(), strict=True))
+    if differs:
+        raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
+
+
+def _num_listed(listed: ClipList, split: str) -> int:
+    return sum(pc.sum(pc.equal(table["split"], split)).as_py() or 0 for table in (listed.clips, listed.refused))

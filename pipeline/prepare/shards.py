@@ -1,0 +1,226 @@
+"""Fbanks → immutable Parquet shards, and shards → index and `dataset.json`.
+
+Shards are the truth: the index is made by reading them back, so a job that was killed goes on from what is on disk.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from pipeline import dataset, storage
+from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
+from pipeline.weights import sample_weights
+
+NORM_KEY = b"ast.fbank_sums"
+"""Shard metadata: count, sum and sum of squares of all fbank values, from which a split's norm is exact in one pass."""
+
+WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
+"""What `WriteShards` says of a batch: clips by outcome; the reason is null for prepared ones."""
+
+
+@dataclass(frozen=True)
+class WriteShards:
+    """Rows with `fbank` in, shards on disk, a count by outcome out.
+
+    A file is named after the clips in it, so a task that Ray runs twice writes the same file twice.
+    """
+
+    output: str
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        written = []
+        for split in pc.unique(rows["split"]).to_pylist():
+            of_split = rows.filter(pc.equal(rows["split"], split))
+            failed = of_split.filter(pc.is_valid(of_split["reason"]))
+            prepared = of_split.filter(pc.is_null(of_split["reason"]))
+            if len(prepared):
+                _write_shard(dataset.shards_dir(self.output, split), prepared)
+                written.append((split, None, len(prepared)))
+            if len(failed):
+                uri = storage.join(_parts_dir(self.output, split), f"{_name_of(failed)}.parquet")
+                dataset.write_table(uri, failures_of(failed))
+                written += [(split, reason, n) for reason, n in Counter(failed["reason"].to_pylist()).items()]
+        return pa.table(list(map(list, zip(*written, strict=True))), schema=WRITTEN)
+
+
+def failures_of(rows: pa.Table) -> pa.Table:
+    """`FAILURES` rows of rows under way that failed, at their first attempt."""
+    tools = tool_versions()
+    of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
+    return pa.Table.from_pylist(
+        [
+            row
+            | {
+                "attempts": 1,
+                "retry": Reason(row["reason"]).retry,
+                "tool_versions": " ".join(f"{tool} {tools[tool]}" for tool in of_stage.get(row["stage"], ())),
+            }
+            for row in rows.select(["clip_id", "split", *FAILED_AT]).to_pylist()
+        ],
+        schema=FAILURES,
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    return {name: version(name) for name in ("ast-ray", "av", "numpy", "pyarrow", "ray", "soxr", "torch", "yt-dlp")}
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """What is on disk of a split."""
+
+    prepared: pa.Table
+    """The columns of INDEX but for the weight, and num_clipped."""
+    failures: pa.Table
+    """FAILURES of earlier runs, but for rows that the list itself caused."""
+    norm_sums: np.ndarray
+    """`[3]`: count, sum, sum of squares of all fbank values."""
+
+
+_SCANNED = pa.schema([*(f for f in dataset.INDEX if f.name != "sample_weight"), dataset.SHARD.field("num_clipped")])
+
+
+def load_split(output: str, split: str) -> SplitState:
+    """Read back what earlier runs left, finished or not, and gather their failures into one file."""
+    shards = storage.list_files(dataset.shards_dir(output, split), suffix=".parquet")
+    with ThreadPoolExecutor(16) as pool:
+        scanned = list(pool.map(_scan_shard, shards))
+    prepared = pa.concat_tables([_SCANNED.empty_table(), *(table for table, _ in scanned)])
+    first = np.unique(prepared["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
+    prepared = prepared.take(np.sort(first))
+    norm_sums = np.sum([np.zeros(3), *(sums for _, sums in scanned)], axis=0)
+    return SplitState(prepared, _gather_failures(output, split, prepared), norm_sums)
+
+
+def start_output(output: str, labels: LabelVocabulary) -> None:
+    """Refuse a folder that holds something else; claim an empty one by writing the labels.
+
+    Raises:
+        DataError: another data set, or files of another kind, are there.
+    """
+    if storage.exists(dataset.labels_csv(output)):
+        there = LabelVocabulary.from_csv(storage.read_bytes(dataset.labels_csv(output)).decode())
+        if there != labels:
+            raise DataError(
+                f"{output} holds a data set with other labels ({len(there)}, these are {len(labels)}); "
+                "give another --output, or its labels.csv as --labels"
+            )
+        if storage.exists(dataset.dataset_json(output)):
+            features = storage.read_json(dataset.dataset_json(output)).get("features")
+            if features != dataset.FEATURES:
+                raise DataError(f"{output} holds features computed with other settings; give another --output")
+        return
+    if storage.list_files(output):
+        raise DataError(f"{output} is not empty and holds no data set; give a new folder as --output")
+    storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
+
+
+def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) -> dict[str, Any]:
+    """Index, failures and norm of this run's splits (the keys of `refused`), then dataset.json; returns its content."""
+    info: dict[str, Any] = {"splits": {}}
+    if storage.exists(dataset.dataset_json(output)):
+        info = storage.read_json(dataset.dataset_json(output))
+    for split, of_list in refused.items():
+        state = load_split(output, split)
+        failures = pa.concat_tables([state.failures, of_list])
+        dataset.write_table(dataset.failures_file(output, split), failures)
+        info["splits"][split] = _publish_split(output, split, state, failures, labels)
+    info = {
+        "schema_version": dataset.SCHEMA_VERSION,
+        "features": dataset.FEATURES,
+        "labels": {"count": len(labels), "sha256": labels.sha256},
+        "splits": info["splits"],
+        "tool_versions": tool_versions(),
+    }
+    storage.write_json(dataset.dataset_json(output), info)
+    storage.delete(_work_dir(output))
+    return info
+
+
+def _publish_split(
+    output: str, split: str, state: SplitState, failures: pa.Table, labels: LabelVocabulary
+) -> dict[str, Any]:
+    prepared = state.prepared
+    weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
+    index = prepared.drop_columns(["num_clipped"]).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
+    dataset.write_table(dataset.index_file(output, split), index.cast(dataset.INDEX))
+    count, total, squares = state.norm_sums
+    mean = total / count if count else 0.0
+    std = (squares / count - mean**2) ** 0.5 if count else 0.0
+    return {
+        "clips": len(prepared),
+        "frames": int(pc.sum(prepared["num_frames"].cast(pa.int64())).as_py() or 0),
+        "clipped_samples": int(pc.sum(prepared["num_clipped"].cast(pa.int64())).as_py() or 0),
+        "norm": {"mean": float(mean), "std": float(std)},
+        "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
+        "failures": dict(sorted(Counter(failures["reason"].to_pylist()).items())),
+    }
+
+
+def _write_shard(folder: str, prepared: pa.Table) -> None:
+    shard = prepared.select(dataset.SHARD.names).cast(dataset.SHARD)
+    values = shard["fbank"].combine_chunks().flatten().flatten().to_numpy().astype(np.float32)
+    sums = [len(values), float(values.sum(dtype=np.float64)), float(np.einsum("i,i", values, values, dtype=np.float64))]
+    shard = shard.replace_schema_metadata({NORM_KEY: json.dumps(sums)})
+    uri = storage.join(folder, f"{_name_of(prepared)}.parquet")
+    dataset.write_table(uri, shard, row_group_size=dataset.ROW_GROUP_CLIPS)
+
+
+def _scan_shard(uri: str) -> tuple[pa.Table, np.ndarray]:
+    fs, path = storage.resolve(uri)
+    with fs.open_input_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        table = parquet.read(columns=["clip_id", "num_frames", "labels", "num_clipped"], use_threads=False)
+        sums = np.array(json.loads(parquet.schema_arrow.metadata[NORM_KEY]))
+    table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
+    table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
+    return table.select(_SCANNED.names).cast(_SCANNED), sums
+
+
+def _gather_failures(output: str, split: str, prepared: pa.Table) -> pa.Table:
+    """Merge the failures of unfinished runs into those on record: the newest reason, the attempts counted."""
+    parts = storage.list_files(_parts_dir(output, split), suffix=".parquet")
+    on_record = FAILURES.empty_table()
+    if storage.exists(dataset.failures_file(output, split)):
+        on_record = dataset.read_table(dataset.failures_file(output, split))
+    newest: dict[str, dict[str, Any]] = {}
+    for row in _rows([on_record, *map(dataset.read_table, parts)]):
+        attempts = newest[row["clip_id"]]["attempts"] if row["clip_id"] in newest else 0
+        newest[row["clip_id"]] = row | {"attempts": attempts + row["attempts"]}
+    for clip_id in newest.keys() & set(prepared["clip_id"].to_pylist()):
+        del newest[clip_id]
+    failures = pa.Table.from_pylist(list(newest.values()), schema=FAILURES)
+    if parts:
+        dataset.write_table(dataset.failures_file(output, split), failures)
+        storage.delete(_parts_dir(output, split))
+    return failures
+
+
+def _rows(tables: Iterable[pa.Table]) -> Iterable[dict[str, Any]]:
+    """Rows of all tables, without those that the list itself caused: they are judged anew in every run."""
+    for table in tables:
+        yield from table.filter(pc.not_equal(table["stage"], "source")).to_pylist()
+
+
+def _name_of(rows: pa.Table) -> str:
+    return hashlib.sha256("\n".join(rows["clip_id"].to_pylist()).encode()).hexdigest()[:20]
+
+
+def _work_dir(output: str) -> str:
+    return storage.join(output, "_work")
+
+
+def _parts_dir(output: str, split: str) -> str:
+    return storage.join(_work_dir(output), split, "failures")
