@@ -1,0 +1,253 @@
+"""Train the Audio Spectrogram Transformer on prepared shards, with DDP over Ray Train workers.
+
+    python jobs/train.py --recipe audioset-balanced --data data --train-splits balanced_train --eval-splits eval \
+        --output runs/1
+    ray job submit --working-dir . -- python jobs/train.py --recipe esc10 --data s3://bucket/esc10 \
+        --train-splits fold2 fold3 fold4 fold5 --eval-splits fold1 --output s3://bucket/runs/1 \
+        --num-workers 4 --device cuda
+
+Any key of the recipe can be set on the command line: --lr 1e-4 --epochs 20 --imagenet_pretrain false.
+Run again, the same command goes on where it stopped.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.recipe import Recipe, load_recipe
+from jobs.common import add_ray_options, ray_session, run_job
+from pipeline import storage
+from pipeline.dataset import Clips, PreparedDataset
+from pipeline.prepare.shards import tool_versions
+from pipeline.train.worker import TrainJob, train_worker
+
+RECIPES = files("jobs") / "recipes"
+
+
+def recipe_names() -> list[str]:
+    return sorted(Path(file.name).stem for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="recipe keys: " + ", ".join(field.name for field in fields(Recipe)),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--recipe", required=True, metavar="NAME|FILE", help=f"{', '.join(recipe_names())}, or a YAML file"
+    )
+    parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
+    parser.add_argument("--train-splits", required=True, nargs="+", metavar="SPLIT")
+    parser.add_argument("--eval-splits", required=True, nargs="+", metavar="SPLIT")
+    parser.add_argument(
+        "--output", required=True, metavar="URI", help="folder of the run; on a cluster, storage that all nodes share"
+    )
+    parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="DDP ranks (default 1)")
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="auto: cuda if the cluster has GPUs now; name cuda on a cluster that scales up from none",
+    )
+    parser.add_argument(
+        "--cpus-per-worker", type=int, metavar="N", help="default: 4 beside a GPU, else an equal share of the CPUs"
+    )
+    parser.add_argument(
+        "--max-failures",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how often a failed run goes on from its checkpoint by itself (default 2)",
+    )
+    add_ray_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args, rest = parser().parse_known_args(argv)
+    recipe = _recipe(args.recipe, rest)
+    dataset = PreparedDataset.open(args.data)
+    train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
+    recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
+    mean, std = _norm(recipe, dataset, args.train_splits)
+    run = storage.absolute(args.output)
+    whose = "the data set's own" if recipe.dataset_mean is None else "the recipe's"
+    print(
+        f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
+        f"normalised by {whose} mean {mean:.4f} and std {std:.4f}"
+    )
+    _claim_run(run, recipe, dataset, args)
+    with ray_session(args.address, args.num_cpus):
+        use_gpu, cpus = _resources(args)
+        job = TrainJob(
+            data=dataset.uri,
+            train_splits=args.train_splits,
+            eval_splits=args.eval_splits,
+            run=run,
+            recipe=recipe.to_dict(),
+            norm={"mean": mean, "std": std},
+            threads=cpus,
+        )
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=asdict(job),
+            scaling_config=ScalingConfig(
+                num_workers=args.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+            ),
+            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
+                storage_path=run,
+                name="checkpoints",
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                failure_config=FailureConfig(max_failures=args.max_failures),
+                logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
+            ),
+        )
+        _fit(trainer)
+    _say_results(run)
+    return 0
+
+
+def _recipe(name: str, rest: Sequence[str]) -> Recipe:
+    if name in recipe_names():
+        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    elif storage.exists(name):
+        text = storage.read_bytes(name).decode()
+    else:
+        raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file")
+    return load_recipe(text, _overrides(rest), origin=name)
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    """`--key value` or `--key=value`; dashes in a key read as underscores."""
+    overrides = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"{word!r} stands where --KEY VALUE was expected")
+        key, equals, value = word[2:].partition("=")
+        given = value if equals else next(words, None)
+        if given is None:
+            raise ConfigError(f"--{key} needs a value")
+        overrides[key.replace("-", "_")] = given
+    return overrides
+
+
+def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:
+    num_classes = len(dataset.labels)
+    if recipe.label_dim not in (None, num_classes):
+        raise ConfigError(f"label_dim is {recipe.label_dim}; {dataset.uri} has {num_classes} classes, leave it out")
+    if recipe.input_fdim != dataset.info["features"]["num_mel_bins"]:
+        raise ConfigError(
+            f"input_fdim is {recipe.input_fdim}; the data has {dataset.info['features']['num_mel_bins']} mel bins"
+        )
+    if recipe.loss == "CE":
+        for clips in (train, evaluation):
+            if (clips.labels.value_lengths().to_numpy() != 1).any():
+                raise ConfigError(
+                    "loss CE takes exactly one label a clip; this data has clips with several: use loss BCE"
+                )
+    for key in ("imagenet_weights", "audioset_weights"):
+        if (path := getattr(recipe, key)) is not None and not Path(path).is_file():
+            raise ConfigError(f"{key} is {path}; there is no such file")
+    if recipe.audioset_pretrain and recipe.audioset_weights is None:
+        raise ConfigError("audioset_pretrain needs audioset_weights, the file of a published AudioSet checkpoint")
+    return replace(recipe, label_dim=num_classes)
+
+
+def _norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> tuple[float, float]:
+    if recipe.dataset_mean is not None and recipe.dataset_std is not None:
+        return recipe.dataset_mean, recipe.dataset_std
+    return dataset.norm(train_splits)
+
+
+def _claim_run(run: str, recipe: Recipe, dataset: PreparedDataset, args: argparse.Namespace) -> None:
+    """Write RUN/config.json, or see that the one there is of this same run."""
+    identity: dict[str, Any] = {
+        "recipe": recipe.to_dict(),
+        "train_splits": dataset.fingerprint(args.train_splits),
+        "eval_splits": dataset.fingerprint(args.eval_splits),
+    }
+    uri = storage.join(run, "config.json")
+    if storage.exists(uri):
+        there = storage.read_json(uri)
+        if differences := _differences({key: there.get(key) for key in identity}, identity):
+            raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
+        return
+    if storage.list_files(run):
+        raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
+    storage.write_json(
+        uri, identity | {"data": dataset.uri, "num_workers": args.num_workers, "tool_versions": tool_versions()}
+    )
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*here, *(key for key in there if key not in here)]
+        return [d for key in keys for d in _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if there == here else [f"{path} was {there}, is {here}"]
+
+
+def _resources(args: argparse.Namespace) -> tuple[bool, int]:
+    """Whether workers take a GPU each, and CPUs a worker."""
+    has = ray.cluster_resources()
+    use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) > 0)
+    cpus = args.cpus_per_worker or (4 if use_gpu else max(1, int(has.get("CPU", 1)) // args.num_workers))
+    if args.num_workers < 1 or cpus < 1:
+        raise ConfigError("--num-workers and --cpus-per-worker take 1 or more")
+    if args.address == "local":
+        for kind, wanted in {"CPU": args.num_workers * cpus, "GPU": args.num_workers * use_gpu}.items():
+            if wanted > has.get(kind, 0):
+                raise ConfigError(
+                    f"{args.num_workers} workers take {wanted} {kind}s, this machine has {has.get(kind, 0):.0f}"
+                )
+    return use_gpu, cpus
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    try:
+        trainer.fit()
+    except WorkerGroupError as err:
+        for failure in err.worker_failures.values():
+            cause = getattr(failure, "cause", failure)
+            if isinstance(cause, UserError | FloatingPointError):
+                raise UserError(str(cause)) from err
+        raise
+    except TrainingFailedError as err:
+        raise UserError(f"training failed: {err}; the same command goes on from the last checkpoint") from err
+
+
+def _say_results(run: str) -> None:
+    summary = storage.read_json(storage.join(run, "summary.json"))
+
+    def line(name: str, figures: dict[str, Any] | None) -> str:
+        return (
+            ""
+            if figures is None
+            else f"\n{name:18} mAP {figures['map']:.4f}  AUC {figures['mauc']:.4f}  accuracy {figures['accuracy']:.4f}"
+        )
+
+    print(
+        line(f"best (epoch {summary['best_epoch']})", summary)
+        + line("averaged weights", summary["averaged"])
+        + line("running ensemble", summary["running_ensemble"])
+        + f"\n{summary['clips_per_s']:.1f} clips/s, {summary['data_wait_share']:.1%} of the time waiting for data"
+        + f"\nrun: {run}   best model: {storage.join(run, 'best')}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

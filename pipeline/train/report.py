@@ -1,0 +1,101 @@
+"""What a run leaves behind for people: metrics.jsonl, TensorBoard, summary.json and per_class.csv."""
+
+import csv
+import io
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+from torch.utils.tensorboard import SummaryWriter
+
+from ast_core.labels import LabelVocabulary
+from ast_core.metrics import TaggingMetrics
+from pipeline import storage
+
+
+class RunLog:
+    """Records of a run, on rank 0. Files are written whole at each `flush`, so they may lie on object storage.
+
+    On resume the records after `last_step` are dropped: the run writes them again.
+    """
+
+    def __init__(self, run: str, last_step: int) -> None:
+        self._metrics = storage.join(run, "metrics.jsonl")
+        self._lines: list[str] = []
+        if storage.exists(self._metrics):
+            lines = storage.read_bytes(self._metrics).decode().splitlines()
+            self._lines = [line for line in lines if json.loads(line)["step"] <= last_step]
+        # A local run is watched while it goes on; elsewhere event files are copied at each flush.
+        fs, path = storage.resolve(storage.join(run, "tensorboard"))
+        self._remote = None if isinstance(fs, pafs.LocalFileSystem) else (fs, path)
+        self._events = path if self._remote is None else tempfile.mkdtemp(prefix="ast-tensorboard-")
+        self._board = SummaryWriter(self._events, purge_step=last_step + 1 if last_step else None)
+
+    def step(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        self._add("step", epoch, step, values, "train")
+
+    def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        self._add("epoch", epoch, step, values, "eval")
+
+    def flush(self) -> None:
+        storage.write_bytes(self._metrics, "".join(f"{line}\n" for line in self._lines).encode())
+        self._board.flush()
+        if self._remote is not None:
+            fs, path = self._remote
+            fs.create_dir(path, recursive=True)
+            pafs.copy_files(self._events, path, destination_filesystem=fs)
+
+    def close(self) -> None:
+        self.flush()
+        self._board.close()
+
+    def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float], group: str) -> None:
+        record = {"kind": kind, "epoch": epoch, "step": step} | finite_or_null(values)
+        self._lines.append(json.dumps(record))
+        for name, value in values.items():
+            self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+def finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON knows neither infinity (d′ of a perfect AUC) nor NaN (no class has both kinds of clips)."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def per_class_csv(
+    labels: LabelVocabulary, metrics: TaggingMetrics, train_clips: Sequence[int], eval_clips: Sequence[int]
+) -> str:
+    """`index,mid,display_name,ap,auc,train_clips,eval_clips`; empty where a figure is undefined."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["index", "mid", "display_name", "ap", "auc", "train_clips", "eval_clips"])
+    figures = [
+        ["" if math.isnan(value) else f"{value:.6f}" for value in column] for column in (metrics.ap, metrics.auc)
+    ]
+    writer.writerows(zip(range(len(labels)), labels.mids, labels.names, *figures, train_clips, eval_clips, strict=True))
+    return out.getvalue()
+
+
+def per_class_table(text: str) -> str:
+    """The classes of a per_class.csv that have evaluation clips, best first, for a terminal."""
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["ap"]]
+    rows.sort(key=lambda row: -float(row["ap"]))
+    width = max([len("class"), *(len(row["display_name"]) for row in rows)])
+    lines = [f"{'class':{width}}      AP     AUC  train  eval"]
+    for row in rows:
+        auc = f"{float(row['auc']):7.3f}" if row["auc"] else "      –"
+        counts = f"{row['train_clips']:>5}  {row['eval_clips']:>4}"
+        lines.append(f"{row['display_name']:{width}}  {float(row['ap']):6.3f} {auc}  {counts}")
+    return "\n".join(lines)
+
+
+def write_summary(run: str, summary: Mapping[str, Any]) -> None:
+    storage.write_json(storage.join(run, "summary.json"), dict(summary))
+
+
+def upload_folder(folder: Path, uri: str) -> None:
+    for file in sorted(folder.iterdir()):
+        storage.write_bytes(storage.join(uri, file.name), file.read_bytes())

@@ -1,0 +1,104 @@
+"""The order of an epoch: which clips, with which mixup partners, in which batches. Pure functions of (seed, epoch).
+
+Nothing here depends on the number of workers: a global batch is drawn once and each rank takes its share of it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NO_PARTNER = -1
+
+
+def epoch_rng(seed: int, epoch: int, purpose: str) -> np.random.Generator:
+    """A generator for one purpose (order, augmentation) in one epoch; those of different purposes are independent."""
+    return np.random.default_rng([seed, epoch, *purpose.encode()])
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The samples of an epoch; every array is `[samples]`, one sample a clip of the data set."""
+
+    clip: np.ndarray
+    """Row in the data set."""
+    partner: np.ndarray
+    """The clip mixed in, or NO_PARTNER."""
+    lam: np.ndarray
+    """Share of `clip` in the mixture, 1 without a partner."""
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+
+def epoch_order(
+    *,
+    seed: int,
+    epoch: int,
+    num_clips: int,
+    weight: np.ndarray | None,
+    mixup: float,
+    mixup_beta: float,
+    row_group: np.ndarray,
+    groups_in_memory: int,
+) -> EpochOrder:
+    """Draw an epoch of `num_clips` samples.
+
+    With `weight`, each sample is drawn with replacement with probability proportional to it, as the original's
+    `WeightedRandomSampler`; without, each clip comes once. A share `mixup` of the samples is mixed with a partner drawn
+    uniformly (not by weight) over the data set, with λ ~ Beta(mixup_beta, mixup_beta).
+
+    To read row groups and not single clips, the groups are put in random order and cut into windows of
+    `groups_in_memory`; samples are shuffled within their window, and partners come from it. A data set of one window is
+    shuffled perfectly.
+    """
+    rng = epoch_rng(seed, epoch, "order")
+    if weight is None:
+        clip = np.arange(num_clips)
+    else:
+        clip = rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
+    num_groups = int(row_group.max()) + 1
+    window_of_group = rng.permutation(num_groups) // groups_in_memory
+    window_of_clip = window_of_group[row_group]
+    clip = clip[np.lexsort((rng.random(num_clips), window_of_clip[clip]))]
+    mixed = rng.random(num_clips) < mixup
+    partner = np.where(mixed, _uniform_within_window(rng, window_of_clip, window_of_clip[clip]), NO_PARTNER)
+    lam = np.where(mixed, rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
+    return EpochOrder(clip, partner, lam.astype(np.float32))
+
+
+def _uniform_within_window(rng: np.random.Generator, window_of_clip: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """For each sample's window, a clip of that window, all equally likely."""
+    by_window = np.argsort(window_of_clip, kind="stable")
+    size = np.bincount(window_of_clip, minlength=int(window_of_clip.max()) + 1)
+    begin = np.cumsum(size) - size
+    return by_window[begin[window] + (rng.random(len(window)) * size[window]).astype(np.int64)]
+
+
+def num_steps(num_samples: int, batch_size: int) -> int:
+    """The last batch may be smaller, as the original's."""
+    return -(-num_samples // batch_size)
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """One rank's part of a global batch."""
+
+    position: np.ndarray
+    """Positions in the global batch, the same number on every rank."""
+    weight: np.ndarray
+    """1, or 0 where a position is only repeated to fill up."""
+    num_clips_global: int
+
+
+def rank_share(batch_clips: int, rank: int, world_size: int) -> RankShare:
+    """Deal a global batch out evenly: where it does not divide, ranks repeat a clip at weight 0."""
+    per_rank = -(-batch_clips // world_size)
+    position = rank + world_size * np.arange(per_rank)
+    real = position < batch_clips
+    return RankShare(np.where(real, position, 0), real.astype(np.float32), batch_clips)
+
+
+def rank_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:
+    """Evaluation: every row on exactly one rank, in contiguous runs so that row groups are read once."""
+    bounds = np.linspace(0, num_rows, world_size + 1).round().astype(np.int64)
+    return np.arange(bounds[rank], bounds[rank + 1])
