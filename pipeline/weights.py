@@ -16,7 +16,8 @@ def sample_weights(labels: Sequence[Sequence[int]] | pa.ListArray, num_classes: 
     if len(flat) and not 0 <= flat.min() <= flat.max() < num_classes:
         raise ValueError(f"a label is {flat.min()} or {flat.max()}; there are {num_classes} classes")
     class_weight = 1000.0 / (np.bincount(flat, minlength=num_classes) + 0.01)
-    return np.bincount(clip_of_label, weights=class_weight[flat], minlength=len(labels))
+    # Of no labels at all bincount would make integers.
+    return np.bincount(clip_of_label, weights=class_weight[flat], minlength=len(labels)).astype(np.float64)
 
 
 def flatten_labels(labels: Sequence[Sequence[int]] | pa.ListArray) -> tuple[np.ndarray, np.ndarray]:

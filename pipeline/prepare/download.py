@@ -48,6 +48,7 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "is not a valid url",
         ),
     ),
+    (Reason.NOT_AUDIO, ("ffmpeg exited with code 183",)),  # AVERROR_INVALIDDATA: nothing there that it can read
 )
 """Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
 

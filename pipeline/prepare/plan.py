@@ -4,6 +4,7 @@ Only this file says how the stages are chained and what each may use. Memory: a 
 clips until they are features and `CLIPS_PER_SHARD` when they are written.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,9 +22,12 @@ from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish, start_output
 from pipeline.prepare.sources import ClipList
 
-CLIPS_PER_TASK = 16
+CLIPS_PER_TASK = 8
 CLIPS_PER_SHARD = 128
 """About 27 MB at 10 s. What a killed job does twice is at most this much per writing task."""
+
+MAX_BLOCKS = 10_000
+"""Ray keeps a record of each; a longer list has longer blocks, which are still worked on in batches."""
 
 DOWNLOAD_CPUS = 0.25
 """A fetch mostly waits."""
@@ -61,9 +65,10 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
 
 
 def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
-    DataContext.get_current().enable_progress_bars = False  # ours counts clips and failures
+    _leave_the_terminal_to_us()
     rows = under_way(todo.sort_by("split"))
-    blocks = [rows.slice(i, CLIPS_PER_TASK) for i in range(0, len(rows), CLIPS_PER_TASK)]
+    clips_per_block = max(CLIPS_PER_TASK, -(-len(rows) // MAX_BLOCKS))
+    blocks = [rows.slice(i, clips_per_block) for i in range(0, len(rows), clips_per_block)]
     data: ray.data.Dataset = ray.data.from_arrow(blocks)
     if any(map(is_url, todo["media"].to_pylist())):
         compute = TaskPoolStrategy(size=settings.download_workers)
@@ -71,6 +76,15 @@ def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
     data = _map(data, Decode(keep_silent=settings.keep_silent))
     data = _map(data, features)
     return _map(data, WriteShards(settings.output), batch_size=CLIPS_PER_SHARD)
+
+
+def _leave_the_terminal_to_us() -> None:
+    """Our progress counts clips and failures. Ray's warnings still come through, and its log files keep everything."""
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
 
 
 def _map(

@@ -25,7 +25,8 @@ from pipeline.dataset import ROW_GROUP_CLIPS, Clips
 from pipeline.train.sampling import NO_PARTNER, EpochOrder, epoch_order, epoch_rng, num_steps, rank_rows, rank_share
 from pipeline.weights import flatten_labels
 
-GROUPS_IN_MEMORY = 128
+GROUPS_PER_WINDOW = 64
+GROUPS_IN_MEMORY = 2 * GROUPS_PER_WINDOW  # one window of clips, one of mixup partners
 PREFETCH_BATCHES = 4
 T = TypeVar("T")
 
@@ -140,7 +141,7 @@ class TrainFeed:
             mixup=self.recipe.mixup,
             mixup_beta=augment.MIXUP_BETA,
             row_group=row_groups(self.clips),
-            groups_in_memory=GROUPS_IN_MEMORY,
+            groups_per_window=GROUPS_PER_WINDOW,
         )
 
     def epoch(self, epoch: int, device: torch.device) -> Iterator[TrainBatch]:

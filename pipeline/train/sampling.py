@@ -39,7 +39,7 @@ def epoch_order(
     mixup: float,
     mixup_beta: float,
     row_group: np.ndarray,
-    groups_in_memory: int,
+    groups_per_window: int,
 ) -> EpochOrder:
     """Draw an epoch of `num_clips` samples.
 
@@ -47,31 +47,29 @@ def epoch_order(
     `WeightedRandomSampler`; without, each clip comes once. A share `mixup` of the samples is mixed with a partner drawn
     uniformly (not by weight) over the data set, with λ ~ Beta(mixup_beta, mixup_beta).
 
-    To read row groups and not single clips, the groups are put in random order and cut into windows of
-    `groups_in_memory`; samples are shuffled within their window, and partners come from it. A data set of one window is
-    shuffled perfectly.
+    To read row groups and not single clips, each of the two sequences goes through the row groups in a random order
+    of its own, in windows of `groups_per_window`, shuffled within the window: a reader holds two windows. A data set
+    of one window is shuffled perfectly.
     """
     rng = epoch_rng(seed, epoch, "order")
     if weight is None:
-        clip = np.arange(num_clips)
+        drawn = np.arange(num_clips)
     else:
-        clip = rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
-    num_groups = int(row_group.max()) + 1
-    window_of_group = rng.permutation(num_groups) // groups_in_memory
-    window_of_clip = window_of_group[row_group]
-    clip = clip[np.lexsort((rng.random(num_clips), window_of_clip[clip]))]
+        drawn = rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
+    clip = _shuffled_in_windows(rng, drawn, row_group, groups_per_window)
     mixed = rng.random(num_clips) < mixup
-    partner = np.where(mixed, _uniform_within_window(rng, window_of_clip, window_of_clip[clip]), NO_PARTNER)
+    partner = np.full(num_clips, NO_PARTNER)
+    partners = rng.integers(num_clips, size=int(mixed.sum()))
+    partner[mixed] = _shuffled_in_windows(rng, partners, row_group, groups_per_window)
     lam = np.where(mixed, rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
     return EpochOrder(clip, partner, lam.astype(np.float32))
 
 
-def _uniform_within_window(rng: np.random.Generator, window_of_clip: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """For each sample's window, a clip of that window, all equally likely."""
-    by_window = np.argsort(window_of_clip, kind="stable")
-    size = np.bincount(window_of_clip, minlength=int(window_of_clip.max()) + 1)
-    begin = np.cumsum(size) - size
-    return by_window[begin[window] + (rng.random(len(window)) * size[window]).astype(np.int64)]
+def _shuffled_in_windows(
+    rng: np.random.Generator, clips: np.ndarray, row_group: np.ndarray, groups_per_window: int
+) -> np.ndarray:
+    window_of_group = rng.permutation(int(row_group.max()) + 1) // groups_per_window
+    return clips[np.lexsort((rng.random(len(clips)), window_of_group[row_group[clips]]))]
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:

@@ -1,0 +1,99 @@
+"""The whole pipeline on this machine in minutes: synthesised sound → yt-dlp → shards → training → scores.
+
+    python -m jobs.demo [--output demo-out]
+
+Sounds of 14 AudioSet classes are synthesised, encoded in three codecs and served over HTTP on loopback. From there on
+everything is what a real run does: the two jobs, with their own command lines, which this prints.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ast_core.checkpoints import ModelConfig, save_model
+from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.model import ASTModel
+from ast_core.step import Norm
+from jobs import evaluate, prepare_audioset, train
+from jobs.common import add_ray_options, ray_session, run_job
+from jobs.demo.media_server import serve
+from jobs.demo.sounds import GENERATORS
+from jobs.demo.world import build_world
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.train.report import per_class_table
+
+NUM_TRAIN, NUM_EVAL = 440, 110
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-out"), help="folder for everything (default demo-out)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    add_ray_options(parser)
+    args = parser.parse_args(argv)
+    out, began_s = args.output.absolute(), time.monotonic()
+
+    print(f"1. Synthesising {NUM_TRAIN} training and {NUM_EVAL} evaluation clips, some with faults, in {out / 'world'}")
+    world = build_world(out / "world", num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=args.seed)
+    labels = demo_labels()
+    (out / "labels.csv").write_text(labels.to_csv(), encoding="utf-8")
+    for video_id, fault in world.faults.items():
+        print(f"   {video_id} is {fault}")
+
+    data, run = str(out / "data"), str(out / "run")
+    with ray_session(args.address, args.num_cpus):
+        with serve(world.media_dir) as base_url:
+            print("\n2. Fetching the sections with yt-dlp and preparing them on Ray")
+            prepare = [
+                *("--segments", str(world.train_list), str(world.eval_list), "--media-url", f"{base_url}/{{video_id}}"),
+                *("--labels", str(out / "labels.csv"), "--output", data),
+            ]
+            _run(prepare_audioset.main, "jobs/prepare_audioset.py", prepare)
+        print("\n3. Training a small AST from scratch with two workers")
+        splits = ["--train-splits", "train", "--eval-splits", "eval"]
+        fit = ["--recipe", "demo", "--data", data, *splits, "--output", run, "--num-workers", "2"]
+        _run(train.main, "jobs/train.py", [*fit, "--seed", str(args.seed)])
+        print("\n4. What an untrained model of the same shape scores")
+        _save_untrained(out / "untrained", run, labels, PreparedDataset.open(data))
+        score = ["--checkpoint", str(out / "untrained"), "--data", data, "--split", "eval"]
+        _run(evaluate.main, "jobs/evaluate.py", score)
+
+    print("\n" + per_class_table(storage.read_bytes(storage.join(run, "per_class.csv")).decode()))
+    summary = storage.read_json(storage.join(run, "summary.json"))
+    print(
+        f"\neval mAP {summary['map']:.3f} (averaged weights {summary['averaged']['map']:.3f}) after "
+        f"{time.monotonic() - began_s:.0f} s in all\n"
+        f"data set      {data}\nrun           {run}\nbest model    {run}/best\nTensorBoard   tensorboard --logdir {run}"
+    )
+    return 0
+
+
+def demo_labels() -> LabelVocabulary:
+    """The demo's classes, a part of AudioSet's."""
+    audioset = audioset_labels()
+    indices = sorted(audioset.index_of[mid] for mid in GENERATORS)
+    return LabelVocabulary(tuple(audioset.mids[i] for i in indices), tuple(audioset.names[i] for i in indices))
+
+
+def _run(job: Callable[[Sequence[str]], int], script: str, argv: list[str]) -> None:
+    print(f"   $ python {shlex.join([script, *argv])}\n", flush=True)
+    job(argv)
+
+
+def _save_untrained(folder: Path, run: str, labels: LabelVocabulary, data: PreparedDataset) -> None:
+    recipe = ModelConfig.from_json(storage.read_bytes(storage.join(run, "best", "config.json")).decode()).recipe
+    torch.manual_seed(recipe.seed)
+    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    save_model(folder, model.state_dict(), ModelConfig(recipe, Norm(*data.norm(["train"])), labels))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

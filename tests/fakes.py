@@ -1,0 +1,84 @@
+"""What tests make up, importable in Ray's workers too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+
+from ast_core.labels import LabelVocabulary
+from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, ragged, under_way
+from pipeline.prepare.features import features
+from pipeline.prepare.shards import WriteShards, publish, start_output
+
+RATE_HZ = 16_000
+CODECS = {
+    "webm": ("libopus", 48_000),
+    "m4a": ("aac", 44_100),
+    "ogg": ("libopus", 48_000),
+    "flac": ("flac", 16_000),
+    "wav": ("pcm_s16le", 22_050),
+}
+
+
+def noise(duration_s: float, seed: int = 0, rate_hz: int = RATE_HZ) -> np.ndarray:
+    """White noise below 8 kHz: no two places in it look alike."""
+    rng = np.random.default_rng(seed)
+    return (0.15 * rng.standard_normal(round(duration_s * rate_hz))).astype(np.float32)
+
+
+def tone(freq_hz: float, duration_s: float, rate_hz: int = RATE_HZ) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * freq_hz * np.arange(round(duration_s * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+def write_media(path: Path, waveform: np.ndarray, *, channels: int = 1) -> Path:
+    """Encode a 16 kHz waveform by the codec that the file's name asks for."""
+    codec, rate_hz = CODECS[path.suffix[1:]]
+    layout = "mono" if channels == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(np.tile(waveform[None], (channels, 1)), format="fltp", layout=layout)
+    frame.rate = RATE_HZ
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout=layout)
+        stream.codec_context.open()
+        resampler = av.AudioResampler(
+            format=stream.codec_context.format,
+            layout=layout,
+            rate=rate_hz,
+            frame_size=stream.codec_context.frame_size or 1024,
+        )
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+    return path
+
+
+def clips(*rows: dict[str, object]) -> pa.Table:
+    """Rows of CLIPS; what a test does not care about is filled in."""
+    usual = {"split": "train", "video_id": None, "media_start_s": 0.0, "start_s": 0.0, "end_s": None, "labels": [0]}
+    return pa.Table.from_pylist([usual | row for row in rows], schema=CLIPS)
+
+
+def write_data(
+    output: str, *, splits: Sequence[tuple[str, int]] = (("train", 48), ("eval", 21)), num_classes: int = 4
+) -> None:
+    """A prepared data set of tones in noise, half a second each, made by the real stages from the waveform on."""
+    rng = np.random.default_rng(5)
+    labels = LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
+    start_output(output, labels)
+    for split, num_clips in splits:
+        classes = [int(rng.integers(num_classes)) for _ in range(num_clips)]
+        waveforms = [tone(300.0 * 2**c, 0.5) + noise(0.5, seed=int(rng.integers(1 << 30))) for c in classes]
+        rows = under_way(
+            clips(
+                *(
+                    {"clip_id": f"{split}_{i:03d}", "split": split, "media": "made", "end_s": 0.5, "labels": [c]}
+                    for i, c in enumerate(classes)
+                )
+            )
+        )
+        rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
+        rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)))
+        for begin in range(0, num_clips, 20):  # several shards, with row groups that are not full
+            WriteShards(output)(rows.slice(begin, 20))
+    publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits})

@@ -1,0 +1,194 @@
+"""The preparation job, whole: real media over real HTTP, through real yt-dlp and a real Ray, to a data set on disk."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ast_core.errors import ConfigError, DataError
+from ast_core.labels import audioset_labels
+from jobs.common import run_job
+from jobs.demo.media_server import serve
+from jobs.prepare_audioset import main
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare.decode import decode_section
+from pipeline.prepare.features import clip_fbank
+from tests import fakes
+from tests.conftest import SHARED
+
+SPEECH, DOG = "/m/09x0r", "/m/0bt9lr"
+
+
+def segment_list(path: Path, *rows: str) -> Path:
+    path.write_text(
+        "# Segments csv\n# num_ytids=9\n# YTID, start_seconds, end_seconds, positive_labels\n" + "\n".join(rows)
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    for i, suffix in enumerate(("webm", "m4a", "ogg")):
+        fakes.write_media(folder / f"video-{suffix:_>5}.{suffix}", fakes.noise(31, seed=i))
+    fakes.write_media(folder / "silentvideo.ogg", np.zeros(31 * 16_000, np.float32))
+    (folder / "htmlvideo__.webm").write_text("<html>Sign in</html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base_url(media: Path) -> Iterator[str]:
+    with serve(media) as url:
+        yield url
+
+
+ROWS = (
+    f'video-_webm, 3.000, 8.000, "{SPEECH},{DOG}"',
+    f'video-__m4a, 20.500, 25.500, "{DOG}"',
+    f'video-__ogg, 25.000, 30.000, "{SPEECH}"',
+    f'silentvideo, 3.000, 8.000, "{SPEECH}"',
+    f'htmlvideo__, 3.000, 8.000, "{SPEECH}"',
+    f'nowhere____, 3.000, 8.000, "{SPEECH}"',
+    f'video-_webm, 29.000, 39.000, "{SPEECH}"',
+    f'video-_webm, 9.000, 8.000, "{SPEECH}"',
+    'video-_webm, 8.000, 9.000, "/m/unknown"',
+)
+
+
+def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
+    local_ray: None, media: Path, base_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "data"
+    clips = segment_list(tmp_path / "tiny_segments.csv", *ROWS)
+    argv = ["--segments", str(clips), "--media-url", base_url + "/{video_id}", "--output", str(output)]
+    assert main(argv) == 0
+
+    opened = PreparedDataset.open(str(output))
+    prepared = opened.clips(["tiny"])
+    assert sorted(prepared.clip_id.to_pylist()) == ["video-__m4a_20.500", "video-__ogg_25.000", "video-_webm_3.000"]
+    failures = pq.read_table(output / "tiny" / "failures.parquet").to_pylist()
+    assert {row["clip_id"]: (row["stage"], row["reason"]) for row in failures} == {
+        "silentvideo_3.000": ("decode", "silent"),
+        "htmlvideo___3.000": ("download", "not_audio"),
+        "nowhere_____3.000": ("download", "unavailable"),
+        "video-_webm_29.000": ("decode", "truncated"),
+        "video-_webm": ("source", "bad_time"),
+        "video-_webm_8.000": ("source", "unknown_label"),
+    }
+    assert len(failures) + len(prepared) == len(ROWS)
+
+    # What was stored is the fbank of that section of the file on disk, not of another one.
+    i = prepared.clip_id.to_pylist().index("video-__ogg_25.000")
+    shard = pq.read_table(prepared.shards[prepared.shard_of[i]]).to_pylist()[int(prepared.row[i])]
+    expected = clip_fbank(decode_section(str(media / "video-__ogg.ogg"), 25.0, 5.0))
+    np.testing.assert_allclose(np.array(shard["fbank"]), expected, atol=0.05)
+    assert (shard["start_s"], shard["end_s"], shard["num_frames"]) == (25.0, 30.0, 498)
+    assert shard["video_id"] == "video-__ogg"
+
+    info = json.loads((output / "dataset.json").read_text())
+    assert info["labels"] == {"count": 527, "sha256": audioset_labels().sha256}
+    assert info["splits"]["tiny"]["failures"]["truncated"] == 1
+    assert "tiny" in capsys.readouterr().out
+
+    # Again: nothing to do but what may have healed, and nothing changes.
+    before = {path.name: path.stat().st_mtime_ns for path in (output / "tiny" / "shards").iterdir()}
+    assert main(argv) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (output / "tiny" / "shards").iterdir()} == before
+    assert "7 clips" not in (said := capsys.readouterr().out)
+    assert "6 clips are done by an earlier run, 1 to do" in said  # the truncated one is worth another try
+    failures = {
+        row["clip_id"]: row["attempts"] for row in pq.read_table(output / "tiny" / "failures.parquet").to_pylist()
+    }
+    assert (failures["video-_webm_29.000"], failures["silentvideo_3.000"]) == (2, 1)
+
+    # A list that has grown adds what is new.
+    segment_list(clips, *ROWS, f'video-_webm, 12.000, 17.000, "{DOG}"')
+    assert main(argv) == 0
+    assert len(PreparedDataset.open(str(output)).clips(["tiny"])) == 4
+
+    # A list with other labels for a prepared clip would train on what the shards do not say.
+    segment_list(clips, *ROWS[1:], f'video-_webm, 3.000, 8.000, "{DOG}"')
+    with pytest.raises(DataError, match="1 clips of split 'tiny' are prepared with other labels"):
+        main(argv)
+
+
+def test_ones_own_files_by_a_manifest_in_two_splits(local_ray: None, tmp_path: Path):
+    rows = ["path,labels,split"]
+    for i in range(6):
+        fakes.write_media(tmp_path / f"{i}.flac", fakes.noise(1, seed=i))
+        rows.append(f"{i}.flac,{'cat;dog' if i % 2 else 'cat'},{'test' if i > 3 else 'train'}")
+    (tmp_path / "mine.csv").write_text("\n".join(rows))
+    assert main(["--manifest", str(tmp_path / "mine.csv"), "--output", str(tmp_path / "data")]) == 0
+    opened = PreparedDataset.open(str(tmp_path / "data"))
+    assert (opened.labels.names, opened.splits) == (("cat", "dog"), ["train", "test"])
+    assert opened.clips(["train"]).labels.to_pylist() == [[0], [0, 1], [0], [0, 1]]
+
+    # A further list takes over the vocabulary that is there, though it names fewer labels.
+    (tmp_path / "more.csv").write_text("path,labels,split\n0.flac,dog,extra")
+    assert main(["--manifest", str(tmp_path / "more.csv"), "--output", str(tmp_path / "data")]) == 0
+    opened = PreparedDataset.open(str(tmp_path / "data"))
+    assert opened.splits == ["train", "test", "extra"]
+    assert opened.clips(["extra"]).labels.to_pylist() == [[1]]
+
+
+def test_files_by_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Path):
+    (tmp_path / "audio" / "deep").mkdir(parents=True)
+    whole = fakes.write_media(tmp_path / "audio" / "deep" / "abcdefghijk.flac", fakes.noise(30))
+    fakes.write_media(tmp_path / "audio" / "Y-_345678901_40.000.wav", fakes.noise(10, seed=1))
+    clips = segment_list(
+        tmp_path / "mini_segments.csv",
+        f'abcdefghijk, 12.000, 22.000, "{SPEECH}"',
+        f'-_345678901, 40.000, 50.000, "{DOG}"',
+        f'zzzzzzzzzzz, 0.000, 10.000, "{DOG}"',
+    )
+    argv = ["--segments", str(clips), "--audio-dir", str(tmp_path / "audio"), "--output", str(tmp_path / "data")]
+    assert main([*argv, "--split", "mine"]) == 0
+    prepared = PreparedDataset.open(str(tmp_path / "data")).clips(["mine"])
+    assert sorted(prepared.clip_id.to_pylist()) == ["-_345678901_40.000", "abcdefghijk_12.000"]
+    table = pq.read_table(prepared.shards[0])
+    row = table["clip_id"].to_pylist().index("abcdefghijk_12.000")
+    expected = clip_fbank(decode_section(str(whole), 12.0, 10.0))
+    np.testing.assert_array_equal(np.array(table["fbank"][row].as_py(), np.float16), expected)
+    failures = pq.read_table(tmp_path / "data" / "mine" / "failures.parquet")
+    assert failures.select(["clip_id", "reason"]).to_pylist() == [
+        {"clip_id": "zzzzzzzzzzz_0.000", "reason": "missing_file"}
+    ]
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "audioset").exists(), reason="needs the AudioSet clip beside the project")
+def test_the_audioset_clip_is_stored_as_the_original_computes_it(local_ray: None, tmp_path: Path):
+    audioset = SHARED / "data" / "audioset"
+    clips = segment_list(tmp_path / "one_segments.csv", '--BfvyPmVMo, 20.000, 30.000, "/m/03l9g"')
+    assert main(["--segments", str(clips), "--audio-dir", str(audioset), "--output", str(tmp_path / "data")]) == 0
+    prepared = PreparedDataset.open(str(tmp_path / "data")).clips(["one"])
+    stored = np.array(pq.read_table(prepared.shards[0])["fbank"][0].as_py(), np.float16)
+    expected = np.load(SHARED / "fixtures" / "clip_fbank_reference.npz")["fbank"]
+    rounding = np.spacing(np.abs(expected).astype(np.float16)) / 2
+    assert (np.abs(stored - expected) <= rounding + 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "message"),
+    [
+        (["--datafile", "x.json", "--audio-dir", "y"], ConfigError, "--audio-dir"),
+        (["--segments", "a.csv", "b.csv", "--split", "s"], ConfigError, "--split names one split"),
+        (["--segments", "a.csv", "--limit", "0"], ConfigError, "--limit is 0; use more than 0"),
+        (["--segments", "nothing.csv"], DataError, "nothing.csv"),
+        (["--esc50", "nothing"], DataError, "nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(argv: list[str], error: type, message: str, tmp_path: Path):
+    with pytest.raises(error, match=message):
+        main([*argv, "--output", str(tmp_path / "data")])
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_error_that_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    empty = segment_list(tmp_path / "empty_segments.csv")
+    assert run_job(main, ["--segments", str(empty), "--output", str(tmp_path / "data")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1

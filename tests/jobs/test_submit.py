@@ -1,0 +1,105 @@
+"""The two commands of the README on a real cluster: `ray start --head` with its token, `ray job submit`."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.demo.world import build_world
+from pipeline.dataset import PreparedDataset
+from tests.conftest import SHARED
+
+ROOT = Path(__file__).parents[2]
+ESC10 = SHARED / "data" / "esc10"
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class Cluster:
+    env: dict[str, str]
+
+    def submit(self, *command: str) -> str:
+        """`ray job submit --working-dir . -- python …` from the project's root; returns what it printed."""
+        argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
+        done = subprocess.run(argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head on ports and in a folder of its own; its token lies in a home of its own. Ended by its process group."""
+    with tempfile.TemporaryDirectory(prefix="ast-head-") as folder:
+        port, client, dashboard, agent = free_ports(4)
+        env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        env |= {"HOME": folder, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "RAY_AUTH_MODE": "token"}
+        subprocess.run([RAY, "get-auth-token", "--generate"], env=env, capture_output=True, check=True)
+        start = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--temp-dir={folder}/ray"]
+        start += [f"--ray-client-server-port={client}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
+        start += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
+        with open(Path(folder) / "head.log", "wb") as log:
+            head = subprocess.Popen(start, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            client_env = env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+            for _ in range(60):
+                if (
+                    subprocess.run([RAY, "job", "list"], env=client_env, capture_output=True, check=False).returncode
+                    == 0
+                ):
+                    break
+                assert head.poll() is None, (Path(folder) / "head.log").read_text()
+            yield Cluster(client_env)
+        finally:
+            # `--block` ends what it started; what outlives it by ten seconds is killed by its id.
+            started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+            head.terminate()
+            head.wait()
+            _, alive = psutil.wait_procs(started, timeout=10)
+            for process in alive:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments for a source: real field recordings where they are, else the demo's."""
+    if ESC10.exists():
+        return ["--esc50", str(ESC10), "--limit", "10"]
+    world = build_world(tmp_path_factory.mktemp("world"), num_train=40, num_eval=16, seed=1)
+    return ["--segments", str(world.train_list), str(world.eval_list), "--audio-dir", str(world.media_dir)]
+
+
+@pytest.mark.timeout(400)
+def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list[str], tmp_path: Path):
+    data, run = str(tmp_path / "data"), str(tmp_path / "run")
+    said = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)
+    opened = PreparedDataset.open(data)
+    assert all(split in said for split in opened.splits)
+    train, evaluation = ("fold2", "fold1") if "fold1" in opened.splits else ("train", "eval")
+    small = ["--model_size", "tiny224", "--imagenet_pretrain", "false", "--fstride", "16", "--tstride", "16"]
+    small += ["--epochs", "1", "--batch_size", "4", "--input_tdim", "128", "--timem", "24", "--loss", "BCE"]
+    splits = ["--train-splits", train, "--eval-splits", evaluation]
+    said = cluster.submit(
+        *("jobs/train.py", "--recipe", "esc10", "--data", data, *splits, "--output", run, "--num-workers", "2", *small)
+    )
+    summary = json.loads(Path(run, "summary.json").read_text())
+    assert summary["world_size"] == 2
+    assert f"mAP {summary['map']:.4f}" in said
+    assert Path(run, "best", "model.safetensors").stat().st_size > 1_000_000

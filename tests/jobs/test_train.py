@@ -1,0 +1,173 @@
+"""The training job, whole: shards → Ray Train → checkpoints and figures, on one worker, on two, and after a kill."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ast_core.errors import ConfigError, DataError
+from jobs import evaluate
+from jobs.train import main, recipe_names
+
+EPOCHS = 3
+RECIPE = {
+    "model_size": "tiny224",
+    "imagenet_pretrain": "false",
+    "fstride": "16",
+    "tstride": "16",
+    "input_tdim": "48",
+    "dataset_mean": "null",
+    "dataset_std": "null",
+    "freqm": "16",
+    "timem": "8",
+    "batch_size": "10",
+    "epochs": str(EPOCHS),
+    "lr": "3e-4",
+    "warmup": "false",
+    "wa_start": "2",
+    "wa_end": "3",
+    "precision": "fp32",
+}
+
+
+def argv(data: str, run: Path, *, num_workers: int, **changes: str) -> list[str]:
+    keys = [word for key, value in (RECIPE | changes).items() for word in (f"--{key}", value)]
+    splits = ["--train-splits", "train", "--eval-splits", "eval"]
+    return [
+        *("--recipe", "audioset-full", "--data", data, *splits, "--output", str(run)),
+        *("--num-workers", str(num_workers), "--cpus-per-worker", "1", *keys),
+    ]
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "epoch"]
+
+
+@pytest.fixture(scope="module")
+def two_workers(local_ray: None, tone_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed run that the others are compared with."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    assert main(argv(tone_data, run, num_workers=2)) == 0
+    return run
+
+
+def test_a_run_leaves_its_figures_where_the_readme_says(two_workers: Path):
+    summary = json.loads((two_workers / "summary.json").read_text())
+    epochs = epochs_of(two_workers)
+    assert [record["epoch"] for record in epochs] == [1, 2, 3]
+    assert [record["step"] for record in epochs] == [5, 10, 15]
+    best = max(epochs, key=lambda record: record["map"])
+    assert (summary["best_epoch"], summary["map"]) == (best["epoch"], best["map"])
+    assert summary["map"] > 0.6  # four tones apart; chance is 0.25
+    assert {"map", "mauc", "d_prime", "accuracy"} <= summary["averaged"].keys() & summary["running_ensemble"].keys()
+    assert 0 <= summary["data_wait_share"] < 1
+    config = json.loads((two_workers / "config.json").read_text())
+    assert config["recipe"]["label_dim"] == 4
+    rows = list(csv.DictReader((two_workers / "per_class.csv").open()))
+    assert sum(int(row["eval_clips"]) for row in rows) == 21
+    events = EventAccumulator(str(two_workers / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("eval/map")] == [5, 10, 15]
+    assert sorted(path.name for path in (two_workers / "checkpoints").glob("epoch-*")) == ["epoch-0002", "epoch-0003"]
+
+
+def test_evaluating_the_saved_model_gives_the_runs_own_figures(two_workers: Path, tone_data: str, tmp_path: Path):
+    summary = json.loads((two_workers / "summary.json").read_text())
+    for name, expected in {"best": summary, "averaged": summary["averaged"]}.items():
+        figures = tmp_path / f"{name}.json"
+        checkpoint = ["--checkpoint", str(two_workers / name), "--data", tone_data, "--split", "eval"]
+        assert evaluate.main([*checkpoint, "--json", str(figures)]) == 0
+        assert json.loads(figures.read_text())["map"] == pytest.approx(expected["map"], abs=1e-6)
+
+
+def test_several_checkpoints_make_an_ensemble(two_workers: Path, tone_data: str, capsys: pytest.CaptureFixture[str]):
+    checkpoints = [str(two_workers), str(two_workers / "averaged")]
+    assert evaluate.main(["--checkpoint", *checkpoints, "--data", tone_data, "--split", "eval", "--per-class"]) == 0
+    assert "on 21 clips of eval" in (said := capsys.readouterr().out)
+    assert "tone 3" in said
+
+
+def test_one_worker_does_what_two_do(two_workers: Path, local_ray: None, tone_data: str, tmp_path: Path):
+    assert main(argv(tone_data, tmp_path / "run", num_workers=1)) == 0
+    for one, two in zip(epochs_of(tmp_path / "run"), epochs_of(two_workers), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # float32 sums in another order, 15 steps
+        assert one["map"] == pytest.approx(two["map"], abs=0.02)
+
+
+def test_a_killed_run_goes_on_by_the_same_command_and_ends_the_same(two_workers: Path, tone_data: str, tmp_path: Path):
+    run = tmp_path / "run"
+    script = str(Path(__file__).parents[2] / "jobs" / "train.py")
+    command = [sys.executable, script, *argv(tone_data, run, num_workers=2), "--num-cpus", "2"]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
+        deadline_s = time.monotonic() + 120
+        while not (run / "checkpoints" / "epoch-0001" / "state.pt").exists():
+            assert driver.poll() is None, driver.stdout.read().decode()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+    assert not (run / "summary.json").exists()
+    assert main(argv(tone_data, run, num_workers=2)) == 0
+    for resumed, undisturbed in zip(epochs_of(run), epochs_of(two_workers), strict=True):
+        for key in ("epoch", "step", "loss", "map", "running_ensemble_map"):
+            assert resumed[key] == pytest.approx(undisturbed[key], rel=1e-4)
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
+    assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], rel=1e-4)
+
+
+def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(two_workers: Path, tone_data: str):
+    with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
+        main(argv(tone_data, two_workers, num_workers=2, lr="1e-3"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"learning_rate": "1"}, ConfigError, "no recipe key 'learning_rate'"),
+        ({"fstrid": "10"}, ConfigError, "did you mean fstride"),
+        ({"epochs": "many"}, ConfigError, "epochs is 'many'; use a whole number"),
+        ({"lr": "-1"}, ConfigError, "lr is -1.0; use more than 0"),
+        ({"label_dim": "527"}, ConfigError, "label_dim is 527; .* has 4 classes"),
+        ({"input_fdim": "64", "freqm": "8"}, ConfigError, "input_fdim is 64; the data has 128 mel bins"),
+        ({"audioset_pretrain": "true", "model_size": "base384"}, ConfigError, "audioset_weights"),
+        ({"imagenet_weights": "/nowhere.pth"}, ConfigError, "imagenet_weights is /nowhere.pth; there is no such file"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_before_a_worker_starts(
+    tone_data: str, tmp_path: Path, changes: dict[str, str], error: type, message: str
+):
+    with pytest.raises(error, match=message):
+        main(argv(tone_data, tmp_path / "run", num_workers=1, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_is_not_there_is_refused_before_a_worker_starts(tone_data: str, tmp_path: Path):
+    arguments = argv(tone_data, tmp_path / "run", num_workers=1)
+    arguments[arguments.index("train")] = "nothing"
+    with pytest.raises(DataError, match="no split 'nothing'; it has train, eval"):
+        main(arguments)
+    with pytest.raises(DataError, match="no finished data set"):
+        main(argv(str(tmp_path), tmp_path / "run", num_workers=1))
+
+
+def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: str, tmp_path: Path):
+    assert recipe_names() == ["audioset-balanced", "audioset-full", "demo", "esc10", "esc50", "speechcommands"]
+    arguments = argv(tone_data, tmp_path / "run", num_workers=1)
+    arguments[1] = "audioset"
+    with pytest.raises(ConfigError, match="no recipe 'audioset'; use audioset-balanced, "):
+        main(arguments)
+
+
+def test_more_workers_than_the_machine_has_are_refused_at_once(local_ray: None, tone_data: str, tmp_path: Path):
+    wanted = int(ray.cluster_resources()["CPU"]) + 1
+    with pytest.raises(ConfigError, match=f"{wanted} workers take {wanted} CPUs, this machine has 2"):
+        main([*argv(tone_data, tmp_path / "run", num_workers=wanted), "--address", "local"])

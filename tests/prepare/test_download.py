@@ -1,0 +1,78 @@
+"""Sections through the real yt-dlp from a real HTTP server on loopback."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.demo.media_server import serve
+from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.decode import decode_section
+from pipeline.prepare.download import Download, fetch_with_ytdlp, reason_of
+from tests import fakes
+from tests.prepare.test_decode import lag_samples
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path_factory.mktemp("media")
+    for suffix in ("webm", "m4a", "ogg"):
+        fakes.write_media(folder / f"sound-{suffix}.{suffix}", fakes.noise(35))
+    with serve(folder) as base_url:
+        yield folder, base_url
+
+
+@pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg"])
+@pytest.mark.parametrize("start_s", [0.0, 7.137, 24.9])
+def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
+    host: tuple[Path, str], suffix: str, start_s: float
+):
+    folder, base_url = host
+    url = f"{base_url}/sound-{suffix}"
+    audio = fetch_with_ytdlp(url, max(0.0, start_s - 1), start_s + 6, timeout_s=20)
+    assert len(audio) < 0.5 * (folder / f"sound-{suffix}.{suffix}").stat().st_size  # the section, not the file
+    section = decode_section(io.BytesIO(audio), start_s, 5.0, whole=False)
+    whole = decode_section(str(folder / f"sound-{suffix}.{suffix}"), 0.0, None)
+    assert len(section) == 5 * 16_000
+    padded = np.concatenate([np.zeros(3000, np.float32), whole])  # room to look to the left of time 0
+    assert lag_samples(section, padded, start_s + 3000 / 16_000) == 0
+
+
+def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]):
+    _, base_url = host
+    rows = fakes.clips(
+        {"clip_id": "a", "media": f"{base_url}/sound-ogg", "media_start_s": 3.0, "end_s": 5.0},
+        {"clip_id": "b", "media": f"{base_url}/nothing", "media_start_s": 3.0, "end_s": 5.0},
+        {"clip_id": "c", "media": "/a/file.wav"},
+    )
+    out = Download(timeout_s=20)(under_way(rows))
+    assert out["reason"].to_pylist() == [None, "unavailable", None]
+    assert [audio is not None for audio in out["audio"].to_pylist()] == [True, False, False]
+    assert "404" in out["message"][1].as_py()
+
+
+def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
+    with pytest.raises(ClipError) as caught:
+        fetch_with_ytdlp("http://127.0.0.1:9/x.webm", 0.0, 5.0, timeout_s=2)
+    assert caught.value.reason is Reason.NETWORK
+    assert caught.value.reason.retry
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("Video unavailable. This content isn't available, try again later.", Reason.THROTTLED),
+        ("The current session has been rate-limited by YouTube for up to an hour", Reason.THROTTLED),
+        ("Sign in to confirm you're not a bot", Reason.THROTTLED),
+        ("Sign in to confirm your age", Reason.RESTRICTED),
+        ("The uploader has not made this video available in your country", Reason.RESTRICTED),
+        ("Video unavailable", Reason.UNAVAILABLE),
+        ("Private video. Sign in if you've been granted access to this video", Reason.UNAVAILABLE),
+        ("Requested format is not available", Reason.SETUP),
+        ("ffmpeg exited with code 1", Reason.NETWORK),
+    ],
+)
+def test_the_hosts_words_are_read_in_the_order_that_tells_them_apart(message: str, reason: Reason):
+    assert reason_of(message) is reason

@@ -1,0 +1,173 @@
+"""What lies on disk: readable by others, resumable by us, and never taken for finished before it is."""
+
+import json
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset as HuggingFaceDataset
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from pipeline import dataset, storage
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare.clip import FAILURES, under_way
+from pipeline.prepare.features import clip_fbank
+from pipeline.prepare.shards import WriteShards, load_split, publish, start_output
+from tests import fakes
+
+
+@pytest.fixture(scope="module")
+def shard(tone_data: str) -> Path:
+    return max(Path(tone_data, "train", "shards").iterdir(), key=lambda file: file.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def expected(shard: Path) -> np.ndarray:
+    """The first clip's fbank as pyarrow alone reads it, `[frames, mel bins]`."""
+    return np.array(pq.read_table(shard)["fbank"][0].as_py(), np.float16)
+
+
+def test_pyarrow_sees_frames_by_mel_bins_in_small_row_groups(shard: Path, expected: np.ndarray):
+    assert expected.shape == (48, 128)
+    file = pq.ParquetFile(shard)
+    assert file.metadata.row_group(0).num_rows == dataset.ROW_GROUP_CLIPS
+    assert str(file.schema_arrow.field("fbank").type.value_type.value_type) == "halffloat"
+
+
+def test_pandas_sees_the_same(shard: Path, expected: np.ndarray):
+    np.testing.assert_array_equal(np.stack(pd.read_parquet(shard)["fbank"][0]), expected)
+
+
+def test_polars_sees_the_same(shard: Path, expected: np.ndarray):
+    np.testing.assert_array_equal(np.array(pl.read_parquet(shard)["fbank"][0].to_list(), np.float16), expected)
+
+
+def test_duckdb_sees_the_same(shard: Path, expected: np.ndarray):
+    ((frames, bins, values),) = duckdb.sql(f"select len(fbank), len(fbank[1]), fbank from '{shard}' limit 1").fetchall()
+    assert (frames, bins) == expected.shape
+    np.testing.assert_array_equal(np.array(values, np.float16), expected)
+
+
+def test_hugging_face_datasets_sees_the_same(shard: Path, expected: np.ndarray, tmp_path: Path):
+    rows = HuggingFaceDataset.from_parquet(str(shard), cache_dir=str(tmp_path))
+    np.testing.assert_array_equal(np.array(rows[0]["fbank"], np.float16), expected)
+
+
+def test_the_fbank_stored_is_that_of_the_waveform_and_the_index_points_at_it(tone_data: str):
+    clips = PreparedDataset.open(tone_data).clips(["train"])
+    for i in (0, 19, 20, 47):
+        table = pq.read_table(clips.shards[clips.shard_of[i]])
+        assert table["clip_id"][int(clips.row[i])] == clips.clip_id[i]
+        assert table["num_frames"][int(clips.row[i])].as_py() == clips.num_frames[i] == 48
+
+
+def test_norm_over_all_shards_is_that_of_all_values(tone_data: str):
+    opened = PreparedDataset.open(tone_data)
+    values = np.concatenate(
+        [
+            np.array(pq.read_table(file)["fbank"].combine_chunks().flatten().flatten(), np.float64)
+            for split in ("train", "eval")
+            for file in Path(tone_data, split, "shards").iterdir()
+        ]
+    )
+    np.testing.assert_allclose(opened.norm(["train", "eval"]), (values.mean(), values.std()), rtol=1e-6)
+
+
+def test_weights_of_a_union_differ_from_those_of_its_parts(tone_data: str):
+    opened = PreparedDataset.open(tone_data)
+    union = opened.clips(["train", "eval"])
+    assert len(union) == 48 + 21
+    counts = np.bincount(union.labels.flatten().to_numpy(), minlength=4)
+    np.testing.assert_allclose(union.weight, 1000 / (counts[union.labels.flatten().to_numpy()] + 0.01))
+
+
+def test_without_dataset_json_there_is_no_data_set(tmp_path: Path):
+    fakes.write_data(str(tmp_path / "d"), splits=[("train", 3)])
+    (tmp_path / "d" / "dataset.json").unlink()
+    with pytest.raises(DataError, match=r"no finished data set .* run jobs/prepare_audioset\.py"):
+        PreparedDataset.open(str(tmp_path / "d"))
+
+
+def test_unknown_splits_and_schemas_are_named(tone_data: str, tmp_path: Path):
+    with pytest.raises(DataError, match="no split 'test'; it has train, eval"):
+        PreparedDataset.open(tone_data).clips(["test"])
+    with pytest.raises(DataError, match="split 'train' is given twice"):
+        PreparedDataset.open(tone_data).clips(["train", "train"])
+    (tmp_path / "dataset.json").write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(DataError, match="schema version 99"):
+        PreparedDataset.open(str(tmp_path))
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
+    labels = LabelVocabulary.from_names(["a"])
+    (tmp_path / "thesis.docx").write_text("…")
+    with pytest.raises(DataError, match="not empty and holds no data set"):
+        start_output(str(tmp_path), labels)
+    start_output(str(tmp_path / "new"), labels)
+    start_output(str(tmp_path / "new"), labels)  # its own, again
+    with pytest.raises(DataError, match=r"other labels \(1, these are 2\)"):
+        start_output(str(tmp_path / "new"), LabelVocabulary.from_names(["a", "b"]))
+
+
+def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = ()) -> pa.Table:
+    rows = under_way(fakes.clips(*({"clip_id": c, "media": "x", "end_s": 0.5} for c in (*clip_ids, *failed))))
+    fbank = clip_fbank(fakes.noise(0.5))
+    for name, value in {"stage": "decode", "reason": "truncated", "message": "short"}.items():
+        column = pa.array([None] * len(clip_ids) + [value] * len(failed), pa.string())
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    rows = rows.append_column("num_clipped", pa.array([0] * len(rows), pa.int32()))
+    rows = rows.append_column("num_frames", pa.array([len(fbank)] * len(rows), pa.int32()))
+    return rows.append_column("fbank", pa.array([fbank.tolist()] * len(rows), dataset.FBANK))
+
+
+def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Path):
+    for _ in range(2):
+        written = WriteShards(str(tmp_path))(prepared_rows("a", "b", failed=("c",)))
+    assert written.to_pylist() == [
+        {"split": "train", "reason": None, "clips": 2},
+        {"split": "train", "reason": "truncated", "clips": 1},
+    ]
+    files = sorted(path.suffix for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [".parquet", ".parquet"]
+
+
+def test_a_clip_in_two_shards_counts_once(tmp_path: Path):
+    write = WriteShards(str(tmp_path))
+    write(prepared_rows("a", "b"))
+    write(prepared_rows("b", "c"))
+    assert sorted(load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    write = WriteShards(output)
+    write(prepared_rows("a", failed=("b", "c")))
+    state = load_split(output, "train")  # the next run begins
+    assert dict(zip(*state.failures.select(["clip_id", "attempts"]).to_pydict().values(), strict=True)) == {
+        "b": 1,
+        "c": 1,
+    }
+    write(prepared_rows("b", failed=("c",)))
+    info = publish(output, labels, {"train": FAILURES.empty_table()})
+    failures = dataset.read_table(dataset.failures_file(output, "train"))
+    assert failures.select(["clip_id", "attempts", "retry"]).to_pylist() == [
+        {"clip_id": "c", "attempts": 2, "retry": True}
+    ]
+    assert info["splits"]["train"]["clips"] == 2
+    assert not storage.exists(storage.join(output, "_work"))
+
+
+def test_a_split_in_which_everything_failed_is_published_but_not_trained_on(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows(failed=("a",)))
+    publish(output, labels, {"train": FAILURES.empty_table()})
+    with pytest.raises(DataError, match="no clip was prepared"):
+        PreparedDataset.open(output).clips(["train"])

@@ -1,0 +1,60 @@
+"""Where the reference figures of the original implementation lie, and the weights they were made with.
+
+`../shared/fixtures/README.md` says what each figure is. A fresh clone has no `../shared`; tests against it are skipped.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+SHARED = Path(__file__).parents[2] / "shared"
+FIXTURES = SHARED / "fixtures"
+AUDIOSET = SHARED / "data" / "audioset"
+IMAGE_CLASSES = 1000
+
+needs_shared = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"the reference figures are not at {FIXTURES}")
+
+
+@cache
+def figures(name: str) -> Mapping[str, np.ndarray]:
+    with np.load(FIXTURES / f"{name}.npz") as archive:
+        return dict(archive)
+
+
+@cache
+def described() -> dict[str, Any]:
+    """What `ast_reference.json` says of each case, and the original's key names and shapes."""
+    return json.loads((FIXTURES / "ast_reference.json").read_text(encoding="utf-8"))
+
+
+def draw(name: str, shape: tuple[int, ...], salt: str) -> Tensor:
+    """The weight that anyone can draw again from a key of the original's state dict, its shape and a salt."""
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(f"{salt}/{name}".encode())))
+    normal = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    is_norm = name.endswith("norm.weight") or ".norm1.weight" in name or ".norm2.weight" in name
+    if is_norm or name == "mlp_head.0.weight":
+        return normal.mul_(0.1).add_(1)
+    if name.endswith("bias") or "token" in name or "pos_embed" in name:
+        return normal.mul_(0.1)
+    return normal.div_(math.sqrt(math.prod(shape[1:]) if len(shape) > 1 else shape[0]))
+
+
+def draw_all(shapes: Mapping[str, tuple[int, ...]], salt: str) -> dict[str, Tensor]:
+    return {name: draw(name, tuple(shape), salt) for name, shape in shapes.items()}
+
+
+def original_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """The original's keys and shapes for an `ASTModel`: the same, and two image heads that are never used."""
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    dim = shapes["v.cls_token"][-1]
+    heads = {"weight": (IMAGE_CLASSES, dim), "bias": (IMAGE_CLASSES,)}
+    return shapes | {f"v.{head}.{kind}": shape for head in ("head", "head_dist") for kind, shape in heads.items()}

@@ -1,0 +1,121 @@
+"""Shards → batches: the stored values, in the order asked for, the same on any number of ranks."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ast_core.recipe import Recipe
+from pipeline.dataset import Clips, PreparedDataset
+from pipeline.train.feed import FbankReader, TrainBatch, TrainFeed, eval_batches
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    model_size="tiny224", input_tdim=64, freqm=24, timem=20, batch_size=10, mixup=0.5, sampling="weighted", seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tone_data: str) -> Clips:
+    return PreparedDataset.open(tone_data).clips(["train"])
+
+
+@pytest.fixture(scope="module")
+def stored(clips: Clips) -> list[np.ndarray]:
+    """Every clip's fbank by plain pyarrow, in the order of the data set."""
+    tables = [pq.read_table(shard)["fbank"] for shard in clips.shards]
+    return [np.array(tables[s][int(r)].as_py(), np.float16) for s, r in zip(clips.shard_of, clips.row, strict=True)]
+
+
+def epoch(clips: Clips, recipe: Recipe = RECIPE, rank: int = 0, world_size: int = 1) -> list[TrainBatch]:
+    return list(TrainFeed(clips, recipe, 4, rank, world_size).epoch(1, CPU))
+
+
+def test_the_reader_returns_what_is_stored_with_one_row_group_in_memory(clips: Clips, stored: list[np.ndarray]):
+    reader = FbankReader(clips, groups_in_memory=1)
+    for i in np.random.default_rng(0).permutation(len(clips)):
+        np.testing.assert_array_equal(reader[int(i)], stored[i])
+
+
+def test_clips_are_padded_with_zeros_and_cut_at_the_end(clips: Clips, stored: list[np.ndarray]):
+    reader = FbankReader(clips)
+    long, frames = reader.padded(np.array([3]), 64)
+    assert (frames.tolist(), long.shape) == ([48], (1, 64, 128))
+    np.testing.assert_array_equal(long[0, :48].numpy(), stored[3])
+    assert (long[0, 48:] == 0).all()
+    short, frames = reader.padded(np.array([3]), 30)
+    assert frames.tolist() == [30]
+    np.testing.assert_array_equal(short[0].numpy(), stored[3][:30])
+
+
+def test_batches_hold_the_clips_of_the_order_with_their_labels(clips: Clips, stored: list[np.ndarray]):
+    feed = TrainFeed(clips, RECIPE, 4)
+    order = feed.order(1)
+    batches = list(feed.epoch(1, CPU))
+    assert [len(item.batch.fbank_BTM) for item in batches] == [10, 10, 10, 10, 8]
+    assert feed.steps_per_epoch == 5
+    labels = [row[0] for row in clips.labels.to_pylist()]
+    for k in (0, 17, 47):
+        item, i = batches[k // 10], k % 10
+        np.testing.assert_array_equal(item.batch.fbank_BTM[i, :48].numpy(), stored[order.clip[k]])
+        target = np.zeros(4)
+        target[labels[order.clip[k]]] += order.lam[k]
+        if order.partner[k] >= 0:
+            target[labels[order.partner[k]]] += 1 - order.lam[k]
+            np.testing.assert_array_equal(item.batch.partner_BTM[i, :48].numpy(), stored[order.partner[k]])
+        np.testing.assert_allclose(item.batch.target_BC[i].numpy(), target, rtol=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, world_size: int):
+    whole = epoch(clips)
+    parts = [epoch(clips, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, item in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert len({len(share.batch.weight_B) for share in shares}) == 1
+        for rank, share in enumerate(shares):
+            real = share.batch.weight_B.bool()
+            mine = slice(rank, None, world_size)
+            assert torch.equal(share.batch.fbank_BTM[real], item.batch.fbank_BTM[mine])
+            assert torch.equal(share.batch.target_BC[real], item.batch.target_BC[mine])
+            expected = item.augmentation.time_start[mine]
+            np.testing.assert_array_equal(share.augmentation.time_start[real.numpy()], expected)
+            assert share.num_clips_global == item.num_clips_global
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_evaluation_sees_every_row_once_in_order(clips: Clips, stored: list[np.ndarray], world_size: int):
+    seen = []
+    for rank in range(world_size):
+        batches = eval_batches(clips, RECIPE, 4, rank=rank, world_size=world_size, batch_size=7, device=CPU)
+        for rows, batch in batches:
+            seen += rows.tolist()
+            for i, row in enumerate(rows):
+                np.testing.assert_array_equal(batch.fbank_BTM[i, :48].numpy(), stored[row])
+    assert seen == list(range(len(clips)))
+
+
+def test_an_unreadable_shard_is_an_error_here_and_not_a_hang(clips: Clips, tmp_path):
+    lost = replace(clips, shards=[str(tmp_path / "gone.parquet")] * len(clips.shards))
+    with pytest.raises(FileNotFoundError):
+        epoch(lost)
+
+
+def test_a_feed_left_early_leaves_no_thread_behind(clips: Clips):
+    batches = TrainFeed(clips, RECIPE, 4).epoch(1, CPU)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+
+
+def test_data_set_sampling_and_feed_import_without_ray():
+    code = (
+        "import sys, pipeline.dataset, pipeline.weights, pipeline.train.sampling, pipeline.train.feed;"
+        "sys.exit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
