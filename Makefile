@@ -32,7 +32,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.esc10
 
 lock:  ## write the requirements files anew from pyproject.toml; needs uv
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.txt

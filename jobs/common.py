@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import ray
 
-from ast_core.errors import UserError
+from ast_core.errors import ConfigError, UserError
+from pipeline import storage
 
 EXIT_USER_ERROR = 2
 
@@ -22,6 +23,13 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
         help="cluster to join (default: $RAY_ADDRESS, which `ray job submit` sets; else Ray starts on this machine)",
     )
     group.add_argument("--num-cpus", type=int, default=None, help="CPUs to use when Ray is started on this machine")
+
+
+def output_uri(given: str) -> str:
+    """An absolute `--output`. Under `ray job submit` the current folder is a copy that Ray deletes."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in given and not os.path.isabs(given):
+        raise ConfigError(f"--output {given} would be lost with the submitted job; give an absolute path or a URI")
+    return storage.absolute(given)
 
 
 @contextmanager

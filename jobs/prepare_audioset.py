@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from jobs.common import add_ray_options, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import dataset, storage
 from pipeline.prepare import media, report, sources
 from pipeline.prepare.plan import PrepareSettings, prepare
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args)
     listed = _limited(_read_list(args), args.limit)
     settings = PrepareSettings(
-        output=storage.absolute(args.output),
+        output=output_uri(args.output),
         download_workers=args.download_workers,
         timeout_s=args.timeout_s,
         keep_silent=args.keep_silent,

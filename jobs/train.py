@@ -25,13 +25,15 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.recipe import Recipe, load_recipe
-from jobs.common import add_ray_options, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.prepare.shards import tool_versions
 from pipeline.train.worker import TrainJob, train_worker
 
 RECIPES = files("jobs") / "recipes"
+CPUS_BESIDE_GPU = 4
+"""CPUs of a worker with a GPU: one computes the step, the others read shards."""
 
 
 def recipe_names() -> list[str]:
@@ -62,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
         help="auto: cuda if the cluster has GPUs now; name cuda on a cluster that scales up from none",
     )
     parser.add_argument(
-        "--cpus-per-worker", type=int, metavar="N", help="default: 4 beside a GPU, else an equal share of the CPUs"
+        "--cpus-per-worker",
+        type=int,
+        metavar="N",
+        help=f"default: {CPUS_BESIDE_GPU} beside a GPU, else an equal share of the CPUs",
     )
     parser.add_argument(
         "--max-failures",
@@ -82,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
     mean, std = _norm(recipe, dataset, args.train_splits)
-    run = storage.absolute(args.output)
+    run = output_uri(args.output)
     whose = "the data set's own" if recipe.dataset_mean is None else "the recipe's"
     print(
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
@@ -205,7 +210,7 @@ def _resources(args: argparse.Namespace) -> tuple[bool, int]:
     """Whether workers take a GPU each, and CPUs a worker."""
     has = ray.cluster_resources()
     use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) > 0)
-    cpus = args.cpus_per_worker or (4 if use_gpu else max(1, int(has.get("CPU", 1)) // args.num_workers))
+    cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // args.num_workers))
     if args.num_workers < 1 or cpus < 1:
         raise ConfigError("--num-workers and --cpus-per-worker take 1 or more")
     if args.address == "local":

@@ -11,6 +11,7 @@ from typing import Any
 import imageio_ffmpeg
 import pyarrow as pa
 import yt_dlp
+from deno import find_deno_bin
 from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
 
 from pipeline.prepare.clip import ClipError, Reason, each_clip
@@ -79,6 +80,7 @@ def fetch_with_ytdlp(url: str, begin_s: float, end_s: float | None, *, timeout_s
             "cachedir": False,
             "retries": 2,
             "socket_timeout": timeout_s,
+            "js_runtimes": {"deno": {"path": find_deno_bin()}},  # YouTube's player; in its wheel, maybe not on the PATH
             # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
             # With the original timestamps kept, the cut after decoding is exact; a copied stream may start 0.15 s off.
             "external_downloader_args": {"ffmpeg_i": ["-rw_timeout", str(int(timeout_s * 1e6)), "-copyts"]},

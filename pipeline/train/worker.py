@@ -69,7 +69,8 @@ class Progress:
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train on every rank; `config` is a TrainJob as a dict."""
     job = TrainJob(**config)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # the lines of `report`; ours say the same and more
+    logging.getLogger().setLevel(logging.WARNING)  # Ray repeats each report in full
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(job.threads)
     Run(job).train()
 
