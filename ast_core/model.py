@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
@@ -114,6 +115,12 @@ class ASTModel(nn.Module):
             state = _read_weights(imagenet_weights) if imagenet_weights is not None else _timm_weights(timm_name)
             missing, surplus = self.v.load_state_dict(from_deit(state, grid), strict=False)
             _require(not missing and not surplus, imagenet_weights or timm_name, missing, surplus)
+
+    def set_fused_attention(self, fused: bool) -> None:
+        """Fused (SDPA) or plain attention: one function, up to rounding, at different speeds."""
+        for module in self.v.modules():
+            if isinstance(module, Attention):
+                module.fused_attn = fused  # type: ignore[misc]  # Final, but for TorchScript alone
 
     def forward_features(self, fbank_BTM: Tensor) -> Tensor:
         """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation."""

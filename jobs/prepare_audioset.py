@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from ast_core.errors import ConfigError
+from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import dataset, storage
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ray_session(args.address, args.num_cpus):
         reports = prepare(listed, settings)
     print(f"\n{report.table(reports)}\n\ndata set: {settings.output}")
+    if not any(split.info["clips"] for split in reports):
+        raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
     return 0
 
 
@@ -106,6 +108,9 @@ def _read_list(args: argparse.Namespace) -> ClipList:
             sources.read_segments(uri, locate=locate, vocabulary=vocabulary or audioset_labels(), split=args.split)
             for uri in args.segments
         ]
+        splits = [split for part in lists for split in _splits_of(part)]
+        if len(set(splits)) < len(splits):
+            raise ConfigError("two of the lists have one name, and so one split; prepare them one by one with --split")
         clips, refused = (pa.concat_tables([getattr(part, name) for part in lists]) for name in ("clips", "refused"))
         return ClipList(clips, refused, lists[0].vocabulary)
     if args.datafile:
@@ -115,6 +120,10 @@ def _read_list(args: argparse.Namespace) -> ClipList:
     if args.speechcommands:
         return sources.read_speechcommands(args.speechcommands)
     return sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split)
+
+
+def _splits_of(listed: ClipList) -> set[str]:
+    return {*listed.clips["split"].to_pylist(), *listed.refused["split"].to_pylist()}
 
 
 def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:

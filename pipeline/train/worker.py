@@ -26,7 +26,7 @@ from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from ast_core.schedule import learning_rate
-from ast_core.step import Norm, make_optimizer, train_step
+from ast_core.step import Norm, make_optimizer, set_fastest_attention, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train.evaluation import class_counts, evaluate, headline, score_metrics
@@ -93,15 +93,15 @@ class Run:
         )
         torch.manual_seed(self.recipe.seed)  # the same first weights whatever the number of ranks
         recipe = self.recipe
-        self.model = prepare_model(
-            ASTModel(
-                **recipe.model_args(),
-                imagenet_pretrain=recipe.imagenet_pretrain,
-                audioset_pretrain=recipe.audioset_pretrain,
-                imagenet_weights=recipe.imagenet_weights,
-                audioset_weights=recipe.audioset_weights,
-            )
+        model = ASTModel(
+            **recipe.model_args(),
+            imagenet_pretrain=recipe.imagenet_pretrain,
+            audioset_pretrain=recipe.audioset_pretrain,
+            imagenet_weights=recipe.imagenet_weights,
+            audioset_weights=recipe.audioset_weights,
         )
+        set_fastest_attention(model, self.device, recipe)
+        self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, recipe)
         self.progress = Progress()
         self._resume()

@@ -186,6 +186,22 @@ def test_what_cannot_be_is_refused_before_any_work(argv: list[str], error: type,
     assert not (tmp_path / "data").exists()
 
 
+def test_a_list_of_which_nothing_could_be_prepared_does_not_end_as_a_success(local_ray: None, tmp_path: Path):
+    clips = segment_list(tmp_path / "lost_segments.csv", f'abcdefghijk, 3.000, 8.000, "{SPEECH}"')
+    (tmp_path / "audio").mkdir()
+    argv = ["--segments", str(clips), "--audio-dir", str(tmp_path / "audio"), "--output", str(tmp_path / "data")]
+    assert run_job(main, argv) == 2
+    failures = pq.read_table(tmp_path / "data" / "lost" / "failures.parquet")
+    assert failures["reason"].to_pylist() == ["missing_file"]
+
+
+def test_two_lists_of_one_name_are_not_one_split(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    lists = [segment_list(folder / "a_segments.csv", ROWS[0]) for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(ConfigError, match="one split"):
+        main(["--segments", *map(str, lists), "--output", str(tmp_path / "data")])
+
+
 def test_an_error_that_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     empty = segment_list(tmp_path / "empty_segments.csv")
     assert run_job(main, ["--segments", str(empty), "--output", str(tmp_path / "data")]) == 2

@@ -1,0 +1,53 @@
+"""A model, a recipe and batches small enough for every test: 34 tokens, 5 classes."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from ast_core import ASTModel
+from ast_core.augment import Augmentation, draw
+from ast_core.fbank import POWER_FLOOR
+from ast_core.recipe import Recipe
+from ast_core.step import Batch, Norm
+
+NUM_CLASSES, NUM_FRAMES, NUM_MEL_BINS = 5, 64, 128
+SHAPE: dict[str, Any] = {"model_size": "tiny224", "fstride": 16, "tstride": 16, "input_tdim": NUM_FRAMES}
+NORM = Norm(mean=-4.0, std=4.5)
+
+
+def model(*, seed: int = 0, label_dim: int = NUM_CLASSES) -> ASTModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ASTModel(label_dim=label_dim, imagenet_pretrain=False, **SHAPE)
+
+
+def recipe(**changes: Any) -> Recipe:
+    few = {"label_dim": NUM_CLASSES, "freqm": 24, "timem": 24, "precision": "fp32"}
+    return Recipe(**SHAPE | few | changes)
+
+
+def log_mel(num_clips: int, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(num_clips, NUM_FRAMES, NUM_MEL_BINS, generator=generator)
+    return (normal * NORM.std + NORM.mean).clamp_min(math.log(POWER_FLOOR))
+
+
+def batch(num_clips: int, *, seed: int = 0, one_label: bool = False) -> Batch:
+    """Clips of full length; half of them mixed with a partner; one label a clip, or several."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(NUM_CLASSES, (num_clips,), generator=generator)
+    target = torch.nn.functional.one_hot(label, NUM_CLASSES).float()
+    if not one_label:
+        target = (target + (torch.rand(num_clips, NUM_CLASSES, generator=generator) < 0.3)).clamp_max(1)
+    frames = torch.full((num_clips,), NUM_FRAMES)
+    lam = torch.where(torch.arange(num_clips) % 2 == 0, 1.0, 0.4)
+    partner_frames = torch.where(lam < 1, NUM_FRAMES // 2, 0)
+    partner = log_mel(num_clips, seed=seed + 1)
+    return Batch(log_mel(num_clips, seed=seed), frames, target, torch.ones(num_clips), partner, partner_frames, lam)
+
+
+def augmentation(num_clips: int, *, seed: int = 0, noise: bool = True) -> Augmentation:
+    shape = {"num_frames": NUM_FRAMES, "num_mel_bins": NUM_MEL_BINS}
+    return draw(np.random.default_rng(seed), num_clips, **shape, freqm=24, timem=24, noise=noise)

@@ -1,0 +1,213 @@
+"""A recipe says what the paper did, and what it cannot mean is refused before any worker starts."""
+
+import difflib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ast_core.errors import ConfigError
+from ast_core.model import ASTModel
+from ast_core.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+AUDIOSET = {"input_tdim": 1024, "loss": "BCE", "metrics": "mAP", "freqm": 48, "timem": 192, "mixup": 0.5}
+AUDIOSET |= {"dataset_mean": -4.2677393, "dataset_std": 4.5689974, "batch_size": 12, "warmup": True, "noise": False}
+AUDIOSET |= {"lrscheduler_decay": 0.5}
+ESC = {"input_tdim": 512, "loss": "CE", "metrics": "acc", "freqm": 24, "timem": 96, "mixup": 0.0, "lr": 1e-4}
+ESC |= {"dataset_mean": -6.6268077, "dataset_std": 5.358466, "batch_size": 48, "warmup": False, "noise": False}
+ESC |= {"epochs": 25, "lrscheduler_start": 5, "lrscheduler_step": 1, "lrscheduler_decay": 0.85}
+ESC |= {"sampling": "uniform", "wa_start": None, "wa_end": None}
+
+# DESIGN.md, the table of recipes and the lines under it.
+EXPECTED = {
+    "audioset-full": AUDIOSET
+    | {"lr": 1e-5, "epochs": 5, "lrscheduler_start": 2, "lrscheduler_step": 1, "sampling": "weighted"}
+    | {"wa_start": 1, "wa_end": 5},
+    "audioset-balanced": AUDIOSET
+    | {"lr": 5e-5, "epochs": 25, "lrscheduler_start": 10, "lrscheduler_step": 5, "sampling": "uniform"}
+    | {"wa_start": 6, "wa_end": 25},
+    "esc50": ESC,
+    "esc10": ESC,
+    "speechcommands": {"input_tdim": 128, "loss": "BCE", "metrics": "acc", "freqm": 48, "timem": 48, "mixup": 0.6}
+    | {"dataset_mean": -6.845978, "dataset_std": 5.5654526, "batch_size": 128, "warmup": False, "noise": True}
+    | {"lr": 2.5e-4, "epochs": 30, "lrscheduler_start": 5, "lrscheduler_step": 1, "lrscheduler_decay": 0.85}
+    | {"sampling": "uniform", "wa_start": None, "wa_end": None},
+}
+EVERYWHERE = {"model_size": "base384", "fstride": 10, "tstride": 10, "input_fdim": 128, "label_dim": None}
+EVERYWHERE |= {"adam_beta1": 0.95, "adam_beta2": 0.999, "weight_decay": 5e-7}
+EVERYWHERE |= {"imagenet_pretrain": True, "audioset_pretrain": False}
+
+
+def load(text: str = "", **overrides: str) -> Recipe:
+    return load_recipe(text, overrides, origin="test.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_sets_the_keys_that_it_writes(path: Path):
+    text = path.read_text(encoding="utf-8")
+    recipe = load_recipe(text, {}, origin=path.name).to_dict()
+    written = yaml.safe_load(text)
+    assert {key: recipe[key] for key in written} == written
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_shipped_recipe_has_the_papers_figures(name: str):
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    recipe = load_recipe(text, {}, origin=name).to_dict()
+    expected = EVERYWHERE | EXPECTED[name]
+    assert {key: recipe[key] for key in expected} == expected
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults():
+    recipe = load("lr: 2.0e-5\nbatch_size: 24", lr="3e-5")
+    assert (recipe.lr, recipe.batch_size, recipe.epochs) == (3e-5, 24, Recipe().epochs)
+
+
+def test_an_empty_recipe_is_the_defaults():
+    assert load() == load("# nothing but a comment\n") == Recipe()
+
+
+def test_a_recipe_survives_its_dictionary():
+    recipe = load("mixup: 0.25\nwa_start: 2\nwa_end: 3")
+    assert Recipe(**recipe.to_dict()) == recipe
+
+
+def test_the_model_takes_what_the_recipe_gives_it():
+    args = load("model_size: tiny224\ninput_tdim: 64\ntimem: 32\nlabel_dim: 7\nfstride: 16").model_args()
+    model = ASTModel(**args, imagenet_pretrain=False)
+    assert (model.input_shape, model.v.patch_embed.grid_size, len(model.mlp_head[1].bias)) == ((64, 128), (8, 5), 7)
+
+
+@pytest.mark.parametrize(
+    ("written", "near"), [("lrs", "lr"), ("batchsize", "batch_size"), ("mix_up", "mixup"), ("tdim", "timem")]
+)
+def test_an_unknown_key_names_the_nearest_known_one(written: str, near: str):
+    assert difflib.get_close_matches(written, [field.name for field in fields(Recipe)])[0] == near
+    with pytest.raises(ConfigError, match=rf"no recipe key '{written}'; did you mean {near}\?"):
+        load(f"{written}: 1")
+    with pytest.raises(ConfigError, match=rf"no recipe key '{written}'; did you mean {near}\?"):
+        load(**{written: "1"})
+
+
+def test_a_key_like_no_other_lists_them_all():
+    with pytest.raises(ConfigError, match=r"no recipe key 'zzzzzz'; the keys are label_dim, .*seed"):
+        load("zzzzzz: 1")
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "0.00001", "1E-5"])
+def test_a_number_without_a_point_is_a_number(text: str):
+    assert load(f"lr: {text}").lr == load(lr=text).lr == 1e-5
+
+
+def test_a_whole_number_serves_where_a_number_is_asked_and_becomes_one():
+    recipe = load("mixup: 1")
+    assert (recipe.mixup, type(recipe.mixup)) == (1.0, float)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "takes"),
+    [
+        ("batch_size", "true", "a whole number"),  # YAML's true is no 1
+        ("batch_size", "12.0", "a whole number"),
+        ("batch_size", "dozen", "a whole number"),
+        ("batch_size", "[12]", "a whole number"),
+        ("epochs", "null", "a whole number"),
+        ("lr", "true", "a number"),
+        ("lr", "fast", "a number"),
+        ("lr", "null", "a number"),
+        ("lr", "[1e-5]", "a number"),
+        ("warmup", "1", "true or false"),
+        ("warmup", "'true'", "true or false"),
+        ("noise", "null", "true or false"),
+        ("loss", "MSE", "BCE or CE"),
+        ("loss", "bce", "BCE or CE"),
+        ("loss", "[BCE]", "BCE or CE"),
+        ("metrics", "map", "mAP or acc"),
+        ("sampling", "balanced", "weighted or uniform"),
+        ("precision", "fp16", "fp32 or bf16"),
+        ("model_size", "224", "text"),
+        ("label_dim", "many", "a whole number or null"),
+        ("dataset_mean", "own", "a number or null"),
+        ("imagenet_weights", "7", "text or null"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_what_the_key_takes(key: str, value: str, takes: str):
+    for recipe in ({"text": f"{key}: {value}"}, {key: value}):
+        with pytest.raises(ConfigError, match=rf"^{key} is .*; use {takes}$"):
+            load(**recipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("batch_size", "0"),
+        ("epochs", "0"),
+        ("epochs", "-1"),
+        ("lrscheduler_start", "0"),
+        ("lrscheduler_step", "0"),
+        ("lr", "0"),
+        ("lr", "-1e-5"),
+        ("lr", ".nan"),
+        ("lr", ".inf"),
+        ("lrscheduler_decay", "0"),
+        ("mixup", "1.01"),
+        ("mixup", "-0.1"),
+        ("mixup", ".nan"),
+        ("adam_beta1", "1"),  # torch's Adam takes less than 1
+        ("adam_beta2", "-0.1"),
+        ("weight_decay", "-1e-7"),
+        ("freqm", "129"),
+        ("freqm", "-1"),
+        ("timem", "1025"),
+        ("label_dim", "0"),
+        ("dataset_std", "0"),
+        ("dataset_std", "-4.5"),
+        ("fstride", "17"),
+        ("tstride", "0"),
+        ("input_tdim", "15"),
+        ("input_fdim", "0"),
+        ("model_size", "huge"),
+        ("seed", "-1"),  # NumPy's generators take 0 or more
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_key(key: str, value: str):
+    with pytest.raises(ConfigError, match=rf"^{key} is .*; use "):
+        load(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("wa_start: 2", "wa_end"),
+        ("wa_end: 2", "wa_end"),
+        ("wa_start: 3\nwa_end: 2", "wa_end"),
+        ("wa_start: 0\nwa_end: 2", "wa_start"),
+        ("epochs: 4\nwa_start: 2\nwa_end: 5", "wa_end"),
+        ("dataset_mean: null", "dataset_std"),
+        ("dataset_std: null", "dataset_std"),
+        ("input_tdim: 128", "timem"),  # the default mask of 192 is longer
+        ("input_fdim: 32", "freqm"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(text: str, key: str):
+    with pytest.raises(ConfigError, match=rf"^{key} is .*; use "):
+        load(text)
+
+
+def test_null_leaves_it_to_the_data_where_that_can_be():
+    recipe = load("dataset_mean: null\ndataset_std: null\nlabel_dim: null\nwa_start: null\nwa_end: ~")
+    assert {recipe.dataset_mean, recipe.dataset_std, recipe.label_dim, recipe.wa_start, recipe.wa_end} == {None}
+
+
+@pytest.mark.parametrize("text", ["- lr", "lr", "7"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(text: str):
+    with pytest.raises(ConfigError, match=r"test\.yaml: a recipe is a mapping"):
+        load(text)
+
+
+def test_text_that_is_no_yaml_is_refused_on_one_line():
+    with pytest.raises(ConfigError, match=r"test\.yaml: not valid YAML") as refused:
+        load("lr: [1\nbatch_size: 2")
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,257 @@
+"""A training step: the same update however the batch is shared out, and the original's loss, order and optimiser."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ast_core.recipe import Recipe
+from ast_core.step import Batch, clip_losses, make_optimizer, model_input, predict, train_step
+from tests.ast_core import small
+
+SGD_LR = 0.1
+LR = 1e-3
+
+
+class Held:
+    """An optimizer that steps only when the gradients of all ranks are averaged, which DDP does within `backward`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        pass
+
+
+def share(batch: Batch, positions: list[int], weights: list[float]) -> Batch:
+    taken = {key: value[positions] for key, value in vars(batch).items()}
+    return replace(Batch(**taken), weight_B=torch.tensor(weights))
+
+
+def sgd(model: nn.Module, _: Recipe) -> torch.optim.Optimizer:
+    """Unlike Adam it shows a gradient of the wrong size, and does not blow up rounding where the gradient is 0."""
+    return torch.optim.SGD(model.parameters(), lr=SGD_LR, momentum=0.9)
+
+
+def steps_alone(recipe: Recipe, optimizer_of, lr: float, steps: int) -> tuple[nn.Module, list[float]]:
+    model = small.model()
+    optimizer = optimizer_of(model, recipe)
+    losses = []
+    for seed in range(steps):
+        batch, drawn = small.batch(5, seed=seed, one_label=recipe.loss == "CE"), small.augmentation(5, seed=seed)
+        loss = train_step(model, optimizer, batch, drawn, recipe=recipe, norm=small.NORM, lr=lr, num_clips_global=5)
+        losses.append(loss.item())
+    return model, losses
+
+
+def steps_of_two_ranks(recipe: Recipe, optimizer_of, lr: float, steps: int) -> tuple[nn.Module, list[float]]:
+    """Five clips over two ranks: 0, 2, 4 and 1, 3 with clip 1 again to fill up."""
+    shares = [([0, 2, 4], [1.0, 1.0, 1.0]), ([1, 3, 1], [1.0, 1.0, 0.0])]
+    models = [small.model(), small.model()]
+    optimizers = [optimizer_of(model, recipe) for model in models]
+    losses = []
+    for seed in range(steps):
+        batch, drawn = small.batch(5, seed=seed, one_label=recipe.loss == "CE"), small.augmentation(5, seed=seed)
+        parts = [
+            train_step(
+                model,
+                Held(optimizer),
+                share(batch, positions, weights),
+                drawn.take(np.array(positions)),
+                recipe=recipe,
+                norm=small.NORM,
+                lr=lr,
+                num_clips_global=5,
+                world_size=2,
+            )
+            for model, optimizer, (positions, weights) in zip(models, optimizers, shares, strict=True)
+        ]
+        losses.append(sum(part.item() for part in parts))
+        for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+            mean = (ours.grad + theirs.grad) / 2
+            ours.grad, theirs.grad = mean, mean.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    return models[0], losses
+
+
+@pytest.mark.parametrize("loss", ["BCE", "CE"])
+def test_two_ranks_make_the_update_of_one(loss: str):
+    recipe = small.recipe(loss=loss)
+    before = small.model().state_dict()
+    (alone, losses), (shared, shared_losses) = (
+        run(recipe, sgd, SGD_LR, 2) for run in (steps_alone, steps_of_two_ranks)
+    )
+    assert shared_losses == pytest.approx(losses, rel=1e-6)
+    for key, value in alone.state_dict().items():
+        # float32: a thousandth of how far the parameter went, or the rounding of the parameter itself.
+        moved = (value - before[key]).abs().max()
+        assert (shared.state_dict()[key] - value).abs().max() <= 1e-3 * moved + 1e-7, key
+        assert moved > 0, key
+
+
+def test_two_ranks_learn_as_one_with_the_originals_optimiser():
+    recipe = small.recipe()
+    _, alone = steps_alone(recipe, make_optimizer, LR, 3)
+    _, shared = steps_of_two_ranks(recipe, make_optimizer, LR, 3)
+    assert shared == pytest.approx(alone, rel=1e-3)
+
+
+def test_what_stands_in_a_filler_clip_does_not_matter():
+    recipe, drawn = small.recipe(), small.augmentation(3)
+    batch = small.batch(3)
+    junk = batch.fbank_BTM.clone()
+    junk[2] = 30
+    gradients = []
+    for fbank in (batch.fbank_BTM, junk):
+        model = small.model()
+        filled = replace(batch, fbank_BTM=fbank, weight_B=torch.tensor([1.0, 1.0, 0.0]))
+        args = {"recipe": recipe, "norm": small.NORM, "lr": 0.0, "num_clips_global": 2}
+        train_step(model, make_optimizer(model, recipe), filled, drawn, **args)
+        gradients.append(model.mlp_head[1].weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("loss", ["BCE", "CE"])
+def test_a_step_returns_the_originals_loss(loss: str):
+    """BCE averaged over clips and classes; cross-entropy on the class, for clips of one label."""
+    recipe, drawn = small.recipe(loss=loss), small.augmentation(4)
+    model, batch = small.model(), small.batch(4, one_label=loss == "CE")
+    with torch.no_grad():
+        logits = model(model_input(batch, small.NORM, drawn))
+    target = batch.target_BC
+    expected = (
+        nn.BCEWithLogitsLoss()(logits, target) if loss == "BCE" else nn.CrossEntropyLoss()(logits, target.argmax(dim=1))
+    )
+    args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 4}
+    got = train_step(model, make_optimizer(model, recipe), batch, drawn, **args)
+    assert not got.requires_grad
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+def test_losses_are_by_clip():
+    logits, target = torch.randn(3, 5), small.batch(3).target_BC
+    for loss in ("BCE", "CE"):
+        alone = [clip_losses(logits[i : i + 1], target[i : i + 1], loss)[0] for i in range(3)]
+        torch.testing.assert_close(clip_losses(logits, target, loss), torch.stack(alone))
+
+
+def test_a_mixed_target_is_a_mixture_of_the_losses():
+    logits, (a, b) = torch.randn(1, 5), F.one_hot(torch.tensor([1, 3]), 5).float()
+    for loss in ("BCE", "CE"):
+        mixed = clip_losses(logits, (0.3 * a + 0.7 * b).unsqueeze(0), loss)
+        each = [clip_losses(logits, target.unsqueeze(0), loss) for target in (a, b)]
+        torch.testing.assert_close(mixed, 0.3 * each[0] + 0.7 * each[1])
+
+
+def test_the_learning_rate_is_that_of_the_step():
+    recipe, model, drawn = small.recipe(lr=0.5), small.model(), small.augmentation(2)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = make_optimizer(model, recipe)
+    args = {"recipe": recipe, "norm": small.NORM, "num_clips_global": 2}
+    train_step(model, optimizer, small.batch(2), drawn, lr=0.0, **args)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    train_step(model, optimizer, small.batch(2), drawn, lr=1e-3, **args)
+    assert (model.mlp_head[1].bias - before["mlp_head.1.bias"]).abs().max().item() == pytest.approx(1e-3, rel=0.2)
+
+
+def test_the_optimiser_is_the_originals_adam():
+    """L2 within the gradient: with decoupled decay, or other betas, the paths part at once."""
+    recipe = small.recipe(lr=1e-2, weight_decay=0.1)
+    start = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    ours, theirs = nn.ParameterList([start.clone()]), nn.ParameterList([start.clone()])
+    optimizers = [
+        make_optimizer(ours, recipe),
+        torch.optim.Adam(theirs.parameters(), 1e-2, weight_decay=0.1, betas=(0.95, 0.999)),
+    ]
+    for _ in range(10):
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (parameters[0] ** 2).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-7)
+    assert (Recipe().adam_beta1, Recipe().adam_beta2, Recipe().weight_decay) == (0.95, 0.999, 5e-7)
+
+
+def test_frozen_parameters_are_left_to_nobody():
+    model = nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    (group,) = make_optimizer(model, small.recipe()).param_groups
+    assert group["params"] == [model.weight]
+
+
+def test_the_input_is_made_in_the_originals_order():
+    """Mixup, then masks of 0, then the norm, then noise, then the roll: one clip, step by step."""
+    batch, drawn = small.batch(2), small.augmentation(2, seed=1)
+    clip, partner, lam, ended = batch.fbank_BTM[1].numpy(), batch.partner_BTM[1].numpy(), 0.4, small.NUM_FRAMES // 2
+    expected = 2 * np.log(lam) + clip
+    expected[:ended] = np.logaddexp(expected[:ended], 2 * np.log(1 - lam) + partner[:ended])
+    expected[:, drawn.freq_start[1] : drawn.freq_start[1] + drawn.freq_width[1]] = 0
+    expected[drawn.time_start[1] : drawn.time_start[1] + drawn.time_width[1]] = 0
+    expected = (expected - small.NORM.mean) / (2 * small.NORM.std)
+    unrolled = np.roll(model_input(batch, small.NORM, drawn)[1].numpy(), -drawn.roll_frames[1], axis=0)
+    noise = unrolled - expected
+    assert noise.min() > -1e-5
+    assert noise.max() < drawn.noise_gain[1] + 1e-5
+    assert noise.std() == pytest.approx(drawn.noise_gain[1] / np.sqrt(12), rel=0.05)
+    assert min(drawn.freq_width[1], drawn.time_width[1], abs(drawn.roll_frames[1])) > 0
+
+
+def test_padding_is_0_before_the_norm():
+    fbank = small.log_mel(1)
+    fbank[0, 40:] = 0
+    batch = replace(small.batch(1), fbank_BTM=fbank, num_frames_B=torch.tensor([40]))
+    value = model_input(batch, small.NORM, None)[0, 40:].unique()
+    torch.testing.assert_close(value, torch.tensor([4.0 / 9.0]))
+
+
+def test_stored_half_precision_is_worked_on_in_float32():
+    batch = small.batch(3)
+    half = replace(batch, fbank_BTM=batch.fbank_BTM.half(), partner_BTM=batch.partner_BTM.half())
+    made = model_input(half, small.NORM, None)
+    assert made.dtype == torch.float32
+    # Half the spacing of float16 below 16, over twice the std, and the rounding of float32.
+    torch.testing.assert_close(made, model_input(batch, small.NORM, None), rtol=0, atol=2**-8 / 9 + 1e-6)
+
+
+def test_a_batch_without_partners_moves_as_a_whole():
+    batch = replace(small.batch(2), partner_BTM=None, partner_frames_B=None, lam_B=None).to(torch.device("meta"))
+    there = {key: value.device.type for key, value in vars(batch).items() if value is not None}
+    assert there == dict.fromkeys(("fbank_BTM", "num_frames_B", "target_BC", "weight_B"), "meta")
+
+
+def test_bf16_computes_close_by_and_keeps_the_parameters_in_float32():
+    drawn, batch = small.augmentation(4), small.batch(4)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        recipe, model = small.recipe(precision=precision), small.model()
+        optimizer = make_optimizer(model, recipe)
+        args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 4}
+        seen = []
+        model.v.blocks[0].mlp.fc1.register_forward_hook(lambda _module, _in, out, seen=seen: seen.append(out.dtype))
+        losses[precision] = [train_step(model, optimizer, batch, drawn, **args) for _ in range(2)]
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert {value.dtype for state in optimizer.state.values() for value in state.values()} == {torch.float32}
+        assert set(seen) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        scores = predict(model, batch, recipe=recipe, norm=small.NORM)
+        assert (scores.dtype, scores.shape) == (torch.float32, (4, small.NUM_CLASSES))
+    torch.testing.assert_close(*(torch.stack(values) for values in losses.values()), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["BCE", "CE"])
+def test_scores_are_the_sigmoid_of_the_logits_with_either_loss(loss: str):
+    model = small.model().eval()
+    batch = replace(small.batch(3), partner_BTM=None, partner_frames_B=None, lam_B=None)
+    with torch.no_grad():
+        logits: Tensor = model((batch.fbank_BTM + 4.0) / 9.0)
+    scores = predict(model, batch, recipe=small.recipe(loss=loss), norm=small.NORM)
+    torch.testing.assert_close(scores, 1 / (1 + torch.exp(-logits)))
+    assert not scores.requires_grad
