@@ -7,14 +7,19 @@ What is random is drawn beforehand, on the CPU, for the global batch (`draw`), s
 any number of workers; applying it is a pure function.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ast_core.fbank import POWER_FLOOR
+
 ROLL_FRAMES = 10
 NOISE_GAIN = 0.1
+STORED_FLOOR = float(torch.tensor(math.log(POWER_FLOOR)).half())
+"""The fbank's floor, digital silence, as float16 stores it."""
 MIXUP_BETA = 10.0
 """λ ~ Beta(10, 10): `YuanGongND/ast`, dataloader."""
 
@@ -34,12 +39,12 @@ def mixup_batch(
 ) -> Tensor:
     """Mix each clip with its partner, to the length of the clip, as the original mixes waveforms; 0 beyond it.
 
-    λ = 1 leaves a clip as it is.
+    λ = 1 leaves a clip as it is. Nothing falls below the fbank's floor, as no fbank of a mixture does.
     """
     ended = ~frames_mask(partner_frames_B, partner_BTM.shape[1])
     partner_BTM = partner_BTM.masked_fill(ended.unsqueeze(2), -torch.inf)
-    mixed = mixup_power(fbank_BTM, partner_BTM, lam_B.view(-1, 1, 1))
-    return mixed * frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2)
+    mixed = mixup_power(fbank_BTM, partner_BTM, lam_B.view(-1, 1, 1)).clamp_min(STORED_FLOOR)
+    return mixed.masked_fill(~frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2), 0.0)
 
 
 def frames_mask(num_frames_B: Tensor, num_frames: int) -> Tensor:

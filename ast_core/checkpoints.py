@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_core.errors import DataError
@@ -17,6 +16,7 @@ from ast_core.model import ASTModel
 from ast_core.pretrained import from_original
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
+from ast_core.weight_files import load_weights, read_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -39,16 +39,19 @@ class ModelConfig:
         return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelConfig":
-        value: dict[str, Any] = json.loads(text)
-        labels = value["labels"]
-        return cls(
-            recipe=Recipe(**value["recipe"]),
-            norm=Norm(**value["norm"]),
-            labels=LabelVocabulary(
-                tuple(label["mid"] for label in labels), tuple(label["display_name"] for label in labels)
-            ),
-        )
+    def from_json(cls, text: str, *, origin: object) -> "ModelConfig":
+        try:
+            value: dict[str, Any] = json.loads(text)
+            labels = value["labels"]
+            return cls(
+                recipe=Recipe(**value["recipe"]),
+                norm=Norm(**value["norm"]),
+                labels=LabelVocabulary(
+                    tuple(label["mid"] for label in labels), tuple(label["display_name"] for label in labels)
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as err:
+            raise DataError(f"{origin} is damaged or of another version ({type(err).__name__}: {err})") from err
 
 
 def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:
@@ -65,9 +68,9 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[ASTModel, ModelConfig]:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (source / name).is_file():
             raise DataError(f"{source} is no model folder: {name} is missing")
-    config = ModelConfig.from_json((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = ModelConfig.from_json((source / CONFIG_FILE).read_text(encoding="utf-8"), origin=source / CONFIG_FILE)
     model = ASTModel(**config.recipe.model_args(), imagenet_pretrain=False)
-    _load_strictly(model, load_file(source / WEIGHTS_FILE), str(source))
+    load_weights(model, read_weights(source / WEIGHTS_FILE), source)
     return model.eval(), config
 
 
@@ -76,24 +79,7 @@ def load_original(model: ASTModel, source: str | os.PathLike[str] | Mapping[str,
 
     The `module.` prefix and the unused image heads are expected; any other missing or surplus key is a DataError.
     """
-    if isinstance(source, Mapping):
-        state, origin = source, "the state dict"
-    else:
-        origin = os.fspath(source)
-        if not os.path.isfile(origin):
-            raise DataError(f"there is no checkpoint {origin}")
-        state = torch.load(origin, map_location="cpu", weights_only=True)
-    _load_strictly(model, from_original(state), origin)
+    state = source if isinstance(source, Mapping) else read_weights(source)
+    origin = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
+    load_weights(model, from_original(state), origin)
     return model
-
-
-def _load_strictly(model: ASTModel, state: Mapping[str, Tensor], origin: str) -> None:
-    expected = model.state_dict()
-    missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    wrong = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
-    if missing or surplus:
-        raise DataError(f"{origin} does not fit the model: missing {missing[:3]}, surplus {surplus[:3]}")
-    if wrong:
-        key = sorted(wrong)[0]
-        raise DataError(f"{origin} does not fit: {key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}")
-    model.load_state_dict(state)

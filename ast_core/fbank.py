@@ -75,12 +75,15 @@ def _samples(sample_rate_hz: int, duration_ms: float) -> int:
     return int(sample_rate_hz * duration_ms * 0.001)
 
 
+# What is kept must also serve a later call that wants gradients, hence `inference_mode(False)`.
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _hann(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.hann_window(length, periodic=False, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _mel_filters(
     num_mel_bins: int, fft_size: int, sample_rate_hz: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -94,5 +97,4 @@ def _mel_filters(
     left = low + step * torch.arange(num_mel_bins, dtype=torch.float64)
     points = mel(torch.arange(fft_size // 2 + 1, dtype=torch.float64) * (sample_rate_hz / fft_size)).unsqueeze(1)
     triangles = torch.minimum((points - left) / step, (left + 2 * step - points) / step).clamp_min(0)
-    triangles[-1] = 0  # Kaldi leaves the Nyquist bin out
     return triangles.to(dtype=dtype, device=device)

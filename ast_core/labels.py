@@ -61,6 +61,9 @@ class LabelVocabulary:
         rows = list(csv.DictReader(io.StringIO(text)))
         if not rows or set(CSV_HEADER) - set(rows[0]):
             raise DataError(f"{origin}: needs the header {','.join(CSV_HEADER)} and at least one row")
+        for line, row in enumerate(rows, start=2):
+            if any(row[field] in (None, "") for field in CSV_HEADER):
+                raise DataError(f"{origin}: line {line} lacks one of {', '.join(CSV_HEADER)}")
         try:
             indices = [int(row["index"]) for row in rows]
         except ValueError as err:

@@ -8,14 +8,13 @@ from functools import partial
 from typing import Any
 
 import timm
-import torch
-from safetensors.torch import load_file
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.pretrained import Grid, from_audioset, from_deit
+from ast_core.weight_files import load_weights, read_weights
 
 PATCH_SIZE = 16
 
@@ -107,14 +106,11 @@ class ASTModel(nn.Module):
         self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), nn.Linear(shape["embed_dim"], label_dim))
         grid = self.v.patch_embed.grid_size
         if audioset_pretrain and audioset_weights is not None:
-            missing, surplus = self.load_state_dict(from_audioset(_read_weights(audioset_weights), grid), strict=False)
-            _require(
-                not surplus and all(key.startswith("mlp_head") for key in missing), audioset_weights, missing, surplus
-            )
+            state = from_audioset(read_weights(audioset_weights), grid)
+            load_weights(self, state, audioset_weights, may_lack="mlp_head")
         elif imagenet_pretrain:
-            state = _read_weights(imagenet_weights) if imagenet_weights is not None else _timm_weights(timm_name)
-            missing, surplus = self.v.load_state_dict(from_deit(state, grid), strict=False)
-            _require(not missing and not surplus, imagenet_weights or timm_name, missing, surplus)
+            state = _timm_weights(timm_name) if imagenet_weights is None else read_weights(imagenet_weights)
+            load_weights(self.v, from_deit(state, grid), imagenet_weights or timm_name)
 
     def set_fused_attention(self, fused: bool) -> None:
         """Fused (SDPA) or plain attention: one function, up to rounding, at different speeds."""
@@ -147,21 +143,3 @@ def _timm_weights(timm_name: str) -> dict[str, Tensor]:
             f"could not fetch {timm_name} ({type(err).__name__}: {str(err)[:120]!r}); "
             "give the file as imagenet_weights, or train from scratch with imagenet_pretrain false"
         ) from err
-
-
-def _read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    path = os.fspath(file)
-    if not os.path.isfile(path):
-        raise DataError(f"there is no weight file {path}")
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch.load raises whatever the archive's layers raise
-        raise DataError(f"{path} holds no weights that can be read safely ({type(err).__name__})") from err
-    return state.get("model", state)  # DeiT's own files wrap their state dict
-
-
-def _require(holds: bool, origin: object, missing: list[str], surplus: list[str]) -> None:
-    if not holds:
-        raise DataError(f"{origin} does not fit the model: missing {missing[:3]}, surplus {surplus[:3]}")

@@ -5,6 +5,7 @@ of the wrong kind is a ConfigError before any worker starts.
 """
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Recipe:
     imagenet_pretrain: bool = True
     audioset_pretrain: bool = False
     imagenet_weights: str | None = None
-    """A local file, for machines without a network."""
+    """A file on every node, for machines without a network."""
     audioset_weights: str | None = None
 
     # --- input
@@ -76,13 +77,20 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model_size not in MODEL_SIZES:
             raise ConfigError(f"model_size is {self.model_size!r}; use one of {', '.join(MODEL_SIZES)}")
+        if self.audioset_pretrain and self.model_size != "base384":
+            raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {self.model_size}")
+        if self.audioset_pretrain and self.audioset_weights is None:
+            raise ConfigError("audioset_pretrain needs audioset_weights, the file of a published AudioSet checkpoint")
         patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
         for key in ("batch_size", "epochs", "lrscheduler_start", "lrscheduler_step"):
             self._require(getattr(self, key) >= 1, key, "1 or more")
         for key in ("lr", "lrscheduler_decay"):
-            self._require(getattr(self, key) > 0, key, "more than 0")
-        for key in ("mixup", "adam_beta1", "adam_beta2"):
-            self._require(0 <= getattr(self, key) <= 1, key, "0 to 1")
+            self._require(0 < getattr(self, key) < math.inf, key, "more than 0")
+        for key in ("adam_beta1", "adam_beta2"):
+            self._require(0 <= getattr(self, key) < 1, key, "0 or more, and less than 1")
+        for key in ("weight_decay", "seed"):
+            self._require(0 <= getattr(self, key) < math.inf, key, "0 or more")
+        self._require(0 <= self.mixup <= 1, "mixup", "0 to 1")
         self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
         self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")
         self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")

@@ -25,10 +25,10 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-cpus", type=int, default=None, help="CPUs to use when Ray is started on this machine")
 
 
-def output_uri(given: str) -> str:
-    """An absolute `--output`. Under `ray job submit` the current folder is a copy that Ray deletes."""
+def output_uri(given: str, option: str = "--output") -> str:
+    """An absolute place to write to. Under `ray job submit` the current folder is a copy that Ray deletes."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in given and not os.path.isabs(given):
-        raise ConfigError(f"--output {given} would be lost with the submitted job; give an absolute path or a URI")
+        raise ConfigError(f"{option} {given} would be lost with the submitted job; give an absolute path or a URI")
     return storage.absolute(given)
 
 
@@ -46,9 +46,14 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
 
 
 def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """The exit status of `job(argv)`: 2 and one line for a UserError; anything unforeseen keeps its traceback."""
+    """The exit status of `job(argv)`: 2 and one line for a UserError; anything unforeseen keeps its traceback.
+
+    A full disk, a missing permission, a bucket or a cluster that is not there end in one line too.
+    """
     try:
         return job(argv)
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    except OSError as err:  # ConnectionError among them; from a Ray task, the last line names it
+        print(f"error: {str(err).strip().splitlines()[-1]}", file=sys.stderr)
+    return EXIT_USER_ERROR

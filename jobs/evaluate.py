@@ -21,7 +21,7 @@ from ast_core.checkpoints import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_mo
 from ast_core.errors import DataError
 from ast_core.model import ASTModel
 from ast_core.step import set_fastest_attention
-from jobs.common import add_ray_options, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train.evaluation import class_counts, evaluate, score_metrics
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     clips = dataset.clips(args.split)
     checkpoints = [_model_folder(uri) for uri in args.checkpoint]
     for uri in checkpoints:
-        labels = ModelConfig.from_json(storage.read_bytes(storage.join(uri, CONFIG_FILE)).decode()).labels
+        config_file = storage.join(uri, CONFIG_FILE)
+        labels = ModelConfig.from_json(storage.read_bytes(config_file).decode(), origin=config_file).labels
         if labels != dataset.labels:
             raise DataError(f"{uri} was trained for other labels ({len(labels)} classes) than {dataset.uri} has")
     with ray_session(args.address, args.num_cpus):
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         none = [0] * len(dataset.labels)
         print(per_class_table(per_class_csv(dataset.labels, metrics, none, class_counts(clips, len(dataset.labels)))))
     if args.json:
-        _write_json(args.json, checkpoints, figures)
+        _write_json(output_uri(args.json, "--json"), checkpoints, figures)
     return 0
 
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with ray_session(args.address, args.num_cpus):
         reports = prepare(listed, settings)
-    print(f"\n{report.table(reports)}\n\ndata set: {settings.output}")
+    print(f"\n{report.table(reports)}\n{report.advice(reports)}\ndata set: {settings.output}")
     if not any(split.info["clips"] for split in reports):
         raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
     return 0
@@ -89,6 +89,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(
             "--audio-dir and --media-url say where the audio of --segments is; this source names its own files"
         )
+    if args.files_are_clips and not args.audio_dir:
+        raise ConfigError("--files-are-clips says what --audio-dir holds; give that too")
+    if (args.esc50 or args.speechcommands) and (args.split or args.labels):
+        raise ConfigError("--split and --labels are not for --esc50 and --speechcommands, which bring their own")
     if args.split and len(args.segments or [""]) > 1:
         raise ConfigError("--split names one split; give one list, or leave it out")
     for option, value in {

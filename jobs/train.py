@@ -28,8 +28,8 @@ from ast_core.recipe import Recipe, load_recipe
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.prepare.shards import tool_versions
 from pipeline.train.worker import TrainJob, train_worker
+from pipeline.versions import tool_versions
 
 RECIPES = files("jobs") / "recipes"
 CPUS_BESIDE_GPU = 4
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="auto: cuda if the cluster has GPUs now; name cuda on a cluster that scales up from none",
+        help="auto: cuda if there is a GPU for each worker now; name cuda on a cluster that scales up from none",
     )
     parser.add_argument(
         "--cpus-per-worker",
@@ -165,12 +165,13 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
                 raise ConfigError(
                     "loss CE takes exactly one label a clip; this data has clips with several: use loss BCE"
                 )
+    weights: dict[str, Any] = {}
     for key in ("imagenet_weights", "audioset_weights"):
-        if (path := getattr(recipe, key)) is not None and not Path(path).is_file():
-            raise ConfigError(f"{key} is {path}; there is no such file")
-    if recipe.audioset_pretrain and recipe.audioset_weights is None:
-        raise ConfigError("audioset_pretrain needs audioset_weights, the file of a published AudioSet checkpoint")
-    return replace(recipe, label_dim=num_classes)
+        if (path := getattr(recipe, key)) is not None:
+            if not Path(path).is_file():
+                raise ConfigError(f"{key} is {path}; there is no such file on this machine")
+            weights[key] = storage.absolute(path)  # workers run in folders of their own
+    return replace(recipe, label_dim=num_classes, **weights)
 
 
 def _norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> tuple[float, float]:
@@ -192,7 +193,7 @@ def _claim_run(run: str, recipe: Recipe, dataset: PreparedDataset, args: argpars
         if differences := _differences({key: there.get(key) for key in identity}, identity):
             raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
         return
-    if storage.list_files(run):
+    if not storage.is_empty(run):
         raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
     storage.write_json(
         uri, identity | {"data": dataset.uri, "num_workers": args.num_workers, "tool_versions": tool_versions()}
@@ -209,16 +210,16 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
 def _resources(args: argparse.Namespace) -> tuple[bool, int]:
     """Whether workers take a GPU each, and CPUs a worker."""
     has = ray.cluster_resources()
-    use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) > 0)
+    use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= args.num_workers)
     cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // args.num_workers))
     if args.num_workers < 1 or cpus < 1:
         raise ConfigError("--num-workers and --cpus-per-worker take 1 or more")
-    if args.address == "local":
-        for kind, wanted in {"CPU": args.num_workers * cpus, "GPU": args.num_workers * use_gpu}.items():
-            if wanted > has.get(kind, 0):
-                raise ConfigError(
-                    f"{args.num_workers} workers take {wanted} {kind}s, this machine has {has.get(kind, 0):.0f}"
-                )
+    for kind, wanted in {"CPU": args.num_workers * cpus, "GPU": args.num_workers * use_gpu}.items():
+        if wanted > has.get(kind, 0):
+            have = f"{args.num_workers} workers take {wanted} {kind}s, {{}} has {has.get(kind, 0):.0f}"
+            if args.address == "local":
+                raise ConfigError(have.format("this machine"))
+            print(have.format("the cluster") + " now; training begins when it has grown")
     return use_gpu, cpus
 
 
@@ -232,18 +233,18 @@ def _fit(trainer: TorchTrainer) -> None:
                 raise UserError(str(cause)) from err
         raise
     except TrainingFailedError as err:
-        raise UserError(f"training failed: {err}; the same command goes on from the last checkpoint") from err
+        line = next(iter(str(err).strip().splitlines()), type(err).__name__)
+        raise UserError(f"training failed: {line}; the same command goes on from the last checkpoint") from err
 
 
 def _say_results(run: str) -> None:
     summary = storage.read_json(storage.join(run, "summary.json"))
 
     def line(name: str, figures: dict[str, Any] | None) -> str:
-        return (
-            ""
-            if figures is None
-            else f"\n{name:18} mAP {figures['map']:.4f}  AUC {figures['mauc']:.4f}  accuracy {figures['accuracy']:.4f}"
-        )
+        if figures is None:
+            return ""
+        shown = {key: "–" if figures[key] is None else f"{figures[key]:.4f}" for key in ("map", "mauc", "accuracy")}
+        return f"\n{name:18} mAP {shown['map']}  AUC {shown['mauc']}  accuracy {shown['accuracy']}"
 
     print(
         line(f"best (epoch {summary['best_epoch']})", summary)

@@ -9,7 +9,6 @@ OUT/SPLIT/failures.parquet    one row a clip that could not be prepared
 
 import hashlib
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +166,10 @@ class PreparedDataset:
     def index(self, split: str) -> pa.Table:
         if split not in self.info["splits"]:
             raise DataError(f"{self.uri} has no split {split!r}; it has {', '.join(self.splits)}")
-        return read_table(index_file(self.uri, split))
+        index = read_table(index_file(self.uri, split))
+        if len(index) != self.info["splits"][split]["clips"]:
+            raise DataError(f"split {split!r} of {self.uri} is being prepared; run jobs/prepare_audioset.py to the end")
+        return index
 
     def clips(self, splits: Sequence[str]) -> Clips:
         """The union of splits. Their weights are computed anew over it."""
@@ -176,6 +178,8 @@ class PreparedDataset:
         if repeated := {split for split in splits if splits.count(split) > 1}:
             raise DataError(f"split {repeated.pop()!r} is given twice")
         tables = [self.index(split) for split in splits]
+        if not any(map(len, tables)):
+            raise DataError(f"{', '.join(splits)} of {self.uri}: no clip was prepared; see failures.parquet there")
         names = [
             pc.binary_join_element_wise(shards_dir(self.uri, s), t["shard"], "/")
             for s, t in zip(splits, tables, strict=True)
@@ -185,8 +189,6 @@ class PreparedDataset:
         )
         union = pa.concat_tables(tables).combine_chunks()
         labels = union["labels"].combine_chunks()
-        if len(union) == 0:
-            raise DataError(f"{', '.join(splits)} of {self.uri}: no clip was prepared; see failures.parquet there")
         return Clips(
             shards=shard.dictionary.to_pylist(),
             shard_of=shard.indices.to_numpy(),
@@ -208,10 +210,3 @@ class PreparedDataset:
 
     def fingerprint(self, splits: Sequence[str]) -> dict[str, str]:
         return {split: self.info["splits"][split]["fingerprint"] for split in splits}
-
-
-def check_split_name(split: str) -> str:
-    """A split is a folder of the data set; its name must stay inside."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", split):
-        raise DataError(f"split name {split!r}; use letters, digits, '_', '-' and '.', not '.' first")
-    return split

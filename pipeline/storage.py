@@ -1,5 +1,6 @@
 """Files by URI: a local path, s3://, gs:// or any file system that pyarrow or fsspec knows."""
 
+import io
 import json
 import os
 import uuid
@@ -50,6 +51,12 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
     return [join(uri, os.path.relpath(file, path)) for file in files]
 
 
+def is_empty(uri: str | os.PathLike[str]) -> bool:
+    """Whether there is no folder, or one with neither files nor folders in it."""
+    fs, path = resolve(uri)
+    return not fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+
+
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     fs, path = resolve(uri)
     try:
@@ -67,17 +74,24 @@ def read_json(uri: str | os.PathLike[str]) -> Any:
 
 
 def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
-    """Write so that a reader sees the whole file or none: a rename on disk, a single put on object stores."""
+    """Write so that a reader sees the whole file or none: by a rename on disk, as one object elsewhere.
+
+    Closing a remote stream publishes it, even on the way out of an error; so nothing is opened before all is there.
+    """
     fs, path = resolve(uri)
     if not isinstance(fs, pafs.LocalFileSystem):
+        whole = io.BytesIO()
+        write(whole)
         with fs.open_output_stream(path) as file:
-            write(file)
+            file.write(whole.getbuffer())
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with open(unfinished, "wb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave an empty file under the final name
         os.replace(unfinished, path)
     finally:
         Path(unfinished).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ast_core.checkpoints import ModelConfig, save_model
+from ast_core.checkpoints import ModelConfig, load_model, save_model
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.model import ASTModel
 from ast_core.step import Norm
@@ -89,7 +89,7 @@ def _run(job: Callable[[Sequence[str]], int], script: str, argv: list[str]) -> N
 
 
 def _save_untrained(folder: Path, run: str, labels: LabelVocabulary, data: PreparedDataset) -> None:
-    recipe = ModelConfig.from_json(storage.read_bytes(storage.join(run, "best", "config.json")).decode()).recipe
+    recipe = load_model(Path(run) / "best")[1].recipe
     torch.manual_seed(recipe.seed)
     model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
     save_model(folder, model.state_dict(), ModelConfig(recipe, Norm(*data.norm(["train"])), labels))

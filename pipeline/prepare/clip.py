@@ -57,11 +57,20 @@ class Reason(StrEnum):
     SILENT = "silent"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
+    # whatever nobody thought of; the message names the error
+    UNFORESEEN = "unforeseen"
 
     @property
     def retry(self) -> bool:
         """Whether a later run should try again by itself."""
-        return self in {Reason.MISSING_FILE, Reason.THROTTLED, Reason.SETUP, Reason.NETWORK, Reason.TRUNCATED}
+        return self in {
+            Reason.MISSING_FILE,
+            Reason.THROTTLED,
+            Reason.SETUP,
+            Reason.NETWORK,
+            Reason.TRUNCATED,
+            Reason.UNFORESEEN,
+        }
 
 
 @dataclass(eq=False)
@@ -107,7 +116,8 @@ def each_clip(
 ) -> tuple[pa.Table, list[T | None]]:
     """`work` on every row that is still well.
 
-    Returns the rows, with the failures that `work` raised as ClipError written in, and the results, None where failed.
+    Returns the rows, with the failures that `work` raised written in, and the results, None where failed. Not only a
+    ClipError ends as a row: what strangers' media make a library raise must not end a job of two million clips.
     """
     results: list[T | None] = []
     failures = {name: rows[name].to_pylist() for name in FAILED_AT}
@@ -116,9 +126,11 @@ def each_clip(
         if row["reason"] is None:
             try:
                 result = work(row)
-            except ClipError as err:
-                for name, value in zip(FAILED_AT, (stage, str(err.reason), printable(err.message)), strict=True):
-                    failures[name][i] = value
+            except Exception as err:
+                unforeseen = ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
+                known = err if isinstance(err, ClipError) else unforeseen
+                for name, value in zip(FAILED_AT, (stage, str(known.reason), known.message), strict=True):
+                    failures[name][i] = printable(value)
         results.append(result)
     for name, values in failures.items():
         rows = rows.set_column(

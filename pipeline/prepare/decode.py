@@ -1,5 +1,6 @@
 """Media → mono 16 kHz waveform of exactly the section asked for, by FFmpeg's libraries through PyAV."""
 
+import errno
 import io
 import math
 from collections.abc import Iterator
@@ -104,14 +105,15 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
             if not container.streams.audio:
                 raise ClipError(Reason.NOT_AUDIO, f"no audio stream ({container.format.name})")
             section = _read(container, start_s, duration_s, whole=whole)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise  # which file it was, the caller knows
     except FFmpegError as err:
-        raise ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}") from err
+        reason = Reason.NETWORK if err.errno == errno.EIO else Reason.NOT_AUDIO
+        raise ClipError(reason, f"FFmpeg: {err.strerror}") from err
     covered_s = section.num_decoded / section.rate_hz
     if duration_s is not None and covered_s < (1 - SHORTFALL_SHARE) * duration_s:
         raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of {duration_s:.2f} s asked for")
-    if duration_s is None and covered_s >= MAX_CLIP_S:
+    if duration_s is None and covered_s > MAX_CLIP_S:
         raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
     waveform = section.samples
     if section.rate_hz != SAMPLE_RATE_HZ:
@@ -138,14 +140,18 @@ def _read(container: av.container.InputContainer, start_s: float, duration_s: fl
     zero_s = first_stamp_s if whole and abs(first_stamp_s) > CODEC_DELAY_S else 0.0
     if start_s > SEEK_MARGIN_S:
         container.seek(round((zero_s + start_s - SEEK_MARGIN_S) * av.time_base))
-    rate_hz = stream.rate
-    first = round(start_s * rate_hz)
-    wanted = math.ceil((MAX_CLIP_S if duration_s is None else duration_s) * rate_hz)
+    rate_hz = first = wanted = 0  # of the first frame: a stream's own rate may be half of what its decoder gives
     chunks: list[np.ndarray] = []
     filled = num_decoded = 0  # samples of the section so far, with and without holes
     position: int | None = None  # of the next sample, counted from the beginning of the recording
     try:
         for frame in container.decode(stream):
+            if not rate_hz:
+                rate_hz = frame.rate
+                first = round(start_s * rate_hz)
+                wanted = math.ceil((MAX_CLIP_S if duration_s is None else duration_s) * rate_hz) + (duration_s is None)
+            elif frame.rate != rate_hz:
+                raise ClipError(Reason.NOT_AUDIO, f"its sample rate changes from {rate_hz} to {frame.rate} Hz")
             stamped = None if frame.time is None else round((frame.time - zero_s) * rate_hz)
             if position is None or (stamped is not None and abs(stamped - position) > GAP_S * rate_hz):
                 position = stamped or 0
@@ -167,7 +173,9 @@ def _read(container: av.container.InputContainer, start_s: float, duration_s: fl
             raise
         if duration_s is None:
             raise ClipError(Reason.TRUNCATED, f"damaged after {filled / rate_hz:.2f} s ({err.strerror})") from err
-    return _Section(np.concatenate(chunks) if chunks else np.empty(0, np.float32), rate_hz, num_decoded)
+    if not chunks:
+        return _Section(np.empty(0, np.float32), SAMPLE_RATE_HZ, 0)
+    return _Section(np.concatenate(chunks), rate_hz, num_decoded)
 
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:

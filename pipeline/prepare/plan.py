@@ -1,7 +1,7 @@
 """The data's way, on one page: a list of clips → audio → waveform → fbank → shards on disk.
 
 Only this file says how the stages are chained and what each may use. Memory: a task holds one batch, `CLIPS_PER_TASK`
-clips until they are features and `CLIPS_PER_SHARD` when they are written.
+clips until they are features and a shard's clips when they are written.
 """
 
 import logging
@@ -23,8 +23,8 @@ from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish
 from pipeline.prepare.sources import ClipList
 
 CLIPS_PER_TASK = 8
-CLIPS_PER_SHARD = 128
-"""About 27 MB at 10 s. What a killed job does twice is at most this much per writing task."""
+MIN_SHARD_CLIPS, MAX_SHARD_CLIPS = 16, 128
+"""About 3 and 27 MB at 10 s. A short list has small shards, so that all CPUs have some to make."""
 
 MAX_BLOCKS = 10_000
 """Ray keeps a record of each; a longer list has longer blocks, which are still worked on in batches."""
@@ -51,7 +51,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     start_output(output, listed.vocabulary)
     splits = pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
     states = {split: load_split(output, split) for split in splits}
-    todo = _not_yet_done(listed.clips, states)
+    todo = _not_yet_done(listed.clips, listed.refused, states)
     progress = Progress(len(todo), say)
     if len(listed.clips) > len(todo):
         say(f"{len(listed.clips) - len(todo)} clips are done by an earlier run, {len(todo)} to do")
@@ -75,7 +75,13 @@ def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
         data = _map(data, Download(timeout_s=settings.timeout_s), num_cpus=DOWNLOAD_CPUS, compute=compute)
     data = _map(data, Decode(keep_silent=settings.keep_silent))
     data = _map(data, features)
-    return _map(data, WriteShards(settings.output), batch_size=CLIPS_PER_SHARD)
+    # Ray fuses these three stages into tasks of a shard each.
+    return _map(data, WriteShards(settings.output), batch_size=_clips_per_shard(len(rows)))
+
+
+def _clips_per_shard(num_clips: int) -> int:
+    num_tasks = 4 * int(ray.cluster_resources().get("CPU", 1))
+    return min(MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, -(-num_clips // num_tasks)))
 
 
 def _leave_the_terminal_to_us() -> None:
@@ -105,23 +111,24 @@ def _map(
     )
 
 
-def _not_yet_done(clips: pa.Table, states: dict[str, SplitState]) -> pa.Table:
+def _not_yet_done(clips: pa.Table, refused: pa.Table, states: dict[str, SplitState]) -> pa.Table:
     """Clips that are neither prepared nor failed for good."""
     todo = []
     for split, state in states.items():
         of_split = clips.filter(pc.equal(clips["split"], split))
-        _check_same_clips(split, of_split, state.prepared)
+        _check_same_clips(split, of_split, refused.filter(pc.equal(refused["split"], split)), state.prepared)
         final = state.failures.filter(pc.invert(state.failures["retry"]))
         done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
         todo.append(of_split.filter(pc.invert(pc.is_in(of_split["clip_id"], value_set=done))))
     return pa.concat_tables(todo).combine_chunks()
 
 
-def _check_same_clips(split: str, listed: pa.Table, prepared: pa.Table) -> None:
+def _check_same_clips(split: str, listed: pa.Table, refused: pa.Table, prepared: pa.Table) -> None:
     """A split may grow; it may not turn into another one, nor may labels change under a prepared clip."""
     position = pc.index_in(prepared["clip_id"], value_set=listed["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
-    if len(prepared) and len(listed) and not len(known):
+    named = pc.is_in(prepared["clip_id"], value_set=refused["clip_id"].combine_chunks())  # no file in this folder, say
+    if len(prepared) and not len(known) and not pc.any(named).as_py():
         raise DataError(
             f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.prepare.clip import Reason
+
 EVERY_S = 5.0
 
 
@@ -42,6 +44,12 @@ class SplitReport:
     num_listed: int
     info: dict[str, Any]
     """The split's entry of dataset.json."""
+
+
+def advice(reports: Sequence["SplitReport"]) -> str:
+    """What may yet be had, by the same command; empty if nothing."""
+    again = sum(n for report in reports for reason, n in report.info["failures"].items() if Reason(reason).retry)
+    return f"{again:,} of the failed clips are worth another try: run the same command again" if again else ""
 
 
 def table(reports: Sequence[SplitReport]) -> str:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,13 @@ from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
+from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
 
 NORM_KEY = b"ast.fbank_sums"
-"""Shard metadata: count, sum and sum of squares of all fbank values, from which a split's norm is exact in one pass."""
+"""Shard metadata: count, sum and sum of squares of all fbank values, so that a split's norm takes no second reading.
+
+Exact, but for a clip that a kill has left in two shards: its values count twice."""
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
 """What `WriteShards` says of a batch: clips by outcome; the reason is null for prepared ones."""
@@ -57,7 +59,6 @@ class WriteShards:
 
 def failures_of(rows: pa.Table) -> pa.Table:
     """`FAILURES` rows of rows under way that failed, at their first attempt."""
-    tools = tool_versions()
     of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
     return pa.Table.from_pylist(
         [
@@ -65,16 +66,12 @@ def failures_of(rows: pa.Table) -> pa.Table:
             | {
                 "attempts": 1,
                 "retry": Reason(row["reason"]).retry,
-                "tool_versions": " ".join(f"{tool} {tools[tool]}" for tool in of_stage.get(row["stage"], ())),
+                "tool_versions": " ".join(map(" ".join, tool_versions(of_stage[row["stage"]]).items())),
             }
             for row in rows.select(["clip_id", "split", *FAILED_AT]).to_pylist()
         ],
         schema=FAILURES,
     )
-
-
-def tool_versions() -> dict[str, str]:
-    return {name: version(name) for name in ("ast-ray", "av", "numpy", "pyarrow", "ray", "soxr", "torch", "yt-dlp")}
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def start_output(output: str, labels: LabelVocabulary) -> None:
             if features != dataset.FEATURES:
                 raise DataError(f"{output} holds features computed with other settings; give another --output")
         return
-    if storage.list_files(output):
+    if not storage.is_empty(output):
         raise DataError(f"{output} is not empty and holds no data set; give a new folder as --output")
     storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
 
@@ -132,9 +129,9 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
     info: dict[str, Any] = {"splits": {}}
     if storage.exists(dataset.dataset_json(output)):
         info = storage.read_json(dataset.dataset_json(output))
-    for split, of_list in refused.items():
-        state = load_split(output, split)
-        failures = pa.concat_tables([state.failures, of_list])
+    states = {split: load_split(output, split) for split in refused}  # slow; the writing after it is quick
+    for split, state in states.items():
+        failures = pa.concat_tables([state.failures, _not_prepared(refused[split], state)])
         dataset.write_table(dataset.failures_file(output, split), failures)
         info["splits"][split] = _publish_split(output, split, state, failures, labels)
     info = {
@@ -145,8 +142,22 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
         "tool_versions": tool_versions(),
     }
     storage.write_json(dataset.dataset_json(output), info)
-    storage.delete(_work_dir(output))
+    for split in states:
+        storage.delete(storage.join(_work_dir(output), split))
+    if storage.is_empty(_work_dir(output)):
+        storage.delete(_work_dir(output))
     return info
+
+
+def _not_prepared(refused: pa.Table, state: SplitState) -> pa.Table:
+    """Rows that the list refused, but for clips that an earlier run, from another folder, say, has dealt with.
+
+    A duplicate bears the name of the clip that stays, and keeps its row.
+    """
+    dealt_with = pa.concat_tables([state.prepared.select(["clip_id"]), state.failures.select(["clip_id"])])["clip_id"]
+    is_dealt_with = pc.is_in(refused["clip_id"], value_set=dealt_with.combine_chunks())
+    is_duplicate = pc.equal(refused["reason"], str(Reason.DUPLICATE))
+    return refused.filter(pc.or_(is_duplicate, pc.invert(is_dealt_with)))
 
 
 def _publish_split(
@@ -180,10 +191,13 @@ def _write_shard(folder: str, prepared: pa.Table) -> None:
 
 def _scan_shard(uri: str) -> tuple[pa.Table, np.ndarray]:
     fs, path = storage.resolve(uri)
-    with fs.open_input_file(path) as file:
-        parquet = pq.ParquetFile(file)
-        table = parquet.read(columns=["clip_id", "num_frames", "labels", "num_clipped"], use_threads=False)
-        sums = np.array(json.loads(parquet.schema_arrow.metadata[NORM_KEY]))
+    try:
+        with fs.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            table = parquet.read(columns=["clip_id", "num_frames", "labels", "num_clipped"], use_threads=False)
+            sums = np.array(json.loads(parquet.schema_arrow.metadata[NORM_KEY]))
+    except (pa.ArrowInvalid, KeyError, TypeError) as err:
+        raise DataError(f"{uri} is no shard of ours or damaged; delete it, and its clips are prepared anew") from err
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
     return table.select(_SCANNED.names).cast(_SCANNED), sums

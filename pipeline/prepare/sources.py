@@ -15,8 +15,8 @@ has a known label. A *row* is refused alone and never quietly altered; only a la
 |-----------------|-------------------------------------------------------------------------------------------------|
 | `bad_id`        | a video id that is not 1 to 64 of `A-Za-z0-9_-` (on YouTube: 11)                                |
 | `bad_id`        | a clip_id that is empty, longer than 200 or holds control characters                            |
-| `bad_id`        | a path or URL that is missing, doubled or unusable; a row's split that is not of `A-Za-z0-9_.-` |
-| `bad_time`      | no finite number, a negative start, an end not after the start or more than 300 s after it      |
+| `bad_id`        | a path or URL that is missing, doubled or unusable; a row's split of other than `A-Za-z0-9_.-`  |
+| `bad_time`      | no finite number, a start below 0 or above 1e6 s, an end not after it or more than 300 s later  |
 | `no_label`      | a row without a label                                                                           |
 | `unknown_label` | a row with any label that the vocabulary lacks                                                  |
 | `duplicate`     | a clip_id for the second time in its split; the first stays                                     |
@@ -57,10 +57,11 @@ OFFICIAL_LISTS = {
     for name in ("balanced_train", "unbalanced_train", "eval")
 }
 LONGEST_ID = 200
+MAX_START_S = 1e6  # eleven days; beyond any recording, and within what FFmpeg can seek
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # lone surrogates too: Arrow cannot store them
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SPLIT = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,100}")
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # a folder beside dataset.json and _work
 _WEB = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
 
@@ -401,8 +402,8 @@ def _seconds(value: Any, what: str) -> float:
 
 
 def _check_times(start_s: float, end_s: float | None) -> None:
-    if start_s < 0:
-        raise ClipError(Reason.BAD_TIME, f"the start, {start_s:g} s, is negative")
+    if not 0 <= start_s <= MAX_START_S:
+        raise ClipError(Reason.BAD_TIME, f"the start, {start_s:g} s, is not within 0 to {MAX_START_S:g} s")
     if end_s is not None and not 0 < end_s - start_s <= MAX_CLIP_S:
         problem = "not after" if end_s <= start_s else f"more than {MAX_CLIP_S:g} s after"
         raise ClipError(Reason.BAD_TIME, f"the end, {end_s:g} s, is {problem} the start, {start_s:g} s")
@@ -425,7 +426,9 @@ def _line(err: BaseException) -> str:
 
 def _checked_split(split: str) -> str:
     if not _SPLIT.fullmatch(split):
-        raise DataError(f"{_show(split)} cannot name a split; give --split a name of letters, digits, _, - and .")
+        raise DataError(
+            f"{_show(split)} cannot name a split; give --split letters, digits, _, - and ., a letter or digit first"
+        )
     return split
 
 

@@ -33,7 +33,7 @@ def evaluate(
     batches = eval_batches(
         clips, recipe, num_classes, rank=rank, world_size=world_size, batch_size=EVAL_BATCH_CLIPS, device=device
     )
-    scores = [predict(model, batch, recipe=recipe, norm=norm) for _, batch in batches]
+    scores = [predict(model, batch, recipe=recipe, norm=norm) for batch in batches]
     mine = torch.cat(scores) if scores else torch.empty(0, num_classes, device=device)
     gathered = gather_rows(mine, len(clips), rank=rank, world_size=world_size)
     return None if gathered is None else gathered.cpu().numpy()

@@ -200,19 +200,19 @@ class TrainFeed:
 
 def eval_batches(
     clips: Clips, recipe: Recipe, num_classes: int, *, rank: int, world_size: int, batch_size: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """This rank's rows of an evaluation split, each exactly once, with their row numbers."""
+) -> Iterator[Batch]:
+    """This rank's run of rows of an evaluation split (`rank_rows`), in order, each exactly once."""
     rows = rank_rows(len(clips), rank, world_size)
     reader, targets = FbankReader(clips), Targets(clips, num_classes)
 
-    def made() -> Iterator[tuple[np.ndarray, Batch]]:
+    def made() -> Iterator[Batch]:
         for begin in range(0, len(rows), batch_size):
             some = rows[begin : begin + batch_size]
             fbank, frames = reader.padded(some, recipe.input_tdim)
-            yield some, Batch(fbank, frames, torch.from_numpy(targets(some)), torch.ones(len(some)))
+            yield Batch(fbank, frames, torch.from_numpy(targets(some)), torch.ones(len(some)))
 
-    for some, batch in _read_ahead(made, Waits()):
-        yield some, batch.to(device)
+    for batch in _read_ahead(made, Waits()):
+        yield batch.to(device)
 
 
 def _read_ahead(make: Callable[[], Iterator[T]], waits: Waits) -> Iterator[T]:

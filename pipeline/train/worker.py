@@ -53,7 +53,7 @@ class TrainJob:
 
 @dataclass
 class Progress:
-    """The state of a run between two epochs, but for model and optimiser. Only rank 0 fills it."""
+    """The state of a run between two epochs, but for model and optimiser. What evaluation adds, rank 0 alone has."""
 
     epochs_done: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -106,7 +106,7 @@ def test_a_refused_checkpoint_leaves_the_model_as_it_was(original: dict[str, Ten
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no checkpoint .*nowhere\.pth"):
+    with pytest.raises(DataError, match=r"no weight file .*nowhere\.pth"):
         load_original(small.model(), tmp_path / "nowhere.pth")
 
 

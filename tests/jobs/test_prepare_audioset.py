@@ -158,6 +158,19 @@ def test_files_by_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Pa
     ]
 
 
+def test_a_second_folder_adds_what_the_first_lacked(local_ray: None, tmp_path: Path):
+    for i, name in enumerate(("first", "second")):
+        (tmp_path / name).mkdir()
+        fakes.write_media(tmp_path / name / f"{name:_<11}_0.000.flac", fakes.noise(5, seed=i))
+    rows = [f'{name:_<11}, 0.000, 5.000, "{DOG}"' for name in ("first", "second")]
+    argv = ["--segments", str(segment_list(tmp_path / "two_segments.csv", *rows)), "--output", str(tmp_path / "data")]
+    for name in ("first", "second"):
+        assert main([*argv, "--audio-dir", str(tmp_path / name)]) == 0
+    prepared = PreparedDataset.open(str(tmp_path / "data")).clips(["two"])
+    assert sorted(prepared.clip_id.to_pylist()) == ["first_______0.000", "second______0.000"]
+    assert len(pq.read_table(tmp_path / "data" / "two" / "failures.parquet")) == 0
+
+
 @pytest.mark.skipif(not (SHARED / "data" / "audioset").exists(), reason="needs the AudioSet clip beside the project")
 def test_the_audioset_clip_is_stored_as_the_original_computes_it(local_ray: None, tmp_path: Path):
     audioset = SHARED / "data" / "audioset"
@@ -175,6 +188,8 @@ def test_the_audioset_clip_is_stored_as_the_original_computes_it(local_ray: None
     [
         (["--datafile", "x.json", "--audio-dir", "y"], ConfigError, "--audio-dir"),
         (["--segments", "a.csv", "b.csv", "--split", "s"], ConfigError, "--split names one split"),
+        (["--esc50", "x", "--labels", "y.csv"], ConfigError, "bring their own"),
+        (["--segments", "a.csv", "--files-are-clips"], ConfigError, "--audio-dir"),
         (["--segments", "a.csv", "--limit", "0"], ConfigError, "--limit is 0; use more than 0"),
         (["--segments", "nothing.csv"], DataError, "nothing.csv"),
         (["--esc50", "nothing"], DataError, "nothing"),
@@ -189,6 +204,7 @@ def test_what_cannot_be_is_refused_before_any_work(argv: list[str], error: type,
 def test_a_list_of_which_nothing_could_be_prepared_does_not_end_as_a_success(local_ray: None, tmp_path: Path):
     clips = segment_list(tmp_path / "lost_segments.csv", f'abcdefghijk, 3.000, 8.000, "{SPEECH}"')
     (tmp_path / "audio").mkdir()
+    fakes.write_media(tmp_path / "audio" / "another_one.flac", fakes.noise(1))
     argv = ["--segments", str(clips), "--audio-dir", str(tmp_path / "audio"), "--output", str(tmp_path / "data")]
     assert run_job(main, argv) == 2
     failures = pq.read_table(tmp_path / "data" / "lost" / "failures.parquet")
@@ -200,6 +216,15 @@ def test_two_lists_of_one_name_are_not_one_split(tmp_path: Path):
     lists = [segment_list(folder / "a_segments.csv", ROWS[0]) for folder in (tmp_path, tmp_path / "other")]
     with pytest.raises(ConfigError, match="one split"):
         main(["--segments", *map(str, lists), "--output", str(tmp_path / "data")])
+
+
+def test_a_submitted_job_does_not_write_where_its_outputs_would_be_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    clips = segment_list(tmp_path / "a_segments.csv", ROWS[0])
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="--output data would be lost with the submitted job"):
+        main(["--segments", str(clips), "--output", "data"])
 
 
 def test_an_error_that_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

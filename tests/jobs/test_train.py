@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ast_core.errors import ConfigError, DataError
 from jobs import evaluate
 from jobs.train import main, recipe_names
+from tests import fakes
 
 EPOCHS = 3
 RECIPE = {
@@ -122,6 +123,14 @@ def test_a_killed_run_goes_on_by_the_same_command_and_ends_the_same(two_workers:
             assert resumed[key] == pytest.approx(undisturbed[key], rel=1e-4)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
     assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], rel=1e-4)
+
+
+def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(local_ray: None, tmp_path: Path, capsys):
+    fakes.write_data(str(tmp_path / "data"), splits=[("train", 12), ("eval", 1)])
+    small = argv(str(tmp_path / "data"), tmp_path / "run", num_workers=1, epochs="1", wa_start="1", wa_end="1")
+    assert main(small) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["mauc"] is None
+    assert "AUC –" in capsys.readouterr().out
 
 
 def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(two_workers: Path, tone_data: str):

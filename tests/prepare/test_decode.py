@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ast_core.fbank import SAMPLE_RATE_HZ
-from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
 from pipeline.prepare.decode import Decode, decode_section
 from tests import fakes
 
@@ -115,6 +115,20 @@ def test_a_batch_keeps_each_row_with_its_waveform_or_its_reason(tmp_path: Path):
     assert [len(waveform) for waveform in out["waveform"].to_pylist()] == [16_000, 0, 0]
     assert out["end_s"].to_pylist() == [1.0, None, None]
     assert Decode(keep_silent=True)(under_way(rows))["reason"].to_pylist() == [None, None, "missing_file"]
+
+
+def test_what_nobody_foresaw_is_a_row_too_and_tried_again():
+    def work(row: dict) -> str:
+        if row["clip_id"] == "odd":
+            raise AttributeError("a library's own\nmistake")
+        return "fine"
+
+    rows = under_way(fakes.clips({"clip_id": "odd", "media": "x"}, {"clip_id": "good", "media": "y"}))
+    rows, results = each_clip(rows, "decode", work)
+    assert results == [None, "fine"]
+    assert rows["reason"].to_pylist() == ["unforeseen", None]
+    assert rows["message"][0].as_py() == "AttributeError: a library's own mistake"
+    assert Reason.UNFORESEEN.retry
 
 
 def test_peaks_beyond_full_scale_are_clipped_and_counted(tmp_path: Path):

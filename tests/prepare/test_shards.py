@@ -14,7 +14,7 @@ from datasets import Dataset as HuggingFaceDataset
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
-from pipeline import dataset, storage
+from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES, under_way
 from pipeline.prepare.features import clip_fbank
@@ -106,9 +106,11 @@ def test_unknown_splits_and_schemas_are_named(tone_data: str, tmp_path: Path):
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
     labels = LabelVocabulary.from_names(["a"])
-    (tmp_path / "thesis.docx").write_text("…")
-    with pytest.raises(DataError, match="not empty and holds no data set"):
-        start_output(str(tmp_path), labels)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.docx").write_text("…")
+    for folder in (tmp_path, tmp_path / "files"):
+        with pytest.raises(DataError, match="not empty and holds no data set"):
+            start_output(str(folder), labels)
     start_output(str(tmp_path / "new"), labels)
     start_output(str(tmp_path / "new"), labels)  # its own, again
     with pytest.raises(DataError, match=r"other labels \(1, these are 2\)"):
@@ -162,6 +164,43 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
     ]
     assert info["splits"]["train"]["clips"] == 2
     assert not storage.exists(storage.join(output, "_work"))
+
+
+def test_preparing_one_split_leaves_the_failures_of_another_unfinished_one(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows("a", failed=("b",)))  # of "train", and then the job is killed
+    publish(output, labels, {"other": FAILURES.empty_table()})
+    assert load_split(output, "train").failures["clip_id"].to_pylist() == ["b"]
+
+
+def test_an_index_that_is_newer_than_dataset_json_is_not_trained_on(tmp_path: Path):
+    output = str(tmp_path / "d")
+    fakes.write_data(output, splits=[("train", 3)])
+    index = dataset.read_table(dataset.index_file(output, "train"))
+    dataset.write_table(dataset.index_file(output, "train"), index.slice(0, 2))
+    with pytest.raises(DataError, match="is being prepared"):
+        PreparedDataset.open(output).clips(["train"])
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path):
+    output = str(tmp_path / "d")
+    fakes.write_data(output, splits=[("train", 3)])
+    (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"{shard.name} is no shard of ours or damaged; delete it"):
+        load_split(output, "train")
+
+
+def test_versions_are_known_where_the_project_is_a_folder_and_not_installed(monkeypatch: pytest.MonkeyPatch):
+    """As under `ray job submit --working-dir .` on a node that has the requirements alone."""
+
+    def installed(name: str) -> str:
+        assert name != "ast-ray"
+        return "1"
+
+    monkeypatch.setattr(versions, "version", installed)
+    assert versions.tool_versions()["ast-ray"] == versions.VERSION
 
 
 def test_a_split_in_which_everything_failed_is_published_but_not_trained_on(tmp_path: Path):
