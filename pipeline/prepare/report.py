@@ -49,7 +49,7 @@ class SplitReport:
 def advice(reports: Sequence["SplitReport"]) -> str:
     """What may yet be had, by the same command; empty if nothing."""
     again = sum(n for report in reports for reason, n in report.info["failures"].items() if Reason(reason).retry)
-    return f"{again:,} of the failed clips are worth another try: run the same command again" if again else ""
+    return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
 
 
 def table(reports: Sequence[SplitReport]) -> str:
