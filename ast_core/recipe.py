@@ -32,7 +32,7 @@ class Recipe:
     imagenet_pretrain: bool = True
     audioset_pretrain: bool = False
     imagenet_weights: str | None = None
-    """A file on every node, for machines without a network."""
+    """A local file, for machines without a network."""
     audioset_weights: str | None = None
 
     # --- input
@@ -77,6 +77,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.model_size not in MODEL_SIZES:
             raise ConfigError(f"model_size is {self.model_size!r}; use one of {', '.join(MODEL_SIZES)}")
+        if self.imagenet_weights is not None and not self.imagenet_pretrain:
+            raise ConfigError("imagenet_weights is given and imagenet_pretrain is false; set one of them otherwise")
         if self.audioset_pretrain and self.model_size != "base384":
             raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {self.model_size}")
         if self.audioset_pretrain and self.audioset_weights is None:

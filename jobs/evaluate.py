@@ -8,22 +8,20 @@ A checkpoint is a folder with model.safetensors and config.json, or a run, whose
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 
-from ast_core.checkpoints import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_model
+from ast_core.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from ast_core.errors import DataError
-from ast_core.model import ASTModel
 from ast_core.step import set_fastest_attention
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.train import models
 from pipeline.train.evaluation import class_counts, evaluate, score_metrics
 from pipeline.train.report import finite_or_null, per_class_csv, per_class_table
 
@@ -48,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     clips = dataset.clips(args.split)
     checkpoints = [_model_folder(uri) for uri in args.checkpoint]
     for uri in checkpoints:
-        config_file = storage.join(uri, CONFIG_FILE)
-        labels = ModelConfig.from_json(storage.read_bytes(config_file).decode(), origin=config_file).labels
+        labels = models.load_config(uri).labels
         if labels != dataset.labels:
             raise DataError(f"{uri} was trained for other labels ({len(labels)} classes) than {dataset.uri} has")
     with ray_session(args.address, args.num_cpus):
@@ -72,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _model_folder(uri: str) -> str:
     for folder in (uri, storage.join(uri, "best")):
-        if storage.exists(storage.join(folder, WEIGHTS_FILE)):
+        if models.exists(folder):
             return storage.absolute(folder)
     raise DataError(f"{uri} is neither a model folder ({WEIGHTS_FILE}, {CONFIG_FILE}) nor a run with a best model")
 
@@ -80,20 +77,13 @@ def _model_folder(uri: str) -> str:
 def _score(uri: str, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = _download_model(uri)
+    model, config = models.load(uri)
     set_fastest_attention(model, device, config.recipe)
     scores = evaluate(
         model.to(device), clips, recipe=config.recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
     )
     assert scores is not None  # a single process is rank 0
     return scores
-
-
-def _download_model(uri: str) -> tuple[ASTModel, ModelConfig]:
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
-        return load_model(folder)
 
 
 def _write_json(uri: str, checkpoints: Sequence[str], figures: dict[str, float]) -> None:

@@ -23,11 +23,14 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.recipe import Recipe, load_recipe
+from ast_core.step import Norm
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.train import models
 from pipeline.train.worker import TrainJob, train_worker
 from pipeline.versions import tool_versions
 
@@ -86,25 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = PreparedDataset.open(args.data)
     train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
-    mean, std = _norm(recipe, dataset, args.train_splits)
+    norm = _norm(recipe, dataset, args.train_splits)
     run = output_uri(args.output)
     whose = "the data set's own" if recipe.dataset_mean is None else "the recipe's"
     print(
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
-        f"normalised by {whose} mean {mean:.4f} and std {std:.4f}"
+        f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
-    _claim_run(run, recipe, dataset, args)
+    _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
     with ray_session(args.address, args.num_cpus):
         use_gpu, cpus = _resources(args)
-        job = TrainJob(
-            data=dataset.uri,
-            train_splits=args.train_splits,
-            eval_splits=args.eval_splits,
-            run=run,
-            recipe=recipe.to_dict(),
-            norm={"mean": mean, "std": std},
-            threads=cpus,
-        )
+        job = TrainJob(dataset.uri, args.train_splits, args.eval_splits, run, threads=cpus)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=asdict(job),
@@ -165,39 +160,38 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
                 raise ConfigError(
                     "loss CE takes exactly one label a clip; this data has clips with several: use loss BCE"
                 )
-    weights: dict[str, Any] = {}
-    for key in ("imagenet_weights", "audioset_weights"):
-        if (path := getattr(recipe, key)) is not None:
-            if not Path(path).is_file():
-                raise ConfigError(f"{key} is {path}; there is no such file on this machine")
-            weights[key] = storage.absolute(path)  # workers run in folders of their own
-    return replace(recipe, label_dim=num_classes, **weights)
+    return replace(recipe, label_dim=num_classes)
 
 
-def _norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> tuple[float, float]:
+def _norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
     if recipe.dataset_mean is not None and recipe.dataset_std is not None:
-        return recipe.dataset_mean, recipe.dataset_std
-    return dataset.norm(train_splits)
+        return Norm(recipe.dataset_mean, recipe.dataset_std)
+    return Norm(*dataset.norm(train_splits))
 
 
-def _claim_run(run: str, recipe: Recipe, dataset: PreparedDataset, args: argparse.Namespace) -> None:
-    """Write RUN/config.json, or see that the one there is of this same run."""
+def _claim_run(run: str, config: ModelConfig, dataset: PreparedDataset, args: argparse.Namespace) -> None:
+    """Write RUN/config.json and RUN/initial, or see that those there are of this same run.
+
+    The model to start from is made here, once, so that only this machine needs the network or the weight file.
+    """
     identity: dict[str, Any] = {
-        "recipe": recipe.to_dict(),
+        "recipe": config.recipe.to_dict(),
         "train_splits": dataset.fingerprint(args.train_splits),
         "eval_splits": dataset.fingerprint(args.eval_splits),
     }
-    uri = storage.join(run, "config.json")
+    uri, initial = storage.join(run, "config.json"), storage.join(run, "initial")
     if storage.exists(uri):
         there = storage.read_json(uri)
         if differences := _differences({key: there.get(key) for key in identity}, identity):
             raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
-        return
-    if not storage.is_empty(run):
+        if models.exists(initial):
+            return
+    elif not storage.is_empty(run):
         raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
-    storage.write_json(
-        uri, identity | {"data": dataset.uri, "num_workers": args.num_workers, "tool_versions": tool_versions()}
-    )
+    model = models.initial_model(config.recipe)
+    about = {"data": dataset.uri, "num_workers": args.num_workers, "tool_versions": tool_versions()}
+    storage.write_json(uri, identity | about)
+    models.save(initial, model.state_dict(), config)
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:

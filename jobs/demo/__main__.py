@@ -13,19 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from ast_core.checkpoints import ModelConfig, load_model, save_model
 from ast_core.labels import LabelVocabulary, audioset_labels
-from ast_core.model import ASTModel
-from ast_core.step import Norm
 from jobs import evaluate, prepare_audioset, train
 from jobs.common import add_ray_options, ray_session, run_job
 from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
 from jobs.demo.world import build_world
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
 from pipeline.train.report import per_class_table
 
 NUM_TRAIN, NUM_EVAL = 440, 110
@@ -61,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         splits = ["--train-splits", "train", "--eval-splits", "eval"]
         fit = ["--recipe", "demo", "--data", data, *splits, "--output", run, "--num-workers", "2"]
         _run(train.main, "jobs/train.py", [*fit, "--seed", str(args.seed)])
-        print("\n4. What an untrained model of the same shape scores")
-        _save_untrained(out / "untrained", run, labels, PreparedDataset.open(data))
-        score = ["--checkpoint", str(out / "untrained"), "--data", data, "--split", "eval"]
+        print("\n4. What the model scored before it was trained")
+        score = ["--checkpoint", f"{run}/initial", "--data", data, "--split", "eval"]
         _run(evaluate.main, "jobs/evaluate.py", score)
 
     print("\n" + per_class_table(storage.read_bytes(storage.join(run, "per_class.csv")).decode()))
@@ -86,13 +79,6 @@ def demo_labels() -> LabelVocabulary:
 def _run(job: Callable[[Sequence[str]], int], script: str, argv: list[str]) -> None:
     print(f"   $ python {shlex.join([script, *argv])}\n", flush=True)
     job(argv)
-
-
-def _save_untrained(folder: Path, run: str, labels: LabelVocabulary, data: PreparedDataset) -> None:
-    recipe = load_model(Path(run) / "best")[1].recipe
-    torch.manual_seed(recipe.seed)
-    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
-    save_model(folder, model.state_dict(), ModelConfig(recipe, Norm(*data.norm(["train"])), labels))
 
 
 if __name__ == "__main__":

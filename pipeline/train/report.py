@@ -6,7 +6,6 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -94,8 +93,3 @@ def per_class_table(text: str) -> str:
 
 def write_summary(run: str, summary: Mapping[str, Any]) -> None:
     storage.write_json(storage.join(run, "summary.json"), dict(summary))
-
-
-def upload_folder(folder: Path, uri: str) -> None:
-    for file in sorted(folder.iterdir()):
-        storage.write_bytes(storage.join(uri, file.name), file.read_bytes())

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +20,15 @@ import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from ast_core.checkpoints import ModelConfig, save_model
 from ast_core.metrics import TaggingMetrics
-from ast_core.model import ASTModel
-from ast_core.recipe import Recipe
 from ast_core.schedule import learning_rate
-from ast_core.step import Norm, make_optimizer, set_fastest_attention, train_step
+from ast_core.step import make_optimizer, set_fastest_attention, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.train import models
 from pipeline.train.evaluation import class_counts, evaluate, headline, score_metrics
 from pipeline.train.feed import TrainFeed
-from pipeline.train.report import RunLog, finite_or_null, per_class_csv, upload_folder, write_summary
+from pipeline.train.report import RunLog, finite_or_null, per_class_csv, write_summary
 
 logger = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 20
@@ -46,8 +43,7 @@ class TrainJob:
     train_splits: list[str]
     eval_splits: list[str]
     run: str
-    recipe: dict[str, Any]
-    norm: dict[str, float]
+    """Holds `initial`, the model to start from, whose config is the run's."""
     threads: int
 
 
@@ -83,26 +79,17 @@ class Run:
         self.job = job
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        self.recipe = Recipe(**job.recipe)
-        self.norm = Norm(**job.norm)
+        model, self.config = models.load(storage.join(job.run, "initial"))
+        self.recipe, self.norm = self.config.recipe, self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels
         self.eval_clips = dataset.clips(job.eval_splits)
         self.feed = TrainFeed(
             dataset.clips(job.train_splits), self.recipe, len(self.labels), self.rank, self.world_size
         )
-        torch.manual_seed(self.recipe.seed)  # the same first weights whatever the number of ranks
-        recipe = self.recipe
-        model = ASTModel(
-            **recipe.model_args(),
-            imagenet_pretrain=recipe.imagenet_pretrain,
-            audioset_pretrain=recipe.audioset_pretrain,
-            imagenet_weights=recipe.imagenet_weights,
-            audioset_weights=recipe.audioset_weights,
-        )
-        set_fastest_attention(model, self.device, recipe)
+        set_fastest_attention(model, self.device, self.recipe)
         self.model = prepare_model(model)
-        self.optimizer = make_optimizer(self.model, recipe)
+        self.optimizer = make_optimizer(self.model, self.recipe)
         self.progress = Progress()
         self._resume()
 
@@ -255,9 +242,7 @@ class Run:
         write_summary(self.job.run, summary)
 
     def _save_model(self, name: str, state: dict[str, Tensor]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(folder, state, ModelConfig(self.recipe, self.norm, self.labels))
-            upload_folder(Path(folder), storage.join(self.job.run, name))
+        models.save(storage.join(self.job.run, name), state, self.config)
 
     def _write_per_class(self, metrics: TaggingMetrics) -> None:
         num_classes = len(self.labels)

@@ -90,6 +90,13 @@ def test_evaluating_the_saved_model_gives_the_runs_own_figures(two_workers: Path
         assert json.loads(figures.read_text())["map"] == pytest.approx(expected["map"], abs=1e-6)
 
 
+def test_the_model_before_training_is_kept_and_scores_far_less(two_workers: Path, tone_data: str, tmp_path: Path):
+    initial = ["--checkpoint", str(two_workers / "initial"), "--data", tone_data, "--split", "eval"]
+    assert evaluate.main([*initial, "--json", str(tmp_path / "figures.json")]) == 0
+    summary = json.loads((two_workers / "summary.json").read_text())
+    assert json.loads((tmp_path / "figures.json").read_text())["map"] < summary["map"] - 0.1
+
+
 def test_several_checkpoints_make_an_ensemble(two_workers: Path, tone_data: str, capsys: pytest.CaptureFixture[str]):
     checkpoints = [str(two_workers), str(two_workers / "averaged")]
     assert evaluate.main(["--checkpoint", *checkpoints, "--data", tone_data, "--split", "eval", "--per-class"]) == 0
@@ -148,7 +155,12 @@ def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(tw
         ({"label_dim": "527"}, ConfigError, "label_dim is 527; .* has 4 classes"),
         ({"input_fdim": "64", "freqm": "8"}, ConfigError, "input_fdim is 64; the data has 128 mel bins"),
         ({"audioset_pretrain": "true", "model_size": "base384"}, ConfigError, "audioset_weights"),
-        ({"imagenet_weights": "/nowhere.pth"}, ConfigError, "imagenet_weights is /nowhere.pth; there is no such file"),
+        ({"imagenet_weights": "/nowhere.pth"}, ConfigError, "imagenet_weights is given and imagenet_pretrain is false"),
+        (
+            {"imagenet_pretrain": "true", "imagenet_weights": "/nowhere.pth"},
+            DataError,
+            "there is no weight file /nowhere.pth",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_before_a_worker_starts(
