@@ -72,7 +72,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_fastest_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
-    """Fused attention, except in bf16 on a CPU, where PyTorch 2.11 takes 1.3 to 5 times as long for it as for plain products."""
+    """Fused attention, except in bf16 on a CPU, where PyTorch 2.11's is slower than plain products at all our sizes.
+
+    `python -m benchmarks.attention` measures by how much.
+    """
     model.set_fused_attention(not (device.type == "cpu" and recipe.precision == "bf16"))
 
 
