@@ -22,6 +22,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert storage.list_files(tmp_path, recursive=True) == [uri]
 
 
+def test_a_reader_that_is_under_way_goes_on_with_the_file_that_it_opened(tmp_path: Path):
+    uri = str(tmp_path / "a.txt")
+    storage.write_bytes(uri, b"old")
+    with open(uri, "rb") as reader:
+        storage.write_bytes(uri, b"new")
+        assert reader.read() == b"old"
+    assert storage.read_bytes(uri) == b"new"
+
+
 def test_listing_tells_files_by_suffix_and_depth_and_a_missing_folder_is_empty(tmp_path: Path):
     for name in ("b.parquet", "a.parquet", "a.tmp", "deep/c.parquet"):
         storage.write_bytes(str(tmp_path / name), b"")

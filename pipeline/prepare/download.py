@@ -82,7 +82,7 @@ def fetch_with_ytdlp(url: str, begin_s: float, end_s: float | None, *, timeout_s
             "socket_timeout": timeout_s,
             "js_runtimes": {"deno": {"path": find_deno_bin()}},  # YouTube's player; in its wheel, maybe not on the PATH
             # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
-            # With the original timestamps kept, the cut after decoding is exact; a copied stream may start 0.15 s off.
+            # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
             "external_downloader_args": {"ffmpeg_i": ["-rw_timeout", str(int(timeout_s * 1e6)), "-copyts"]},
         }
         if begin_s > 0 or end_s is not None:

@@ -29,7 +29,7 @@ class Held:
         self.optimizer.zero_grad(set_to_none)
 
     def step(self) -> None:
-        pass
+        """Leave the parameters, so that the gradients can be looked at."""
 
 
 def share(batch: Batch, positions: list[int], weights: list[float]) -> Batch:
