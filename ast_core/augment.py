@@ -3,19 +3,23 @@
 B clips, T frames, M mel bins. The order is the original's: mixup → pad or cut → SpecAugment, which fills 0 →
 `(x - mean) / (2 std)` → noise and time roll where the recipe asks.
 
-What is random is drawn beforehand, on the CPU, for the global batch (`draw`), so that a seed gives the same batch on
-any number of workers; applying it is a pure function.
+What is random is drawn beforehand, on the CPU, for the global batch (`draw`), each kind by a generator of its own, so
+that a seed gives the same batch on any number of workers; applying it is a pure function.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ast_core.fbank import POWER_FLOOR
+from ast_core.seeds import rng_for
 
+MixupDomain = Literal["power", "log_mel"]
 ROLL_FRAMES = 10
 NOISE_GAIN = 0.1
 STORED_FLOOR = float(torch.tensor(math.log(POWER_FLOOR)).half())
@@ -34,16 +38,28 @@ def mixup_power(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
     return torch.logaddexp(2 * lam.log() + a, 2 * torch.log1p(-lam) + b)
 
 
+def mixup_log_mel(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
+    """`λ a + (1 - λ) b` on raw log-mel as it is, as image recipes mix; far from a mixture of the two sounds."""
+    return torch.lerp(b, a, torch.as_tensor(lam, dtype=a.dtype, device=a.device))
+
+
 def mixup_batch(
-    fbank_BTM: Tensor, num_frames_B: Tensor, partner_BTM: Tensor, partner_frames_B: Tensor, lam_B: Tensor
+    fbank_BTM: Tensor,
+    num_frames_B: Tensor,
+    partner_BTM: Tensor,
+    partner_frames_B: Tensor,
+    lam_B: Tensor,
+    domain: MixupDomain = "power",
 ) -> Tensor:
     """Mix each clip with its partner, to the length of the clip, as the original mixes waveforms; 0 beyond it.
 
-    λ = 1 leaves a clip as it is. Nothing falls below the fbank's floor, as no fbank of a mixture does.
+    λ = 1 leaves a clip as it is. Where the partner has ended it is silent. Nothing falls below the fbank's floor, as no
+    fbank of a mixture does.
     """
+    mix, silence = (mixup_power, -torch.inf) if domain == "power" else (mixup_log_mel, STORED_FLOOR)
     ended = ~frames_mask(partner_frames_B, partner_BTM.shape[1])
-    partner_BTM = partner_BTM.masked_fill(ended.unsqueeze(2), -torch.inf)
-    mixed = mixup_power(fbank_BTM, partner_BTM, lam_B.view(-1, 1, 1)).clamp_min(STORED_FLOOR)
+    partner_BTM = partner_BTM.masked_fill(ended.unsqueeze(2), silence)
+    mixed = mix(fbank_BTM, partner_BTM, lam_B.view(-1, 1, 1)).clamp_min(STORED_FLOOR)
     return mixed.masked_fill(~frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2), 0.0)
 
 
@@ -69,26 +85,26 @@ class Augmentation:
 
 
 def draw(
-    rng: np.random.Generator, num_clips: int, *, num_frames: int, num_mel_bins: int, freqm: int, timem: int, noise: bool
+    seed: Sequence[int], num_clips: int, *, num_frames: int, num_mel_bins: int, freqm: int, timem: int, noise: bool
 ) -> Augmentation:
-    """The original's distributions.
+    """The original's distributions; a function of `seed`, such as (run's seed, epoch, step), and of its arguments.
 
     Masks are torchaudio's: a real width `v = U·freqm`, a start `U·(size - v)`, both cut to whole bins. Noise is uniform
     in [0, gain), the gain uniform in [0, 0.1); the roll is uniform over -10 … 9 frames.
     """
 
-    def mask(size: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        width = rng.random(num_clips) * longest
-        return (rng.random(num_clips) * (size - width)).astype(np.int64), width.astype(np.int64)
+    def mask(axis: str, size: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        width, start = rng_for(f"{axis} mask", seed).random((2, num_clips))
+        width *= longest
+        return (start * (size - width)).astype(np.int64), width.astype(np.int64)
 
-    freq_start, freq_width = mask(num_mel_bins, freqm)
-    time_start, time_width = mask(num_frames, timem)
-    gain = rng.random(num_clips) * NOISE_GAIN
-    seed = rng.integers(0, 2**62, num_clips)
-    roll = rng.integers(-ROLL_FRAMES, ROLL_FRAMES, num_clips)
-    off = np.zeros(num_clips, dtype=np.int64)
+    noise_rng, off = rng_for("noise", seed), np.zeros(num_clips, dtype=np.int64)
     return Augmentation(
-        freq_start, freq_width, time_start, time_width, gain if noise else off, seed, roll if noise else off
+        *mask("frequency", num_mel_bins, freqm),
+        *mask("time", num_frames, timem),
+        noise_gain=noise_rng.random(num_clips) * NOISE_GAIN if noise else off,
+        noise_seed=noise_rng.integers(0, 2**62, num_clips) if noise else off,
+        roll_frames=rng_for("roll", seed).integers(-ROLL_FRAMES, ROLL_FRAMES, num_clips) if noise else off,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.pretrained import Grid, from_audioset, from_deit
-from ast_core.weight_files import load_weights, read_weights
+from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
 
 PATCH_SIZE = 16
 
@@ -36,6 +36,14 @@ def patch_grid(input_fdim: int, input_tdim: int, fstride: int, tstride: int) -> 
         if value < PATCH_SIZE:
             raise ConfigError(f"{key} is {value}; use {PATCH_SIZE} (the patch size) or more")
     return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
+
+
+def check_start(model_size: str, imagenet_pretrain: bool, audioset_pretrain: bool) -> None:
+    """Raises ConfigError for AudioSet weights that were never published, as the original does."""
+    if audioset_pretrain and model_size != "base384":
+        raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {model_size}")
+    if audioset_pretrain and not imagenet_pretrain:
+        raise ConfigError("audioset_pretrain starts from weights that saw ImageNet first; set imagenet_pretrain true")
 
 
 class OverlappingPatchEmbed(nn.Module):
@@ -61,10 +69,11 @@ class ASTModel(nn.Module):
         fstride, tstride: patch strides on frequency and time; below 16 neighbouring patches overlap.
         input_fdim, input_tdim: mel bins and frames of the input, fixed for a model.
         imagenet_pretrain: start from DeiT-distilled ImageNet weights, from timm's hub or from `imagenet_weights`.
-        audioset_pretrain: start from a full-AudioSet AST, from the file `audioset_weights`. Only base384 was published.
+        audioset_pretrain: start from the full-AudioSet AST of 0.4593 mAP, fetched or from `audioset_weights`; only
+            base384 was published. The classifier is new.
         model_size: one of `MODEL_SIZES`.
         imagenet_weights: a local `.pth` or `.safetensors` under timm's key names.
-        audioset_weights: a local `.pth` of the original implementation.
+        audioset_weights: a local `.pth` of the original implementation, or Hugging Face's `.safetensors` of it.
 
     Raises:
         ConfigError: a shape, stride or size that cannot be.
@@ -89,10 +98,7 @@ class ASTModel(nn.Module):
             raise ConfigError(f"model_size is {model_size!r}; use one of {', '.join(MODEL_SIZES)}")
         if label_dim < 1:
             raise ConfigError(f"label_dim is {label_dim}; use the number of classes, 1 or more")
-        if audioset_pretrain and model_size != "base384":
-            raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {model_size}")
-        if audioset_pretrain and audioset_weights is None:
-            raise ConfigError("audioset_pretrain needs audioset_weights, the file of a published AudioSet checkpoint")
+        check_start(model_size, imagenet_pretrain, audioset_pretrain)
         timm_name, shape = MODEL_SIZES[model_size]
         self.input_shape = (input_tdim, input_fdim)
         self.v = VisionTransformerDistilled(
@@ -105,9 +111,9 @@ class ASTModel(nn.Module):
         )
         self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), nn.Linear(shape["embed_dim"], label_dim))
         grid = self.v.patch_embed.grid_size
-        if audioset_pretrain and audioset_weights is not None:
-            state = from_audioset(read_weights(audioset_weights), grid)
-            load_weights(self, state, audioset_weights, may_lack="mlp_head")
+        if audioset_pretrain:
+            file = fetch_audioset_weights() if audioset_weights is None else audioset_weights
+            load_weights(self, from_audioset(read_weights(file), grid), file, may_lack="mlp_head")
         elif imagenet_pretrain:
             state = _timm_weights(timm_name) if imagenet_weights is None else read_weights(imagenet_weights)
             load_weights(self.v, from_deit(state, grid), imagenet_weights or timm_name)
@@ -117,6 +123,15 @@ class ASTModel(nn.Module):
         for module in self.v.modules():
             if isinstance(module, Attention):
                 module.fused_attn = fused  # type: ignore[misc]  # Final, but for TorchScript alone
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Keep only the inputs of each block and compute the rest again on the way back: less memory, more time."""
+        self.v.set_grad_checkpointing(enabled)
+
+    def compile_blocks(self) -> None:
+        """`torch.compile` each transformer block in place; alike as they are, they are compiled once."""
+        for block in self.v.blocks:
+            block.compile()
 
     def forward_features(self, fbank_BTM: Tensor) -> Tensor:
         """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation."""

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
+from ast_core.augment import MixupDomain
 from ast_core.errors import ConfigError
-from ast_core.model import MODEL_SIZES, patch_grid
+from ast_core.model import MODEL_SIZES, check_start, patch_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,24 @@ class Recipe:
     imagenet_pretrain: bool = True
     audioset_pretrain: bool = False
     imagenet_weights: str | None = None
-    """A local file, for machines without a network."""
+    """A local file, for machines without a network; null fetches."""
     audioset_weights: str | None = None
+    """The same, of a published AudioSet checkpoint."""
 
     # --- input
-    dataset_mean: float | None = -4.2677393
-    """Of raw log-mel; null takes the training splits' own figures."""
-    dataset_std: float | None = 4.5689974
+    norm_stats: Literal["recipe", "data"] = "recipe"
+    """Normalise by dataset_mean and dataset_std, which published weights expect, or by the training splits' own."""
+    dataset_mean: float = -4.2677393
+    """Of raw log-mel."""
+    dataset_std: float = 4.5689974
     freqm: int = 48
     """Widest frequency mask of SpecAugment, in mel bins; 0 is off."""
     timem: int = 192
     """Widest time mask, in frames."""
     mixup: float = 0.5
-    """Share of the clips that are mixed with another."""
+    """Share of the clips that are mixed with another; 0 is off."""
+    mixup_domain: MixupDomain = "power"
+    """Add powers, close to the original's mixing of waveforms, or mix log-mel values as they are."""
     noise: bool = False
     """Noise and time roll."""
     sampling: Literal["weighted", "uniform"] = "weighted"
@@ -72,6 +78,14 @@ class Recipe:
     # --- execution
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast: weights and optimiser stay in float32."""
+    micro_batch_size: int | None = None
+    """Clips that a worker takes through the network at once, gradients adding up over the batch; null takes all."""
+    activation_checkpointing: bool = False
+    """Less memory, more time."""
+    compile: bool = False
+    """torch.compile on the transformer's blocks."""
+    attention: Literal["auto", "fused", "plain"] = "auto"
+    """Fused is PyTorch's scaled_dot_product_attention; auto takes what is fastest on the device."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,10 +93,9 @@ class Recipe:
             raise ConfigError(f"model_size is {self.model_size!r}; use one of {', '.join(MODEL_SIZES)}")
         if self.imagenet_weights is not None and not self.imagenet_pretrain:
             raise ConfigError("imagenet_weights is given and imagenet_pretrain is false; set one of them otherwise")
-        if self.audioset_pretrain and self.model_size != "base384":
-            raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {self.model_size}")
-        if self.audioset_pretrain and self.audioset_weights is None:
-            raise ConfigError("audioset_pretrain needs audioset_weights, the file of a published AudioSet checkpoint")
+        if self.audioset_weights is not None and not self.audioset_pretrain:
+            raise ConfigError("audioset_weights is given and audioset_pretrain is false; set one of them otherwise")
+        check_start(self.model_size, self.imagenet_pretrain, self.audioset_pretrain)
         patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
         for key in ("batch_size", "epochs", "lrscheduler_start", "lrscheduler_step"):
             self._require(getattr(self, key) >= 1, key, "1 or more")
@@ -96,10 +109,9 @@ class Recipe:
         self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
         self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")
         self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")
-        self._require(self.dataset_std is None or self.dataset_std > 0, "dataset_std", "more than 0")
-        self._require(
-            (self.dataset_mean is None) == (self.dataset_std is None), "dataset_std", "null just where dataset_mean is"
-        )
+        self._require(math.isfinite(self.dataset_mean), "dataset_mean", "a finite number")
+        self._require(0 < self.dataset_std < math.inf, "dataset_std", "more than 0")
+        self._require(self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", "1 or more")
         self._require((self.wa_start is None) == (self.wa_end is None), "wa_end", "null just where wa_start is")
         if self.wa_start is not None and self.wa_end is not None:
             self._require(1 <= self.wa_start <= self.epochs, "wa_start", f"1 to {self.epochs} (epochs)")

@@ -3,13 +3,17 @@
 B clips, T frames, M mel bins, C classes.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ast_core.augment import Augmentation, mixup_batch, noise_and_roll, normalise, spec_augment
+from ast_core.augment import Augmentation, MixupDomain, mixup_batch, noise_and_roll, normalise, spec_augment
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 
@@ -29,9 +33,15 @@ class Batch:
     partner_frames_B: Tensor | None = None
     lam_B: Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.num_frames_B)
+
     def to(self, device: torch.device) -> "Batch":
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
         return replace(self, **moved)
+
+    def part(self, begin: int, end: int) -> "Batch":
+        return replace(self, **{k: v[begin:end] for k, v in vars(self).items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -42,11 +52,14 @@ class Norm:
     std: float
 
 
-def model_input(batch: Batch, norm: Norm, augmentation: Augmentation | None) -> Tensor:
+def model_input(
+    batch: Batch, norm: Norm, augmentation: Augmentation | None, mixup_domain: MixupDomain = "power"
+) -> Tensor:
     """The network's input `[B, T, M]` in float32, in the original's order of operations."""
     fbank = batch.fbank_BTM.float()
     if batch.partner_BTM is not None and batch.partner_frames_B is not None and batch.lam_B is not None:
-        fbank = mixup_batch(fbank, batch.num_frames_B, batch.partner_BTM.float(), batch.partner_frames_B, batch.lam_B)
+        partner = batch.partner_BTM.float()
+        fbank = mixup_batch(fbank, batch.num_frames_B, partner, batch.partner_frames_B, batch.lam_B, mixup_domain)
     if augmentation is None:
         return normalise(fbank, norm.mean, norm.std)
     return noise_and_roll(normalise(spec_augment(fbank, augmentation), norm.mean, norm.std), augmentation)
@@ -71,12 +84,21 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def set_fastest_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
-    """Fused attention, except in bf16 on a CPU, where PyTorch 2.11's is slower than plain products at all our sizes.
+def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
+    """By default fused attention, except in bf16 on a CPU, where PyTorch 2.11's is slower than plain products.
 
     `python -m benchmarks.attention` measures by how much.
     """
-    model.set_fused_attention(not (device.type == "cpu" and recipe.precision == "bf16"))
+    slow_when_fused = device.type == "cpu" and recipe.precision == "bf16"
+    model.set_fused_attention(not slow_when_fused if recipe.attention == "auto" else recipe.attention == "fused")
+
+
+def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
+    """The recipe's switches of how training computes; none changes what is computed beyond rounding."""
+    set_attention(model, device, recipe)
+    model.set_activation_checkpointing(recipe.activation_checkpointing)
+    if recipe.compile:
+        model.compile_blocks()
 
 
 def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
@@ -97,19 +119,39 @@ def train_step(
 ) -> Tensor:
     """Update `model` with this rank's share of a global batch of `num_clips_global` clips.
 
+    The share goes through the network `recipe.micro_batch_size` clips at a time; gradients add up, and ranks exchange
+    them once.
+
     Returns this rank's part of the global mean loss, a detached scalar: summed over ranks it is the batch's mean.
     The gradient that DDP averages over `world_size` ranks is that of this same mean, so the number of ranks does not
     change the update.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with autocast(batch.fbank_BTM.device, recipe):
-        logits = model(model_input(batch, norm, augmentation))
-    loss = (clip_losses(logits, batch.target_BC, recipe.loss) * batch.weight_B).sum() / num_clips_global
     optimizer.zero_grad(set_to_none=True)
-    (loss * world_size).backward()
+    total = torch.zeros((), device=batch.fbank_BTM.device)
+    for part, drawn, is_last in _micro_batches(batch, augmentation, recipe.micro_batch_size or len(batch)):
+        with nullcontext() if is_last else _without_exchange(model):
+            with autocast(part.fbank_BTM.device, recipe):
+                logits = model(model_input(part, norm, drawn, recipe.mixup_domain))
+            loss = (clip_losses(logits, part.target_BC, recipe.loss) * part.weight_B).sum() / num_clips_global
+            (loss * world_size).backward()
+        total += loss.detach()
     optimizer.step()
-    return loss.detach()
+    return total
+
+
+def _micro_batches(
+    batch: Batch, augmentation: Augmentation, num_clips: int
+) -> Iterator[tuple[Batch, Augmentation, bool]]:
+    """Parts of `batch` with their augmentation, and whether a part is the last."""
+    for begin in range(0, len(batch), num_clips):
+        end = min(begin + num_clips, len(batch))
+        yield batch.part(begin, end), augmentation.take(np.arange(begin, end)), end == len(batch)
+
+
+def _without_exchange(model: nn.Module) -> AbstractContextManager[None]:
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @torch.inference_mode()

@@ -1,9 +1,12 @@
 """Weight files, read without executing anything, and loaded with every key and shape accounted for."""
 
+import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,6 +28,47 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path} holds no state dict, a mapping from names to tensors")
     return state
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hugging Face hub, pinned."""
+
+    repo_id: str
+    revision: str
+    filename: str
+    sha256: str
+
+
+AUDIOSET_WEIGHTS = HubFile(
+    repo_id="MIT/ast-finetuned-audioset-10-10-0.4593",
+    revision="f826b80d28226b62986cc218e5cec390b1096902",
+    filename="model.safetensors",
+    sha256="ae0c1e2ad4e1381d851fa9bf298ba13ebc9c5a914cdee2dbe427a6583869924d",
+)
+"""The published full-AudioSet AST, weights averaged, as its authors' organisation keeps it on the hub.
+
+The original `audioset_10_10_0.4593.pth` lies behind links whose content nobody has published a checksum of."""
+
+
+def fetch_audioset_weights(file: HubFile = AUDIOSET_WEIGHTS) -> str:
+    """The path of `file` in the hub's own cache (`$HF_HOME`), fetched if it is not there.
+
+    Raises:
+        DataError: it cannot be fetched, or is not the file that was pinned.
+    """
+    try:
+        path = hf_hub_download(file.repo_id, file.filename, revision=file.revision)
+    except Exception as err:  # the hub's client lets through its own errors and those of its HTTP library
+        raise DataError(
+            f"could not fetch {file.filename} of {file.repo_id} ({type(err).__name__}: {str(err)[:120]!r}); "
+            "give the published checkpoint's file as audioset_weights"
+        ) from err
+    with open(path, "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != file.sha256:
+        raise DataError(f"{path} is not the published checkpoint: sha256 {digest}, not {file.sha256}; delete it")
+    return path
 
 
 def load_weights(

@@ -17,7 +17,7 @@ import torch
 
 from ast_core.checkpoints import CONFIG_FILE, WEIGHTS_FILE
 from ast_core.errors import DataError
-from ast_core.step import set_fastest_attention
+from ast_core.step import set_attention
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
@@ -78,7 +78,7 @@ def _score(uri: str, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config = models.load(uri)
-    set_fastest_attention(model, device, config.recipe)
+    set_attention(model, device, config.recipe)
     scores = evaluate(
         model.to(device), clips, recipe=config.recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
     )

@@ -89,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = PreparedDataset.open(args.data)
     train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
-    norm = _norm(recipe, dataset, args.train_splits)
+    norm = choose_norm(recipe, dataset, args.train_splits)
     run = output_uri(args.output)
-    whose = "the data set's own" if recipe.dataset_mean is None else "the recipe's"
+    whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
     print(
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
@@ -163,9 +163,12 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
     return replace(recipe, label_dim=num_classes)
 
 
-def _norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
-    if recipe.dataset_mean is not None and recipe.dataset_std is not None:
+def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
+    """The recipe's published figures, or those of the training splits."""
+    if recipe.norm_stats == "recipe":
         return Norm(recipe.dataset_mean, recipe.dataset_std)
+    if recipe.audioset_pretrain:
+        print("warning: the AudioSet weights expect the recipe's mean and std; norm_stats data gives them others")
     return Norm(*dataset.norm(train_splits))
 
 

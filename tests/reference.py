@@ -6,7 +6,7 @@
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from ast_core.recipe import Recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
 FIXTURES = SHARED / "fixtures"
@@ -58,3 +60,20 @@ def original_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     dim = shapes["v.cls_token"][-1]
     heads = {"weight": (IMAGE_CLASSES, dim), "bias": (IMAGE_CLASSES,)}
     return shapes | {f"v.{head}.{kind}": shape for head in ("head", "head_dist") for kind, shape in heads.items()}
+
+
+def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Iterator[float]:
+    """The rate at every step of the original's loop, with torch's own scheduler."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
+    milestones = list(range(recipe.lrscheduler_start, 1000, recipe.lrscheduler_step))
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.lrscheduler_decay)
+    global_step = 0
+    for _ in range(recipe.epochs):
+        for _ in range(steps_per_epoch):
+            if global_step <= 1000 and global_step % 50 == 0 and recipe.warmup:
+                for group in optimizer.param_groups:
+                    group["lr"] = global_step / 1000 * recipe.lr
+            yield optimizer.param_groups[0]["lr"]
+            global_step += 1
+        optimizer.step()
+        scheduler.step()

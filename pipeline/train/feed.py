@@ -22,7 +22,7 @@ from ast_core.recipe import Recipe
 from ast_core.step import Batch
 from pipeline import storage
 from pipeline.dataset import ROW_GROUP_CLIPS, Clips
-from pipeline.train.sampling import NO_PARTNER, EpochOrder, epoch_order, epoch_rng, num_steps, rank_rows, rank_share
+from pipeline.train.sampling import NO_PARTNER, EpochOrder, epoch_order, num_steps, rank_rows, rank_share
 from pipeline.weights import flatten_labels
 
 GROUPS_PER_WINDOW = 64
@@ -152,11 +152,10 @@ class TrainFeed:
 
     def _batches(self, epoch: int, reader: FbankReader, targets: Targets) -> Iterator[TrainBatch]:
         recipe, order = self.recipe, self.order(epoch)
-        rng = epoch_rng(recipe.seed, epoch, "augmentation")
-        for begin in range(0, len(order), recipe.batch_size):
+        for step, begin in enumerate(range(0, len(order), recipe.batch_size)):
             samples = np.arange(begin, min(begin + recipe.batch_size, len(order)))
             drawn = augment.draw(
-                rng,
+                (recipe.seed, epoch, step),
                 len(samples),
                 num_frames=recipe.input_tdim,
                 num_mel_bins=recipe.input_fdim,

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ast_core.seeds import rng_for
+
 NO_PARTNER = -1
-
-
-def epoch_rng(seed: int, epoch: int, purpose: str) -> np.random.Generator:
-    """A generator for one purpose (order, augmentation) in one epoch; those of different purposes are independent."""
-    return np.random.default_rng([seed, epoch, *purpose.encode()])
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,17 @@ def epoch_order(
     of its own, in windows of `groups_per_window`, shuffled within the window: a reader holds two windows. A data set
     of one window is shuffled perfectly.
     """
-    rng = epoch_rng(seed, epoch, "order")
+    clip_rng, partner_rng, lam_rng = (rng_for(purpose, (seed, epoch)) for purpose in ("clips", "partners", "lambda"))
     if weight is None:
         drawn = np.arange(num_clips)
     else:
-        drawn = rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
-    clip = _shuffled_in_windows(rng, drawn, row_group, groups_per_window)
-    mixed = rng.random(num_clips) < mixup
+        drawn = clip_rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
+    clip = _shuffled_in_windows(clip_rng, drawn, row_group, groups_per_window)
+    mixed = partner_rng.random(num_clips) < mixup
     partner = np.full(num_clips, NO_PARTNER)
-    partners = rng.integers(num_clips, size=int(mixed.sum()))
-    partner[mixed] = _shuffled_in_windows(rng, partners, row_group, groups_per_window)
-    lam = np.where(mixed, rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
+    partners = partner_rng.integers(num_clips, size=int(mixed.sum()))
+    partner[mixed] = _shuffled_in_windows(partner_rng, partners, row_group, groups_per_window)
+    lam = np.where(mixed, lam_rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
     return EpochOrder(clip, partner, lam.astype(np.float32))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ast_core.metrics import TaggingMetrics
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, set_fastest_attention, train_step
+from ast_core.step import make_optimizer, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
@@ -87,7 +87,7 @@ class Run:
         self.feed = TrainFeed(
             dataset.clips(job.train_splits), self.recipe, len(self.labels), self.rank, self.world_size
         )
-        set_fastest_attention(model, self.device, self.recipe)
+        set_execution(model, self.device, self.recipe)
         self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.progress = Progress()

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from ast_core import ASTModel
@@ -50,4 +49,4 @@ def batch(num_clips: int, *, seed: int = 0, one_label: bool = False) -> Batch:
 
 def augmentation(num_clips: int, *, seed: int = 0, noise: bool = True) -> Augmentation:
     shape = {"num_frames": NUM_FRAMES, "num_mel_bins": NUM_MEL_BINS}
-    return draw(np.random.default_rng(seed), num_clips, **shape, freqm=24, timem=24, noise=noise)
+    return draw((seed,), num_clips, **shape, freqm=24, timem=24, noise=noise)

@@ -11,7 +11,9 @@ from scipy import stats
 from torch import Tensor
 
 from ast_core.augment import (
+    STORED_FLOOR,
     Augmentation,
+    MixupDomain,
     draw,
     frames_mask,
     mixup_batch,
@@ -109,10 +111,19 @@ def test_a_mixture_is_as_long_as_the_clip_whatever_the_partner(clip_s: float, pa
     assert abs(error[:both].mean().item()) < 0.2
 
 
-def test_in_a_batch_only_the_clips_with_a_partner_change():
+def test_mixup_of_log_mel_as_it_is_weighs_the_values_and_takes_silence_where_the_partner_has_ended():
+    clip, partner = small.log_mel(2).split(1)
+    frames, ended = torch.tensor([small.NUM_FRAMES]), torch.tensor([40])
+    mixed = mixup_batch(clip, frames, partner, ended, torch.tensor([0.3]), "log_mel")
+    torch.testing.assert_close(mixed[:, :40], 0.3 * clip[:, :40] + 0.7 * partner[:, :40])
+    torch.testing.assert_close(mixed[:, 40:], 0.3 * clip[:, 40:] + 0.7 * STORED_FLOOR)
+
+
+@pytest.mark.parametrize("domain", ["power", "log_mel"])
+def test_in_a_batch_only_the_clips_with_a_partner_change(domain: MixupDomain):
     clips, junk = small.log_mel(3), torch.full((3, small.NUM_FRAMES, small.NUM_MEL_BINS), 50.0)
     frames = torch.full((3,), small.NUM_FRAMES)
-    mixed = mixup_batch(clips, frames, junk, torch.tensor([0, 64, 64]), torch.tensor([1.0, 0.5, 1.0]))
+    mixed = mixup_batch(clips, frames, junk, torch.tensor([0, 64, 64]), torch.tensor([1.0, 0.5, 1.0]), domain)
     assert torch.equal(mixed[[0, 2]], clips[[0, 2]])
     assert (mixed[1] > clips[1] + 10).all()
 
@@ -130,11 +141,10 @@ def test_frames_mask_is_true_on_the_frames_that_a_clip_has():
 
 
 def masks_of_draw(size: int, longest: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(11)
     if size == NUM_MEL_BINS:
-        drawn = draw(rng, num, **AUDIOSET_MASKS | {"freqm": longest}, noise=False)
+        drawn = draw((11,), num, **AUDIOSET_MASKS | {"freqm": longest}, noise=False)
         return drawn.freq_start, drawn.freq_width
-    drawn = draw(rng, num, **AUDIOSET_MASKS | {"timem": longest}, noise=False)
+    drawn = draw((11,), num, **AUDIOSET_MASKS | {"timem": longest}, noise=False)
     return drawn.time_start, drawn.time_width
 
 
@@ -177,7 +187,7 @@ def test_widths_and_starts_of_masks_are_torchaudios(masks: Callable, size: int, 
 
 
 def test_masks_in_time_and_in_frequency_are_independent():
-    drawn = draw(np.random.default_rng(5), 5000, **AUDIOSET_MASKS, noise=True)
+    drawn = draw((5,), 5000, **AUDIOSET_MASKS, noise=True)
     values = [getattr(drawn, name) for name in vars(drawn) if name != "freq_start" and name != "time_start"]
     correlation = np.corrcoef(values) - np.eye(len(values))
     # Six values, 15 pairs: the limit is passed by chance in one seed of a thousand.
@@ -198,8 +208,8 @@ def test_masked_blocks_are_0_and_the_rest_is_untouched():
 
 def test_masks_of_width_0_leave_the_clips_as_they_are():
     clips = small.log_mel(8)
-    rng, shape = np.random.default_rng(0), {"num_frames": small.NUM_FRAMES, "num_mel_bins": small.NUM_MEL_BINS}
-    drawn = draw(rng, 8, **shape, freqm=0, timem=0, noise=False)
+    shape = {"num_frames": small.NUM_FRAMES, "num_mel_bins": small.NUM_MEL_BINS}
+    drawn = draw((0,), 8, **shape, freqm=0, timem=0, noise=False)
     assert torch.equal(spec_augment(clips, drawn), clips)
 
 
@@ -211,7 +221,7 @@ def test_normalising_divides_by_twice_the_std():
 
 
 def test_noise_gains_and_rolls_are_uniform():
-    drawn = draw(np.random.default_rng(3), 20_000, **AUDIOSET_MASKS, noise=True)
+    drawn = draw((3,), 20_000, **AUDIOSET_MASKS, noise=True)
     assert stats.kstest(drawn.noise_gain, stats.uniform(0, 0.1).cdf).pvalue > SIGNIFICANCE
     assert (drawn.roll_frames.min(), drawn.roll_frames.max()) == (-10, 9)
     assert stats.chisquare(np.bincount(drawn.roll_frames + 10)).pvalue > SIGNIFICANCE
@@ -244,6 +254,20 @@ def test_without_noise_nothing_is_added_and_the_masks_are_the_same():
     assert torch.equal(noise_and_roll(clips, without), clips)
     assert not torch.equal(noise_and_roll(clips, with_noise), clips)
     assert torch.equal(spec_augment(clips, without), spec_augment(clips, with_noise))
+
+
+def test_what_one_augmentation_draws_does_not_depend_on_another():
+    """Each has a generator of its own: switching one off, or making it wider, leaves the others as they were."""
+    usual = AUDIOSET_MASKS | {"noise": True}
+    drawn = draw((2, 7), 50, **usual)
+    for changes in ({"freqm": 0}, {"timem": 0}, {"noise": False}):
+        other = draw((2, 7), 50, **usual | changes)
+        differ = {name for name, values in vars(drawn).items() if (values != getattr(other, name)).any()}
+        (changed,) = changes
+        kind = {"freqm": {"freq_start", "freq_width"}, "timem": {"time_start", "time_width"}}
+        assert differ <= kind.get(changed, {"noise_gain", "noise_seed", "roll_frames"})
+        assert differ
+    assert (draw((2, 8), 50, **usual).freq_width != drawn.freq_width).any()
 
 
 def everything(clips: Tensor, drawn: Augmentation) -> Tensor:

@@ -111,7 +111,6 @@ def test_an_audioset_checkpoint_is_adapted_as_the_original_does(case_index: int,
     model = ASTModel(
         case["label_dim"],
         **shape_of(case),
-        imagenet_pretrain=False,
         audioset_pretrain=True,
         audioset_weights=audioset_file,
     )
@@ -219,11 +218,11 @@ def test_a_setting_that_cannot_be_is_named_with_its_value(setting: str, value: o
         ASTModel(**{"imagenet_pretrain": False, "label_dim": 5} | small.SHAPE | {setting: value})
 
 
-def test_an_audioset_start_needs_a_file_and_the_size_that_was_published():
-    with pytest.raises(ConfigError, match="audioset_pretrain needs audioset_weights"):
-        ASTModel(audioset_pretrain=True)
+def test_an_audioset_start_is_refused_where_the_original_raises():
     with pytest.raises(ConfigError, match="audioset_pretrain goes with model_size base384 only, not tiny224"):
         ASTModel(audioset_pretrain=True, audioset_weights="a.pth", model_size="tiny224")
+    with pytest.raises(ConfigError, match=r"audioset_pretrain .* set imagenet_pretrain true"):
+        ASTModel(audioset_pretrain=True, audioset_weights="a.pth", imagenet_pretrain=False)
 
 
 @pytest.mark.parametrize("shape", [(2, 128, 64), (2, 63, 128), (2, 64, 64), (64, 128)])
@@ -235,7 +234,7 @@ def test_an_input_of_another_shape_is_refused_with_the_shape_it_takes(shape: tup
 @pytest.mark.parametrize("pretrain", ["imagenet", "audioset"])
 def test_a_missing_weight_file_is_named(tmp_path: Path, pretrain: str):
     file = tmp_path / "nowhere.pth"
-    args = {"imagenet_pretrain": False, f"{pretrain}_pretrain": True, f"{pretrain}_weights": file}
+    args = {f"{pretrain}_pretrain": True, f"{pretrain}_weights": file}
     with pytest.raises(DataError, match=r"no weight file .*nowhere\.pth"), torch.device("meta"):
         ASTModel(**args)
 
@@ -279,4 +278,4 @@ def test_a_checkpoint_of_another_grid_is_no_audioset_checkpoint(tmp_path: Path):
     state = {f"module.{key}": value for key, value in small.model().state_dict().items()}
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(DataError, match="1214 tokens expected"), torch.device("meta"):
-        ASTModel(audioset_pretrain=True, imagenet_pretrain=False, audioset_weights=tmp_path / "other.pth")
+        ASTModel(audioset_pretrain=True, audioset_weights=tmp_path / "other.pth")

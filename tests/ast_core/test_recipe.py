@@ -129,7 +129,12 @@ def test_a_whole_number_serves_where_a_number_is_asked_and_becomes_one():
         ("precision", "fp16", "fp32 or bf16"),
         ("model_size", "224", "text"),
         ("label_dim", "many", "a whole number or null"),
-        ("dataset_mean", "own", "a number or null"),
+        ("dataset_mean", "own", "a number"),
+        ("dataset_mean", "null", "a number"),
+        ("norm_stats", "own", "recipe or data"),
+        ("mixup_domain", "waveform", "power or log_mel"),
+        ("attention", "flash", "auto or fused or plain"),
+        ("compile", "1", "true or false"),
         ("imagenet_weights", "7", "text or null"),
     ],
 )
@@ -164,6 +169,8 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_the_key_takes(key: str, 
         ("label_dim", "0"),
         ("dataset_std", "0"),
         ("dataset_std", "-4.5"),
+        ("dataset_mean", ".inf"),
+        ("micro_batch_size", "0"),
         ("fstride", "17"),
         ("tstride", "0"),
         ("input_tdim", "15"),
@@ -185,8 +192,6 @@ def test_a_value_out_of_range_is_refused_by_its_key(key: str, value: str):
         ("wa_start: 3\nwa_end: 2", "wa_end"),
         ("wa_start: 0\nwa_end: 2", "wa_start"),
         ("epochs: 4\nwa_start: 2\nwa_end: 5", "wa_end"),
-        ("dataset_mean: null", "dataset_std"),
-        ("dataset_std: null", "dataset_std"),
         ("input_tdim: 128", "timem"),  # the default mask of 192 is longer
         ("input_fdim: 32", "freqm"),
     ],
@@ -197,8 +202,8 @@ def test_values_that_do_not_go_together_are_refused(text: str, key: str):
 
 
 def test_null_leaves_it_to_the_data_where_that_can_be():
-    recipe = load("dataset_mean: null\ndataset_std: null\nlabel_dim: null\nwa_start: null\nwa_end: ~")
-    assert {recipe.dataset_mean, recipe.dataset_std, recipe.label_dim, recipe.wa_start, recipe.wa_end} == {None}
+    recipe = load("micro_batch_size: null\nlabel_dim: null\nwa_start: null\nwa_end: ~")
+    assert {recipe.micro_batch_size, recipe.label_dim, recipe.wa_start, recipe.wa_end} == {None}
 
 
 @pytest.mark.parametrize("text", ["- lr", "lr", "7"])

@@ -1,6 +1,7 @@
 """A training step: the same update however the batch is shared out, and the original's loss, order and optimiser."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ast_core import augment
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, clip_losses, make_optimizer, model_input, predict, train_step
+from ast_core.step import Batch, clip_losses, make_optimizer, model_input, predict, set_execution, train_step
 from tests.ast_core import small
 
 SGD_LR = 0.1
@@ -104,6 +105,64 @@ def test_two_ranks_learn_as_one_with_the_originals_optimiser():
     _, alone = steps_alone(recipe, make_optimizer, LR, 3)
     _, shared = steps_of_two_ranks(recipe, make_optimizer, LR, 3)
     assert shared == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 5, 7])
+def test_a_batch_in_parts_makes_the_update_of_the_whole(micro_batch_size: int):
+    recipe = small.recipe()
+    before = small.model().state_dict()
+    whole, losses = steps_alone(recipe, sgd, SGD_LR, 2)
+    parts, part_losses = steps_alone(replace(recipe, micro_batch_size=micro_batch_size), sgd, SGD_LR, 2)
+    assert part_losses == pytest.approx(losses, rel=1e-6)
+    for key, value in whole.state_dict().items():
+        moved = (value - before[key]).abs().max()
+        assert (parts.state_dict()[key] - value).abs().max() <= 1e-3 * moved + 1e-7, key
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile wants a C++ compiler on CPUs"
+)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"activation_checkpointing": True}, pytest.param({"compile": True}, marks=needs_compiler), {"attention": "plain"}],
+    ids=str,
+)
+def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):
+    """Gradients within float32 rounding of those without the switch."""
+    gradients = []
+    for recipe in (small.recipe(attention="fused"), small.recipe(**{"attention": "fused"} | switch)):
+        model = small.model()
+        set_execution(model, torch.device("cpu"), recipe)
+        args = {"recipe": recipe, "norm": small.NORM, "lr": 0.0, "num_clips_global": 3}
+        loss = train_step(model, sgd(model, recipe), small.batch(3), small.augmentation(3), **args)
+        gradients.append([loss] + [parameter.grad for parameter in model.parameters()])
+        assert model.state_dict().keys() == small.model().state_dict().keys()
+    for without, switched in zip(*gradients, strict=True):
+        assert (switched - without).abs().max() <= 1e-4 * without.abs().max() + 1e-8
+
+
+def test_the_switches_take_effect():
+    fused = [module.fused_attn for module in attention_of(small.recipe(attention="auto", precision="bf16"))]
+    assert fused == [False] * 12
+    assert all(module.fused_attn for module in attention_of(small.recipe(attention="fused", precision="bf16")))
+    model = small.model()
+    ran = []
+    model.v.blocks[0].mlp.fc1.register_forward_hook(lambda *_: ran.append(1))
+    for enabled, times in ((False, 1), (True, 2)):  # with checkpointing a block runs again on the way back
+        set_execution(model, torch.device("cpu"), small.recipe(activation_checkpointing=enabled))
+        ran.clear()
+        model(small.log_mel(1)).sum().backward()
+        assert len(ran) == times
+    set_execution(model, torch.device("cpu"), small.recipe(compile=True))
+    assert all(block._compiled_call_impl is not None for block in model.v.blocks)
+
+
+def attention_of(recipe: Recipe) -> list[nn.Module]:
+    model = small.model()
+    set_execution(model, torch.device("cpu"), recipe)
+    return [module for module in model.modules() if hasattr(module, "fused_attn")]
 
 
 def test_what_stands_in_a_filler_clip_does_not_matter():

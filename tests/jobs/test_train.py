@@ -15,8 +15,11 @@ import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ast_core.errors import ConfigError, DataError
+from ast_core.recipe import Recipe
+from ast_core.step import Norm
 from jobs import evaluate
-from jobs.train import main, recipe_names
+from jobs.train import choose_norm, main, recipe_names
+from pipeline.dataset import PreparedDataset
 from tests import fakes
 
 EPOCHS = 3
@@ -26,8 +29,7 @@ RECIPE = {
     "fstride": "16",
     "tstride": "16",
     "input_tdim": "48",
-    "dataset_mean": "null",
-    "dataset_std": "null",
+    "norm_stats": "data",
     "freqm": "16",
     "timem": "8",
     "batch_size": "10",
@@ -154,7 +156,8 @@ def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(tw
         ({"lr": "-1"}, ConfigError, "lr is -1.0; use more than 0"),
         ({"label_dim": "527"}, ConfigError, "label_dim is 527; .* has 4 classes"),
         ({"input_fdim": "64", "freqm": "8"}, ConfigError, "input_fdim is 64; the data has 128 mel bins"),
-        ({"audioset_pretrain": "true", "model_size": "base384"}, ConfigError, "audioset_weights"),
+        ({"audioset_pretrain": "true", "model_size": "base384"}, ConfigError, "set imagenet_pretrain true"),
+        ({"audioset_weights": "/nowhere.pth"}, ConfigError, "audioset_weights is given and audioset_pretrain is false"),
         ({"imagenet_weights": "/nowhere.pth"}, ConfigError, "imagenet_weights is given and imagenet_pretrain is false"),
         (
             {"imagenet_pretrain": "true", "imagenet_weights": "/nowhere.pth"},
@@ -169,6 +172,16 @@ def test_a_recipe_that_cannot_be_is_refused_before_a_worker_starts(
     with pytest.raises(error, match=message):
         main(argv(tone_data, tmp_path / "run", num_workers=1, **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_norm_is_the_recipes_published_figures_unless_the_datas_own_are_asked_for(tone_data: str, capsys):
+    dataset = PreparedDataset.open(tone_data)
+    assert choose_norm(Recipe(), dataset, ["train"]) == Norm(-4.2677393, 4.5689974)
+    assert choose_norm(Recipe(audioset_pretrain=True), dataset, ["train"]) == Norm(-4.2677393, 4.5689974)
+    assert not capsys.readouterr().out
+    own = choose_norm(Recipe(audioset_pretrain=True, norm_stats="data"), dataset, ["train"])
+    assert own == Norm(*dataset.norm(["train"]))
+    assert "the AudioSet weights expect the recipe's mean and std" in capsys.readouterr().out
 
 
 def test_data_that_is_not_there_is_refused_before_a_worker_starts(tone_data: str, tmp_path: Path):

@@ -1,0 +1,68 @@
+"""Training steps as every rank makes them, alone or with DistributedDataParallel. Importable by spawned processes."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ast_core.recipe import Recipe
+from ast_core.step import Batch, make_optimizer, train_step
+from pipeline.train.sampling import rank_share
+from tests.ast_core import small
+
+GLOBAL_BATCH = 5
+"""Odd, so that two ranks need a filler clip."""
+
+
+def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
+    """This rank's part of each step's loss, the first step's gradients, the weights after the first and the last."""
+    bare = small.model()
+    model: nn.Module = DistributedDataParallel(bare) if world_size > 1 else bare
+    optimizer = make_optimizer(model, recipe)
+    result: dict[str, Any] = {"losses": []}
+    for step in range(num_steps):
+        share = rank_share(GLOBAL_BATCH, rank, world_size)
+        whole, drawn = small.batch(GLOBAL_BATCH, seed=step), small.augmentation(GLOBAL_BATCH, seed=step)
+        mine = {name: value[share.position] for name, value in vars(whole).items()}
+        loss = train_step(
+            model,
+            optimizer,
+            Batch(**mine | {"weight_B": torch.from_numpy(share.weight)}),
+            drawn.take(share.position),
+            recipe=recipe,
+            norm=small.NORM,
+            lr=recipe.lr,
+            num_clips_global=GLOBAL_BATCH,
+            world_size=world_size,
+        )
+        result["losses"].append(loss.item())
+        if step == 0:
+            result["gradients"] = {name: p.grad.clone() for name, p in bare.named_parameters() if p.grad is not None}
+            result["first"] = {name: value.clone() for name, value in bare.state_dict().items()}
+    return result | {"last": bare.state_dict()}
+
+
+def train_on_ranks(recipes: Sequence[Recipe], num_steps: int, *, world_size: int, folder: Path) -> list[dict[str, Any]]:
+    """The same for each recipe by real processes: rank 0's weights and gradients, losses summed over ranks."""
+    mp.start_processes(_rank, (recipes, num_steps, world_size, folder), nprocs=world_size, start_method="spawn")
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+    results = []
+    for of_recipe in zip(*ranks, strict=True):
+        losses = [sum(parts) for parts in zip(*(of_rank["losses"] for of_rank in of_recipe), strict=True)]
+        results.append(of_recipe[0] | {"losses": losses})
+    return results
+
+
+def _rank(rank: int, recipes: Sequence[Recipe], num_steps: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    results = [train(recipe, num_steps, rank=rank, world_size=world_size) for recipe in recipes]
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,86 @@
+"""DDP over two real ranks makes the update of one process on the same global batch, in parts or at once.
+
+What differs is float32 rounding, which the order of summation moves. Adam makes a step of the size of lr out of any
+gradient, also out of rounding where the true gradient is 0, as that of the attention's key bias is; so a parameter is
+compared with how far it has gone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ast_core import ddp, small
+
+NUM_STEPS = 50
+MICRO_BATCHES = [None, 2]
+LOSS_TOLERANCE = 1e-5
+LOGITS_TOLERANCE = 1e-4
+"""Of the logits' spread, on clips that were not trained on."""
+MOVED_TOLERANCE = 1e-2
+"""Of the norm of a parameter's way from its start; measured: 3e-6 to 5e-3, the key biases."""
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return ddp.train(small.recipe(lr=1e-4), NUM_STEPS)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, dict[str, Any]]:
+    recipes = [small.recipe(lr=1e-4, micro_batch_size=size) for size in MICRO_BATCHES]
+    folder = tmp_path_factory.mktemp("ranks")
+    return dict(zip(MICRO_BATCHES, ddp.train_on_ranks(recipes, NUM_STEPS, world_size=2, folder=folder), strict=True))
+
+
+@pytest.fixture(scope="module")
+def start() -> dict[str, Tensor]:
+    return small.model().state_dict()
+
+
+@pytest.fixture(scope="module")
+def logits() -> Callable[[Mapping[str, Tensor]], Tensor]:
+    model = small.model().eval()
+
+    @torch.no_grad()
+    def logits_of(state: Mapping[str, Tensor]) -> Tensor:
+        model.load_state_dict(state)
+        return model((small.log_mel(4, seed=99) - small.NORM.mean) / (2 * small.NORM.std))
+
+    return logits_of
+
+
+@pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
+def test_two_ranks_have_the_gradients_of_one_process(alone: dict, on_two_ranks: dict, micro_batch_size: int | None):
+    gradients = on_two_ranks[micro_batch_size]["gradients"]
+    assert gradients.keys() == alone["gradients"].keys()
+    for name, expected in alone["gradients"].items():
+        assert (gradients[name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+@pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
+@pytest.mark.parametrize("after", ["first", "last"])
+def test_two_ranks_come_to_the_weights_of_one_process(
+    alone: dict,
+    on_two_ranks: dict,
+    start: dict[str, Tensor],
+    logits: Callable,
+    micro_batch_size: int | None,
+    after: str,
+):
+    expected, got = alone[after], on_two_ranks[micro_batch_size][after]
+    for name, value in expected.items():
+        assert (got[name] - value).norm() <= MOVED_TOLERANCE * (value - start[name]).norm(), name
+    difference = (logits(got) - logits(expected)).abs().max()
+    assert difference <= LOGITS_TOLERANCE * logits(expected).std()
+    assert (logits(expected) - logits(start)).abs().max() > 100 * difference
+
+
+@pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
+def test_fifty_losses_on_two_ranks_are_those_of_one_process(
+    alone: dict, on_two_ranks: dict, micro_batch_size: int | None
+):
+    assert on_two_ranks[micro_batch_size]["losses"] == pytest.approx(alone["losses"], rel=LOSS_TOLERANCE)
+    assert len(set(alone["losses"])) == NUM_STEPS

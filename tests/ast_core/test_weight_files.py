@@ -1,0 +1,67 @@
+"""The published weights come from the hub once, by revision, and only if they are the file that was pinned."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from ast_core.weight_files import AUDIOSET_WEIGHTS, HubFile
+from tests.ast_core import hub
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+PATH = f"/owner/ast/resolve/{REVISION}/model.safetensors"
+CONTENT = save({"v.cls_token": torch.arange(3.0)})
+FETCH = """
+import sys
+from ast_core.errors import DataError
+from ast_core.weight_files import HubFile, fetch_audioset_weights, read_weights
+try:
+    print(read_weights(fetch_audioset_weights(HubFile(*sys.argv[1:])))["v.cls_token"].tolist())
+except DataError as err:
+    print("DataError:", err)
+"""
+
+
+def fetched(endpoint: str, cache: Path, *, sha256: str, offline: bool = False) -> str:
+    """What another process says, whose hub is at `endpoint`: the hub's client reads where it is when imported."""
+    file = HubFile("owner/ast", REVISION, "model.safetensors", sha256)
+    env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    env |= {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": str(int(offline)),
+    }
+    command = [sys.executable, "-c", FETCH, *vars(file).values()]
+    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], text=True, capture_output=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_weights_are_fetched_once_checked_and_then_taken_from_the_cache(tmp_path: Path):
+    pinned = hashlib.sha256(CONTENT).hexdigest()
+    with hub.serving(PATH, CONTENT) as (endpoint, asked):
+        for _ in range(2):
+            assert fetched(endpoint, tmp_path, sha256=pinned) == "[0.0, 1.0, 2.0]"
+        assert asked.count(f"GET {PATH}") == 1
+
+
+def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path):
+    with hub.serving(PATH, CONTENT) as (endpoint, _):
+        said = fetched(endpoint, tmp_path, sha256="0" * 64)
+    assert said.startswith("DataError:")
+    assert "is not the published checkpoint" in said
+
+
+def test_without_a_network_the_error_names_audioset_weights(tmp_path: Path):
+    said = fetched("http://127.0.0.1:9", tmp_path, sha256="0" * 64, offline=True)
+    assert said.startswith("DataError: could not fetch model.safetensors of owner/ast")
+    assert said.endswith("give the published checkpoint's file as audioset_weights")
+
+
+def test_the_published_checkpoint_is_pinned_by_a_commit_and_a_hash():
+    assert len(bytes.fromhex(AUDIOSET_WEIGHTS.revision)) == 20
+    assert len(bytes.fromhex(AUDIOSET_WEIGHTS.sha256)) == 32
