@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from tests import fakes
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two threads that wait for each other in every small operation take minutes where the machine is busy."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,44 @@
 """`fbank` is Kaldi's, for a batch as for a clip, and lets gradients through."""
 
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import soxr
 import torch
 import torchaudio
+from scipy.signal import lfilter
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import ast_core.fbank
 from ast_core.augment import normalise
 from ast_core.fbank import NUM_MEL_BINS, POWER_FLOOR, SAMPLE_RATE_HZ, fbank, num_frames_of
-from tests.reference import AUDIOSET, figures, needs_shared
+from tests.reference import AUDIOSET, SHARED, figures, needs_shared
 
 TOLERANCE = 1e-3
 """DESIGN.md, "Exactness"; in nats."""
+KALDI_NAMES = {
+    "frame_length_ms": "frame_length",
+    "frame_shift_ms": "frame_shift",
+    "sample_rate_hz": "sample_frequency",
+    "num_mel_bins": "num_mel_bins",
+}
+ESC10_CLASSES = [
+    "001 - Dog bark",
+    "002 - Rain",
+    "003 - Sea waves",
+    "004 - Baby cry",
+    "005 - Clock tick",
+    "006 - Person sneeze",
+    "007 - Helicopter",
+    "008 - Chainsaw",
+    "009 - Rooster",
+    "010 - Fire crackling",
+]
 
 
 def kaldi(waveform: Tensor, **settings: float) -> Tensor:
@@ -37,7 +61,29 @@ def tone(num_samples: int, freq_hz: float = 440.0) -> Tensor:
     return torch.sin(2 * torch.pi * freq_hz * torch.arange(num_samples) / SAMPLE_RATE_HZ)
 
 
+def speech_like() -> Tensor:
+    """Two seconds of a buzz whose pitch glides from 90 to 240 Hz, through three formants, with a pause."""
+    pitch_hz = np.linspace(90, 240, 2 * SAMPLE_RATE_HZ)
+    signal = np.diff(np.floor(np.cumsum(pitch_hz / SAMPLE_RATE_HZ)), prepend=0)
+    for formant_hz, bandwidth_hz in ((700, 80), (1220, 90), (2600, 120)):
+        radius = np.exp(-np.pi * bandwidth_hz / SAMPLE_RATE_HZ)
+        signal = lfilter([1], [1, -2 * radius * np.cos(2 * np.pi * formant_hz / SAMPLE_RATE_HZ), radius**2], signal)
+    signal[12_000:16_000] = 0
+    return torch.from_numpy(0.5 * signal / np.abs(signal).max()).float()
+
+
+def music_like() -> Tensor:
+    """Four chords of decaying notes, each with five harmonics, down to silence between them."""
+    t = torch.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    chords = ((220, 277, 330), (247, 294, 370), (196, 247, 294), (110, 220, 440))
+    notes = [[(freq_hz * k, 1 / k) for freq_hz in chord for k in range(1, 6)] for chord in chords]
+    tones = [sum(gain * torch.sin(2 * torch.pi * freq_hz * t) for freq_hz, gain in note) for note in notes]
+    return torch.cat([0.1 * tone * torch.exp(-12 * t) for tone in tones])
+
+
 WAVEFORMS = {
+    "speech": speech_like,
+    "music": music_like,
     "noise": lambda: noise(10 * SAMPLE_RATE_HZ),
     "faint noise": lambda: noise(SAMPLE_RATE_HZ, gain=1e-4),
     "tone": lambda: 0.5 * tone(SAMPLE_RATE_HZ),
@@ -59,35 +105,87 @@ def test_fbank_equals_kaldis(name: str):
     assert (ours - theirs).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_mel_bins": 64},
-        {"num_mel_bins": 23},
-        {"frame_length_ms": 20.0, "frame_shift_ms": 5.0},
-        {"frame_length_ms": 32.0},  # 512 samples, a power of two
-        {"frame_shift_ms": 12.5},
-        {"sample_rate_hz": 22_050, "num_mel_bins": 80},
-    ],
-    ids=str,
-)
-def test_fbank_equals_kaldis_at_other_settings(settings: dict):
-    names = {
-        "frame_length_ms": "frame_length",
-        "frame_shift_ms": "frame_shift",
-        "sample_rate_hz": "sample_frequency",
-        "num_mel_bins": "num_mel_bins",
-    }
-    theirs = kaldi(noise(16_001), **{names[key]: value for key, value in settings.items()})
-    ours = fbank(noise(16_001), **settings)
+SETTINGS = [
+    {"num_mel_bins": 64},
+    {"num_mel_bins": 23},
+    {"frame_length_ms": 20.0},
+    {"frame_length_ms": 32.0},  # 512 samples, a power of two
+    {"frame_shift_ms": 5.0},
+    {"frame_shift_ms": 12.5},
+    {"sample_rate_hz": 8000},
+    *(
+        dict(zip(KALDI_NAMES, values, strict=True))
+        for values in product((20.0, 32.0), (5.0, 12.5), (8000, 22_050, 44_100), (23, 80, 200))
+    ),
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_fbank_equals_kaldis_at_other_settings_alone_and_together(settings: dict):
+    waveform = torch.cat([noise(7001), speech_like()[:7000], music_like()[:7000]])
+    theirs = kaldi(waveform, **{KALDI_NAMES[key]: value for key, value in settings.items()})
+    ours = fbank(waveform, **settings)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < TOLERANCE
 
 
-def test_a_batch_gives_what_its_clips_give_alone():
-    batch = torch.stack([noise(8000, seed=seed) for seed in range(6)]).view(2, 3, 8000)
-    alone = torch.stack([fbank(clip) for clip in batch.flatten(0, 1)]).view(2, 3, 48, NUM_MEL_BINS)
-    torch.testing.assert_close(fbank(batch), alone, rtol=0, atol=1e-4)
+def test_every_ten_seconds_of_ten_minutes_equal_kaldis():
+    num_frames, shift, length = 1000, 160, 400
+    waveform = torch.cat([noise(60 * SAMPLE_RATE_HZ, seed=minute, gain=2.0**-minute) for minute in range(10)])
+    ours = fbank(waveform)
+    assert ours.shape == (59_998, NUM_MEL_BINS)
+    for first in range(0, len(ours), num_frames):
+        samples = waveform[first * shift : (first + num_frames - 1) * shift + length]
+        assert (ours[first : first + num_frames] - kaldi(samples)).abs().max() < TOLERANCE
+
+
+class LargestTensor(TorchDispatchMode):
+    """The bytes of the largest tensor that an operation makes."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.num_bytes = max(self.num_bytes, made.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("shape", [(9_600_000,), (600, 16_000)], ids=["a long clip", "many clips"])
+def test_nothing_on_the_way_to_a_long_result_is_larger_than_it_or_its_waveform(shape: tuple[int, ...]):
+    waveform = torch.zeros(shape)
+    with LargestTensor() as largest:
+        result = fbank(waveform)
+    assert largest.num_bytes == max(result.nbytes, waveform.nbytes)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 16_000), (6, 8000), (2, 3, 8000), (40, 8000), (3, 200_000), (2, 1, 2, 200_000), (1100, 400)],
+    ids=str,
+)
+def test_a_batch_gives_what_its_clips_give_alone(shape: tuple[int, ...]):
+    """Of blocks that hold all clips, some of them, or a part of one."""
+    batch = noise(int(np.prod(shape))).view(shape)
+    alone = torch.stack([fbank(clip) for clip in batch.view(-1, shape[-1])])
+    together = fbank(batch)
+    assert together.shape == (*shape[:-1], num_frames_of(shape[-1]), NUM_MEL_BINS)
+    torch.testing.assert_close(together.view_as(alone), alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [noise(2 * 8000).view(8000, 2).T, noise(6 * 8000).view(3, 2, 8000).transpose(0, 1)],
+    ids=["samples of channels in turn", "clips of channels"],
+)
+def test_a_batch_may_lie_in_memory_as_it_likes(batch: Tensor):
+    assert not batch.is_contiguous()
+    torch.testing.assert_close(fbank(batch), fbank(batch.contiguous()), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [(0, 16_000), (2, 0, 16_000)], ids=str)
+def test_no_clips_have_no_fbanks(shape: tuple[int, ...]):
+    assert fbank(torch.zeros(shape)).shape == (*shape[:-1], 98, NUM_MEL_BINS)
 
 
 def test_double_precision_stays_double_and_close_to_kaldis():
@@ -116,9 +214,25 @@ def test_num_frames_of_is_the_length_of_the_output(settings: dict):
         fbank(torch.zeros(first - 1), **settings)
 
 
-def test_the_gradient_is_that_of_finite_differences():
-    waveform = noise(720).double().requires_grad_()
+@pytest.mark.parametrize("at_once", [1, 2, 4, 1024])
+def test_the_gradient_is_that_of_finite_differences_however_the_frames_are_parted(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ast_core.fbank, "FRAMES_AT_ONCE", at_once)
+    waveform = noise(2 * 720).double().view(2, 720).requires_grad_()  # three frames each
     assert torch.autograd.gradcheck(fbank, waveform, fast_mode=True)
+
+
+def test_the_gradient_is_that_of_kaldis():
+    def gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
+        waveform = noise(20 * SAMPLE_RATE_HZ).double().requires_grad_()  # two blocks
+        log_mel = function(waveform)
+        weights = torch.randn(log_mel.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        (log_mel * weights).sum().backward()
+        return waveform.grad
+
+    ours, theirs = gradient(fbank), gradient(kaldi)
+    assert (ours - theirs).norm() < TOLERANCE * theirs.norm()
 
 
 def test_the_gradient_is_finite_even_in_silence():
@@ -143,18 +257,30 @@ def test_integer_samples_are_refused(dtype: torch.dtype):
         fbank(torch.zeros(800, dtype=dtype))
 
 
-def read_wav(path: Path) -> Tensor:
+def read(path: Path) -> Tensor:
+    """The first channel at 16 kHz, its mean taken off."""
     with av.open(str(path)) as container:
-        assert container.streams.audio[0].rate == SAMPLE_RATE_HZ
+        rate_hz = container.streams.audio[0].rate
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
-    return torch.from_numpy(np.concatenate(frames, axis=1)[0])
+    waveform = soxr.resample(np.concatenate(frames, axis=1)[0], rate_hz, SAMPLE_RATE_HZ)
+    return torch.from_numpy(waveform - waveform.mean())
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ESC10_CLASSES)
+def test_fbank_equals_kaldis_on_recordings(name: str):
+    recordings = sorted((SHARED / "data" / "esc10" / name).glob("*.ogg"))[:3]
+    assert len(recordings) == 3
+    for recording in recordings:
+        waveform = read(recording)
+        assert (fbank(waveform) - kaldi(waveform)).abs().max() < TOLERANCE
 
 
 @needs_shared
 def test_a_real_clip_equals_the_originals_loader_before_and_after_normalising():
-    waveform = read_wav(AUDIOSET / "--BfvyPmVMo_20.000.wav")
+    waveform = read(AUDIOSET / "--BfvyPmVMo_20.000.wav")
     expected = figures("clip_fbank_reference")
-    ours = fbank(waveform - waveform.mean())
+    ours = fbank(waveform)
     assert ours.shape == expected["fbank"].shape
     assert np.abs(ours.numpy() - expected["fbank"]).max() < TOLERANCE
     padded = torch.nn.functional.pad(ours, (0, 0, 0, 1024 - len(ours)))

@@ -1,0 +1,78 @@
+"""Our functions equal other people's, in figures that every clone has; `tests/fixtures/make.py` says what each is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ast_core import ASTModel
+from ast_core.augment import mixup_power
+from ast_core.checkpoints import load_original
+from ast_core.fbank import fbank
+from ast_core.metrics import tagging_metrics
+from ast_core.pretrained import resize_pos_embed
+from tests.reference import draw_all, original_shapes
+
+FILE = Path(__file__).parents[1] / "fixtures" / "own.npz"
+with np.load(FILE) as archive:
+    FIGURES = dict(archive)
+
+LOGITS_TOLERANCE = 2e-5
+"""Of the figures' spread: float32 rounding over twelve blocks, another order of summation."""
+FBANK_TOLERANCE = 1e-3
+
+
+def waveform(kind: str) -> Tensor:
+    return torch.from_numpy(FIGURES[f"waveform_{kind}"] / np.float32(32768))
+
+
+def test_the_file_is_below_100_kb():
+    assert FILE.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("case_index", range(len(FIGURES["model_cases"])))
+def test_logits_equal_those_of_transformers(case_index: int):
+    fstride, tstride, input_fdim, input_tdim, label_dim, seed = FIGURES["model_cases"][case_index].tolist()
+    shape = {"fstride": fstride, "tstride": tstride, "input_fdim": input_fdim, "input_tdim": input_tdim}
+    model = ASTModel(label_dim, **shape, imagenet_pretrain=False, model_size="tiny224").eval()
+    load_original(model, draw_all(original_shapes(model), "own"))
+    rng = np.random.Generator(np.random.PCG64(seed))
+    log_mel = rng.standard_normal((2, input_tdim, input_fdim), dtype=np.float32) * 0.5
+    with torch.no_grad():
+        logits = model(torch.from_numpy(log_mel)).numpy()
+    expected = FIGURES[f"logits_{case_index}"]
+    assert logits.shape == expected.shape
+    assert np.abs(logits - expected).max() < LOGITS_TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("kind", [key.removeprefix("waveform_") for key in FIGURES if key.startswith("waveform_")])
+def test_fbanks_equal_those_of_torchaudio(kind: str):
+    ours, expected = fbank(waveform(kind)).numpy(), FIGURES[f"fbank_{kind}"]
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() < FBANK_TOLERANCE
+
+
+def test_mixup_of_log_mel_comes_close_to_the_fbank_of_the_mixture_and_mixing_it_linearly_does_not():
+    a, b = (fbank(waveform(kind) - waveform(kind).mean()) for kind in ("speech", "music"))
+    lam, expected = float(FIGURES["mixup_lam"]), torch.from_numpy(FIGURES["mixup_fbank"])
+    error = (mixup_power(a, b, lam) - expected).abs().mean()
+    # 0.31 nats on average here, where harmonics meet; powers mixed by λ instead of λ² would be 0.64 off, linearly 1.6.
+    assert error < 0.35
+    assert (lam * a + (1 - lam) * b - expected).abs().mean() > 4 * error
+
+
+def test_metrics_equal_those_of_scikit_learn_and_scipy():
+    ours = tagging_metrics(FIGURES["score"], FIGURES["target"])
+    np.testing.assert_allclose(ours.ap, FIGURES["ap"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours.auc, FIGURES["auc"], rtol=0, atol=1e-9)
+    means = [ours.map, ours.mauc, ours.d_prime]
+    np.testing.assert_allclose(means, [FIGURES["ap"].mean(), FIGURES["auc"].mean(), FIGURES["d_prime"]], atol=1e-9)
+
+
+@pytest.mark.parametrize("case_index", range(len(FIGURES["pos_embed_grids"])))
+def test_positional_embeddings_are_cut_and_stretched_as_the_arithmetic_says(case_index: int):
+    pos_embed, new_grid = torch.from_numpy(FIGURES["pos_embed"]), FIGURES["pos_embed_grids"][case_index]
+    resized = resize_pos_embed(pos_embed, (6, 9), tuple(new_grid.tolist()))
+    np.testing.assert_allclose(resized.numpy(), FIGURES[f"pos_embed_{case_index}"], rtol=0, atol=1e-6)

@@ -1,0 +1,28 @@
+"""What real ranks of a process group do in tests. Importable by spawned processes."""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pipeline.train.evaluation import gather_rows
+from pipeline.train.sampling import rank_rows
+
+
+def gathered(num_rows: list[int], *, world_size: int, folder: Path) -> list[list[torch.Tensor | None]]:
+    """For each rank, what it holds of `[rows, 2]` tables after `gather_rows`; row i is (i, -i)."""
+    mp.start_processes(_gather, (num_rows, world_size, folder), nprocs=world_size, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _gather(rank: int, num_rows: list[int], world_size: int, folder: Path) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    held = []
+    for rows in num_rows:
+        mine = torch.from_numpy(rank_rows(rows, rank, world_size)).float()
+        held.append(gather_rows(torch.stack([mine, -mine], dim=1), rows, rank=rank, world_size=world_size))
+    torch.save(held, folder / f"{rank}.pt")
+    dist.destroy_process_group()
