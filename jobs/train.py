@@ -14,8 +14,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,22 +23,17 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError, UserError
-from ast_core.recipe import Recipe, load_recipe
+from ast_core.recipe import Recipe
 from ast_core.step import Norm
-from jobs.common import add_ray_options, output_uri, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, read_recipe, recipe_names, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.worker import TrainJob, train_worker
 from pipeline.versions import tool_versions
 
-RECIPES = files("jobs") / "recipes"
 CPUS_BESIDE_GPU = 4
 """CPUs of a worker with a GPU: one computes the step, the others read shards."""
-
-
-def recipe_names() -> list[str]:
-    return sorted(Path(file.name).stem for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
-    recipe = _recipe(args.recipe, rest)
+    recipe = read_recipe(args.recipe, rest)
     dataset = PreparedDataset.open(args.data)
     train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
@@ -119,31 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fit(trainer)
     _say_results(run)
     return 0
-
-
-def _recipe(name: str, rest: Sequence[str]) -> Recipe:
-    if name in recipe_names():
-        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    elif storage.exists(name):
-        text = storage.read_bytes(name).decode()
-    else:
-        raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file")
-    return load_recipe(text, _overrides(rest), origin=name)
-
-
-def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--key value` or `--key=value`; dashes in a key read as underscores."""
-    overrides = {}
-    words = iter(rest)
-    for word in words:
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r} stands where --KEY VALUE was expected")
-        key, equals, value = word[2:].partition("=")
-        given = value if equals else next(words, None)
-        if given is None:
-            raise ConfigError(f"--{key} needs a value")
-        overrides[key.replace("-", "_")] = given
-    return overrides
 
 
 def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:

@@ -24,7 +24,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import storage
 from pipeline.weights import sample_weights
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROW_GROUP_CLIPS = 16
 """Clips a row group: a reader that wants one clip pays for this many (3.4 MB at 10 s)."""
 
@@ -44,6 +44,10 @@ SHARD = pa.schema(
         pa.field("labels", LABELS, nullable=False),
         pa.field("num_frames", pa.int16(), nullable=False),
         pa.field("num_clipped", pa.int32(), nullable=False),  # samples beyond full scale after resampling, set to ±1
+        pa.field("num_silent_frames", pa.int16(), nullable=False),  # every bin at the floor, as digital silence has it
+        pa.field("fbank_sum", pa.float64(), nullable=False),  # of all frames × bins of the stored values
+        pa.field("fbank_sum_sq", pa.float64(), nullable=False),
+        pa.field("fbank_hash", pa.int64(), nullable=False),  # of the stored bytes: equal audio has equal hashes
         pa.field("fbank", FBANK, nullable=False),
     ]
 )
@@ -154,7 +158,8 @@ class PreparedDataset:
         info = storage.read_json(dataset_json(uri))
         if info.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
-                f"{uri} has schema version {info.get('schema_version')}, this program reads {SCHEMA_VERSION}"
+                f"{uri} has schema version {info.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
+                "prepare the data anew into another folder"
             )
         labels = LabelVocabulary.from_csv(storage.read_bytes(labels_csv(uri)).decode(), origin=labels_csv(uri))
         return cls(uri, info, labels)

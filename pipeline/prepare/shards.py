@@ -4,11 +4,11 @@ Shards are the truth: the index is made by reading them back, so a job that was 
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ast_core.augment import STORED_FLOOR
 from ast_core.errors import DataError
+from ast_core.fbank import NUM_MEL_BINS
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
-
-NORM_KEY = b"ast.fbank_sums"
-"""Shard metadata: count, sum and sum of squares of all fbank values, so that a split's norm takes no second reading.
-
-Exact, but for a clip that a kill has left in two shards: its values count twice."""
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
 """What `WriteShards` says of a batch: clips by outcome; the reason is null for prepared ones."""
@@ -79,26 +76,33 @@ class SplitState:
     """What is on disk of a split."""
 
     prepared: pa.Table
-    """The columns of INDEX but for the weight, and num_clipped."""
+    """One row a clip: the columns of INDEX but for the weight, and those that the split's totals are of."""
     failures: pa.Table
     """FAILURES of earlier runs, but for rows that the list itself caused."""
-    norm_sums: np.ndarray
-    """`[3]`: count, sum, sum of squares of all fbank values."""
 
 
-_SCANNED = pa.schema([*(f for f in dataset.INDEX if f.name != "sample_weight"), dataset.SHARD.field("num_clipped")])
+_INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 
 def load_split(output: str, split: str) -> SplitState:
     """Read back what earlier runs left, finished or not, and gather their failures into one file."""
-    shards = storage.list_files(dataset.shards_dir(output, split), suffix=".parquet")
+    columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq"]
+    stored = scan_shards(output, split, columns)
+    first = np.unique(stored["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
+    prepared = stored.take(np.sort(first))  # a kill may have left a clip in two shards
+    return SplitState(prepared, _gather_failures(output, split, prepared))
+
+
+def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
+    """These columns of all shards of a split, then `shard` and `row` as in INDEX; a clip in two shards has two rows.
+
+    Raises:
+        DataError: a shard is damaged, or of an earlier schema version.
+    """
+    schema = pa.schema([*map(dataset.SHARD.field, columns), *map(dataset.INDEX.field, ("shard", "row"))])
+    uris = storage.list_files(dataset.shards_dir(output, split), suffix=".parquet")
     with ThreadPoolExecutor(16) as pool:
-        scanned = list(pool.map(_scan_shard, shards))
-    prepared = pa.concat_tables([_SCANNED.empty_table(), *(table for table, _ in scanned)])
-    first = np.unique(prepared["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
-    prepared = prepared.take(np.sort(first))
-    norm_sums = np.sum([np.zeros(3), *(sums for _, sums in scanned)], axis=0)
-    return SplitState(prepared, _gather_failures(output, split, prepared), norm_sums)
+        return pa.concat_tables([schema.empty_table(), *pool.map(lambda uri: _scan_shard(uri, schema), uris)])
 
 
 def start_output(output: str, labels: LabelVocabulary) -> None:
@@ -115,8 +119,13 @@ def start_output(output: str, labels: LabelVocabulary) -> None:
                 "give another --output, or its labels.csv as --labels"
             )
         if storage.exists(dataset.dataset_json(output)):
-            features = storage.read_json(dataset.dataset_json(output)).get("features")
-            if features != dataset.FEATURES:
+            info = storage.read_json(dataset.dataset_json(output))
+            if info.get("schema_version") != dataset.SCHEMA_VERSION:
+                raise DataError(
+                    f"{output} has schema version {info.get('schema_version')}, this program writes "
+                    f"{dataset.SCHEMA_VERSION}; give another --output"
+                )
+            if info.get("features") != dataset.FEATURES:
                 raise DataError(f"{output} holds features computed with other settings; give another --output")
         return
     if not storage.is_empty(output):
@@ -165,42 +174,75 @@ def _publish_split(
 ) -> dict[str, Any]:
     prepared = state.prepared
     weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
-    index = prepared.drop_columns(["num_clipped"]).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
+    index = prepared.select(_INDEXED).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
     dataset.write_table(dataset.index_file(output, split), index.cast(dataset.INDEX))
-    count, total, squares = state.norm_sums
-    mean = total / count if count else 0.0
-    std = (squares / count - mean**2) ** 0.5 if count else 0.0
+    frames = int(_total(prepared["num_frames"]))
+    mean, mean_sq = (_total(prepared[sums]) / max(frames * NUM_MEL_BINS, 1) for sums in ("fbank_sum", "fbank_sum_sq"))
     return {
         "clips": len(prepared),
-        "frames": int(pc.sum(prepared["num_frames"].cast(pa.int64())).as_py() or 0),
-        "clipped_samples": int(pc.sum(prepared["num_clipped"].cast(pa.int64())).as_py() or 0),
-        "norm": {"mean": float(mean), "std": float(std)},
+        "frames": frames,
+        "clipped_samples": int(_total(prepared["num_clipped"])),
+        "norm": {"mean": mean, "std": max(mean_sq - mean**2, 0.0) ** 0.5},
         "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
         "failures": dict(sorted(Counter(failures["reason"].to_pylist()).items())),
     }
 
 
+def _total(column: pa.ChunkedArray) -> float:
+    return pc.sum(column.cast(pa.float64())).as_py() or 0.0
+
+
 def _write_shard(folder: str, prepared: pa.Table) -> None:
-    shard = prepared.select(dataset.SHARD.names).cast(dataset.SHARD)
-    values = shard["fbank"].combine_chunks().flatten().flatten().to_numpy().astype(np.float32)
-    sums = [len(values), float(values.sum(dtype=np.float64)), float(np.einsum("i,i", values, values, dtype=np.float64))]
-    shard = shard.replace_schema_metadata({NORM_KEY: json.dumps(sums)})
+    facts = clip_facts(prepared["fbank"].combine_chunks())
+    shard = pa.table({name: (facts if name in _FACTS.names else prepared)[name] for name in dataset.SHARD.names})
     uri = storage.join(folder, f"{_name_of(prepared)}.parquet")
-    dataset.write_table(uri, shard, row_group_size=dataset.ROW_GROUP_CLIPS)
+    dataset.write_table(uri, shard.cast(dataset.SHARD), row_group_size=dataset.ROW_GROUP_CLIPS)
 
 
-def _scan_shard(uri: str) -> tuple[pa.Table, np.ndarray]:
+def clip_facts(fbanks: pa.ListArray) -> pa.Table:
+    """Of each fbank the columns of SHARD that are computed from its stored values.
+
+    A frame is silent when all of its bins are at the floor: one bin is always there, as its mel filter lies between two
+    points of the spectrum. The hash is the first 8 bytes of BLAKE2b of the values.
+    """
+    values = fbanks.flatten().flatten().to_numpy().reshape(-1, NUM_MEL_BINS)
+    ends = np.cumsum([0, *fbanks.value_lengths().to_numpy()])
+    facts = [_facts_of(values[begin:end]) for begin, end in pairwise(ends)]
+    return pa.Table.from_pylist(facts, schema=_FACTS)
+
+
+_FACTS = pa.schema(map(dataset.SHARD.field, ("num_silent_frames", "fbank_sum", "fbank_sum_sq", "fbank_hash")))
+
+
+def _facts_of(fbank: np.ndarray) -> dict[str, Any]:
+    wide = fbank.astype(np.float64)
+    frame_sums = wide.sum(axis=1)
+    return {
+        # Nothing is below the floor, and float64 adds 128 float16 values without rounding.
+        "num_silent_frames": int((frame_sums <= NUM_MEL_BINS * STORED_FLOOR).sum()),
+        "fbank_sum": frame_sums.sum(),
+        "fbank_sum_sq": np.vdot(wide, wide),
+        "fbank_hash": int.from_bytes(hashlib.blake2b(fbank.data).digest()[:8], "little", signed=True),
+    }
+
+
+def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     fs, path = storage.resolve(uri)
     try:
         with fs.open_input_file(path) as file:
             parquet = pq.ParquetFile(file)
-            table = parquet.read(columns=["clip_id", "num_frames", "labels", "num_clipped"], use_threads=False)
-            sums = np.array(json.loads(parquet.schema_arrow.metadata[NORM_KEY]))
-    except (pa.ArrowInvalid, KeyError, TypeError) as err:
+            missing = set(dataset.SHARD.names) - set(parquet.schema_arrow.names)
+            table = parquet.read(columns=schema.names, use_threads=False)  # shard and row are not there, and come below
+    except pa.ArrowInvalid as err:
         raise DataError(f"{uri} is no shard of ours or damaged; delete it, and its clips are prepared anew") from err
+    if missing:
+        raise DataError(
+            f"{uri} lacks {', '.join(sorted(missing))}, as shards of an earlier version do; "
+            "prepare the data anew into another folder"
+        )
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
-    return table.select(_SCANNED.names).cast(_SCANNED), sums
+    return table.cast(schema)
 
 
 def _gather_failures(output: str, split: str, prepared: pa.Table) -> pa.Table:

@@ -1,6 +1,8 @@
 """What lies on disk: readable by others, resumable by us, and never taken for finished before it is."""
 
+import hashlib
 import json
+import zlib
 from pathlib import Path
 
 import duckdb
@@ -12,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset as HuggingFaceDataset
 
+from ast_core.augment import STORED_FLOOR
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
-from pipeline.prepare.clip import FAILURES, under_way
-from pipeline.prepare.features import clip_fbank
-from pipeline.prepare.shards import WriteShards, load_split, publish, start_output
+from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged, under_way
+from pipeline.prepare.features import clip_fbank, features
+from pipeline.prepare.shards import WriteShards, clip_facts, load_split, publish, scan_shards, start_output
 from tests import fakes
 
 
@@ -67,16 +70,73 @@ def test_the_fbank_stored_is_that_of_the_waveform_and_the_index_points_at_it(ton
         assert table["num_frames"][int(clips.row[i])].as_py() == clips.num_frames[i] == 48
 
 
-def test_norm_over_all_shards_is_that_of_all_values(tone_data: str):
+def stored_values(output: str, *splits: str) -> np.ndarray:
+    """float64, all frames × bins of the clips that the index names, one shard row a clip."""
+    clips = PreparedDataset.open(output).clips(splits)
+    tables = [pq.read_table(uri) for uri in clips.shards]
+    fbanks = [tables[i]["fbank"][int(row)] for i, row in zip(clips.shard_of, clips.row, strict=True)]
+    return np.concatenate([np.array(fbank.as_py(), np.float64) for fbank in fbanks])
+
+
+def mean_and_std(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std())
+
+
+def test_norm_over_all_shards_and_splits_is_that_of_all_values(tone_data: str):
     opened = PreparedDataset.open(tone_data)
-    values = np.concatenate(
-        [
-            np.array(pq.read_table(file)["fbank"].combine_chunks().flatten().flatten(), np.float64)
-            for split in ("train", "eval")
-            for file in Path(tone_data, split, "shards").iterdir()
-        ]
-    )
-    np.testing.assert_allclose(opened.norm(["train", "eval"]), (values.mean(), values.std()), rtol=1e-6)
+    for splits in (["train"], ["eval"], ["train", "eval"]):
+        expected = mean_and_std(stored_values(tone_data, *splits))
+        np.testing.assert_allclose(opened.norm(splits), expected, rtol=1e-12)
+
+
+def test_a_clip_in_two_shards_counts_once_in_the_norm_and_in_the_totals(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    write = WriteShards(output)
+    write(prepared_rows("quiet", "loud"))
+    write(prepared_rows("loud", "other"))
+    write(prepared_rows("alone", split="eval"))
+    info = publish(output, labels, {split: FAILURES.empty_table() for split in ("train", "eval")})["splits"]
+    assert (info["train"]["clips"], info["train"]["frames"]) == (3, 3 * 48)
+    opened = PreparedDataset.open(output)
+    for splits in (["train"], ["train", "eval"]):
+        values = stored_values(output, *splits)
+        assert len(values) == 48 * (3 + len(splits) - 1)
+        np.testing.assert_allclose(opened.norm(splits), mean_and_std(values), rtol=1e-12)
+
+
+def test_each_clip_has_the_sums_and_the_hash_of_its_own_values(tmp_path: Path):
+    rows = prepared_rows("a", "b")
+    facts = clip_facts(rows["fbank"].combine_chunks()).to_pylist()
+    for fact, fbank in zip(facts, rows["fbank"].to_pylist(), strict=True):
+        values = np.array(fbank, np.float16)
+        wide = values.astype(np.float64)
+        np.testing.assert_allclose((fact["fbank_sum"], fact["fbank_sum_sq"]), (wide.sum(), (wide**2).sum()), rtol=1e-14)
+        digest = hashlib.blake2b(values.tobytes()).digest()
+        assert fact["fbank_hash"] == int.from_bytes(digest[:8], "little", signed=True)
+    WriteShards(str(tmp_path))(rows)
+    stored = scan_shards(str(tmp_path), "train", list(facts[0])).to_pylist()
+    assert [{name: row[name] for name in facts[0]} for row in stored] == facts
+
+
+def test_equal_audio_has_equal_hashes_whatever_the_clip_and_its_neighbours_are(tmp_path: Path):
+    waveforms = [fakes.noise(0.5, seed=seed) for seed in (1, 2, 1)]
+    column = features(pa.table({"waveform": ragged(waveforms, WAVEFORM)}))["fbank"].combine_chunks()
+    one, other, same = clip_facts(column)["fbank_hash"].to_pylist()
+    assert one == same != other
+    assert clip_facts(column.slice(1, 2))["fbank_hash"].to_pylist() == [other, same]
+
+
+def test_only_frames_without_any_sound_are_silent():
+    waveform = fakes.noise(1.0)
+    waveform[4000:12000] = 0.0
+    fbank = clip_fbank(waveform - waveform.mean())
+    begins = 160 * np.arange(len(fbank))
+    expected = int(((begins >= 4000) & (begins + 400 <= 12000)).sum())
+    hardly_heard = clip_fbank(0.002 * fakes.noise(1.0))  # a few steps of 16-bit PCM
+    column = pa.array([fbank.tolist(), hardly_heard.tolist()], dataset.FBANK)
+    assert (fbank == np.float16(STORED_FLOOR)).all(axis=0).any()  # one bin is at the floor in every frame
+    assert clip_facts(column)["num_silent_frames"].to_pylist() == [expected, 0]
 
 
 def test_weights_of_a_union_differ_from_those_of_its_parts(tone_data: str):
@@ -104,6 +164,21 @@ def test_unknown_splits_and_schemas_are_named(tone_data: str, tmp_path: Path):
         PreparedDataset.open(str(tmp_path))
 
 
+def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows("a"))
+    (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
+    pq.write_table(pq.read_table(shard).drop_columns(["fbank_hash", "fbank_sum"]), shard)
+    with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data anew"):
+        load_split(output, "train")
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
+    with pytest.raises(DataError, match="has schema version 1, this program reads 2; prepare the data anew"):
+        PreparedDataset.open(output)
+    with pytest.raises(DataError, match="has schema version 1, this program writes 2; give another --output"):
+        start_output(output, labels)
+
+
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
     labels = LabelVocabulary.from_names(["a"])
     (tmp_path / "files").mkdir()
@@ -117,15 +192,18 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
         start_output(str(tmp_path / "new"), LabelVocabulary.from_names(["a", "b"]))
 
 
-def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = ()) -> pa.Table:
-    rows = under_way(fakes.clips(*({"clip_id": c, "media": "x", "end_s": 0.5} for c in (*clip_ids, *failed))))
-    fbank = clip_fbank(fakes.noise(0.5))
+def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
+    """Each clip with noise of its own, of a level of its own."""
+    all_ids = (*clip_ids, *failed)
+    rows = under_way(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
+    seeds = [zlib.crc32(c.encode()) for c in all_ids]
+    fbanks = [clip_fbank((seed % 100 + 1) / 100 * fakes.noise(0.5, seed=seed)) for seed in seeds]
     for name, value in {"stage": "decode", "reason": "truncated", "message": "short"}.items():
         column = pa.array([None] * len(clip_ids) + [value] * len(failed), pa.string())
         rows = rows.set_column(rows.column_names.index(name), name, column)
     rows = rows.append_column("num_clipped", pa.array([0] * len(rows), pa.int32()))
-    rows = rows.append_column("num_frames", pa.array([len(fbank)] * len(rows), pa.int32()))
-    return rows.append_column("fbank", pa.array([fbank.tolist()] * len(rows), dataset.FBANK))
+    rows = rows.append_column("num_frames", pa.array(list(map(len, fbanks)), pa.int32()))
+    return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.FBANK))
 
 
 def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Path):

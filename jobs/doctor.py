@@ -1,0 +1,69 @@
+"""Compare a prepared data set with what the paper used, and say what each difference will cost.
+
+    python jobs/doctor.py --data data
+    python jobs/doctor.py --data s3://bucket/data --official mine=lists/mine_segments.csv --json findings.json --strict
+
+Clips, labels, durations and label shares are compared with the official lists: those of balanced_train,
+unbalanced_train and eval are fetched by name and cached, others are given with --official. Norm, silence, duplicates,
+leakage, clipping, index and weights are examined without any list. Nothing is written into the data set. No Ray is
+started, and no fbank is read.
+
+Severities: serious (results will be wrong or far off), warning (worth mending before a long run), unknown (could not be
+compared), note (differs, and is as good as it gets), ok.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+
+from ast_core.errors import ConfigError
+from jobs.common import output_uri, run_job
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare import findings as shown
+from pipeline.prepare.doctor import examine
+
+EXIT_SERIOUS = 1
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
+    parser.add_argument(
+        "--official",
+        nargs="+",
+        default=[],
+        metavar="SPLIT=LIST",
+        help="segment list (path or URL) that a split was to hold, where its name does not tell or there is no network",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all findings here too, with the table by class")
+    parser.add_argument(
+        "--strict", action="store_true", help=f"exit status {EXIT_SERIOUS} if anything is serious (else 0)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    official = _official(args.official)
+    json_uri = output_uri(args.json, "--json") if args.json else None
+    data = PreparedDataset.open(args.data)
+    findings = examine(data, official)
+    if json_uri:
+        storage.write_json(json_uri, shown.as_json(data.uri, findings))
+    print(shown.table(findings, width=shutil.get_terminal_size((110, 24)).columns))
+    serious = any(finding.severity == "serious" for finding in findings)
+    return EXIT_SERIOUS if args.strict and serious else 0
+
+
+def _official(given: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=")[::2] for text in given]
+    for text, (split, uri) in zip(given, pairs, strict=True):
+        if not split or not uri:
+            raise ConfigError(f"--official {text} is not SPLIT=LIST, as in eval=eval_segments.csv")
+    return dict(pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

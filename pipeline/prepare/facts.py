@@ -1,0 +1,143 @@
+"""What the doctor looks at: a prepared data set's small columns, and the official lists that its splits were to hold.
+
+No fbank is read: what is to be known of its values stands beside it (`pipeline.prepare.shards.clip_facts`).
+"""
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from pipeline import dataset, storage
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare.clip import FAILURES
+from pipeline.prepare.shards import scan_shards
+from pipeline.prepare.sources import OFFICIAL_LISTS, read_segments
+from pipeline.weights import flatten_labels
+
+SMALL_COLUMNS = [name for name in dataset.SHARD.names if name != "fbank"]
+
+_OTHER_NAME = re.compile(r"Y?(?P<video>[A-Za-z0-9_-]{11})(_(?P<start>\d+(\.\d+)?))?(_\d+(\.\d+)?)?")
+"""What copies of AudioSet call a clip: `YID`, `ID`, `ID_30`, `YID_30.000_40.000`."""
+
+
+@dataclass(frozen=True)
+class OfficialList:
+    origin: str
+    clips: pa.Table
+    """`CLIPS`, one row a clip; its media are not located."""
+    num_refused: int
+    """Rows that could not be read."""
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    name: str
+    num_classes: int
+    info: dict[str, Any]
+    """The split's entry of dataset.json."""
+    stored: pa.Table
+    """`SMALL_COLUMNS`, shard and row of all shards; a clip that a kill left in two of them has two rows."""
+    index: pa.Table
+    """INDEX, as it is on disk."""
+    failures: pa.Table
+    official: OfficialList | None
+    no_list: str
+    """Why the official list is not here; empty where there is a list, and where none could be."""
+
+    @cached_property
+    def clips(self) -> pa.Table:
+        """`stored`, one row a clip."""
+        first = np.unique(self.stored["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
+        return self.stored.take(np.sort(first))
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """`[clips]`: each clip's row in the official list, -1 where it is not in it or there is none."""
+        return _positions(self.clips, self.official.clips) if self.official else np.full(len(self.clips), -1)
+
+    def column(self, name: str) -> np.ndarray:
+        return self.clips[name].to_numpy()
+
+    def class_counts(self, clips: pa.Table) -> np.ndarray:
+        """`[C]`: clips with each label."""
+        return np.bincount(flatten_labels(clips["labels"].combine_chunks())[0], minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class Facts:
+    uri: str
+    info: dict[str, Any]
+    """dataset.json"""
+    labels: LabelVocabulary
+    splits: list[SplitFacts]
+
+
+def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> Facts:
+    """Read the shards' small columns, and the official lists: those given by split, and those known by its name.
+
+    A list that cannot be had is a fact too (`SplitFacts.no_list`).
+
+    Raises:
+        DataError: `official` names a split that is not there, or a shard is damaged.
+    """
+    official = official or {}
+    if unknown := sorted(official.keys() - set(data.splits)):
+        raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")
+    with ThreadPoolExecutor(max(1, len(data.splits))) as pool:
+        splits = list(pool.map(lambda split: _gather_split(data, split, official.get(split)), data.splits))
+    return Facts(data.uri, data.info, data.labels, splits)
+
+
+def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFacts:
+    failures = dataset.failures_file(data.uri, split)
+    listed, no_list = _official_list(data.labels, split, uri)
+    return SplitFacts(
+        name=split,
+        num_classes=len(data.labels),
+        info=data.info["splits"][split],
+        stored=scan_shards(data.uri, split, SMALL_COLUMNS),
+        index=dataset.read_table(dataset.index_file(data.uri, split)),
+        failures=dataset.read_table(failures) if storage.exists(failures) else FAILURES.empty_table(),
+        official=listed,
+        no_list=no_list,
+    )
+
+
+def _official_list(labels: LabelVocabulary, split: str, uri: str | None) -> tuple[OfficialList | None, str]:
+    if uri is None and set(audioset_labels().mids).isdisjoint(labels.mids):
+        return None, ""
+    if uri is None and split not in OFFICIAL_LISTS:
+        return None, f"no official list is named {split}; give its list with --official {split}=LIST"
+    try:
+        listed = read_segments(
+            uri or split, locate=lambda video_id, start_s, end_s: ("", 0.0), vocabulary=labels, split=split
+        )
+    except DataError as err:
+        return None, str(err)
+    if not len(listed.clips):
+        return None, f"no row of {uri or split} could be read"
+    return OfficialList(uri or split, listed.clips, len(listed.refused)), ""
+
+
+def _positions(clips: pa.Table, listed: pa.Table) -> np.ndarray:
+    found = pc.index_in(clips["clip_id"], value_set=listed["clip_id"].combine_chunks())
+    position = found.fill_null(-1).to_numpy().copy()
+    lost = np.flatnonzero(position < 0)
+    if len(lost):
+        row_of: dict[str, int] = {}
+        for column in ("video_id", "clip_id"):
+            row_of |= {text: row for row, text in enumerate(listed[column].to_pylist())}
+        for i, clip_id in zip(lost, clips["clip_id"].take(lost).to_pylist(), strict=True):
+            if name := _OTHER_NAME.fullmatch(clip_id):
+                start = "" if name["start"] is None else f"_{float(name['start']):.3f}"
+                position[i] = row_of.get(name["video"] + start, -1)
+    return position

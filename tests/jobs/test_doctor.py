@@ -1,0 +1,97 @@
+"""The doctor's job: what it prints and writes, and its exit status."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import ray
+
+from ast_core.errors import ConfigError
+from ast_core.labels import audioset_labels
+from jobs.common import run_job
+from jobs.doctor import main
+from pipeline.prepare.sources import read_segments
+from tests import fakes
+
+
+def write_patient(folder: Path, *, ill: bool = False) -> list[str]:
+    """A data set of two splits with their lists, all there; ill, one clip is in both. Returns the job's arguments."""
+    splits, given = {}, []
+    for split in ("balanced_train", "eval"):
+        uri = folder / f"{split}_segments.csv"
+        rows = [f'{split[:4]}{i:07d}, 0.000, 10.000, "{audioset_labels().mids[i % 5]}"' for i in range(100)]
+        uri.write_text("\n".join(rows))
+        splits[split] = read_segments(str(uri), locate=lambda *_: ("", 0.0), split=split).clips
+        given.append(f"{split}={uri}")
+    stored = {split: fakes.stored_clips(clips) for split, clips in splits.items()}
+    if ill:
+        at = stored["eval"].schema.get_field_index("fbank_hash")
+        stored["eval"] = stored["eval"].set_column(at, "fbank_hash", stored["balanced_train"]["fbank_hash"])
+    fakes.write_stored(str(folder / "data"), audioset_labels(), stored)
+    return ["--data", str(folder / "data"), "--official", *given]
+
+
+@pytest.mark.parametrize(("ill", "strict", "status"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_only_strict_and_something_serious_make_an_exit_status_of_1(
+    ill: bool, strict: bool, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = write_patient(tmp_path, ill=ill)
+    assert run_job(main, [*argv, *(["--strict"] if strict else [])]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["severity", "check", "split", "what"]
+    assert lines[1].startswith("serious   leakage" if ill else "note      labels")
+    assert lines[-1].startswith("27 findings: " + ("1 serious, " if ill else "1 note, "))
+
+
+def test_no_ray_is_started_and_nothing_is_written_into_the_data(tmp_path: Path):
+    argv = write_patient(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+    was_up = ray.is_initialized()
+    assert main(argv) == 0
+    assert ray.is_initialized() == was_up
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
+
+
+def test_json_holds_what_is_printed_and_the_table_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = write_patient(tmp_path, ill=True)
+    assert main([*argv, "--json", str(tmp_path / "out" / "findings.json")]) == 0
+    written = json.loads((tmp_path / "out" / "findings.json").read_text())
+    assert (written["counts"]["serious"], len(written["findings"])) == (1, 27)
+    out = " ".join(capsys.readouterr().out.split())
+    for finding in written["findings"]:
+        assert " ".join(finding["cost"].split()) in out
+    (clips,) = [f for f in written["findings"] if (f["check"], f["split"]) == ("clips", "eval")]
+    assert [row["listed"] for row in clips["figures"]["per_class"]] == [20] * 5
+
+
+def test_a_list_that_cannot_be_had_leaves_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = write_patient(tmp_path)
+    os.remove(tmp_path / "eval_segments.csv")
+    assert run_job(main, [*argv, "--strict"]) == 0
+    out = capsys.readouterr().out
+    assert "unknown   clips, labels, marginals  eval" in out
+    assert "27 findings: 3 unknown, 1 note, 23 ok" in out
+
+
+def test_what_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_job(main, ["--data", str(tmp_path)]) == 2
+    argv = write_patient(tmp_path)
+    assert run_job(main, [*argv[:2], "--official", "evil=x.csv"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "no dataset.json" in errors[0]
+    assert "no split 'evil'; it has balanced_train, eval" in errors[1]
+
+
+@pytest.mark.parametrize("given", ["eval", "=list.csv", "eval="])
+def test_an_official_list_names_its_split(given: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"is not SPLIT=LIST, as in eval=eval_segments\.csv"):
+        main(["--data", str(tmp_path), "--official", given])
+
+
+def test_help_says_what_is_examined_and_what_the_severities_mean(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("--official", "--strict", "serious (", "unknown (", "No Ray is"))
