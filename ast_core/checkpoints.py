@@ -1,25 +1,37 @@
-"""Models in and out: our own folder (`model.safetensors` + `config.json`), and the original's `.pth`."""
+"""Models in and out: our own folder, the original's `.pth`, and Hugging Face's folder. `onnx_export` writes ONNX.
+
+Ours is `model.safetensors` + `config.json`. All three hold the same tensors bit for bit, under other names.
+"""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ast_core.errors import DataError
+from ast_core import huggingface
+from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
-from ast_core.pretrained import from_original
+from ast_core.pretrained import from_original, to_huggingface, to_original, under_our_names
+from ast_core.published import published
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from ast_core.weight_files import load_weights, read_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+TORCH_WEIGHTS_FILE = "pytorch_model.bin"
+"""What older Hugging Face folders have instead of `model.safetensors`."""
+CHECKPOINT_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, TORCH_WEIGHTS_FILE)
+OUR_KEY = "ast_ray"
+"""Of a Hugging Face `config.json` that we wrote: our whole config, which has MIDs and the recipe too."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +42,19 @@ class ModelConfig:
     norm: Norm
     labels: LabelVocabulary
 
-    def to_json(self) -> str:
-        value = {
+    def to_dict(self) -> dict[str, Any]:
+        return {
             "recipe": self.recipe.to_dict(),
             "norm": {"mean": self.norm.mean, "std": self.norm.std},
             "labels": [{"mid": m, "display_name": n} for m, n in zip(self.labels.mids, self.labels.names, strict=True)],
         }
-        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+    def to_json(self) -> str:
+        return _to_json(self.to_dict())
 
     @classmethod
-    def from_json(cls, text: str, *, origin: object) -> "ModelConfig":
+    def from_dict(cls, value: Any, *, origin: object) -> "ModelConfig":
         try:
-            value: dict[str, Any] = json.loads(text)
             labels = value["labels"]
             return cls(
                 recipe=Recipe(**value["recipe"]),
@@ -53,12 +66,46 @@ class ModelConfig:
         except (ValueError, KeyError, TypeError) as err:
             raise DataError(f"{origin} is damaged or of another version ({type(err).__name__}: {err})") from err
 
+    @classmethod
+    def from_json(cls, text: str, *, origin: object) -> "ModelConfig":
+        try:
+            value = json.loads(text)
+        except ValueError as err:
+            raise DataError(f"{origin} is damaged or of another version ({type(err).__name__}: {err})") from err
+        return cls.from_dict(value, origin=origin)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    labels: LabelVocabulary | None = None,
+    norm: Norm | None = None,
+) -> tuple[ASTModel, ModelConfig]:
+    """The model of our folder, a Hugging Face folder or an original's file, in evaluation mode, on the CPU.
+
+    A file of weights does not say what they are for. For the eight that were published it is known; for any other,
+    give `recipe` (its shape; its norm unless `norm` is given) and `labels`. What is given wins over what is known.
+
+    Raises:
+        DataError: it is not there, damaged, of a shape or with a setting that we cannot follow, or not known.
+        ConfigError: something is given for a folder, which says it all.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        return _read_file(source, recipe, labels, norm)
+    if (recipe, labels, norm) != (None, None, None):
+        raise ConfigError(f"{source} says its recipe, labels and norm; leave them out, they go with a file of weights")
+    if _is_huggingface(source):
+        return _read_huggingface(source)
+    return load_model(source)
+
 
 def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Write a model's folder. `state` is the state dict of an `ASTModel`."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, target / WEIGHTS_FILE)
+    save_file(_on_cpu(state), target / WEIGHTS_FILE)
     (target / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
 
 
@@ -69,9 +116,12 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[ASTModel, ModelConfig]:
         if not (source / name).is_file():
             raise DataError(f"{source} is no model folder: {name} is missing")
     config = ModelConfig.from_json((source / CONFIG_FILE).read_text(encoding="utf-8"), origin=source / CONFIG_FILE)
-    model = ASTModel(**config.recipe.model_args(), imagenet_pretrain=False)
-    load_weights(model, read_weights(source / WEIGHTS_FILE), source)
-    return model.eval(), config
+    return _filled(config, read_weights(source / WEIGHTS_FILE), source), config
+
+
+def save_original(file: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Write a `.pth` that the original implementation loads, strictly, into its `DataParallel` model."""
+    torch.save(_on_cpu(to_original(state)), file)
 
 
 def load_original(model: ASTModel, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> ASTModel:
@@ -83,3 +133,93 @@ def load_original(model: ASTModel, source: str | os.PathLike[str] | Mapping[str,
     origin = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
     load_weights(model, from_original(state), origin)
     return model
+
+
+def save_huggingface(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Write a folder for `transformers`: `AutoModelForAudioClassification` and `pipeline("audio-classification")`.
+
+    The tensors are the same; what `transformers` computes differs by its one epsilon (`huggingface`).
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    settings, extractor = huggingface.to_configs(config.recipe, config.norm, config.labels)
+    save_file(_on_cpu(to_huggingface(state)), target / WEIGHTS_FILE, metadata={"format": "pt"})
+    (target / PREPROCESSOR_FILE).write_text(_to_json(extractor), encoding="utf-8")
+    (target / CONFIG_FILE).write_text(_to_json(settings | {OUR_KEY: config.to_dict()}), encoding="utf-8")
+
+
+def _is_huggingface(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() and "model_type" in _read_json(folder / CONFIG_FILE)
+
+
+def _read_huggingface(folder: Path) -> tuple[ASTModel, ModelConfig]:
+    if not (folder / PREPROCESSOR_FILE).is_file():
+        raise DataError(f"{folder} lacks {PREPROCESSOR_FILE}, which says how the input is normalised; add it")
+    weights = [folder / name for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE) if (folder / name).is_file()]
+    if not weights:
+        raise DataError(f"{folder} holds neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}")
+    settings, extractor = _read_json(folder / CONFIG_FILE), _read_json(folder / PREPROCESSOR_FILE)
+    config = ModelConfig(*huggingface.from_configs(settings, extractor, origin=folder))
+    if OUR_KEY in settings:
+        config = _agreeing(settings, extractor) or config
+    return _filled(config, under_our_names(read_weights(weights[0])), folder), config
+
+
+def _agreeing(settings: dict[str, Any], extractor: dict[str, Any]) -> ModelConfig | None:
+    """Our config out of a Hugging Face `config.json`, unless the files have been changed since we wrote them."""
+    try:
+        config = ModelConfig.from_dict(settings[OUR_KEY], origin=OUR_KEY)
+        written = huggingface.to_configs(config.recipe, config.norm, config.labels)
+    except (ConfigError, DataError):
+        return None
+    said = {key: settings.get(key) for key in written[0]}, {key: extractor.get(key) for key in written[1]}
+    return config if said == written else None
+
+
+def _read_file(
+    file: Path, recipe: Recipe | None, labels: LabelVocabulary | None, norm: Norm | None
+) -> tuple[ASTModel, ModelConfig]:
+    state = under_our_names(read_weights(file))
+    known = published(state, origin=file)
+    if known is not None:
+        recipe, labels = recipe or known[0], labels or known[1]
+    lacking = [key for key, value in {"recipe": recipe, "labels": labels}.items() if value is None]
+    if recipe is None or labels is None:
+        raise DataError(
+            f"{file} has the shape of no published checkpoint; give its {' and its '.join(lacking)} "
+            "(a recipe says the shape: model_size, fstride, tstride, input_fdim, input_tdim)"
+        )
+    if norm is None and recipe.norm_stats != "recipe":
+        raise DataError(f"{file} does not say the norm of its input; give norm, or a recipe with norm_stats recipe")
+    config = ModelConfig(
+        recipe=replace(recipe, label_dim=recipe.label_dim or len(labels)),
+        norm=norm or Norm(recipe.dataset_mean, recipe.dataset_std),
+        labels=labels,
+    )
+    return _filled(config, state, file), config
+
+
+def _filled(config: ModelConfig, state: Mapping[str, Tensor], origin: object) -> ASTModel:
+    if config.recipe.label_dim != len(config.labels):
+        raise DataError(f"{origin}: label_dim is {config.recipe.label_dim}, and there are {len(config.labels)} labels")
+    model = ASTModel(**config.recipe.model_args(), imagenet_pretrain=False)
+    load_weights(model, state, origin)
+    return model.eval()
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise DataError(f"{file} is not valid JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise DataError(f"{file} holds {type(value).__name__}, not the settings of a model")
+    return value

@@ -1,6 +1,10 @@
-"""Foreign weights made to fit: key names, and positional embeddings on other patch grids. Pure functions."""
+"""Foreign weights made to fit: key names, and positional embeddings on other patch grids. Pure functions.
 
-from collections.abc import Mapping
+Our names are the original's without `module.`: `v.blocks.0.attn.qkv.weight`, `mlp_head.1.bias`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +20,32 @@ NUM_PREFIX_TOKENS = 2
 
 AUDIOSET_GRID: Grid = (12, 101)
 """128 mel bins × 1024 frames in 16×16 patches at stride 10."""
+
+IMAGE_HEADS = ("v.head.", "v.head_dist.")
+IMAGE_CLASSES = 1000
+"""DeiT's two classifiers, which the original's state dict has and its forward never uses."""
+
+HUGGINGFACE_PREFIX = "audio_spectrogram_transformer."
+_HUGGINGFACE_BLOCK = f"{HUGGINGFACE_PREFIX}encoder.layer.N"
+_TO_HUGGINGFACE = {
+    "v.cls_token": f"{HUGGINGFACE_PREFIX}embeddings.cls_token",
+    "v.dist_token": f"{HUGGINGFACE_PREFIX}embeddings.distillation_token",
+    "v.pos_embed": f"{HUGGINGFACE_PREFIX}embeddings.position_embeddings",
+    "v.patch_embed.proj": f"{HUGGINGFACE_PREFIX}embeddings.patch_embeddings.projection",
+    "v.blocks.N.norm1": f"{_HUGGINGFACE_BLOCK}.layernorm_before",
+    "v.blocks.N.attn.q": f"{_HUGGINGFACE_BLOCK}.attention.attention.query",
+    "v.blocks.N.attn.k": f"{_HUGGINGFACE_BLOCK}.attention.attention.key",
+    "v.blocks.N.attn.v": f"{_HUGGINGFACE_BLOCK}.attention.attention.value",
+    "v.blocks.N.attn.proj": f"{_HUGGINGFACE_BLOCK}.attention.output.dense",
+    "v.blocks.N.norm2": f"{_HUGGINGFACE_BLOCK}.layernorm_after",
+    "v.blocks.N.mlp.fc1": f"{_HUGGINGFACE_BLOCK}.intermediate.dense",
+    "v.blocks.N.mlp.fc2": f"{_HUGGINGFACE_BLOCK}.output.dense",
+    "v.norm": f"{HUGGINGFACE_PREFIX}layernorm",
+    "mlp_head.0": "classifier.layernorm",
+    "mlp_head.1": "classifier.dense",
+}
+"""Names as in the files of `ASTForAudioClassification`, whose own state dict in memory has others since 5.x."""
+_FROM_HUGGINGFACE = {theirs: ours for ours, theirs in _TO_HUGGINGFACE.items()}
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
@@ -49,13 +79,70 @@ def from_deit(state: Mapping[str, Tensor], new_grid: Grid) -> dict[str, Tensor]:
 
 def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The original implementation's state dict under our names: no `module.`, no unused image heads."""
-    renamed = {key.removeprefix("module."): value for key, value in state.items()}
-    return {key: value for key, value in renamed.items() if not key.startswith("v.head")}
+    renamed = _renamed(state, lambda key: key.removeprefix("module."))
+    return {key: value for key, value in renamed.items() if not key.startswith(IMAGE_HEADS)}
+
+
+def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours under the original's names: `module.` in front, as its training saves them, and the image heads as zeros.
+
+    The original's own loader is strict, so the heads must be there; they take no part in the output.
+    """
+    like = state["v.cls_token"]
+    heads = {}
+    for head in IMAGE_HEADS:
+        heads[f"{head}weight"] = like.new_zeros(IMAGE_CLASSES, like.shape[-1])
+        heads[f"{head}bias"] = like.new_zeros(IMAGE_CLASSES)
+    return {f"module.{key}": value for key, value in (dict(state) | heads).items()}
+
+
+def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of Hugging Face's `ASTForAudioClassification` under our names, query, key and value in one."""
+    renamed = _renamed(state, lambda key: _translated(key, _FROM_HUGGINGFACE))
+    for query in [key for key in renamed if ".attn.q." in key]:
+        parts = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+        if all(part in renamed for part in parts):
+            renamed[query.replace(".attn.q.", ".attn.qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
+
+
+def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours under the names of `ASTForAudioClassification`'s files, query, key and value apart."""
+    parts: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if ".attn.qkv." in key:
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                parts[key.replace(".attn.qkv.", f".attn.{part}.")] = piece
+        else:
+            parts[key] = value
+    return _renamed(parts, lambda key: _translated(key, _TO_HUGGINGFACE))
+
+
+def under_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the original (with `module.` or without), of Hugging Face, or of ours, told apart by its keys."""
+    if any(key.startswith(HUGGINGFACE_PREFIX) for key in state):
+        return from_huggingface(state)
+    return from_original(state)
+
+
+def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    renamed = {rename(key): value for key, value in state.items()}
+    if len(renamed) < len(state):
+        raise DataError("these weights mix two ways of naming: the same tensor stands under two keys")
+    return renamed
+
+
+def _translated(key: str, names: Mapping[str, str]) -> str:
+    """`key` by a table of stems with N for the block's number; what the table lacks stays, for the loader to refuse."""
+    stem, kind = re.fullmatch(r"(.*?)(\.weight|\.bias)?", key, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    number = next(iter(re.findall(r"\.\d+\.", stem)), ".N.")
+    translated = names.get(stem.replace(number, ".N.", 1))
+    return key if translated is None else translated.replace(".N.", number) + kind
 
 
 def from_audioset(state: Mapping[str, Tensor], new_grid: Grid) -> dict[str, Tensor]:
-    """A full-AudioSet checkpoint of the original (base384, stride 10, 1024 frames), classifier off, on another grid."""
-    renamed = {key: value for key, value in from_original(state).items() if not key.startswith("mlp_head")}
+    """A full-AudioSet checkpoint (base384, stride 10, 1024 frames) in any naming, classifier off, on another grid."""
+    renamed = {key: value for key, value in under_our_names(state).items() if not key.startswith("mlp_head")}
     num_tokens = NUM_PREFIX_TOKENS + AUDIOSET_GRID[0] * AUDIOSET_GRID[1]
     if "v.pos_embed" not in renamed or renamed["v.pos_embed"].shape[1] != num_tokens:
         raise DataError(

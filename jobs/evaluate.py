@@ -2,8 +2,11 @@
 
     python jobs/evaluate.py --checkpoint runs/1/averaged --data data --split eval
     python jobs/evaluate.py --checkpoint runs/1 runs/2 runs/3 --data data --split eval
+    python jobs/evaluate.py --checkpoint audioset_10_10_0.4593.pth --data data --split eval
 
-A checkpoint is a folder with model.safetensors and config.json, or a run, whose best model is taken.
+A checkpoint is a run, whose best model is taken, a model's folder, a Hugging Face folder, or one of the published
+`.pth` files; `jobs/export.py` makes a folder of any other. The members of an ensemble may differ in shape; their
+sigmoid scores are averaged.
 """
 
 import argparse
@@ -15,25 +18,35 @@ import numpy as np
 import ray
 import torch
 
-from ast_core.checkpoints import CONFIG_FILE, WEIGHTS_FILE
-from ast_core.errors import DataError
+from ast_core.checkpoints import ModelConfig
+from ast_core.errors import ConfigError, DataError
+from ast_core.labels import LabelVocabulary
+from ast_core.metrics import bootstrap_map
 from ast_core.step import set_attention
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.evaluation import class_counts, evaluate, score_metrics
+from pipeline.train.feed import Targets
 from pipeline.train.report import finite_or_null, per_class_csv, per_class_table
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", required=True, nargs="+", metavar="C", help="several are averaged in their scores"
+        "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; several are averaged in their scores"
     )
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument("--split", required=True, nargs="+", metavar="SPLIT")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="resamples of the clips for the 95 %% interval of the mAP (default 1000; 0 is off)",
+    )
     parser.add_argument("--per-class", action="store_true", help="print the classes, best first")
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     add_ray_options(parser)
@@ -42,42 +55,71 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    if args.bootstrap < 0:
+        raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) or more")
     dataset = PreparedDataset.open(args.data)
     clips = dataset.clips(args.split)
-    checkpoints = [_model_folder(uri) for uri in args.checkpoint]
-    for uri in checkpoints:
-        labels = models.load_config(uri).labels
-        if labels != dataset.labels:
-            raise DataError(f"{uri} was trained for other labels ({len(labels)} classes) than {dataset.uri} has")
+    checkpoints = [models.find(uri) for uri in args.checkpoint]
+    columns = [_check(uri, models.read(uri)[1], dataset) for uri in checkpoints]
     with ray_session(args.address, args.num_cpus):
         use_gpu = args.device == "cuda" or (args.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         score = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(_score)
-        scores = np.mean(ray.get([score.remote(uri, dataset, clips) for uri in checkpoints]), axis=0)
-    metrics = score_metrics(scores, clips)
-    figures = metrics.scalars()
-    print(
-        "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        + f"  on {len(clips):,} clips of {', '.join(args.split)}"
-    )
+        found = ray.get([score.remote(uri, dataset, clips) for uri in checkpoints])
+    scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
+    members = [score_metrics(member, clips).scalars() for member in scores]
+    ensemble = np.mean(scores, axis=0)
+    metrics = score_metrics(ensemble, clips)
+    interval = None
+    if args.bootstrap:
+        target = Targets(clips, len(dataset.labels))(np.arange(len(clips)))
+        interval = bootstrap_map(ensemble, target, num_resamples=args.bootstrap)
+    if len(members) > 1:
+        for uri, figures in zip(checkpoints, members, strict=True):
+            print(f"{_shown(figures)}  {uri}")
+    name = f"  ensemble of {len(members)}" if len(members) > 1 else ""
+    print(f"{_shown(metrics.scalars(), interval)}{name}  on {len(clips):,} clips of {', '.join(args.split)}")
     if args.per_class:
         none = [0] * len(dataset.labels)
         print(per_class_table(per_class_csv(dataset.labels, metrics, none, class_counts(clips, len(dataset.labels)))))
     if args.json:
-        _write_json(output_uri(args.json, "--json"), checkpoints, figures)
+        value: dict[str, Any] = {"checkpoints": checkpoints} | finite_or_null(metrics.scalars())
+        value["map_interval"] = interval if interval is not None and np.isfinite(interval).all() else None
+        value["members"] = [
+            {"checkpoint": uri} | finite_or_null(figures) for uri, figures in zip(checkpoints, members, strict=True)
+        ]
+        storage.write_json(output_uri(args.json, "--json"), value)
     return 0
 
 
-def _model_folder(uri: str) -> str:
-    for folder in (uri, storage.join(uri, "best")):
-        if models.exists(folder):
-            return storage.absolute(folder)
-    raise DataError(f"{uri} is neither a model folder ({WEIGHTS_FILE}, {CONFIG_FILE}) nor a run with a best model")
+def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]:
+    """Where the classes of the data set stand in the scores of a checkpoint that fits it."""
+    mel_bins = dataset.info["features"]["num_mel_bins"]
+    if config.recipe.input_fdim != mel_bins:
+        raise DataError(f"{uri} takes {config.recipe.input_fdim} mel bins; {dataset.uri} has {mel_bins}")
+    order = class_order(config.labels, dataset.labels)
+    if order is None:
+        raise DataError(f"{uri} was trained for other labels ({len(config.labels)} classes) than {dataset.uri} has")
+    return order
+
+
+def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int] | None:
+    """The model's index of each class of the data, or None if they have not the same classes.
+
+    Classes are the same by their MIDs, or else by their names, which are all that a Hugging Face folder has. The order
+    may differ: the published Speech Commands checkpoint has one of its own.
+    """
+    for theirs, ours in ((of_model.mids, of_data.mids), (of_model.names, of_data.names)):
+        if theirs == ours:
+            return list(range(len(ours)))
+        if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
+            return [theirs.index(label) for label in ours]
+    return None
 
 
 def _score(uri: str, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
-    """Scores `[clips, C]` of one checkpoint."""
+    """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = models.load(uri)
+    model, config = models.read(uri)
     set_attention(model, device, config.recipe)
     scores = evaluate(
         model.to(device), clips, recipe=config.recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
@@ -86,9 +128,12 @@ def _score(uri: str, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
     return scores
 
 
-def _write_json(uri: str, checkpoints: Sequence[str], figures: dict[str, float]) -> None:
-    value: dict[str, Any] = {"checkpoints": list(checkpoints)} | finite_or_null(figures)
-    storage.write_json(uri, value)
+def _shown(figures: dict[str, float], interval: tuple[float, float] | None = None) -> str:
+    """`map 0.4590 [0.4512, 0.4668]  mauc 0.9755  …`"""
+    words = {name: f"{name} {value:.4f}" for name, value in figures.items()}
+    if interval is not None:
+        words["map"] += f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+    return "  ".join(words.values())
 
 
 if __name__ == "__main__":

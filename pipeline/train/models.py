@@ -1,16 +1,32 @@
-"""Model folders by URI: `model.safetensors` and `config.json`, on local disk or object storage."""
+"""Models by URI, on local disk or object storage: ours (`model.safetensors` and `config.json`) and foreign ones."""
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pyarrow.fs as pafs
 import torch
 from torch import Tensor
 
-from ast_core.checkpoints import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, load_model, save_model
+from ast_core.checkpoints import (
+    CHECKPOINT_FILES,
+    CONFIG_FILE,
+    TORCH_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    load_model,
+    read_checkpoint,
+    save_model,
+)
+from ast_core.errors import DataError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from pipeline import storage
+
+COPY_BYTES = 1 << 24
 
 
 def initial_model(recipe: Recipe) -> ASTModel:
@@ -35,8 +51,7 @@ def exists(uri: str) -> bool:
 def save(uri: str, state: Mapping[str, Tensor], config: ModelConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, state, config)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            storage.write_bytes(storage.join(uri, name), (Path(folder) / name).read_bytes())
+        publish(Path(folder), uri)
 
 
 def load(uri: str) -> tuple[ASTModel, ModelConfig]:
@@ -50,3 +65,60 @@ def load(uri: str) -> tuple[ASTModel, ModelConfig]:
 def load_config(uri: str) -> ModelConfig:
     file = storage.join(uri, CONFIG_FILE)
     return ModelConfig.from_json(storage.read_bytes(file).decode(), origin=file)
+
+
+def find(uri: str) -> str:
+    """The absolute place of a checkpoint in any format: `uri` itself, or the best model of the run there."""
+    fs, path = storage.resolve(uri)
+    if fs.get_file_info(path).is_file:
+        return storage.absolute(uri)
+    for folder in (uri, storage.join(uri, "best")):
+        if any(storage.exists(storage.join(folder, name)) for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE)):
+            return storage.absolute(folder)
+    raise DataError(
+        f"{uri} is neither a file of weights, nor a folder with {WEIGHTS_FILE}, nor a run with a best model"
+    )
+
+
+def read(uri: str, **given: Any) -> tuple[ASTModel, ModelConfig]:
+    """The model at `uri` in any format that `read_checkpoint` reads, which takes `given`; a remote one is copied."""
+    with local_copy(uri) as path:
+        try:
+            return read_checkpoint(path, **given)
+        except DataError as err:
+            raise DataError(str(err).replace(path, uri)) from err  # the copy's name would tell the user nothing
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """The path of the file of weights or the model's folder `uri` on this machine's disk."""
+    fs, path = storage.resolve(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ast-checkpoint-") as folder:
+        if fs.get_file_info(path).is_file:
+            copy = Path(folder) / Path(path).name
+            _copy(fs, path, copy)
+            yield str(copy)
+            return
+        there = [name for name in CHECKPOINT_FILES if storage.exists(storage.join(uri, name))]
+        for name in there:
+            if name != TORCH_WEIGHTS_FILE or WEIGHTS_FILE not in there:
+                _copy(fs, f"{path}/{name}", Path(folder) / name)
+        yield folder
+
+
+def _copy(fs: pafs.FileSystem, path: str, target: Path) -> None:
+    with fs.open_input_stream(path) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file, COPY_BYTES)
+
+
+def publish(path: Path, uri: str) -> None:
+    """Copy a local file, or the files of a folder, to `uri`; the config comes last, so a folder with it is whole."""
+    if path.is_file():
+        with open(path, "rb") as source:
+            storage.write_file(uri, lambda file: shutil.copyfileobj(source, file, COPY_BYTES))
+        return
+    for part in sorted(path.iterdir(), key=lambda part: (part.name == CONFIG_FILE, part.name)):
+        publish(part, storage.join(uri, part.name))

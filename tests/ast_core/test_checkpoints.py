@@ -1,17 +1,24 @@
-"""What is saved comes back bit for bit, and what is no checkpoint of ours or the original's is refused by name."""
+"""What is saved comes back bit for bit in each format, and what is no checkpoint is refused by name."""
 
 import contextlib
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ast_core.checkpoints import ModelConfig, load_model, load_original, save_model
-from ast_core.errors import DataError
-from ast_core.labels import LabelVocabulary
+from ast_core import ASTModel, checkpoints
+from ast_core.checkpoints import ModelConfig, load_model, load_original, read_checkpoint, save_model, save_original
+from ast_core.errors import ConfigError, DataError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.pretrained import from_audioset, to_huggingface, to_original, under_our_names
+from ast_core.published import published, speechcommands_labels
+from ast_core.step import Norm
 from tests import reference
 from tests.ast_core import hostile, small
 
@@ -148,3 +155,200 @@ def test_a_torn_config_in_a_model_folder_is_a_data_error(tmp_path: Path):
     (tmp_path / "config.json").write_text(CONFIG.to_json()[:200])
     with pytest.raises(DataError, match=str(tmp_path)):
         load_model(tmp_path)
+
+
+# --- any naming
+
+
+def test_a_state_dict_of_any_naming_comes_out_under_our_names_bit_for_bit(original: dict[str, Tensor]):
+    ours = load_original(small.model(), original).state_dict()
+    bare = {key.removeprefix("module."): value for key, value in original.items()}
+    for naming in (original, bare, ours, to_original(ours), to_huggingface(ours)):
+        again = under_our_names(naming)
+        assert again.keys() == ours.keys()
+        assert [key for key in ours if not torch.equal(again[key], ours[key])] == []
+
+
+def test_a_state_dict_that_mixes_two_namings_is_refused(original: dict[str, Tensor]):
+    ours = load_original(small.model(), original).state_dict()
+    for other in (original, to_huggingface(ours)):
+        with pytest.raises(DataError, match="mix two ways of naming"):
+            under_our_names(ours | other)
+
+
+def test_only_the_two_unused_image_heads_are_excused(original: dict[str, Tensor]):
+    with pytest.raises(DataError, match=r"surplus \['v\.header\.weight'\]"):
+        load_original(small.model(), original | {"module.v.header.weight": torch.zeros(1)})
+
+
+def test_the_original_format_has_the_keys_and_shapes_that_the_original_loads_strictly(tmp_path: Path):
+    model = small.model()
+    save_original(tmp_path / "out.pth", model.state_dict())
+    written = torch.load(tmp_path / "out.pth", weights_only=True)
+    expected = {f"module.{key}": shape for key, shape in reference.original_shapes(model).items()}
+    assert {key: tuple(value.shape) for key, value in written.items()} == expected
+    heads = [value for key, value in written.items() if key.startswith("module.v.head")]
+    assert len(heads) == 4
+    assert not any(head.any() for head in heads)
+    assert all(torch.equal(written[f"module.{key}"], value) for key, value in model.state_dict().items())
+
+
+def test_a_fine_tune_starts_the_same_from_either_format_of_an_audioset_checkpoint():
+    shapes = reference.original_shapes(small.model(label_dim=527)) | {"v.pos_embed": (1, 1214, 192)}
+    original = reference.draw_all(shapes, "audioset")
+    start = from_audioset(original, (12, 50))
+    again = from_audioset(to_huggingface(under_our_names(original)), (12, 50))
+    assert (
+        start.keys()
+        == again.keys()
+        == small.model().state_dict().keys()
+        - {f"mlp_head.{layer}.{kind}" for layer in (0, 1) for kind in ("weight", "bias")}
+    )
+    assert all(torch.equal(start[key], again[key]) for key in start)
+
+
+# --- files of weights, which do not say what they are for
+
+AUDIOSET_NORM, SPEECHCOMMANDS_NORM = Norm(-4.2677393, 4.5689974), Norm(-6.845978, 5.5654526)
+
+
+def published_model(label_dim: int, stride: int, num_frames: int) -> ASTModel:
+    with torch.device("meta"):  # shapes alone
+        return ASTModel(label_dim, stride, stride, input_tdim=num_frames, imagenet_pretrain=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "label_dim", "num_tokens", "stride", "num_frames"),
+    [
+        ("audioset_10_10_0.4593.pth", 527, 1214, 10, 1024),  # 0.4495, 0.4483 and 0.4475 are of the same shape
+        ("audioset_12_12_0.4467.pth", 527, 852, 12, 1024),
+        ("audioset_14_14_0.4431.pth", 527, 659, 14, 1024),
+        ("audioset_16_16_0.4422.pth", 527, 514, 16, 1024),
+        ("speechcommands_10_10_0.9812.pth", 35, 146, 10, 128),
+    ],
+)
+def test_each_published_shape_is_known(file: str, label_dim: int, num_tokens: int, stride: int, num_frames: int):
+    shapes = reference.original_shapes(published_model(label_dim, stride, num_frames))
+    assert shapes["v.pos_embed"] == (1, num_tokens, 768)
+    state = {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    recipe, labels = published(under_our_names(state), origin=file)
+    assert (recipe.model_size, recipe.label_dim, recipe.fstride, recipe.tstride) == (
+        "base384",
+        label_dim,
+        stride,
+        stride,
+    )
+    assert (recipe.input_fdim, recipe.input_tdim) == (128, num_frames)
+    norm = Norm(recipe.dataset_mean, recipe.dataset_std)
+    if label_dim == 527:
+        assert (labels, norm) == (audioset_labels(), AUDIOSET_NORM)
+    else:
+        assert (labels, norm) == (speechcommands_labels(), SPEECHCOMMANDS_NORM)
+
+
+def test_the_words_of_the_published_speech_commands_checkpoint_are_in_its_own_order():
+    labels = speechcommands_labels()
+    assert len(labels) == len(set(labels.names)) == 35
+    assert [labels.names[i] for i in (0, 5, 19, 34)] == ["backward", "on", "visual", "one"]
+    assert [labels.mids[i] for i in (0, 34)] == ["/m/spcmd00", "/m/spcmd34"]
+
+
+@pytest.mark.parametrize(
+    ("label_dim", "num_frames", "naming"),
+    [(527, 1024, to_original), (527, 1024, to_huggingface), (35, 128, to_original)],
+)
+def test_a_published_file_is_read_with_nothing_but_its_path(
+    tmp_path: Path, label_dim: int, num_frames: int, naming: Callable
+):
+    shapes = {key: value.shape for key, value in published_model(label_dim, 10, num_frames).state_dict().items()}
+    # One number a tensor, so that 350 MB of weights are a small file; each its own, so that none is misplaced.
+    state = {key: torch.tensor(0.001 * i).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
+    torch.save(naming(state), tmp_path / "published.pth")
+    model, config = read_checkpoint(tmp_path / "published.pth")
+    assert config.norm == (AUDIOSET_NORM if label_dim == 527 else SPEECHCOMMANDS_NORM)
+    assert config.labels == (audioset_labels() if label_dim == 527 else speechcommands_labels())
+    assert config.recipe.precision == "fp32"  # figures are compared with the paper's
+    assert model.input_shape == (num_frames, 128)
+    assert not model.training
+    assert [key for key, value in model.state_dict().items() if (value != state[key].flatten()[0]).any()] == []
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_of_another_shape_is_read_by_its_recipe_and_labels(
+    tmp_path: Path, original: dict[str, Tensor], suffix: str
+):
+    write = torch.save if suffix == "pth" else save_file
+    write(original, tmp_path / f"mine.{suffix}")
+    recipe = small.recipe(dataset_mean=-5.0, dataset_std=3.0, label_dim=None)
+    model, config = read_checkpoint(tmp_path / f"mine.{suffix}", recipe=recipe, labels=LABELS)
+    assert config == ModelConfig(replace(recipe, label_dim=5), Norm(-5.0, 3.0), LABELS)
+    with torch.no_grad():
+        assert torch.equal(model(small.log_mel(2)), load_original(small.model(), original)(small.log_mel(2)))
+    given = read_checkpoint(tmp_path / f"mine.{suffix}", recipe=recipe, labels=LABELS, norm=small.NORM)
+    assert given[1].norm == small.NORM
+
+
+def test_what_is_given_wins_over_what_is_known_of_a_published_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoints, "published", lambda *_, **__: (small.recipe(lr=0.5), LABELS))
+    save_original(tmp_path / "known.pth", small.model().state_dict())
+    other = LabelVocabulary.from_names("vwxyz")
+    known, given = read_checkpoint(tmp_path / "known.pth")[1], read_checkpoint(tmp_path / "known.pth", labels=other)[1]
+    assert (known.recipe.lr, known.labels, given.recipe.lr, given.labels) == (0.5, LABELS, 0.5, other)
+    recipe = small.recipe(lr=0.25, dataset_mean=1.5)
+    given = read_checkpoint(tmp_path / "known.pth", recipe=recipe)[1]
+    assert (given.recipe, given.norm.mean, given.labels) == (recipe, 1.5, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"mine\.pth .* give its recipe and its labels"),
+        ({"labels": LABELS}, r"mine\.pth .* give its recipe \("),
+        ({"recipe": small.recipe()}, r"mine\.pth .* give its labels \("),
+        ({"recipe": small.recipe(fstride=10), "labels": LABELS}, r"v\.pos_embed is \(1, 34, 192\), not \(1, 50, 192\)"),
+        (
+            {"recipe": small.recipe(), "labels": LabelVocabulary.from_names("ab")},
+            "label_dim is 5, and there are 2 labels",
+        ),
+        ({"recipe": small.recipe(norm_stats="data"), "labels": LABELS}, "give norm"),
+    ],
+)
+def test_a_file_that_nothing_is_known_of_says_what_to_give(tmp_path: Path, given: dict[str, Any], message: str):
+    save_original(tmp_path / "mine.pth", small.model().state_dict())
+    with pytest.raises(DataError, match=message):
+        read_checkpoint(tmp_path / "mine.pth", **given)
+
+
+def test_a_file_of_other_weights_is_no_checkpoint(tmp_path: Path):
+    torch.save({"cls_token": torch.zeros(1, 1, 192)}, tmp_path / "deit.pth")
+    with pytest.raises(DataError, match=r"deit\.pth does not hold the weights of an AST"):
+        read_checkpoint(tmp_path / "deit.pth")
+    with pytest.raises(DataError, match=r"no weight file .*nowhere"):
+        read_checkpoint(tmp_path / "nowhere")
+
+
+def test_our_folder_is_read_as_it_was_saved_and_takes_nothing_given(tmp_path: Path):
+    model = small.model()
+    save_model(tmp_path, model.state_dict(), CONFIG)
+    again, config = read_checkpoint(tmp_path)
+    assert config == CONFIG
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+    for given in ({"recipe": small.recipe()}, {"labels": LABELS}, {"norm": small.NORM}):
+        with pytest.raises(ConfigError, match="leave them out"):
+            read_checkpoint(tmp_path, **given)
+
+
+@pytest.mark.parametrize("write", [hostile.as_torch_archive, hostile.as_plain_pickle])
+def test_reading_any_checkpoint_executes_nothing(tmp_path: Path, write: Callable):
+    write({"module.v.cls_token": hostile.MakesFolder(tmp_path / "broken-in")}, tmp_path / "evil.pth")
+    with pytest.raises(DataError, match=r"evil\.pth"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "broken-in").exists()
+
+
+def test_a_folder_whose_config_is_no_json_is_a_data_error(tmp_path: Path):
+    save_model(tmp_path, small.model().state_dict(), CONFIG)
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DataError, match=r"config\.json"):
+            read_checkpoint(tmp_path)

@@ -1,0 +1,112 @@
+"""Write a checkpoint in another format: for transformers, for ONNX Runtime, for the original implementation, or ours.
+
+    python jobs/export.py --checkpoint runs/1 --format huggingface --output my-tagger
+    python jobs/export.py --checkpoint runs/1/averaged --format onnx --output tagger.onnx
+    python jobs/export.py --checkpoint audioset_10_10_0.4593.pth --format ours --output ast-audioset
+    python jobs/export.py --checkpoint mine.pth --recipe audioset-full --input_tdim 512 --labels classes.csv \\
+        --format ours --output mine
+
+A checkpoint is a run, whose best model is taken, a model's folder, a Hugging Face folder, or a file of weights of the
+original. What such a file is for is known of the published ones alone; for another give --recipe, any key of which
+can be set, and --labels. Needs no Ray.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from ast_core.checkpoints import ModelConfig, save_huggingface, save_model, save_original
+from ast_core.errors import ConfigError
+from ast_core.labels import LabelVocabulary
+from ast_core.model import ASTModel
+from ast_core.onnx_export import save_onnx
+from jobs.common import output_uri, read_recipe, recipe_names, run_job
+from pipeline import storage
+from pipeline.train import models
+
+USE = {
+    "ours": 'from ast_core.checkpoints import load_model; model, config = load_model("{}")',
+    "original": 'torch.nn.DataParallel(audio_model).load_state_dict(torch.load("{}"))',
+    "huggingface": 'transformers.pipeline("audio-classification", model="{}")(waveform)  # 16 kHz, in [-1, 1]',
+    "onnx": 'onnxruntime.InferenceSession("{}").run(["logits"], {{"fbank": fbank}})  # its metadata says the norm',
+}
+SUFFIXES = {"original": ".pth", "onnx": ".onnx"}
+"""Of the formats that are one file; the others are folders."""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="C", help="path or URI")
+    parser.add_argument("--format", required=True, choices=list(USE))
+    parser.add_argument("--output", required=True, metavar="URI", help="a new folder; for original and onnx a file")
+    parser.add_argument(
+        "--recipe", metavar="NAME|FILE", help=f"of a file of weights: {', '.join(recipe_names())}, or a YAML file"
+    )
+    parser.add_argument("--labels", metavar="FILE", help="of a file of weights: index,mid,display_name")
+    parser.add_argument("--force", action="store_true", help="replace an --output that is a file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args, rest = parser().parse_known_args(argv)
+    if rest and args.recipe is None:
+        raise ConfigError(f"{rest[0]} is no option; the keys of a recipe go with --recipe")
+    output = output_uri(args.output)
+    _check_output(output, args.format, args.force)
+    model, config = models.read(
+        models.find(args.checkpoint),
+        recipe=None if args.recipe is None else read_recipe(args.recipe, rest),
+        labels=None if args.labels is None else _labels(args.labels),
+    )
+    with tempfile.TemporaryDirectory(prefix="ast-export-") as folder:
+        made = Path(folder) / "made"
+        _write(args.format, made, model, config)
+        models.publish(made, output)
+    recipe = config.recipe
+    place = output.rsplit("/", 1)[-1] if "://" in output else output  # of a copy, where nothing reads URIs
+    print(
+        f"wrote {output}: {recipe.model_size}, {len(config.labels)} classes, "
+        f"{recipe.input_tdim} frames × {recipe.input_fdim} mel bins, strides {recipe.fstride} and {recipe.tstride}\n"
+        f"use: {USE[args.format].format(place)}"
+    )
+    return 0
+
+
+def _check_output(output: str, output_format: str, force: bool) -> None:
+    """Refuse what is there already, before any work."""
+    fs, path = storage.resolve(output)
+    there, suffix = fs.get_file_info(path), SUFFIXES.get(output_format)
+    if suffix is None:
+        if there.is_file or not storage.is_empty(output):
+            raise ConfigError(f"{output} is there and not empty; give a new folder as --output")
+    elif not output.endswith(suffix):
+        raise ConfigError(f"--output {output} is to be one file; give a name that ends in {suffix}")
+    elif there.type != pafs.FileType.NotFound and not (force and there.is_file):
+        raise ConfigError(f"{output} is there already; give another --output, or --force to replace a file")
+
+
+def _labels(uri: str) -> LabelVocabulary:
+    return LabelVocabulary.from_csv(storage.read_bytes(uri).decode("utf-8-sig"), origin=uri)
+
+
+def _write(output_format: str, target: Path, model: ASTModel, config: ModelConfig) -> None:
+    state = model.state_dict()
+    match output_format:
+        case "ours":
+            save_model(target, state, config)
+        case "original":
+            save_original(target, state)
+        case "huggingface":
+            save_huggingface(target, state, config)
+        case "onnx":
+            save_onnx(target, model, config)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(main))

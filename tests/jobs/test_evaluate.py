@@ -1,0 +1,160 @@
+"""Evaluating any checkpoint, alone or in an ensemble, on the classes of the data."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ast_core import ASTModel
+from ast_core.checkpoints import ModelConfig, save_huggingface, save_model
+from ast_core.errors import ConfigError, DataError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.metrics import bootstrap_map
+from ast_core.published import speechcommands_labels
+from jobs import evaluate
+from pipeline.dataset import PreparedDataset
+from pipeline.train import models
+from pipeline.train.evaluation import evaluate as scores_of
+from pipeline.train.evaluation import score_metrics
+from tests.ast_core import small
+
+NAMES = [f"tone {i}" for i in range(4)]
+LABELS = LabelVocabulary.from_names(NAMES)
+CONFIG = ModelConfig(small.recipe(label_dim=4), small.NORM, LABELS)
+
+
+@pytest.fixture(scope="module")
+def model() -> ASTModel:
+    return small.model(seed=5, label_dim=4).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model: ASTModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, model.state_dict(), CONFIG)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Hugging Face folder of another shape: shorter clips, other strides."""
+    folder = tmp_path_factory.mktemp("other")
+    recipe = small.recipe(label_dim=4, input_tdim=48, tstride=12, timem=0)
+    torch.manual_seed(6)
+    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    save_huggingface(folder, model.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
+    return str(folder)
+
+
+def figures(data: str, tmp_path: Path, *checkpoints: str, more: Sequence[str] = ()) -> dict:
+    arguments = ["--checkpoint", *checkpoints, "--data", data, "--split", "eval", "--json", str(tmp_path / "f.json")]
+    assert evaluate.main([*arguments, *more]) == 0
+    return json.loads((tmp_path / "f.json").read_text())
+
+
+def scored(data: str, checkpoint: str) -> np.ndarray:
+    model, config = models.read(checkpoint)
+    clips = PreparedDataset.open(data).clips(["eval"])
+    device = torch.device("cpu")
+    scores = scores_of(model, clips, recipe=config.recipe, norm=config.norm, num_classes=4, device=device)
+    assert scores is not None
+    return scores
+
+
+def test_an_ensemble_is_the_mean_of_its_members_scores_and_each_has_figures_of_its_own(
+    local_ray: None, tone_data: str, tmp_path: Path, folder: str, other: str, capsys: pytest.CaptureFixture[str]
+):
+    said = figures(tone_data, tmp_path, folder, other, more=["--bootstrap", "200"])
+    clips = PreparedDataset.open(tone_data).clips(["eval"])
+    members = [scored(tone_data, checkpoint) for checkpoint in (folder, other)]
+    mean = (members[0] + members[1]) / 2
+    assert said["map"] == pytest.approx(score_metrics(mean, clips).map)
+    assert [member["checkpoint"] for member in said["members"]] == said["checkpoints"] == [folder, other]
+    maps = [member["map"] for member in said["members"]]
+    assert maps == pytest.approx([score_metrics(scores, clips).map for scores in members])
+    assert len({said["map"], *maps}) == 3
+    target = np.zeros((21, 4))
+    target[np.arange(21), clips.labels.flatten().to_numpy()] = 1
+    assert said["map_interval"] == pytest.approx(bootstrap_map(mean, target, num_resamples=200))
+    low, high = said["map_interval"]
+    assert low < said["map"] < high
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"map {maps[0]:.4f}  mauc ")
+    assert lines[0].endswith(folder)
+    assert lines[1].endswith(other)
+    assert lines[2].startswith(f"map {said['map']:.4f} [{low:.4f}, {high:.4f}]  mauc ")
+    assert lines[2].endswith("ensemble of 2  on 21 clips of eval")
+
+
+def test_one_checkpoint_without_a_bootstrap_has_one_line_and_no_interval(
+    local_ray: None, tone_data: str, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+):
+    said = figures(tone_data, tmp_path, folder, more=["--bootstrap", "0"])
+    assert said["map_interval"] is None
+    assert said["members"] == [
+        {"checkpoint": folder} | {key: said[key] for key in ("map", "mauc", "d_prime", "accuracy")}
+    ]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"map {said['map']:.4f}  mauc ")
+
+
+def test_a_strangers_classes_in_another_order_give_the_same_figures(
+    local_ray: None, tone_data: str, tmp_path: Path, model: ASTModel, folder: str
+):
+    order = [2, 0, 3, 1]
+    state = model.state_dict()
+    for key in ("mlp_head.1.weight", "mlp_head.1.bias"):
+        state[key] = state[key][order]
+    labels = LabelVocabulary(tuple("abcd"), tuple(NAMES[i] for i in order))
+    save_huggingface(tmp_path / "hf", state, replace(CONFIG, labels=labels))
+    ours, theirs = (figures(tone_data, tmp_path, uri, more=["--bootstrap", "50"]) for uri in (folder, f"{tmp_path}/hf"))
+    for key in ("map", "mauc", "accuracy", "map_interval"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-6)
+
+
+def vocabulary(mids: str, names: str) -> LabelVocabulary:
+    return LabelVocabulary(tuple(mids.split()), tuple(names.split()))
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_data", "order"),
+    [
+        (vocabulary("1 2 3", "dog cat owl"), vocabulary("1 2 3", "dog cat owl"), [0, 1, 2]),
+        (vocabulary("1 2 3", "dog cat owl"), vocabulary("3 1 2", "eule hund katze"), [2, 0, 1]),
+        (vocabulary("dog cat owl", "dog cat owl"), vocabulary("1 2 3", "owl dog cat"), [2, 0, 1]),
+        (vocabulary("a b c", "dog dog owl"), vocabulary("1 2 3", "dog dog owl"), [0, 1, 2]),
+        (vocabulary("a b c", "dog dog owl"), vocabulary("1 2 3", "dog owl dog"), None),  # which dog?
+        (vocabulary("a b c", "dog cat owl"), vocabulary("1 2 3", "dog cat cow"), None),
+        (vocabulary("a b", "dog cat"), vocabulary("1 2 3", "dog cat owl"), None),
+    ],
+)
+def test_classes_are_matched_by_mid_or_else_by_name(
+    of_model: LabelVocabulary, of_data: LabelVocabulary, order: list[int] | None
+):
+    assert evaluate.class_order(of_model, of_data) == order
+
+
+def test_the_published_models_fit_the_data_sets_that_are_prepared_for_them():
+    words = LabelVocabulary.from_names(sorted(speechcommands_labels().names))  # as prepare_audioset makes it
+    order = evaluate.class_order(speechcommands_labels(), words)
+    assert order is not None
+    assert [speechcommands_labels().names[i] for i in order] == list(words.names)
+    names_alone = LabelVocabulary.from_names(audioset_labels().names)
+    assert evaluate.class_order(names_alone, audioset_labels()) == list(range(527))
+
+
+def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: str, tmp_path: Path, model: ASTModel):
+    save_model(tmp_path / "cats", model.state_dict(), replace(CONFIG, labels=LabelVocabulary.from_names("abcd")))
+    with pytest.raises(DataError, match=r"cats was trained for other labels \(4 classes\)"):
+        figures(tone_data, tmp_path, str(tmp_path / "cats"))
+    recipe = small.recipe(label_dim=4, input_fdim=64)
+    coarse = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    save_model(tmp_path / "coarse", coarse.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
+    with pytest.raises(DataError, match=r"coarse takes 64 mel bins; .* has 128"):
+        figures(tone_data, tmp_path, str(tmp_path / "coarse"))
+    with pytest.raises(ConfigError, match="--bootstrap is -1"):
+        figures(tone_data, tmp_path, str(tmp_path / "coarse"), more=["--bootstrap", "-1"])

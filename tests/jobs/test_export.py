@@ -1,0 +1,210 @@
+"""The export job: any checkpoint into any format, local or remote, without Ray and without overwriting."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import onnxruntime
+import pyarrow.fs as pafs
+import pytest
+import ray
+import torch
+import yaml
+from torch import Tensor
+
+from ast_core import ASTModel
+from ast_core.checkpoints import ModelConfig, read_checkpoint, save_huggingface, save_model, save_original
+from ast_core.errors import ConfigError, DataError
+from ast_core.labels import LabelVocabulary
+from ast_core.weight_files import read_weights
+from jobs import export
+from jobs.common import run_job
+from pipeline import storage
+from pipeline.train import models
+from tests.ast_core import small
+
+LABELS = LabelVocabulary(tuple(f"/m/{c}" for c in "abcde"), ("Speech, man", "“Ping”", "Éclair", "犬", "dog"))
+CONFIG = ModelConfig(recipe=small.recipe(lr=3e-5), norm=small.NORM, labels=LABELS)
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the job started Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.fixture(scope="module")
+def model() -> ASTModel:
+    return small.model(seed=3).eval()
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: ASTModel) -> Path:
+    """A run as training leaves it: `best` is the model, `initial` another."""
+    save_model(tmp_path / "run" / "best", model.state_dict(), CONFIG)
+    save_model(tmp_path / "run" / "initial", small.model(seed=4).state_dict(), CONFIG)
+    (tmp_path / "run" / "config.json").write_text('{"recipe": {}, "data": "data"}')
+    return tmp_path / "run"
+
+
+def same(state: dict[str, Tensor], model: ASTModel) -> bool:
+    expected = model.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def job(checkpoint: object, output_format: str, output: object, *more: str) -> int:
+    return export.main(["--checkpoint", str(checkpoint), "--format", output_format, "--output", str(output), *more])
+
+
+@pytest.mark.parametrize("output_format", ["ours", "huggingface"])
+def test_a_runs_best_model_comes_out_whole_as_a_folder(
+    run: Path, tmp_path: Path, model: ASTModel, output_format: str, capsys: pytest.CaptureFixture[str]
+):
+    assert job(run, output_format, tmp_path / "out") == 0
+    again, config = read_checkpoint(tmp_path / "out")
+    assert same(again.state_dict(), model)
+    assert config == CONFIG
+    assert ("model_type" in json.loads((tmp_path / "out" / "config.json").read_text())) == (
+        output_format == "huggingface"
+    )
+    said = capsys.readouterr().out
+    assert f"wrote {tmp_path / 'out'}: tiny224, 5 classes, 64 frames × 128 mel bins, strides 16 and 16" in said
+    use = {"ours": "load_model(", "huggingface": 'transformers.pipeline("audio-classification", model='}
+    assert f'{use[output_format]}"{tmp_path / "out"}")' in said
+
+
+def test_a_runs_best_model_comes_out_as_an_original_file(run: Path, tmp_path: Path, model: ASTModel):
+    assert job(run, "original", tmp_path / "new" / "out.pth") == 0
+    written = read_weights(tmp_path / "new" / "out.pth")
+    assert len(written) == len(model.state_dict()) + 4
+    assert same({key[7:]: value for key, value in written.items() if ".head" not in key}, model)
+
+
+def test_a_hugging_face_folder_comes_out_as_onnx(tmp_path: Path, model: ASTModel):
+    save_huggingface(tmp_path / "hf", model.state_dict(), CONFIG)
+    assert job(tmp_path / "hf", "onnx", tmp_path / "out.onnx") == 0
+    session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(small.log_mel(2))
+    (logits,) = session.run(["logits"], {"fbank": small.log_mel(2).numpy()})
+    assert (torch.from_numpy(logits) - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_an_original_file_of_unusual_shape_takes_a_recipe_with_overrides_and_labels(tmp_path: Path, model: ASTModel):
+    save_original(tmp_path / "mine.pth", model.state_dict())
+    recipe = small.recipe(dataset_mean=-5.5, fstride=10).to_dict()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "mine.csv").write_text(LABELS.to_csv())
+    given = ["--recipe", str(tmp_path / "mine.yaml"), "--labels", str(tmp_path / "mine.csv")]
+    with pytest.raises(DataError, match=r"mine\.pth .*v\.pos_embed is \(1, 34, 192\), not \(1, 50, 192\)"):
+        job(tmp_path / "mine.pth", "ours", tmp_path / "out", *given)
+    assert job(tmp_path / "mine.pth", "ours", tmp_path / "out", *given, "--fstride", "16", "--dataset_std=3") == 0
+    again, config = read_checkpoint(tmp_path / "out")
+    assert same(again.state_dict(), model)
+    assert (config.labels, config.recipe.fstride, config.norm.mean, config.norm.std) == (LABELS, 16, -5.5, 3.0)
+    with pytest.raises(DataError, match=r"mine\.pth .* give its recipe and its labels"):
+        job(tmp_path / "mine.pth", "ours", tmp_path / "other")
+    with pytest.raises(ConfigError, match="leave them out"):
+        job(tmp_path / "out", "huggingface", tmp_path / "other", *given)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_key_without_a_recipe_and_a_key_that_does_not_exist_are_refused(run: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--fstride is no option; the keys of a recipe go with --recipe"):
+        job(run, "ours", tmp_path / "out", "--fstride", "16")
+    with pytest.raises(ConfigError, match="did you mean fstride"):
+        job(run, "ours", tmp_path / "out", "--recipe", "speechcommands", "--fstrid", "16")
+
+
+def test_what_is_there_already_is_not_overwritten(run: Path, tmp_path: Path):
+    folder, file = tmp_path / "folder", tmp_path / "out.pth"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("mine")
+    file.write_text("mine")
+    for output_format in ("ours", "huggingface"):
+        for output in (folder, file):
+            for more in ([], ["--force"]):
+                with pytest.raises(ConfigError, match="give a new folder as --output"):
+                    job(run, output_format, output, *more)
+    with pytest.raises(ConfigError, match="--force to replace"):
+        job(run, "original", file)
+    assert (file.read_text(), [path.name for path in folder.iterdir()]) == ("mine", ["precious.txt"])
+
+
+def test_an_empty_folder_is_filled_and_a_file_is_replaced_when_forced(run: Path, tmp_path: Path, model: ASTModel):
+    (tmp_path / "empty").mkdir()
+    assert job(run, "ours", tmp_path / "empty") == 0
+    assert same(read_checkpoint(tmp_path / "empty")[0].state_dict(), model)
+    (tmp_path / "out.pth").write_text("older")
+    assert job(run, "original", tmp_path / "out.pth", "--force") == 0
+    assert "module.v.cls_token" in read_weights(tmp_path / "out.pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(ConfigError, match="is there already"):
+        job(run, "original", tmp_path / "folder.pth", "--force")
+
+
+@pytest.mark.parametrize(("output_format", "suffix"), [("original", ".pth"), ("onnx", ".onnx")])
+def test_a_format_that_is_one_file_wants_its_suffix(run: Path, tmp_path: Path, output_format: str, suffix: str):
+    with pytest.raises(ConfigError, match=rf"a name that ends in \{suffix}"):
+        job(run, output_format, tmp_path / "out.safetensors")
+
+
+def test_a_run_without_a_best_model_is_no_checkpoint(run: Path, tmp_path: Path):
+    (run / "best" / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"neither a file of weights, nor a folder .* nor a run with a best model"):
+        job(run, "ours", tmp_path / "out")
+
+
+def test_an_error_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--checkpoint", str(tmp_path / "nothing"), "--format", "ours", "--output", str(tmp_path / "out")]
+    assert run_job(export.main, arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'nothing'} is neither")
+    assert said.count("\n") == 1
+
+
+def test_help_names_the_formats_and_the_recipes():
+    told = export.parser().format_help()
+    assert all(word in told for word in ("ours", "original", "huggingface", "onnx", "audioset-full", "--force"))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Object storage that knows no local path."""
+    memory = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("memory", skip_instance_cache=True)))
+    local = storage.resolve
+    monkeypatch.setattr(
+        storage, "resolve", lambda uri: (memory, str(uri)[5:]) if str(uri).startswith("s3://") else local(uri)
+    )
+    return f"s3://{tmp_path.name}"
+
+
+def test_checkpoints_and_outputs_may_lie_on_object_storage(
+    run: Path, bucket: str, model: ASTModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert job(run, "huggingface", f"{bucket}/run/best") == 0
+    assert job(f"{bucket}/run", "original", f"{bucket}/out.pth") == 0
+    assert 'torch.load("out.pth")' in capsys.readouterr().out
+    given = {"recipe": CONFIG.recipe, "labels": LABELS, "norm": small.NORM}
+    again, config = models.read(f"{bucket}/out.pth", **given)
+    assert same(again.state_dict(), model)
+    assert config == CONFIG
+    assert job(f"{bucket}/run", "ours", tmp_path / "back") == 0
+    assert read_checkpoint(tmp_path / "back")[1] == CONFIG
+    with pytest.raises(ConfigError, match="is there already"):
+        job(run, "original", f"{bucket}/out.pth")
+    with pytest.raises(ConfigError, match="give a new folder"):
+        job(run, "ours", f"{bucket}/run/best")
+
+
+def test_an_error_about_a_remote_checkpoint_names_its_uri_and_not_the_copy(run: Path, bucket: str):
+    storage.write_bytes(f"{bucket}/hf/config.json", b'{"model_type": "wav2vec2"}')
+    storage.write_bytes(f"{bucket}/hf/preprocessor_config.json", b"{}")
+    storage.write_bytes(f"{bucket}/hf/model.safetensors", b"")
+    with pytest.raises(DataError, match=f"^{bucket}/hf: model_type is 'wav2vec2'"):
+        models.read(f"{bucket}/hf")
+    storage.write_bytes(f"{bucket}/broken.pth", b"<html>")
+    with pytest.raises(DataError, match=f"^{bucket}/broken.pth holds no weights"):
+        models.read(f"{bucket}/broken.pth")
