@@ -286,3 +286,10 @@ def test_a_real_clip_equals_the_originals_loader_before_and_after_normalising():
     padded = torch.nn.functional.pad(ours, (0, 0, 0, 1024 - len(ours)))
     normalised = normalise(padded, -4.2677393, 4.5689974).numpy()
     assert np.abs(normalised - expected["normalised"]).max() < TOLERANCE / (2 * 4.5689974)
+
+
+@needs_shared
+def test_a_mixture_of_waveforms_equals_the_originals():
+    mixed = figures("mixup_reference")
+    a, b, lam = (torch.from_numpy(mixed["waveform_a"]), torch.from_numpy(mixed["waveform_b"]), float(mixed["lam"]))
+    assert np.abs(fbank(lam * a + (1 - lam) * b).numpy() - mixed["fbank"]).max() < TOLERANCE
