@@ -32,6 +32,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.fbank
+	$(BIN)/python -m benchmarks.metrics
+	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.esc10
 
 lock:  ## write the requirements files anew from pyproject.toml; needs uv

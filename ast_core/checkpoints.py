@@ -4,6 +4,7 @@ Ours is `model.safetensors` + `config.json`. All three hold the same tensors bit
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,12 +19,13 @@ from ast_core import huggingface
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
-from ast_core.pretrained import from_original, to_huggingface, to_original, under_our_names
+from ast_core.pretrained import from_original, has_zero_image_heads, to_huggingface, to_original, under_our_names
 from ast_core.published import published
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from ast_core.weight_files import load_weights, read_weights
 
+logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -84,8 +86,9 @@ def read_checkpoint(
 ) -> tuple[ASTModel, ModelConfig]:
     """The model of our folder, a Hugging Face folder or an original's file, in evaluation mode, on the CPU.
 
-    A file of weights does not say what they are for. For the eight that were published it is known; for any other,
-    give `recipe` (its shape; its norm unless `norm` is given) and `labels`. What is given wins over what is known.
+    A file of weights does not say what they are for. For the eight that were published it is known, by their shapes,
+    and a warning says for which a file is taken; for any other, and for one that `save_original` wrote, give `recipe`
+    (its shape; its norm unless `norm` is given) and `labels`. What is given wins over what is known.
 
     Raises:
         DataError: it is not there, damaged, of a shape or with a setting that we cannot follow, or not known.
@@ -179,14 +182,21 @@ def _agreeing(settings: dict[str, Any], extractor: dict[str, Any]) -> ModelConfi
 def _read_file(
     file: Path, recipe: Recipe | None, labels: LabelVocabulary | None, norm: Norm | None
 ) -> tuple[ASTModel, ModelConfig]:
-    state = under_our_names(read_weights(file))
-    known = published(state, origin=file)
-    if known is not None:
+    if recipe is None and (file.parent / CONFIG_FILE).is_file():
+        raise DataError(f"{file} lies in a model's folder, which says what it is for; give the folder {file.parent}")
+    stored = read_weights(file)
+    state = under_our_names(stored)
+    known = None if has_zero_image_heads(stored) else published(state, origin=file)
+    if known is not None and (recipe is None or labels is None):
         recipe, labels = recipe or known[0], labels or known[1]
+        logger.warning(
+            f"{file} is taken for the published checkpoint of its shape: {len(labels)} classes, {labels.names[0]} "
+            f"first and {labels.names[-1]} last, input of mean {recipe.dataset_mean} and std {recipe.dataset_std}"
+        )
     lacking = [key for key, value in {"recipe": recipe, "labels": labels}.items() if value is None]
     if recipe is None or labels is None:
         raise DataError(
-            f"{file} has the shape of no published checkpoint; give its {' and its '.join(lacking)} "
+            f"{file} is no published checkpoint; give its {' and its '.join(lacking)} "
             "(a recipe says the shape: model_size, fstride, tstride, input_fdim, input_tdim)"
         )
     if norm is None and recipe.norm_stats != "recipe":

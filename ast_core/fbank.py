@@ -54,17 +54,17 @@ def fbank(
     Where gradients are wanted, autograd keeps about 5 KB a frame more.
 
     Args:
-        waveform: `[..., samples]`, floating point, full scale at [-1, 1] (not 16-bit integers: AST's norm figures
+        waveform: `[..., samples]`, float32 or float64, full scale at [-1, 1] (not 16-bit integers: AST's norm figures
             assume this scale). Its mean should be taken off before, as the recipes do.
 
     Returns:
         `[..., frames, num_mel_bins]` in the dtype of `waveform`.
 
     Raises:
-        ValueError: the waveform is shorter than one frame, or not floating point.
+        ValueError: the waveform is shorter than one frame, or neither float32 nor float64.
     """
-    if not waveform.is_floating_point():
-        raise ValueError(f"waveform is {waveform.dtype}; give floating point in [-1, 1]")
+    if waveform.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"waveform is {waveform.dtype}; give float32 or float64 in [-1, 1]")
     length, shift = _samples(sample_rate_hz, frame_length_ms), _samples(sample_rate_hz, frame_shift_ms)
     *batch, num_samples = waveform.shape
     if num_samples < length:
@@ -78,7 +78,8 @@ def fbank(
     at_once = FRAMES_AT_ONCE if waveform.device.type == "cpu" else FRAMES_AT_ONCE_ON_GPU
     # A block is several whole clips or a part of one, so that blocks in a row are clips in a row.
     blocks = [part for clips in frames.split(max(1, at_once // num_frames)) for part in clips.split(at_once, dim=1)]
-    log_mel = torch.cat([_log_mel(block, window, filters) for block in blocks])
+    with torch.autocast(waveform.device.type, enabled=False):  # bf16 products would be 0.03 nats off
+        log_mel = torch.cat([_log_mel(block, window, filters) for block in blocks])
     return log_mel.view(*batch, num_frames, num_mel_bins)
 
 

@@ -96,6 +96,12 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"module.{key}": value for key, value in (dict(state) | heads).items()}
 
 
+def has_zero_image_heads(state: Mapping[str, Tensor]) -> bool:
+    """Whether `to_original` wrote this: its image heads are there and all zero, as no trained ones are."""
+    heads = [value for key, value in state.items() if key.removeprefix("module.").startswith(IMAGE_HEADS)]
+    return bool(heads) and not any(value.any() for value in heads)
+
+
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of Hugging Face's `ASTForAudioClassification` under our names, query, key and value in one."""
     renamed = _renamed(state, lambda key: _translated(key, _FROM_HUGGINGFACE))

@@ -4,19 +4,39 @@ Shapes, norms and the order of the classes: https://github.com/YuanGongND/ast, i
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
 from ast_core.errors import DataError
+from ast_core.fbank import NUM_MEL_BINS
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.model import patch_grid
 from ast_core.pretrained import NUM_PREFIX_TOKENS
 from ast_core.recipe import Recipe
 
-NUM_MEL_BINS = 128
 BASE_DIM = 768
+
+
+@dataclass(frozen=True)
+class PublishedInput:
+    """How the original's recipe takes a data set: `egs/*/run*.sh`."""
+
+    name: str
+    mean: float
+    std: float
+    num_frames: int
+    """To which a clip is padded or cut."""
+    freqm: int
+    """The masks under which the norm was computed: for AudioSet `src/get_norm_stats.py`, else the recipe's."""
+    timem: int
+
+
+AUDIOSET = PublishedInput("AudioSet", -4.2677393, 4.5689974, num_frames=1024, freqm=24, timem=192)
+ESC50 = PublishedInput("ESC-50", -6.6268077, 5.358466, num_frames=512, freqm=24, timem=96)
+SPEECH_COMMANDS = PublishedInput("Speech Commands", -6.845978, 5.5654526, num_frames=128, freqm=48, timem=48)
 
 SPEECHCOMMANDS_WORDS = (
     "backward follow five bed zero on learn two house tree dog stop seven eight down six forward cat right visual four "
@@ -55,20 +75,20 @@ def published(state: Mapping[str, Tensor], *, origin: object) -> tuple[Recipe, L
     if lacking:
         raise DataError(f"{origin} does not hold the weights of an AST: {lacking[0]} is missing")
     shapes = tuple(state["v.pos_embed"].shape), tuple(state["mlp_head.1.weight"].shape)
-    for labels, num_frames, strides, mean, std in (
-        (audioset_labels(), 1024, (10, 12, 14, 16), -4.2677393, 4.5689974),
-        (speechcommands_labels(), 128, (10,), -6.845978, 5.5654526),
+    for labels, known, strides in (
+        (audioset_labels(), AUDIOSET, (10, 12, 14, 16)),
+        (speechcommands_labels(), SPEECH_COMMANDS, (10,)),
     ):
         for stride in strides:
-            rows, columns = patch_grid(NUM_MEL_BINS, num_frames, stride, stride)
+            rows, columns = patch_grid(NUM_MEL_BINS, known.num_frames, stride, stride)
             if shapes == ((1, NUM_PREFIX_TOKENS + rows * columns, BASE_DIM), (len(labels), BASE_DIM)):
                 recipe = foreign_recipe(
                     label_dim=len(labels),
                     fstride=stride,
                     tstride=stride,
-                    input_tdim=num_frames,
-                    dataset_mean=mean,
-                    dataset_std=std,
+                    input_tdim=known.num_frames,
+                    dataset_mean=known.mean,
+                    dataset_std=known.std,
                 )
                 return recipe, labels
     return None

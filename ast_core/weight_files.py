@@ -57,18 +57,19 @@ def fetch_audioset_weights(file: HubFile = AUDIOSET_WEIGHTS) -> str:
     Raises:
         DataError: it cannot be fetched, or is not the file that was pinned.
     """
-    try:
-        path = hf_hub_download(file.repo_id, file.filename, revision=file.revision)
-    except Exception as err:  # the hub's client lets through its own errors and those of its HTTP library
-        raise DataError(
-            f"could not fetch {file.filename} of {file.repo_id} ({type(err).__name__}: {str(err)[:120]!r}); "
-            "give the published checkpoint's file as audioset_weights"
-        ) from err
-    with open(path, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if digest != file.sha256:
-        raise DataError(f"{path} is not the published checkpoint: sha256 {digest}, not {file.sha256}; delete it")
-    return path
+    for again in (False, True):  # a damaged copy in the cache is fetched anew
+        try:
+            path = hf_hub_download(file.repo_id, file.filename, revision=file.revision, force_download=again)
+        except Exception as err:  # the hub's client lets through its own errors and those of its HTTP library
+            raise DataError(
+                f"could not fetch {file.filename} of {file.repo_id} ({type(err).__name__}: {str(err)[:120]!r}); "
+                "give the published checkpoint's file as audioset_weights"
+            ) from err
+        with open(path, "rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest == file.sha256:
+            return path
+    raise DataError(f"what the hub sent as {path} is not the published checkpoint: sha256 {digest}, not {file.sha256}")
 
 
 def load_weights(

@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--official",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SPLIT=LIST",
         help="segment list (path or URL) that a split was to hold, where its name does not tell or there is no network",
@@ -62,6 +63,8 @@ def _official(given: Sequence[str]) -> dict[str, str]:
     for text, (split, uri) in zip(given, pairs, strict=True):
         if not split or not uri:
             raise ConfigError(f"--official {text} is not SPLIT=LIST, as in eval=eval_segments.csv")
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError("--official gives a split two lists; give it one")
     return dict(pairs)
 
 

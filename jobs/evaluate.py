@@ -22,6 +22,7 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
+from ast_core.model import ASTModel
 from ast_core.step import set_attention
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
@@ -57,14 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) or more")
+    json_uri = output_uri(args.json, "--json") if args.json else None
     dataset = PreparedDataset.open(args.data)
     clips = dataset.clips(args.split)
     checkpoints = [models.find(uri) for uri in args.checkpoint]
-    columns = [_check(uri, models.read(uri)[1], dataset) for uri in checkpoints]
+    loaded = [models.read(uri) for uri in checkpoints]
+    columns = [_check(uri, config, dataset) for uri, (_, config) in zip(checkpoints, loaded, strict=True)]
     with ray_session(args.address, args.num_cpus):
         use_gpu = args.device == "cuda" or (args.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
         score = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(_score)
-        found = ray.get([score.remote(uri, dataset, clips) for uri in checkpoints])
+        found = ray.get([score.remote(model, config, dataset, clips) for model, config in loaded])
     scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
     members = [score_metrics(member, clips).scalars() for member in scores]
     ensemble = np.mean(scores, axis=0)
@@ -81,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.per_class:
         none = [0] * len(dataset.labels)
         print(per_class_table(per_class_csv(dataset.labels, metrics, none, class_counts(clips, len(dataset.labels)))))
-    if args.json:
+    if json_uri:
         value: dict[str, Any] = {"checkpoints": checkpoints} | finite_or_null(metrics.scalars())
         value["map_interval"] = interval if interval is not None and np.isfinite(interval).all() else None
         value["members"] = [
             {"checkpoint": uri} | finite_or_null(figures) for uri, figures in zip(checkpoints, members, strict=True)
         ]
-        storage.write_json(output_uri(args.json, "--json"), value)
+        storage.write_json(json_uri, value)
     return 0
 
 
@@ -116,10 +119,9 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
     return None
 
 
-def _score(uri: str, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
+def _score(model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = models.read(uri)
     set_attention(model, device, config.recipe)
     scores = evaluate(
         model.to(device), clips, recipe=config.recipe, norm=config.norm, num_classes=len(dataset.labels), device=device

@@ -15,11 +15,12 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from ast_core.checkpoints import ModelConfig, save_huggingface, save_model, save_original
+from ast_core.checkpoints import CHECKPOINT_FILES, ModelConfig, save_huggingface, save_model, save_original
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", metavar="NAME|FILE", help=f"of a file of weights: {', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument("--labels", metavar="FILE", help="of a file of weights: index,mid,display_name")
-    parser.add_argument("--force", action="store_true", help="replace an --output that is a file")
+    parser.add_argument("--force", action="store_true", help="replace an --output that is a file or a model's folder")
     return parser
 
 
@@ -59,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{rest[0]} is no option; the keys of a recipe go with --recipe")
     output = output_uri(args.output)
     _check_output(output, args.format, args.force)
-    model, config = models.read(
-        models.find(args.checkpoint),
-        recipe=None if args.recipe is None else read_recipe(args.recipe, rest),
-        labels=None if args.labels is None else _labels(args.labels),
-    )
+    model, config = _read(args, rest)
     with tempfile.TemporaryDirectory(prefix="ast-export-") as folder:
         made = Path(folder) / "made"
         _write(args.format, made, model, config)
@@ -78,17 +75,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _read(args: argparse.Namespace, rest: Sequence[str]) -> tuple[ASTModel, ModelConfig]:
+    """The model, and its config without the places on somebody's disk that its training began from."""
+    model, config = models.read(
+        models.find(args.checkpoint),
+        recipe=None if args.recipe is None else read_recipe(args.recipe, rest),
+        labels=None if args.labels is None else _labels(args.labels),
+    )
+    return model, replace(config, recipe=replace(config.recipe, imagenet_weights=None, audioset_weights=None))
+
+
 def _check_output(output: str, output_format: str, force: bool) -> None:
     """Refuse what is there already, before any work."""
     fs, path = storage.resolve(output)
     there, suffix = fs.get_file_info(path), SUFFIXES.get(output_format)
     if suffix is None:
-        if there.is_file or not storage.is_empty(output):
-            raise ConfigError(f"{output} is there and not empty; give a new folder as --output")
+        if there.is_file or not (storage.is_empty(output) or (force and _holds_only_a_model(output))):
+            raise ConfigError(
+                f"{output} is there and not empty; give a new folder, or --force if it is a model's folder to replace"
+            )
     elif not output.endswith(suffix):
         raise ConfigError(f"--output {output} is to be one file; give a name that ends in {suffix}")
     elif there.type != pafs.FileType.NotFound and not (force and there.is_file):
         raise ConfigError(f"{output} is there already; give another --output, or --force to replace a file")
+
+
+def _holds_only_a_model(folder: str) -> bool:
+    return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= set(CHECKPOINT_FILES)
 
 
 def _labels(uri: str) -> LabelVocabulary:

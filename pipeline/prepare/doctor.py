@@ -18,18 +18,19 @@ import pyarrow.compute as pc
 from ast_core.augment import STORED_FLOOR
 from ast_core.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
 from ast_core.labels import audioset_labels
+from ast_core.published import AUDIOSET, PublishedInput
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare import evidence
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.evidence import Published, published_for
+from pipeline.prepare.evidence import published_for
 from pipeline.prepare.facts import Facts, OfficialList, SplitFacts, gather
 from pipeline.prepare.findings import WORST_FIRST, Finding, Severity, worse
 from pipeline.weights import sample_weights
 
 MISSING_OK = 0.06
 """The paper's own training copy lacked 5.4 %: 1,953,082 of 2,063,949 clips (YuanGongND/whisper-at#13)."""
-MISSING_NOTED = 0.10
+MISSING_WARNING = 0.10
 """d′ stayed put while AudioSet lost a tenth of its clips (audioset/ontology#8)."""
 MOST = 0.5
 """More than half: an unfinished run or the wrong folder, not what YouTube has lost."""
@@ -75,7 +76,7 @@ def examine(data: PreparedDataset, official: Mapping[str, str] | None = None) ->
     """
     facts = gather(data, official)
     # With another labels.csv each label would be read as another class, or as none.
-    checks = CHECKS if _has_its_labels(facts) else (check_vocabulary,)
+    checks = CHECKS if facts.has_its_labels else (check_vocabulary,)
     findings = [found for check in checks for found in check(facts)]
     return sorted(findings, key=lambda found: WORST_FIRST.index(found.severity))
 
@@ -132,7 +133,7 @@ def check_clips(facts: Facts, split: SplitFacts, official: OfficialList) -> Find
     names = facts.labels.names
     worst = [c for c in np.argsort(-lost, kind="stable") if counted[c] and lost[c] > 0]
     severity = worse(
-        _grade(missing, note=MISSING_OK, warning=MISSING_NOTED, serious=MOST),
+        _grade(missing, note=MISSING_OK, warning=MISSING_WARNING, serious=MOST),
         _grade(extra / len(split.clips), note=0.0, warning=A_FEW),
     )
     if hit.any():
@@ -194,7 +195,9 @@ def check_labels(facts: Facts, split: SplitFacts, official: OfficialList) -> Fin
         what = f"{other:,} of {compared:,} clips have other labels than in the list"
         severity: Severity = "serious" if other > A_FEW * compared else "warning"
         return _finding("labels", split, severity, [what], [evidence.OTHER_LABELS], figures)
-    severity = "note" if split.name == "balanced_train" and compared else "ok"
+    if not compared:
+        return _finding("labels", split, "unknown", ["no clip is in the list"], [evidence.NOT_IN_LIST], figures)
+    severity = "note" if split.name == "balanced_train" else "ok"
     what = f"{compared:,} clips have the official labels"
     return _finding("labels", split, severity, [what], [evidence.OFFICIAL_LABELS_ON_BALANCED], figures)
 
@@ -304,7 +307,7 @@ def check_norm(facts: Facts) -> Iterator[Finding]:
         yield _finding("norm", split, severity, what, costs, figures)
 
 
-def norm_figures(split: SplitFacts, published: Published | None) -> dict[str, Any] | None:
+def norm_figures(split: SplitFacts, published: PublishedInput | None) -> dict[str, Any] | None:
     """The norm of all frames, of all but the silent ones, and as the original's script counts; None without values.
 
     That script averages over its training loader (src/get_norm_stats.py of YuanGongND/ast, and #16 there), so the zeros
@@ -348,7 +351,7 @@ def _mean_std(total: float, squares: float, count: float) -> dict[str, float]:
     return {"mean": mean, "std": math.sqrt(max(float(squares / count) - mean**2, 0.0))}
 
 
-def _distance(figures: Mapping[str, float], published: Published) -> float:
+def _distance(figures: Mapping[str, float], published: PublishedInput) -> float:
     return max(abs(figures["mean"] - published.mean), abs(figures["std"] - published.std))
 
 
@@ -365,7 +368,7 @@ _SCALE_FAULTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
 """What each would make of the published mean and std."""
 
 
-def _norm_causes(figures: Mapping[str, Any], published: Published) -> Iterator[str]:
+def _norm_causes(figures: Mapping[str, Any], published: PublishedInput) -> Iterator[str]:
     sound = figures.get("without_silent_frames", figures)
     mean, std, off = sound["mean"], sound["std"], _distance(sound, published)
     if off < _distance(figures, published) - NORM_OK / 2:
@@ -404,7 +407,7 @@ def check_silence(facts: Facts, split: SplitFacts) -> Finding:
         split.column("num_silent_frames").sum(dtype=np.int64) / split.column("num_frames").sum(dtype=np.int64)
     )
     severity = _grade(clips, note=SILENT_CLIPS_OK, warning=SILENT_CLIPS_WARNING)
-    if published_for(facts.labels) is evidence.AUDIOSET:
+    if published_for(facts.labels) is AUDIOSET:
         severity = worse(severity, _grade(frames, note=SILENT_FRAMES_OK, warning=SILENT_FRAMES_WARNING))
     what = (
         f"{_silent(split).sum():,} clips are silent throughout, {_percent(clips)}, and {_percent(frames)} of the frames"
@@ -538,7 +541,7 @@ def check_vocabulary(facts: Facts) -> Iterator[Finding]:
     ours, audioset = facts.labels.mids, audioset_labels().mids
     common = len(set(ours) & set(audioset))
     severity: Severity
-    if not _has_its_labels(facts):
+    if not facts.has_its_labels:
         severity, what = "serious", "labels.csv is not the one that the data were prepared with"
         cost = evidence.OTHER_LABELS_FILE
     elif ours == audioset:
@@ -547,16 +550,12 @@ def check_vocabulary(facts: Facts) -> Iterator[Finding]:
         moved = sum(a != b for a, b in zip(ours, audioset, strict=True))
         severity, what = "serious", f"AudioSet's 527 classes in another order: {moved} have another index"
         cost = evidence.OTHER_ORDER
-    elif published_for(facts.labels) is evidence.AUDIOSET:
+    elif published_for(facts.labels) is AUDIOSET:
         severity, what = "warning", f"{common} of AudioSet's 527 classes, {len(ours)} in all"
         cost = evidence.OTHER_CLASSES
     else:
         severity, what, cost = "ok", f"{len(ours)} classes of its own", ""
     yield _finding("vocabulary", "", severity, [what], [cost], {"classes": len(ours), "of_audioset": common})
-
-
-def _has_its_labels(facts: Facts) -> bool:
-    return facts.labels.sha256 == facts.info["labels"]["sha256"]
 
 
 def check_features(facts: Facts) -> Iterator[Finding]:

@@ -3,32 +3,12 @@
 `owner/repo#N` is an issue or pull request on GitHub. Where nobody has published a figure, the texts say so.
 """
 
-from dataclasses import dataclass
-
 from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.published import AUDIOSET, ESC50, SPEECH_COMMANDS, PublishedInput
 from pipeline.prepare.clip import Reason
 
 
-@dataclass(frozen=True)
-class Published:
-    """What the original says of a data set: egs/*/run*.sh of YuanGongND/ast."""
-
-    name: str
-    mean: float
-    std: float
-    num_frames: int
-    """To which its recipe pads or cuts a clip."""
-    freqm: int
-    """The masks under which its norm was computed: for AudioSet, src/get_norm_stats.py."""
-    timem: int
-
-
-AUDIOSET = Published("AudioSet", -4.2677393, 4.5689974, num_frames=1024, freqm=24, timem=192)
-ESC50 = Published("ESC-50", -6.6268077, 5.358466, num_frames=512, freqm=24, timem=96)
-SPEECH_COMMANDS = Published("Speech Commands", -6.845978, 5.5654526, num_frames=128, freqm=48, timem=48)
-
-
-def published_for(labels: LabelVocabulary) -> Published | None:
+def published_for(labels: LabelVocabulary) -> PublishedInput | None:
     """By the classes, whatever their order; a tenth of AudioSet's may be missing."""
     if len(set(labels.mids) & set(audioset_labels().mids)) >= 0.9 * len(audioset_labels()):
         return AUDIOSET

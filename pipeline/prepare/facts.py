@@ -77,6 +77,7 @@ class Facts:
     uri: str
     info: dict[str, Any]
     """dataset.json"""
+    has_its_labels: bool
     labels: LabelVocabulary
     splits: list[SplitFacts]
 
@@ -84,22 +85,27 @@ class Facts:
 def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> Facts:
     """Read the shards' small columns, and the official lists: those given by split, and those known by its name.
 
-    A list that cannot be had is a fact too (`SplitFacts.no_list`).
+    A list that cannot be fetched by its name is a fact too (`SplitFacts.no_list`).
 
     Raises:
-        DataError: `official` names a split that is not there, or a shard is damaged.
+        DataError: `official` names a split that is not there or a list that cannot be read, or a shard is damaged.
     """
     official = official or {}
     if unknown := sorted(official.keys() - set(data.splits)):
         raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")
     with ThreadPoolExecutor(max(1, len(data.splits))) as pool:
         splits = list(pool.map(lambda split: _gather_split(data, split, official.get(split)), data.splits))
-    return Facts(data.uri, data.info, data.labels, splits)
+    return Facts(data.uri, data.info, has_its_labels(data), data.labels, splits)
+
+
+def has_its_labels(data: PreparedDataset) -> bool:
+    """Whether labels.csv is the one that the data were prepared with."""
+    return data.labels.sha256 == data.info["labels"]["sha256"]
 
 
 def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFacts:
     failures = dataset.failures_file(data.uri, split)
-    listed, no_list = _official_list(data.labels, split, uri)
+    listed, no_list = _official_list(data, split, uri)
     return SplitFacts(
         name=split,
         num_classes=len(data.labels),
@@ -112,19 +118,23 @@ def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFa
     )
 
 
-def _official_list(labels: LabelVocabulary, split: str, uri: str | None) -> tuple[OfficialList | None, str]:
-    if uri is None and set(audioset_labels().mids).isdisjoint(labels.mids):
+def _official_list(data: PreparedDataset, split: str, uri: str | None) -> tuple[OfficialList | None, str]:
+    if uri is None and set(audioset_labels().mids).isdisjoint(data.labels.mids):
         return None, ""
+    if not has_its_labels(data):
+        return None, "labels.csv is not the one that the data were prepared with"
     if uri is None and split not in OFFICIAL_LISTS:
         return None, f"no official list is named {split}; give its list with --official {split}=LIST"
     try:
         listed = read_segments(
-            uri or split, locate=lambda video_id, start_s, end_s: ("", 0.0), vocabulary=labels, split=split
+            uri or split, locate=lambda video_id, start_s, end_s: ("", 0.0), vocabulary=data.labels, split=split
         )
+        if not len(listed.clips):
+            raise DataError(f"no row of {uri or split} could be read: {listed.refused['message'][0]}")
     except DataError as err:
+        if uri is not None:
+            raise
         return None, str(err)
-    if not len(listed.clips):
-        return None, f"no row of {uri or split} could be read"
     return OfficialList(uri or split, listed.clips, len(listed.refused)), ""
 
 

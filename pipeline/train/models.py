@@ -17,11 +17,10 @@ from ast_core.checkpoints import (
     TORCH_WEIGHTS_FILE,
     WEIGHTS_FILE,
     ModelConfig,
-    load_model,
     read_checkpoint,
     save_model,
 )
-from ast_core.errors import DataError
+from ast_core.errors import DataError, UserError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from pipeline import storage
@@ -54,19 +53,6 @@ def save(uri: str, state: Mapping[str, Tensor], config: ModelConfig) -> None:
         publish(Path(folder), uri)
 
 
-def load(uri: str) -> tuple[ASTModel, ModelConfig]:
-    """The model in evaluation mode, on the CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(uri, name)))
-        return load_model(folder)
-
-
-def load_config(uri: str) -> ModelConfig:
-    file = storage.join(uri, CONFIG_FILE)
-    return ModelConfig.from_json(storage.read_bytes(file).decode(), origin=file)
-
-
 def find(uri: str) -> str:
     """The absolute place of a checkpoint in any format: `uri` itself, or the best model of the run there."""
     fs, path = storage.resolve(uri)
@@ -85,8 +71,8 @@ def read(uri: str, **given: Any) -> tuple[ASTModel, ModelConfig]:
     with local_copy(uri) as path:
         try:
             return read_checkpoint(path, **given)
-        except DataError as err:
-            raise DataError(str(err).replace(path, uri)) from err  # the copy's name would tell the user nothing
+        except UserError as err:
+            raise type(err)(str(err).replace(path, uri)) from err  # the copy's name would tell the user nothing
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Run:
         self.job = job
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        model, self.config = models.load(storage.join(job.run, "initial"))
+        model, self.config = models.read(storage.join(job.run, "initial"))
         self.recipe, self.norm = self.config.recipe, self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, make_optimizer, train_step
+from ast_core.step import Batch, make_optimizer, set_execution, train_step
 from pipeline.train.sampling import rank_share
 from tests.ast_core import small
 
@@ -23,6 +23,7 @@ GLOBAL_BATCH = 5
 def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """This rank's part of each step's loss, the first step's gradients, the weights after the first and the last."""
     bare = small.model()
+    set_execution(bare, torch.device("cpu"), recipe)
     model: nn.Module = DistributedDataParallel(bare) if world_size > 1 else bare
     optimizer = make_optimizer(model, recipe)
     result: dict[str, Any] = {"losses": []}

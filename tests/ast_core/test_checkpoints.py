@@ -253,18 +253,42 @@ def test_the_words_of_the_published_speech_commands_checkpoint_are_in_its_own_or
     assert [labels.mids[i] for i in (0, 34)] == ["/m/spcmd00", "/m/spcmd34"]
 
 
+def as_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ours as the authors' files have it: with image heads that are not zero."""
+    return {key: value + 1 if ".head" in key else value for key, value in to_original(state).items()}
+
+
+def test_a_file_that_we_wrote_in_the_originals_format_is_not_taken_for_a_published_one(tmp_path: Path):
+    """It may be of the published shape and have other classes, or another norm."""
+    shapes = {key: value.shape for key, value in published_model(35, 10, 128).state_dict().items()}
+    state = {key: torch.tensor(0.001).expand(shape) for key, shape in shapes.items()}
+    torch.save(to_original(state), tmp_path / "ours.pth")
+    with pytest.raises(DataError, match=r"ours\.pth is no published checkpoint; give its recipe and its labels"):
+        read_checkpoint(tmp_path / "ours.pth")
+    words = LabelVocabulary.from_names(sorted(speechcommands_labels().names))
+    recipe = small.recipe(model_size="base384", fstride=10, tstride=10, input_tdim=128, label_dim=35)
+    assert read_checkpoint(tmp_path / "ours.pth", recipe=recipe, labels=words)[1].labels == words
+
+
+def test_the_weights_out_of_a_models_folder_are_read_by_the_folder(tmp_path: Path):
+    save_model(tmp_path, small.model().state_dict(), CONFIG)
+    with pytest.raises(DataError, match=rf"give the folder {tmp_path}"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("label_dim", "num_frames", "naming"),
-    [(527, 1024, to_original), (527, 1024, to_huggingface), (35, 128, to_original)],
+    [(527, 1024, as_published), (527, 1024, to_huggingface), (35, 128, as_published)],
 )
 def test_a_published_file_is_read_with_nothing_but_its_path(
-    tmp_path: Path, label_dim: int, num_frames: int, naming: Callable
+    tmp_path: Path, label_dim: int, num_frames: int, naming: Callable, caplog: pytest.LogCaptureFixture
 ):
     shapes = {key: value.shape for key, value in published_model(label_dim, 10, num_frames).state_dict().items()}
     # One number a tensor, so that 350 MB of weights are a small file; each its own, so that none is misplaced.
     state = {key: torch.tensor(0.001 * i).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
     torch.save(naming(state), tmp_path / "published.pth")
     model, config = read_checkpoint(tmp_path / "published.pth")
+    assert f"is taken for the published checkpoint of its shape: {label_dim} classes" in caplog.text
     assert config.norm == (AUDIOSET_NORM if label_dim == 527 else SPEECHCOMMANDS_NORM)
     assert config.labels == (audioset_labels() if label_dim == 527 else speechcommands_labels())
     assert config.recipe.precision == "fp32"  # figures are compared with the paper's
@@ -290,7 +314,7 @@ def test_a_file_of_another_shape_is_read_by_its_recipe_and_labels(
 
 def test_what_is_given_wins_over_what_is_known_of_a_published_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoints, "published", lambda *_, **__: (small.recipe(lr=0.5), LABELS))
-    save_original(tmp_path / "known.pth", small.model().state_dict())
+    torch.save(as_published(small.model().state_dict()), tmp_path / "known.pth")
     other = LabelVocabulary.from_names("vwxyz")
     known, given = read_checkpoint(tmp_path / "known.pth")[1], read_checkpoint(tmp_path / "known.pth", labels=other)[1]
     assert (known.recipe.lr, known.labels, given.recipe.lr, given.labels) == (0.5, LABELS, 0.5, other)

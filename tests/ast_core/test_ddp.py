@@ -1,4 +1,6 @@
-"""DDP over two real ranks makes the update of one process on the same global batch, in parts or at once.
+"""DDP over two real ranks makes the update of one process on the same global batch, at once or in parts.
+
+In parts, it also checkpoints activations, which must agree with ranks that exchange gradients but once.
 
 What differs is float32 rounding, which the order of summation moves. Adam makes a step of the size of lr out of any
 gradient, also out of rounding where the true gradient is 0, as that of the attention's key bias is; so a parameter is
@@ -30,7 +32,10 @@ def alone() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, dict[str, Any]]:
-    recipes = [small.recipe(lr=1e-4, micro_batch_size=size) for size in MICRO_BATCHES]
+    recipes = [
+        small.recipe(lr=1e-4, micro_batch_size=size, activation_checkpointing=size is not None)
+        for size in MICRO_BATCHES
+    ]
     folder = tmp_path_factory.mktemp("ranks")
     return dict(zip(MICRO_BATCHES, ddp.train_on_ranks(recipes, NUM_STEPS, world_size=2, folder=folder), strict=True))
 

@@ -251,9 +251,16 @@ def test_a_first_call_in_inference_mode_does_not_spoil_later_gradients():
     assert waveform.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
-def test_integer_samples_are_refused(dtype: torch.dtype):
-    with pytest.raises(ValueError, match=f"{dtype}; give floating point in \\[-1, 1\\]"):
+def test_autocast_leaves_it_in_full_precision():
+    waveform = noise(8000)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fbank(waveform)
+    assert torch.equal(inside, fbank(waveform))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.float16, torch.bfloat16])
+def test_samples_that_are_integers_or_halves_are_refused(dtype: torch.dtype):
+    with pytest.raises(ValueError, match=f"{dtype}; give float32 or float64 in \\[-1, 1\\]"):
         fbank(torch.zeros(800, dtype=dtype))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ast_core import published
 from ast_core.errors import ConfigError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe, load_recipe
@@ -50,6 +51,23 @@ def test_every_shipped_recipe_loads_and_sets_the_keys_that_it_writes(path: Path)
     recipe = load_recipe(text, {}, origin=path.name).to_dict()
     written = yaml.safe_load(text)
     assert {key: recipe[key] for key in written} == written
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("audioset-full", published.AUDIOSET),
+        ("audioset-balanced", published.AUDIOSET),
+        ("esc50", published.ESC50),
+        ("esc10", published.ESC50),
+        ("speechcommands", published.SPEECH_COMMANDS),
+    ],
+)
+def test_a_shipped_recipe_takes_its_input_as_the_readers_of_published_weights_do(
+    name: str, known: published.PublishedInput
+):
+    recipe = load_recipe((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), {}, origin=name)
+    assert (recipe.dataset_mean, recipe.dataset_std, recipe.input_tdim) == (known.mean, known.std, known.num_frames)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ast_core.weight_files import AUDIOSET_WEIGHTS, HubFile
+from ast_core.weight_files import HubFile
 from tests.ast_core import hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -49,19 +49,24 @@ def test_weights_are_fetched_once_checked_and_then_taken_from_the_cache(tmp_path
         assert asked.count(f"GET {PATH}") == 1
 
 
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(tmp_path: Path):
+    pinned = hashlib.sha256(CONTENT).hexdigest()
+    with hub.serving(PATH, CONTENT) as (endpoint, asked):
+        fetched(endpoint, tmp_path, sha256=pinned)
+        (cached,) = tmp_path.rglob("model.safetensors")
+        cached.resolve().write_bytes(CONTENT[:-1] + b"!")
+        assert fetched(endpoint, tmp_path, sha256=pinned) == "[0.0, 1.0, 2.0]"
+        assert asked.count(f"GET {PATH}") == 2
+
+
 def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path):
     with hub.serving(PATH, CONTENT) as (endpoint, _):
         said = fetched(endpoint, tmp_path, sha256="0" * 64)
     assert said.startswith("DataError:")
-    assert "is not the published checkpoint" in said
+    assert "is not the published checkpoint: sha256" in said
 
 
 def test_without_a_network_the_error_names_audioset_weights(tmp_path: Path):
     said = fetched("http://127.0.0.1:9", tmp_path, sha256="0" * 64, offline=True)
     assert said.startswith("DataError: could not fetch model.safetensors of owner/ast")
     assert said.endswith("give the published checkpoint's file as audioset_weights")
-
-
-def test_the_published_checkpoint_is_pinned_by_a_commit_and_a_hash():
-    assert len(bytes.fromhex(AUDIOSET_WEIGHTS.revision)) == 20
-    assert len(bytes.fromhex(AUDIOSET_WEIGHTS.sha256)) == 32

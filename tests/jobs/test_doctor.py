@@ -11,6 +11,7 @@ from ast_core.errors import ConfigError
 from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.doctor import main
+from pipeline.prepare import sources
 from pipeline.prepare.sources import read_segments
 from tests import fakes
 
@@ -65,10 +66,13 @@ def test_json_holds_what_is_printed_and_the_table_by_class(tmp_path: Path, capsy
     assert [row["listed"] for row in clips["figures"]["per_class"]] == [20] * 5
 
 
-def test_a_list_that_cannot_be_had_leaves_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_list_that_cannot_be_fetched_by_its_name_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     argv = write_patient(tmp_path)
-    os.remove(tmp_path / "eval_segments.csv")
-    assert run_job(main, [*argv, "--strict"]) == 0
+    monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", "http://127.0.0.1:9/eval_segments.csv")  # nobody serves there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run_job(main, [*argv[:-1], "--strict"]) == 0
     out = capsys.readouterr().out
     assert "unknown   clips, labels, marginals  eval" in out
     assert "27 findings: 3 unknown, 1 note, 23 ok" in out
@@ -82,6 +86,21 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys:
     assert len(errors) == 2
     assert "no dataset.json" in errors[0]
     assert "no split 'evil'; it has balanced_train, eval" in errors[1]
+
+
+def test_a_list_that_is_given_and_cannot_be_read_is_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = write_patient(tmp_path)
+    os.remove(tmp_path / "eval_segments.csv")
+    assert run_job(main, argv) == 2
+    assert "eval_segments.csv" in capsys.readouterr().err
+
+
+def test_official_may_be_given_again_but_one_list_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data, value, _, *lists = write_patient(tmp_path)
+    assert main([data, value, "--official", lists[0], "--official", lists[1]]) == 0
+    assert "unknown" not in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="gives a split two lists"):
+        main([data, value, "--official", *lists, "--official", lists[0]])
 
 
 @pytest.mark.parametrize("given", ["eval", "=list.csv", "eval="])

@@ -118,6 +118,23 @@ def test_a_key_without_a_recipe_and_a_key_that_does_not_exist_are_refused(run: P
         job(run, "ours", tmp_path / "out", "--recipe", "speechcommands", "--fstrid", "16")
 
 
+def test_force_replaces_a_models_folder_as_a_kill_may_have_left_it(run: Path, tmp_path: Path, model: ASTModel):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ConfigError, match="--force if it is a model's folder"):
+        job(run, "huggingface", tmp_path / "out")
+    assert job(run, "huggingface", tmp_path / "out", "--force") == 0
+    assert same(read_checkpoint(tmp_path / "out")[0].state_dict(), model)
+
+
+def test_where_training_began_on_somebodys_disk_is_not_told(tmp_path: Path, model: ASTModel):
+    recipe = small.recipe(imagenet_pretrain=True, imagenet_weights="/home/alice/deit.pth")
+    save_model(tmp_path / "model", model.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
+    for output_format in ("ours", "huggingface"):
+        assert job(tmp_path / "model", output_format, tmp_path / output_format) == 0
+        assert "alice" not in (tmp_path / output_format / "config.json").read_text()
+
+
 def test_what_is_there_already_is_not_overwritten(run: Path, tmp_path: Path):
     folder, file = tmp_path / "folder", tmp_path / "out.pth"
     folder.mkdir()
@@ -126,7 +143,7 @@ def test_what_is_there_already_is_not_overwritten(run: Path, tmp_path: Path):
     for output_format in ("ours", "huggingface"):
         for output in (folder, file):
             for more in ([], ["--force"]):
-                with pytest.raises(ConfigError, match="give a new folder as --output"):
+                with pytest.raises(ConfigError, match="is there and not empty; give a new folder"):
                     job(run, output_format, output, *more)
     with pytest.raises(ConfigError, match="--force to replace"):
         job(run, "original", file)

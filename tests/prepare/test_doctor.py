@@ -16,11 +16,12 @@ import pytest
 from ast_core import augment
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.published import AUDIOSET, ESC50, PublishedInput
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.prepare import doctor, facts, findings
+from pipeline.prepare import doctor, facts, findings, sources
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.evidence import AUDIOSET, ESC50, Published, published_for
+from pipeline.prepare.evidence import published_for
 from pipeline.prepare.findings import Finding
 from pipeline.prepare.sources import read_segments
 from tests import fakes
@@ -344,7 +345,9 @@ def test_a_norm_that_is_published_by_the_originals_count_is_well(patient: Patien
         (["cat", "dog"], None),
     ],
 )
-def test_other_vocabularies_have_other_norms_or_none(patient: Patient, names: list[str], published: Published | None):
+def test_other_vocabularies_have_other_norms_or_none(
+    patient: Patient, names: list[str], published: PublishedInput | None
+):
     patient.labels = LabelVocabulary.from_names(names)
     assert published_for(patient.labels) == published
     patient.official = {}
@@ -575,8 +578,10 @@ def test_features_of_other_settings_are_serious(patient: Patient):
 # --- lists that cannot be had, other data, and what is shown
 
 
-def test_without_a_list_its_checks_are_unknown_and_the_rest_goes_on(patient: Patient):
-    patient.official["eval"] = "nowhere/eval_segments.csv"
+def test_without_a_list_its_checks_are_unknown_and_the_rest_goes_on(patient: Patient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", "http://127.0.0.1:9/eval_segments.csv")  # nobody serves there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(patient.folder / "cache"))
+    del patient.official["eval"]
     hashes = patient.splits["balanced_train"]["fbank_hash"].to_pylist()
     patient.change("eval", "fbank_hash", lambda i, value: hashes[0] if i == 0 else value)
     found = patient.examined()
@@ -586,7 +591,7 @@ def test_without_a_list_its_checks_are_unknown_and_the_rest_goes_on(patient: Pat
         ("labels", "eval"): "unknown",
         ("marginals", "eval"): "unknown",
     }
-    assert "nowhere/eval_segments.csv" in of(found, "clips", "eval").what
+    assert "http://127.0.0.1:9/eval_segments.csv" in of(found, "clips", "eval").what
     assert "--official SPLIT=FILE" in of(found, "clips", "eval").cost
 
 
