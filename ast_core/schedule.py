@@ -6,23 +6,24 @@ There a `MultiStepLR` multiplies the rate by `lrscheduler_decay` after epoch `lr
 step alone.
 """
 
+from ast_core.recipe import Recipe
+
 WARMUP_STEPS = 1000
 WARMUP_EVERY = 50
 
 
-def learning_rate(
-    step: int, *, steps_per_epoch: int, lr: float, warmup: bool, start_epoch: int, every_epochs: int, decay: float
-) -> float:
+def learning_rate(recipe: Recipe, step: int, *, steps_per_epoch: int) -> float:
     """The rate of the optimiser step number `step`, counted from 0 over the whole run."""
-    overwritten_at, rate = -1, lr
-    if warmup:
+    overwritten_at, rate = -1, recipe.lr
+    if recipe.warmup:
         overwritten_at = min(step, WARMUP_STEPS) // WARMUP_EVERY * WARMUP_EVERY
-        rate = lr * overwritten_at / WARMUP_STEPS
-    num_decays = _decays_by(step // steps_per_epoch, start_epoch, every_epochs)
+        rate = recipe.lr * overwritten_at / WARMUP_STEPS
+    num_decays = _decays_by(recipe, step // steps_per_epoch)
     if overwritten_at >= 0:
-        num_decays -= _decays_by(overwritten_at // steps_per_epoch, start_epoch, every_epochs)
-    return rate * decay**num_decays
+        num_decays -= _decays_by(recipe, overwritten_at // steps_per_epoch)
+    return rate * recipe.lrscheduler_decay**num_decays
 
 
-def _decays_by(epochs_done: int, start_epoch: int, every_epochs: int) -> int:
-    return 0 if epochs_done < start_epoch else 1 + (epochs_done - start_epoch) // every_epochs
+def _decays_by(recipe: Recipe, epochs_done: int) -> int:
+    since_first = epochs_done - recipe.lrscheduler_start
+    return 0 if since_first < 0 else 1 + since_first // recipe.lrscheduler_step

@@ -251,15 +251,7 @@ def training() -> Iterator[Row]:
         recipe = load_recipe((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), {}, origin=name)
         for steps_per_epoch in (25, 61, 333, 2500):
             for step, rate in enumerate(reference.learning_rates(recipe, steps_per_epoch)):
-                ours = learning_rate(
-                    step,
-                    steps_per_epoch=steps_per_epoch,
-                    lr=recipe.lr,
-                    warmup=recipe.warmup,
-                    start_epoch=recipe.lrscheduler_start,
-                    every_epochs=recipe.lrscheduler_step,
-                    decay=recipe.lrscheduler_decay,
-                )
+                ours = learning_rate(recipe, step, steps_per_epoch=steps_per_epoch)
                 worst = max(worst, abs(ours - rate) / max(rate, 1e-30) if rate else abs(ours))
     what = "MultiStepLR and warm-up in steps of 50, every recipe at 25 to 2,500 steps an epoch"
     yield Row(

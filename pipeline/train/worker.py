@@ -120,15 +120,7 @@ class Run:
         logged_s, logged_clips, clips = began_s, 0, 0
         for i, item in enumerate(self.feed.epoch(epoch, self.device)):
             step = (epoch - 1) * steps_per_epoch + i
-            lr = learning_rate(
-                step,
-                steps_per_epoch=steps_per_epoch,
-                lr=recipe.lr,
-                warmup=recipe.warmup,
-                start_epoch=recipe.lrscheduler_start,
-                every_epochs=recipe.lrscheduler_step,
-                decay=recipe.lrscheduler_decay,
-            )
+            lr = learning_rate(recipe, step, steps_per_epoch=steps_per_epoch)
             loss = train_step(
                 self.model,
                 self.optimizer,

@@ -18,18 +18,8 @@ def shipped(name: str, **overrides: str) -> Recipe:
 
 
 def our_rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
-    return [
-        learning_rate(
-            step,
-            steps_per_epoch=steps_per_epoch,
-            lr=recipe.lr,
-            warmup=recipe.warmup,
-            start_epoch=recipe.lrscheduler_start,
-            every_epochs=recipe.lrscheduler_step,
-            decay=recipe.lrscheduler_decay,
-        )
-        for step in range(recipe.epochs * steps_per_epoch)
-    ]
+    steps = range(recipe.epochs * steps_per_epoch)
+    return [learning_rate(recipe, step, steps_per_epoch=steps_per_epoch) for step in steps]
 
 
 @pytest.mark.parametrize("warmup", ["true", "false"])
