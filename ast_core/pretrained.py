@@ -140,7 +140,8 @@ def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[
 
 def _translated(key: str, names: Mapping[str, str]) -> str:
     """`key` by a table of stems with N for the block's number; what the table lacks stays, for the loader to refuse."""
-    stem, kind = re.fullmatch(r"(.*?)(\.weight|\.bias)?", key, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    kind = next((kind for kind in (".weight", ".bias") if key.endswith(kind)), "")
+    stem = key.removesuffix(kind)
     number = next(iter(re.findall(r"\.\d+\.", stem)), ".N.")
     translated = names.get(stem.replace(number, ".N.", 1))
     return key if translated is None else translated.replace(".N.", number) + kind

@@ -128,11 +128,11 @@ def test_force_replaces_a_models_folder_as_a_kill_may_have_left_it(run: Path, tm
 
 
 def test_where_training_began_on_somebodys_disk_is_not_told(tmp_path: Path, model: ASTModel):
-    recipe = small.recipe(imagenet_pretrain=True, imagenet_weights="/home/alice/deit.pth")
+    recipe = small.recipe(imagenet_pretrain=True, imagenet_weights="mine/deit.pth")
     save_model(tmp_path / "model", model.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
     for output_format in ("ours", "huggingface"):
         assert job(tmp_path / "model", output_format, tmp_path / output_format) == 0
-        assert "alice" not in (tmp_path / output_format / "config.json").read_text()
+        assert "mine/deit.pth" not in (tmp_path / output_format / "config.json").read_text()
 
 
 def test_what_is_there_already_is_not_overwritten(run: Path, tmp_path: Path):
