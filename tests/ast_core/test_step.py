@@ -3,12 +3,15 @@
 import copy
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import augment
 from ast_core.recipe import Recipe
@@ -117,6 +120,42 @@ def test_a_batch_in_parts_makes_the_update_of_the_whole(micro_batch_size: int):
     for key, value in whole.state_dict().items():
         moved = (value - before[key]).abs().max()
         assert (parts.state_dict()[key] - value).abs().max() <= 1e-3 * moved + 1e-7, key
+
+
+def test_ranks_exchange_gradients_once_a_batch_however_many_its_parts(tmp_path: Path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        exchanges = []
+        for micro_batch_size in (None, 1):
+            recipe, model = small.recipe(micro_batch_size=micro_batch_size), DistributedDataParallel(small.model())
+            seen: list[int] = []
+            model.register_comm_hook(seen, count_bucket)
+            args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 3}
+            train_step(model, sgd(model, recipe), small.batch(3), small.augmentation(3), **args)
+            exchanges.append(len(seen))
+    finally:
+        dist.destroy_process_group()
+    assert exchanges[0] == exchanges[1] > 0
+
+
+def count_bucket(seen: list[int], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    seen.append(bucket.index())
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+def test_a_step_mixes_in_the_recipes_domain():
+    losses = {}
+    for domain in ("power", "log_mel"):
+        recipe, model, drawn = small.recipe(mixup_domain=domain), small.model(), small.augmentation(4)
+        with torch.no_grad():
+            logits = model(model_input(small.batch(4), small.NORM, drawn, domain))
+        expected = clip_losses(logits, small.batch(4).target_BC, recipe.loss).mean()
+        args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 4}
+        losses[domain] = train_step(model, sgd(model, recipe), small.batch(4), drawn, **args)
+        torch.testing.assert_close(losses[domain], expected, rtol=1e-5, atol=0)
+    assert losses["power"] != losses["log_mel"]
 
 
 needs_compiler = pytest.mark.skipif(
