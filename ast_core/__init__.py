@@ -1,5 +1,17 @@
 """The science: labels, features, model, augmentation, metrics. Imports neither Ray nor anything of `pipeline`."""
 
-from ast_core.model import ASTModel
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ast_core.model import ASTModel
 
 __all__ = ["ASTModel"]
+
+
+def __getattr__(name: str) -> Any:
+    """PyTorch and timm come with the model, not with the package: a process that decodes audio needs neither."""
+    if name != "ASTModel":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ast_core.model import ASTModel
+
+    return ASTModel

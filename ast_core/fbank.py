@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SAMPLE_RATE_HZ = 16_000
-NUM_MEL_BINS = 128
-FRAME_LENGTH_MS = 25.0
-FRAME_SHIFT_MS = 10.0
+from ast_core.frames import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, samples_of
+
 LOW_FREQ_HZ = 20.0
 PREEMPHASIS = 0.97
 POWER_FLOOR = torch.finfo(torch.float32).eps
@@ -26,18 +24,6 @@ FRAMES_AT_ONCE_ON_GPU = 65_536
 """A frame's intermediates take about 7 KB: on a CPU a block of them should stay in the cache, on a GPU fill it."""
 MEL_GROUPS = 8
 """A mel filter covers few FFT bins: multiplying by groups of neighbours skips most of the matrix's zeros."""
-
-
-def num_frames_of(
-    num_samples: int,
-    *,
-    sample_rate_hz: int = SAMPLE_RATE_HZ,
-    frame_length_ms: float = FRAME_LENGTH_MS,
-    frame_shift_ms: float = FRAME_SHIFT_MS,
-) -> int:
-    """Frames that fit wholly into `num_samples` (Kaldi's `snip_edges`): 998 for 10 s."""
-    length, shift = _samples(sample_rate_hz, frame_length_ms), _samples(sample_rate_hz, frame_shift_ms)
-    return 0 if num_samples < length else 1 + (num_samples - length) // shift
 
 
 def fbank(
@@ -65,7 +51,7 @@ def fbank(
     """
     if waveform.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"waveform is {waveform.dtype}; give float32 or float64 in [-1, 1]")
-    length, shift = _samples(sample_rate_hz, frame_length_ms), _samples(sample_rate_hz, frame_shift_ms)
+    length, shift = samples_of(sample_rate_hz, frame_length_ms), samples_of(sample_rate_hz, frame_shift_ms)
     *batch, num_samples = waveform.shape
     if num_samples < length:
         raise ValueError(f"waveform has {num_samples} samples; one frame takes {length}")
@@ -94,10 +80,6 @@ def _log_mel(frames: Tensor, window: Tensor, filters: list[tuple[slice, Tensor]]
     power = spectrum.real.square() + spectrum.imag.square()
     mel = torch.cat([power[:, fft_bins] @ weights for fft_bins, weights in filters], dim=1)
     return mel.clamp_min(POWER_FLOOR).log()
-
-
-def _samples(sample_rate_hz: int, duration_ms: float) -> int:
-    return int(sample_rate_hz * duration_ms * 0.001)
 
 
 def _fft_size(length: int) -> int:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pyarrow as pa
 
-from ast_core.fbank import NUM_MEL_BINS, num_frames_of
+from ast_core.frames import NUM_MEL_BINS, num_frames_of
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, ragged, under_way
@@ -58,7 +58,15 @@ def write_media(path: Path, waveform: np.ndarray, *, channels: int = 1) -> Path:
 
 def clips(*rows: dict[str, object]) -> pa.Table:
     """Rows of CLIPS; what a test does not care about is filled in."""
-    usual = {"split": "train", "video_id": None, "media_start_s": 0.0, "start_s": 0.0, "end_s": None, "labels": [0]}
+    usual = {
+        "split": "train",
+        "video_id": None,
+        "member": None,
+        "media_start_s": 0.0,
+        "start_s": 0.0,
+        "end_s": None,
+        "labels": [0],
+    }
     return pa.Table.from_pylist([usual | row for row in rows], schema=CLIPS)
 
 
@@ -121,7 +129,7 @@ def write_stored(
         refused[split] = pa.Table.from_pylist(
             [
                 {"clip_id": f"failed_{i}", "split": split, "stage": "download", "reason": reason.value}
-                | {"message": "", "attempts": 1, "retry": reason.retry, "tool_versions": ""}
+                | {"message": "", "attempts": 1, "retry": reason.retry, "tool_versions": "", "labels": None}
                 for i, reason in enumerate(reasons)
             ],
             schema=FAILURES,

@@ -24,6 +24,7 @@ CLIPS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("video_id", pa.string()),
         pa.field("media", pa.string(), nullable=False),  # path, s3:// or gs:// URI of a file, or http(s) URL for yt-dlp
+        pa.field("member", pa.string()),  # where in `media`, if that is an archive: see pipeline.prepare.archives
         pa.field(
             "media_start_s", pa.float64(), nullable=False
         ),  # where in the media the clip begins; 0 in a file cut before
@@ -51,12 +52,15 @@ class Reason(StrEnum):
     THROTTLED = "throttled"
     SETUP = "setup"
     NETWORK = "network"
+    TIMEOUT = "timeout"
+    TOO_LARGE = "too_large"
     # reading it
     NOT_AUDIO = "not_audio"
     TRUNCATED = "truncated"
     SILENT = "silent"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
+    CRASHED = "crashed"
     # whatever nobody thought of; the message names the error
     UNFORESEEN = "unforeseen"
 
@@ -68,6 +72,7 @@ class Reason(StrEnum):
             Reason.THROTTLED,
             Reason.SETUP,
             Reason.NETWORK,
+            Reason.TIMEOUT,
             Reason.TRUNCATED,
             Reason.UNFORESEEN,
         }
@@ -94,6 +99,7 @@ FAILURES = pa.schema(
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("retry", pa.bool_(), nullable=False),
         pa.field("tool_versions", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(pa.int16())),  # null: the list named none that the vocabulary has
     ]
 )
 """One row a clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""

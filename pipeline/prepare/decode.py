@@ -1,6 +1,7 @@
 """Media → mono 16 kHz waveform of exactly the section asked for, by FFmpeg's libraries through PyAV."""
 
 import errno
+import functools
 import io
 import math
 from collections.abc import Iterator
@@ -15,9 +16,16 @@ import soxr
 from av.error import FFmpegError
 
 from ast_core.errors import DataError
-from ast_core.fbank import SAMPLE_RATE_HZ, num_frames_of
+from ast_core.frames import SAMPLE_RATE_HZ, num_frames_of
 from pipeline import storage
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
+from pipeline.prepare.isolated import Isolated
+
+DEADLINE_S = 120.0
+"""A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
+
+MEMORY_BYTES = 2 << 30
+"""Address space of the process that decodes, libraries included."""
 
 SEEK_MARGIN_S = 1.0
 """Decoding starts this much before the section: codecs with a memory (Opus, AAC) need a run-up."""
@@ -62,17 +70,35 @@ class Decode:
 
     def _one(self, row: dict[str, Any]) -> Decoded:
         duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
-        if row.get("audio") is not None:
-            with io.BytesIO(row["audio"]) as file:
-                waveform = decode_section(file, row["media_start_s"], duration_s, whole=False)
-        else:
-            with _open_media(row["media"]) as file:
-                waveform = decode_section(file, row["media_start_s"], duration_s)
+        audio = row.get("audio")
+        where = (audio, row["media_start_s"]) if audio is not None else (row["media"], row["media_start_s"])
+        try:
+            waveform = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
+        except ClipError as err:
+            if err.reason is not Reason.CRASHED:
+                raise
+            # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
+            waveform = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
         peak = float(np.abs(waveform).max(initial=0))
         if peak < SILENCE_PEAK and not self.keep_silent:
             raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
         num_clipped = int((np.abs(waveform) > 1).sum())
         return Decoded(np.clip(waveform, -1, 1), row["start_s"] + len(waveform) / SAMPLE_RATE_HZ, num_clipped)
+
+
+@functools.cache
+def _decoder() -> Isolated:
+    """One child for this process, whatever number of tasks pass through it."""
+    return Isolated("pipeline.prepare.decode:decode_media", memory_bytes=MEMORY_BYTES)
+
+
+def decode_media(media: str | bytes, start_s: float, duration_s: float | None) -> np.ndarray:
+    """`decode_section` of a file by its URI, or of the bytes of a section that was cut out of a recording."""
+    if isinstance(media, bytes):
+        with io.BytesIO(media) as file:
+            return decode_section(file, start_s, duration_s, whole=False)
+    with _open_media(media) as opened:
+        return decode_section(opened, start_s, duration_s)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ast_core.augment import STORED_FLOOR
-from ast_core.fbank import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
+from ast_core.frames import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
 from ast_core.labels import audioset_labels
 from ast_core.published import AUDIOSET, PublishedInput
 from pipeline import dataset

@@ -19,6 +19,7 @@ from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES
+from pipeline.prepare.media import Place
 from pipeline.prepare.shards import scan_shards
 from pipeline.prepare.sources import OFFICIAL_LISTS, read_segments
 from pipeline.weights import flatten_labels
@@ -127,7 +128,10 @@ def _official_list(data: PreparedDataset, split: str, uri: str | None) -> tuple[
         return None, f"no official list is named {split}; give its list with --official {split}=LIST"
     try:
         listed = read_segments(
-            uri or split, locate=lambda video_id, start_s, end_s: ("", 0.0), vocabulary=data.labels, split=split
+            uri or split,
+            locate=lambda video_id, start_s, end_s: Place("", None, 0.0),
+            vocabulary=data.labels,
+            split=split,
         )
         if not len(listed.clips):
             raise DataError(f"no row of {uri or split} could be read: {listed.refused['message'][0]}")

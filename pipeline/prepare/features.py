@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ast_core.fbank import NUM_MEL_BINS, fbank, num_frames_of
+from ast_core.fbank import fbank
+from ast_core.frames import NUM_MEL_BINS, num_frames_of
 from pipeline.dataset import FBANK
 
 

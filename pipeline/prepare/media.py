@@ -1,7 +1,7 @@
 """Where the audio of a listed section lies: on YouTube, behind a URL of one's own, or in a folder of files.
 
-A `Locate` is asked `(video_id, start_s, end_s)` and answers `(media, media_start_s)`, the last being where in the media
-the section begins; None if it has no such file; a `ClipError` if it can never have one.
+A `Locate` is asked `(video_id, start_s, end_s)` and answers with a `Place`, whose `media_start_s` says where in the
+media the section begins; None if it has no such file; a `ClipError` if it can never have one.
 
 | file below an AudioFolder                   | holds                            | media_start_s |
 |---------------------------------------------|----------------------------------|---------------|
@@ -18,13 +18,23 @@ files that fit, an ID without the `Y`, then the first in the order of paths is t
 import re
 from collections.abc import Callable
 from posixpath import basename, splitext
+from typing import NamedTuple
 from urllib.parse import quote
 
 from ast_core.errors import ConfigError, DataError
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
 
-Locate = Callable[[str, float, float], tuple[str, float] | None]
+
+class Place(NamedTuple):
+    """Where the audio of a section is: three columns of CLIPS."""
+
+    media: str
+    member: str | None
+    media_start_s: float
+
+
+Locate = Callable[[str, float, float], Place | None]
 
 _MEDIA_NAME = re.compile(
     r".+\.(3gp|aac|aiff?|au|avi|flac|flv|m4a|m4b|mka|mkv|mov|mp[34]|mpe?g|og[agv]|opus|ts|wav|web[am]|wm[av])",
@@ -41,10 +51,10 @@ def stem(path: str) -> str:
     return splitext(basename(path))[0]
 
 
-def youtube(video_id: str, start_s: float, end_s: float) -> tuple[str, float] | None:
+def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
     if len(video_id) != 11:
         raise ClipError(Reason.BAD_ID, f"a YouTube id has 11 characters, {video_id!r} has {len(video_id)}")
-    return f"https://www.youtube.com/watch?v={video_id}", start_s
+    return Place(f"https://www.youtube.com/watch?v={video_id}", None, start_s)
 
 
 def url_template(template: str) -> Locate:
@@ -57,10 +67,10 @@ def url_template(template: str) -> Locate:
             f"the media URL {template!r} may contain {{video_id}}, {{start_s}} and {{end_s}}, not {{{unknown[0]}}}"
         )
 
-    def locate(video_id: str, start_s: float, end_s: float) -> tuple[str, float] | None:
+    def locate(video_id: str, start_s: float, end_s: float) -> Place | None:
         url = template.replace("{video_id}", quote(video_id, safe=""))
         url = url.replace("{start_s}", f"{start_s:.3f}").replace("{end_s}", f"{end_s:.3f}")
-        return url, 0.0 if "start_s" in fields else start_s
+        return Place(url, None, 0.0 if "start_s" in fields else start_s)
 
     return locate
 
@@ -94,11 +104,11 @@ class AudioFolder:
                 self._cut.setdefault(f"{video_id}_{float(start):.3f}_{float(end):.3f}", file)
                 self._cut.setdefault(f"{video_id}_{start}_{float(end):.3f}", file)
 
-    def __call__(self, video_id: str, start_s: float, end_s: float) -> tuple[str, float] | None:
+    def __call__(self, video_id: str, start_s: float, end_s: float) -> Place | None:
         for name in (video_id, f"Y{video_id}"):
             cut = f"{name}_{start_s:.3f}"
             if file := self._cut.get(cut) or self._cut.get(f"{cut}_{end_s:.3f}"):
-                return file, 0.0
+                return Place(file, None, 0.0)
         if file := self._whole.get(video_id) or self._whole.get(f"Y{video_id}"):
-            return file, 0.0 if self.files_are_clips else start_s
+            return Place(file, None, 0.0 if self.files_are_clips else start_s)
         return None

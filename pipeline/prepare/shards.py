@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ast_core.augment import STORED_FLOOR
 from ast_core.errors import DataError
-from ast_core.fbank import NUM_MEL_BINS
+from ast_core.frames import NUM_MEL_BINS
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
@@ -65,7 +65,7 @@ def failures_of(rows: pa.Table) -> pa.Table:
                 "retry": Reason(row["reason"]).retry,
                 "tool_versions": " ".join(map(" ".join, tool_versions(of_stage[row["stage"]]).items())),
             }
-            for row in rows.select(["clip_id", "split", *FAILED_AT]).to_pylist()
+            for row in rows.select(["clip_id", "split", "labels", *FAILED_AT]).to_pylist()
         ],
         schema=FAILURES,
     )

@@ -136,7 +136,7 @@ def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
             start_s = _seconds(cut[1], "start") if cut else 0.0
             indices = rows.indices(cells)
             rows.claim(name, split, "to keep both, list them in a manifest with a clip_id column")
-            rows.keep(name, split, video_id, media, 0.0, start_s, None, indices)
+            rows.keep(name, split, video_id, media, None, 0.0, start_s, None, indices)
         except ClipError as err:
             rows.refuse(name or f"entry {number}", split, err, cells)
     return rows.done(uri)
@@ -213,7 +213,7 @@ def _shipped(
             rows.claim(clip_id, split)
             if file not in files:
                 raise ClipError(Reason.MISSING_FILE, f"it is listed, but there is no file {_show(file)}")
-            rows.keep(clip_id, split, None, f"{root}/{file}", 0.0, 0.0, None, labels)
+            rows.keep(clip_id, split, None, f"{root}/{file}", None, 0.0, 0.0, None, labels)
         except ClipError as err:
             rows.refuse(clip_id or file, split or "unassigned", err, [label])
     return rows.done(origin)
@@ -254,7 +254,7 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
             split = str(own_split or default_split)
             indices = rows.indices(cells)
             rows.claim(name, split, "" if clip_id is not None else "to keep both, add a clip_id column")
-            rows.keep(name, split, None, media, start_s, start_s, end_s, indices)
+            rows.keep(name, split, None, media, None, start_s, start_s, end_s, indices)
         except ClipError as err:
             rows.refuse(name or f"row {number}", split, err, cells)
     return rows.done(uri)
@@ -352,9 +352,10 @@ class _Rows:
         self._clips.add(row)
 
     def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str]) -> None:
-        self._any_known = self._any_known or any(cell in self._index_of for cell in cells)
+        labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
+        self._any_known = self._any_known or labels is not None
         safe_name = _CONTROL.sub("\ufffd", name[:LONGEST_ID])
-        self._refused.add((safe_name, split, "source", err.reason.value, err.message, 1, err.reason.retry, ""))
+        self._refused.add((safe_name, split, "source", err.reason.value, err.message, 1, err.reason.retry, "", labels))
 
     def done(self, origin: str) -> ClipList:
         clips, refused = self._clips.table(), self._refused.table()

@@ -23,6 +23,7 @@ from pipeline.prepare import doctor, facts, findings, sources
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.evidence import published_for
 from pipeline.prepare.findings import Finding
+from pipeline.prepare.media import Place
 from pipeline.prepare.sources import read_segments
 from tests import fakes
 from tests.reference import SHARED
@@ -87,7 +88,7 @@ def patient(tmp_path: Path) -> Patient:
     official, splits = {}, {}
     for split in ("balanced_train", "eval"):
         official[split] = write_list(tmp_path / f"{split}_segments.csv", split)
-        listed = read_segments(official[split], locate=lambda *_: ("", 0.0), split=split).clips
+        listed = read_segments(official[split], locate=lambda *_: Place("", None, 0.0), split=split).clips
         splits[split] = fakes.stored_clips(listed)
     made = Patient(tmp_path, audioset_labels(), official, splits)
     for split in splits:
@@ -694,7 +695,7 @@ def test_a_copy_of_the_balanced_set_reads_sensibly(tmp_path: Path):
     splits, official = {}, {}
     for split, num in {"balanced_train": 18_685, "eval": 20_371}.items():
         official[split] = str(SHARED / "data" / "audioset" / f"{split}_segments.csv")
-        listed = read_segments(official[split], locate=lambda *_: ("", 0.0), split=split).clips
+        listed = read_segments(official[split], locate=lambda *_: Place("", None, 0.0), split=split).clips
         splits[split] = fakes.stored_clips(listed.take(np.sort(rng.permutation(len(listed))[:num])))
     found = Patient(tmp_path, audioset_labels(), official, splits).examined()
     assert severities(found) == {("clips", "balanced_train"): "warning"}

@@ -69,6 +69,7 @@ def test_a_segment_becomes_a_clip_on_youtube(tmp_path):
             "split": "mine",
             "video_id": "--BfvyPmVMo",
             "media": "https://www.youtube.com/watch?v=--BfvyPmVMo",
+            "member": None,
             "media_start_s": 20.0,
             "start_s": 20.0,
             "end_s": 30.0,
@@ -264,7 +265,7 @@ def test_a_failed_fetch_says_to_download_by_hand_and_leaves_no_copy(web, tmp_pat
 )
 def test_every_usual_file_name_is_found_at_any_depth(tmp_path, file, media_start_s):
     locate = AudioFolder(touch(tmp_path, file))
-    assert locate("-a_b-c_12_3", 20.0, 30.0) == (str(tmp_path / file), media_start_s)
+    assert locate("-a_b-c_12_3", 20.0, 30.0) == (str(tmp_path / file), None, media_start_s)
 
 
 @pytest.mark.parametrize("file", ["-a_b-c_12_3_30.wav", "-a_b-c_12_3_20_25.wav", "a_b-c_12_3.wav", "-a_b-c_12.wav"])
@@ -274,8 +275,8 @@ def test_a_file_of_another_section_or_recording_is_not_taken(tmp_path, file):
 
 def test_a_cut_file_is_preferred_over_a_whole_recording(tmp_path):
     locate = AudioFolder(touch(tmp_path, "abcdefghijk.wav", "z/Yabcdefghijk_20.000.wav"))
-    assert locate("abcdefghijk", 20.0, 30.0) == (str(tmp_path / "z/Yabcdefghijk_20.000.wav"), 0.0)
-    assert locate("abcdefghijk", 50.0, 60.0) == (str(tmp_path / "abcdefghijk.wav"), 50.0)
+    assert locate("abcdefghijk", 20.0, 30.0) == (str(tmp_path / "z/Yabcdefghijk_20.000.wav"), None, 0.0)
+    assert locate("abcdefghijk", 50.0, 60.0) == (str(tmp_path / "abcdefghijk.wav"), None, 50.0)
 
 
 def test_files_cut_before_start_at_zero_when_the_caller_says_so(tmp_path):
@@ -303,9 +304,9 @@ def test_an_audio_folder_without_audio_is_an_error_of_the_user(tmp_path):
 
 
 def test_a_url_template_is_filled_in():
-    assert url_template("http://host:8/{video_id}.webm")("-a", 20.0, 30.0) == ("http://host:8/-a.webm", 20.0)
+    assert url_template("http://host:8/{video_id}.webm")("-a", 20.0, 30.0) == ("http://host:8/-a.webm", None, 20.0)
     cutting = url_template("https://host/{video_id}?from={start_s}&to={end_s}")
-    assert cutting("a/ b", 20.0, 30.0) == ("https://host/a%2F%20b?from=20.000&to=30.000", 0.0)
+    assert cutting("a/ b", 20.0, 30.0) == ("https://host/a%2F%20b?from=20.000&to=30.000", None, 0.0)
 
 
 @pytest.mark.parametrize(
