@@ -1,0 +1,141 @@
+"""Who may fetch when: by a clock that the test sets."""
+
+import math
+
+import pytest
+
+from ast_core.errors import ConfigError
+from pipeline.prepare.clip import Reason
+from pipeline.prepare.pacing import LONGEST_WAIT_S, OF_THE_LAST, PROBE_S, REFUSALS, Pace, Pacer
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def fetches_within(pacer: Pacer, clock: Clock, duration_s: float, homes: list[str]) -> list[tuple[float, str]]:
+    """Fetches of workers that ask for turns in a row and wait when told to."""
+    begun, asks_s = [], dict.fromkeys(range(len(homes)), clock.now_s)
+    end_s = clock.now_s + duration_s
+    while min(asks_s.values()) < end_s:
+        worker = min(asks_s, key=lambda w: asks_s[w])
+        clock.now_s = asks_s[worker]
+        address, wait_s = pacer.turn(homes[worker])
+        if address is not None:
+            begun.append((clock.now_s, address))
+            pacer.report(address, None)
+        asks_s[worker] = clock.now_s + max(wait_s, 0.5)
+    return begun
+
+
+def test_an_address_is_paced_whatever_the_number_of_workers(clock: Clock):
+    for num_workers in (1, 2, 16):
+        pacer = Pacer(Pace(fetches_per_hour=300), clock)
+        begun = fetches_within(pacer, clock, 3600, ["here"] * num_workers)
+        assert 290 <= len(begun) <= 301
+        gaps = [after - before for (before, _), (after, _) in zip(begun, begun[1:], strict=False)]
+        assert min(gaps) >= 12 - 1e-6
+
+
+def test_two_addresses_carry_twice_as_much_each_at_its_own_pace(clock: Clock):
+    named = Pacer(Pace(fetches_per_hour=300, addresses=("http://a:1", "http://b:1")), clock)
+    begun = fetches_within(named, clock, 3600, ["here"] * 8)
+    assert 580 <= len(begun) <= 602
+    assert 290 <= sum(address == "http://a:1" for _, address in begun) <= 301
+    own = Pacer(Pace(fetches_per_hour=300), clock)
+    assert 580 <= len(fetches_within(own, clock, 3600, ["node 1", "node 2"] * 2)) <= 602
+
+
+def test_without_a_pace_nobody_waits(clock: Clock):
+    pacer = Pacer(Pace(), clock)
+    assert [pacer.turn("here").wait_s for _ in range(100)] == [0.0] * 100
+
+
+def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Clock):
+    pacer = Pacer(Pace(rest_s=600, addresses=("a", "b")), clock)
+    assert {pacer.turn("").address for _ in range(2)} <= {"a", "b"}
+    pacer.report("a", Reason.THROTTLED)
+    assert {pacer.turn("").address for _ in range(10)} == {"b"}
+    assert pacer.at_rest() == {"a": ("throttled", 600.0)}
+    pacer.report("b", Reason.THROTTLED)
+    assert pacer.turn("") == (None, LONGEST_WAIT_S)
+
+    clock.now_s += 600
+    assert {pacer.turn("").address, pacer.turn("").address} == {"a", "b"}
+    assert pacer.turn("").address is None  # both are being tried
+    pacer.report("a", None)
+    assert {pacer.turn("").address for _ in range(10)} == {"a"}
+    pacer.report("b", Reason.THROTTLED)
+    assert pacer.at_rest() == {"b": ("throttled", 1200.0)}  # twice as long as before
+
+
+def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock: Clock):
+    pacer = Pacer(Pace(rest_s=100), clock)
+    rests = []
+    for _ in range(6):
+        address = pacer.turn("here").address
+        assert address == "here"
+        pacer.report(address, Reason.THROTTLED)
+        rests.append(pacer.at_rest()["here"][1])
+        clock.now_s += rests[-1]
+    assert rests == [100, 200, 400, 800, 800, 800]
+    pacer.turn("here")
+    pacer.report("here", Reason.UNAVAILABLE)  # the host answered: that video is gone
+    pacer.turn("here")
+    pacer.report("here", Reason.THROTTLED)
+    assert pacer.at_rest()["here"][1] == 100
+
+
+def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock):
+    pacer = Pacer(Pace(rest_s=100), clock)
+    for _ in range(3):
+        pacer.turn("here")
+    pacer.report("here", Reason.THROTTLED)
+    clock.now_s += 1
+    pacer.report("here", Reason.THROTTLED)
+    pacer.report("here", None)
+    assert pacer.at_rest() == {"here": ("throttled", 99.0)}
+
+
+def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clock):
+    pacer = Pacer(Pace(rest_s=100), clock)
+    pacer.turn("here")
+    pacer.report("here", Reason.THROTTLED)
+    clock.now_s += 100
+    pacer.turn("here")
+    pacer.report("here", Reason.NETWORK)
+    assert pacer.turn("here").address == "here"
+    assert pacer.turn("here").address is None  # still one at a time
+    clock.now_s += PROBE_S  # its worker died
+    assert pacer.turn("here").address == "here"
+
+
+def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):
+    pacer = Pacer(Pace(rest_s=100), clock)
+    endings = [None] * (OF_THE_LAST - REFUSALS) + [Reason.SETUP] * REFUSALS
+    for ending in endings[:-1]:
+        pacer.turn("here")
+        pacer.report("here", ending)
+    assert not pacer.at_rest()
+    pacer.report("here", endings[-1])
+    assert pacer.at_rest() == {"here": ("setup", 100.0)}
+
+
+def test_how_long_a_list_takes_is_told_beforehand():
+    assert Pace(fetches_per_hour=300).seconds_for(2_084_320) / 86_400 == pytest.approx(289.5, abs=0.1)
+    assert Pace(fetches_per_hour=300, addresses=("a", "b")).seconds_for(600) == 3600
+    assert Pace().seconds_for(10**6) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"fetches_per_hour": 0}, {"fetches_per_hour": math.nan}, {"rest_s": -1}])
+def test_a_pace_that_cannot_be_is_refused(wrong: dict[str, float]):
+    with pytest.raises(ConfigError, match="use more than 0"):
+        Pace(**wrong)
