@@ -7,6 +7,8 @@ Run again, the same command goes on where it stopped.
 """
 
 import argparse
+import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +19,16 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import dataset, storage
-from pipeline.prepare import media, report, sources
-from pipeline.prepare.plan import PrepareSettings, prepare
+from pipeline.prepare import media, pacing, report, sources
+from pipeline.prepare.clip import Reason
+from pipeline.prepare.download import FetchSettings
+from pipeline.prepare.pacing import Pace
+from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
 from pipeline.prepare.sources import ClipList
+from pipeline.prepare.ytdlp import YtDlp
+
+YOUTUBE_PER_HOUR = 300.0
+"""What yt-dlp's maintainers give as its limit for guests."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,9 +67,45 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="URI", help="folder of the data set; local, s3:// or gs://")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each split")
     parser.add_argument("--keep-silent", action="store_true", help="prepare digitally silent clips too")
-    parser.add_argument("--download-workers", type=int, default=4, metavar="N", help="fetches at a time (default 4)")
     parser.add_argument(
+        "--retry",
+        nargs="+",
+        default=[],
+        metavar="REASON",
+        help="try clips again that failed for good, for these reasons, or `all`; others are tried again by themselves",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do and how long it takes, and end")
+
+    fetch = parser.add_argument_group("fetching")
+    fetch.add_argument("--download-workers", type=int, default=4, metavar="N", help="fetches at a time (default 4)")
+    fetch.add_argument(
+        "--fetches-per-hour",
+        type=float,
+        metavar="N",
+        help=f"from one address (default: {YOUTUBE_PER_HOUR:g} from YouTube, else as many as there is time for)",
+    )
+    fetch.add_argument(
+        "--addresses",
+        nargs="+",
+        default=[],
+        metavar="ADDRESS",
+        help="ways out that share the fetches: HTTP proxies (http://HOST:PORT) or IP addresses of this machine; or "
+        "`node`: each node of the cluster has a public address of its own (default: all share one)",
+    )
+    fetch.add_argument(
+        "--rest-s", type=float, default=3600.0, help="how long an address rests when throttled (default 3600)"
+    )
+    fetch.add_argument(
         "--timeout-s", type=float, default=30.0, help="seconds a media host may say nothing (default 30)"
+    )
+    fetch.add_argument(
+        "--deadline-s", type=float, default=120.0, help="seconds that one attempt may take in all (default 120)"
+    )
+    fetch.add_argument(
+        "--yt-dlp",
+        default="",
+        metavar="OPTIONS",
+        help='options of yt-dlp itself, in one word: "--extractor-args youtube:player_client=tv --cookies cookies.txt"',
     )
     add_ray_options(parser)
     return parser
@@ -72,10 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = _limited(_read_list(args), args.limit)
     settings = PrepareSettings(
         output=output_uri(args.output),
-        download_workers=args.download_workers,
-        timeout_s=args.timeout_s,
         keep_silent=args.keep_silent,
+        download_workers=args.download_workers,
+        own_addresses=args.addresses == ["node"],
+        fetch=_fetch_settings(args, listed),
+        retry=_reasons(args.retry),
     )
+    if args.dry_run:
+        todo = what_is_left(listed, settings)
+        print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace))
+        return 0
     with ray_session(args.address, args.num_cpus):
         reports = prepare(listed, settings)
     print(f"\n{report.table(reports)}\n{report.advice(reports)}\ndata set: {settings.output}")
@@ -99,9 +150,32 @@ def _check(args: argparse.Namespace) -> None:
         "--limit": args.limit,
         "--download-workers": args.download_workers,
         "--timeout-s": args.timeout_s,
+        "--deadline-s": args.deadline_s,
     }.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{option} is {value}; use more than 0")
+
+
+def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings:
+    addresses = [] if args.addresses == ["node"] else args.addresses
+    for address in addresses:
+        pacing.check_address(address)
+    usual = YOUTUBE_PER_HOUR if any(map(media.is_youtube, listed.clips["media"].to_pylist()[:1])) else math.inf
+    pace = Pace(
+        fetches_per_hour=usual if args.fetches_per_hour is None else args.fetches_per_hour,
+        addresses=tuple(addresses),
+        rest_s=args.rest_s,
+    )
+    ytdlp = YtDlp.from_args(shlex.split(args.yt_dlp), timeout_s=args.timeout_s)
+    return FetchSettings(ytdlp=ytdlp, pace=pace, deadline_s=args.deadline_s)
+
+
+def _reasons(given: Sequence[str]) -> frozenset[Reason]:
+    if given == ["all"]:
+        return frozenset(Reason)
+    if unknown := sorted(set(given) - set(Reason)):
+        raise ConfigError(f"--retry {unknown[0]} is no reason; use `all`, or of {', '.join(Reason)}")
+    return frozenset(map(Reason, given))
 
 
 def _read_list(args: argparse.Namespace) -> ClipList:

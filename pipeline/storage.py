@@ -17,6 +17,10 @@ URI_CHARACTERS = ":/?=&@%+,;~!$'()*[]"
 """Left as they are in a URI; anything else, such as a space in a file name, is quoted for pyarrow's parser."""
 
 
+UNFINISHED = ".tmp"
+"""How a file on disk ends that is being written; one that a kill left behind may be deleted."""
+
+
 def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """The file system that holds `uri`, and the path within it. Relative paths are of the current folder."""
     text = os.fspath(uri)
@@ -86,7 +90,7 @@ def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]
             file.write(whole.getbuffer())
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
+    unfinished = f"{path}.{uuid.uuid4().hex}{UNFINISHED}"
     try:
         with open(unfinished, "wb") as file:
             write(file)

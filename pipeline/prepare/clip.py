@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from ast_core.errors import UserError
+
 T = TypeVar("T")
 
 MAX_CLIP_S = 300.0
@@ -84,6 +86,7 @@ class ClipError(Exception):
 
     reason: Reason
     message: str
+    attempts: int = 1
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
@@ -104,7 +107,7 @@ FAILURES = pa.schema(
 )
 """One row a clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""
 
-FAILED_AT = ("stage", "reason", "message")
+FAILED_AT = pa.schema(map(FAILURES.field, ("stage", "reason", "message", "attempts")))
 """Columns of a row under way: null while the clip is well."""
 
 WAVEFORM = pa.list_(pa.field("sample", pa.float32(), nullable=False))
@@ -112,8 +115,8 @@ WAVEFORM = pa.list_(pa.field("sample", pa.float32(), nullable=False))
 
 def under_way(clips: pa.Table) -> pa.Table:
     """Rows of `CLIPS` with room for a failure."""
-    for name in FAILED_AT:
-        clips = clips.append_column(pa.field(name, pa.string()), pa.nulls(len(clips), pa.string()))
+    for field in FAILED_AT:
+        clips = clips.append_column(pa.field(field.name, field.type), pa.nulls(len(clips), field.type))
     return clips
 
 
@@ -123,25 +126,28 @@ def each_clip(
     """`work` on every row that is still well.
 
     Returns the rows, with the failures that `work` raised written in, and the results, None where failed. Not only a
-    ClipError ends as a row: what strangers' media make a library raise must not end a job of two million clips.
+    ClipError ends as a row: what strangers' media make a library raise must not end a job of two million clips. A
+    UserError does: a full disk or a missing program would be every clip's fate.
     """
     results: list[T | None] = []
-    failures = {name: rows[name].to_pylist() for name in FAILED_AT}
+    failures = {name: rows[name].to_pylist() for name in FAILED_AT.names}
     for i, row in enumerate(rows.to_pylist()):
         result = None
         if row["reason"] is None:
             try:
                 result = work(row)
+            except UserError:
+                raise
             except Exception as err:
                 unforeseen = ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
                 known = err if isinstance(err, ClipError) else unforeseen
-                for name, value in zip(FAILED_AT, (stage, str(known.reason), known.message), strict=True):
-                    failures[name][i] = printable(value)
+                said = (stage, str(known.reason), printable(known.message), known.attempts)
+                for values, value in zip(failures.values(), said, strict=True):
+                    values[i] = value
         results.append(result)
     for name, values in failures.items():
-        rows = rows.set_column(
-            rows.column_names.index(name), pa.field(name, pa.string()), pa.array(values, pa.string())
-        )
+        field = FAILED_AT.field(name).with_nullable(True)
+        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
     return rows, results
 
 

@@ -1,111 +1,56 @@
-"""Audio sections from YouTube, or from any URL that yt-dlp can take, through yt-dlp's Python API."""
+"""The stage that fetches: turns, attempts and deadlines around one fetch of a section."""
 
-import functools
-import re
-import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-import imageio_ffmpeg
 import pyarrow as pa
-import yt_dlp
-from deno import find_deno_bin
-from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
 
 from pipeline.prepare.clip import ClipError, Reason, each_clip
+from pipeline.prepare.isolated import Isolated
+from pipeline.prepare.pacing import Pace, Turn
+from pipeline.prepare.ytdlp import YtDlp
 
 MARGIN_S = 1.0
 """Fetched beyond the section on each side: cutting a stream without decoding it is only roughly exact."""
 
-REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
-    (
-        Reason.THROTTLED,
-        ("rate-limited by youtube", "try again later", "not a bot", "captcha", "http error 429", "http error 402"),
-    ),
-    (
-        Reason.SETUP,
-        (
-            "javascript runtime",
-            "requested format is not available",
-            "http error 403",
-            "ffmpeg is not installed",
-            "page needs to be reloaded",
-        ),
-    ),
-    (Reason.RESTRICTED, ("in your country", "confirm your age", "members-only", "this channel's members")),
-    (
-        Reason.UNAVAILABLE,
-        (
-            "private video",
-            "account associated with this video has been terminated",
-            "has been removed",
-            "drm",
-            "video unavailable",
-            "http error 404",
-            "http error 410",
-            "unsupported url",
-            "is not a valid url",
-        ),
-    ),
-    (Reason.NOT_AUDIO, ("ffmpeg exited with code 183",)),  # AVERROR_INVALIDDATA: nothing there that it can read
-)
-"""Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
+MAX_FETCH_BYTES = 256 << 20
+"""A section of audio has one; a whole recording of three hours in a good codec fits too."""
 
-Fetch = Callable[..., bytes]
-"""`(url, begin_s, end_s, *, timeout_s) -> bytes` of a media file with the timestamps of the whole; raises ClipError."""
+ATTEMPTS = {Reason.NETWORK: 3, Reason.TIMEOUT: 2, Reason.SETUP: 2, Reason.THROTTLED: 5}
+"""In one run; what is not named is final at once. Each after `throttled` waits until the address has rested."""
+
+BACK_OFF_S = 2.0
+"""Before the second attempt of a transient fault; four times as long before the third."""
 
 
-def reason_of(message: str) -> Reason:
-    """The first reason of which a text occurs; a fault that nothing explains is the network's, and is tried again."""
-    lower = message.lower()
-    return next((reason for reason, texts in REASONS if any(text in lower for text in texts)), Reason.NETWORK)
+URL_SCHEMES = ("http://", "https://")
 
 
-def fetch_with_ytdlp(url: str, begin_s: float, end_s: float | None, *, timeout_s: float) -> bytes:
-    """The audio of `url` between two times, in the host's codec and with its timestamps: nothing is encoded again."""
-    # yt-dlp's API asks here, and only here, whether there is an ffmpeg.
-    FFmpegPostProcessor._ffmpeg_location.set(_ffmpeg())
-    with tempfile.TemporaryDirectory(prefix="ast-fetch-") as folder:
-        options: dict[str, Any] = {
-            "format": "bestaudio/best",
-            "paths": {"home": folder, "temp": folder},
-            "outtmpl": "audio.%(ext)s",
-            "noplaylist": True,
-            "quiet": True,
-            "no_warnings": True,
-            "noprogress": True,
-            "logger": _Silent(),
-            "cachedir": False,
-            "retries": 2,
-            "socket_timeout": timeout_s,
-            "js_runtimes": {"deno": {"path": find_deno_bin()}},  # YouTube's player; in its wheel, maybe not on the PATH
-            # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
-            # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
-            "external_downloader_args": {"ffmpeg_i": ["-rw_timeout", str(int(timeout_s * 1e6)), "-copyts"]},
-        }
-        if begin_s > 0 or end_s is not None:
-            section = (begin_s, end_s if end_s is not None else float("inf"))
-            options["download_ranges"] = yt_dlp.utils.download_range_func(None, [section])
-        try:
-            with yt_dlp.YoutubeDL(options) as downloader:
-                downloader.download([url])
-        except yt_dlp.utils.YoutubeDLError as err:
-            message = re.sub(r"\x1b\[[0-9;]*m", "", str(err)).removeprefix("ERROR: ")
-            raise ClipError(reason_of(message), message) from err
-        files = [path for path in Path(folder).iterdir() if path.stem == "audio"]
-        if not files or files[0].stat().st_size == 0:
-            raise ClipError(Reason.NETWORK, "yt-dlp ended without an error and without a file")
-        return files[0].read_bytes()
+class Turns(Protocol):
+    """`pipeline.prepare.pacing.Pacer`, wherever it runs."""
+
+    def turn(self) -> Turn: ...
+
+    def report(self, address: str, reason: Reason | None) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class FetchSettings:
+    ytdlp: YtDlp = field(default_factory=YtDlp)
+    pace: Pace = field(default_factory=Pace)
+    deadline_s: float = 120.0
+    """For one attempt, whatever it is doing; then it and the programs it started are ended."""
+    back_off_s: float = BACK_OFF_S
+
+
 class Download:
     """Rows whose `media` is a URL in; the same rows with `audio` (bytes, null where the media is a file) out."""
 
-    timeout_s: float
-    fetch: Fetch = fetch_with_ytdlp
+    def __init__(self, settings: FetchSettings, turns: Turns, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.settings, self._turns, self._sleep = settings, turns, sleep
+        self._fetch = Isolated("pipeline.prepare.ytdlp:fetch_with_ytdlp", file_bytes=MAX_FETCH_BYTES)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         rows, audio = each_clip(rows, "download", self._one)
@@ -116,24 +61,45 @@ class Download:
             return None
         begin_s = max(0.0, row["media_start_s"] - MARGIN_S)
         end_s = None if row["end_s"] is None else row["media_start_s"] + (row["end_s"] - row["start_s"]) + MARGIN_S
-        return self.fetch(row["media"], begin_s, end_s, timeout_s=self.timeout_s)
+        failures: list[ClipError] = []
+        while True:
+            try:
+                return self._attempt(row["media"], begin_s, end_s, failures)
+            except ClipError as err:
+                failures.append(err)
+                alike = sum(failure.reason is err.reason for failure in failures)
+                if alike >= ATTEMPTS.get(err.reason, 1):
+                    raise replace(err, attempts=len(failures)) from None
+                if err.reason in (Reason.NETWORK, Reason.TIMEOUT):
+                    self._sleep(self.settings.back_off_s * 4 ** (alike - 1))
+
+    def _attempt(self, url: str, begin_s: float, end_s: float | None, failures: list[ClipError]) -> bytes:
+        address = self._wait_for_turn()
+        reason = None
+        try:
+            audio: bytes = self._fetch(
+                url,
+                begin_s,
+                end_s,
+                settings=self.settings.ytdlp,
+                address=address if address in self.settings.pace.addresses else None,
+                every_client=any(failure.reason is Reason.SETUP for failure in failures),
+                deadline_s=self.settings.deadline_s,
+            )
+        except ClipError as err:
+            reason = err.reason
+            raise
+        finally:
+            self._turns.report(address, reason)
+        return audio
+
+    def _wait_for_turn(self) -> str:
+        while True:
+            address, wait_s = self._turns.turn()
+            if address is not None:
+                return address
+            self._sleep(wait_s)
 
 
 def is_url(media: str) -> bool:
-    return media.startswith(("http://", "https://"))
-
-
-@functools.cache
-def _ffmpeg() -> str:
-    """FFmpeg's program from its wheel: nothing needs to be installed on the machine."""
-    return imageio_ffmpeg.get_ffmpeg_exe()
-
-
-class _Silent:
-    """yt-dlp's messages reach us as exceptions; a second copy on the terminal of 2 million clips helps nobody."""
-
-    def debug(self, message: str) -> None: ...
-
-    def warning(self, message: str) -> None: ...
-
-    def error(self, message: str) -> None: ...
+    return media.startswith(URL_SCHEMES)

@@ -57,6 +57,10 @@ def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
     return Place(f"https://www.youtube.com/watch?v={video_id}", None, start_s)
 
 
+def is_youtube(media: str) -> bool:
+    return media.startswith("https://www.youtube.com/")
+
+
 def url_template(template: str) -> Locate:
     """Media at `template`, as in `http://host/{video_id}.webm`; with {start_s} in it, the server cuts the section."""
     fields = set(re.findall(r"\{([^{}]*)\}", template))

@@ -5,6 +5,7 @@ ended. An address that is throttled rests, longer each time in a row; after the 
 here: `plan.py` makes an actor of it.
 """
 
+import ipaddress
 import math
 import time
 from collections import deque
@@ -47,6 +48,19 @@ class Pace:
     def seconds_for(self, num_fetches: int) -> float:
         """How long so many fetches take at the least, with one address where none is named."""
         return num_fetches * 3600 / self.fetches_per_hour / max(1, len(self.addresses))
+
+
+def check_address(address: str) -> None:
+    """Raises ConfigError unless it is the URL of a proxy that FFmpeg can use too, or an IP address."""
+    scheme, is_url, host = address.partition("://")
+    if is_url:
+        if scheme not in ("http", "https") or not host:
+            raise ConfigError(f"--addresses {address}: FFmpeg, which cuts the sections, takes http:// proxies alone")
+        return
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise ConfigError(f"--addresses {address} is neither a proxy's http:// URL nor an IP address") from None
 
 
 class Turn(NamedTuple):

@@ -1,87 +1,183 @@
 """The data's way, on one page: a list of clips → audio → waveform → fbank → shards on disk.
 
-Only this file says how the stages are chained and what each may use. Memory: a task holds one batch, `CLIPS_PER_TASK`
-clips until they are features and a shard's clips when they are written.
+Only this file says how the stages are chained and what each may use. One chunk of the list becomes one shard, so no
+task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks; fetched audio
+waits for the rest of its chunk: `MAX_FETCHED_CLIPS` for each download worker, and as many again for each decoder.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ast_core.errors import DataError
-from pipeline.prepare.clip import under_way
+from ast_core.errors import DataError, UserError
+from pipeline.prepare import shards
+from pipeline.prepare.clip import Reason
 from pipeline.prepare.decode import Decode
-from pipeline.prepare.download import Download, is_url
+from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
 from pipeline.prepare.features import features
+from pipeline.prepare.pacing import Pacer, Turn
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish, start_output
 from pipeline.prepare.sources import ClipList
+from pipeline.prepare.todo import read_chunks, write_todo
+from pipeline.prepare.ytdlp import check_tools
 
-CLIPS_PER_TASK = 8
-MIN_SHARD_CLIPS, MAX_SHARD_CLIPS = 16, 128
-"""About 3 and 27 MB at 10 s. A short list has small shards, so that all CPUs have some to make."""
+CLIPS_AT_ONCE = 8
+MIN_CLIPS, MAX_CLIPS = 16, 128
+"""Of a chunk, and so of a shard: about 3 and 27 MB at 10 s. A short list has small ones, so that all CPUs have some."""
 
-MAX_BLOCKS = 10_000
-"""Ray keeps a record of each; a longer list has longer blocks, which are still worked on in batches."""
+MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS = 4, 32
+"""The same where clips are fetched: what a kill may cost is fetched again."""
 
 DOWNLOAD_CPUS = 0.25
-"""A fetch mostly waits."""
+"""A fetch mostly waits. All of them together take half the CPUs at most, that the decoding has some."""
+
+NAMESPACE = "ast-ray"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
     output: str
-    download_workers: int
-    timeout_s: float
-    keep_silent: bool
+    keep_silent: bool = False
+    download_workers: int = 4
+    own_addresses: bool = False
+    """Each node reaches the hosts by an address of its own; else all share one."""
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    retry: frozenset[Reason] = frozenset()
+    """Reasons for which clips that failed for good are tried again."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    clips: pa.Table
+    num_done: int
+
+    @property
+    def num_fetches(self) -> int:
+        return _num_urls(self.clips)
+
+
+def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
+    """Clips that are neither prepared nor failed for good. Tidies the output where a kill left it.
+
+    Raises:
+        DataError: before any work, where the output holds something else.
+    """
+    start_output(settings.output, listed.vocabulary)
+    splits = _splits(listed)
+    states = {split: load_split(settings.output, split) for split in splits}
+    todo = _not_yet_done(listed.clips, listed.refused, states, settings.retry)
+    return Todo(todo, len(listed.clips) - len(todo))
 
 
 def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> list[SplitReport]:
     """Prepare all clips that are not prepared yet, and publish the data set. Safe to run again after any end.
 
     Raises:
-        DataError: before any work, where the output holds something else.
+        DataError: before any work, where the output holds something else, or another job is at work on it.
     """
-    output = settings.output
-    start_output(output, listed.vocabulary)
-    splits = pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
-    states = {split: load_split(output, split) for split in splits}
-    todo = _not_yet_done(listed.clips, listed.refused, states)
-    progress = Progress(len(todo), say)
-    if len(listed.clips) > len(todo):
-        say(f"{len(listed.clips) - len(todo)} clips are done by an earlier run, {len(todo)} to do")
-    if len(todo):
-        for written in _stages(todo, settings).iter_rows():
-            progress.add(written["reason"], written["clips"])
-    refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
-    info = publish(output, listed.vocabulary, refused)
-    listed_clips = {split: _num_listed(listed, split) for split in splits}
-    return [SplitReport(split, listed_clips[split], info["splits"][split]) for split in splits]
+    with _sole_pacer(settings) as pacer:
+        todo = what_is_left(listed, settings)
+        if todo.num_done:
+            say(f"{todo.num_done:,} clips are done by an earlier run, {len(todo.clips):,} to do")
+        if len(todo.clips):
+            with Progress(len(todo.clips), say, at_rest=lambda: ray.get(pacer.at_rest.remote())) as progress:
+                for written in _written(_stages(todo, settings, pacer)):
+                    progress.add(written["reason"], written["clips"])
+        splits = _splits(listed)
+        refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
+        info = publish(settings.output, listed.vocabulary, refused)
+    return [SplitReport(split, _num_listed(listed, split), info["splits"][split]) for split in splits]
 
 
-def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
+def _stages(todo: Todo, settings: PrepareSettings, pacer: Any) -> Dataset:
     _leave_the_terminal_to_us()
-    rows = under_way(todo.sort_by("split"))
-    clips_per_block = max(CLIPS_PER_TASK, -(-len(rows) // MAX_BLOCKS))
-    blocks = [rows.slice(i, clips_per_block) for i in range(0, len(rows), clips_per_block)]
-    data: ray.data.Dataset = ray.data.from_arrow(blocks)
-    if any(map(is_url, todo["media"].to_pylist())):
-        compute = TaskPoolStrategy(size=settings.download_workers)
-        data = _map(data, Download(timeout_s=settings.timeout_s), num_cpus=DOWNLOAD_CPUS, compute=compute)
+    chunks = write_todo(shards.todo_dir(settings.output), todo.clips, _clips_per_chunk(todo, settings))
+    data = _map(ray.data.from_items(list(chunks), override_num_blocks=len(chunks)), read_chunks)
+    if todo.num_fetches:
+        check_tools()
+        num_workers = min(settings.download_workers, len(chunks))
+        data = _map(
+            data,
+            Download,
+            num_cpus=min(DOWNLOAD_CPUS, 0.5 * _num_cpus() / num_workers),
+            compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
+            fn_constructor_args=(settings.fetch, RemoteTurns(pacer, settings.own_addresses)),
+        )
     data = _map(data, Decode(keep_silent=settings.keep_silent))
     data = _map(data, features)
-    # Ray fuses these three stages into tasks of a shard each.
-    return _map(data, WriteShards(settings.output), batch_size=_clips_per_shard(len(rows)))
+    # Ray fuses these three into one task a chunk.
+    return _map(data, WriteShards(settings.output), batch_size=MAX_CLIPS)
 
 
-def _clips_per_shard(num_clips: int) -> int:
-    num_tasks = 4 * int(ray.cluster_resources().get("CPU", 1))
-    return min(MAX_SHARD_CLIPS, max(MIN_SHARD_CLIPS, -(-num_clips // num_tasks)))
+def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:
+    fetched = todo.num_fetches > 0
+    num_tasks = 4 * (settings.download_workers if fetched else _num_cpus())
+    least, most = (MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS) if fetched else (MIN_CLIPS, MAX_CLIPS)
+    return min(most, max(least, -(-len(todo.clips) // num_tasks)))
+
+
+def _num_cpus() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Dataset:
+    usual: dict[str, Any] = {"batch_size": CLIPS_AT_ONCE, "num_cpus": 1, "compute": TaskPoolStrategy()}
+    return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **(usual | options))
+
+
+def _written(data: Dataset) -> Iterator[dict[str, Any]]:
+    """Counts by outcome, as they come. What a stage says that the user can mend is raised as it said it."""
+    try:
+        yield from data.iter_rows()
+    except ray.exceptions.RayError as err:
+        cause: BaseException | None = err
+        while cause is not None and not isinstance(cause, UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from err
+
+
+class RemoteTurns:
+    """The pacer of the whole cluster, as a worker sees it."""
+
+    def __init__(self, pacer: Any, own_addresses: bool) -> None:
+        self._pacer, self._own_addresses = pacer, own_addresses
+
+    def turn(self) -> Turn:
+        home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
+        turn: Turn = ray.get(self._pacer.turn.remote(home))
+        return turn
+
+    def report(self, address: str, reason: Reason | None) -> None:
+        self._pacer.report.remote(address, reason)
+
+
+@contextmanager
+def _sole_pacer(settings: PrepareSettings) -> Iterator[Any]:
+    """The pacer, on the driver's node. Ray gives its name once: no other job of the cluster writes to this output."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    try:
+        pacer: Any = (
+            ray.remote(Pacer)
+            .options(name=f"prepare {settings.output}", namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here)
+            .remote(settings.fetch.pace)
+        )
+    except ValueError as err:
+        raise DataError(f"another job is preparing {settings.output}; wait for its end, or stop it") from err
+    try:
+        yield pacer
+    finally:
+        ray.kill(pacer)
 
 
 def _leave_the_terminal_to_us() -> None:
@@ -93,34 +189,26 @@ def _leave_the_terminal_to_us() -> None:
             handler.setLevel(logging.WARNING)
 
 
-def _map(
-    data: ray.data.Dataset,
-    stage: Callable[[pa.Table], pa.Table],
-    *,
-    batch_size: int = CLIPS_PER_TASK,
-    num_cpus: float = 1,
-    compute: TaskPoolStrategy | None = None,
-) -> ray.data.Dataset:
-    return data.map_batches(
-        stage,
-        batch_size=batch_size,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=num_cpus,
-        compute=compute or TaskPoolStrategy(),
-    )
+def _num_urls(clips: pa.Table) -> int:
+    return sum(pc.sum(pc.starts_with(clips["media"], scheme)).as_py() or 0 for scheme in URL_SCHEMES)
 
 
-def _not_yet_done(clips: pa.Table, refused: pa.Table, states: dict[str, SplitState]) -> pa.Table:
-    """Clips that are neither prepared nor failed for good."""
+def _splits(listed: ClipList) -> list[str]:
+    return pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
+
+
+def _not_yet_done(
+    clips: pa.Table, refused: pa.Table, states: dict[str, SplitState], retry: frozenset[Reason]
+) -> pa.Table:
     todo = []
     for split, state in states.items():
         of_split = clips.filter(pc.equal(clips["split"], split))
         _check_same_clips(split, of_split, refused.filter(pc.equal(refused["split"], split)), state.prepared)
-        final = state.failures.filter(pc.invert(state.failures["retry"]))
+        asked_again = pc.is_in(state.failures["reason"], pa.array([str(reason) for reason in retry], pa.string()))
+        final = state.failures.filter(pc.invert(pc.or_(state.failures["retry"], asked_again)))
         done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
         todo.append(of_split.filter(pc.invert(pc.is_in(of_split["clip_id"], value_set=done))))
-    return pa.concat_tables(todo).combine_chunks()
+    return pa.concat_tables(todo)
 
 
 def _check_same_clips(split: str, listed: pa.Table, refused: pa.Table, prepared: pa.Table) -> None:
@@ -133,9 +221,14 @@ def _check_same_clips(split: str, listed: pa.Table, refused: pa.Table, prepared:
             f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
         )
     asked = listed["labels"].take(position.drop_null())
-    differs = sum(a != b for a, b in zip(known["labels"].to_pylist(), asked.to_pylist(), strict=True))
+    differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked))).as_py() or 0
     if differs:
         raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
+
+
+def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Arrow compares no lists."""
+    return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
 
 
 def _num_listed(listed: ClipList, split: str) -> int:

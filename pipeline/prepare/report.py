@@ -1,41 +1,78 @@
 """What a preparation says: progress while it runs, and a table at its end."""
 
+import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.prepare.clip import Reason
+from pipeline.prepare.pacing import Pace
 
 EVERY_S = 5.0
+EVERY_S_LATER, LATER_S = 60.0, 600.0
+"""A preparation may take weeks: after ten minutes a line a minute is enough."""
+
+AtRest = Callable[[], Mapping[str, tuple[str, float]]]
 
 
 class Progress:
-    """Clips done, rate, time left and failures by reason, one line every few seconds."""
+    """Clips done, rate, time left, failures by reason, addresses at rest: a line every few seconds while it is open."""
 
-    def __init__(self, num_clips: int, say: Callable[[str], None]) -> None:
+    def __init__(self, num_clips: int, say: Callable[[str], None], at_rest: AtRest = dict) -> None:
         self.num_clips = num_clips
         self.failures: Counter[str] = Counter()
         self._done = 0
-        self._say = say
-        self._began_s = self._said_s = time.monotonic()
+        self._say, self._at_rest = say, at_rest
+        self._began_s = time.monotonic()
+        self._over = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._clock.start()
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._over.set()
+        self._clock.join()
+        self._say(self.line(self._elapsed_s(), {}))
 
     def add(self, reason: str | None, clips: int) -> None:
         self._done += clips
         if reason is not None:
             self.failures[reason] += clips
-        now_s = time.monotonic()
-        if now_s - self._said_s >= EVERY_S or self._done == self.num_clips:
-            self._said_s = now_s
-            self._say(self.line(now_s - self._began_s))
 
-    def line(self, elapsed_s: float) -> str:
+    def line(self, elapsed_s: float, at_rest: Mapping[str, tuple[str, float]]) -> str:
         rate = self._done / max(elapsed_s, 1e-9)
-        left_s = (self.num_clips - self._done) / rate if rate else float("inf")
-        failed = ", ".join(f"{n} {reason}" for reason, n in self.failures.most_common())
-        line = f"prepared {self._done:,} of {self.num_clips:,} clips  {rate:.1f} clips/s  {left_s:.0f} s left"
-        return line + (f"  failed: {failed}" if failed else "")
+        left = duration((self.num_clips - self._done) / rate) if rate else "unknown"
+        parts = [f"prepared {self._done:,} of {self.num_clips:,} clips", f"{rate:.1f} clips/s", f"left: {left}"]
+        if self.failures:
+            parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
+        if at_rest:
+            resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in at_rest.items())
+            parts.append("at rest: " + ", ".join(resting))
+        return "  ".join(parts)
+
+    def _tick(self) -> None:
+        while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):
+            self._say(self.line(self._elapsed_s(), self._at_rest()))
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: `40 s`, `12 min 30 s`, `3 h 20 min`, `290 d 2 h`."""
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    parts: list[str] = []
+    left = round(seconds)
+    for name, size in units:
+        if left >= size or parts or size == 1:
+            parts.append(f"{left // size} {name}")
+            left %= size
+    return " ".join(part for part in parts[:2] if len(parts) == 1 or not part.startswith("0 "))
 
 
 @dataclass(frozen=True)
@@ -50,6 +87,18 @@ def advice(reports: Sequence["SplitReport"]) -> str:
     """What may yet be had, by the same command; empty if nothing."""
     again = sum(n for report in reports for reason, n in report.info["failures"].items() if Reason(reason).retry)
     return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
+
+
+def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace) -> str:
+    """What a run would do, and how long its fetches take."""
+    lines = [f"to do: {num_clips:,} clips, {num_fetches:,} of them to be fetched; done: {num_done:,}"]
+    if num_fetches and math.isfinite(pace.fetches_per_hour):
+        ways = f"{len(pace.addresses)} addresses" if len(pace.addresses) > 1 else "one address"
+        took = duration(pace.seconds_for(num_fetches))
+        lines.append(f"at {pace.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled")
+    elif num_fetches:
+        lines.append("the fetches are not paced: --fetches-per-hour N says how many an address may make")
+    return "\n".join(lines)
 
 
 def table(reports: Sequence[SplitReport]) -> str:

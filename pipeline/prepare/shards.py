@@ -5,7 +5,6 @@ Shards are the truth: the index is made by reading them back, so a job that was 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -55,17 +54,16 @@ class WriteShards:
 
 
 def failures_of(rows: pa.Table) -> pa.Table:
-    """`FAILURES` rows of rows under way that failed, at their first attempt."""
+    """`FAILURES` rows of rows under way that failed."""
     of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
     return pa.Table.from_pylist(
         [
             row
             | {
-                "attempts": 1,
                 "retry": Reason(row["reason"]).retry,
                 "tool_versions": " ".join(map(" ".join, tool_versions(of_stage[row["stage"]]).items())),
             }
-            for row in rows.select(["clip_id", "split", "labels", *FAILED_AT]).to_pylist()
+            for row in rows.select(["clip_id", "split", "labels", *FAILED_AT.names]).to_pylist()
         ],
         schema=FAILURES,
     )
@@ -85,12 +83,41 @@ _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 
 def load_split(output: str, split: str) -> SplitState:
-    """Read back what earlier runs left, finished or not, and gather their failures into one file."""
+    """Read back what earlier runs left, finished or not, make it tidy, and gather their failures into one file.
+
+    A kill may leave a clip in two shards, where a task ran again and other clips of its had failed the second time, and
+    files that were never finished. No task may be writing meanwhile.
+    """
+    for unfinished in storage.list_files(storage.join(output, split), suffix=storage.UNFINISHED, recursive=True):
+        storage.delete(unfinished)
     columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq"]
     stored = scan_shards(output, split, columns)
-    first = np.unique(stored["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
-    prepared = stored.take(np.sort(first))  # a kill may have left a clip in two shards
-    return SplitState(prepared, _gather_failures(output, split, prepared))
+    is_first = _is_first(stored["clip_id"])
+    if not is_first.all():
+        _remove_rows(output, split, stored.filter(pa.array(~is_first)))
+        stored = scan_shards(output, split, columns)
+    prepared = stored.take(pc.sort_indices(stored["clip_id"]))  # one order, whatever shards filled first
+    return SplitState(prepared, _gather_failures(output, split, prepared["clip_id"]))
+
+
+def _is_first(names: pa.ChunkedArray) -> np.ndarray:
+    """Of each row, whether its name did not stand above."""
+    rows = pa.table({"name": names, "row": np.arange(len(names))})
+    first = np.zeros(len(names), bool)
+    first[rows.group_by("name").aggregate([("row", "min")])["row_min"].to_numpy()] = True
+    return first
+
+
+def _remove_rows(output: str, split: str, surplus: pa.Table) -> None:
+    """Write the shards anew that hold these rows, without them. The new file comes first: a kill leaves both."""
+    for name in pc.unique(surplus["shard"]).to_pylist():
+        uri = storage.join(dataset.shards_dir(output, split), name)
+        rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
+        shard = dataset.read_table(uri)
+        kept = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
+        if len(kept):
+            _write_rows(dataset.shards_dir(output, split), kept)
+        storage.delete(uri)
 
 
 def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
@@ -151,6 +178,7 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
         "tool_versions": tool_versions(),
     }
     storage.write_json(dataset.dataset_json(output), info)
+    storage.delete(todo_dir(output))
     for split in states:
         storage.delete(storage.join(_work_dir(output), split))
     if storage.is_empty(_work_dir(output)):
@@ -194,8 +222,13 @@ def _total(column: pa.ChunkedArray) -> float:
 
 def _write_shard(folder: str, prepared: pa.Table) -> None:
     facts = clip_facts(prepared["fbank"].combine_chunks())
-    shard = pa.table({name: (facts if name in _FACTS.names else prepared)[name] for name in dataset.SHARD.names})
-    uri = storage.join(folder, f"{_name_of(prepared)}.parquet")
+    _write_rows(
+        folder, pa.table({name: (facts if name in _FACTS.names else prepared)[name] for name in dataset.SHARD.names})
+    )
+
+
+def _write_rows(folder: str, shard: pa.Table) -> None:
+    uri = storage.join(folder, f"{_name_of(shard)}.parquet")
     dataset.write_table(uri, shard.cast(dataset.SHARD), row_group_size=dataset.ROW_GROUP_CLIPS)
 
 
@@ -245,29 +278,26 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     return table.cast(schema)
 
 
-def _gather_failures(output: str, split: str, prepared: pa.Table) -> pa.Table:
-    """Merge the failures of unfinished runs into those on record: the newest reason, the attempts counted."""
+def _gather_failures(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
+    """Merge the failures of unfinished runs into those on record: the newest reason, the attempts counted.
+
+    Rows that the list itself caused are left out: every run judges them anew.
+    """
     parts = storage.list_files(_parts_dir(output, split), suffix=".parquet")
-    on_record = FAILURES.empty_table()
-    if storage.exists(dataset.failures_file(output, split)):
-        on_record = dataset.read_table(dataset.failures_file(output, split))
-    newest: dict[str, dict[str, Any]] = {}
-    for row in _rows([on_record, *map(dataset.read_table, parts)]):
-        attempts = newest[row["clip_id"]]["attempts"] if row["clip_id"] in newest else 0
-        newest[row["clip_id"]] = row | {"attempts": attempts + row["attempts"]}
-    for clip_id in newest.keys() & set(prepared["clip_id"].to_pylist()):
-        del newest[clip_id]
-    failures = pa.Table.from_pylist(list(newest.values()), schema=FAILURES)
+    uris = [*filter(storage.exists, [dataset.failures_file(output, split)]), *parts]
+    with ThreadPoolExecutor(16) as pool:
+        tables = [FAILURES.empty_table(), *pool.map(dataset.read_table, uris)]
+    rows = pa.concat_tables(tables, promote_options="default")  # an earlier program kept no labels
+    rows = rows.filter(pc.and_(pc.not_equal(rows["stage"], "source"), pc.invert(pc.is_in(rows["clip_id"], prepared))))
+    numbered = rows.append_column("row", pa.array(np.arange(len(rows))))
+    of_clip = numbered.group_by("clip_id").aggregate([("row", "max"), ("attempts", "sum")]).sort_by("row_max")
+    failures = rows.take(of_clip["row_max"])
+    attempts = FAILURES.get_field_index("attempts")
+    failures = failures.set_column(attempts, FAILURES.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
     if parts:
         dataset.write_table(dataset.failures_file(output, split), failures)
         storage.delete(_parts_dir(output, split))
     return failures
-
-
-def _rows(tables: Iterable[pa.Table]) -> Iterable[dict[str, Any]]:
-    """Rows of all tables, without those that the list itself caused: they are judged anew in every run."""
-    for table in tables:
-        yield from table.filter(pc.not_equal(table["stage"], "source")).to_pylist()
 
 
 def _name_of(rows: pa.Table) -> str:
@@ -276,6 +306,10 @@ def _name_of(rows: pa.Table) -> str:
 
 def _work_dir(output: str) -> str:
     return storage.join(output, "_work")
+
+
+def todo_dir(output: str) -> str:
+    return storage.join(_work_dir(output), "todo")
 
 
 def _parts_dir(output: str, split: str) -> str:

@@ -3,14 +3,18 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from yt_dlp.utils import DownloadError
 
 from jobs.demo.media_server import serve
 from pipeline.prepare.clip import ClipError, Reason, under_way
 from pipeline.prepare.decode import decode_section
-from pipeline.prepare.download import Download, fetch_with_ytdlp, reason_of
+from pipeline.prepare.download import Download, FetchSettings
+from pipeline.prepare.pacing import Pace, Pacer, Turn
+from pipeline.prepare.ytdlp import YtDlp, failure_of, fetch_with_ytdlp
 from tests import fakes
 from tests.prepare.test_decode import lag_samples
 
@@ -24,6 +28,16 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
         yield folder, base_url
 
 
+class Unpaced(Pacer):
+    """A pacer in this process, which lets everyone pass unless told otherwise."""
+
+    def __init__(self, **pace: Any) -> None:
+        super().__init__(Pace(**pace))
+
+    def turn(self, home: str = "here") -> Turn:
+        return super().turn(home)
+
+
 @pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg"])
 @pytest.mark.parametrize("start_s", [0.0, 7.137, 24.9])
 def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
@@ -31,7 +45,7 @@ def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
 ):
     folder, base_url = host
     url = f"{base_url}/sound-{suffix}"
-    audio = fetch_with_ytdlp(url, max(0.0, start_s - 1), start_s + 6, timeout_s=20)
+    audio = fetch_with_ytdlp(url, max(0.0, start_s - 1), start_s + 6)
     assert len(audio) < 0.5 * (folder / f"sound-{suffix}.{suffix}").stat().st_size  # the section, not the file
     section = decode_section(io.BytesIO(audio), start_s, 5.0, whole=False)
     whole = decode_section(str(folder / f"sound-{suffix}.{suffix}"), 0.0, None)
@@ -47,7 +61,7 @@ def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]
         {"clip_id": "b", "media": f"{base_url}/nothing", "media_start_s": 3.0, "end_s": 5.0},
         {"clip_id": "c", "media": "/a/file.wav"},
     )
-    out = Download(timeout_s=20)(under_way(rows))
+    out = Download(FetchSettings(), Unpaced())(under_way(rows))
     assert out["reason"].to_pylist() == [None, "unavailable", None]
     assert [audio is not None for audio in out["audio"].to_pylist()] == [True, False, False]
     assert "404" in out["message"][1].as_py()
@@ -55,7 +69,7 @@ def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]
 
 def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
     with pytest.raises(ClipError) as caught:
-        fetch_with_ytdlp("http://127.0.0.1:9/x.webm", 0.0, 5.0, timeout_s=2)
+        fetch_with_ytdlp("http://127.0.0.1:9/x.webm", 0.0, 5.0, settings=YtDlp(timeout_s=2))
     assert caught.value.reason is Reason.NETWORK
     assert caught.value.reason.retry
 
@@ -75,4 +89,4 @@ def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
     ],
 )
 def test_the_hosts_words_are_read_in_the_order_that_tells_them_apart(message: str, reason: Reason):
-    assert reason_of(message) is reason
+    assert failure_of(DownloadError(message)).reason is reason

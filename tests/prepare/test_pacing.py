@@ -1,6 +1,7 @@
 """Who may fetch when: by a clock that the test sets."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_an_address_is_paced_whatever_the_number_of_workers(clock: Clock):
         pacer = Pacer(Pace(fetches_per_hour=300), clock)
         begun = fetches_within(pacer, clock, 3600, ["here"] * num_workers)
         assert 290 <= len(begun) <= 301
-        gaps = [after - before for (before, _), (after, _) in zip(begun, begun[1:], strict=False)]
+        gaps = [after - before for (before, _), (after, _) in pairwise(begun)]
         assert min(gaps) >= 12 - 1e-6
 
 

@@ -198,9 +198,10 @@ def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "tr
     rows = under_way(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
     seeds = [zlib.crc32(c.encode()) for c in all_ids]
     fbanks = [clip_fbank((seed % 100 + 1) / 100 * fakes.noise(0.5, seed=seed)) for seed in seeds]
-    for name, value in {"stage": "decode", "reason": "truncated", "message": "short"}.items():
-        column = pa.array([None] * len(clip_ids) + [value] * len(failed), pa.string())
-        rows = rows.set_column(rows.column_names.index(name), name, column)
+    for name, value in {"stage": "decode", "reason": "truncated", "message": "short", "attempts": 1}.items():
+        place = rows.column_names.index(name)
+        column = pa.array([None] * len(clip_ids) + [value] * len(failed), rows.schema.field(place).type)
+        rows = rows.set_column(place, name, column)
     rows = rows.append_column("num_clipped", pa.array([0] * len(rows), pa.int32()))
     rows = rows.append_column("num_frames", pa.array(list(map(len, fbanks)), pa.int32()))
     return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.FBANK))
@@ -217,11 +218,28 @@ def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Pat
     assert files == [".parquet", ".parquet"]
 
 
-def test_a_clip_in_two_shards_counts_once(tmp_path: Path):
-    write = WriteShards(str(tmp_path))
-    write(prepared_rows("a", "b"))
-    write(prepared_rows("b", "c"))
-    assert sorted(load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist()) == ["a", "b", "c"]
+def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about(tmp_path: Path):
+    write, folder = WriteShards(str(tmp_path)), tmp_path / "train" / "shards"
+    for clip_ids in (["a", "b"], ["b", "c"], ["c", "a"]):
+        write(prepared_rows(*clip_ids))
+    fbanks = {row["clip_id"]: row["fbank"] for file in folder.iterdir() for row in pq.read_table(file).to_pylist()}
+    (folder / f"half.parquet.0{storage.UNFINISHED}").write_bytes(b"PAR1")
+
+    prepared = load_split(str(tmp_path), "train").prepared
+    assert prepared["clip_id"].to_pylist() == ["a", "b", "c"]
+    stored = [row for file in folder.iterdir() for row in pq.read_table(file).to_pylist()]
+    assert sorted(row["clip_id"] for row in stored) == ["a", "b", "c"]
+    assert {row["clip_id"]: row["fbank"] for row in stored} == fbanks
+    for row in prepared.to_pylist():  # the index points to what is there now
+        assert pq.read_table(folder / row["shard"])["clip_id"][row["row"]].as_py() == row["clip_id"]
+    assert load_split(str(tmp_path), "train").prepared.equals(prepared)
+
+
+def test_the_index_has_one_order_whatever_shards_filled_first(tmp_path: Path):
+    for output, order in (("one", ["b", "d", "a", "c"]), ("two", ["c", "a", "d", "b"])):
+        for begin in (0, 2):
+            WriteShards(str(tmp_path / output))(prepared_rows(*order[begin : begin + 2]))
+        assert load_split(str(tmp_path / output), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c", "d"]
 
 
 def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):

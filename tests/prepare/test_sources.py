@@ -281,7 +281,11 @@ def test_a_cut_file_is_preferred_over_a_whole_recording(tmp_path):
 
 def test_files_cut_before_start_at_zero_when_the_caller_says_so(tmp_path):
     folder = touch(tmp_path, "abcdefghijk.wav")
-    assert AudioFolder(folder, files_are_clips=True)("abcdefghijk", 20.0, 30.0) == (f"{folder}/abcdefghijk.wav", None, 0.0)
+    assert AudioFolder(folder, files_are_clips=True)("abcdefghijk", 20.0, 30.0) == (
+        f"{folder}/abcdefghijk.wav",
+        None,
+        0.0,
+    )
 
 
 def test_a_clip_without_a_file_is_refused_as_missing_and_may_be_tried_again(tmp_path):

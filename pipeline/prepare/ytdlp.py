@@ -1,0 +1,265 @@
+"""One section of audio through yt-dlp's Python API, and what it means when that fails.
+
+Runs in a process of its own (`pipeline.prepare.isolated`), which imports neither PyTorch nor Ray.
+"""
+
+import errno
+import functools
+import ipaddress
+import optparse
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import yt_dlp
+from deno import find_deno_bin
+from yt_dlp.networking.exceptions import HTTPError, TransportError
+from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
+from yt_dlp.utils import ExtractorError, GeoRestrictedError, UnsupportedError, YoutubeDLError
+
+from ast_core.errors import ConfigError, UserError
+from pipeline.prepare.clip import ClipError, Reason
+
+NOT_FOR_USERS = (
+    "external_downloader",
+    "ignoreerrors",
+    "outtmpl",
+    "paths",
+    "postprocessors",
+    "simulate",
+    "skip_download",
+)
+"""Options of yt-dlp that say what is fetched and where it goes, or run programs: those are this project's to set."""
+
+FFMPEG_LOG = "ffmpeg.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class YtDlp:
+    """How to ask the host. Travels to workers."""
+
+    timeout_s: float = 30.0
+    """Without a byte."""
+    args: tuple[str, ...] = ()
+    """yt-dlp's own command-line options: client, token provider, cookies, proxy, JavaScript runtime, …"""
+    cookies: str | None = None
+    """The text of the cookie file that `args` name: a worker writes into a copy of its own."""
+
+    @classmethod
+    def from_args(cls, args: list[str], *, timeout_s: float) -> "YtDlp":
+        """Raises ConfigError for options that yt-dlp does not know, or that are not the user's to set."""
+        options = options_of(tuple(args))
+        for name in NOT_FOR_USERS:
+            if name in options:
+                raise ConfigError(f"--yt-dlp must not set {name}: what is fetched, and where it goes, is set already")
+        try:
+            cookies = Path(options["cookiefile"]).read_text() if options.get("cookiefile") else None
+        except (OSError, UnicodeDecodeError) as err:
+            raise ConfigError(f"cannot read the cookies that --yt-dlp names: {err}") from err
+        return cls(timeout_s=timeout_s, args=tuple(args), cookies=cookies)
+
+
+@functools.cache
+def options_of(args: tuple[str, ...]) -> dict[str, Any]:
+    """What a command line of yt-dlp sets, as its Python API takes it. Configuration files are not read."""
+    try:
+        given = yt_dlp.parse_options(list(args))
+    except (optparse.OptParseError, SystemExit) as err:
+        raise ConfigError(f"yt-dlp does not take {' '.join(args)!r}: {str(err).rpartition('error: ')[2]}") from err
+    if given.urls:
+        raise ConfigError(f"--yt-dlp takes options of yt-dlp, and {given.urls[0]!r} is none")
+    usual = yt_dlp.parse_options([]).ydl_opts
+    return {name: value for name, value in given.ydl_opts.items() if value != usual[name]}
+
+
+def check_tools() -> None:
+    """Raises UserError where a program is missing without which no clip could be fetched."""
+    try:
+        find_deno_bin()
+        _ffmpeg()
+    except (OSError, RuntimeError) as err:
+        raise UserError(f"cannot fetch: {err}; install the project's requirements anew") from err
+
+
+def fetch_with_ytdlp(
+    url: str,
+    begin_s: float,
+    end_s: float | None,
+    *,
+    settings: YtDlp = YtDlp(),
+    address: str | None = None,
+    every_client: bool = False,
+) -> bytes:
+    """The audio of `url` between two times, in the host's codec and with its timestamps: nothing is encoded again.
+
+    Args:
+        address: a proxy's URL or a source IP address; None goes out as the machine does.
+        every_client: ask as each of YouTube's clients that yt-dlp knows, where the usual ones were refused.
+
+    Raises:
+        ClipError: the first of REASONS that fits.
+        UserError: this machine's fault (disk, programs), which no other clip would escape.
+    """
+    with tempfile.TemporaryDirectory(prefix="ast-fetch-") as folder:
+        options = _options(settings, folder, address, every_client=every_client)
+        if begin_s > 0 or end_s is not None:
+            section = (begin_s, end_s if end_s is not None else float("inf"))
+            options["download_ranges"] = yt_dlp.utils.download_range_func(None, [section])
+        # yt-dlp's API asks here, and only here, whether there is an ffmpeg.
+        FFmpegPostProcessor._ffmpeg_location.set(_ffmpeg())
+        os.environ["FFREPORT"] = f"file={folder}/{FFMPEG_LOG}:level=24"  # yt-dlp passes on ffmpeg's status alone
+        try:
+            with yt_dlp.YoutubeDL(options) as downloader:
+                downloader.download([url])
+        except (YoutubeDLError, OSError) as err:
+            raise failure_of(err, _said_by_ffmpeg(Path(folder, FFMPEG_LOG))) from err
+        files = [path for path in Path(folder).iterdir() if path.stem == "audio"]
+        if not files or files[0].stat().st_size == 0:
+            raise ClipError(Reason.NETWORK, "yt-dlp ended without an error and without a file")
+        return files[0].read_bytes()
+
+
+def _said_by_ffmpeg(log: Path) -> str:
+    """Its warnings and errors, without the command line above them: a URL may spell anything."""
+    if not log.exists():
+        return ""
+    return log.read_text("utf-8", "replace").partition("Command line:\n")[2].partition("\n")[2]
+
+
+def _options(settings: YtDlp, folder: str, address: str | None, *, every_client: bool) -> dict[str, Any]:
+    given = dict(options_of(settings.args))
+    # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
+    # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
+    ffmpeg_input = ["-rw_timeout", str(int(settings.timeout_s * 1e6)), "-copyts"]
+    if settings.cookies is not None:
+        given["cookiefile"] = f"{folder}/cookies.txt"
+        Path(given["cookiefile"]).write_text(settings.cookies)
+    if every_client:
+        extractor_args = given.get("extractor_args", {})
+        youtube = extractor_args.get("youtube", {}) | {"player_client": ["all"]}
+        given["extractor_args"] = extractor_args | {"youtube": youtube}
+    if address is not None and "://" in address:
+        given["proxy"] = address
+    elif address is not None:
+        given["source_address"] = str(ipaddress.ip_address(address))
+    if source := given.get("source_address"):
+        ffmpeg_input += ["-local_addr", source]
+    # YouTube's player needs a JavaScript runtime; in its wheel, maybe not on the PATH.
+    usual = {"format": "bestaudio/best", "retries": 2, "js_runtimes": {"deno": {"path": find_deno_bin()}}}
+    ours = {
+        "paths": {"home": folder, "temp": folder},
+        "outtmpl": "audio.%(ext)s",
+        "noplaylist": True,
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "logger": _Silent(),
+        "cachedir": False,
+        "socket_timeout": settings.timeout_s,
+        "external_downloader_args": {"ffmpeg_i": ffmpeg_input},
+    }
+    return usual | given | ours
+
+
+REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
+    (
+        Reason.THROTTLED,
+        ("rate-limited by youtube", "try again later", "not a bot", "captcha", "http error 429", "http error 402"),
+    ),
+    (
+        Reason.SETUP,
+        ("requested format is not available", "http error 403", "http error 407", "page needs to be reloaded"),
+    ),
+    (
+        Reason.RESTRICTED,
+        (
+            "in your country",
+            "confirm your age",
+            "members-only",
+            "this channel's members",
+            "http error 401",
+            "http error 451",
+        ),
+    ),
+    (
+        Reason.UNAVAILABLE,
+        (
+            "private video",
+            "account associated with this video has been terminated",
+            "has been removed",
+            "drm",
+            "video unavailable",
+            "http error 404",
+            "http error 410",
+            "unsupported url",
+            "is not a valid url",
+        ),
+    ),
+    (Reason.TOO_LARGE, ("file too large", "ffmpeg exited with code -25")),  # SIGXFSZ
+    (Reason.NETWORK, ("stream ends prematurely", "connection reset", "timed out", "http error 5")),
+    (Reason.NOT_AUDIO, ("invalid data found when processing input", "ffmpeg exited with code 183")),
+)
+"""Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
+
+LOCAL = ("no space left on device", "disk quota exceeded", "read-only file system", "ffmpeg is not installed",
+         "ffmpeg could not be found", "no supported javascript runtime")  # fmt: skip
+LOCAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+
+
+def failure_of(err: Exception, ffmpeg_log: str = "") -> ClipError | UserError:
+    """What a failed fetch means: the clip's own failure, or this machine's, which would be that of every clip."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(err)).removeprefix("ERROR: ")
+    causes = list(_causes(err))
+    statuses = [f"http error {cause.status}" for cause in causes if isinstance(cause, HTTPError)]
+    said = re.findall(r"(?:HTTP error|Server returned) (\d[\dX]{2})", ffmpeg_log)
+    text = " ".join([message, *statuses, *(f"http error {code}" for code in said), ffmpeg_log]).lower()
+    if any(word in text for word in LOCAL) or any(getattr(cause, "errno", None) in LOCAL_ERRNOS for cause in causes):
+        return UserError(f"this machine cannot fetch: {message}")
+    found = next((reason for reason, texts in REASONS if any(word in text for word in texts)), None)
+    kinds = [reason for kind, reason in KINDS if any(isinstance(cause, kind) for cause in causes)]
+    if found is None and not kinds and any(isinstance(c, ExtractorError) and not c.expected for c in causes):
+        kinds = [Reason.SETUP]  # the host's pages are no longer what yt-dlp knows
+    order = [reason for reason, _ in REASONS]
+    reason = min([*filter(None, [found]), *kinds], key=order.index, default=Reason.NETWORK)
+    last = ffmpeg_log.strip().rpartition("\n")[2] if "ffmpeg exited" in message else ""
+    return ClipError(reason, "; ".join(filter(None, [message, last])))
+
+
+KINDS: tuple[tuple[type[Exception], Reason], ...] = (
+    (GeoRestrictedError, Reason.RESTRICTED),
+    (UnsupportedError, Reason.UNAVAILABLE),
+    (TransportError, Reason.NETWORK),
+)
+
+
+def _causes(err: BaseException | None) -> Iterator[BaseException]:
+    """An error of yt-dlp's and those behind it, which stand in several places."""
+    waiting, seen = [err], set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            exc_info = getattr(one, "exc_info", None) or (None, None, None)
+            waiting += [exc_info[1], getattr(one, "cause", None), one.__cause__, one.__context__]
+
+
+@functools.cache
+def _ffmpeg() -> str:
+    """FFmpeg's program from its wheel: nothing needs to be installed on the machine."""
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+class _Silent:
+    """yt-dlp's messages reach us as exceptions; a second copy on the terminal of 2 million clips helps nobody."""
+
+    def debug(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+    def error(self, message: str) -> None: ...
