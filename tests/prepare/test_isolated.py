@@ -1,0 +1,114 @@
+"""A process of its own: what goes wrong there ends there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from ast_core.errors import UserError
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.isolated import PARENT_CHECK_S, Isolated
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def isolated() -> Iterator[Callable[..., Isolated]]:
+    made: list[Isolated] = []
+
+    def make(name: str, **limits: int) -> Isolated:
+        made.append(Isolated(f"tests.prepare.work:{name}", **limits))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def is_gone(pid: int, within_s: float = 10.0) -> bool:
+    end_s = time.monotonic() + within_s
+    while time.monotonic() < end_s:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def two_pids(file: Path) -> list[int]:
+    end_s = time.monotonic() + 20
+    while time.monotonic() < end_s:
+        if file.exists() and len(words := file.read_text().split()) == 2:
+            return list(map(int, words))
+        time.sleep(0.05)
+    raise AssertionError("it did not start")
+
+
+def test_calls_go_to_one_child_that_is_not_this_process(isolated):
+    double, process_id = isolated("double"), isolated("process_id")
+    np.testing.assert_array_equal(double(np.arange(200_000.0), deadline_s=DEADLINE_S), 2 * np.arange(200_000.0))
+    first = process_id(deadline_s=DEADLINE_S)
+    assert first == process_id(deadline_s=DEADLINE_S) != os.getpid()
+
+
+def test_past_its_deadline_the_child_and_its_programs_are_ended(isolated, tmp_path: Path):
+    sleeper = isolated("sleep_beside_a_program")
+    began_s = time.monotonic()
+    with pytest.raises(ClipError) as caught:
+        sleeper(str(tmp_path / "pids"), deadline_s=4.0)
+    assert caught.value.reason is Reason.TIMEOUT
+    assert 4 <= time.monotonic() - began_s < 8
+    assert all(is_gone(pid) for pid in two_pids(tmp_path / "pids"))
+
+
+def test_a_child_that_dies_is_a_failure_and_the_next_call_has_a_new_one(isolated):
+    die = isolated("die")
+    for number in (signal.SIGSEGV, signal.SIGKILL):
+        with pytest.raises(ClipError, match=f"{number.name}, about to fall") as caught:
+            die(number, deadline_s=DEADLINE_S)
+        assert caught.value.reason is Reason.CRASHED
+
+
+def test_memory_and_files_are_limited(isolated, tmp_path: Path):
+    take, write = isolated("take", memory_bytes=1 << 30), isolated("write", file_bytes=1 << 16)
+    assert take(1 << 20, deadline_s=DEADLINE_S) == 1 << 20
+    with pytest.raises(ClipError) as caught:
+        take(2 << 30, deadline_s=DEADLINE_S)
+    assert caught.value.reason is Reason.TOO_LARGE
+    write(str(tmp_path / "small"), 1 << 15, deadline_s=DEADLINE_S)
+    with pytest.raises(ClipError, match="File too large"):
+        write(str(tmp_path / "large"), 1 << 17, deadline_s=DEADLINE_S)
+
+
+def test_errors_come_back_as_they_were_raised(isolated):
+    fail = isolated("fail")
+    with pytest.raises(ClipError, match="not_audio: noise"):
+        fail("clip", deadline_s=DEADLINE_S)
+    with pytest.raises(UserError, match="disk"):
+        fail("user", deadline_s=DEADLINE_S)
+    with pytest.raises(ClipError, match="unforeseen: ZeroDivisionError: x"):
+        fail("other", deadline_s=DEADLINE_S)
+
+
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path):
+    code = (
+        "from pipeline.prepare.isolated import Isolated; "
+        f"Isolated('tests.prepare.work:sleep_beside_a_program')({str(tmp_path / 'pids')!r}, deadline_s=600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    pids = two_pids(tmp_path / "pids")
+    parent.kill()
+    parent.wait()
+    assert all(is_gone(pid, within_s=10 * PARENT_CHECK_S) for pid in pids)
+
+
+def test_a_decoding_process_imports_neither_pytorch_nor_ray():
+    code = "import sys, pipeline.prepare.decode, pipeline.prepare.ytdlp; print({'torch', 'ray'} & sys.modules.keys())"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=env, text=True).strip() == "set()"

@@ -1,0 +1,46 @@
+"""What `pipeline.prepare.isolated` is given to run in tests: in a child process, which imports it."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ast_core.errors import UserError
+from pipeline.prepare.clip import ClipError, Reason
+
+
+def double(x: np.ndarray) -> np.ndarray:
+    return 2 * x
+
+
+def process_id() -> int:
+    return os.getpid()
+
+
+def sleep_beside_a_program(pid_file: str) -> None:
+    """As yt-dlp waits for ffmpeg."""
+    program = subprocess.Popen(["sleep", "600"])
+    Path(pid_file).write_text(f"{os.getpid()} {program.pid}")
+    time.sleep(600)
+
+
+def die(signal_number: int) -> None:
+    os.write(2, b"about to fall\n")
+    os.kill(os.getpid(), signal_number)
+
+
+def take(num_bytes: int) -> int:
+    return len(bytearray(num_bytes))
+
+
+def write(path: str, num_bytes: int) -> None:
+    with open(path, "wb") as file:
+        file.write(b"x" * num_bytes)
+
+
+def fail(kind: str) -> None:
+    raise {"clip": ClipError(Reason.NOT_AUDIO, "noise"), "user": UserError("disk"), "other": ZeroDivisionError("x")}[
+        kind
+    ]
