@@ -7,7 +7,6 @@ What is random is drawn beforehand, on the CPU, for the global batch (`draw`), e
 that a seed gives the same batch on any number of workers; applying it is a pure function.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_core.fbank import POWER_FLOOR
+from ast_core.frames import STORED_FLOOR
 from ast_core.seeds import rng_for
 
 MixupDomain = Literal["power", "log_mel"]
 ROLL_FRAMES = 10
 NOISE_GAIN = 0.1
-STORED_FLOOR = float(torch.tensor(math.log(POWER_FLOOR)).half())
-"""The fbank's floor, digital silence, as float16 stores it."""
 MIXUP_BETA = 10.0
 """λ ~ Beta(10, 10): `YuanGongND/ast`, dataloader."""
 

@@ -12,12 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ast_core.frames import FRAME_LENGTH_MS, FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, samples_of
+from ast_core.frames import (
+    FRAME_LENGTH_MS,
+    FRAME_SHIFT_MS,
+    LOW_FREQ_HZ,
+    NUM_MEL_BINS,
+    POWER_FLOOR,
+    SAMPLE_RATE_HZ,
+    samples_of,
+)
 
-LOW_FREQ_HZ = 20.0
 PREEMPHASIS = 0.97
-POWER_FLOOR = torch.finfo(torch.float32).eps
-"""Log-mel values never fall below `log(POWER_FLOOR)` = -15.94: digital silence."""
 
 FRAMES_AT_ONCE = 1024
 FRAMES_AT_ONCE_ON_GPU = 65_536

@@ -1,9 +1,18 @@
-"""How sound is cut into frames: figures alone, for processes that need no PyTorch."""
+"""An fbank's figures, for processes that have no use for PyTorch, which takes half a gigabyte and seconds."""
+
+import math
+
+import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
 NUM_MEL_BINS = 128
 FRAME_LENGTH_MS = 25.0
 FRAME_SHIFT_MS = 10.0
+LOW_FREQ_HZ = 20.0
+POWER_FLOOR = float(np.finfo(np.float32).eps)
+"""Log-mel values never fall below `log(POWER_FLOOR)` = -15.94: digital silence."""
+STORED_FLOOR = float(np.float16(math.log(POWER_FLOOR)))
+"""The same as float16 stores it."""
 
 
 def num_frames_of(

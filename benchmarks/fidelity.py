@@ -39,7 +39,7 @@ from ast_core.published import AUDIOSET
 from ast_core.recipe import load_recipe
 from ast_core.schedule import learning_rate
 from ast_core.step import clip_losses, make_optimizer
-from jobs.common import RECIPES, recipe_names
+from jobs.recipe_option import RECIPES, recipe_names
 from pipeline.train.sampling import NO_PARTNER, epoch_order
 from pipeline.weights import sample_weights
 from tests import reference

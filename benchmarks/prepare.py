@@ -50,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             costs.append(_job_ms(segments, media, Path(folder, f"data{num_clips}"), num_clips))
             floors.append((before_ms + _floor_ms(segments, media, Path(folder, "floor"))) / 2)
             print(f"{num_clips} clips: {costs[-1]}", flush=True)
-    print(
-        "\n| clips | floor ms | workers ms | of the floor | with raylet and driver | wall ms on two cores |\n|---|---|---|---|---|---|"
-    )
+    print("\n| clips | floor ms | workers ms | of the floor | with raylet and driver ms | on the clock, two cores ms |")
+    print("|---|---|---|---|---|---|")
     for num_clips, cost, floor_ms in zip([args.clips, args.clips * args.scale], costs, floors, strict=False):
         print(
             f"| {num_clips} | {floor_ms:.2f} | {cost['workers']:.2f} | {cost['workers'] / floor_ms:.2f} "

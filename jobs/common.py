@@ -1,4 +1,4 @@
-"""What jobs share: recipes by name, Ray joined or started, and errors that the user can mend as one line."""
+"""What jobs share: Ray joined or started, and errors that the user can mend as one line."""
 
 import argparse
 import logging
@@ -6,47 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
-from pathlib import Path
 
 import ray
 
 from ast_core.errors import ConfigError, UserError
-from ast_core.recipe import Recipe, load_recipe
 from pipeline import storage
 
 EXIT_USER_ERROR = 2
-RECIPES = files("jobs") / "recipes"
-
-
-def recipe_names() -> list[str]:
-    return sorted(Path(file.name).stem for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
-
-
-def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
-    """A shipped recipe by name, or a YAML file, with the keys that the rest of a command line sets."""
-    if name in recipe_names():
-        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    elif storage.exists(name):
-        text = storage.read_bytes(name).decode()
-    else:
-        raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file")
-    return load_recipe(text, _overrides(rest), origin=name)
-
-
-def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--key value` or `--key=value`; dashes in a key read as underscores."""
-    overrides = {}
-    words = iter(rest)
-    for word in words:
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r} stands where --KEY VALUE was expected")
-        key, equals, value = word[2:].partition("=")
-        given = value if equals else next(words, None)
-        if given is None:
-            raise ConfigError(f"--{key} needs a value")
-        overrides[key.replace("-", "_")] = given
-    return overrides
 
 
 def add_ray_options(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,8 @@ from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
 from ast_core.onnx_export import save_onnx
-from jobs.common import output_uri, read_recipe, recipe_names, run_job
+from jobs.common import output_uri, run_job
+from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.train import models
 

@@ -25,7 +25,8 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
-from jobs.common import add_ray_options, output_uri, ray_session, read_recipe, recipe_names, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run_job
+from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models

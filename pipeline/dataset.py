@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ast_core import fbank
+from ast_core import frames
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import storage
@@ -29,7 +29,7 @@ ROW_GROUP_CLIPS = 16
 """Clips a row group: a reader that wants one clip pays for this many (3.4 MB at 10 s)."""
 
 FBANK = pa.list_(
-    pa.field("frame", pa.list_(pa.field("bin", pa.float16(), nullable=False), fbank.NUM_MEL_BINS), nullable=False)
+    pa.field("frame", pa.list_(pa.field("bin", pa.float16(), nullable=False), frames.NUM_MEL_BINS), nullable=False)
 )
 """Frames × mel bins. Nothing in it is nullable, so that a reader decodes no definition levels."""
 
@@ -65,11 +65,11 @@ INDEX = pa.schema(
 
 FEATURES: dict[str, Any] = {
     "kind": "kaldi log-mel fbank",
-    "sample_rate_hz": fbank.SAMPLE_RATE_HZ,
-    "num_mel_bins": fbank.NUM_MEL_BINS,
-    "frame_length_ms": fbank.FRAME_LENGTH_MS,
-    "frame_shift_ms": fbank.FRAME_SHIFT_MS,
-    "low_freq_hz": fbank.LOW_FREQ_HZ,
+    "sample_rate_hz": frames.SAMPLE_RATE_HZ,
+    "num_mel_bins": frames.NUM_MEL_BINS,
+    "frame_length_ms": frames.FRAME_LENGTH_MS,
+    "frame_shift_ms": frames.FRAME_SHIFT_MS,
+    "low_freq_hz": frames.LOW_FREQ_HZ,
     "window": "hanning",
     "waveform_scale": 1.0,
     "stored_as": "float16",

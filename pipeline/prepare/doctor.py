@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ast_core.augment import STORED_FLOOR
-from ast_core.frames import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, num_frames_of
+from ast_core.frames import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, STORED_FLOOR, num_frames_of
 from ast_core.labels import audioset_labels
 from ast_core.published import AUDIOSET, PublishedInput
 from pipeline import dataset

@@ -4,9 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from ast_core.fbank import fbank
 from ast_core.frames import NUM_MEL_BINS, num_frames_of
 from pipeline.dataset import FBANK
 
@@ -27,5 +25,9 @@ def clip_fbank(waveform: np.ndarray) -> np.ndarray:
     """float16 `[frames, mel bins]` of one clip, its mean taken off before as the original does."""
     if num_frames_of(len(waveform)) == 0:
         return np.empty((0, NUM_MEL_BINS), np.float16)
+    import torch  # half a gigabyte and two seconds, which the driver's plan has no need of
+
+    from ast_core.fbank import fbank
+
     samples = torch.from_numpy(waveform - waveform.mean())
     return fbank(samples).half().numpy()

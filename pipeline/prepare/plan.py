@@ -202,12 +202,14 @@ def _not_yet_done(
 ) -> pa.Table:
     todo = []
     for split, state in states.items():
-        of_split = clips.filter(pc.equal(clips["split"], split))
+        of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         _check_same_clips(split, of_split, refused.filter(pc.equal(refused["split"], split)), state.prepared)
         asked_again = pc.is_in(state.failures["reason"], pa.array([str(reason) for reason in retry], pa.string()))
         final = state.failures.filter(pc.invert(pc.or_(state.failures["retry"], asked_again)))
         done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
-        todo.append(of_split.filter(pc.invert(pc.is_in(of_split["clip_id"], value_set=done))))
+        # Two million clips of one new split are not copied.
+        is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
+        todo.append(of_split if is_left is None else of_split.filter(is_left))
     return pa.concat_tables(todo)
 
 

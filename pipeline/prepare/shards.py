@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ast_core.augment import STORED_FLOOR
 from ast_core.errors import DataError
-from ast_core.frames import NUM_MEL_BINS
+from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason

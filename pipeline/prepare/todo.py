@@ -27,8 +27,9 @@ def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk
     """Write rows of CLIPS, in place of what is there."""
     storage.delete(folder)
     chunks: list[Chunk] = []
-    for split in pc.unique(clips["split"]).to_pylist():
-        of_split = _near_each_other(clips.filter(pc.equal(clips["split"], split)))
+    splits = pc.unique(clips["split"]).to_pylist()
+    for split in splits:
+        of_split = _near_each_other(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
         for rows in _pieces(of_split, clips_per_chunk * CHUNKS_PER_FILE):
             uri = storage.join(folder, f"{len(chunks):08d}.parquet")
             storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk))

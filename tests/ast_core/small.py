@@ -7,7 +7,7 @@ import torch
 
 from ast_core import ASTModel
 from ast_core.augment import Augmentation, draw
-from ast_core.fbank import POWER_FLOOR
+from ast_core.frames import POWER_FLOOR
 from ast_core.recipe import Recipe
 from ast_core.step import Batch, Norm
 

@@ -22,7 +22,8 @@ from ast_core.augment import (
     normalise,
     spec_augment,
 )
-from ast_core.fbank import POWER_FLOOR, fbank
+from ast_core.fbank import fbank
+from ast_core.frames import POWER_FLOOR
 from tests.ast_core import small
 from tests.reference import figures, needs_shared
 

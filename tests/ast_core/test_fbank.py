@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ast_core.fbank
 from ast_core.augment import normalise
-from ast_core.fbank import NUM_MEL_BINS, POWER_FLOOR, SAMPLE_RATE_HZ, fbank
-from ast_core.frames import num_frames_of
+from ast_core.fbank import fbank
+from ast_core.frames import NUM_MEL_BINS, POWER_FLOOR, SAMPLE_RATE_HZ, num_frames_of
 from tests.reference import AUDIOSET, SHARED, figures, needs_shared
 
 TOLERANCE = 1e-3

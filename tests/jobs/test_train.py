@@ -18,7 +18,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from jobs import evaluate
-from jobs.common import recipe_names
+from jobs.recipe_option import recipe_names
 from jobs.train import choose_norm, main
 from pipeline.dataset import PreparedDataset
 from tests import fakes

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset as HuggingFaceDataset
 
-from ast_core.augment import STORED_FLOOR
 from ast_core.errors import DataError
+from ast_core.frames import STORED_FLOOR
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
