@@ -89,6 +89,11 @@ def shards_dir(output: str, split: str) -> str:
     return storage.join(output, split, "shards")
 
 
+def work_dir(output: str) -> str:
+    """What a preparation needs while it is under way."""
+    return storage.join(output, "_work")
+
+
 def index_file(output: str, split: str) -> str:
     return storage.join(output, split, "index.parquet")
 
@@ -110,6 +115,11 @@ def write_table(uri: str, table: pa.Table, **options: Any) -> None:
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+
+
+def name_of(clip_ids: pa.ChunkedArray) -> str:
+    """A file's name after the clips in it: a task that runs twice writes the same file twice."""
+    return hashlib.sha256("\n".join(clip_ids.to_pylist()).encode()).hexdigest()[:20]
 
 
 def fingerprint(clip_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:

@@ -18,7 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import DataError, UserError
-from pipeline.prepare import shards
+from pipeline.prepare import ledger
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
@@ -100,7 +100,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
 
 def _stages(todo: Todo, settings: PrepareSettings, pacer: Any) -> Dataset:
     _leave_the_terminal_to_us()
-    chunks = write_todo(shards.todo_dir(settings.output), todo.clips, _clips_per_chunk(todo, settings))
+    chunks = write_todo(settings.output, todo.clips, _clips_per_chunk(todo, settings))
     data = _map(ray.data.from_items(list(chunks), override_num_blocks=len(chunks)), read_chunks)
     if todo.num_fetches:
         check_tools()
@@ -204,9 +204,7 @@ def _not_yet_done(
     for split, state in states.items():
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         _check_same_clips(split, of_split, refused.filter(pc.equal(refused["split"], split)), state.prepared)
-        asked_again = pc.is_in(state.failures["reason"], pa.array([str(reason) for reason in retry], pa.string()))
-        final = state.failures.filter(pc.invert(pc.or_(state.failures["retry"], asked_again)))
-        done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
+        done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *ledger.final(state.failures, retry).chunks])
         # Two million clips of one new split are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
         todo.append(of_split if is_left is None else of_split.filter(is_left))

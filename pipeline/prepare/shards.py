@@ -19,7 +19,8 @@ from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
-from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
+from pipeline.prepare import ledger
+from pipeline.prepare.todo import todo_dir
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
 
@@ -46,26 +47,9 @@ class WriteShards:
                 _write_shard(dataset.shards_dir(self.output, split), prepared)
                 written.append((split, None, len(prepared)))
             if len(failed):
-                uri = storage.join(_parts_dir(self.output, split), f"{_name_of(failed)}.parquet")
-                dataset.write_table(uri, failures_of(failed))
+                ledger.write_part(self.output, split, failed)
                 written += [(split, reason, n) for reason, n in Counter(failed["reason"].to_pylist()).items()]
         return pa.table(list(map(list, zip(*written, strict=True))), schema=WRITTEN)
-
-
-def failures_of(rows: pa.Table) -> pa.Table:
-    """`FAILURES` rows of rows under way that failed."""
-    of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
-    return pa.Table.from_pylist(
-        [
-            row
-            | {
-                "retry": Reason(row["reason"]).retry,
-                "tool_versions": " ".join(map(" ".join, tool_versions(of_stage[row["stage"]]).items())),
-            }
-            for row in rows.select(["clip_id", "split", "labels", *FAILED_AT.names]).to_pylist()
-        ],
-        schema=FAILURES,
-    )
 
 
 @dataclass(frozen=True)
@@ -75,7 +59,7 @@ class SplitState:
     prepared: pa.Table
     """One row a clip: the columns of INDEX but for the weight, and those that the split's totals are of."""
     failures: pa.Table
-    """FAILURES of earlier runs, but for rows that the list itself caused."""
+    """LEDGER of earlier runs, but for rows that the list itself caused."""
 
 
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
@@ -96,7 +80,7 @@ def load_split(output: str, split: str) -> SplitState:
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
         stored = scan_shards(output, split, columns)
     prepared = stored.take(pc.sort_indices(stored["clip_id"]))  # one order, whatever shards filled first
-    return SplitState(prepared, _gather_failures(output, split, prepared["clip_id"]))
+    return SplitState(prepared, ledger.gather(output, split, prepared["clip_id"]))
 
 
 def _is_first(names: pa.ChunkedArray) -> np.ndarray:
@@ -166,8 +150,8 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
         info = storage.read_json(dataset.dataset_json(output))
     states = {split: load_split(output, split) for split in refused}  # slow; the writing after it is quick
     for split, state in states.items():
-        failures = pa.concat_tables([state.failures, _not_prepared(refused[split], state)])
-        dataset.write_table(dataset.failures_file(output, split), failures)
+        failures = ledger.add_refused(state.failures, refused[split], state.prepared["clip_id"])
+        ledger.write(output, split, failures)
         info["splits"][split] = _publish_split(output, split, state, failures, labels)
     info = {
         "schema_version": dataset.SCHEMA_VERSION,
@@ -178,22 +162,12 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
     }
     storage.write_json(dataset.dataset_json(output), info)
     storage.delete(todo_dir(output))
+    work = dataset.work_dir(output)
     for split in states:
-        storage.delete(storage.join(_work_dir(output), split))
-    if storage.is_empty(_work_dir(output)):
-        storage.delete(_work_dir(output))
+        storage.delete(storage.join(work, split))
+    if storage.is_empty(work):
+        storage.delete(work)
     return info
-
-
-def _not_prepared(refused: pa.Table, state: SplitState) -> pa.Table:
-    """Rows that the list refused, but for clips that an earlier run, from another folder, say, has dealt with.
-
-    A duplicate bears the name of the clip that stays, and keeps its row.
-    """
-    dealt_with = pa.concat_tables([state.prepared.select(["clip_id"]), state.failures.select(["clip_id"])])["clip_id"]
-    is_dealt_with = pc.is_in(refused["clip_id"], value_set=dealt_with.combine_chunks())
-    is_duplicate = pc.equal(refused["reason"], str(Reason.DUPLICATE))
-    return refused.filter(pc.or_(is_duplicate, pc.invert(is_dealt_with)))
 
 
 def _publish_split(
@@ -211,7 +185,7 @@ def _publish_split(
         "clipped_samples": int(_total(prepared["num_clipped"])),
         "norm": {"mean": mean, "std": max(mean_sq - mean**2, 0.0) ** 0.5},
         "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
-        "failures": dict(sorted(Counter(failures["reason"].to_pylist()).items())),
+        "failures": ledger.by_reason(failures),
     }
 
 
@@ -227,7 +201,7 @@ def _write_shard(folder: str, prepared: pa.Table) -> None:
 
 
 def _write_rows(folder: str, shard: pa.Table) -> None:
-    uri = storage.join(folder, f"{_name_of(shard)}.parquet")
+    uri = storage.join(folder, f"{dataset.name_of(shard['clip_id'])}.parquet")
     dataset.write_table(uri, shard.cast(dataset.SHARD), row_group_size=dataset.ROW_GROUP_CLIPS)
 
 
@@ -275,41 +249,3 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
     return table.cast(schema)
-
-
-def _gather_failures(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
-    """Merge the failures of unfinished runs into those on record: the newest reason, the attempts counted.
-
-    Rows that the list itself caused are left out: every run judges them anew.
-    """
-    parts = storage.list_files(_parts_dir(output, split), suffix=".parquet")
-    uris = [*filter(storage.exists, [dataset.failures_file(output, split)]), *parts]
-    with ThreadPoolExecutor(16) as pool:
-        tables = [FAILURES.empty_table(), *pool.map(dataset.read_table, uris)]
-    rows = pa.concat_tables(tables, promote_options="default")  # an earlier program kept no labels
-    rows = rows.filter(pc.and_(pc.not_equal(rows["stage"], "source"), pc.invert(pc.is_in(rows["clip_id"], prepared))))
-    numbered = rows.append_column("row", pa.array(np.arange(len(rows))))
-    of_clip = numbered.group_by("clip_id").aggregate([("row", "max"), ("attempts", "sum")]).sort_by("row_max")
-    failures = rows.take(of_clip["row_max"])
-    attempts = FAILURES.get_field_index("attempts")
-    failures = failures.set_column(attempts, FAILURES.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
-    if parts:
-        dataset.write_table(dataset.failures_file(output, split), failures)
-        storage.delete(_parts_dir(output, split))
-    return failures
-
-
-def _name_of(rows: pa.Table) -> str:
-    return hashlib.sha256("\n".join(rows["clip_id"].to_pylist()).encode()).hexdigest()[:20]
-
-
-def _work_dir(output: str) -> str:
-    return storage.join(output, "_work")
-
-
-def todo_dir(output: str) -> str:
-    return storage.join(_work_dir(output), "todo")
-
-
-def _parts_dir(output: str, split: str) -> str:
-    return storage.join(_work_dir(output), split, "failures")

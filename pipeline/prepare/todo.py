@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import dataset, storage
 from pipeline.prepare.clip import under_way
 
 CHUNKS_PER_FILE = 64
@@ -23,8 +23,13 @@ class Chunk(TypedDict):
     row_group: int
 
 
-def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
+def todo_dir(output: str) -> str:
+    return storage.join(dataset.work_dir(output), "todo")
+
+
+def write_todo(output: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
     """Write rows of CLIPS, in place of what is there."""
+    folder = todo_dir(output)
     storage.delete(folder)
     chunks: list[Chunk] = []
     splits = pc.unique(clips["split"]).to_pylist()

@@ -12,6 +12,7 @@ from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.doctor import main
 from pipeline.prepare import sources
+from pipeline.prepare.media import Place
 from pipeline.prepare.sources import read_segments
 from tests import fakes
 
@@ -23,7 +24,7 @@ def write_patient(folder: Path, *, ill: bool = False) -> list[str]:
         uri = folder / f"{split}_segments.csv"
         rows = [f'{split[:4]}{i:07d}, 0.000, 10.000, "{audioset_labels().mids[i % 5]}"' for i in range(100)]
         uri.write_text("\n".join(rows))
-        splits[split] = read_segments(str(uri), locate=lambda *_: ("", 0.0), split=split).clips
+        splits[split] = read_segments(str(uri), locate=lambda *_: Place("", None, 0.0), split=split).clips
         given.append(f"{split}={uri}")
     stored = {split: fakes.stored_clips(clips) for split, clips in splits.items()}
     if ill:
