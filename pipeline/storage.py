@@ -51,6 +51,13 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
     return [join(uri, os.path.relpath(file, path)) for file in files]
 
 
+def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, float]:
+    """When each file of a folder was written last, by its name, in seconds since 1970."""
+    fs, path = resolve(uri)
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return {info.base_name: info.mtime_ns / 1e9 for info in infos if info.is_file and info.path.endswith(suffix)}
+
+
 def is_empty(uri: str | os.PathLike[str]) -> bool:
     """Whether there is no folder, or one with neither files nor folders in it."""
     fs, path = resolve(uri)
