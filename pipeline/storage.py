@@ -52,10 +52,11 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
 
 
 def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, float]:
-    """When each file of a folder was written last, by its name, in seconds since 1970."""
+    """When each file of a folder was written last, by its name, in seconds since 1970; not all file systems know."""
     fs, path = resolve(uri)
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return {info.base_name: info.mtime_ns / 1e9 for info in infos if info.is_file and info.path.endswith(suffix)}
+    files = [info for info in infos if info.is_file and info.path.endswith(suffix)]
+    return {info.base_name: info.mtime_ns / 1e9 for info in files if info.mtime_ns is not None}
 
 
 def is_empty(uri: str | os.PathLike[str]) -> bool:

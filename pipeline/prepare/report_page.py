@@ -3,6 +3,7 @@
 Everything is computed from what is on disk, so the page can be made anew at any time.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,7 +78,7 @@ def _page(facts: Facts, listed: Mapping[str, int]) -> str:
     now = datetime.now(UTC)
     return page.render(
         "data_report.html",
-        uri=facts.uri,
+        uri=_without_secrets(facts.uri),
         made=f"Made {now:%Y-%m-%d %H:%M} UTC by ast-ray {VERSION} from the files of the data set.",
         num_asked=asked,
         num_got=got,
@@ -91,7 +92,7 @@ def _page(facts: Facts, listed: Mapping[str, int]) -> str:
         serious="; ".join(dict.fromkeys(one.what for one in found if one.severity == "serious")),
         by_split=_by_split(tallies),
         split_notes=list(_split_notes(tallies)),
-        charts=[draw(with_clips) for draw in (_over_time_of(facts.uri), _durations, _levels)] if with_clips else [],
+        charts=[*_over_time(facts.uri, with_clips), _durations(with_clips), _levels(with_clips)] if with_clips else [],
         silence=_silence(with_clips),
         clipping=_clipping(with_clips),
         chart_note=_chart_note(with_clips),
@@ -276,33 +277,27 @@ def _class_notes(facts: Facts) -> Iterator[str]:
 # --- over time, durations, levels
 
 
-def _over_time_of(uri: str) -> Any:
-    def over_time(splits: Sequence[SplitFacts]) -> Markup:
-        written = {split.name: _written(uri, split) for split in splits}
-        first_s = min(times[0] for times, _ in written.values())
-        last_s = max(times[-1] for times, _ in written.values())
-        unit_s, unit = _time_unit(last_s - first_s)
-        series = []
-        for name, (times, clips) in written.items():
-            x = (np.concatenate([[first_s, times[0]], times, [last_s]]) - first_s) / unit_s
-            series.append(Series(name, x, np.concatenate([[0, 0], np.cumsum(clips), [clips.sum()]])))
-        began = datetime.fromtimestamp(first_s, UTC)
-        return page.chart(
-            series,
-            title="Clips prepared",
-            x_label=f"{unit} since {began:%Y-%m-%d %H:%M} UTC",
-            y_label="clips",
-        )
-
-    return over_time
+def _over_time(uri: str, splits: Sequence[SplitFacts]) -> Iterator[Markup]:
+    written = {split.name: _written(uri, split) for split in splits}
+    every_s = np.concatenate([times for times, _ in written.values()])
+    if np.isnan(every_s).any():
+        return
+    first_s, last_s = float(every_s.min()), float(every_s.max())
+    unit_s, unit = _time_unit(last_s - first_s)
+    series = []
+    for name, (times, clips) in written.items():
+        x = (np.concatenate([[first_s, times[0]], times, [last_s]]) - first_s) / unit_s
+        series.append(Series(name, x, np.concatenate([[0, 0], np.cumsum(clips), [clips.sum()]])))
+    began = f"{datetime.fromtimestamp(first_s, UTC):%Y-%m-%d %H:%M} UTC"
+    yield page.chart(series, title="Clips prepared", x_label=f"{unit} since {began}", y_label="clips")
 
 
 def _written(uri: str, split: SplitFacts) -> tuple[np.ndarray, np.ndarray]:
-    """When each shard was written, in order, and how many clips it brought."""
+    """When each shard was written, in order, and how many clips it brought; NaN where the file system does not know."""
     shard = split.clips["shard"].combine_chunks().dictionary_encode()
     clips = np.bincount(shard.indices.to_numpy(), minlength=len(shard.dictionary))
     modified_s = storage.modified_s(dataset.shards_dir(uri, split.name), suffix=".parquet")
-    times = np.array([modified_s[name] for name in shard.dictionary.to_pylist()])
+    times = np.array([modified_s.get(name, np.nan) for name in shard.dictionary.to_pylist()])
     order = np.argsort(times, kind="stable")
     return times[order], clips[order]
 
@@ -418,6 +413,11 @@ def _share_of_mel(freq_hz: float) -> float:
     """Where a frequency is between the lowest mel bin's lower edge and the highest one's upper edge."""
     low, high, at = (np.log1p(hz / 700) for hz in (LOW_FREQ_HZ, SAMPLE_RATE_HZ / 2, freq_hz))
     return float((at - low) / (high - low))
+
+
+def _without_secrets(uri: str) -> str:
+    """A page is passed around; a URI may hold a key, before its host or among its options."""
+    return re.sub(r"\?[^/]*|(?<=://)[^/@]*@", "", uri) if "://" in uri else uri
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
+from pipeline.prepare import report_page
 from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, ragged, under_way
 from pipeline.prepare.features import features
 from pipeline.prepare.report_page import MEANING, write_report
@@ -231,6 +232,19 @@ def test_the_page_of_all_of_audioset_stays_small(tmp_path: Path):
     html = storage.read_bytes(write_report(str(tmp_path / "data")))
     assert len(Page(html.decode()).tables["Clips of each class, worst hit first"]) == 528
     assert len(html) < 400_000
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://me:hush@bucket/data", "s3://bucket/data"),
+        ("s3://bucket/data?secret_key=hush&region=x", "s3://bucket/data"),
+        ("s3://bucket?secret_key=hush/data", "s3://bucket/data"),
+        ("/data/me@home?/x", "/data/me@home?/x"),
+    ],
+)
+def test_keys_in_a_uri_are_not_passed_around_with_the_page(uri: str, shown: str):
+    assert report_page._without_secrets(uri) == shown
 
 
 @needs_browser
