@@ -1,6 +1,7 @@
 """OUT/report.html: its numbers are the data set's, nothing is fetched, no name runs, a browser shows and plays it."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.labels import LabelVocabulary, audioset_labels
-from pipeline import dataset, storage
+from pipeline import dataset, page, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare import report_page
 from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, ragged, under_way
@@ -206,6 +207,12 @@ def test_the_curve_follows_the_shards_times(data: str, tmp_path: Path):
     curve = html[html.index("Clips prepared") : html.index("Durations")]
     assert "over days since 2023-11-14 22:13 UTC, 0 to 4" in curve
     assert "clips, 0 to 30" in curve
+    for points, days in zip(re.findall(r' points="([^"]+)"><title>', curve), ((0, 1, 4), (2, 3, 4)), strict=True):
+        x, y = np.array([point.split(",") for point in points.split()], float).T
+        across = (x - page.LEFT) / (page.WIDTH - page.LEFT - page.RIGHT)
+        np.testing.assert_allclose(np.unique(across * 4), sorted({0, *days}), atol=0.01)
+        assert (np.diff(x) >= 0).all()
+        assert (np.diff(y) <= 0).all()  # down is up: the curve never falls
 
 
 def test_the_doctors_findings_are_all_there_the_serious_ones_first(data: str, tmp_path: Path):
