@@ -55,6 +55,14 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
     return [join(uri, os.path.relpath(file, path)) for file in files]
 
 
+def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, float]:
+    """When each file of a folder was written last, by its name, in seconds since 1970; not all file systems know."""
+    fs, path = resolve(uri)
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    files = [info for info in infos if info.is_file and info.path.endswith(suffix)]
+    return {info.base_name: info.mtime_ns / 1e9 for info in files if info.mtime_ns is not None}
+
+
 def is_empty(uri: str | os.PathLike[str]) -> bool:
     """Whether there is no folder, or one with neither files nor folders in it."""
     fs, path = resolve(uri)

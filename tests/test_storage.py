@@ -1,5 +1,6 @@
 """Files by URI: whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_listing_tells_files_by_suffix_and_depth_and_a_missing_folder_is_empty(t
     assert storage.list_files(str(tmp_path / "nowhere")) == []
     assert storage.is_empty(str(tmp_path / "nowhere"))
     assert not storage.is_empty(str(tmp_path))
+
+
+def test_the_time_of_writing_is_told_by_name(tmp_path: Path):
+    for name, time_s in (("a.parquet", 1.7e9), ("b.parquet", 1.7e9 + 0.5), ("c.tmp", 0), ("deep/d.parquet", 0)):
+        storage.write_bytes(str(tmp_path / name), b"")
+        os.utime(tmp_path / name, (time_s, time_s))
+    assert storage.modified_s(str(tmp_path), suffix=".parquet") == {"a.parquet": 1.7e9, "b.parquet": 1.7e9 + 0.5}
+    assert storage.modified_s(str(tmp_path / "nowhere")) == {}
 
 
 def test_a_missing_file_and_an_unknown_scheme_are_the_users_to_mend(tmp_path: Path):

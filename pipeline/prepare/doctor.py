@@ -73,7 +73,10 @@ def examine(data: PreparedDataset, official: Mapping[str, str] | None = None) ->
     Raises:
         DataError: `official` names a split that is not there, or a file of the data set is missing or damaged.
     """
-    facts = gather(data, official)
+    return examine_facts(gather(data, official))
+
+
+def examine_facts(facts: Facts) -> list[Finding]:
     # With another labels.csv each label would be read as another class, or as none.
     checks = CHECKS if facts.has_its_labels else (check_vocabulary,)
     findings = [found for check in checks for found in check(facts)]

@@ -1,0 +1,128 @@
+"""What pages are made of: numbers, charts and pictures, and a frame that lets nothing foreign run."""
+
+import base64
+import hashlib
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import page
+from pipeline.page import Series
+from tests.pages import Page
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0, "0.0 %"),
+        (1e-9, "< 0.1 %"),
+        (0.0512, "5.1 %"),
+        (0.99999, "> 99.9 %"),
+        (1, "100.0 %"),
+    ],
+)
+def test_a_share_near_nothing_or_all_is_not_said_to_be_that(share: float | None, text: str):
+    assert page.percent(share) == text
+
+
+def points_of(svg: str) -> list[np.ndarray]:
+    return [
+        np.array([list(map(float, point.split(","))) for point in points.split()])
+        for points in re.findall(r' points="([\d., -]+\d)"><title>', svg)
+    ]
+
+
+def axis_of(svg: str, along: str) -> tuple[list[float], list[str]]:
+    """Where the ticks of an axis are, and what they say."""
+    wanted = 'text-anchor="middle"' if along == "x" else 'text-anchor="end"'
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" ' + wanted + r">([^<]+)</text>", svg)
+    found = found[:-1] if along == "x" else found  # the last is the axis' name
+    return [float(x) if along == "x" else float(y) - 4 for x, y, _ in found], [text for _, _, text in found]
+
+
+def test_a_line_goes_through_its_values_as_the_ticks_say():
+    x, y = np.array([0.0, 10.0, 40.0]), np.array([0.0, 500.0, 2000.0])
+    svg = page.chart([Series("a", x, y)], title="T", x_label="s", y_label="clips")
+    (points,) = points_of(svg)
+    at, texts = axis_of(svg, "x")
+    assert texts == ["0", "10", "20", "30", "40"]
+    np.testing.assert_allclose(points[:, 0], np.interp(x, list(map(float, texts)), at), atol=0.1)
+    at, texts = axis_of(svg, "y")
+    assert texts == ["0", "500", "1,000", "1,500", "2,000"]
+    np.testing.assert_allclose(points[:, 1], np.interp(y, [float(t.replace(",", "")) for t in texts], at), atol=0.1)
+
+
+def test_a_histogram_has_a_step_a_bin_and_a_log_axis_shows_the_single_clip():
+    svg = page.chart(
+        [Series("a", np.array([0, 5, 10]), np.array([1, 10_000]))], title="T", x_label="s", y_label="clips", log_y=True
+    )
+    (points,) = points_of(svg)
+    at, texts = axis_of(svg, "y")
+    assert texts == ["1", "10", "100", "1,000", "10 k"]
+    np.testing.assert_allclose(points[1:3, 1], at[0], atol=0.1)
+    np.testing.assert_allclose(points[3:5, 1], at[-1], atol=0.1)
+    assert points[0, 1] > at[0]  # no clip is below one
+
+
+def test_a_long_line_keeps_its_ends_and_a_flat_one_is_drawn():
+    svg = page.chart([Series("a", np.arange(1e6), np.arange(1e6))], title="T", x_label="s", y_label="clips")
+    (points,) = points_of(svg)
+    assert len(points) <= page.MAX_POINTS
+    assert len(svg) < 20_000
+    assert points[0, 0] == page.LEFT
+    assert points[-1, 0] == page.WIDTH - page.RIGHT
+    assert axis_of(svg, "x")[1][1] == "200 k"
+    svg = page.chart([Series("a", np.zeros(2), np.zeros(2))], title="T", x_label="s", y_label="clips")
+    assert np.isfinite(points_of(svg)[0]).all()
+
+
+def test_a_chart_says_what_it_is_to_those_who_do_not_see_it_and_names_several_lines():
+    lines = [Series(name, np.arange(2), np.arange(2)) for name in ("a", "<b>")]
+    svg = page.chart(lines, title="T <i>", x_label="s", y_label="clips")
+    parsed = Page(str(svg))
+    (label,) = [attributes["aria-label"] for tag, attributes in parsed.tags if attributes.get("role") == "img"]
+    assert label == "T <i>. clips, 0.0 to 1.0, over s, 0.0 to 1.0; a, <b>"
+    assert not [tag for tag, _ in parsed.tags if tag == "i"]
+    assert "a\n" in parsed.text
+    assert "<b>\n" in parsed.text
+
+
+def test_a_picture_has_its_first_row_at_the_bottom_and_dark_at_low():
+    values = np.zeros((3, 4), np.float16)
+    values[0, 1] = 1
+    values[2, 3] = np.nan
+    html = page.picture(
+        values, low=0, high=1, title="T", x_max=4, x_label="s", y_ticks=[(0, "0"), (1, "8")], y_label="kHz"
+    )
+    (uri,) = Page(html).loads
+    assert uri.startswith("data:image/png;base64,")
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L")
+    assert image.size == (4, 3)
+    shades = np.array(image)
+    assert np.argwhere(shades > 200).tolist() == [[2, 1]]
+    assert shades[0, 3] < 10
+
+
+def test_a_pages_only_script_is_the_one_that_its_policy_names():
+    html = page.render(
+        "data_report.html",
+        **dict.fromkeys(
+            ("uri", "made", "serious", "chart_note", "again", "sample_note", "findings_summary"), "<script>"
+        ),
+        **{name: [] for name in ("key_figures", "split_notes", "charts", "class_notes", "samples", "findings")},
+        **{name: page.Table("", [], []) for name in ("by_split", "silence", "clipping", "by_reason", "by_class")},
+        num_asked=1,
+        num_got=1,
+    )
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        in html
+    )
+    assert "&lt;script&gt;" in html
