@@ -37,12 +37,16 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--segments",
         nargs="+",
+        type=storage.options_first,
         metavar="LIST",
         help="balanced_train, unbalanced_train, eval, or files or URLs in their format",
     )
-    source.add_argument("--datafile", metavar="FILE", help="the original AST recipe's JSON data file")
+    source.add_argument(
+        "--datafile", type=storage.options_first, metavar="FILE", help="the original AST recipe's JSON data file"
+    )
     source.add_argument(
         "--manifest",
+        type=storage.options_first,
         metavar="FILE",
         help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split",
     )

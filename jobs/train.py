@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
     with ray_session(args.address, args.num_cpus):
         use_gpu, cpus = _resources(args)
+        fs, path = storage.resolve(run)
         job = TrainJob(dataset.uri, args.train_splits, args.eval_splits, run, threads=cpus)
         trainer = TorchTrainer(
             train_worker,
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
             ),
             run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
-                storage_path=run,
+                storage_path=path,
+                storage_filesystem=fs,
                 name="checkpoints",
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 failure_config=FailureConfig(max_failures=args.max_failures),

@@ -3,18 +3,107 @@
 import io
 import json
 import os
+import re
+import time
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ast_core.errors import DataError
 
 URI_CHARACTERS = ":/?=&@%+,;~!$'()*[]"
 """Left as they are in a URI; anything else, such as a space in a file name, is quoted for pyarrow's parser."""
+
+PYARROW_SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock"}
+"""Any other scheme is fsspec's."""
+
+S3_RETRIES = 10
+"""Of one request. The wait before a retry doubles from 50 ms on, so that S3 is given up after 26 s of refusals."""
+
+SHORT_READ_BYTES = 4096
+"""More than what S3 writes into a refusal."""
+
+S3_CONNECT_TIMEOUT_S = 10.0
+S3_SILENCE_TIMEOUT_S = 30.0
+
+_BUCKET_URI = re.compile(r"(?P<scheme>s3|gs|gcs|abfss?)://(?P<bucket>[^/?]*)(?P<rest>.*)", re.DOTALL)
+
+
+class PatientS3(pafs.S3FileSystem):
+    """S3 that outlasts refusals, in this process and where it is pickled to, and writes a small file by one request.
+
+    pyarrow forgets the retry strategy of a file system that it pickles. Its standard one is no help either: it gives up
+    for good after a hundred retries, as nothing tells its budget of successes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        ours = {
+            "connect_timeout": S3_CONNECT_TIMEOUT_S,
+            "request_timeout": S3_SILENCE_TIMEOUT_S,
+            "allow_delayed_open": True,
+        }
+        super().__init__(**(options | ours), retry_strategy=pafs.AwsDefaultS3RetryStrategy(S3_RETRIES))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return _patient_s3, (options,)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_PatientReads(super().open_input_file(path)), mode="r")
+
+
+class _PatientReads(io.RawIOBase):
+    """A file whose short reads outlast refusals too.
+
+    pyarrow has the answer written to a buffer as long as the read. A refusal that is longer than this overflows it,
+    which is another error than a refusal, and one that pyarrow does not retry.
+    """
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file, self._size, self._position = file, file.size(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        size = left if size < 0 else min(size, left)
+        data = self._read(size)
+        self._position += len(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
+        if size < SHORT_READ_BYTES:
+            for retry in range(S3_RETRIES):
+                try:
+                    return self._file.read_at(size, self._position)
+                except OSError:
+                    time.sleep(0.025 * 2**retry)
+        return self._file.read_at(size, self._position)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _patient_s3(options: dict[str, Any]) -> PatientS3:
+    return PatientS3(**options)
 
 
 UNFINISHED = ".tmp"
@@ -24,35 +113,95 @@ UNFINISHED = ".tmp"
 def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """The file system that holds `uri`, and the path within it. Relative paths are of the current folder."""
     text = os.fspath(uri)
+    scheme, is_uri, _ = text.partition("://")
     try:
-        if "://" in text:
-            return pafs.FileSystem.from_uri(quote(text, safe=URI_CHARACTERS))
-        return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
-    except (OSError, ValueError) as err:
+        if not is_uri:
+            return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+        if scheme not in PYARROW_SCHEMES:
+            return pafs.FileSystem.from_uri(text if scheme == "hf" else f"fsspec+{text.removeprefix('fsspec+')}")
+        if bucket_uri := _split(text):
+            root, options, path = bucket_uri
+            if scheme == "s3":
+                settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+                bucket = root.removeprefix("s3://").rpartition("@")[2]
+                return _s3(f"{root}{options}", os.getpid(), settings), f"{bucket}{unquote(path)}".rstrip("/")
+            text = f"{root}{path}{options}"
+        return pafs.FileSystem.from_uri(quote(text, safe=URI_CHARACTERS))
+    except (OSError, ValueError, ImportError) as err:
         raise DataError(f"cannot open {text}: {err}") from err
 
 
+@lru_cache(maxsize=64)
+def _s3(bucket_uri: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
+    """One a bucket, as each has connections and credentials of its own; not for a fork, which must open its own."""
+    from_uri, path = pafs.FileSystem.from_uri(quote(bucket_uri, safe=URI_CHARACTERS))
+    _, (options,) = from_uri.__reduce__()  # from_uri knows the region, AWS_ENDPOINT_URL and the options, but no retries
+    fs = PatientS3(**options)
+    if options["allow_bucket_creation"]:
+        fs.create_dir(path)
+    return fs
+
+
+def _split(uri: str) -> tuple[str, str, str] | None:
+    """`s3://bucket`, `?options` and `/path` of an object store's URI, its options at the end or after the bucket."""
+    match = _BUCKET_URI.fullmatch(uri)
+    if match is None:
+        return None
+    root, rest = f"{match['scheme']}://{match['bucket']}", match["rest"]
+    if rest.startswith("?"):
+        options, slash, path = rest.partition("/")
+        return root, options, slash + path
+    path, mark, options = rest.partition("?")
+    return root, mark + options.replace("/", "%2F"), path
+
+
+def options_first(uri: str) -> str:
+    """`uri` with its options, if any, after the bucket: `s3://bucket/a?region=x` is `s3://bucket?region=x/a` here.
+
+    So a path can be taken apart at its slashes and added to, whatever the options. `resolve` reads both.
+    """
+    root_options_path = _split(uri)
+    return uri if root_options_path is None else "".join(root_options_path)
+
+
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
-    return "/".join([os.fspath(uri).rstrip("/"), *parts])
+    return "/".join([options_first(os.fspath(uri)).rstrip("/"), *parts])
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """`uri` such that another process, in another folder, finds the same place."""
+    """`uri` such that another process, in another folder, finds the same place; `options_first`."""
     text = os.fspath(uri)
-    return text if "://" in text else str(Path(text).expanduser().absolute())
+    return options_first(text) if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def exists(uri: str | os.PathLike[str]) -> bool:
     fs, path = resolve(uri)
+    there = _is_there(fs, path)
+    if not there:
+        _check_bucket(fs, path)
+    return there
+
+
+def _is_there(fs: pafs.FileSystem, path: str) -> bool:
     return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def _check_bucket(fs: pafs.FileSystem, path: str) -> None:
+    """Where nothing was found: in a misspelt bucket pyarrow finds nothing either."""
+    bucket = path.partition("/")[0]
+    if isinstance(fs, pafs.S3FileSystem) and not _is_there(fs, bucket):
+        raise DataError(f"there is no bucket s3://{bucket}; create it, or mend its name or the endpoint")
 
 
 def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool = False) -> list[str]:
     """URIs of the files below a folder, sorted; none if there is no such folder."""
     fs, path = resolve(uri)
-    infos = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    infos = _below(fs, path, recursive=recursive)
     files = sorted(info.path for info in infos if info.is_file and info.path.endswith(suffix))
-    return [join(uri, os.path.relpath(file, path)) for file in files]
+    names = [os.path.relpath(file, path) for file in files]
+    if "://" in os.fspath(uri):
+        names = [name.replace("%", "%25").replace("?", "%3F") for name in names]
+    return [join(uri, name) for name in names]
 
 
 def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, float]:
@@ -65,16 +214,23 @@ def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, fl
 
 def is_empty(uri: str | os.PathLike[str]) -> bool:
     """Whether there is no folder, or one with neither files nor folders in it."""
-    fs, path = resolve(uri)
-    return not fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return not _below(*resolve(uri))
+
+
+def _below(fs: pafs.FileSystem, path: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    if not infos:
+        _check_bucket(fs, path)
+    return infos
 
 
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     fs, path = resolve(uri)
     try:
-        with fs.open_input_stream(path) as file:
+        with fs.open_input_file(path) as file:  # whose size is known: a stream is read by a request for each 256 kB
             return file.read()
     except FileNotFoundError as err:
+        _check_bucket(fs, path)
         raise DataError(f"there is no file {os.fspath(uri)}") from err
 
 

@@ -9,6 +9,7 @@ import ray
 import torch
 
 from tests import fakes
+from tests.s3 import S3Server, serve
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -20,7 +21,16 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def s3() -> Iterator[S3Server]:
+    """An S3 server that this process and those that it starts find by their environment."""
+    with serve() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: S3Server) -> Iterator[None]:
     """Ray on this machine. Its sockets want a short path, which pytest's own folders may not have."""
     with tempfile.TemporaryDirectory(prefix="ast-ray-") as folder:
         ray.init(address="local", num_cpus=2, _temp_dir=folder, log_to_driver=False)

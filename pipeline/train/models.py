@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,18 @@ def initial_model(recipe: Recipe) -> ASTModel:
     Raises DataError where weights cannot be fetched or do not fit.
     """
     torch.manual_seed(recipe.seed)
-    return ASTModel(
-        **recipe.model_args(),
-        imagenet_pretrain=recipe.imagenet_pretrain,
-        audioset_pretrain=recipe.audioset_pretrain,
-        imagenet_weights=recipe.imagenet_weights,
-        audioset_weights=recipe.audioset_weights,
-    )
+    with ExitStack() as stack:
+
+        def local(uri: str | None) -> str | None:
+            return None if uri is None else stack.enter_context(_local_weights(uri))
+
+        return ASTModel(
+            **recipe.model_args(),
+            imagenet_pretrain=recipe.imagenet_pretrain,
+            audioset_pretrain=recipe.audioset_pretrain,
+            imagenet_weights=local(recipe.imagenet_weights),
+            audioset_weights=local(recipe.audioset_weights),
+        )
 
 
 def exists(uri: str) -> bool:
@@ -68,11 +73,29 @@ def find(uri: str) -> str:
 
 def read(uri: str, **given: Any) -> tuple[ASTModel, ModelConfig]:
     """The model at `uri` in any format that `read_checkpoint` reads, which takes `given`; a remote one is copied."""
-    with local_copy(uri) as path:
-        try:
-            return read_checkpoint(path, **given)
-        except UserError as err:
-            raise type(err)(str(err).replace(path, uri)) from err  # the copy's name would tell the user nothing
+    with local_copy(uri) as path, _said_of(uri, path):
+        return read_checkpoint(path, **given)
+
+
+@contextmanager
+def _local_weights(uri: str) -> Iterator[str]:
+    """The path of a file of weights, which need not exist, on this machine's disk."""
+    if "://" not in uri:
+        yield uri
+        return
+    if not storage.exists(uri):
+        raise DataError(f"there is no weight file {uri}")
+    with local_copy(uri) as path, _said_of(uri, path):
+        yield path
+
+
+@contextmanager
+def _said_of(uri: str, path: str) -> Iterator[None]:
+    """Errors about the copy of `uri` at `path`, whose name would tell the user nothing, name `uri`."""
+    try:
+        yield
+    except UserError as err:
+        raise type(err)(str(err).replace(path, uri)) from err
 
 
 @contextmanager
@@ -96,7 +119,7 @@ def local_copy(uri: str) -> Iterator[str]:
 
 
 def _copy(fs: pafs.FileSystem, path: str, target: Path) -> None:
-    with fs.open_input_stream(path) as source, open(target, "wb") as file:
+    with fs.open_input_file(path) as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file, COPY_BYTES)
 
 

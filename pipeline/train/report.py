@@ -46,7 +46,7 @@ class RunLog:
         if self._remote is not None:
             fs, path = self._remote
             fs.create_dir(path, recursive=True)
-            pafs.copy_files(self._events, path, destination_filesystem=fs)
+            pafs.copy_files(self._events, path, destination_filesystem=fs, use_threads=False)
 
     def close(self) -> None:
         self.flush()

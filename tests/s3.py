@@ -1,0 +1,124 @@
+"""An S3 server on loopback, a process of its own: moto's, which can be told to answer 503 as a busy S3 does.
+
+Ray's workers use it too: what they need to know of it is in the usual variables of the environment.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.wsgi import get_input_stream
+
+CONTROL = "/-/busy"
+SLOW_DOWN = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code>'
+    b"<Message>Please reduce your request rate.</Message><RequestId>1</RequestId></Error>"
+)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    endpoint: str
+    bucket: str = "bucket"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+
+    def uri(self, *parts: str) -> str:
+        return "/".join([f"s3://{self.bucket}", *parts])
+
+    @contextmanager
+    def busy(self, *, share: float = 0.0, following: int = 0) -> Iterator[dict[str, int]]:
+        """Refuse `share` of the requests and all of the `following` ones; what was refused is known at the end."""
+        counts: dict[str, int] = {}
+        self._control(f"?share={share}&following={following}")
+        try:
+            yield counts
+        finally:
+            counts |= self._control("?share=0&following=0")
+
+    def _control(self, query: str) -> dict[str, int]:
+        with urllib.request.urlopen(f"{self.endpoint}{CONTROL}{query}", timeout=10) as answer:
+            return json.load(answer)
+
+
+@contextmanager
+def serve() -> Iterator[S3Server]:
+    root = str(Path(__file__).parents[1])
+    with subprocess.Popen([sys.executable, "-m", "tests.s3"], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            server = S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
+            make_bucket = urllib.request.Request(f"{server.endpoint}/{server.bucket}", method="PUT")
+            urllib.request.urlopen(make_bucket, timeout=10).close()
+            yield server
+        finally:
+            process.terminate()
+
+
+class Busy:
+    """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self.app, self.lock = app, threading.Lock()
+        self.share, self.following, self.draw = 0.0, 0, Random(0)
+        self.counts = {"requests": 0, "refused": 0}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        if environ["PATH_INFO"] == CONTROL:
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(self._reset(parse_qs(environ["QUERY_STRING"]))).encode()]
+        if not self._refuse():
+            return self.app(environ, start_response)
+        get_input_stream(environ).read()  # else the next request on this connection begins with the rest of this one
+        start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]
+
+    def _reset(self, query: dict[str, list[str]]) -> dict[str, int]:
+        with self.lock:
+            before, self.counts = self.counts, {"requests": 0, "refused": 0}
+            self.share, self.following, self.draw = float(query["share"][0]), int(query["following"][0]), Random(0)
+            return before
+
+    def _refuse(self) -> bool:
+        with self.lock:
+            refuse = self.following > 0 or self.draw.random() < self.share
+            self.following = max(0, self.following - 1)
+            self.counts["requests"] += 1
+            self.counts["refused"] += refuse
+            return refuse
+
+
+class Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept, as S3 keeps them
+
+    def log(self, *_: object) -> None:
+        pass
+
+
+def main() -> None:
+    app = Busy(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
