@@ -25,6 +25,8 @@ from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
 from pipeline.prepare.features import features
 from pipeline.prepare.pacing import Pacer, Turn
 from pipeline.prepare.report import Progress, SplitReport
+from pipeline.prepare.report_page import write_report
+from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish, start_output
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.todo import read_chunks, write_todo
@@ -58,7 +60,11 @@ class PrepareSettings:
 @dataclass(frozen=True)
 class Todo:
     clips: pa.Table
-    num_done: int
+    num_listed: int
+
+    @property
+    def num_done(self) -> int:
+        return self.num_listed - len(self.clips)
 
     @property
     def num_fetches(self) -> int:
@@ -75,7 +81,7 @@ def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
     splits = _splits(listed)
     states = {split: load_split(settings.output, split) for split in splits}
     todo = _not_yet_done(listed.clips, listed.refused, states, settings.retry)
-    return Todo(todo, len(listed.clips) - len(todo))
+    return Todo(todo, len(listed.clips))
 
 
 def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> list[SplitReport]:
@@ -95,7 +101,18 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         splits = _splits(listed)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         info = publish(settings.output, listed.vocabulary, refused)
-    return [SplitReport(split, _num_listed(listed, split), info["splits"][split]) for split in splits]
+        reports = [SplitReport(split, _num_listed(listed, split), info["splits"][split]) for split in splits]
+        _write_page(settings.output, {report.split: report.num_listed for report in reports}, say)
+    return reports
+
+
+def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
+    """In a task, as it takes more memory than a driver should. The data set is complete with or without it."""
+    task: Any = ray.remote(write_report)
+    try:
+        say(f"report: {ray.get(task.remote(output, listed=num_listed))}")
+    except ray.exceptions.RayError as err:
+        say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
 
 
 def _stages(todo: Todo, settings: PrepareSettings, pacer: Any) -> Dataset:
@@ -113,8 +130,9 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any) -> Dataset:
             fn_constructor_args=(settings.fetch, RemoteTurns(pacer, settings.own_addresses)),
         )
     data = _map(data, Decode(keep_silent=settings.keep_silent))
+    data = _map(data, KeepSamples(settings.output, todo.num_listed))
     data = _map(data, features)
-    # Ray fuses these three into one task a chunk.
+    # Ray fuses these four into one task a chunk.
     return _map(data, WriteShards(settings.output), batch_size=MAX_CLIPS)
 
 

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from ast_core.augment import STORED_FLOOR
-from ast_core.fbank import FRAME_SHIFT_MS, LOW_FREQ_HZ, NUM_MEL_BINS, SAMPLE_RATE_HZ
+from ast_core.frames import FRAME_SHIFT_MS, LOW_FREQ_HZ, NUM_MEL_BINS, SAMPLE_RATE_HZ, STORED_FLOOR
 from pipeline import dataset, page, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.page import Cell, Column, Series, Table
@@ -44,11 +43,14 @@ MEANING = {
     Reason.THROTTLED: "The host limits this address.",
     Reason.SETUP: "The fetch could not work here: JavaScript runtime, client, refusal.",
     Reason.NETWORK: "No answer in time, or a broken transfer.",
+    Reason.TIMEOUT: "The attempt was not done by its deadline.",
+    Reason.TOO_LARGE: "More bytes or memory than a clip may take.",
     Reason.NOT_AUDIO: "What came holds no audio that FFmpeg reads.",
     Reason.TRUNCATED: "More than 5 % of the section is missing.",
     Reason.SILENT: "Digital silence throughout.",
     Reason.TOO_SHORT: "Less than one frame of 25 ms.",
     Reason.TOO_LONG: "Longer than a clip may be.",
+    Reason.CRASHED: "Decoding it ended the process that did, twice.",
     Reason.UNFORESEEN: "Something nobody thought of; the message names the error.",
 }
 

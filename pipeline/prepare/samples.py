@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ast_core.fbank import SAMPLE_RATE_HZ
+from ast_core.frames import SAMPLE_RATE_HZ
 from pipeline import dataset, storage
 
 NUM_CANDIDATES = 20
