@@ -56,11 +56,14 @@ def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     of_clip = numbered.group_by("clip_id").aggregate([("row", "max"), ("attempts", "sum")]).sort_by("row_max")
     attempts = LEDGER.get_field_index("attempts")
     gathered = rows.take(of_clip["row_max"])
-    gathered = gathered.set_column(attempts, LEDGER.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
-    if parts:
-        write(output, split, gathered)
+    return gathered.set_column(attempts, LEDGER.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
+
+
+def settle(output: str, split: str, prepared: pa.ChunkedArray) -> None:
+    """Put what unfinished runs left on record."""
+    if not storage.is_empty(_parts_dir(output, split)):
+        write(output, split, gather(output, split, prepared))
         storage.delete(_parts_dir(output, split))
-    return gathered
 
 
 def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray) -> pa.Table:

@@ -27,7 +27,7 @@ from pipeline.prepare.pacing import Pacer, Turn
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.report_page import write_report
 from pipeline.prepare.samples import KeepSamples
-from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish, start_output
+from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.todo import read_chunks, write_todo
 from pipeline.prepare.ytdlp import check_tools
@@ -72,14 +72,13 @@ class Todo:
 
 
 def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
-    """Clips that are neither prepared nor failed for good. Tidies the output where a kill left it.
+    """Clips that are neither prepared nor failed for good. Nothing is written.
 
     Raises:
-        DataError: before any work, where the output holds something else.
+        DataError: where the output holds something else.
     """
-    start_output(settings.output, listed.vocabulary)
-    splits = _splits(listed)
-    states = {split: load_split(settings.output, split) for split in splits}
+    check_output(settings.output, listed.vocabulary)
+    states = {split: load_split(settings.output, split) for split in _splits(listed)}
     todo = _not_yet_done(listed.clips, listed.refused, states, settings.retry)
     return Todo(todo, len(listed.clips))
 
@@ -90,7 +89,11 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     Raises:
         DataError: before any work, where the output holds something else, or another job is at work on it.
     """
+    splits = _splits(listed)
     with _sole_pacer(settings) as pacer:
+        start_output(settings.output, listed.vocabulary)
+        for split in splits:
+            tidy(settings.output, split)
         todo = what_is_left(listed, settings)
         if todo.num_done:
             say(f"{todo.num_done:,} clips are done by an earlier run, {len(todo.clips):,} to do")
@@ -98,7 +101,6 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
             with Progress(len(todo.clips), say, at_rest=lambda: ray.get(pacer.at_rest.remote())) as progress:
                 for written in _written(_stages(todo, settings, pacer)):
                     progress.add(written["reason"], written["clips"])
-        splits = _splits(listed)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         info = publish(settings.output, listed.vocabulary, refused)
         reports = [SplitReport(split, _num_listed(listed, split), info["splits"][split]) for split in splits]

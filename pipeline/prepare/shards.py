@@ -65,22 +65,38 @@ class SplitState:
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 
-def load_split(output: str, split: str) -> SplitState:
-    """Read back what earlier runs left, finished or not, make it tidy, and gather their failures into one file.
+def tidy(output: str, split: str) -> None:
+    """Undo what a kill leaves behind. No task may be writing meanwhile.
 
-    A kill may leave a clip in two shards, where a task ran again and other clips of its had failed the second time, and
-    files that were never finished. No task may be writing meanwhile.
+    Removed are files that were never finished, and second copies of a clip: a task that runs again makes another shard
+    where other clips of its failed the second time. Failures are gathered into one file.
     """
     for unfinished in storage.list_files(storage.join(output, split), suffix=storage.UNFINISHED, recursive=True):
         storage.delete(unfinished)
-    columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq"]
-    stored = scan_shards(output, split, columns)
+    stored = _indexed_first(output, split, scan_shards(output, split, ["clip_id"]))
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
-        stored = scan_shards(output, split, columns)
-    prepared = stored.take(pc.sort_indices(stored["clip_id"]))  # one order, whatever shards filled first
+    ledger.settle(output, split, stored["clip_id"])
+
+
+def load_split(output: str, split: str) -> SplitState:
+    """Read back what earlier runs left, finished or not."""
+    columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq"]
+    stored = scan_shards(output, split, columns)
+    is_first = _is_first(stored["clip_id"])
+    prepared = stored if is_first.all() else stored.filter(pa.array(is_first))
+    prepared = prepared.take(pc.sort_indices(prepared["clip_id"]))  # one order, whatever shards filled first
     return SplitState(prepared, ledger.gather(output, split, prepared["clip_id"]))
+
+
+def _indexed_first(output: str, split: str, stored: pa.Table) -> pa.Table:
+    """A published index, which somebody may be training from, keeps the shards that it points to."""
+    uri = dataset.index_file(output, split)
+    if not storage.exists(uri):
+        return stored
+    is_indexed = pc.is_in(stored["shard"], pc.unique(dataset.read_table(uri, columns=["shard"])["shard"]))
+    return pa.concat_tables([stored.filter(is_indexed), stored.filter(pc.invert(is_indexed))])
 
 
 def _is_first(names: pa.ChunkedArray) -> np.ndarray:
@@ -116,7 +132,14 @@ def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
 
 
 def start_output(output: str, labels: LabelVocabulary) -> None:
-    """Refuse a folder that holds something else; claim an empty one by writing the labels.
+    """Claim a folder by writing the labels. Raises what `check_output` does."""
+    check_output(output, labels)
+    if not storage.exists(dataset.labels_csv(output)):
+        storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
+
+
+def check_output(output: str, labels: LabelVocabulary) -> None:
+    """Refuse a folder that holds something else.
 
     Raises:
         DataError: another data set, or files of another kind, are there.
@@ -140,7 +163,6 @@ def start_output(output: str, labels: LabelVocabulary) -> None:
         return
     if not storage.is_empty(output):
         raise DataError(f"{output} is not empty and holds no data set; give a new folder as --output")
-    storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
 
 
 def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) -> dict[str, Any]:
@@ -148,6 +170,8 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
     info: dict[str, Any] = {"splits": {}}
     if storage.exists(dataset.dataset_json(output)):
         info = storage.read_json(dataset.dataset_json(output))
+    for split in refused:
+        tidy(output, split)
     states = {split: load_split(output, split) for split in refused}  # slow; the writing after it is quick
     for split, state in states.items():
         failures = ledger.add_refused(state.failures, refused[split], state.prepared["clip_id"])

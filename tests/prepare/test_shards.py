@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset as HuggingFaceDataset
@@ -21,7 +22,7 @@ from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged, under_way
 from pipeline.prepare.features import clip_fbank, features
-from pipeline.prepare.shards import WriteShards, clip_facts, load_split, publish, scan_shards, start_output
+from pipeline.prepare.shards import WriteShards, clip_facts, load_split, publish, scan_shards, start_output, tidy
 from tests import fakes
 
 
@@ -225,6 +226,8 @@ def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about
     fbanks = {row["clip_id"]: row["fbank"] for file in folder.iterdir() for row in pq.read_table(file).to_pylist()}
     (folder / f"half.parquet.0{storage.UNFINISHED}").write_bytes(b"PAR1")
 
+    assert load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c"]
+    tidy(str(tmp_path), "train")
     prepared = load_split(str(tmp_path), "train").prepared
     assert prepared["clip_id"].to_pylist() == ["a", "b", "c"]
     stored = [row for file in folder.iterdir() for row in pq.read_table(file).to_pylist()]
@@ -232,7 +235,22 @@ def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about
     assert {row["clip_id"]: row["fbank"] for row in stored} == fbanks
     for row in prepared.to_pylist():  # the index points to what is there now
         assert pq.read_table(folder / row["shard"])["clip_id"][row["row"]].as_py() == row["clip_id"]
+    tidy(str(tmp_path), "train")
     assert load_split(str(tmp_path), "train").prepared.equals(prepared)
+
+
+def test_of_two_copies_the_one_stays_that_a_published_index_points_to(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows("b", "d"))
+    publish(output, labels, {"train": FAILURES.empty_table()})
+    published = dataset.read_table(dataset.index_file(output, "train"))
+    for other in ("a", "c", "e"):  # of names, and so of places in a list of files, before and after that shard's
+        WriteShards(output)(prepared_rows(other, "b", "d"))
+    tidy(output, "train")
+    left = load_split(output, "train").prepared
+    assert left.filter(pc.is_in(left["clip_id"], pa.array(["b", "d"])))["shard"].equals(published["shard"])
+    assert left["clip_id"].to_pylist() == ["a", "b", "c", "d", "e"]
 
 
 def test_the_index_has_one_order_whatever_shards_filled_first(tmp_path: Path):
@@ -247,7 +265,8 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
     start_output(output, labels)
     write = WriteShards(output)
     write(prepared_rows("a", failed=("b", "c")))
-    state = load_split(output, "train")  # the next run begins
+    tidy(output, "train")  # the next run begins
+    state = load_split(output, "train")
     assert dict(zip(*state.failures.select(["clip_id", "attempts"]).to_pydict().values(), strict=True)) == {
         "b": 1,
         "c": 1,
