@@ -154,7 +154,7 @@ class Opens:
         self._inotify.add_watch(folder, inotify_simple.flags.OPEN)
         self._ended = threading.Event()
         self._overflow = False
-        self._thread = threading.Thread(target=self._read)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:

@@ -421,12 +421,15 @@ def cost_of_a_record(num_done: int) -> Iterator[tuple[str, str]]:
         peak = Peak()
         process = start(made)
         peak.watch(process)
-        said = json.loads(process.communicate()[0].decode().splitlines()[-1])
+        lines = process.communicate()[0].decode().splitlines()
+        if process.returncode:
+            raise RuntimeError(f"it failed: {Path(made.folder, 'stderr.log').read_text()[-2000:]}")
+        said = json.loads(next(line for line in lines if line.startswith("{")))
         todo = len(worked_on(made))
         yield (
             f"{num_done:,} ids done, 40 to do",
             f"{said['s']:.0f} s after Ray's start, driver {said['driver_mib']:.0f} MiB, largest worker "
-            f"{peak.worker_mib:.0f} MiB of its own ({peak.worker}); {todo} worked on",
+            f"{peak.worker_mib:.0f} MiB of its own ({peak.worker}), {peak.workers} workers at most; {todo} worked on",
         )
 
 
@@ -434,20 +437,23 @@ class Peak:
     """The largest private memory of a worker, sampled."""
 
     def __init__(self) -> None:
-        self.worker_mib, self.worker = 0.0, ""
+        self.worker_mib, self.worker, self.workers = 0.0, "", 0
 
     def watch(self, process: subprocess.Popen[bytes]) -> None:
         driver = psutil.Process(process.pid)
         while process.poll() is None:
+            workers = 0
             for child in driver.children(recursive=True):
                 try:
                     name, memory = child.cmdline()[0], child.memory_info()
                 except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
                     continue
+                workers += name.startswith("ray::")
                 mib = (memory.rss - memory.shared) / 2**20
                 if name.startswith("ray::") and mib > self.worker_mib:
                     self.worker_mib, self.worker = mib, name.split("(")[0]
-            time.sleep(0.2)
+            self.workers = max(self.workers, workers)
+            time.sleep(0.5)
 
 
 QUESTIONS: tuple[Callable[[], Iterator[tuple[str, str]]], ...] = (

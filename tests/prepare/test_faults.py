@@ -1,4 +1,4 @@
-"""The preparation job, killed at four moments: `benchmarks.faults` in small. Real processes, a real Ray, real files."""
+"""The preparation job, killed at three moments: `benchmarks.faults` in small. Real processes, a real Ray, real files."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,6 @@ def faults() -> Iterator[Campaign]:
     [
         Moment(Kind.WORKER, Phase.WORK, 0.5),
         Moment(Kind.DRIVER, Phase.WORK, 0.7),
-        Moment(Kind.MACHINE, Phase.WORK, 0.4),
         Moment(Kind.MACHINE, Phase.END, 0.1),
     ],
     ids=str,
