@@ -1,4 +1,4 @@
-"""The preparation job, killed at three moments: `benchmarks.faults` in small. Real processes, a real Ray, real files."""
+"""The preparation job, killed at three moments: `benchmarks.faults` in small. Real processes, a real Ray."""
 
 from collections.abc import Iterator
 
