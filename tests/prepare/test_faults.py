@@ -1,0 +1,41 @@
+"""The preparation job, killed at three moments: `benchmarks.faults` in small. Real processes, a real Ray."""
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("inotify_simple", reason="counts the openings of files as Linux tells them")
+
+from benchmarks.faults import Campaign, Kind, Moment, Outcome, Phase, campaign
+
+
+@pytest.fixture(scope="module")
+def faults() -> Iterator[Campaign]:
+    with campaign(num_clips=120, seed=0) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        Moment(Kind.WORKER, Phase.WORK, 0.5),
+        Moment(Kind.DRIVER, Phase.WORK, 0.7),
+        Moment(Kind.MACHINE, Phase.END, 0.1),
+    ],
+    ids=str,
+)
+def test_a_job_that_was_killed_ends_with_the_data_set_of_an_undisturbed_one(faults: Campaign, moment: Moment):
+    outcome: Outcome = faults.trial(moment)
+    assert outcome.harm == "", outcome.orphans
+    if moment.phase != Phase.END:  # publishing so few clips takes a moment that a busy machine may miss
+        assert outcome.hit
+
+
+def test_the_world_has_clips_and_failures_of_every_kind_worth_a_run(faults: Campaign):
+    content = faults.calm(in_cluster=False).content
+    reasons = {reason for _, reason in content.failures}
+    assert reasons == {"not_audio", "silent", "truncated", "missing_file", "bad_time", "duplicate"}
+    assert len(content.clips) > 100
+    assert {clip.partition("/")[2] for clip in content.clips if clip.startswith("train/")} & {
+        clip.partition("/")[2] for clip in content.clips if clip.startswith("eval/")
+    }
