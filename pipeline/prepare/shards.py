@@ -5,7 +5,7 @@ Shards are the truth: the index is made by reading them back, so a job that was 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +37,8 @@ class WriteShards:
     """
 
     output: str
+    keep: Callable[[str, str, pa.Table], None] | None = None
+    """Called with split, name and rows of a shard, before it is written."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         written = []
@@ -45,10 +47,12 @@ class WriteShards:
             failed = of_split.filter(pc.is_valid(of_split["reason"]))
             prepared = of_split.filter(pc.is_null(of_split["reason"]))
             if len(prepared):
+                if self.keep is not None:
+                    self.keep(split, name_of(prepared), prepared)
                 _write_shard(dataset.shards_dir(self.output, split), prepared)
                 written.append((split, None, len(prepared)))
             if len(failed):
-                uri = storage.join(_parts_dir(self.output, split), f"{_name_of(failed)}.parquet")
+                uri = storage.join(_parts_dir(self.output, split), f"{name_of(failed)}.parquet")
                 dataset.write_table(uri, failures_of(failed))
                 written += [(split, reason, n) for reason, n in Counter(failed["reason"].to_pylist()).items()]
         return pa.table(list(map(list, zip(*written, strict=True))), schema=WRITTEN)
@@ -195,7 +199,7 @@ def _total(column: pa.ChunkedArray) -> float:
 def _write_shard(folder: str, prepared: pa.Table) -> None:
     facts = clip_facts(prepared["fbank"].combine_chunks())
     shard = pa.table({name: (facts if name in _FACTS.names else prepared)[name] for name in dataset.SHARD.names})
-    uri = storage.join(folder, f"{_name_of(prepared)}.parquet")
+    uri = storage.join(folder, f"{name_of(prepared)}.parquet")
     dataset.write_table(uri, shard.cast(dataset.SHARD), row_group_size=dataset.ROW_GROUP_CLIPS)
 
 
@@ -270,7 +274,7 @@ def _rows(tables: Iterable[pa.Table]) -> Iterable[dict[str, Any]]:
         yield from table.filter(pc.not_equal(table["stage"], "source")).to_pylist()
 
 
-def _name_of(rows: pa.Table) -> str:
+def name_of(rows: pa.Table) -> str:
     return hashlib.sha256("\n".join(rows["clip_id"].to_pylist()).encode()).hexdigest()[:20]
 
 
