@@ -1,4 +1,4 @@
-"""The data's way, on one page: a list of clips → audio → waveform → fbank → shards on disk.
+"""The data's way, on one page: a list of clips → audio → waveform (→ kept) → fbank → shards on disk.
 
 Only this file says how the stages are chained and what each may use. Memory: a task holds one batch, `CLIPS_PER_TASK`
 clips until they are features and a shard's clips when they are written.
@@ -14,10 +14,13 @@ import ray
 from ray.data import DataContext, TaskPoolStrategy
 
 from ast_core.errors import DataError
+from pipeline import dataset
+from pipeline.prepare.archives import in_reading_order
 from pipeline.prepare.clip import under_way
 from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import Download, is_url
 from pipeline.prepare.features import features
+from pipeline.prepare.keep import AudioStore, keep_audio
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.shards import SplitState, WriteShards, load_split, publish, start_output
 from pipeline.prepare.sources import ClipList
@@ -39,6 +42,8 @@ class PrepareSettings:
     download_workers: int
     timeout_s: float
     keep_silent: bool
+    keep_audio: str | None = None
+    """URI of a store for what was decoded."""
 
 
 def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> list[SplitReport]:
@@ -49,24 +54,33 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     """
     output = settings.output
     start_output(output, listed.vocabulary)
+    store = AudioStore(settings.keep_audio, listed.vocabulary) if settings.keep_audio else None
+    if store is not None:
+        store.claim()
     splits = pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
     states = {split: load_split(output, split) for split in splits}
+    if store is not None:
+        for split, state in states.items():
+            store.check_has(split, state.prepared["clip_id"])
     todo = _not_yet_done(listed.clips, listed.refused, states)
     progress = Progress(len(todo), say)
     if len(listed.clips) > len(todo):
         say(f"{len(listed.clips) - len(todo)} clips are done by an earlier run, {len(todo)} to do")
     if len(todo):
-        for written in _stages(todo, settings).iter_rows():
+        for written in _stages(todo, settings, store).iter_rows():
             progress.add(written["reason"], written["clips"])
     refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
     info = publish(output, listed.vocabulary, refused)
+    if store is not None:
+        for split in splits:
+            store.settle(split, dataset.read_table(dataset.index_file(output, split), ["clip_id", "shard"]))
     listed_clips = {split: _num_listed(listed, split) for split in splits}
     return [SplitReport(split, listed_clips[split], info["splits"][split]) for split in splits]
 
 
-def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
+def _stages(todo: pa.Table, settings: PrepareSettings, store: AudioStore | None) -> ray.data.Dataset:
     _leave_the_terminal_to_us()
-    rows = under_way(todo.sort_by("split"))
+    rows = under_way(in_reading_order(todo))
     clips_per_block = max(CLIPS_PER_TASK, -(-len(rows) // MAX_BLOCKS))
     blocks = [rows.slice(i, clips_per_block) for i in range(0, len(rows), clips_per_block)]
     data: ray.data.Dataset = ray.data.from_arrow(blocks)
@@ -74,9 +88,12 @@ def _stages(todo: pa.Table, settings: PrepareSettings) -> ray.data.Dataset:
         compute = TaskPoolStrategy(size=settings.download_workers)
         data = _map(data, Download(timeout_s=settings.timeout_s), num_cpus=DOWNLOAD_CPUS, compute=compute)
     data = _map(data, Decode(keep_silent=settings.keep_silent))
+    if store is not None:
+        data = _map(data, keep_audio)
     data = _map(data, features)
-    # Ray fuses these three stages into tasks of a shard each.
-    return _map(data, WriteShards(settings.output), batch_size=_clips_per_shard(len(rows)))
+    # Ray fuses these stages into tasks of a shard each.
+    write = WriteShards(settings.output, keep=store.write if store else None)
+    return _map(data, write, batch_size=_clips_per_shard(len(rows)))
 
 
 def _clips_per_shard(num_clips: int) -> int:
