@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
         "--manifest",
         type=storage.options_first,
         metavar="FILE",
-        help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split",
+        help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split; or what holds "
+        "the audio too: Hugging Face Parquet, WebDataset tars, a store of --keep-audio, folders or globs of them",
     )
     source.add_argument("--esc50", metavar="DIR", help="ESC-50 as shipped, or ESC-10's class folders; a split a fold")
     source.add_argument("--speechcommands", metavar="DIR", help="Speech Commands V2 as shipped")
@@ -57,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "where the audio of --segments is (default: YouTube)"
     ).add_mutually_exclusive_group()
     audio.add_argument(
-        "--audio-dir", metavar="DIR", help="files named ID.ext or ID_START[_END].ext, in any folders below"
+        "--audio-dir",
+        metavar="DIR",
+        help="files named ID.ext or ID_START[_END].ext in any folders below, in tars or Parquet too",
     )
     audio.add_argument("--media-url", metavar="TEMPLATE", help="for example http://127.0.0.1:8000/{video_id}.webm")
     parser.add_argument(
@@ -69,6 +72,11 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", help="name of the split (default: from the list)")
     parser.add_argument("--output", required=True, metavar="URI", help="folder of the data set; local, s3:// or gs://")
+    parser.add_argument(
+        "--keep-audio",
+        metavar="URI",
+        help="keep what is decoded (FLAC in Parquet); itself an --audio-dir or --manifest",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each split")
     parser.add_argument("--keep-silent", action="store_true", help="prepare digitally silent clips too")
     parser.add_argument(
@@ -126,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own_addresses=args.addresses == ["node"],
         fetch=_fetch_settings(args, listed),
         retry=_reasons(args.retry),
+        keep_audio=output_uri(args.keep_audio, "--keep-audio") if args.keep_audio else None,
     )
     if args.dry_run:
         todo = what_is_left(listed, settings)

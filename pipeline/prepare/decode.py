@@ -18,6 +18,7 @@ from av.error import FFmpegError
 from ast_core.errors import DataError
 from ast_core.frames import SAMPLE_RATE_HZ, num_frames_of
 from pipeline import storage
+from pipeline.prepare.archives import read_member
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.isolated import Isolated
 
@@ -71,18 +72,18 @@ class Decode:
     def _one(self, row: dict[str, Any]) -> Decoded:
         duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
         audio = row.get("audio")
-        where = (audio, row["media_start_s"]) if audio is not None else (row["media"], row["media_start_s"])
+        where = (row["media"] if audio is None else audio, row["member"], row["media_start_s"])
         try:
-            waveform = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
+            waveform, num_clipped = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
         except ClipError as err:
             if err.reason is not Reason.CRASHED:
                 raise
             # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
-            waveform = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
+            waveform, num_clipped = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
         peak = float(np.abs(waveform).max(initial=0))
         if peak < SILENCE_PEAK and not self.keep_silent:
             raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
-        num_clipped = int((np.abs(waveform) > 1).sum())
+        num_clipped += int((np.abs(waveform) > 1).sum())
         return Decoded(np.clip(waveform, -1, 1), row["start_s"] + len(waveform) / SAMPLE_RATE_HZ, num_clipped)
 
 
@@ -92,13 +93,22 @@ def _decoder() -> Isolated:
     return Isolated("pipeline.prepare.decode:decode_media", memory_bytes=MEMORY_BYTES)
 
 
-def decode_media(media: str | bytes, start_s: float, duration_s: float | None) -> np.ndarray:
-    """`decode_section` of a file by its URI, or of the bytes of a section that was cut out of a recording."""
+def decode_media(
+    media: str | bytes, member: str | None, start_s: float, duration_s: float | None
+) -> tuple[np.ndarray, int]:
+    """`decode_section` of a file or an archive's member, or of the bytes of a section that was cut out of a recording.
+
+    Also the number of samples that were clipped before, as an archive of kept audio remembers it.
+    """
     if isinstance(media, bytes):
         with io.BytesIO(media) as file:
-            return decode_section(file, start_s, duration_s, whole=False)
+            return decode_section(file, start_s, duration_s, whole=False), 0
+    if member is not None:
+        kept = read_member(media, member)
+        with io.BytesIO(kept.audio) as file:
+            return decode_section(file, start_s, duration_s), kept.num_clipped
     with _open_media(media) as opened:
-        return decode_section(opened, start_s, duration_s)
+        return decode_section(opened, start_s, duration_s), 0
 
 
 @contextmanager

@@ -12,10 +12,16 @@ media the section begins; None if it has no such file; a `ClipError` if it can n
 Each may have a `Y` before the ID and lie in any folder below; START and END read `20.000` or `20`, and an END has to be
 the section's own. Some copies of AudioSet name the ten-second section plainly `ID.wav`. Nothing in the name tells, so
 `files_are_clips` must; without it such a file is later found shorter than `start_s` and fails as truncated. Of several
-files that fit, an ID without the `Y`, then the first in the order of paths is taken.
+files that fit, an ID without the `Y`, then a file before an archive's member, then the first in the order of paths is
+taken.
+
+Files may lie in tars, and in the `audio` column of Parquet files, as Hugging Face has it. A row there goes by its
+`video_id`, the file name in `audio.path` and its `clip_id`; with a `start_s` it is the section from there on, alone.
 """
 
 import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable
 from posixpath import basename, splitext
 from typing import NamedTuple
@@ -23,6 +29,7 @@ from urllib.parse import quote
 
 from ast_core.errors import ConfigError, DataError
 from pipeline import storage
+from pipeline.prepare import archives
 from pipeline.prepare.clip import ClipError, Reason
 
 
@@ -80,39 +87,70 @@ def url_template(template: str) -> Locate:
 
 
 class AudioFolder:
-    """The media files below a folder, listed once, when this is made."""
+    """The media files below a folder and in its archives, listed once, when this is made.
+
+    A clip of millions takes a name and a number: its place is put together when it is asked for.
+    """
 
     def __init__(self, uri: str, *, files_are_clips: bool = False) -> None:
         self.files_are_clips = files_are_clips
-        self._cut: dict[
-            str, str
-        ] = {}  # "ID_20.000" and "ID_20.000_30.000", whatever the file's own way to write numbers
-        self._whole: dict[str, str] = {}
+        self._archives: list[archives.Archive] = []
+        self._begins = array("q")  # the number of each archive's first member; those of files are before them
+        # "ID_20.000" and "ID_20.000_30.000", whatever the file's own way to write numbers
+        self._cut: dict[str, int] = {}
+        self._whole: dict[str, int] = {}
         try:
             files = storage.list_files(storage.absolute(uri), recursive=True)
         except (OSError, ValueError) as err:
             raise DataError(f"cannot list the audio folder {uri}: {err}") from err
-        for file in filter(is_media, files):
-            self._add(stem(file), file)
-        if not self._whole:
-            raise DataError(f"there is no audio file below {uri}; is it the right folder?")
+        self._files = list(filter(is_media, files))
+        for number, file in enumerate(self._files):
+            self._add(stem(file), number)
+        self._end = len(self._files)
+        for listed in archives.ahead(_listed, filter(archives.is_archive, files)):
+            if listed is not None:
+                self._add_archive(*listed)
+        if not self._end:
+            raise DataError(
+                f"there is no audio file below {uri}, nor a .tar of them, nor Parquet with a column `audio`; "
+                "is it the right folder?"
+            )
 
-    def _add(self, name: str, file: str) -> None:
+    def _add_archive(self, archive: archives.Archive, names: archives.Names) -> None:
+        self._archives.append(archive)
+        self._begins.append(self._end)
+        for name, member in zip(names.names.to_pylist(), names.of.tolist(), strict=True):
+            self._add(name, self._end + member)
+        self._end += archive.num_members
+
+    def _add(self, name: str, number: int) -> None:
         # An id may end in "_20" itself, so every reading of a name is kept and the id that is asked for decides.
-        self._whole.setdefault(name, file)
+        if "." not in name:  # no id has a dot
+            self._whole.setdefault(name, number)
         if match := _CUT.fullmatch(name):
             video_id, start, end = match.groups()
             if end is None:
-                self._cut.setdefault(f"{video_id}_{float(start):.3f}", file)
+                self._cut.setdefault(f"{video_id}_{float(start):.3f}", number)
             else:
-                self._cut.setdefault(f"{video_id}_{float(start):.3f}_{float(end):.3f}", file)
-                self._cut.setdefault(f"{video_id}_{start}_{float(end):.3f}", file)
+                self._cut.setdefault(f"{video_id}_{float(start):.3f}_{float(end):.3f}", number)
+                self._cut.setdefault(f"{video_id}_{start}_{float(end):.3f}", number)
 
     def __call__(self, video_id: str, start_s: float, end_s: float) -> Place | None:
         for name in (video_id, f"Y{video_id}"):
             cut = f"{name}_{start_s:.3f}"
-            if file := self._cut.get(cut) or self._cut.get(f"{cut}_{end_s:.3f}"):
-                return Place(file, None, 0.0)
-        if file := self._whole.get(video_id) or self._whole.get(f"Y{video_id}"):
-            return Place(file, None, 0.0 if self.files_are_clips else start_s)
+            if (number := self._cut.get(cut, self._cut.get(f"{cut}_{end_s:.3f}"))) is not None:
+                return self._place(number, 0.0)
+        if (number := self._whole.get(video_id, self._whole.get(f"Y{video_id}"))) is not None:
+            return self._place(number, 0.0 if self.files_are_clips else start_s)
         return None
+
+    def _place(self, number: int, media_start_s: float) -> Place:
+        if number < len(self._files):
+            return Place(self._files[number], None, media_start_s)
+        i = bisect_right(self._begins, number) - 1
+        archive = self._archives[i]
+        return Place(archive.uri, archive.member(number - self._begins[i]), media_start_s)
+
+
+def _listed(uri: str) -> tuple[archives.Archive, archives.Names] | None:
+    return archives.list_archive(uri, is_media)

@@ -1,4 +1,4 @@
-"""The data's way, on one page: a list of clips → audio → waveform → fbank → shards on disk.
+"""The data's way, on one page: a list of clips → audio → waveform (→ kept) → fbank → shards on disk.
 
 Only this file says how the stages are chained and what each may use. One chunk of the list becomes one shard, so no
 task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks; fetched audio
@@ -18,11 +18,13 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import DataError, UserError
+from pipeline import dataset
 from pipeline.prepare import ledger
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
 from pipeline.prepare.features import features
+from pipeline.prepare.keep import AudioStore, keep_audio
 from pipeline.prepare.pacing import Pacer, Turn
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.report_page import write_report
@@ -55,6 +57,8 @@ class PrepareSettings:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     retry: frozenset[Reason] = frozenset()
     """Reasons for which clips that failed for good are tried again."""
+    keep_audio: str | None = None
+    """URI of a store for what was decoded."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,36 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     """
     splits = _splits(listed)
     with _sole_pacer(settings) as pacer:
-        start_output(settings.output, listed.vocabulary)
-        for split in splits:
-            tidy(settings.output, split)
+        store = _open_output(listed, settings)
         todo = what_is_left(listed, settings)
         if todo.num_done:
             say(f"{todo.num_done:,} clips are done by an earlier run, {len(todo.clips):,} to do")
         if len(todo.clips):
             with Progress(len(todo.clips), say, at_rest=lambda: ray.get(pacer.at_rest.remote())) as progress:
-                for written in _written(_stages(todo, settings, pacer)):
+                for written in _written(_stages(todo, settings, pacer, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         info = publish(settings.output, listed.vocabulary, refused)
+        if store is not None:
+            for split in splits:
+                index = dataset.index_file(settings.output, split)
+                store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
         reports = [SplitReport(split, _num_listed(listed, split), info["splits"][split]) for split in splits]
         _write_page(settings.output, {report.split: report.num_listed for report in reports}, say)
     return reports
+
+
+def _open_output(listed: ClipList, settings: PrepareSettings) -> AudioStore | None:
+    """Claim the output, and the store if audio is to be kept; tidy what a kill left there."""
+    start_output(settings.output, listed.vocabulary)
+    store = AudioStore(settings.keep_audio, listed.vocabulary) if settings.keep_audio else None
+    if store is not None:
+        store.claim()
+    for split in _splits(listed):
+        tidy(settings.output, split)
+        if store is not None:
+            store.check_has(split, load_split(settings.output, split).prepared["clip_id"])
+    return store
 
 
 def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
@@ -117,7 +136,7 @@ def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], No
         say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
 
 
-def _stages(todo: Todo, settings: PrepareSettings, pacer: Any) -> Dataset:
+def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore | None) -> Dataset:
     _leave_the_terminal_to_us()
     chunks = write_todo(settings.output, todo.clips, _clips_per_chunk(todo, settings))
     data = _map(ray.data.from_items(list(chunks), override_num_blocks=len(chunks)), read_chunks)
@@ -133,9 +152,11 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any) -> Dataset:
         )
     data = _map(data, Decode(keep_silent=settings.keep_silent))
     data = _map(data, KeepSamples(settings.output, todo.num_listed))
+    if store is not None:
+        data = _map(data, keep_audio)
     data = _map(data, features)
-    # Ray fuses these four into one task a chunk.
-    return _map(data, WriteShards(settings.output), batch_size=MAX_CLIPS)
+    # Ray fuses these into one task a chunk.
+    return _map(data, WriteShards(settings.output, keep=store.write if store else None), batch_size=MAX_CLIPS)
 
 
 def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:

@@ -5,11 +5,9 @@ killed chooses as an undisturbed one does.
 """
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ast_core.frames import SAMPLE_RATE_HZ
 from pipeline import dataset, storage
+from pipeline.prepare.keep import flac_bytes
 
 NUM_CANDIDATES = 20
 """Clips of a list to keep, on average: some will fail, and the page shows ten."""
@@ -60,20 +59,6 @@ def wanted(clip_ids: Sequence[str], num_listed: int) -> list[bool]:
 def rank(clip_id: str) -> int:
     """The clips of lowest rank are shown. 64 bits, as good as drawn, the same everywhere."""
     return int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=8).digest(), "big")
-
-
-def flac_bytes(waveform: np.ndarray) -> bytes:
-    """A FLAC file of a mono waveform of 16 kHz: float32 in [-1, 1], rounded to 16 bits and no further loss."""
-    pcm = np.clip(np.rint(waveform * np.float32(1 << 15)), -(1 << 15), (1 << 15) - 1).astype(np.int16)
-    file = io.BytesIO()
-    with av.open(file, "w", format="flac", options={"metadata_header_padding": "0"}) as container:
-        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono")
-        stream.codec_context.format = "s16"
-        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
-        frame.rate = SAMPLE_RATE_HZ
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return file.getvalue()
 
 
 def write_samples(output: str, samples: pa.Table) -> None:

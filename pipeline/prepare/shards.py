@@ -5,6 +5,7 @@ Shards are the truth: the index is made by reading them back, so a job that was 
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,6 +37,8 @@ class WriteShards:
     """
 
     output: str
+    keep: Callable[[str, str, pa.Table], None] | None = None
+    """Called with split, name and rows of a shard, before it is written."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         written = []
@@ -44,6 +47,8 @@ class WriteShards:
             failed = of_split.filter(pc.is_valid(of_split["reason"]))
             prepared = of_split.filter(pc.is_null(of_split["reason"]))
             if len(prepared):
+                if self.keep is not None:
+                    self.keep(split, dataset.name_of(prepared["clip_id"]), prepared)
                 _write_shard(dataset.shards_dir(self.output, split), prepared)
                 written.append((split, None, len(prepared)))
             if len(failed):

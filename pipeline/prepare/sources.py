@@ -7,6 +7,7 @@
 | ESC-50, ESC-10     | `fold1` … `fold5`             | file stem                        | the category                |
 | Speech Commands V2 | `train`, `validation`, `test` | `WORD/STEM`                      | the word                    |
 | manifest           | column `split`, else `train`  | column, else stem (and `_START`) | MIDs, names or indices      |
+| archives' manifest | see `pipeline.prepare.embedded`                                  | the same                    |
 
 A *list* is refused whole, by a `DataError`, if it cannot be read, is not of its format, has no row, or none of its rows
 has a known label. A *row* is refused alone and never quietly altered; only a label said twice in it is taken once:
@@ -37,7 +38,6 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from posixpath import basename
 from typing import Any
@@ -49,7 +49,10 @@ import pyarrow.parquet as pq
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline import storage
+from pipeline.prepare import embedded
+from pipeline.prepare.archives import with_start
 from pipeline.prepare.clip import CLIPS, FAILURES, MAX_CLIP_S, ClipError, Reason
+from pipeline.prepare.embedded import Entry
 from pipeline.prepare.media import Locate, is_media, stem
 
 OFFICIAL_LISTS = {
@@ -220,13 +223,22 @@ def _shipped(
 
 
 def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None) -> ClipList:
-    """CSV, TSV or Parquet: `path` or `url`, `labels`, and where wanted `clip_id`, `start_s`, `end_s`, `split`.
+    """A list of files, as CSV, TSV or Parquet, or archives that hold the audio itself (`pipeline.prepare.embedded`).
 
-    `split` is for the rows without their own. Without a vocabulary, the labels found make it, sorted.
+    A list has `path` or `url`, `labels`, and where wanted `clip_id`, `start_s`, `end_s`, `split`.
+    `split` is for the rows without their own. Without a vocabulary it is what the archives bring, else the labels
+    found make it, sorted.
     """
     default_split = _checked_split(split or "train")
+    packed = embedded.find(uri)
+    own = embedded.own_labels(uri, packed) if packed else None
+
+    def entries() -> Iterator[Entry]:
+        return embedded.entries(uri, packed, own) if packed else _manifest(uri)
+
+    vocabulary = vocabulary or own
     if vocabulary is None:
-        found = {cell for _, _, labels, *_ in _manifest(uri) for cell in _label_cells(labels, None)}
+        found = {cell for entry in entries() for cell in _label_cells(entry.labels, None)}
         names = sorted(cell for cell in found if cell and not cell.isdecimal() and not _CONTROL.search(cell))
         if not 0 < len(names) <= 2**15:
             raise DataError(
@@ -234,37 +246,55 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
             )
         vocabulary = LabelVocabulary.from_names(names)
     rows, folder = _Rows(vocabulary), _folder(uri)
-    for number, (path, url, labels, clip_id, start, end, own_split) in enumerate(_manifest(uri), start=1):
-        split, cells = default_split, _label_cells(labels, vocabulary)
-        name = str((path or url or "") if clip_id is None else clip_id)
+    for number, entry in enumerate(entries(), start=1):
+        row_split, cells = default_split, _label_cells(entry.labels, vocabulary)
+        name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
-            if bool(path) == bool(url):
-                raise ClipError(Reason.BAD_ID, "a row needs a path or a url" + (", not both" if path else ""))
-            if url and not _WEB.fullmatch(str(url)):
-                raise ClipError(Reason.BAD_ID, f"{_show(url)} is not an http(s) URL")
-            media = _beside(folder, path or url, "path" if path else "url")
-            start_s = 0.0 if start is None else _seconds(start, "start_s")
-            end_s = None if end is None else _seconds(end, "end_s")
+            start_s = 0.0 if entry.start_s is None else _seconds(entry.start_s, "start_s")
+            end_s = None if entry.end_s is None else _seconds(entry.end_s, "end_s")
+            media, media_start_s = _media_of(entry, folder, start_s)
             _check_times(start_s, end_s)
-            if clip_id is None:
-                name = _name(media)
-                name += "" if start is None or not name else f"_{start_s:.3f}"
+            if entry.clip_id is None:
+                name = _name_of(entry, media, start_s)
+            own_split = entry.split or (None if split else entry.file_split)
             if own_split is not None and not _SPLIT.fullmatch(str(own_split)):
                 raise ClipError(Reason.BAD_ID, f"{_show(own_split)} is not a split's name")
-            split = str(own_split or default_split)
+            row_split = str(own_split or default_split)
             indices = rows.indices(cells)
-            rows.claim(name, split, "" if clip_id is not None else "to keep both, add a clip_id column")
-            rows.keep(name, split, None, media, None, start_s, start_s, end_s, indices)
+            rows.claim(name, row_split, "" if entry.clip_id is not None else "to keep both, add a clip_id column")
+            rows.keep(name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, indices)
         except ClipError as err:
-            rows.refuse(name or f"row {number}", split, err, cells)
+            rows.refuse(name or f"row {number}", row_split, err, cells)
     return rows.done(uri)
+
+
+def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float]:
+    """The media, and where in it the clip begins: audio within an archive is the section itself."""
+    if entry.media is not None:
+        if entry.video_id is not None and not (isinstance(entry.video_id, str) and _VIDEO_ID.fullmatch(entry.video_id)):
+            raise ClipError(Reason.BAD_ID, f"{_show(entry.video_id)} is not a video id")
+        return entry.media, 0.0
+    path, url = entry.path, entry.url
+    if bool(path) == bool(url):
+        raise ClipError(Reason.BAD_ID, "a row needs a path or a url" + (", not both" if path else ""))
+    if url and not _WEB.fullmatch(str(url)):
+        raise ClipError(Reason.BAD_ID, f"{_show(url)} is not an http(s) URL")
+    return _beside(folder, path or url, "path" if path else "url"), start_s
+
+
+def _name_of(entry: Entry, media: str, start_s: float) -> str:
+    """The clip_id of a row without one."""
+    if entry.media is not None:
+        name = entry.video_id or entry.stem
+        return name if entry.start_s is None else with_start(name, start_s)
+    name = _name(media)
+    return name if entry.start_s is None or not name else f"{name}_{start_s:.3f}"
 
 
 _MANIFEST_COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
 
 
-def _manifest(uri: str) -> Iterator[tuple[Any, ...]]:
-    """The rows' values of `_MANIFEST_COLUMNS`, None where a row has none."""
+def _manifest(uri: str) -> Iterator[Entry]:
     kind = os.path.splitext(uri)[1].lower()
     try:
         if kind == ".parquet":
@@ -272,21 +302,24 @@ def _manifest(uri: str) -> Iterator[tuple[Any, ...]]:
             with pq.ParquetFile(fs.open_input_file(path)) as file:
                 present = _present(uri, file.schema_arrow.names)
                 for batch in file.iter_batches(columns=list(present)):
-                    columns = (batch[c].to_pylist() if c in present else repeat(None) for c in _MANIFEST_COLUMNS)
-                    yield from zip(*columns, strict=False)
+                    columns = (batch[column].to_pylist() for column in present)
+                    for values in zip(*columns, strict=True):
+                        yield Entry(**dict(zip(present, values, strict=True)))
         elif kind in (".csv", ".tsv"):
             text = io.TextIOWrapper(io.BytesIO(_read_list(uri)), "utf-8-sig", "replace", newline="")
             reader = csv.reader(text, delimiter="\t" if kind == ".tsv" else ",", strict=True)
             header = next(reader, [])
             present = _present(uri, header)
-            places = [present.get(column, len(header)) for column in _MANIFEST_COLUMNS]
             for row in filter(None, reader):
                 if len(row) > len(header):  # bare commas between labels: half of them would be lost
                     raise DataError(f"{uri}, line {reader.line_num} has more fields than the header; quote the labels")
-                row += [""] * (len(header) + 1 - len(row))
-                yield tuple(row[place].strip() or None for place in places)
+                row += [""] * (len(header) - len(row))
+                cells: dict[str, Any] = {column: row[place].strip() or None for column, place in present.items()}
+                yield Entry(**cells)
         else:
-            raise DataError(f"{uri} is not a manifest: its name must end in .csv, .tsv or .parquet")
+            raise DataError(
+                f"{uri} is not a manifest: give a .csv, .tsv, .parquet or .tar, or a folder of the last two"
+            )
     except (csv.Error, OSError, pa.ArrowException) as err:
         raise DataError(f"cannot read the manifest {uri}: {_line(err)}") from err
 
@@ -295,7 +328,9 @@ def _present(uri: str, columns: Iterable[str]) -> dict[str, int]:
     place_of = {column.strip(): place for place, column in enumerate(columns)}
     if "labels" not in place_of or not {"path", "url"} & place_of.keys():
         found = ", ".join(place_of) or "none"
-        raise DataError(f"{uri} needs the columns `labels` and `path` or `url`; it has: {_show(found)}")
+        raise DataError(
+            f"{uri} needs the columns `labels` and `path` or `url`, or `audio` with bytes; it has: {_show(found)}"
+        )
     return {column: place_of[column] for column in _MANIFEST_COLUMNS if column in place_of}
 
 

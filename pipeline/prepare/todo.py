@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import dataset, storage
+from pipeline.prepare.archives import in_reading_order
 from pipeline.prepare.clip import under_way
 
 CHUNKS_PER_FILE = 64
@@ -34,7 +35,7 @@ def write_todo(output: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk
     chunks: list[Chunk] = []
     splits = pc.unique(clips["split"]).to_pylist()
     for split in splits:
-        of_split = _near_each_other(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
+        of_split = in_reading_order(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
         for rows in _pieces(of_split, clips_per_chunk * CHUNKS_PER_FILE):
             uri = storage.join(folder, f"{len(chunks):08d}.parquet")
             storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk))
@@ -51,13 +52,6 @@ def _read(uri: str, row_group: int) -> pa.Table:
     fs, path = storage.resolve(uri)
     with fs.open_input_file(path) as file:
         return pq.ParquetFile(file).read_row_group(row_group, use_threads=False)
-
-
-def _near_each_other(clips: pa.Table) -> pa.Table:
-    """Members of archives in the order in which they lie there; other clips in the list's."""
-    if clips["member"].null_count == len(clips):
-        return clips
-    return clips.sort_by([("media", "ascending"), ("member", "ascending")])
 
 
 def _pieces(rows: pa.Table, size: int) -> Iterator[pa.Table]:

@@ -1,10 +1,13 @@
 """The preparation job, whole: real media over real HTTP, through real yt-dlp and a real Ray, to a data set on disk."""
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,9 +16,10 @@ from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.demo.media_server import serve
 from jobs.prepare_audioset import main
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset import FBANK, PreparedDataset
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.features import clip_fbank
+from pipeline.prepare.shards import clip_facts
 from tests import fakes
 from tests.conftest import SHARED
 
@@ -169,6 +173,78 @@ def test_a_second_folder_adds_what_the_first_lacked(local_ray: None, tmp_path: P
     prepared = PreparedDataset.open(str(tmp_path / "data")).clips(["two"])
     assert sorted(prepared.clip_id.to_pylist()) == ["first_______0.000", "second______0.000"]
     assert len(pq.read_table(tmp_path / "data" / "two" / "failures.parquet")) == 0
+
+
+def shard_rows(data: Path) -> dict[str, dict[str, object]]:
+    """All that shards hold, by clip."""
+    shards = sorted(data.glob("*/shards/*.parquet"))
+    return {row["clip_id"]: row for shard in shards for row in pq.read_table(shard).to_pylist()}
+
+
+def test_features_made_again_from_kept_audio_are_equal_to_the_byte(local_ray: None, tmp_path: Path):
+    audio, store = tmp_path / "audio", tmp_path / "store"
+    audio.mkdir()
+    fakes.write_media(audio / "loud_______.webm", np.clip(9 * fakes.noise(12), -1, 1))
+    fakes.write_media(audio / "Ysecond______20.flac", fakes.noise(5, seed=1))
+    fakes.write_media(audio / "short______.ogg", fakes.noise(4.9, seed=2))
+    (audio / "html_______.webm").write_text("<html>")
+    clips = segment_list(
+        tmp_path / "four_segments.csv",
+        f'loud_______, 3.000, 8.000, "{SPEECH},{DOG}"',
+        f'second_____, 20.000, 25.000, "{DOG}"',
+        f'short______, 0.000, 5.000, "{DOG}"',
+        f'html_______, 0.000, 5.000, "{DOG}"',
+    )
+    argv = ["--segments", str(clips), "--audio-dir", str(audio), "--output", str(tmp_path / "first")]
+    assert main([*argv, "--keep-audio", str(store)]) == 0
+    first = shard_rows(tmp_path / "first")
+    assert (len(first), first["loud________3.000"]["num_clipped"] > 0) == (3, True)
+
+    again = ["--segments", str(clips), "--audio-dir", str(store), "--output", str(tmp_path / "second")]
+    assert main(again) == 0
+    assert shard_rows(tmp_path / "second") == first
+    assert main(["--manifest", str(store), "--output", str(tmp_path / "third")]) == 0
+    assert shard_rows(tmp_path / "third") == first
+    third = PreparedDataset.open(str(tmp_path / "third"))
+    assert (third.labels, third.splits) == (audioset_labels(), ["four"])
+
+    # Another run keeps nothing twice, and the clips of a data set whose audio was not kept are not passed over.
+    assert main([*argv, "--keep-audio", str(store)]) == 0
+    kept = [clip for file in store.glob("four/audio/*.parquet") for clip in pq.read_table(file)["clip_id"].to_pylist()]
+    assert sorted(kept) == sorted(first)
+    with pytest.raises(DataError, match="3 clips of split 'four' are prepared and their audio is not in"):
+        main([*argv, "--keep-audio", str(tmp_path / "new_store")])
+
+
+def test_archives_of_others_are_prepared_as_their_files_are(local_ray: None, tmp_path: Path):
+    files = [fakes.write_media(tmp_path / f"{name:_<11}.flac", fakes.noise(3, seed=i)) for i, name in enumerate("abc")]
+    rows = [{"video_id": file.stem, "audio": {"bytes": file.read_bytes(), "path": file.name}} for file in files]
+    made = datasets.Dataset.from_list([row | {"labels": [DOG]} for row in rows])
+    (tmp_path / "hub").mkdir()
+    made.cast_column("audio", datasets.Audio()).to_parquet(str(tmp_path / "hub" / "00.parquet"))
+    with tarfile.open(tmp_path / "clips.tar", "w") as tar:
+        for file in files:
+            file.with_suffix(".json").write_text(json.dumps({"labels": [DOG]}))
+            tar.add(file, file.name)
+            tar.add(file.with_suffix(".json"), file.with_suffix(".json").name)
+    lines = [f'{file.stem}, 30.000, 33.000, "{DOG}"' for file in files]
+    clips = segment_list(tmp_path / "hub_segments.csv", *lines, f'missing____, 30.000, 33.000, "{DOG}"')
+    outputs = {
+        "listed": ["--segments", str(clips), "--audio-dir", str(tmp_path / "hub"), "--files-are-clips"],
+        "parquet": ["--manifest", str(tmp_path / "hub")],
+        "tar": ["--manifest", str(tmp_path / "clips.tar")],
+    }
+    for name, source in outputs.items():
+        assert main([*source, "--output", str(tmp_path / name)]) == 0
+        fbanks = [row["fbank_hash"] for row in shard_rows(tmp_path / name).values()]
+        expected = [clip_facts(clip_fbanks(file)) for file in files]
+        assert sorted(fbanks) == sorted(facts["fbank_hash"][0].as_py() for facts in expected)
+    failures = pq.read_table(tmp_path / "listed" / "hub" / "failures.parquet")
+    assert failures["reason"].to_pylist() == ["missing_file"]
+
+
+def clip_fbanks(file: Path) -> pa.ListArray:
+    return pa.array([clip_fbank(decode_section(str(file), 0.0, None)).tolist()], FBANK)
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "audioset").exists(), reason="needs the AudioSet clip beside the project")

@@ -1,5 +1,7 @@
 import csv
+import io
 import json
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
+from pipeline.prepare.archives import read_member, row_member
 from pipeline.prepare.clip import CLIPS, FAILURES, Reason
 from pipeline.prepare.media import AudioFolder, url_template, youtube
 from pipeline.prepare.sources import (
@@ -582,7 +585,7 @@ def test_manifest_columns_that_are_missing_are_named_with_those_found(tmp_path):
         ("path,labels\nx.wav,Dog,Cat\n", "list.csv", "line 2 has more fields"),
         ('path,labels\nx.wav,"Dog\n', "list.csv", "cannot read"),
         ("not parquet", "list.parquet", "cannot read"),
-        ("path,labels\nx.wav,Dog\n", "list.xlsx", r"\.csv, \.tsv or \.parquet"),
+        ("path,labels\nx.wav,Dog\n", "list.xlsx", r"\.csv, \.tsv, \.parquet or \.tar"),
         ("path,labels\nx.wav,Wolf\n", "pets.csv", "no row of .*'Wolf'"),
     ],
 )
@@ -590,3 +593,178 @@ def test_what_is_no_manifest_is_refused_whole(tmp_path, text, name, message):
     with pytest.raises(DataError, match=message) as caught:
         read_manifest(manifest(tmp_path, text, name), vocabulary=PETS if name == "pets.csv" else None)
     assert "\n" not in str(caught.value)
+
+
+# Manifests whose audio is within
+
+
+def audio_table(rows: list[dict[str, object]], path: Path, metadata: dict[str, object] | None = None) -> str:
+    """Parquet in the layout of `datasets`; a row without `audio` holds three bytes under its file's name."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    audio = [row.get("audio", {"bytes": b"abc", "path": f"a/file{i}.flac"}) for i, row in enumerate(rows)]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "audio"}
+    table = pa.table(columns | {"audio": pa.array(audio, kind)})
+    if metadata:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": metadata}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return str(path)
+
+
+def tar_file(path: Path, members: dict[str, bytes | dict[str, object]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, held in members.items():
+            data = held if isinstance(held, bytes) else json.dumps(held).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def read_clips(out: ClipList, *columns: str) -> list[tuple[object, ...]]:
+    return list(zip(*(out.clips[column].to_pylist() for column in columns), strict=True))
+
+
+def test_parquet_with_audio_and_labels_of_every_kind_says_the_same(tmp_path):
+    class_label = {"names": list(PETS.names), "_type": "ClassLabel"}
+    for i, (column, labels, metadata) in enumerate(
+        [
+            ("labels", [["/m/dog"], ["/m/cat", "Dog"]], None),
+            ("labels", [[0], [1, 0]], None),
+            ("labels", ["/m/dog", "/m/cat,/m/dog"], None),
+            ("labels", [[0], [1, 0]], {"labels": {"feature": class_label, "_type": "List"}}),
+            ("label", [[0], [1, 0]], {"label": [class_label]}),
+        ]
+    ):
+        rows = [{"video_id": "-_345678901", column: labels[0]}, {"video_id": "bbb", column: labels[1]}]
+        out = read_manifest(audio_table(rows, tmp_path / f"{i}.parquet", metadata), vocabulary=PETS)
+        assert read_clips(out, "clip_id", "video_id", "media", "member", "media_start_s", "end_s", "labels") == [
+            ("-_345678901", "-_345678901", f"{tmp_path}/{i}.parquet", row_member(0), 0.0, None, [0]),
+            ("bbb", "bbb", f"{tmp_path}/{i}.parquet", row_member(1), 0.0, None, [0, 1]),
+        ]
+
+
+def test_class_labels_are_the_vocabulary_where_none_is_given(tmp_path):
+    metadata = {"label": {"names": ["zebra", "ant"], "_type": "ClassLabel"}}
+    out = read_manifest(audio_table([{"label": 0}, {"label": 1}], tmp_path / "a.parquet", metadata))
+    assert out.vocabulary == LabelVocabulary.from_names(["zebra", "ant"])
+    assert out.clips["labels"].to_pylist() == [[0], [1]]
+    out = read_manifest(audio_table([{"labels": ["x"]}, {"labels": ["c"]}], tmp_path / "b.parquet"))
+    assert out.vocabulary == LabelVocabulary.from_names(["c", "x"])
+
+
+def test_the_columns_name_a_clip_its_times_and_its_split(tmp_path):
+    rows = [
+        {"clip_id": "first", "video_id": "v", "start_s": 3.0, "end_s": 13.0, "split": "eval"},
+        {"clip_id": None, "video_id": "v", "start_s": 3.0, "end_s": None, "split": None},
+        {"clip_id": None, "video_id": None, "start_s": None, "end_s": None, "split": None},
+        {"clip_id": None, "video_id": None, "start_s": 2.0, "end_s": None, "split": None}
+        | {"audio": {"bytes": b"x", "path": "w_2.flac"}},
+        {"clip_id": None, "video_id": None, "start_s": None, "end_s": None, "split": None}
+        | {"audio": {"bytes": b"x", "path": None}},
+    ]
+    uri = audio_table([row | {"labels": "Dog"} for row in rows], tmp_path / "mine.parquet")
+    out = read_manifest(uri, vocabulary=PETS)
+    assert len(out.refused) == 0
+    assert read_clips(out, "clip_id", "split", "media_start_s", "start_s", "end_s") == [
+        ("first", "eval", 0.0, 3.0, 13.0),
+        ("v_3.000", "train", 0.0, 3.0, None),
+        ("file2", "train", 0.0, 0.0, None),
+        ("w_2.000", "train", 0.0, 2.0, None),
+        ("mine_4", "train", 0.0, 0.0, None),
+    ]
+
+
+def test_a_folder_or_glob_of_parquet_is_one_list_and_its_names_may_hold_splits(tmp_path):
+    names = ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001-0123456789abcdef", "other"]
+    for i, name in enumerate(names):
+        audio_table([{"clip_id": f"c{i}", "labels": "Dog"}], tmp_path / "data" / f"{name}.parquet")
+    pq.write_table(pa.table({"fbank": [1.0]}), tmp_path / "data" / "shard.parquet")
+    expected = {("c0", "train"), ("c1", "train"), ("c2", "test"), ("c3", "train")}
+    assert set(read_clips(read_manifest(str(tmp_path), vocabulary=PETS), "clip_id", "split")) == expected
+    glob = read_manifest(f"{tmp_path}/*/tr*-0000?-*.parquet", vocabulary=PETS)
+    assert read_clips(glob, "clip_id") == [("c0",), ("c1",)]
+    assert len(read_manifest(f"{tmp_path}/**/*.parquet", vocabulary=PETS).clips) == 4
+    assert set(read_clips(read_manifest(str(tmp_path), vocabulary=PETS, split="s"), "split")) == {("s",)}
+    with pytest.raises(DataError, match=r"no \.parquet or \.tar file matches"):
+        read_manifest(f"{tmp_path}/*.parquet", vocabulary=PETS)  # a star does not look into folders
+
+
+def test_a_store_brings_its_vocabulary_and_its_indices_keep_their_meaning(tmp_path):
+    for i in (0, 1):
+        audio_table([{"clip_id": f"c{i}", "labels": [i]}], tmp_path / "train" / "audio" / f"{i}.parquet")
+    (tmp_path / "labels.csv").write_text(PETS.to_csv())
+    out = read_manifest(str(tmp_path))
+    assert (out.vocabulary, out.clips["labels"].to_pylist()) == (PETS, [[0], [1]])
+    turned = LabelVocabulary(PETS.mids[::-1], PETS.names[::-1])
+    assert read_manifest(str(tmp_path), vocabulary=turned).clips["labels"].to_pylist() == [[1], [0]]
+
+
+def test_a_webdataset_tar_is_a_list(tmp_path):
+    uri = tar_file(
+        tmp_path / "0.tar",
+        {
+            "a/x.flac": b"1",
+            "a/x.json": {"labels": ["Dog"], "split": "eval"},
+            "a/y_20.500.wav": b"22",
+            "a/y_20.500.json": {"labels": "Cat, meowing", "video_id": "y", "start_s": 20.5, "end_s": 30.5, "more": {}},
+            "b/z.mic1.ogg": b"333",
+            "b/z.json": {"label": 1},
+            "b/x.json": {"labels": ["Dog"]},
+            "b/none.mp3": b"4",
+            "readme.txt": b"hello",
+        },
+    )
+    out = read_manifest(uri, vocabulary=PETS)
+    assert read_clips(out, "clip_id", "split", "video_id", "start_s", "end_s", "labels") == [
+        ("x", "eval", None, 0.0, None, [0]),
+        ("y_20.500", "train", "y", 20.5, 30.5, [1]),
+        ("z.mic1", "train", None, 0.0, None, [1]),
+    ]
+    assert [read_member(uri, member).audio for (member,) in read_clips(out, "member")] == [b"1", b"22", b"333"]
+    assert [(row["clip_id"], row["reason"]) for row in out.refused.to_pylist()] == [("none", "no_label")]
+
+
+def test_tars_without_labels_or_compressed_are_refused_whole(tmp_path):
+    uri = tar_file(tmp_path / "0.tar", {"x.flac": b"1", "x.json": {"caption": "a dog"}})
+    for vocabulary in (None, PETS):
+        with pytest.raises(DataError, match=r"has no labels: .*KEY\.json"):
+            read_manifest(uri, vocabulary=vocabulary)
+    with pytest.raises(DataError, match="holds no audio"):
+        read_manifest(tar_file(tmp_path / "1.tar", {"x.txt": b"1"}))
+    for name in ("x.tar.gz", "x.tgz", "x.tar.zst"):
+        with pytest.raises(DataError, match="unpack it"):
+            read_manifest(str(tmp_path / name))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"neither \.parquet nor \.tar"):
+        read_manifest(str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="there is no file"):
+        read_manifest(str(tmp_path / "gone.tar"))
+
+
+HOSTILE = [
+    ({"labels": {"a": ["Dog"]}}, Reason.UNKNOWN_LABEL),
+    ({"labels": [["Dog"]]}, Reason.UNKNOWN_LABEL),
+    ({"labels": [7, "Dog"]}, Reason.UNKNOWN_LABEL),
+    ({"labels": ["Dog"], "clip_id": "a\nb"}, Reason.BAD_ID),
+    ({"labels": ["Dog"], "video_id": "../../x"}, Reason.BAD_ID),
+    ({"labels": ["Dog"], "video_id": 5}, Reason.BAD_ID),
+    ({"labels": ["Dog"], "split": "../up"}, Reason.BAD_ID),
+    ({"labels": ["Dog"], "start_s": [1]}, Reason.BAD_TIME),
+    ({"labels": ["Dog"], "start_s": "NaN"}, Reason.BAD_TIME),
+    ({"labels": ["Dog"], "end_s": 1e9}, Reason.BAD_TIME),
+    (b"[1, 2]", Reason.NO_LABEL),
+    (b"{", Reason.NO_LABEL),
+    (b"[" * 100_000, Reason.NO_LABEL),
+]
+
+
+def test_hostile_json_beside_a_clip_costs_that_clip_only(tmp_path):
+    members: dict[str, bytes | dict[str, object]] = {"good.flac": b"x", "good.json": {"labels": ["Dog"]}}
+    for i, (held, _) in enumerate(HOSTILE):
+        members |= {f"{i:02d}.flac": b"x", f"{i:02d}.json": held}
+    out = read_manifest(tar_file(tmp_path / "0.tar", members), vocabulary=PETS)
+    assert read_clips(out, "clip_id") == [("good",)]
+    assert reasons(out) == [reason for _, reason in HOSTILE]
+    assert all(row["clip_id"].isprintable() and row["message"].isprintable() for row in out.refused.to_pylist())

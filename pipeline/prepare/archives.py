@@ -1,0 +1,321 @@
+"""Archives of audio: Parquet files as Hugging Face `datasets` writes them, and tars as WebDataset has them.
+
+Where a clip lies in an archive is said by its `member`, a short text beside the archive's URI. Its numbers are padded,
+so that members sort as they lie.
+
+| archive   | member                     | the audio is                                                         |
+|-----------|----------------------------|----------------------------------------------------------------------|
+| `.parquet`| `row 000000000017`         | `audio.bytes` of that row of the file, counted from 0                |
+| `.tar`    | `bytes 000000001536 204800`| so many bytes from that offset on                                    |
+
+An archive is listed by its small columns or its headers alone, never by its audio. Tars that are compressed as a whole
+cannot be read from the middle, and are not taken.
+"""
+
+import functools
+import io
+import json
+import tarfile
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from posixpath import basename, splitext
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from pipeline import storage
+from pipeline.prepare.clip import ClipError, Reason
+
+T = TypeVar("T")
+
+SUFFIXES = (".parquet", ".tar")
+
+THREADS = 16
+"""Archives listed at a time; the time goes into waiting for storage."""
+
+READ_AHEAD_BYTES = 1 << 14
+"""A tar's small members lie beside their audio's header: one request brings both."""
+
+MAX_SIDECAR_BYTES = 1 << 20
+"""Longest JSON file beside a clip."""
+
+
+def is_archive(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)
+
+
+def row_member(row: int) -> str:
+    return f"row {row:012d}"
+
+
+def bytes_member(offset: int, size: int) -> str:
+    return f"bytes {offset:012d} {size}"
+
+
+# Listing
+
+
+class TarMember(NamedTuple):
+    name: str
+    offset: int
+    size: int
+    sidecar: Any
+    """What a `.json` member holds, None for any other."""
+
+
+def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
+    """The files of a tar, by its headers; with `sidecars`, what its JSON files hold.
+
+    Raises:
+        DataError: it cannot be opened, is no plain tar or is damaged.
+    """
+    try:
+        fs, path = storage.resolve(uri)
+        with (
+            fs.open_input_file(path) as raw,
+            io.BufferedReader(raw, READ_AHEAD_BYTES) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
+                if info.isreg() and not info.issparse():
+                    name, is_json = info.name, info.name.lower().endswith(".json")
+                    sidecar = _sidecar(tar, info) if sidecars and is_json else None
+                    yield TarMember(name, info.offset_data, info.size, sidecar)
+    except FileNotFoundError as err:
+        raise DataError(f"there is no file {uri}") from err
+    except (OSError, ValueError, tarfile.TarError) as err:
+        raise DataError(
+            f"{uri} is no tar or damaged ({_line(err)}); fetch it again, and unpack it if it is compressed"
+        ) from err
+
+
+def _sidecar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
+    """None where it is not JSON: its clip then has no label, and is refused for that."""
+    file = tar.extractfile(info)
+    if file is None or info.size > MAX_SIDECAR_BYTES:
+        return None
+    try:
+        return json.loads(file.read())
+    except (ValueError, RecursionError):
+        return None
+
+
+@contextmanager
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """Raises DataError where there is none, or it is damaged."""
+    try:
+        fs, path = storage.resolve(uri)
+        with fs.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+    except FileNotFoundError as err:
+        raise DataError(f"there is no file {uri}") from err
+    except (OSError, pa.ArrowException) as err:
+        raise DataError(f"cannot read {uri} ({_line(err)}); if it is damaged, fetch it again") from err
+
+
+def holds_audio(parquet: pq.ParquetFile, uri: str) -> bool:
+    """Whether a Parquet file has a column `audio` of bytes.
+
+    Raises:
+        DataError: there is such a column, but of another kind, or of paths alone.
+    """
+    schema = parquet.schema_arrow
+    if "audio" not in schema.names:
+        return False
+    kind = schema.field("audio").type
+    if not (pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}):
+        raise DataError(f"the column `audio` of {uri} is {kind}, not struct<bytes, path> as Hugging Face's Audio is")
+    if len(parquet.schema_arrow) and parquet.metadata.num_rows and _all_null(parquet, "audio.bytes"):
+        raise DataError(
+            f"{uri} holds paths of audio files, not their bytes; embed them (datasets: embed_external_files)"
+        )
+    return True
+
+
+def _all_null(parquet: pq.ParquetFile, leaf: str) -> bool:
+    """Whether the statistics say so; without them, it is not known."""
+    metadata = parquet.metadata
+    leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group).column(leaves.index(leaf))
+        if chunk.statistics is None or not chunk.statistics.has_null_count:
+            return False
+        if chunk.statistics.null_count < chunk.num_values:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What is remembered of a listed archive."""
+
+    uri: str
+    num_members: int
+    ranges: np.ndarray | None
+    """`[members, 2]`: offset and size in a tar; None in Parquet, whose members are its rows."""
+
+    def member(self, i: int) -> str:
+        return row_member(i) if self.ranges is None else bytes_member(*self.ranges[i].tolist())
+
+
+class Names(NamedTuple):
+    """The names that an archive's members go by; a member may have several."""
+
+    names: pa.Array
+    of: np.ndarray
+    """`[names]`: to which member each belongs."""
+
+
+def list_archive(uri: str, is_media: Callable[[str], bool]) -> tuple[Archive, Names] | None:
+    """The audio in an archive by its names, none for a Parquet file without a column `audio`.
+
+    A name is a file's without its folder and suffix; see `row_names` for those of a Parquet row.
+    """
+    if uri.lower().endswith(".tar"):
+        members = [member for member in tar_members(uri) if is_media(member.name)]
+        ranges = np.array([(member.offset, member.size) for member in members], np.int64).reshape(-1, 2)
+        names = pa.array([_stem(member.name) for member in members], pa.string())
+        return Archive(uri, len(members), ranges), Names(names, np.arange(len(members)))
+    with open_parquet(uri) as parquet:
+        if not holds_audio(parquet, uri):
+            return None
+        pairs = [(row, name) for row, values in enumerate(small_rows(parquet)) for name in row_names(values)]
+        names = pa.array([name for _, name in pairs], pa.string())
+        of = np.array([row for row, _ in pairs], np.int32)
+        return Archive(uri, parquet.metadata.num_rows, None), Names(names, of)
+
+
+_NAMING = ("clip_id", "video_id", "start_s")
+
+
+def small_rows(parquet: pq.ParquetFile, columns: Iterable[str] = _NAMING) -> Iterator[dict[str, Any]]:
+    """These columns of every row where the file has them, and of its audio the `path`."""
+    present = [column for column in columns if column in parquet.schema_arrow.names]
+    for batch in parquet.iter_batches(batch_size=4096, columns=[*present, "audio.path"]):
+        for row in batch.to_pylist():
+            audio = row.pop("audio")
+            yield row | {"path": audio["path"] if audio else None}
+
+
+def row_names(row: dict[str, Any]) -> list[str]:
+    """What a Parquet row goes by: `video_id`, the stem of `audio.path` and `clip_id`.
+
+    Each as `NAME_START` where the row has a `start_s`, for its audio is then a section that was cut out.
+    """
+    start_s = row.get("start_s")
+    names = [row.get("video_id"), _stem(row["path"]) if row["path"] else None, row.get("clip_id")]
+    texts = [name for name in names if isinstance(name, str) and name]
+    return list(dict.fromkeys(texts if start_s is None else (with_start(name, start_s) for name in texts)))
+
+
+def with_start(name: str, start_s: float) -> str:
+    """`NAME_START`, three decimals, where `name` does not end in that start already."""
+    stem, _, last = name.rpartition("_")
+    try:
+        has_it = bool(stem) and float(last) == start_s
+    except ValueError:
+        has_it = False
+    return f"{stem if has_it else name}_{start_s:.3f}"
+
+
+def ahead(work: Callable[[str], T], uris: Iterable[str]) -> Iterator[T]:
+    """`work` of every URI, in their order, in threads that are a few ahead of the reader."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        running: deque[Future[T]] = deque()
+        try:
+            for uri in uris:
+                running.append(pool.submit(work, uri))
+                if len(running) > THREADS:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def in_reading_order(clips: pa.Table) -> pa.Table:
+    """Clips of archives as they lie there, as reading one of a Parquet file reads its neighbours; others as listed."""
+    if clips["member"].null_count == len(clips):
+        return clips
+    return clips.sort_by([("media", "ascending"), ("member", "ascending")])
+
+
+# Reading, in the process that decodes
+
+
+class Member(NamedTuple):
+    audio: bytes
+    num_clipped: int
+    """Samples that were beyond full scale before the audio came into the archive, where it says so."""
+
+
+def read_member(uri: str, member: str) -> Member:
+    """Raises ClipError missing_file, not_audio, or network where the archive lies on another machine."""
+    kind, *numbers = member.split(" ")
+    try:
+        if kind == "bytes":
+            return Member(_read_range(uri, *map(int, numbers)), 0)
+        return _read_row(uri, int(numbers[0]))
+    except (FileNotFoundError, PermissionError, DataError) as err:
+        raise ClipError(Reason.MISSING_FILE, f"cannot open the archive {uri}: {_line(err)}") from err
+    except (OSError, pa.ArrowInvalid) as err:
+        reason = Reason.NETWORK if "://" in uri else Reason.NOT_AUDIO
+        raise ClipError(reason, f"cannot read {member} of {uri}: {_line(err)}") from err
+
+
+def _read_range(uri: str, offset: int, size: int) -> bytes:
+    fs, path = storage.resolve(uri)
+    with fs.open_input_file(path) as file:
+        data: bytes = file.read_at(size, offset)
+    if len(data) < size:
+        raise ClipError(Reason.MISSING_FILE, f"{uri} ends before its member does; it has changed since it was listed")
+    return data
+
+
+def _read_row(uri: str, row: int) -> Member:
+    _, first_rows = _opened(uri)
+    group = bisect_right(first_rows, row) - 1
+    if row >= first_rows[-1]:
+        raise ClipError(Reason.MISSING_FILE, f"{uri} has no row {row}; it has changed since it was listed")
+    audio, num_clipped = _row_group(uri, group)
+    value = audio[row - first_rows[group]].as_py()
+    if not value:
+        raise ClipError(Reason.MISSING_FILE, f"row {row} of {uri} holds no audio")
+    return Member(value, 0 if num_clipped is None else num_clipped[row - first_rows[group]].as_py() or 0)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(uri: str) -> tuple[pq.ParquetFile, list[int]]:
+    """The file, and the first row of each row group, then of the end."""
+    fs, path = storage.resolve(uri)
+    parquet = pq.ParquetFile(fs.open_input_file(path))
+    sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+    return parquet, list(accumulate(sizes, initial=0))
+
+
+@functools.lru_cache(maxsize=2)
+def _row_group(uri: str, group: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
+    """The audio of a row group. The last two stay: clips that follow each other lie in one, or across a border."""
+    parquet, _ = _opened(uri)
+    counted = ["num_clipped"] if "num_clipped" in parquet.schema_arrow.names else []
+    table = parquet.read_row_group(group, columns=["audio.bytes", *counted], use_threads=False)
+    audio = pa.chunked_array([chunk.field("bytes") for chunk in table["audio"].chunks])
+    return audio, table["num_clipped"] if counted else None
+
+
+def _stem(path: str) -> str:
+    return splitext(basename(path))[0]
+
+
+def _line(err: BaseException) -> str:
+    return " ".join(f"{err}".split())[:300] or type(err).__name__

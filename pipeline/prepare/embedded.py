@@ -1,0 +1,181 @@
+"""Manifests whose audio is within: Parquet with a column `audio`, and tars with a `KEY.json` beside each `KEY.flac`.
+
+| what a row says | in Parquet: the column       | in a tar: the key of KEY.json      |
+|-----------------|------------------------------|------------------------------------|
+| labels          | `labels`, else `label`       | the same                           |
+| its name        | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
+| where it is from| `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
+| its split       | `split`, else that of a file named `SPLIT-00000-of-00001.parquet`           | `split`  |
+
+KEY is a member's name without its suffix; a KEY.json that is not there may have a name that ends at the first dot, as
+WebDataset has it. Labels that are numbers are indices into the names that Hugging Face's ClassLabel brings, or into
+the `labels.csv` of a store of kept audio.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import partial
+from posixpath import basename, dirname, splitext
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from ast_core.labels import CSV_HEADER, LabelVocabulary
+from pipeline import storage
+from pipeline.prepare import archives
+from pipeline.prepare.media import is_media, stem
+
+_COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
+_OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
+_COMPRESSED = re.compile(r".+\.(tgz|tar\.\w+)", re.IGNORECASE)
+
+
+class Entry(NamedTuple):
+    """A row of a manifest, as it is written there; None where it says nothing."""
+
+    labels: Any = None
+    clip_id: Any = None
+    start_s: Any = None
+    end_s: Any = None
+    split: Any = None
+    path: Any = None
+    url: Any = None
+    # of audio within
+    media: str | None = None
+    member: str | None = None
+    video_id: Any = None
+    stem: str = ""
+    file_split: str | None = None
+
+
+def find(uri: str) -> list[str]:
+    """The archives that a manifest's URI means: one, those of a folder or of a glob. None if it is a list of files."""
+    if _COMPRESSED.fullmatch(uri):
+        raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
+    if re.match("https?://", uri, re.IGNORECASE):
+        return []
+    if re.search(r"[*?[]", uri) and not storage.exists(uri):
+        return _matching(uri)
+    if _is_folder(uri):
+        found = list(filter(archives.is_archive, storage.list_files(storage.absolute(uri), recursive=True)))
+        if not found:
+            raise DataError(f"the folder {uri} holds neither .parquet nor .tar; give a list, or the archives' folder")
+        return found
+    if uri.lower().endswith(".tar"):
+        return [storage.absolute(uri)]
+    if uri.lower().endswith(".parquet"):
+        with archives.open_parquet(uri) as parquet:
+            return [storage.absolute(uri)] if archives.holds_audio(parquet, uri) else []
+    return []
+
+
+def _matching(pattern: str) -> list[str]:
+    """`*` stays within a folder, `**` does not."""
+    pattern = storage.absolute(pattern)
+    root = dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+    deep = "**" in pattern
+    found = [
+        file
+        for file in storage.list_files(root, recursive=True)
+        if archives.is_archive(file)
+        and fnmatchcase(file, pattern.replace("**/", "*"))
+        and (deep or file.count("/") == pattern.count("/"))
+    ]
+    if not found:
+        raise DataError(f"no .parquet or .tar file matches {pattern}")
+    return found
+
+
+def _is_folder(uri: str) -> bool:
+    fs, path = storage.resolve(uri)
+    try:
+        return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
+    except OSError as err:
+        raise DataError(f"cannot open {uri}: {err}") from err
+
+
+def own_labels(uri: str, found: list[str]) -> LabelVocabulary | None:
+    """The vocabulary that archives bring: `labels.csv` in their folder, else Hugging Face's ClassLabel in the first."""
+    beside = storage.join(uri, "labels.csv")
+    if _is_folder(uri) and storage.exists(beside):
+        text = storage.read_bytes(beside).decode("utf-8", "replace")
+        if text.startswith(",".join(CSV_HEADER)):
+            return LabelVocabulary.from_csv(text, origin=beside)
+    for file in found:
+        if file.lower().endswith(".parquet"):
+            with archives.open_parquet(file) as parquet:
+                names = _class_names(parquet)
+            return LabelVocabulary.from_names(names) if names else None
+    return None
+
+
+def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator[Entry]:
+    """The rows of all archives, in their order.
+
+    Raises:
+        DataError: an archive is damaged, or none holds audio with labels.
+    """
+    any_audio = any_labels = False
+    for rows in archives.ahead(partial(_entries_of, own=own), found):
+        for entry in rows:
+            any_audio, any_labels = True, any_labels or entry.labels is not None
+            yield entry
+    if not any_audio:
+        raise DataError(f"{uri} holds no audio: neither a tar's audio files nor Parquet with a column `audio`")
+    if not any_labels:
+        raise DataError(
+            f"{uri} has no labels: Parquet needs a column `labels`, a tar a KEY.json "
+            'with {"labels": [...]} beside each KEY.flac; or give --segments LIST with --audio-dir'
+        )
+
+
+def _entries_of(uri: str, own: LabelVocabulary | None) -> list[Entry]:
+    if uri.lower().endswith(".tar"):
+        return list(_of_tar(uri, own))
+    with archives.open_parquet(uri) as parquet:
+        return list(_of_parquet(uri, parquet, own)) if archives.holds_audio(parquet, uri) else []
+
+
+def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:
+    names = _class_names(parquet) or (own.mids if own else ())
+    match = _OF_HUGGING_FACE.fullmatch(basename(uri))
+    for row, values in enumerate(archives.small_rows(parquet, _COLUMNS)):
+        path = values.pop("path")
+        name = stem(path) if path else f"{stem(uri)}_{row}"
+        yield _entry(values, names, uri, archives.row_member(row), name)._replace(file_split=match and match[1])
+
+
+def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
+    members = list(archives.tar_members(uri, sidecars=True))
+    said = {splitext(member.name)[0]: member.sidecar for member in members if isinstance(member.sidecar, dict)}
+    for member in members:
+        if is_media(member.name):
+            key = splitext(member.name)[0]
+            first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
+            values = {name: value for name, value in said.get(key, said.get(first_dot, {})).items() if name in _COLUMNS}
+            place = archives.bytes_member(member.offset, member.size)
+            yield _entry(values, own.mids if own else (), uri, place, basename(key))
+
+
+def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:
+    label = values.pop("label", None)
+    labels = values.pop("labels", label)
+    cells = labels if isinstance(labels, list) else [labels]
+    if names and any(isinstance(cell, int) for cell in cells):
+        labels = [names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell for cell in cells]
+    return Entry(labels=labels, media=media, member=member, stem=name, **values)
+
+
+def _class_names(parquet: pq.ParquetFile) -> tuple[str, ...]:
+    """Of Hugging Face's feature ClassLabel, alone or in a list; empty where the labels are none."""
+    try:
+        features = json.loads((parquet.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
+        feature = features["labels"] if "labels" in features else features["label"]
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+        return tuple(map(str, feature["names"]))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return ()
