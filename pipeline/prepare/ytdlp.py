@@ -37,6 +37,7 @@ NOT_FOR_USERS = (
 """Options of yt-dlp that say what is fetched and where it goes, or run programs: those are this project's to set."""
 
 FFMPEG_LOG = "ffmpeg.log"
+EMPTY, STOPPED = "nothing was encoded", "Error during demuxing: Input/output error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,9 @@ def fetch_with_ytdlp(
                 downloader.download([url])
         except (YoutubeDLError, OSError) as err:
             raise failure_of(err, _said_by_ffmpeg(Path(folder, FFMPEG_LOG))) from err
+        log = _said_by_ffmpeg(Path(folder, FFMPEG_LOG))
+        if EMPTY in log or STOPPED in log:  # and its status was 0
+            raise failure_of(YoutubeDLError(f"ffmpeg got no further: {log.strip().splitlines()[0]}"), log)
         files = [path for path in Path(folder).iterdir() if path.stem == "audio"]
         if not files or files[0].stat().st_size == 0:
             raise ClipError(Reason.NETWORK, "yt-dlp ended without an error and without a file")
@@ -136,6 +140,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
     # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
     ffmpeg_input = ["-rw_timeout", str(int(settings.timeout_s * 1e6)), "-copyts"]
+    ffmpeg_input += ["-protocol_whitelist", "http,https,httpproxy,tcp,tls,crypto"]  # a playlist names no file of ours
     if settings.cookies is not None:
         given["cookiefile"] = f"{folder}/cookies.txt"
         Path(given["cookiefile"]).write_text(settings.cookies)
@@ -161,7 +166,9 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
         "logger": _Silent(),
         "cachedir": False,
         "socket_timeout": settings.timeout_s,
-        "external_downloader_args": {"ffmpeg_i": ffmpeg_input},
+        # NUT holds any codec and its exact times, whatever the host calls the file. Nothing is to be mended in it.
+        "external_downloader_args": {"ffmpeg_i": ffmpeg_input, "ffmpeg_o": ["-f", "nut"]},
+        "fixup": "never",
     }
     return usual | given | ours
 
@@ -201,7 +208,8 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
         ),
     ),
     (Reason.TOO_LARGE, ("file too large", "ffmpeg exited with code -25")),  # SIGXFSZ
-    (Reason.NETWORK, ("stream ends prematurely", "connection reset", "timed out", "http error 5")),
+    (Reason.NETWORK, ("stream ends prematurely", "input/output error", "connection reset", "timed out", "http error 5")),
+    (Reason.TRUNCATED, ("moov atom not found", "nothing was encoded")),  # the host's file is short, or knows no ranges
     (Reason.NOT_AUDIO, ("invalid data found when processing input", "ffmpeg exited with code 183")),
 )
 """Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
