@@ -144,7 +144,7 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
     beginning, even where its timestamps start elsewhere; a section cut out of one has the timestamps of the whole.
 
     Raises:
-        ClipError: not_audio, truncated, too_long, or too_short for one frame.
+        ClipError: not_audio, truncated, too_long, too_short for one frame, too_large for memory, or network.
     """
     options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file" if isinstance(file, str) else "none"}
     try:
@@ -154,6 +154,8 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
             section = _read(container, start_s, duration_s, whole=whole)
     except FFmpegError as err:
         raise _classified(err, file) from err
+    except OSError as err:  # of a remote file, from our own file system
+        raise ClipError(Reason.NETWORK, f"reading it: {err}") from err
     covered_s = section.num_decoded / section.rate_hz
     length_s = len(section.samples) / section.rate_hz
     if duration_s is not None and covered_s < (1 - SHORTFALL_SHARE) * duration_s:
