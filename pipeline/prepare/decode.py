@@ -47,9 +47,9 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Of sound. A header may claim anything, and seconds of it would be a handful of samples or gigabytes."""
 
 FORMATS = (
-    "aac ac3 aiff amr ape asf au avi caf dsf dts eac3 flac flv loas matroska mov mp3 mpc mpc8 mpeg mpegts nistsphere "
-    "nut ogg rm tak tta voc w64 wav wv"
-).split()
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
+    "nut,ogg,rm,tak,tta,voc,w64,wav,wv"
+)
 """What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
 sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
 
@@ -146,7 +146,7 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
     Raises:
         ClipError: not_audio, truncated, too_long, too_short for one frame, too_large for memory, or network.
     """
-    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file" if isinstance(file, str) else "none"}
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
     try:
         with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
             if not container.streams.audio:
