@@ -22,6 +22,7 @@ CODECS = {
     "ogg": ("libopus", 48_000),
     "flac": ("flac", 16_000),
     "wav": ("pcm_s16le", 22_050),
+    "mp3": ("libmp3lame", 44_100),
 }
 
 

@@ -43,6 +43,16 @@ SILENCE_PEAK = 2.0**-15
 CODEC_DELAY_S = 0.1
 """A first timestamp within this of 0 is a codec's delay; beyond it, the recording was cut out of a longer one."""
 
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+"""Of sound. A header may claim anything, and seconds of it would be a handful of samples or gigabytes."""
+
+FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
+    "nut,ogg,rm,tak,tta,voc,w64,wav,wv"
+)
+"""What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
+sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -134,22 +144,25 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
     beginning, even where its timestamps start elsewhere; a section cut out of one has the timestamps of the whole.
 
     Raises:
-        ClipError: not_audio, truncated, too_long, or too_short for one frame.
+        ClipError: not_audio, truncated, too_long, too_short for one frame, too_large for memory, or network.
     """
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
     try:
-        with av.open(file, mode="r", metadata_errors="ignore") as container:
+        with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
             if not container.streams.audio:
                 raise ClipError(Reason.NOT_AUDIO, f"no audio stream ({container.format.name})")
             section = _read(container, start_s, duration_s, whole=whole)
-    except (FileNotFoundError, PermissionError):
-        raise  # which file it was, the caller knows
     except FFmpegError as err:
-        reason = Reason.NETWORK if err.errno == errno.EIO else Reason.NOT_AUDIO
-        raise ClipError(reason, f"FFmpeg: {err.strerror}") from err
+        raise _classified(err, file) from err
+    except OSError as err:  # of a remote file, from our own file system
+        raise ClipError(Reason.NETWORK, f"reading it: {err}") from err
     covered_s = section.num_decoded / section.rate_hz
+    length_s = len(section.samples) / section.rate_hz
     if duration_s is not None and covered_s < (1 - SHORTFALL_SHARE) * duration_s:
         raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of {duration_s:.2f} s asked for")
-    if duration_s is None and covered_s > MAX_CLIP_S:
+    if duration_s is None and covered_s < (1 - SHORTFALL_SHARE) * length_s:
+        raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of sound in {length_s:.2f} s, by its timestamps")
+    if duration_s is None and length_s > MAX_CLIP_S:
         raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
     waveform = section.samples
     if section.rate_hz != SAMPLE_RATE_HZ:
@@ -158,7 +171,20 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
         waveform = waveform[: round(duration_s * SAMPLE_RATE_HZ)]
     if num_frames_of(len(waveform)) < 1:
         raise ClipError(Reason.TOO_SHORT, f"{len(waveform) / SAMPLE_RATE_HZ * 1000:.1f} ms, less than one frame")
+    if not np.isfinite(waveform).all():  # samples may be floating point
+        raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")
     return waveform
+
+
+def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
+    if isinstance(file, str) and err.errno in {errno.ENOENT, errno.EACCES}:
+        return err  # which file it was, the caller knows
+    if err.errno == errno.ENOMEM:
+        return ClipError(Reason.TOO_LARGE, "takes more memory than a clip may")
+    if err.errno == errno.EIO and not isinstance(file, io.BytesIO):
+        return ClipError(Reason.NETWORK, f"FFmpeg: {err.strerror}")
+    note = "; or of a format that is not read, as playlists are" if err.errno == errno.EINVAL else ""
+    return ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}{note}")
 
 
 @dataclass(frozen=True)
@@ -184,6 +210,8 @@ def _read(container: av.container.InputContainer, start_s: float, duration_s: fl
         for frame in container.decode(stream):
             if not rate_hz:
                 rate_hz = frame.rate
+                if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+                    raise ClipError(Reason.NOT_AUDIO, f"a sample rate of {rate_hz} Hz")
                 first = round(start_s * rate_hz)
                 wanted = math.ceil((MAX_CLIP_S if duration_s is None else duration_s) * rate_hz) + (duration_s is None)
             elif frame.rate != rate_hz:
@@ -194,8 +222,10 @@ def _read(container: av.container.InputContainer, start_s: float, duration_s: fl
             samples = _mono(frame)
             begin, position = position, position + len(samples)
             samples = samples[max(0, first + filled - begin) :]
+            if not len(samples):
+                continue  # not yet there; hours of this must not pile up
             hole = min(begin - (first + filled), wanted - filled)
-            if hole > 0 and len(samples):
+            if hole > 0:
                 chunks.append(np.zeros(hole, np.float32))
                 filled += hole
             chunks.append(samples[: wanted - filled])
@@ -216,7 +246,10 @@ def _read(container: av.container.InputContainer, start_s: float, duration_s: fl
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:
     """float32 `[samples]` in [-1, 1]: the mean of the channels."""
-    samples = frame.to_ndarray()
+    try:
+        samples = frame.to_ndarray()
+    except ValueError as err:  # of 64-bit integers, for one
+        raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {frame.format.name}") from err
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
