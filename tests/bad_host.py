@@ -1,6 +1,6 @@
 """A media host on its bad days: the first part of a path says what happens, `/429/sound` or `/stall/sound`.
 
-    with BadHost(folder) as host: ... f"{host.url}/404/sound.webm" ... host.requests
+with BadHost(folder) as host: ... f"{host.url}/404/sound.webm" ... host.requests
 """
 
 import shutil

@@ -19,8 +19,8 @@ MAX_FETCH_BYTES = 256 << 20
 """A section of audio has one; a whole recording of three hours in a good codec fits too."""
 
 ATTEMPTS = {Reason.NETWORK: 3, Reason.TIMEOUT: 2, Reason.TRUNCATED: 2, Reason.SETUP: 2, Reason.THROTTLED: 3}
-"""In one run; what is not named is final at once. One after `throttled` waits until the address has rested: three, so that
-a clip which is refused for itself does not keep an address from all others."""
+"""In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
+few, so that a clip which is refused for itself does not keep an address from all others."""
 
 BACK_OFF_S = 2.0
 """Before the second attempt of a transient fault; four times as long before the third."""

@@ -142,7 +142,7 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore
     _leave_the_terminal_to_us()
     clips_per_chunk = _clips_per_chunk(todo, settings)
     chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
-    data = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+    data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
     # By its other need of CPUs Ray keeps this apart from what follows: a task's inputs are gathered until they are as
     # many as its largest batch, and these are not clips.
     data = _map(data, read_chunks, batch_size=1, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=1))

@@ -208,7 +208,10 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
         ),
     ),
     (Reason.TOO_LARGE, ("file too large", "ffmpeg exited with code -25")),  # SIGXFSZ
-    (Reason.NETWORK, ("stream ends prematurely", "input/output error", "connection reset", "timed out", "http error 5")),
+    (
+        Reason.NETWORK,
+        ("stream ends prematurely", "input/output error", "connection reset", "timed out", "http error 5"),
+    ),
     (Reason.TRUNCATED, ("moov atom not found", "nothing was encoded")),  # the host's file is short, or knows no ranges
     (Reason.NOT_AUDIO, ("invalid data found when processing input", "ffmpeg exited with code 183")),
 )
