@@ -13,7 +13,13 @@ from threading import Thread
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-CONTENT_TYPES = {".webm": "audio/webm", ".m4a": "audio/mp4", ".ogg": "audio/ogg"}
+CONTENT_TYPES = {
+    ".webm": "audio/webm",
+    ".m4a": "audio/mp4",
+    ".ogg": "audio/ogg",
+    ".flac": "audio/flac",
+    ".wav": "audio/wav",
+}
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[a-z0-9]+)?")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

@@ -53,6 +53,10 @@ class Download:
         self.settings, self._turns, self._sleep = settings, turns, sleep
         self._fetch = Isolated("pipeline.prepare.ytdlp:fetch_with_ytdlp", file_bytes=MAX_FETCH_BYTES)
 
+    def stop(self) -> None:
+        """End the process that fetches. It ends with this one in any case."""
+        self._fetch.stop()
+
     def __call__(self, rows: pa.Table) -> pa.Table:
         rows, audio = each_clip(rows, "download", self._one)
         return rows.append_column("audio", pa.array(audio, pa.binary()))
@@ -85,6 +89,7 @@ class Download:
                 settings=self.settings.ytdlp,
                 address=address if address in self.settings.pace.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
+                start_at_zero=any(failure.reason is Reason.TRUNCATED for failure in failures),
                 deadline_s=self.settings.deadline_s,
             )
         except ClipError as err:

@@ -95,12 +95,15 @@ def fetch_with_ytdlp(
     settings: YtDlp = YtDlp(),
     address: str | None = None,
     every_client: bool = False,
+    start_at_zero: bool = False,
 ) -> bytes:
     """The audio of `url` between two times, in the host's codec and with its timestamps: nothing is encoded again.
 
     Args:
         address: a proxy's URL or a source IP address; None goes out as the machine does.
         every_client: ask as each of YouTube's clients that yt-dlp knows, where the usual ones were refused.
+        start_at_zero: for a container that has no start time, WAV above all, of which ffmpeg finds no section otherwise.
+            Of others it would move the section by the codec's delay.
 
     Raises:
         ClipError: the first of REASONS that fits.
@@ -108,6 +111,8 @@ def fetch_with_ytdlp(
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-") as folder:
         options = _options(settings, folder, address, every_client=every_client)
+        if start_at_zero:
+            options["external_downloader_args"]["ffmpeg_i"].append("-start_at_zero")
         if begin_s > 0 or end_s is not None:
             section = (begin_s, end_s if end_s is not None else float("inf"))
             options["download_ranges"] = yt_dlp.utils.download_range_func(None, [section])
