@@ -127,7 +127,7 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
                 return _s3(f"{root}{options}", os.getpid(), settings), f"{bucket}{unquote(path)}".rstrip("/")
             text = f"{root}{path}{options}"
         return pafs.FileSystem.from_uri(quote(text, safe=URI_CHARACTERS))
-    except (OSError, ValueError, ImportError) as err:
+    except (OSError, ValueError, ImportError, TypeError) as err:  # TypeError: fsspec has schemes that want arguments
         raise DataError(f"cannot open {text}: {err}") from err
 
 
