@@ -179,6 +179,8 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
 def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
     if isinstance(file, str) and err.errno in {errno.ENOENT, errno.EACCES}:
         return err  # which file it was, the caller knows
+    if isinstance(file, str) and err.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
+        return ClipError(Reason.MISSING_FILE, f"there is no such file: {err.strerror}")
     if err.errno == errno.ENOMEM:
         return ClipError(Reason.TOO_LARGE, "takes more memory than a clip may")
     if err.errno == errno.EIO:  # what a WebM file gives that ends within its head, and a disk that is failing

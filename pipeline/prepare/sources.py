@@ -391,7 +391,9 @@ class _Rows:
     def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str]) -> None:
         labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
         self._any_known = self._any_known or labels is not None
-        safe_name = _CONTROL.sub("\ufffd", name[:LONGEST_ID])
+        if len(name) > LONGEST_ID:
+            name = name[: LONGEST_ID - 1] + "…"  # else it might be the name of a clip that is well
+        safe_name = _CONTROL.sub("\ufffd", name)
         self._refused.add((safe_name, split, "source", err.reason.value, err.message, 1, err.reason.retry, "", labels))
 
     def done(self, origin: str) -> ClipList:
