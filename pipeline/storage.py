@@ -127,7 +127,7 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
                 return _s3(f"{root}{options}", os.getpid(), settings), f"{bucket}{unquote(path)}".rstrip("/")
             text = f"{root}{path}{options}"
         return pafs.FileSystem.from_uri(quote(text, safe=URI_CHARACTERS))
-    except (OSError, ValueError, ImportError) as err:
+    except (OSError, ValueError, ImportError, TypeError) as err:  # TypeError: fsspec has schemes that want arguments
         raise DataError(f"cannot open {text}: {err}") from err
 
 
@@ -197,7 +197,11 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
     """URIs of the files below a folder, sorted; none if there is no such folder."""
     fs, path = resolve(uri)
     infos = _below(fs, path, recursive=recursive)
-    files = sorted(info.path for info in infos if info.is_file and info.path.endswith(suffix))
+    try:
+        files = sorted(info.path for info in infos if info.is_file and info.path.endswith(suffix))
+    except UnicodeDecodeError:  # of a name on disk that is not UTF-8, which pyarrow cannot say: it is left out
+        found = (str(each) for each in Path(path).glob("**/*" if recursive else "*") if each.is_file())
+        files = sorted(file for file in found if file.endswith(suffix) and not re.search("[\ud800-\udfff]", file))
     names = [os.path.relpath(file, path) for file in files]
     if "://" in os.fspath(uri):
         names = [name.replace("%", "%25").replace("?", "%3F") for name in names]

@@ -191,10 +191,12 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
 def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
     if isinstance(file, str) and err.errno in {errno.ENOENT, errno.EACCES}:
         return err  # which file it was, the caller knows
+    if isinstance(file, str) and err.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
+        return ClipError(Reason.MISSING_FILE, f"there is no such file: {err.strerror}")
     if err.errno == errno.ENOMEM:
         return ClipError(Reason.TOO_LARGE, "takes more memory than a clip may")
-    if err.errno == errno.EIO and not isinstance(file, io.BytesIO):
-        return ClipError(Reason.NETWORK, f"FFmpeg: {err.strerror}")
+    if err.errno == errno.EIO:  # what a WebM file gives that ends within its head, and a disk that is failing
+        return ClipError(Reason.TRUNCATED, f"FFmpeg: {err.strerror}")
     note = "; or of a format that is not read, as playlists are" if err.errno == errno.EINVAL else ""
     return ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}{note}")
 

@@ -64,7 +64,9 @@ MAX_START_S = 1e6  # eleven days; beyond any recording, and within what FFmpeg c
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # lone surrogates too: Arrow cannot store them
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # a folder beside dataset.json and _work
+_SPLIT = re.compile(r"(?!(?i:dataset\.json|labels\.csv|report\.html)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+"""A folder beside these files and _work."""
+_MAKES = re.compile(r"::[^/]*://|://.*\ballow_bucket_", re.DOTALL)  # URIs with which opening a file writes something
 _WEB = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
 
@@ -389,7 +391,9 @@ class _Rows:
     def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str]) -> None:
         labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
         self._any_known = self._any_known or labels is not None
-        safe_name = _CONTROL.sub("\ufffd", name[:LONGEST_ID])
+        if len(name) > LONGEST_ID:
+            name = name[: LONGEST_ID - 1] + "…"  # else it might be the name of a clip that is well
+        safe_name = _CONTROL.sub("\ufffd", name)
         self._refused.add((safe_name, split, "source", err.reason.value, err.message, 1, err.reason.retry, "", labels))
 
     def done(self, origin: str) -> ClipList:
@@ -481,6 +485,8 @@ def _beside(folder: str, path: Any, what: str) -> str:
     """`path`, which a list in `folder` names."""
     if not isinstance(path, str) or not path or _CONTROL.search(path):
         raise ClipError(Reason.BAD_ID, f"{what} is {_show(path)}, not a path")
+    if _MAKES.search(unquote(path)):
+        raise ClipError(Reason.BAD_ID, f"{what} is {_show(path)}, which would make a cache or a bucket")
     return path if path.startswith("/") or "://" in path else f"{folder}/{path}"
 
 

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -244,21 +245,38 @@ def test_hours_in_kilobytes_cost_no_more_than_the_section(hours_of_silence: byte
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("form", ["nut", "matroska", "mp4"])
-def test_timestamps_that_jump_make_no_recording_of_silence(form: str):
-    jump = 10**9
+def forged(form: str, codec: str, rate_hz: int, stamp: Callable[[int, int], int]) -> bytes:
+    """Two seconds of noise in packets whose timestamps are `stamp(packet, true timestamp)`."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
-        stream = container.add_stream("aac", rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(fakes.noise(2)[None], format="fltp", layout="mono")
-        frame.rate = 16_000
-        packets = [*stream.encode(frame), *stream.encode(None)]
-        for i, packet in enumerate(packets):
-            packet.pts = packet.dts = 1024 * i + jump * (i > len(packets) // 2)
+        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        frame = av.AudioFrame.from_ndarray(fakes.noise(2, rate_hz=rate_hz)[None], format="fltp", layout="mono")
+        frame.rate, frame.pts, frame.time_base = rate_hz, 0, Fraction(1, rate_hz)
+        for i, packet in enumerate([*stream.encode(frame), *stream.encode(None)]):
+            packet.pts = packet.dts = stamp(i, packet.pts)
             container.mux(packet)
-    error = refusal(file.getvalue())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["nut", "matroska", "mp4"])
+def test_timestamps_that_jump_make_no_recording_of_silence(form: str):
+    media = forged(form, "aac", 16_000, lambda i, true: true + 10**9 * (i > 15))
+    error = refusal(media)
     assert (error.reason, "by its timestamps" in error.message) == (Reason.TRUNCATED, True)
-    assert refusal(file.getvalue(), 2.0, 10.0).reason is Reason.TRUNCATED
+    assert refusal(media, 2.0, 10.0).reason is Reason.TRUNCATED
+
+
+def test_errors_that_ffmpeg_borrows_from_files_are_not_taken_for_those_of_files(tmp_path: Path):
+    stamped_before_zero = forged("ogg", "libopus", 48_000, lambda i, true: true - 2**40)
+    cut_in_its_head = fakes.write_media(tmp_path / "a.webm", fakes.noise(1)).read_bytes()[:164]
+    for media, name, reason in (
+        (stamped_before_zero, "not permitted", Reason.NOT_AUDIO),
+        (cut_in_its_head, "Input/output", Reason.TRUNCATED),
+    ):
+        (tmp_path / "media").write_bytes(media)
+        for file in (media, tmp_path / "media"):
+            error = refusal(file, 3.0, 0.5)
+            assert (error.reason, name in error.message) == (reason, True), error
 
 
 class Failing(io.BytesIO):
