@@ -89,7 +89,6 @@ class Download:
                 settings=self.settings.ytdlp,
                 address=address if address in self.settings.pace.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
-                start_at_zero=any(failure.reason is Reason.TRUNCATED for failure in failures),
                 deadline_s=self.settings.deadline_s,
             )
         except ClipError as err:

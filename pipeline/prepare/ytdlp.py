@@ -37,7 +37,6 @@ NOT_FOR_USERS = (
 """Options of yt-dlp that say what is fetched and where it goes, or run programs: those are this project's to set."""
 
 FFMPEG_LOG = "ffmpeg.log"
-EMPTY, STOPPED = "nothing was encoded", "Error during demuxing: Input/output error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +94,12 @@ def fetch_with_ytdlp(
     settings: YtDlp = YtDlp(),
     address: str | None = None,
     every_client: bool = False,
-    start_at_zero: bool = False,
 ) -> bytes:
     """The audio of `url` between two times, in the host's codec and with its timestamps: nothing is encoded again.
 
     Args:
         address: a proxy's URL or a source IP address; None goes out as the machine does.
         every_client: ask as each of YouTube's clients that yt-dlp knows, where the usual ones were refused.
-        start_at_zero: for a container that has no start time, WAV above all, of which ffmpeg finds no section otherwise.
-            Of others it would move the section by the codec's delay.
 
     Raises:
         ClipError: the first of REASONS that fits.
@@ -111,26 +107,50 @@ def fetch_with_ytdlp(
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-") as folder:
         options = _options(settings, folder, address, every_client=every_client)
-        if start_at_zero:
-            options["external_downloader_args"]["ffmpeg_i"].append("-start_at_zero")
         if begin_s > 0 or end_s is not None:
             section = (begin_s, end_s if end_s is not None else float("inf"))
             options["download_ranges"] = yt_dlp.utils.download_range_func(None, [section])
-        # yt-dlp's API asks here, and only here, whether there is an ffmpeg.
-        FFmpegPostProcessor._ffmpeg_location.set(_ffmpeg())
-        os.environ["FFREPORT"] = f"file={folder}/{FFMPEG_LOG}:level=24"  # yt-dlp passes on ffmpeg's status alone
-        try:
-            with yt_dlp.YoutubeDL(options) as downloader:
-                downloader.download([url])
-        except (YoutubeDLError, OSError) as err:
-            raise failure_of(err, _said_by_ffmpeg(Path(folder, FFMPEG_LOG))) from err
-        log = _said_by_ffmpeg(Path(folder, FFMPEG_LOG))
-        if EMPTY in log or STOPPED in log:  # and its status was 0
-            raise failure_of(YoutubeDLError(f"ffmpeg got no further: {log.strip().splitlines()[0]}"), log)
-        files = [path for path in Path(folder).iterdir() if path.stem == "audio"]
-        if not files or files[0].stat().st_size == 0:
-            raise ClipError(Reason.NETWORK, "yt-dlp ended without an error and without a file")
-        return files[0].read_bytes()
+        audio, failure, log = _run(url, options, folder)
+        other_way = next((way for said, way in OTHER_WAYS if said in log), None)
+        if failure is not None and other_way is not None and STOPPED not in log:
+            arguments = options["external_downloader_args"]
+            options["external_downloader_args"] = arguments | {
+                k: arguments.get(k, []) + v for k, v in other_way.items()
+            }
+            audio, failure, log = _run(url, options, folder)
+        if failure is not None:
+            raise failure_of(failure, log) from failure
+        return audio
+
+
+EMPTY, STOPPED = "nothing was encoded", "Error during demuxing: Input/output error"
+
+OTHER_WAYS: tuple[tuple[str, dict[str, list[str]]], ...] = (
+    (EMPTY, {"ffmpeg_i": ["-start_at_zero"], "ffmpeg_o": ["-f", "nut"]}),  # WAV itself holds no times
+    ("Could not write header", {"ffmpeg_o": ["-f", "nut"]}),
+    ("Unable to choose an output format", {"ffmpeg_o": ["-f", "nut"]}),
+)
+"""What ffmpeg says, and how it can do it. It finds no section of a container without a start time, as WAV is; and where
+a host calls a file what it is not, NUT holds any codec. Neither is the usual way, as they move others by a rounding."""
+
+
+def _run(url: str, options: dict[str, Any], folder: str) -> tuple[bytes, Exception | None, str]:
+    """What was fetched, the error, and what ffmpeg said."""
+    # yt-dlp's API asks here, and only here, whether there is an ffmpeg.
+    FFmpegPostProcessor._ffmpeg_location.set(_ffmpeg())
+    os.environ["FFREPORT"] = f"file={folder}/{FFMPEG_LOG}:level=24"  # yt-dlp passes on ffmpeg's status alone
+    try:
+        with yt_dlp.YoutubeDL(options) as downloader:
+            downloader.download([url])
+    except (YoutubeDLError, OSError) as err:
+        return b"", err, _said_by_ffmpeg(Path(folder, FFMPEG_LOG))
+    log = _said_by_ffmpeg(Path(folder, FFMPEG_LOG))
+    if EMPTY in log or STOPPED in log:  # and its status was 0
+        return b"", YoutubeDLError(f"ffmpeg got no further: {log.strip().splitlines()[0]}"), log
+    files = [path for path in Path(folder).iterdir() if path.stem == "audio"]
+    if not files or files[0].stat().st_size == 0:
+        return b"", YoutubeDLError("yt-dlp ended without an error and without a file"), log
+    return files[0].read_bytes(), None, log
 
 
 def _said_by_ffmpeg(log: Path) -> str:
@@ -171,9 +191,9 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
         "logger": _Silent(),
         "cachedir": False,
         "socket_timeout": settings.timeout_s,
-        # NUT holds any codec and its exact times, whatever the host calls the file. Nothing is to be mended in it.
-        "external_downloader_args": {"ffmpeg_i": ffmpeg_input, "ffmpeg_o": ["-f", "nut"]},
+        "external_downloader_args": {"ffmpeg_i": ffmpeg_input},
         "fixup": "never",
+        "overwrites": True,
     }
     return usual | given | ours
 

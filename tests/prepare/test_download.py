@@ -55,7 +55,7 @@ def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
 
 
 @pytest.mark.parametrize("start_s", [7.137, 24.9])
-def test_a_section_of_a_wav_is_had_at_the_second_attempt(host: tuple[Path, str], start_s: float):
+def test_a_section_of_a_wav_is_had_by_another_clock(host: tuple[Path, str], start_s: float):
     folder, base_url = host
     times = {"media_start_s": start_s, "start_s": start_s, "end_s": start_s + 5}
     rows = Download(FetchSettings(back_off_s=0.01), Unpaced())(
