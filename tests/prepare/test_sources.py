@@ -650,7 +650,10 @@ def test_class_labels_are_the_vocabulary_where_none_is_given(tmp_path):
     out = read_manifest(audio_table([{"label": 0}, {"label": 1}], tmp_path / "a.parquet", metadata))
     assert out.vocabulary == LabelVocabulary.from_names(["zebra", "ant"])
     assert out.clips["labels"].to_pylist() == [[0], [1]]
-    out = read_manifest(audio_table([{"labels": ["x"]}, {"labels": ["c"]}], tmp_path / "b.parquet"))
+    turned = {"label": {"names": ["ant", "zebra"], "_type": "ClassLabel"}}  # each file's indices are its own
+    audio_table([{"label": 0, "video_id": "other"}], tmp_path / "b.parquet", turned)
+    assert read_manifest(str(tmp_path)).clips["labels"].to_pylist() == [[0], [1], [1]]
+    out = read_manifest(audio_table([{"labels": ["x"]}, {"labels": ["c"]}], tmp_path / "c.parquet"))
     assert out.vocabulary == LabelVocabulary.from_names(["c", "x"])
 
 
