@@ -88,7 +88,8 @@ def _floor_ms(segments: Path, media: Path, output: Path) -> float:
     """CPU milliseconds a clip of one process that does the work and nothing else."""
     clips = read_segments(str(segments), locate=AudioFolder(str(media))).clips.slice(0, FLOOR_CLIPS // 2)
     began_s = time.process_time()
-    fbanks = [clip_fbank(decode_media(row["media"], row["media_start_s"], CLIP_S)) for row in clips.to_pylist()]
+    waveforms = (decode_media(row["media"], None, row["media_start_s"], CLIP_S)[0] for row in clips.to_pylist())
+    fbanks = list(map(clip_fbank, waveforms))
     frames = pa.FixedSizeListArray.from_arrays(np.concatenate(fbanks).reshape(-1), type=dataset.FBANK.value_type)
     column = pa.ListArray.from_arrays(np.cumsum([0, *map(len, fbanks)]).astype(np.int32), frames, type=dataset.FBANK)
     shard = pa.table({"clip_id": clips["clip_id"], "fbank": column})

@@ -13,54 +13,62 @@ from threading import Thread
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-CONTENT_TYPES = {".webm": "audio/webm", ".m4a": "audio/mp4", ".ogg": "audio/ogg"}
+CONTENT_TYPES = {
+    ".webm": "audio/webm",
+    ".m4a": "audio/mp4",
+    ".ogg": "audio/ogg",
+    ".flac": "audio/flac",
+    ".wav": "audio/wav",
+}
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[a-z0-9]+)?")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _BLOCK_BYTES = 1 << 16
 
 
-class _Handler(BaseHTTPRequestHandler):
+class FolderHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
+    content_type: str | None = None
+    """In place of the one that a file's name tells."""
 
     def handle(self) -> None:
         with suppress(ConnectionError):  # ffmpeg hangs up when it has read enough
             super().handle()
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self.answer(with_body=True)
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self.answer(with_body=False)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the demo's own output is what counts."""
 
-    def _answer(self, *, with_body: bool) -> None:
+    def answer(self, *, with_body: bool) -> None:
         path = find_media(self.folder, unquote(urlsplit(self.path).path).removeprefix("/"))
         if path is None:
-            self._send_head(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
+            self.send_head(HTTPStatus.NOT_FOUND, {"Content-Length": "0"})
             return
         size = path.stat().st_size
         asked = self.headers.get("Range")
         span = parse_range(asked, size) if asked else None
         if span is not None and not span:
-            self._send_head(
+            self.send_head(
                 HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}", "Content-Length": "0"}
             )
             return
-        headers = {"Content-Type": CONTENT_TYPES[path.suffix], "Accept-Ranges": "bytes"}
+        headers = {"Content-Type": self.content_type or CONTENT_TYPES[path.suffix], "Accept-Ranges": "bytes"}
         if span is not None:
             headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
         wanted = range(size) if span is None else span
         headers["Content-Length"] = str(len(wanted))
-        self._send_head(HTTPStatus.OK if span is None else HTTPStatus.PARTIAL_CONTENT, headers)
+        self.send_head(HTTPStatus.OK if span is None else HTTPStatus.PARTIAL_CONTENT, headers)
         if with_body:
             with path.open("rb") as file:
                 self._send_bytes(file, wanted)
 
-    def _send_head(self, status: HTTPStatus, headers: dict[str, str]) -> None:
+    def send_head(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -101,7 +109,13 @@ def parse_range(header: str, size: int) -> range | None:
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
     """Serve `folder` on a free port of 127.0.0.1 until the block ends. Gives the base URL, no slash at its end."""
-    handler = type("FolderHandler", (_Handler,), {"folder": folder})
+    with serving(type("Handler", (FolderHandler,), {"folder": folder})) as url:
+        yield url
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The same with a handler of one's own."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.block_on_close = False

@@ -53,6 +53,18 @@ FORMATS = (
 """What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
 sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
 
+DTYPES: dict[str, type[np.generic]] = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
+"""By FFmpeg's name of the kind of sample, without the `p` of those that have a plane a channel."""
+
+VALUES_AT_ONCE = 1 << 20
+"""Of all channels, before they become mono: FFmpeg's frames wait in memory for so long."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -202,60 +214,106 @@ def _read(container: av.container.InputContainer, start_s: float, duration_s: fl
     stream = container.streams.audio[0]
     first_stamp_s = (container.start_time or 0) / av.time_base
     zero_s = first_stamp_s if whole and abs(first_stamp_s) > CODEC_DELAY_S else 0.0
+    run_up_s = zero_s + start_s - SEEK_MARGIN_S
     if start_s > SEEK_MARGIN_S:
-        container.seek(round((zero_s + start_s - SEEK_MARGIN_S) * av.time_base))
-    rate_hz = first = wanted = 0  # of the first frame: a stream's own rate may be half of what its decoder gives
-    chunks: list[np.ndarray] = []
-    filled = num_decoded = 0  # samples of the section so far, with and without holes
+        container.seek(round(run_up_s * av.time_base))
+    rate_hz = next_wanted = end = 0  # of the first frame: a stream's own rate may be half of what its decoder gives
+    mono = _Mono()
     position: int | None = None  # of the next sample, counted from the beginning of the recording
     try:
-        for frame in container.decode(stream):
+        for frame in _frames(container, stream, run_up_s):
             if not rate_hz:
                 rate_hz = frame.rate
                 if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
                     raise ClipError(Reason.NOT_AUDIO, f"a sample rate of {rate_hz} Hz")
-                first = round(start_s * rate_hz)
-                wanted = math.ceil((MAX_CLIP_S if duration_s is None else duration_s) * rate_hz) + (duration_s is None)
+                next_wanted = round(start_s * rate_hz)
+                num_wanted = MAX_CLIP_S * rate_hz + 1 if duration_s is None else duration_s * rate_hz
+                end = next_wanted + math.ceil(num_wanted)
             elif frame.rate != rate_hz:
                 raise ClipError(Reason.NOT_AUDIO, f"its sample rate changes from {rate_hz} to {frame.rate} Hz")
             stamped = None if frame.time is None else round((frame.time - zero_s) * rate_hz)
             if position is None or (stamped is not None and abs(stamped - position) > GAP_S * rate_hz):
                 position = stamped or 0
-            samples = _mono(frame)
-            begin, position = position, position + len(samples)
-            samples = samples[max(0, first + filled - begin) :]
-            if not len(samples):
+            begin, position = position, position + frame.samples
+            if position <= next_wanted:
                 continue  # not yet there; hours of this must not pile up
-            hole = min(begin - (first + filled), wanted - filled)
-            if hole > 0:
-                chunks.append(np.zeros(hole, np.float32))
-                filled += hole
-            chunks.append(samples[: wanted - filled])
-            filled += len(chunks[-1])
-            num_decoded += len(chunks[-1])
-            if filled >= wanted:
+            if begin > next_wanted:
+                mono.add_silence(min(begin, end) - next_wanted)
+                next_wanted = min(begin, end)
+            mono.add(frame, next_wanted - begin, min(position, end) - begin)
+            next_wanted = min(position, end)
+            if next_wanted >= end:
                 break
     except FFmpegError as err:
         # A damaged end: what came before it counts, and the caller measures it.
-        if not num_decoded:
+        if not mono.num_decoded:
             raise
         if duration_s is None:
-            raise ClipError(Reason.TRUNCATED, f"damaged after {filled / rate_hz:.2f} s ({err.strerror})") from err
-    if not chunks:
-        return _Section(np.empty(0, np.float32), SAMPLE_RATE_HZ, 0)
-    return _Section(np.concatenate(chunks), rate_hz, num_decoded)
+            decoded_s = mono.num_decoded / rate_hz
+            raise ClipError(Reason.TRUNCATED, f"damaged after {decoded_s:.2f} s ({err.strerror})") from err
+    return _Section(mono.samples(), rate_hz or SAMPLE_RATE_HZ, mono.num_decoded)
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
-    """float32 `[samples]` in [-1, 1]: the mean of the channels."""
-    try:
-        samples = frame.to_ndarray()
-    except ValueError as err:  # of 64-bit integers, for one
-        raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {frame.format.name}") from err
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif np.issubdtype(samples.dtype, np.integer):
-        samples = samples.astype(np.float32) / np.float32(1 << (8 * samples.itemsize - 1))
-    return samples.mean(axis=0, dtype=np.float32)
+def _frames(container: av.container.InputContainer, stream: av.AudioStream, run_up_s: float) -> Iterator[av.AudioFrame]:
+    """Decoded from a time on. A container is sought by clusters of seconds; what lies before costs no decoding."""
+    run_up = run_up_s / float(stream.time_base or 1)
+    for packet in container.demux(stream):
+        if packet.pts is None or packet.pts >= run_up:
+            yield from packet.decode()
+
+
+class _Mono:
+    """Frames in, one float32 waveform `[samples]` in [-1, 1] out: the mean of the channels.
+
+    A frame lasts some 20 ms, and to make arrays of each took longer than decoding it; so frames of one kind wait for
+    each other.
+    """
+
+    def __init__(self) -> None:
+        self.num_decoded = 0
+        self._done: list[np.ndarray] = []
+        self._waiting: list[tuple[av.AudioFrame, int, int]] = []
+        self._kind: tuple[str, int] = ("", 0)
+        self._values_waiting = 0
+
+    def add(self, frame: av.AudioFrame, begin: int, end: int) -> None:
+        """Samples `begin` to `end` of a frame."""
+        kind = (frame.format.name, frame.layout.nb_channels)
+        if kind != self._kind or self._values_waiting >= VALUES_AT_ONCE:
+            self._flush()
+            self._kind = kind
+        self._waiting.append((frame, begin, end))
+        self._values_waiting += frame.samples * kind[1]
+        self.num_decoded += end - begin
+
+    def add_silence(self, num_samples: int) -> None:
+        self._flush()
+        self._done.append(np.zeros(num_samples, np.float32))
+
+    def samples(self) -> np.ndarray:
+        self._flush()
+        return np.concatenate([np.empty(0, np.float32), *self._done])
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        (name, num_channels), planar = self._kind, self._kind[0].endswith("p")
+        if (dtype := DTYPES.get(name.removesuffix("p"))) is None:
+            raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {name}")
+        step = 1 if planar else num_channels
+        planes = [
+            np.concatenate(
+                [
+                    np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
+                    for frame, begin, end in self._waiting
+                ]
+            )
+            for i in range(num_channels if planar else 1)
+        ]
+        values = np.stack(planes) if planar else planes[0].reshape(-1, num_channels).T
+        if dtype == np.uint8:
+            values = (values.astype(np.float32) - 128) / 128
+        elif np.issubdtype(dtype, np.integer):
+            values = values.astype(np.float32) / np.float32(1 << (8 * values.itemsize - 1))
+        self._done.append(values.mean(axis=0, dtype=np.float32))
+        self._waiting, self._values_waiting = [], 0

@@ -18,8 +18,9 @@ MARGIN_S = 1.0
 MAX_FETCH_BYTES = 256 << 20
 """A section of audio has one; a whole recording of three hours in a good codec fits too."""
 
-ATTEMPTS = {Reason.NETWORK: 3, Reason.TIMEOUT: 2, Reason.SETUP: 2, Reason.THROTTLED: 5}
-"""In one run; what is not named is final at once. Each after `throttled` waits until the address has rested."""
+ATTEMPTS = {Reason.NETWORK: 3, Reason.TIMEOUT: 2, Reason.TRUNCATED: 2, Reason.SETUP: 2, Reason.THROTTLED: 3}
+"""In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
+few, so that a clip which is refused for itself does not keep an address from all others."""
 
 BACK_OFF_S = 2.0
 """Before the second attempt of a transient fault; four times as long before the third."""
@@ -52,6 +53,10 @@ class Download:
         self.settings, self._turns, self._sleep = settings, turns, sleep
         self._fetch = Isolated("pipeline.prepare.ytdlp:fetch_with_ytdlp", file_bytes=MAX_FETCH_BYTES)
 
+    def stop(self) -> None:
+        """End the process that fetches. It ends with this one in any case."""
+        self._fetch.stop()
+
     def __call__(self, rows: pa.Table) -> pa.Table:
         rows, audio = each_clip(rows, "download", self._one)
         return rows.append_column("audio", pa.array(audio, pa.binary()))
@@ -70,7 +75,7 @@ class Download:
                 alike = sum(failure.reason is err.reason for failure in failures)
                 if alike >= ATTEMPTS.get(err.reason, 1):
                     raise replace(err, attempts=len(failures)) from None
-                if err.reason in (Reason.NETWORK, Reason.TIMEOUT):
+                if err.reason in (Reason.NETWORK, Reason.TIMEOUT, Reason.TRUNCATED):
                     self._sleep(self.settings.back_off_s * 4 ** (alike - 1))
 
     def _attempt(self, url: str, begin_s: float, end_s: float | None, failures: list[ClipError]) -> bytes:
@@ -84,6 +89,7 @@ class Download:
                 settings=self.settings.ytdlp,
                 address=address if address in self.settings.pace.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
+                start_at_zero=any(failure.reason is Reason.TRUNCATED for failure in failures),
                 deadline_s=self.settings.deadline_s,
             )
         except ClipError as err:

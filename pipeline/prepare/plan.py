@@ -44,6 +44,8 @@ MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS = 4, 32
 DOWNLOAD_CPUS = 0.25
 """A fetch mostly waits. All of them together take half the CPUs at most, that the decoding has some."""
 
+READ_CPUS = 0.1
+
 NAMESPACE = "ast-ray"
 
 
@@ -138,8 +140,12 @@ def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], No
 
 def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore | None) -> Dataset:
     _leave_the_terminal_to_us()
-    chunks = write_todo(settings.output, todo.clips, _clips_per_chunk(todo, settings))
-    data = _map(ray.data.from_items(list(chunks), override_num_blocks=len(chunks)), read_chunks)
+    clips_per_chunk = _clips_per_chunk(todo, settings)
+    chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
+    data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+    # By its other need of CPUs Ray keeps this apart from what follows: a task's inputs are gathered until they are as
+    # many as its largest batch, and these are not clips.
+    data = _map(data, read_chunks, batch_size=1, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=1))
     if todo.num_fetches:
         check_tools()
         num_workers = min(settings.download_workers, len(chunks))
@@ -156,7 +162,7 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore
         data = _map(data, keep_audio)
     data = _map(data, features)
     # Ray fuses these into one task a chunk.
-    return _map(data, WriteShards(settings.output, keep=store.write if store else None), batch_size=MAX_CLIPS)
+    return _map(data, WriteShards(settings.output, keep=store.write if store else None), batch_size=clips_per_chunk)
 
 
 def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:

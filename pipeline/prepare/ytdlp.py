@@ -37,6 +37,7 @@ NOT_FOR_USERS = (
 """Options of yt-dlp that say what is fetched and where it goes, or run programs: those are this project's to set."""
 
 FFMPEG_LOG = "ffmpeg.log"
+EMPTY, STOPPED = "nothing was encoded", "Error during demuxing: Input/output error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +95,15 @@ def fetch_with_ytdlp(
     settings: YtDlp = YtDlp(),
     address: str | None = None,
     every_client: bool = False,
+    start_at_zero: bool = False,
 ) -> bytes:
     """The audio of `url` between two times, in the host's codec and with its timestamps: nothing is encoded again.
 
     Args:
         address: a proxy's URL or a source IP address; None goes out as the machine does.
         every_client: ask as each of YouTube's clients that yt-dlp knows, where the usual ones were refused.
+        start_at_zero: for a container that has no start time, WAV above all, of which ffmpeg finds no section otherwise.
+            Of others it would move the section by the codec's delay.
 
     Raises:
         ClipError: the first of REASONS that fits.
@@ -107,6 +111,8 @@ def fetch_with_ytdlp(
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-") as folder:
         options = _options(settings, folder, address, every_client=every_client)
+        if start_at_zero:
+            options["external_downloader_args"]["ffmpeg_i"].append("-start_at_zero")
         if begin_s > 0 or end_s is not None:
             section = (begin_s, end_s if end_s is not None else float("inf"))
             options["download_ranges"] = yt_dlp.utils.download_range_func(None, [section])
@@ -118,6 +124,9 @@ def fetch_with_ytdlp(
                 downloader.download([url])
         except (YoutubeDLError, OSError) as err:
             raise failure_of(err, _said_by_ffmpeg(Path(folder, FFMPEG_LOG))) from err
+        log = _said_by_ffmpeg(Path(folder, FFMPEG_LOG))
+        if EMPTY in log or STOPPED in log:  # and its status was 0
+            raise failure_of(YoutubeDLError(f"ffmpeg got no further: {log.strip().splitlines()[0]}"), log)
         files = [path for path in Path(folder).iterdir() if path.stem == "audio"]
         if not files or files[0].stat().st_size == 0:
             raise ClipError(Reason.NETWORK, "yt-dlp ended without an error and without a file")
@@ -136,6 +145,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
     # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
     ffmpeg_input = ["-rw_timeout", str(int(settings.timeout_s * 1e6)), "-copyts"]
+    ffmpeg_input += ["-protocol_whitelist", "http,https,httpproxy,tcp,tls,crypto"]  # a playlist names no file of ours
     if settings.cookies is not None:
         given["cookiefile"] = f"{folder}/cookies.txt"
         Path(given["cookiefile"]).write_text(settings.cookies)
@@ -161,7 +171,9 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
         "logger": _Silent(),
         "cachedir": False,
         "socket_timeout": settings.timeout_s,
-        "external_downloader_args": {"ffmpeg_i": ffmpeg_input},
+        # NUT holds any codec and its exact times, whatever the host calls the file. Nothing is to be mended in it.
+        "external_downloader_args": {"ffmpeg_i": ffmpeg_input, "ffmpeg_o": ["-f", "nut"]},
+        "fixup": "never",
     }
     return usual | given | ours
 
@@ -201,7 +213,11 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
         ),
     ),
     (Reason.TOO_LARGE, ("file too large", "ffmpeg exited with code -25")),  # SIGXFSZ
-    (Reason.NETWORK, ("stream ends prematurely", "connection reset", "timed out", "http error 5")),
+    (
+        Reason.NETWORK,
+        ("stream ends prematurely", "input/output error", "connection reset", "timed out", "http error 5"),
+    ),
+    (Reason.TRUNCATED, ("moov atom not found", "nothing was encoded")),  # the host's file is short, or knows no ranges
     (Reason.NOT_AUDIO, ("invalid data found when processing input", "ffmpeg exited with code 183")),
 )
 """Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""

@@ -22,7 +22,7 @@ from tests.prepare.test_decode import lag_samples
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("media")
-    for suffix in ("webm", "m4a", "ogg"):
+    for suffix in ("webm", "m4a", "ogg", "flac", "wav"):
         fakes.write_media(folder / f"sound-{suffix}.{suffix}", fakes.noise(35))
     with serve(folder) as base_url:
         yield folder, base_url
@@ -38,7 +38,7 @@ class Unpaced(Pacer):
         return super().turn(home)
 
 
-@pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg"])
+@pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg", "flac"])
 @pytest.mark.parametrize("start_s", [0.0, 7.137, 24.9])
 def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
     host: tuple[Path, str], suffix: str, start_s: float
@@ -52,6 +52,18 @@ def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
     assert len(section) == 5 * 16_000
     padded = np.concatenate([np.zeros(3000, np.float32), whole])  # room to look to the left of time 0
     assert lag_samples(section, padded, start_s + 3000 / 16_000) == 0
+
+
+@pytest.mark.parametrize("start_s", [7.137, 24.9])
+def test_a_section_of_a_wav_is_had_at_the_second_attempt(host: tuple[Path, str], start_s: float):
+    folder, base_url = host
+    times = {"media_start_s": start_s, "start_s": start_s, "end_s": start_s + 5}
+    rows = Download(FetchSettings(back_off_s=0.01), Unpaced())(
+        under_way(fakes.clips({"clip_id": "a", "media": f"{base_url}/sound-wav"} | times))
+    )
+    section = decode_section(io.BytesIO(rows["audio"][0].as_py()), start_s, 5.0, whole=False)
+    whole = decode_section(str(folder / "sound-wav.wav"), 0.0, None)
+    assert lag_samples(section, whole, start_s) == 0
 
 
 def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]):

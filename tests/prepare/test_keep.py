@@ -42,11 +42,10 @@ def decoded(*names: str, split: str = "train") -> pa.Table:
         )
     )
     bad = [name.startswith("bad") for name in names]
-    rows = rows.set_column(
-        rows.column_names.index("reason"), "reason", pa.array(["silent" if b else None for b in bad])
-    )
-    rows = rows.set_column(rows.column_names.index("stage"), "stage", pa.array(["decode" if b else None for b in bad]))
-    rows = rows.set_column(rows.column_names.index("message"), "message", pa.array(["" if b else None for b in bad]))
+    for name, value in {"reason": "silent", "stage": "decode", "message": "", "attempts": 1}.items():
+        place = rows.column_names.index(name)
+        values = pa.array([value if b else None for b in bad], rows.schema.field(place).type)
+        rows = rows.set_column(place, name, values)
     waveforms = [None if b else fakes.noise(1, seed=sum(name.encode())) for b, name in zip(bad, names, strict=True)]
     rows = rows.append_column("num_clipped", pa.array([3] * len(rows), pa.int32()))
     return rows.append_column("waveform", ragged(waveforms, WAVEFORM))
