@@ -170,6 +170,7 @@ def test_a_manifest_whose_every_column_is_hostile(world: World):
     assert Counter(prepared) == Counter(row["clip_id"] for row in rows if row["reason"] is None)
     failures = world.failures("train")
     assert len(failures) + len(prepared) == len(rows)
+    assert all(0 < len(clip_id) <= 200 for clip_id, _ in failures)
     said = dict(failures)
     wrong = {
         str(row): said.get(str(row["clip_id"]))
