@@ -258,7 +258,7 @@ def _frames(container: av.container.InputContainer, stream: av.AudioStream, run_
     """Decoded from a time on. A container is sought by clusters of seconds; what lies before costs no decoding."""
     run_up = run_up_s / float(stream.time_base or 1)
     for packet in container.demux(stream):
-        if packet.pts is None or packet.pts >= run_up:
+        if packet.pts is None or packet.pts + (packet.duration or 0) > run_up:  # FLAC has packets of many seconds
             yield from packet.decode()
 
 
