@@ -39,8 +39,8 @@ from tests import fakes
 ROOT = Path(__file__).parents[1]
 CPUS = 2
 CLIP_S = 1.0
-CLIPS_A_BLOCK = 8
-"""Ray gives tasks whole blocks; so a task holds up to this many clips more than a shard."""
+FAILED_BESIDE = 8
+"""A task's clips that fail are in no shard: up to so many beside the largest one."""
 
 MOST_RUNS = 6
 LONGEST_RUN_S = 120.0
@@ -382,7 +382,7 @@ class Campaign:
             if in_cluster and self.cluster:
                 self._replace_second_node(self.cluster)
         at_work = 1 if moment.kind in (Kind.WORKER, Kind.NODE) else CPUS
-        bound = at_work * (calm.content.largest_shard + CLIPS_A_BLOCK) if hit else 0
+        bound = at_work * (calm.content.largest_shard + FAILED_BESIDE) if hit else 0
         return compare(moment, hit, runs, calm, read_content(output), counted, bound)
 
     def calm(self, *, in_cluster: bool) -> Calm:

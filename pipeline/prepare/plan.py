@@ -27,7 +27,6 @@ from pipeline.prepare.features import features
 from pipeline.prepare.keep import AudioStore, keep_audio
 from pipeline.prepare.pacing import Pacer, Turn
 from pipeline.prepare.report import Progress, SplitReport
-from pipeline.prepare.report_page import write_report
 from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
 from pipeline.prepare.sources import ClipList
@@ -131,11 +130,17 @@ def _open_output(listed: ClipList, settings: PrepareSettings) -> AudioStore | No
 
 def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
     """In a task, as it takes more memory than a driver should. The data set is complete with or without it."""
-    task: Any = ray.remote(write_report)
+    task: Any = ray.remote(_report)
     try:
         say(f"report: {ray.get(task.remote(output, listed=num_listed))}")
     except ray.exceptions.RayError as err:
         say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
+
+
+def _report(output: str, *, listed: dict[str, int]) -> str:
+    from pipeline.prepare.report_page import write_report  # by way of the doctor it needs PyTorch, the driver does not
+
+    return write_report(output, listed=listed)
 
 
 def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore | None) -> Dataset:
