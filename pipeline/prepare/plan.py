@@ -132,12 +132,12 @@ def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], No
     """In a task, as it takes more memory than a driver should. The data set is complete with or without it."""
     task: Any = ray.remote(_report)
     try:
-        say(f"report: {ray.get(task.remote(output, listed=num_listed))}")
+        say(f"report: {ray.get(task.remote(output, num_listed))}")
     except ray.exceptions.RayError as err:
         say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
 
 
-def _report(output: str, *, listed: dict[str, int]) -> str:
+def _report(output: str, listed: dict[str, int]) -> str:
     from pipeline.prepare.report_page import write_report  # by way of the doctor it needs PyTorch, the driver does not
 
     return write_report(output, listed=listed)
