@@ -3,7 +3,7 @@
     python -m benchmarks.driver_memory [--rows 2000000] [--to-do 40000]
 
 Each row names one of a few WAV files of 100 samples, too short for a frame: every clip ends in the ledger, which then
-is two million rows long. Of most rows a run that was killed is said to have left the failures behind, as its tasks write
+is two million rows long. Of most rows a run that was killed is said to have left the failures, as its tasks write
 them, so that this takes minutes instead of an hour; `--to-do 2000000` runs them all. The figure is the maximum resident
 set of the job's own process, shared memory included.
 """
