@@ -196,16 +196,40 @@ def _check_bucket(fs: pafs.FileSystem, path: str) -> None:
 def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool = False) -> list[str]:
     """URIs of the files below a folder, sorted; none if there is no such folder."""
     fs, path = resolve(uri)
-    infos = _below(fs, path, recursive=recursive)
-    try:
-        files = sorted(info.path for info in infos if info.is_file and info.path.endswith(suffix))
-    except UnicodeDecodeError:  # of a name on disk that is not UTF-8, which pyarrow cannot say: it is left out
-        found = (str(each) for each in Path(path).glob("**/*" if recursive else "*") if each.is_file())
-        files = sorted(file for file in found if file.endswith(suffix) and not re.search("[\ud800-\udfff]", file))
+    if recursive and isinstance(fs, pafs.LocalFileSystem):
+        found = _files_on_disk(path)
+    else:
+        found = [info.path for info in _below(fs, path, recursive=recursive) if info.is_file]
+    files = sorted(file for file in found if file.endswith(suffix))
     names = [os.path.relpath(file, path) for file in files]
     if "://" in os.fspath(uri):
         names = [name.replace("%", "%25").replace("?", "%3F") for name in names]
     return [join(uri, name) for name in names]
+
+
+def _files_on_disk(folder: str) -> list[str]:
+    """All below a folder, but for names that are no text. pyarrow would end at one, and follow links round a circle."""
+    found: list[str] = []
+    folders = [(folder, frozenset[tuple[int, int]]())] if os.path.isdir(folder) else []
+    while folders:
+        path, above = folders.pop()
+        status = os.stat(path)
+        if (this := (status.st_dev, status.st_ino)) in above:
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not _is_text(entry.name):
+                    continue
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    folders.append((entry.path, above | {this}))
+                elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+                    found.append(entry.path)
+    return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name on disk is UTF-8: Python spells other bytes as lone surrogates, which Arrow cannot store."""
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
 
 def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, float]:

@@ -82,7 +82,7 @@ def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
         with (
             fs.open_input_file(path) as raw,
             io.BufferedReader(raw, READ_AHEAD_BYTES) as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
+            tarfile.open(fileobj=file, mode="r:", errors="replace") as tar,  # names need not be UTF-8
         ):
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
@@ -118,7 +118,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
             yield parquet
     except FileNotFoundError as err:
         raise DataError(f"there is no file {uri}") from err
-    except (OSError, pa.ArrowException) as err:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as err:
         raise DataError(f"cannot read {uri} ({_line(err)}); if it is damaged, fetch it again") from err
 
 
@@ -209,9 +209,12 @@ def small_rows(parquet: pq.ParquetFile, columns: Iterable[str] = _NAMING) -> Ite
 def row_names(row: dict[str, Any]) -> list[str]:
     """What a Parquet row goes by: `video_id`, the stem of `audio.path` and `clip_id`.
 
-    Each as `NAME_START` where the row has a `start_s`, for its audio is then a section that was cut out.
+    Each as `NAME_START` where the row has a `start_s`, for its audio is then a section that was cut out; by no name
+    where that is no number.
     """
     start_s = row.get("start_s")
+    if not isinstance(start_s, int | float | None):
+        return []
     names = [row.get("video_id"), _stem(row["path"]) if row["path"] else None, row.get("clip_id")]
     texts = [name for name in names if isinstance(name, str) and name]
     return list(dict.fromkeys(texts if start_s is None else (with_start(name, start_s) for name in texts)))

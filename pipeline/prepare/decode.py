@@ -4,6 +4,8 @@ import errno
 import functools
 import io
 import math
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import soxr
 from av.error import FFmpegError
 
@@ -136,17 +139,30 @@ def decode_media(
 @contextmanager
 def _open_media(uri: str) -> Iterator[BinaryIO | str]:
     """A local path for FFmpeg to open by itself (`file:`, lest it reads as a protocol), or a seekable remote file."""
+    path = uri
     try:
-        if "://" not in uri:
-            yield f"file:{uri}"
-            return
-        fs, path = storage.resolve(uri)
-        with fs.open_input_file(path) as file:
-            yield file
+        if "://" in uri:
+            fs, path = storage.resolve(uri)
+            if not isinstance(fs, pafs.LocalFileSystem):
+                with fs.open_input_file(path) as file:
+                    yield file
+                return
+        _check_regular(path)
+        yield f"file:{path}"
     except FileNotFoundError as err:
         raise ClipError(Reason.MISSING_FILE, f"there is no file {uri}") from err
     except (DataError, PermissionError) as err:
         raise ClipError(Reason.MISSING_FILE, str(err)) from err
+
+
+def _check_regular(path: str) -> None:
+    """Opening a pipe may wait for ever, and a device is nobody's recording."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as err:
+        raise ClipError(Reason.MISSING_FILE, f"there is no file {path} ({err.strerror})") from err
+    if not stat.S_ISREG(mode):
+        raise ClipError(Reason.NOT_AUDIO, f"{path} is a folder, a pipe or a device")
 
 
 def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | None, *, whole: bool = True) -> np.ndarray:

@@ -67,14 +67,14 @@ def settle(output: str, split: str, prepared: pa.ChunkedArray) -> None:
 
 
 def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray) -> pa.Table:
-    """Rows of LEDGER and those that the list refused, but for clips that another run, from another folder, dealt with.
+    """Rows of LEDGER and those that the list refused, but for files missing here that a run from another folder had.
 
-    A duplicate bears the name of the clip that stays, and keeps its row.
+    A row that is refused for itself keeps its row, though another one of the list may bear the same name and be well.
     """
     dealt_with = pa.concat_arrays([*prepared.chunks, *failures["clip_id"].chunks])
-    is_duplicate = pc.equal(refused["reason"], str(Reason.DUPLICATE))
-    is_open = pc.invert(pc.is_in(refused["clip_id"], value_set=dealt_with))
-    return pa.concat_tables([failures, refused.filter(pc.or_(is_duplicate, is_open)).cast(LEDGER)])
+    is_missing = pc.equal(refused["reason"], str(Reason.MISSING_FILE))
+    is_settled = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=dealt_with))
+    return pa.concat_tables([failures, refused.filter(pc.invert(is_settled)).cast(LEDGER)])
 
 
 def write(output: str, split: str, failures: pa.Table) -> None:

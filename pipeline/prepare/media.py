@@ -45,7 +45,7 @@ Locate = Callable[[str, float, float], Place | None]
 
 _MEDIA_NAME = re.compile(
     r".+\.(3gp|aac|aiff?|au|avi|flac|flv|m4a|m4b|mka|mkv|mov|mp[34]|mpe?g|og[agv]|opus|ts|wav|web[am]|wm[av])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 _CUT = re.compile(r"(.+?)_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?")
 

@@ -16,14 +16,17 @@ has a known label. A *row* is refused alone and never quietly altered; only a la
 |-----------------|-------------------------------------------------------------------------------------------------|
 | `bad_id`        | a video id that is not 1 to 64 of `A-Za-z0-9_-` (on YouTube: 11)                                |
 | `bad_id`        | a clip_id that is empty, longer than 200 or holds control characters                            |
-| `bad_id`        | a path or URL that is missing, doubled or unusable; a row's split of other than `A-Za-z0-9_.-`  |
+| `bad_id`        | a path or URL that is missing, doubled or unusable, or is a URI that a row may not name         |
+| `bad_id`        | a row's split of other than `A-Za-z0-9_.-`, or that is called as a file of a data set is        |
 | `bad_time`      | no finite number, a start below 0 or above 1e6 s, an end not after it or more than 300 s later  |
 | `no_label`      | a row without a label                                                                           |
 | `unknown_label` | a row with any label that the vocabulary lacks                                                  |
 | `duplicate`     | a clip_id for the second time in its split; the first stays                                     |
 | `missing_file`  | a clip whose file is not in the folder; data files and manifests are not checked for this here  |
 
-Relative paths in a list are relative to the list. A list from the web is fetched once and kept in the user's cache.
+Relative paths in a list are relative to the list. A row may name files, objects, URLs and what the list's own file
+system has; neither options of a store nor other file systems of fsspec, which reach for any host. A list from the web
+is fetched once and kept in the user's cache.
 """
 
 import csv
@@ -66,7 +69,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # lone 
 _VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SPLIT = re.compile(r"(?!(?i:dataset\.json|labels\.csv|report\.html)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """A folder beside these files and _work."""
-_MAKES = re.compile(r"::[^/]*://|://.*\ballow_bucket_", re.DOTALL)  # URIs with which opening a file writes something
+
+_OF_THE_WEB = {"http", "https"}
+_SCHEMES = storage.PYARROW_SCHEMES | _OF_THE_WEB
+"""What a row may name. fsspec has file systems that ask any host, keep copies or read through one another."""
+
 _WEB = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
 
@@ -139,6 +146,7 @@ def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
                 raise ClipError(Reason.BAD_ID, f"{_show(video_id)} is not a video id")
             cut = re.fullmatch(r".+_(\d+\.\d+)", name)
             start_s = _seconds(cut[1], "start") if cut else 0.0
+            _check_times(start_s, None)
             indices = rows.indices(cells)
             rows.claim(name, split, "to keep both, list them in a manifest with a clip_id column")
             rows.keep(name, split, video_id, media, None, 0.0, start_s, None, indices)
@@ -214,13 +222,15 @@ def _shipped(
         try:
             if split is None:
                 raise ClipError(Reason.BAD_ID, f"{_show(file)} is not named FOLD-ID-TAKE")
+            if not _SPLIT.fullmatch(split):
+                raise ClipError(Reason.BAD_ID, f"{_show(split)} is not a split's name")
             labels = rows.indices([label])
             rows.claim(clip_id, split)
             if file not in files:
                 raise ClipError(Reason.MISSING_FILE, f"it is listed, but there is no file {_show(file)}")
             rows.keep(clip_id, split, None, f"{root}/{file}", None, 0.0, 0.0, None, labels)
         except ClipError as err:
-            rows.refuse(clip_id or file, split or "unassigned", err, [label])
+            rows.refuse(clip_id or file, split if split and _SPLIT.fullmatch(split) else "unassigned", err, [label])
     return rows.done(origin)
 
 
@@ -256,12 +266,16 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
             end_s = None if entry.end_s is None else _seconds(entry.end_s, "end_s")
             media, media_start_s = _media_of(entry, folder, start_s)
             _check_times(start_s, end_s)
+            if not isinstance(entry.clip_id, str | int | float | None):
+                raise ClipError(Reason.BAD_ID, f"clip_id is {_show(entry.clip_id)}, not a text")
             if entry.clip_id is None:
                 name = _name_of(entry, media, start_s)
-            own_split = entry.split or (None if split else entry.file_split)
+            own_split = entry.split
+            if own_split is None and not split:
+                own_split = entry.file_split
             if own_split is not None and not _SPLIT.fullmatch(str(own_split)):
                 raise ClipError(Reason.BAD_ID, f"{_show(own_split)} is not a split's name")
-            row_split = str(own_split or default_split)
+            row_split = default_split if own_split is None else str(own_split)
             indices = rows.indices(cells)
             rows.claim(name, row_split, "" if entry.clip_id is not None else "to keep both, add a clip_id column")
             rows.keep(name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, indices)
@@ -322,7 +336,7 @@ def _manifest(uri: str) -> Iterator[Entry]:
             raise DataError(
                 f"{uri} is not a manifest: give a .csv, .tsv, .parquet or .tar, or a folder of the last two"
             )
-    except (csv.Error, OSError, pa.ArrowException) as err:
+    except (csv.Error, OSError, UnicodeDecodeError, pa.ArrowException) as err:
         raise DataError(f"cannot read the manifest {uri}: {_line(err)}") from err
 
 
@@ -485,9 +499,14 @@ def _beside(folder: str, path: Any, what: str) -> str:
     """`path`, which a list in `folder` names."""
     if not isinstance(path, str) or not path or _CONTROL.search(path):
         raise ClipError(Reason.BAD_ID, f"{what} is {_show(path)}, not a path")
-    if _MAKES.search(unquote(path)):
-        raise ClipError(Reason.BAD_ID, f"{what} is {_show(path)}, which would make a cache or a bucket")
-    return path if path.startswith("/") or "://" in path else f"{folder}/{path}"
+    scheme, is_uri, rest = path.partition("://")
+    if not is_uri:
+        return path if path.startswith("/") else f"{folder}/{path}"
+    if (scheme := scheme.lower()) not in _SCHEMES | {folder.partition("://")[0]}:
+        raise ClipError(Reason.BAD_ID, f"{what} is {_show(path)}; use {', '.join(sorted(_SCHEMES))}, or a path")
+    if "?" in rest and scheme not in _OF_THE_WEB:
+        raise ClipError(Reason.BAD_ID, f"{what} is {_show(path)}; no options in a row, and a ? in a name is %3F")
+    return f"{scheme}://{rest}"
 
 
 def _tree(folder: str) -> tuple[str, set[str]]:

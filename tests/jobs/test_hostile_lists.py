@@ -1,15 +1,21 @@
 """Lists from strangers, through the real job: nothing outside the output is written, nothing is executed."""
 
+import io
 import json
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ast_core.errors import DataError
 from jobs.demo.media_server import serve
 from jobs.prepare_audioset import main
 from pipeline.dataset import PreparedDataset
@@ -112,11 +118,13 @@ def test_a_segment_list_and_a_folder_of_files_with_hostile_names(world: World):
         f'nothere____, 0.000, 1.000, "{SPEECH}"',
         f'good_______, 999999.000, 999999.500, "{SPEECH}"',
         f'good_______, 0.000, 1.000, "{SPEECH}"',
+        'good_______, 0.000, 1.000, ""',  # refused for itself, though its clip is well
+        'good_______, 0.000, 1.000, "/m/none"',
     ]
     (world.inputs / "list.csv").write_bytes("\n".join(lines).encode())
     data = world.prepare("--segments", str(world.inputs / "list.csv"), "--audio-dir", str(audio), "--split", "s")
     assert sorted(data.clips(["s"]).clip_id.to_pylist()) == sorted(f"{name}_0.000" for name in good)
-    expected = {"bad_id": len(bad_id), "bad_time": len(bad_time), "unknown_label": len(unknown), "no_label": 1}
+    expected = {"bad_id": len(bad_id), "bad_time": len(bad_time), "unknown_label": len(unknown) + 1, "no_label": 2}
     failures = world.failures("s")
     assert reasons(failures) == expected | {"missing_file": 1, "truncated": 1, "duplicate": 1}
     assert len(failures) + len(good) == len(lines)
@@ -142,9 +150,9 @@ def test_a_manifest_whose_every_column_is_hostile(world: World):
         add("bad_id", split=split)
     for split in ["dataset.json", "labels.csv", "Report.html"]:
         add("bad_id", split=split)
-    for path in [*COMMANDS, *UP, *OPTIONS, BIDI, "x" * 10_000, "ok.flac/x", "jupyter://x", "nothing://x"]:
+    for path in [*COMMANDS, *UP, *OPTIONS, BIDI, "x" * 10_000, "ok.flac/x"]:
         add("missing_file" if path not in ("..", ".", "/", "/etc/passwd") else "not_audio", path=path)
-    for path in ["a\0b", "a\nb", "simplecache::file:///etc/passwd", "zip://a::simplecache::file:///x"]:
+    for path in ["a\0b", "a\nb", "://", "jupyter://x", "nothing://x", "zip://a::simplecache::file:///x"]:
         add("bad_id", path=path)
     for path in ["s3://bucket/x?allow_bucket_creation=true", "s3://bucket?allow%5Fbucket_creation=1/x"]:
         add("bad_id", path=path)
@@ -201,3 +209,127 @@ def test_a_data_file_whose_every_entry_is_hostile(world: World):
     assert found["no_label"] == 4
     assert found["bad_id"] >= len(no_paths) + 4 + 4
     assert set(found) <= {"unknown_label", "no_label", "bad_id", "missing_file", "duplicate", "not_audio"}
+
+
+@pytest.fixture
+def nobody_asks() -> Iterator[str]:
+    """HOST:PORT of a server that must not be asked for anything, by whatever protocol."""
+    asked: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def parse_request(self) -> bool:
+            asked.append(self.raw_requestline)
+            return False
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+    assert asked == []
+
+
+def test_no_row_reaches_for_a_host_through_a_file_system_or_waits_at_a_pipe(world: World, nobody_asks: str):
+    fakes.write_media(world.inputs / "ok.flac", fakes.noise(1))
+    os.mkfifo(world.inputs / "pipe.wav")
+    ways_out = [f"{scheme}://{nobody_asks}/a" for scheme in ("ftp", "sftp", "github", "smb", "gopher", "tcp", "data")]
+    ways_out += [
+        f"{chain}http://{nobody_asks}/a" for chain in ("simplecache::", "dask::", "fsspec+", "reference://x::")
+    ]
+    ways_out += [f"{bucket}?endpoint_override={nobody_asks}&scheme=http" for bucket in ("s3://b/a", "gs://b/a")]
+    specials = ["pipe.wav", "/dev/zero", "/dev/stdin", "file:///dev/zero", f"file://{world.inputs}/pipe.wav"]
+    expected = dict.fromkeys(ways_out, "bad_id") | dict.fromkeys(specials, "not_audio")
+    expected |= dict.fromkeys(
+        [f"http:{nobody_asks}", "pipe:0", f"concat:/etc/passwd|http:{nobody_asks}"], "missing_file"
+    )
+    rows = [{"path": path, "clip_id": path, "labels": "dog"} for path in ["ok.flac", *expected]]
+    pq.write_table(pa.Table.from_pylist(rows), world.inputs / "list.parquet")
+    data = world.prepare("--manifest", str(world.inputs / "list.parquet"))
+    assert data.clips(["train"]).clip_id.to_pylist() == ["ok.flac"]
+    assert dict(world.failures("train")) == expected
+
+
+def test_a_file_may_be_called_anything_that_a_file_system_allows(world: World):
+    sound = fakes.write_media(world.root / "sound.flac", fakes.noise(1)).read_bytes()
+    names = [
+        *(name.replace("/", "_") for name in (*COMMANDS, *UP[2:])),
+        *OPTIONS[:2],
+        BIDI,
+        " ",
+        "*",
+        "?",
+        "[a]",
+        "%00",
+    ]
+    names += ["concat:a|b", "file:a", "pipe:0", "subfile,,start,0,end,0,,:a", "http:a", "data:audio,a", "{0}", "%s%n"]
+    for name in names:
+        (world.inputs / f"{name}.flac").write_bytes(sound)
+    rows = [{"path": f"{name}.flac", "labels": "<script>alert(1)</script>"} for name in names]
+    pq.write_table(pa.Table.from_pylist(rows), world.inputs / "list.parquet")
+    data = world.prepare("--manifest", str(world.inputs / "list.parquet"))
+    assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(names)
+    page = (world.output / "report.html").read_text()
+    assert ("<script>alert" in page, "&lt;script&gt;alert" in page) == (False, True)
+
+
+def test_a_folder_may_hold_circles_of_links_pipes_and_links_to_nothing(world: World):
+    audio = world.inputs / "audio"
+    (audio / "deeper").mkdir(parents=True)
+    for folder in (audio, audio / "deeper"):
+        for name in ("again", "and-again"):  # two in each: followed to the 40th level, they are 2^40 folders
+            (folder / name).symlink_to(audio)
+    fakes.write_media(audio / "deeper" / "found______.flac", fakes.noise(1))
+    for name, target in {"nothing____": "nowhere", "itself_____": "itself_____.flac"}.items():
+        (audio / f"{name}.flac").symlink_to(audio / target)
+    os.mkfifo(audio / "pipe_______.flac")
+    lines = [f'{name:_<11}, 0, 1, "{SPEECH}"' for name in ("found", "nothing", "itself", "pipe")]
+    (world.inputs / "list.csv").write_text("\n".join(lines))
+    data = world.prepare("--segments", str(world.inputs / "list.csv"), "--audio-dir", str(audio))
+    assert data.clips(["list"]).clip_id.to_pylist() == ["found_______0.000"]
+    assert reasons(world.failures("list")) == {"missing_file": 3}
+
+
+def test_an_archive_is_read_whatever_its_members_are_called_and_never_unpacked(world: World):
+    sound = fakes.write_media(world.root / "sound.flac", fakes.noise(1)).read_bytes()
+    ways_out = [f"../../{SENTINEL}", f"/{SENTINEL}-2", *(command.replace("/", "") for command in COMMANDS)]
+    not_utf8, refused = "\udcff\udcfe", ["a\nb", "n" * 300]
+    with tarfile.open(world.inputs / "a.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+        for name in (*ways_out, not_utf8, *refused):
+            for suffix, content in {"flac": sound, "json": b'{"labels": ["dog"], "start_s": null}'}.items():
+                info = tarfile.TarInfo(f"{name}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            link = tarfile.TarInfo(f"link{kind.decode()}.flac")
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
+    data = world.prepare("--manifest", str(world.inputs / "a.tar"))
+    expected = [*(Path(name).name for name in ways_out), "\ufffd\ufffd"]
+    assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(expected)
+    assert reasons(world.failures("train")) == {"bad_id": len(refused)}
+
+    # As a folder of audio, the same archive and one of odd columns hide nothing that is well.
+    for i, start_s in enumerate(("a text", [1.0], float("nan"))):
+        columns = {"video_id": ["odd"], "start_s": [start_s], "audio": [{"bytes": sound, "path": "../x.flac"}]}
+        pq.write_table(pa.table(columns), world.inputs / f"{i}.parquet")
+    fakes.write_media(world.inputs / "good.flac", fakes.noise(1))
+    (world.root / "more.csv").write_text(f'good, 0, 1, "{SPEECH}"\nodd, 0, 1, "{SPEECH}"')
+    world.output = world.output.parent / "more"
+    data = world.prepare("--segments", str(world.root / "more.csv"), "--audio-dir", str(world.inputs))
+    assert (len(data.clips(["more"])), world.failures("more")) == (1, [("odd_0.000", "missing_file")])
+
+
+def test_values_of_another_kind_are_refused_and_not_spelt_out(world: World):
+    fakes.write_media(world.inputs / "ok.flac", fakes.noise(1))
+    paths, labels = ["ok.flac"] * 3, ["dog"] * 3
+    for name, column in {"bytes": [b"\xff", b"a", None], "lists": [["a"], [], None]}.items():
+        table = pa.table({"path": paths, "labels": labels, "clip_id": column, "split": [0, 1, 2]})
+        pq.write_table(table, world.inputs / f"{name}.parquet")
+        world.output = world.output.parent / name
+        data = world.prepare("--manifest", str(world.inputs / f"{name}.parquet"))
+        assert (data.splits, data.clips(["2"]).clip_id.to_pylist()) == (["2", "train"], ["ok"])
+        assert reasons(world.failures("train")) == {"bad_id": 2}
+    no_text = [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"a\xff")]
+    table = pa.table({"path": pa.Array.from_buffers(pa.string(), 1, no_text), "labels": ["dog"]})
+    pq.write_table(table, world.inputs / "no-text.parquet")
+    with pytest.raises(DataError, match=r"cannot read .*no-text\.parquet"):
+        main(["--manifest", str(world.inputs / "no-text.parquet"), "--output", str(world.output)])
