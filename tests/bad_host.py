@@ -18,6 +18,7 @@ TRUNCATED = 0.3
 """Share of a file that arrives where it is cut short."""
 
 BLOCK = b"\x1a\x45\xdf\xa3" + b"\0" * 8188
+PAGE = b"<p>Sign in</p>" * 100_000
 STATUSES = {
     401: "Unauthorized",
     402: "Payment Required",
@@ -160,6 +161,13 @@ class _Handler(FolderHandler):
             self.wfile.write(self._media(name))
             while True:
                 self.wfile.write(BLOCK)
+
+    def _longpage(self, name: str, with_body: bool) -> None:
+        """A page that goes on for ever, which yt-dlp reads to its end."""
+        self._head(None, "text/html")
+        if with_body:
+            while True:
+                self.wfile.write(PAGE)
 
     def _redirect(self, name: str, with_body: bool) -> None:
         self._to(f"{self.host.elsewhere}/{name}")

@@ -29,7 +29,7 @@ DEADLINE_S = 120.0
 """A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
 
 MEMORY_BYTES = 2 << 30
-"""Address space of the process that decodes, libraries included."""
+"""That the process which decodes may write to."""
 
 SEEK_MARGIN_S = 1.0
 """Decoding starts this much before the section: codecs with a memory (Opus, AAC) need a run-up."""

@@ -18,6 +18,9 @@ MARGIN_S = 1.0
 MAX_FETCH_BYTES = 256 << 20
 """A section of audio has one; a whole recording of three hours in a good codec fits too."""
 
+MEMORY_BYTES = 2 << 30
+"""Of the process that fetches: yt-dlp reads a page to its end, and a page may have none. Deno needs half of it."""
+
 ATTEMPTS = {Reason.NETWORK: 3, Reason.TIMEOUT: 2, Reason.TRUNCATED: 2, Reason.SETUP: 2, Reason.THROTTLED: 3}
 """In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
 few, so that a clip which is refused for itself does not keep an address from all others."""
@@ -51,7 +54,9 @@ class Download:
 
     def __init__(self, settings: FetchSettings, turns: Turns, sleep: Callable[[float], None] = time.sleep) -> None:
         self.settings, self._turns, self._sleep = settings, turns, sleep
-        self._fetch = Isolated("pipeline.prepare.ytdlp:fetch_with_ytdlp", file_bytes=MAX_FETCH_BYTES)
+        self._fetch = Isolated(
+            "pipeline.prepare.ytdlp:fetch_with_ytdlp", memory_bytes=MEMORY_BYTES, file_bytes=MAX_FETCH_BYTES
+        )
 
     def stop(self) -> None:
         """End the process that fetches. It ends with this one in any case."""

@@ -34,7 +34,7 @@ class Isolated:
 
     Args:
         function: importable; what it takes and returns must be picklable. It may raise ClipError or UserError.
-        memory_bytes: address space that the child may take, where the system can limit it (Linux).
+        memory_bytes: that the child, and each program it starts, may write to, where the system can limit it (Linux).
         file_bytes: size of a file that the child and its programs may write.
     """
 
@@ -105,7 +105,8 @@ def _serve(function: str, fd: int, limits: str) -> None:
     """The child: call after call until the parent closes its end."""
     memory_bytes, file_bytes = limits.split(":")
     if memory_bytes and sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes),) * 2)
+        # Not the address space, of which Deno reserves more than any machine has memory.
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes),) * 2)
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes),) * 2)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()

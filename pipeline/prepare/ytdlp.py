@@ -230,6 +230,8 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "http error 410",
             "unsupported url",
             "is not a valid url",
+            "file:// urls are disabled",
+            "cannot be partially downloaded",
         ),
     ),
     (Reason.TOO_LARGE, ("file too large", "ffmpeg exited with code -25")),  # SIGXFSZ

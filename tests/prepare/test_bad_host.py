@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from pipeline.prepare import download as download_module
 from pipeline.prepare.clip import Reason, under_way
 from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import Download, FetchSettings
@@ -173,6 +174,14 @@ def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path:
     assert time.monotonic() - began_s < 3 * (4.0 + 3)
     fetch.stop()
     assert not [p for p in psutil.Process().children(recursive=True) if "ffmpeg" in p.name()]
+
+
+def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(download_module, "MEMORY_BYTES", 300 << 20)
+    fetch = Download(settings(), Turns())
+    row = prepare(fetch, f"{host.url}/longpage/sound")
+    fetch.stop()
+    assert (row["reason"], row["attempts"]) == (Reason.TOO_LARGE, 1)
 
 
 def test_a_throttled_address_rests_and_its_clip_is_had_in_the_same_run(media: Path):

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ast_core.errors import UserError
+from pipeline.prepare import download
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.isolated import PARENT_CHECK_S, Isolated
 
@@ -84,6 +85,11 @@ def test_memory_and_files_are_limited(isolated, tmp_path: Path):
     write(str(tmp_path / "small"), 1 << 15, deadline_s=DEADLINE_S)
     with pytest.raises(ClipError, match="File too large"):
         write(str(tmp_path / "large"), 1 << 17, deadline_s=DEADLINE_S)
+
+
+def test_youtubes_javascript_runs_within_the_memory_of_a_fetch(isolated):
+    count = isolated("count_in_javascript", memory_bytes=download.MEMORY_BYTES)
+    assert count(1_000_000, deadline_s=DEADLINE_S) == 1_000_000
 
 
 def test_errors_come_back_as_they_were_raised(isolated):

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from deno import find_deno_bin
 
 from ast_core.errors import UserError
 from pipeline.prepare.clip import ClipError, Reason
@@ -33,6 +34,11 @@ def die(signal_number: int) -> None:
 
 def take(num_bytes: int) -> int:
     return len(bytearray(num_bytes))
+
+
+def count_in_javascript(num_objects: int) -> int:
+    code = f"let a = []; for (let i = 0; i < {num_objects}; i++) a.push({{i}}); console.log(a.length)"
+    return int(subprocess.run([find_deno_bin(), "eval", code], check=True, capture_output=True).stdout)
 
 
 def write(path: str, num_bytes: int) -> None:
