@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 from ast_core.labels import audioset_labels
 from pipeline.prepare.clip import FAILED_AT, under_way
 from pipeline.prepare.ledger import write_part
-from pipeline.prepare.plan import MAX_CLIPS
 from pipeline.prepare.shards import start_output
 from tests import fakes
 
 NUM_FILES, STUB_SAMPLES = 16, 100
+PART_ROWS = 8192
+"""A task of the job writes a part for each chunk of 128; here they are larger, as each waits for the disk."""
 DRIVER = """
 import resource, sys
 from jobs.common import run_job
@@ -78,8 +79,8 @@ def _leave_failures(output: str, manifest: Path, num_rows: int) -> None:
     """What the tasks of a killed run wrote of the first rows."""
     start_output(output, audioset_labels())
     rows = pq.read_table(manifest, columns=["clip_id"]).slice(0, num_rows)
-    for begin in range(0, num_rows, MAX_CLIPS):
-        clip_ids = rows["clip_id"].slice(begin, min(MAX_CLIPS, num_rows - begin)).to_pylist()
+    for begin in range(0, num_rows, PART_ROWS):
+        clip_ids = rows["clip_id"].slice(begin, min(PART_ROWS, num_rows - begin)).to_pylist()
         rows_of_chunk = [{"clip_id": clip_id, "media": "x", "labels": [1, 2, 3]} for clip_id in clip_ids]
         failed = under_way(fakes.clips(*rows_of_chunk))
         for name, value in zip(FAILED_AT.names, ("decode", "too_short", "6.2 ms, less than one frame", 1), strict=True):
