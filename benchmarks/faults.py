@@ -234,7 +234,8 @@ def read_content(output: Path) -> Content:
             failures[f"{split}/{row['clip_id']}", row["reason"]] += 1
         known |= {dataset.index_file(str(output), split), dataset.failures_file(str(output), split)}
         known |= {f"{dataset.shards_dir(str(output), split)}/{row['shard']}" for row in index}
-    files = [path for path in output.rglob("*") if path.is_file()]
+    # The report and the few clips that it plays are made anew at will, and are no part of the data.
+    files = [path for path in output.rglob("*") if path.is_file() and "report" not in path.relative_to(output).parts[0]]
     return Content(
         clips=clips,
         failures=failures,

@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import inspect
 import json
 import re
 import shlex
@@ -121,11 +120,10 @@ def nodes_for(demand: dict[str, float], count: int, config: dict[str, Any]) -> d
 
 
 def test_preparation_starts_cpu_nodes_and_no_gpu_node():
-    stage_cpus = inspect.signature(plan._map).parameters["num_cpus"].default
     node_cpus = cluster()["available_node_types"]["prepare"]["resources"]["CPU"]
     assert nodes_for({"CPU": plan.DOWNLOAD_CPUS}, 1, cluster()) == {"prepare": 1}
-    assert nodes_for({"CPU": stage_cpus}, 1, cluster()) == {"prepare": 1}
-    assert nodes_for({"CPU": stage_cpus}, node_cpus + 1, cluster()) == {"prepare": 2}
+    assert nodes_for({"CPU": plan.STAGE_CPUS}, 1, cluster()) == {"prepare": 1}
+    assert nodes_for({"CPU": plan.STAGE_CPUS}, node_cpus + 1, cluster()) == {"prepare": 2}
     assert nodes_for({"CPU": node_cpus + 1}, 1, cluster("available_node_types.train.max_workers", 0)) == {}
 
 

@@ -43,7 +43,7 @@ MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS = 4, 32
 DOWNLOAD_CPUS = 0.25
 """A fetch mostly waits. All of them together take half the CPUs at most, that the decoding has some."""
 
-READ_CPUS = 0.1
+READ_CPUS, STAGE_CPUS = 0.1, 1
 
 NAMESPACE = "ast-ray"
 
@@ -182,7 +182,7 @@ def _num_cpus() -> int:
 
 
 def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Dataset:
-    usual: dict[str, Any] = {"batch_size": CLIPS_AT_ONCE, "num_cpus": 1, "compute": TaskPoolStrategy()}
+    usual: dict[str, Any] = {"batch_size": CLIPS_AT_ONCE, "num_cpus": STAGE_CPUS, "compute": TaskPoolStrategy()}
     return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **(usual | options))
 
 

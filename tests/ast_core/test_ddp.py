@@ -21,8 +21,9 @@ MICRO_BATCHES = [None, 2]
 LOSS_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 1e-4
 """Of the logits' spread, on clips that were not trained on."""
-MOVED_TOLERANCE = 1e-2
-"""Of the norm of a parameter's way from its start; measured: 3e-6 to 5e-3, the key biases."""
+MOVED_TOLERANCE = 3e-2
+"""Of the norm of a parameter's way from its start; measured: 3e-6 to 1e-2 by the kind of CPU. The most have the key
+biases: they change no logit, so that their gradients are rounding alone, and Adam's steps go by the sign."""
 
 
 @pytest.fixture(scope="module")
