@@ -4,6 +4,7 @@ Tasks write parts below `OUT/_work`; whoever runs next gathers them. Of two mill
 held as dictionaries and written a slice at a time.
 """
 
+import functools
 import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,17 +29,22 @@ ROWS_AT_ONCE = 1 << 16
 
 def write_part(output: str, split: str, failed: pa.Table) -> None:
     """Rows under way that failed, under a name that a task which runs twice gives twice."""
-    of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
     rows = [
         row
         | {
             "retry": Reason(row["reason"]).retry,
-            "tool_versions": " ".join(map(" ".join, tool_versions(of_stage[row["stage"]]).items())),
+            "tool_versions": _versions_at(row["stage"]),
         }
         for row in failed.select(["clip_id", "split", "labels", *FAILED_AT.names]).to_pylist()
     ]
     uri = storage.join(_parts_dir(output, split), f"{dataset.name_of(failed['clip_id'])}.parquet")
     dataset.write_table(uri, pa.Table.from_pylist(rows, schema=FAILURES))
+
+
+@functools.cache
+def _versions_at(stage: str) -> str:
+    of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
+    return " ".join(map(" ".join, tool_versions(of_stage[stage]).items()))
 
 
 def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:

@@ -1,5 +1,6 @@
 """Sections through the real yt-dlp from a real HTTP server on loopback."""
 
+import errno
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from yt_dlp.utils import DownloadError
+from yt_dlp.networking import Response
+from yt_dlp.networking.exceptions import HTTPError, TransportError
+from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError
 
+from ast_core.errors import ConfigError, UserError
 from jobs.demo.media_server import serve
-from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.download import Download, FetchSettings
 from pipeline.prepare.pacing import Pace, Pacer, Turn
@@ -102,3 +106,52 @@ def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
 )
 def test_the_hosts_words_are_read_in_the_order_that_tells_them_apart(message: str, reason: Reason):
     assert failure_of(DownloadError(message)).reason is reason
+
+
+@pytest.mark.parametrize(
+    "err",
+    [
+        DownloadError("unable to write data: [Errno 28] No space left on device"),
+        DownloadError("x", exc_info=(OSError, OSError(errno.ENOSPC, "full"), None)),
+        DownloadError("You have requested downloading the video partially, but ffmpeg is not installed. Aborting"),
+    ],
+)
+def test_this_machines_fault_ends_the_job_and_not_the_clip(err: DownloadError):
+    failure = failure_of(err)
+    assert isinstance(failure, UserError)
+    with pytest.raises(UserError, match="this machine cannot fetch"):
+        each_clip(under_way(fakes.clips({"clip_id": "a", "media": "x"})), "download", lambda row: throw(failure))
+
+
+def throw(err: Exception) -> None:
+    raise err
+
+
+def test_types_of_errors_tell_what_texts_do_not():
+    response = Response(io.BytesIO(b""), "http://x", {}, status=429, reason="Zu viele")
+    wrapped = DownloadError(
+        "no luck", exc_info=(ExtractorError, ExtractorError("no luck", cause=HTTPError(response)), None)
+    )
+    assert failure_of(wrapped).reason is Reason.THROTTLED
+    assert failure_of(DownloadError("x", exc_info=(None, GeoRestrictedError("x"), None))).reason is Reason.RESTRICTED
+    assert failure_of(DownloadError("x", exc_info=(None, TransportError("x"), None))).reason is Reason.NETWORK
+    changed = ExtractorError("Unable to extract player response", expected=False)
+    assert failure_of(DownloadError("x", exc_info=(None, changed, None))).reason is Reason.SETUP
+    assert (
+        failure_of(DownloadError("ffmpeg exited with code 8"), "[http] HTTP error 403 Forbidden").reason is Reason.SETUP
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--no-such-option"], "no such option"),
+        (["--exec", "touch x"], "must not set postprocessors"),
+        (["-o", "elsewhere"], "must not set outtmpl"),
+        (["http://127.0.0.1/x"], "is none"),
+        (["--cookies", "nowhere.txt"], "cannot read the cookies"),
+    ],
+)
+def test_options_of_yt_dlp_are_checked_before_any_work(args: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        YtDlp.from_args(args, timeout_s=1)
