@@ -19,6 +19,7 @@ CONTENT_TYPES = {
     ".ogg": "audio/ogg",
     ".flac": "audio/flac",
     ".wav": "audio/wav",
+    ".mp3": "audio/mpeg",
 }
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[a-z0-9]+)?")

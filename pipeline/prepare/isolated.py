@@ -9,6 +9,7 @@ import importlib
 import os
 import pickle
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,10 +75,14 @@ class Isolated:
         ours, theirs = socket.socketpair()
         self._connection = self._open.enter_context(Connection(ours.detach()))
         self._stderr = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  stop() closes it
+        # A child that is killed leaves its temporary files: they lie where this side can remove them.
+        folder = self._open.enter_context(
+            tempfile.TemporaryDirectory(prefix="ast-isolated-", ignore_cleanup_errors=True)
+        )
         limits = f"{self.memory_bytes or ''}:{self.file_bytes or ''}"
-        argv = [sys.executable, "-m", "pipeline.prepare.isolated", self.function, str(theirs.fileno()), limits]
+        argv = [sys.executable, "-m", "pipeline.prepare.isolated", self.function, str(theirs.fileno()), limits, folder]
         # Under pytest or a submitted job the project may be on this process's path alone.
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": folder}
         self._child = subprocess.Popen(
             argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._stderr, stderr=self._stderr,
             start_new_session=True, env=env,
@@ -101,7 +106,7 @@ def _kill_group(leader_pid: int) -> None:
         return  # all of the group have ended
 
 
-def _serve(function: str, fd: int, limits: str) -> None:
+def _serve(function: str, fd: int, limits: str, folder: str) -> None:
     """The child: call after call until the parent closes its end."""
     memory_bytes, file_bytes = limits.split(":")
     if memory_bytes and sys.platform == "linux":
@@ -109,7 +114,7 @@ def _serve(function: str, fd: int, limits: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes),) * 2)
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes),) * 2)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
     module, name = function.split(":")
     work: Callable[..., Any] = getattr(importlib.import_module(module), name)
     connection = Connection(fd)
@@ -132,11 +137,12 @@ def _outcome(work: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Exceptio
         return ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}"), None
 
 
-def _end_with_parent(parent_pid: int) -> None:
+def _end_with_parent(parent_pid: int, folder: str) -> None:
     while os.getppid() == parent_pid:
         time.sleep(PARENT_CHECK_S)
+    shutil.rmtree(folder, ignore_errors=True)  # the parent's to remove, had it lived
     _kill_group(os.getpid())
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -42,10 +42,12 @@ class WriteShards:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         written = []
-        for split in pc.unique(rows["split"]).to_pylist():
-            of_split = rows.filter(pc.equal(rows["split"], split))
+        splits = pc.unique(rows["split"]).to_pylist()
+        for split in splits:
+            # A filter copies every fbank, and mostly there is nothing to filter.
+            of_split = rows if len(splits) == 1 else rows.filter(pc.equal(rows["split"], split))
             failed = of_split.filter(pc.is_valid(of_split["reason"]))
-            prepared = of_split.filter(pc.is_null(of_split["reason"]))
+            prepared = of_split.filter(pc.is_null(of_split["reason"])) if len(failed) else of_split
             if len(prepared):
                 if self.keep is not None:
                     self.keep(split, dataset.name_of(prepared["clip_id"]), prepared)

@@ -6,6 +6,7 @@ Runs in a process of its own (`pipeline.prepare.isolated`), which imports neithe
 import errno
 import functools
 import ipaddress
+import math
 import optparse
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import imageio_ffmpeg
 import yt_dlp
 from deno import find_deno_bin
+from yt_dlp.extractor import gen_extractor_classes
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
 from yt_dlp.utils import ExtractorError, GeoRestrictedError, UnsupportedError, YoutubeDLError
@@ -37,6 +39,13 @@ NOT_FOR_USERS = (
 """Options of yt-dlp that say what is fetched and where it goes, or run programs: those are this project's to set."""
 
 FFMPEG_LOG = "ffmpeg.log"
+
+CONTAINERS = "matroska,mov,ogg,mp3,flac,wav,aac,aiff,caf,amr,ac3,avi,flv,asf,mpeg,mpegts,hls"
+"""That FFmpeg may take what it gets for. It looks at the content: a DASH manifest or a list of files called audio/webm
+would have it open what they name. `hls` is for sites that offer nothing else: FFmpeg asks for its type."""
+
+WITHOUT_TIMESTAMPS = {"mp3"}
+"""Containers in which a section cut out would begin at 0; Matroska keeps the time, to a millisecond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +115,16 @@ def fetch_with_ytdlp(
         UserError: this machine's fault (disk, programs), which no other clip would escape.
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-") as folder:
-        options = _options(settings, folder, address, every_client=every_client)
+        options = {"format": _format(url)} | _options(settings, folder, address, every_client=every_client)
         if begin_s > 0 or end_s is not None:
-            section = (begin_s, end_s if end_s is not None else float("inf"))
-            options["download_ranges"] = yt_dlp.utils.download_range_func(None, [section])
+            section = yt_dlp.utils.download_range_func(None, [(begin_s, math.inf if end_s is None else end_s)])
+
+            def with_timestamps(info: dict[str, Any], downloader: yt_dlp.YoutubeDL) -> Any:
+                if {offer.get("ext") for offer in info.get("formats") or [info]} <= WITHOUT_TIMESTAMPS:
+                    downloader.params["external_downloader_args"]["ffmpeg_o"] = ["-f", "matroska"]
+                return section(info, downloader)
+
+            options["download_ranges"] = with_timestamps
         audio, failure, log = _run(url, options, folder)
         other_way = next((way for said, way in OTHER_WAYS if said in log), None)
         if failure is not None and other_way is not None and STOPPED not in log:
@@ -153,6 +168,17 @@ def _run(url: str, options: dict[str, Any], folder: str) -> tuple[bytes, Excepti
     return files[0].read_bytes(), None, log
 
 
+def _format(url: str) -> str:
+    """What to choose of that which a host offers: a file by preference, which needs one request.
+
+    At an address that yt-dlp knows no site for, a file alone: whoever answers there could name any other address in a
+    playlist, one of this network's own too.
+    """
+    plain = "bestaudio[protocol~='^https?$']/best[protocol~='^https?$']"
+    is_known = any(site.suitable(url) for site in gen_extractor_classes() if site.ie_key() != "Generic")
+    return f"{plain}/bestaudio/best" if is_known else plain
+
+
 def _said_by_ffmpeg(log: Path) -> str:
     """Its warnings and errors, without the command line above them: a URL may spell anything."""
     if not log.exists():
@@ -165,6 +191,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
     # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
     ffmpeg_input = ["-rw_timeout", str(int(settings.timeout_s * 1e6)), "-copyts"]
+    ffmpeg_input += ["-format_whitelist", CONTAINERS]
     ffmpeg_input += ["-protocol_whitelist", "http,https,httpproxy,tcp,tls,crypto"]  # a playlist names no file of ours
     if settings.cookies is not None:
         given["cookiefile"] = f"{folder}/cookies.txt"
@@ -180,7 +207,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     if source := given.get("source_address"):
         ffmpeg_input += ["-local_addr", source]
     # YouTube's player needs a JavaScript runtime; in its wheel, maybe not on the PATH.
-    usual = {"format": "bestaudio/best", "retries": 2, "js_runtimes": {"deno": {"path": find_deno_bin()}}}
+    usual = {"retries": 2, "js_runtimes": {"deno": {"path": find_deno_bin()}}}
     ours = {
         "paths": {"home": folder, "temp": folder},
         "outtmpl": "audio.%(ext)s",
@@ -240,7 +267,10 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
         ("stream ends prematurely", "input/output error", "connection reset", "timed out", "http error 5"),
     ),
     (Reason.TRUNCATED, ("moov atom not found", "nothing was encoded")),  # the host's file is short, or knows no ranges
-    (Reason.NOT_AUDIO, ("invalid data found when processing input", "ffmpeg exited with code 183")),
+    (
+        Reason.NOT_AUDIO,
+        ("invalid data found when processing input", "format not on whitelist", "ffmpeg exited with code 183"),
+    ),
 )
 """Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
 

@@ -1,6 +1,7 @@
 """A host's bad days, through the real yt-dlp and ffmpeg: each fault ends with its reason, in bounded time."""
 
 import io
+import tempfile
 import time
 import wave
 from collections.abc import Iterator
@@ -133,7 +134,7 @@ def test_what_heals_by_itself_gives_the_same_sound(
         ("empty/sound", Reason.NOT_AUDIO, 1),
         ("loop/sound", Reason.NETWORK, 3),
         ("tofile/sound", Reason.NETWORK, 3),
-        ("playlist/sound", Reason.NOT_AUDIO, 1),
+        ("playlist/sound", Reason.SETUP, 2),  # of a host that yt-dlp does not know, a file alone is taken
         ("good/bomb", Reason.SILENT, 1),
     ],
 )
@@ -166,13 +167,15 @@ def test_a_section_near_the_end_of_three_hours_costs_no_more_than_another(host: 
     assert sent >= 1  # by ranges, not from the beginning
 
 
-def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path: Path):
+def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fetch = Download(settings(deadline_s=4.0), Turns())
     began_s = time.monotonic()
     row = prepare(fetch, f"{host.url}/endless/sound", start_s=100.0)
     assert row["reason"] in (Reason.TIMEOUT, Reason.TOO_LARGE, Reason.TRUNCATED, Reason.NETWORK)
     assert time.monotonic() - began_s < 3 * (4.0 + 3)
     fetch.stop()
+    assert list(tmp_path.iterdir()) == []  # nor does it leave temporary files
     assert not [p for p in psutil.Process().children(recursive=True) if "ffmpeg" in p.name()]
 
 

@@ -26,7 +26,7 @@ from tests.prepare.test_decode import lag_samples
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("media")
-    for suffix in ("webm", "m4a", "ogg", "flac", "wav"):
+    for suffix in ("webm", "m4a", "ogg", "flac", "wav", "mp3"):
         fakes.write_media(folder / f"sound-{suffix}.{suffix}", fakes.noise(35))
     with serve(folder) as base_url:
         yield folder, base_url
@@ -42,7 +42,7 @@ class Unpaced(Pacer):
         return super().turn(home)
 
 
-@pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg", "flac"])
+@pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg", "flac", "mp3"])
 @pytest.mark.parametrize("start_s", [0.0, 7.137, 24.9])
 def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
     host: tuple[Path, str], suffix: str, start_s: float
@@ -55,7 +55,8 @@ def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
     whole = decode_section(str(folder / f"sound-{suffix}.{suffix}"), 0.0, None)
     assert len(section) == 5 * 16_000
     padded = np.concatenate([np.zeros(3000, np.float32), whole])  # room to look to the left of time 0
-    assert lag_samples(section, padded, start_s + 3000 / 16_000) == 0
+    # Of an MP3 the section comes as Matroska, whose times are whole milliseconds.
+    assert abs(lag_samples(section, padded, start_s + 3000 / 16_000)) <= (8 if suffix == "mp3" else 0)
 
 
 @pytest.mark.parametrize("start_s", [7.137, 24.9])

@@ -1,4 +1,4 @@
-"""The preparation job, killed at three moments: `benchmarks.faults` in small. Real processes, a real Ray."""
+"""The preparation job, killed at two moments: `benchmarks.faults` in small. Real processes, a real Ray."""
 
 from collections.abc import Iterator
 
@@ -20,15 +20,13 @@ def faults() -> Iterator[Campaign]:
     [
         Moment(Kind.WORKER, Phase.WORK, 0.5),
         Moment(Kind.DRIVER, Phase.WORK, 0.7),
-        Moment(Kind.MACHINE, Phase.END, 0.1),
     ],
     ids=str,
 )
 def test_a_job_that_was_killed_ends_with_the_data_set_of_an_undisturbed_one(faults: Campaign, moment: Moment):
     outcome: Outcome = faults.trial(moment)
     assert outcome.harm == "", outcome.orphans
-    if moment.phase != Phase.END:  # publishing so few clips takes a moment that a busy machine may miss
-        assert outcome.hit
+    assert outcome.hit
 
 
 def test_the_world_has_clips_and_failures_of_every_kind_worth_a_run(faults: Campaign):
