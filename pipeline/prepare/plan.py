@@ -221,7 +221,14 @@ def _sole_pacer(settings: PrepareSettings) -> Iterator[Any]:
     try:
         pacer: Any = (
             ray.remote(Pacer)
-            .options(name=f"prepare {settings.output}", namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here)
+            .options(
+                name=f"prepare {settings.output}",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                max_restarts=-1,  # it then forgets who rests, and hears of it from the next fetch
+                max_task_retries=-1,
+                scheduling_strategy=here,
+            )
             .remote(settings.fetch.pace)
         )
     except ValueError as err:
