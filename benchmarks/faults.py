@@ -459,7 +459,8 @@ class Campaign:
             return "raylet"
         descendants = job.descendants()
         if moment.kind == Kind.WORKER:
-            workers = sorted(_workers(descendants), key=lambda pair: pair[0].startswith(("ray::IDLE", "ray::_")))
+            # One that decodes, where there is one: of the others little is lost.
+            workers = sorted(_workers(descendants), key=lambda pair: "Decode" not in pair[0])
             if not workers:
                 return ""
             name, worker = workers[0]
