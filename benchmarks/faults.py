@@ -382,7 +382,8 @@ class Campaign:
             self._end_what_is_left()
             if in_cluster and self.cluster:
                 self._replace_second_node(self.cluster)
-        at_work = 1 if moment.kind in (Kind.WORKER, Kind.NODE) else CPUS
+        # A node takes with it the clips under way and what its last task has said but the driver not heard yet.
+        at_work = 1 if moment.kind == Kind.WORKER else CPUS
         bound = at_work * (calm.content.largest_shard + FAILED_BESIDE) if hit else 0
         return compare(moment, hit, runs, calm, read_content(output), counted, bound)
 

@@ -110,7 +110,6 @@ def chance() -> Iterator[Row]:
             mixup=0.5,
             mixup_beta=MIXUP_BETA,
             row_group=row_group,
-            groups_per_window=8,
         )
         for epoch in range(100)
     ]

@@ -116,7 +116,7 @@ def _floor_ms(segments: Path, media: Path, output: Path) -> float:
 def _job_ms(segments: Path, media: Path, output: Path, num_clips: int) -> dict[str, float]:
     """Milliseconds a clip: CPU of Ray's workers with the processes that they start, of everything, and on the clock."""
     with ray_session("local", 2):
-        spent = _Spent()
+        spent = Spent()
         began_s = time.monotonic()
         with spent:
             prepare(["--segments", str(segments), "--audio-dir", str(media), "--output", str(output)])
@@ -128,7 +128,7 @@ Found = dict[tuple[int, float], tuple[bool, float]]
 """By process: whether it is a Ray worker or was started by one, and its CPU seconds."""
 
 
-class _Spent:
+class Spent:
     """CPU seconds of this process's descendants, looked at twice a second: some end before the job does."""
 
     def __enter__(self) -> None:

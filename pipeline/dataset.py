@@ -28,6 +28,9 @@ SCHEMA_VERSION = 2
 ROW_GROUP_CLIPS = 16
 """Clips a row group: a reader that wants one clip pays for this many (3.4 MB at 10 s)."""
 
+PAGE_BYTES = 1 << 26
+"""A row group's fbanks are one page, which a reader takes as one array; `pipeline.train.pages` does."""
+
 FBANK = pa.list_(
     pa.field("frame", pa.list_(pa.field("bin", pa.float16(), nullable=False), frames.NUM_MEL_BINS), nullable=False)
 )
@@ -108,7 +111,13 @@ def write_table(uri: str, table: pa.Table, **options: Any) -> None:
     storage.write_file(
         uri,
         lambda file: pq.write_table(
-            table, file, compression="zstd", use_dictionary=small, write_statistics=small, **options
+            table,
+            file,
+            compression="zstd",
+            use_dictionary=small,
+            write_statistics=small,
+            data_page_size=PAGE_BYTES,
+            **options,
         ),
     )
 

@@ -1,6 +1,9 @@
 """The order of an epoch: which clips, with which mixup partners, in which batches. Pure functions of (seed, epoch).
 
-Nothing here depends on the number of workers: a global batch is drawn once and each rank takes its share of it.
+Nothing here depends on the number of workers: the samples of an epoch are dealt to `LANES` lanes in turns, and a rank
+takes every lane whose number is its own modulo the world size. Each lane goes through row groups of its own, so that
+ranks whose number divides `LANES` read each row group once among them; any other number of ranks gets the same samples
+and reads more.
 """
 
 from dataclasses import dataclass
@@ -10,6 +13,12 @@ import numpy as np
 from ast_core.seeds import rng_for
 
 NO_PARTNER = -1
+
+LANES = 24
+"""Divides by 1, 2, 3, 4, 6, 8, 12 and 24 ranks."""
+
+GROUPS_PER_WINDOW = 72
+"""Row groups that the samples at any place of the order are drawn from, over all lanes: 1,152 clips of 16 a group."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,6 @@ def epoch_order(
     mixup: float,
     mixup_beta: float,
     row_group: np.ndarray,
-    groups_per_window: int,
 ) -> EpochOrder:
     """Draw an epoch of `num_clips` samples.
 
@@ -44,29 +52,43 @@ def epoch_order(
     `WeightedRandomSampler`; without, each clip comes once. A share `mixup` of the samples is mixed with a partner drawn
     uniformly (not by weight) over the data set, with λ ~ Beta(mixup_beta, mixup_beta).
 
-    To read row groups and not single clips, each of the two sequences goes through the row groups in a random order
-    of its own, in windows of `groups_per_window`, shuffled within the window: a reader holds two windows. A data set
-    of one window is shuffled perfectly.
+    To read row groups and not single clips, each of the two sequences is `_dealt` to the lanes by row group.
     """
     clip_rng, partner_rng, lam_rng = (rng_for(purpose, (seed, epoch)) for purpose in ("clips", "partners", "lambda"))
     if weight is None:
         drawn = np.arange(num_clips)
     else:
         drawn = clip_rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
-    clip = _shuffled_in_windows(clip_rng, drawn, row_group, groups_per_window)
+    lane = np.arange(num_clips) % LANES
+    clip = _dealt(clip_rng, drawn, lane, row_group)
     mixed = partner_rng.random(num_clips) < mixup
     partner = np.full(num_clips, NO_PARTNER)
     partners = partner_rng.integers(num_clips, size=int(mixed.sum()))
-    partner[mixed] = _shuffled_in_windows(partner_rng, partners, row_group, groups_per_window)
+    partner[mixed] = _dealt(partner_rng, partners, lane[mixed], row_group)
     lam = np.where(mixed, lam_rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
     return EpochOrder(clip, partner, lam.astype(np.float32))
 
 
-def _shuffled_in_windows(
-    rng: np.random.Generator, clips: np.ndarray, row_group: np.ndarray, groups_per_window: int
-) -> np.ndarray:
-    window_of_group = rng.permutation(int(row_group.max()) + 1) // groups_per_window
-    return clips[np.lexsort((rng.random(len(clips)), window_of_group[row_group[clips]]))]
+def _dealt(rng: np.random.Generator, clips: np.ndarray, lane: np.ndarray, row_group: np.ndarray) -> np.ndarray:
+    """`clips` `[samples]` in a random order whose position i is read by lane `lane[i]`.
+
+    The clips, lined up by row groups in a random order, are cut into one run a lane; where a cut goes through a row
+    group, two lanes read it. A lane goes through its run in windows of row groups, shuffled within the window. A data
+    set of one window needs no lanes and is shuffled perfectly.
+    """
+    num_groups = int(row_group.max()) + 1
+    if num_groups <= GROUPS_PER_WINDOW:
+        return rng.permutation(clips)
+    place = rng.permutation(num_groups)[row_group[clips]]
+    in_line = np.lexsort((rng.random(len(clips)), place))
+    lane_of = np.sort(lane)  # of each clip in line
+    is_new = np.diff(place[in_line], prepend=-1) != 0
+    group_of = np.cumsum(is_new)  # row groups counted along the line, of those that occur
+    first_of_lane = group_of[np.searchsorted(lane_of, lane_of)]
+    window = (group_of - first_of_lane) // (GROUPS_PER_WINDOW // LANES)
+    dealt = np.empty_like(clips)
+    dealt[np.argsort(lane, kind="stable")] = clips[in_line][np.lexsort((rng.random(len(clips)), window, lane_of))]
+    return dealt
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:
@@ -85,12 +107,17 @@ class RankShare:
     num_clips_global: int
 
 
-def rank_share(batch_clips: int, rank: int, world_size: int) -> RankShare:
-    """Deal a global batch out evenly: where it does not divide, ranks repeat a clip at weight 0."""
-    per_rank = -(-batch_clips // world_size)
-    position = rank + world_size * np.arange(per_rank)
-    real = position < batch_clips
-    return RankShare(np.where(real, position, 0), real.astype(np.float32), batch_clips)
+def rank_share(begin: int, end: int, rank: int, world_size: int) -> RankShare:
+    """Deal out samples `begin` to `end` of an epoch by lanes. Where ranks get fewer than others, they repeat a clip
+    at weight 0.
+    """
+    position = np.arange((rank - begin) % world_size, end - begin, world_size)
+    per_rank = -(-(end - begin) // world_size)
+    weight = np.zeros(per_rank, np.float32)
+    weight[: len(position)] = 1
+    # A filler is a clip that the rank reads anyway; a rank that has none takes the batch's first.
+    filler = position[-1] if len(position) else 0
+    return RankShare(np.append(position, [filler] * (per_rank - len(position))).astype(np.int64), weight, end - begin)
 
 
 def rank_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:

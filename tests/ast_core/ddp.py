@@ -28,7 +28,7 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
     optimizer = make_optimizer(model, recipe)
     result: dict[str, Any] = {"losses": []}
     for step in range(num_steps):
-        share = rank_share(GLOBAL_BATCH, rank, world_size)
+        share = rank_share(0, GLOBAL_BATCH, rank, world_size)
         whole, drawn = small.batch(GLOBAL_BATCH, seed=step), small.augmentation(GLOBAL_BATCH, seed=step)
         mine = {name: value[share.position] for name, value in vars(whole).items()}
         loss = train_step(

@@ -80,12 +80,26 @@ def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, 
         assert len({len(share.batch.weight_B) for share in shares}) == 1
         for rank, share in enumerate(shares):
             real = share.batch.weight_B.bool()
-            mine = slice(rank, None, world_size)
+            mine = slice((rank - step * RECIPE.batch_size) % world_size, None, world_size)
             assert torch.equal(share.batch.fbank_BTM[real], item.batch.fbank_BTM[mine])
             assert torch.equal(share.batch.target_BC[real], item.batch.target_BC[mine])
             expected = item.augmentation.time_start[mine]
             np.testing.assert_array_equal(share.augmentation.time_start[real.numpy()], expected)
             assert share.num_clips_global == item.num_clips_global
+
+
+@pytest.mark.parametrize("first_step", [1, 3])
+def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: Clips, first_step: int):
+    """On one rank and, as after a loss of workers, on two others."""
+    for world_size in (1, 2):
+        for rank in range(world_size):
+            whole = epoch(clips, rank=rank, world_size=world_size)
+            rest = list(TrainFeed(clips, RECIPE, 4, rank, world_size).epoch(1, CPU, first_step))
+            assert [item.step for item in rest] == list(range(first_step, 5))
+            for one, other in zip(whole[first_step:], rest, strict=True):
+                assert torch.equal(one.batch.fbank_BTM, other.batch.fbank_BTM)
+                assert torch.equal(one.batch.lam_B, other.batch.lam_B)
+                np.testing.assert_array_equal(one.augmentation.freq_start, other.augmentation.freq_start)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])

@@ -1,0 +1,213 @@
+"""What feeding the training costs: clips a second of one core's time, beside the original's way, in one run.
+
+    python -m benchmarks.feed [--clips 2000] [--ray]
+
+The original reads a WAV, mixes half of the clips with a second WAV, computes torchaudio's fbank and applies SpecAugment,
+for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same shards in the
+order in which they lie, each clip once and without partners, which is less than training asks for.
+
+Also how well the order is shuffled: the correlation of labels at distances in the order, beside an ideal shuffle.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torchaudio
+
+from ast_core import augment
+from ast_core.fbank import fbank
+from ast_core.frames import NUM_MEL_BINS, SAMPLE_RATE_HZ
+from ast_core.recipe import Recipe
+from ast_core.step import Norm, model_input
+from pipeline import dataset
+from pipeline.dataset import Clips
+from pipeline.train.feed import TrainFeed
+from pipeline.train.sampling import GROUPS_PER_WINDOW, epoch_order
+
+CLIP_S, NUM_FRAMES, NUM_SOUNDS, NUM_CLASSES, CLIPS_A_SHARD = 10, 1024, 64, 527, 128
+RECIPE = Recipe(model_size="tiny224", imagenet_pretrain=False, batch_size=12)
+"""Mixes half of the clips, freqm 48, timem 192, as all of AudioSet's."""
+
+NORM = Norm(RECIPE.dataset_mean, RECIPE.dataset_std)
+CPU = torch.device("cpu")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=2000, help="in the shards; a pass draws as many")
+    parser.add_argument("--rounds", type=int, default=3, help="of all ways in turns, of which the fastest counts")
+    parser.add_argument("--ray", action="store_true", help="also Ray Data, which must be installed")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
+        sounds = [_sound(i) for i in range(NUM_SOUNDS)]
+        files = _write_wavs(Path(folder, "wav"), sounds)
+        clips = _write_shards(Path(folder, "shards"), sounds, args.clips)
+        ways: dict[str, Callable[[], int]] = {
+            "the original's: WAV, mixup, torchaudio's fbank, SpecAugment": lambda: _originals(files, len(clips) // 8),
+            "feed, partners read, augmentation left to the device": lambda: _feed(clips, augmented=False),
+            "feed, with mixup and SpecAugment on the CPU": lambda: _feed(clips, augmented=True),
+        }
+        rates = {name: (0.0, 0.0) for name in ways}
+        for _ in range(args.rounds):
+            for name, run in ways.items():
+                rates[name] = max(rates[name], _rate(run))
+        if args.ray:
+            rates["Ray Data, in the order of the shards, without partners"] = _ray_rate(clips)
+    (first, _), *_ = rates.values()
+    print("| | clips/s of one core's time | of the original's | clips/s on the clock |\n|---|---|---|---|")
+    for name, (of_cpu, of_clock) in rates.items():
+        print(f"| {name} | {of_cpu:,.0f} | {of_cpu / first:.1f} | {of_clock:,.0f} |")
+    _say_shuffle()
+    return 0
+
+
+def _rate(run: Callable[[], int]) -> tuple[float, float]:
+    """Clips by second of CPU time, all threads together, and by second on the clock."""
+    cpu_s, clock_s = time.process_time(), time.perf_counter()
+    num_clips = run()
+    return num_clips / (time.process_time() - cpu_s), num_clips / (time.perf_counter() - clock_s)
+
+
+def _sound(seed: int) -> np.ndarray:
+    """Ten seconds of noise under a spectrum and a loudness that wander: fbanks of it compress as recordings' do."""
+    rng = np.random.default_rng(seed)
+    spectrum = np.fft.rfft(rng.standard_normal(CLIP_S * SAMPLE_RATE_HZ))
+    spectrum /= 1 + np.arange(len(spectrum)) / rng.uniform(500, 20_000)
+    loudness = np.interp(np.linspace(0, 40, CLIP_S * SAMPLE_RATE_HZ), np.arange(41), rng.uniform(0.02, 1, 41))
+    samples = np.fft.irfft(spectrum) * loudness
+    return (samples / np.abs(samples).max() * 0.9).astype(np.float32)
+
+
+def _write_wavs(folder: Path, sounds: Sequence[np.ndarray]) -> list[str]:
+    folder.mkdir()
+    for i, samples in enumerate(sounds):
+        with wave.open(str(folder / f"{i}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE_HZ)
+            file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return [str(folder / f"{i}.wav") for i in range(len(sounds))]
+
+
+def _write_shards(folder: Path, sounds: Sequence[np.ndarray], num_clips: int) -> Clips:
+    fbanks = [fbank(torch.from_numpy(samples)).half().numpy() for samples in sounds]
+    rng = np.random.default_rng(0)
+    shards = []
+    for begin in range(0, num_clips, CLIPS_A_SHARD):
+        rows = [fbanks[i % NUM_SOUNDS] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
+        values = pa.array(np.concatenate(rows).reshape(-1))
+        frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
+        offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+        column = pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK)
+        shards.append(str(folder / f"{begin}.parquet"))
+        shard = pa.table({"num_frames": pa.array(list(map(len, rows)), pa.int16()), "fbank": column})
+        dataset.write_table(shards[-1], shard, row_group_size=dataset.ROW_GROUP_CLIPS)
+    clip = np.arange(num_clips)
+    return Clips(
+        shards=shards,
+        shard_of=clip // CLIPS_A_SHARD,
+        row=clip % CLIPS_A_SHARD,
+        num_frames=np.full(num_clips, len(fbanks[0])),
+        labels=pa.array(rng.integers(NUM_CLASSES, size=(num_clips, 2)).tolist(), dataset.LABELS),
+        clip_id=pa.array([str(i) for i in clip]),
+        weight=rng.pareto(1.5, num_clips) + 0.1,
+    )
+
+
+def _originals(files: Sequence[str], num_clips: int) -> int:
+    """The way of the original's data loader, from its description; its WAV reading is at least as dear."""
+    rng = np.random.default_rng(0)
+    freq_mask = torchaudio.transforms.FrequencyMasking(RECIPE.freqm)
+    time_mask = torchaudio.transforms.TimeMasking(RECIPE.timem)
+    batch = []
+    for file in rng.choice(files, num_clips):
+        waveform = _read_wav(file)
+        target = torch.zeros(NUM_CLASSES)
+        if rng.random() < RECIPE.mixup:
+            lam = float(rng.beta(augment.MIXUP_BETA, augment.MIXUP_BETA))
+            waveform = lam * waveform + (1 - lam) * _read_wav(rng.choice(files))
+            waveform = waveform - waveform.mean()
+            target[rng.integers(NUM_CLASSES, size=2)] = 1 - lam
+        features = torchaudio.compliance.kaldi.fbank(
+            waveform,
+            htk_compat=True,
+            sample_frequency=SAMPLE_RATE_HZ,
+            use_energy=False,
+            window_type="hanning",
+            num_mel_bins=NUM_MEL_BINS,
+            dither=0.0,
+            frame_shift=10,
+        )
+        padded = torch.nn.functional.pad(features, (0, 0, 0, NUM_FRAMES - len(features)))
+        masked = time_mask(freq_mask(padded.T.unsqueeze(0))).squeeze(0).T
+        batch.append((masked - NORM.mean) / (2 * NORM.std))
+        if len(batch) == RECIPE.batch_size:
+            torch.stack(batch)
+            batch = []
+    return num_clips
+
+
+def _read_wav(file: str) -> torch.Tensor:
+    with wave.open(file, "rb") as opened:
+        samples = np.frombuffer(opened.readframes(opened.getnframes()), "<i2")
+    waveform = torch.from_numpy(samples.astype(np.float32) / 32768).unsqueeze(0)
+    return waveform - waveform.mean()
+
+
+def _feed(clips: Clips, *, augmented: bool) -> int:
+    num_clips = 0
+    for item in TrainFeed(clips, RECIPE, NUM_CLASSES).epoch(1, CPU):
+        if augmented:
+            model_input(item.batch, NORM, item.augmentation, RECIPE.mixup_domain)
+        num_clips += item.num_clips_global
+    return num_clips
+
+
+def _ray_rate(clips: Clips) -> tuple[float, float]:
+    """The same figures of Ray Data; the CPU time is that of its workers and of this process."""
+    import ray
+
+    from benchmarks.prepare import Spent
+    from jobs.common import ray_session
+
+    with ray_session("local", 2):
+        data = ray.data.read_parquet(clips.shards, columns=["fbank"])
+        spent, num_clips = Spent(), 0
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        with spent:
+            for batch in data.iter_batches(batch_size=RECIPE.batch_size, batch_format="pyarrow", prefetch_batches=4):
+                num_clips += len(batch)
+        clock_s, own_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    return num_clips / (spent.cpu_s()["workers"] + own_s), num_clips / clock_s
+
+
+def _say_shuffle(num_clips: int = 20_000, num_epochs: int = 10) -> None:
+    """Clips lie by class, the worst that can be, and in no order, as AudioSet's do."""
+    row_group = np.arange(num_clips) // dataset.ROW_GROUP_CLIPS
+    usual = {"seed": 0, "num_clips": num_clips, "weight": None, "mixup": 0.0, "mixup_beta": 10.0}
+    orders = [epoch_order(epoch=e, row_group=row_group, **usual).clip for e in range(num_epochs)]  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    by_class = np.arange(num_clips) * 100 // num_clips
+    print(f"\nOf {num_clips:,} clips in 100 classes, windows of {GROUPS_PER_WINDOW} row groups, {num_epochs} epochs:")
+    print("\n| order | same class at distance 1 | 2 | 24 | 1,000 |\n|---|---|---|---|---|")
+    ideal = [rng.permutation(num_clips) for _ in range(num_epochs)]
+    for name, label, order in (
+        ("ideal shuffle", by_class, ideal),
+        ("clips lie in no order", rng.permutation(by_class), orders),
+        ("clips lie by class", by_class, orders),
+    ):
+        shares = [np.mean([np.mean(label[o][d:] == label[o][:-d]) for o in order]) for d in (1, 2, 24, 1000)]
+        print(f"| {name} | {' | '.join(f'{share:.2%}' for share in shares)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The fbanks' pages read directly: what a general reader gives, of shards by whatever program."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import dataset
+from pipeline.train import feed
+from pipeline.train.feed import FbankReader
+from tests.train.made import clips_of, table_of
+
+
+def lengths(num_clips: int) -> list[int]:
+    """Clips of 0 to 40 frames, some of none."""
+    return np.random.default_rng(1).integers(0, 40, num_clips).tolist()
+
+
+def read_all(path: Path, num_clips: int) -> list[np.ndarray]:
+    with FbankReader(clips_of([str(path)] * num_clips, range(num_clips))) as reader:
+        return [reader[i] for i in range(num_clips)]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"data_page_size": 1000}, {"data_page_version": "2.0"}, {"compression": "lz4"}]
+)
+def test_every_clip_is_what_was_written_in_few_pages_or_many(tmp_path: Path, options: dict[str, object]):
+    table, fbanks = table_of(lengths(50))
+    usual = {"compression": "zstd", "use_dictionary": ["clip_id"], "row_group_size": dataset.ROW_GROUP_CLIPS}
+    pq.write_table(table, tmp_path / "shard.parquet", **(usual | options))
+    for got, expected in zip(read_all(tmp_path / "shard.parquet", 50), fbanks, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_shards_of_other_programs_whose_values_may_be_null_are_read(tmp_path: Path):
+    table, fbanks = table_of(lengths(20))
+    nullable = table.set_column(
+        table.column_names.index("fbank"),
+        "fbank",
+        table["fbank"].cast(pa.list_(pa.list_(pa.float16(), 128))),
+    )
+    pq.write_table(nullable, tmp_path / "shard.parquet", row_group_size=dataset.ROW_GROUP_CLIPS)
+    for got, expected in zip(read_all(tmp_path / "shard.parquet", 20), fbanks, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_shards_as_we_write_them_take_the_short_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    table, _ = table_of([30] * 16)
+    dataset.write_table(str(tmp_path / "shard.parquet"), table, row_group_size=dataset.ROW_GROUP_CLIPS)
+    read = []
+    values = feed.read_values
+    monkeypatch.setattr(feed, "read_values", lambda *args: read.append(values(*args)) or read[-1])
+    read_all(tmp_path / "shard.parquet", 16)
+    assert [len(each) for each in read] == [16 * 30 * 128]
+    metadata = pq.ParquetFile(tmp_path / "shard.parquet").metadata.row_group(0)
+    assert "PLAIN" in metadata.column(table.column_names.index("fbank")).encodings

@@ -1,0 +1,103 @@
+"""A node's copies of remote shards: fetched once, within a size, whatever other workers remove."""
+
+import os
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.dataset import ROW_GROUP_CLIPS, write_table
+from pipeline.train.feed import FbankReader
+from pipeline.train.shard_cache import ShardCache
+from tests.train.made import clips_of, table_of
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """URIs `far://NAME` stand for files below tmp_path/far; the list tells which were opened there."""
+    opened: list[str] = []
+    local = pafs.LocalFileSystem()
+
+    class Handler(pafs.FSSpecHandler):
+        def __init__(self) -> None:
+            pass
+
+        def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+            return local.get_file_info(paths)
+
+        def open_input_file(self, path: str):
+            opened.append(Path(path).name)
+            return local.open_input_file(path)
+
+    far = pafs.PyFileSystem(Handler())
+    resolve = storage.resolve
+    monkeypatch.setattr(
+        storage,
+        "resolve",
+        lambda uri: (far, str(tmp_path / "far" / uri[6:])) if uri.startswith("far://") else resolve(uri),
+    )
+    (tmp_path / "far").mkdir()
+    return opened
+
+
+def write(folder: Path, name: str, size: int = 1000) -> str:
+    (folder / "far" / name).write_bytes(name.encode().ljust(size))
+    return f"far://{name}"
+
+
+def test_a_file_is_fetched_once_and_a_local_one_never(fetched: list[str], tmp_path: Path):
+    cache = ShardCache(str(tmp_path / "cache"), 10_000)
+    uri = write(tmp_path, "a")
+    for _ in range(3):
+        with cache.open(uri) as file:
+            assert file.read().strip() == b"a"
+    assert fetched == ["a"]
+    with cache.open(str(tmp_path / "far" / "a")) as file:
+        assert file.size() == 1000
+    assert fetched == ["a"]
+
+
+def test_the_files_opened_longest_ago_make_room(fetched: list[str], tmp_path: Path):
+    cache = ShardCache(str(tmp_path / "cache"), 2500)
+    uris = [write(tmp_path, name) for name in "abc"]
+    for age_s, uri in ((300, uris[0]), (200, uris[1])):
+        cache.open(uri).close()
+        newest = max((tmp_path / "cache").iterdir(), key=os.path.getmtime)
+        os.utime(newest, (newest.stat().st_mtime - age_s,) * 2)
+    cache.open(uris[0]).close()  # used again: now b is the one of longest ago
+    cache.open(uris[2]).close()
+    assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 2500
+    cache.open(uris[0]).close()
+    assert fetched == ["a", "b", "c"]
+    cache.open(uris[1]).close()
+    assert fetched == ["a", "b", "c", "b"]
+
+
+def test_a_copy_that_another_worker_removes_is_fetched_again(fetched: list[str], tmp_path: Path):
+    cache = ShardCache(str(tmp_path / "cache"), 10_000)
+    uri = write(tmp_path, "a")
+    with cache.open(uri) as held:
+        for file in (tmp_path / "cache").iterdir():
+            file.unlink()
+        assert held.read().strip() == b"a"
+    assert cache.open(uri).read().strip() == b"a"
+    assert fetched == ["a", "a"]
+
+
+def test_an_interrupted_fetch_leaves_nothing(fetched: list[str], tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        ShardCache(str(tmp_path / "cache"), 10_000).open("far://missing")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_feed_reads_remote_shards_through_it(fetched: list[str], tmp_path: Path):
+    table, fbanks = table_of([5] * 40)
+    write_table(str(tmp_path / "far" / "s.parquet"), table, row_group_size=ROW_GROUP_CLIPS)
+    assert pq.ParquetFile(tmp_path / "far" / "s.parquet").num_row_groups == 3
+    cache = ShardCache(str(tmp_path / "cache"), 1 << 20)
+    for _ in range(2):
+        with FbankReader(clips_of(["far://s.parquet"] * 40, range(40)), cache=cache) as reader:
+            assert all((reader[i] == fbanks[i]).all() for i in range(40))
+    assert fetched == ["s.parquet"]
