@@ -60,6 +60,8 @@ class Recipe:
     loss: Literal["BCE", "CE"] = "BCE"
     metrics: Literal["mAP", "acc"] = "mAP"
     """What picks the best epoch."""
+    patience: int | None = None
+    """End after so many epochs without a better one; null trains them all."""
     lr: float = 1e-5
     batch_size: int = 12
     """Of all workers together."""
@@ -108,6 +110,7 @@ class Recipe:
         self._require(0 <= self.mixup <= 1, "mixup", "0 to 1")
         self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
         self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")
+        self._require(self.patience is None or self.patience >= 1, "patience", "1 or more")
         self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")
         self._require(math.isfinite(self.dataset_mean), "dataset_mean", "a finite number")
         self._require(0 < self.dataset_std < math.inf, "dataset_std", "more than 0")

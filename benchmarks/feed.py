@@ -2,8 +2,8 @@
 
     python -m benchmarks.feed [--clips 2000] [--ray]
 
-The original reads a WAV, mixes half of the clips with a second WAV, computes torchaudio's fbank and applies SpecAugment,
-for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same shards in the
+The original reads a WAV, mixes half of the clips with a second WAV, computes torchaudio's fbank and applies
+SpecAugment, for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same shards in the
 order in which they lie, each clip once and without partners, which is less than training asks for.
 
 Also how well the order is shuffled: the correlation of labels at distances in the order, beside an ideal shuffle.
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "feed, partners read, augmentation left to the device": lambda: _feed(clips, augmented=False),
             "feed, with mixup and SpecAugment on the CPU": lambda: _feed(clips, augmented=True),
         }
-        rates = {name: (0.0, 0.0) for name in ways}
+        rates = dict.fromkeys(ways, (0.0, 0.0))
         for _ in range(args.rounds):
             for name, run in ways.items():
                 rates[name] = max(rates[name], _rate(run))

@@ -30,7 +30,7 @@ from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
-from pipeline.train.worker import TrainJob, train_worker
+from pipeline.train.worker import TrainJob, stopped_json, train_worker
 from pipeline.versions import tool_versions
 
 CPUS_BESIDE_GPU = 4
@@ -53,7 +53,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", required=True, metavar="URI", help="folder of the run; on a cluster, storage that all nodes share"
     )
-    parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="DDP ranks (default 1)")
+    parser.add_argument(
+        "--num-workers",
+        type=_num_workers,
+        default=(1, 1),
+        metavar="N|MIN:MAX",
+        help="DDP ranks (default 1); with MIN:MAX as many of them as the cluster has room for, at each moment",
+    )
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -71,10 +77,30 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=2,
         metavar="N",
-        help="how often a failed run goes on from its checkpoint by itself (default 2)",
+        help="how often a failed run goes on from its checkpoint by itself (default 2); a node that is taken away with "
+        "notice does not count",
     )
+    parser.add_argument(
+        "--checkpoint-every-s",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="also within epochs (default 600), at a step that is logged",
+    )
+    parser.add_argument(
+        "--log-every-steps", type=int, default=20, metavar="N", help="steps between two lines of figures (default 20)"
+    )
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="folder on each node's disk that keeps shards of object storage"
+    )
+    parser.add_argument("--cache-gb", type=float, default=500.0, metavar="GB", help="its size (default 500)")
     add_ray_options(parser)
     return parser
+
+
+def _num_workers(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    return int(least), int(most or least)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,12 +120,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ray_session(args.address, args.num_cpus):
         use_gpu, cpus = _resources(args)
         fs, path = storage.resolve(run)
-        job = TrainJob(dataset.uri, args.train_splits, args.eval_splits, run, threads=cpus)
+        job = TrainJob(
+            data=dataset.uri,
+            train_splits=args.train_splits,
+            eval_splits=args.eval_splits,
+            run=run,
+            threads=cpus,
+            log_every_steps=args.log_every_steps,
+            checkpoint_every_s=args.checkpoint_every_s,
+            cache_dir=args.cache_dir,
+            cache_bytes=round(args.cache_gb * 1e9),
+        )
+        least, most = args.num_workers
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=asdict(job),
             scaling_config=ScalingConfig(
-                num_workers=args.num_workers,
+                num_workers=most if least == most else args.num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
             ),
@@ -112,7 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
             ),
         )
+        storage.delete(stopped_json(run))
         _fit(trainer)
+        if storage.exists(stopped_json(run)):
+            raise UserError(storage.read_json(stopped_json(run))["error"])
     _say_results(run)
     return 0
 
@@ -163,7 +203,7 @@ def _claim_run(run: str, config: ModelConfig, dataset: PreparedDataset, args: ar
     elif not storage.is_empty(run):
         raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
     model = models.initial_model(config.recipe)
-    about = {"data": dataset.uri, "num_workers": args.num_workers, "tool_versions": tool_versions()}
+    about = {"data": dataset.uri, "num_workers": list(args.num_workers), "tool_versions": tool_versions()}
     storage.write_json(uri, identity | about)
     models.save(initial, model.state_dict(), config)
 
@@ -177,14 +217,16 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
 
 def _resources(args: argparse.Namespace) -> tuple[bool, int]:
     """Whether workers take a GPU each, and CPUs a worker."""
-    has = ray.cluster_resources()
-    use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= args.num_workers)
-    cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // args.num_workers))
-    if args.num_workers < 1 or cpus < 1:
-        raise ConfigError("--num-workers and --cpus-per-worker take 1 or more")
-    for kind, wanted in {"CPU": args.num_workers * cpus, "GPU": args.num_workers * use_gpu}.items():
+    has, (least, most) = ray.cluster_resources(), args.num_workers
+    if not 1 <= least <= most:
+        raise ConfigError("--num-workers takes 1 or more, or MIN:MAX of these")
+    use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
+    cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // most))
+    if cpus < 1:
+        raise ConfigError("--cpus-per-worker takes 1 or more")
+    for kind, wanted in {"CPU": least * cpus, "GPU": least * use_gpu}.items():
         if wanted > has.get(kind, 0):
-            have = f"{args.num_workers} workers take {wanted} {kind}s, {{}} has {has.get(kind, 0):.0f}"
+            have = f"{least} workers take {wanted} {kind}s, {{}} has {has.get(kind, 0):.0f}"
             if args.address == "local":
                 raise ConfigError(have.format("this machine"))
             print(have.format("the cluster") + " now; training begins when it has grown")
@@ -197,7 +239,7 @@ def _fit(trainer: TorchTrainer) -> None:
     except WorkerGroupError as err:
         for failure in err.worker_failures.values():
             cause = getattr(failure, "cause", failure)
-            if isinstance(cause, UserError | FloatingPointError):
+            if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
         raise
     except TrainingFailedError as err:

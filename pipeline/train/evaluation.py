@@ -13,6 +13,7 @@ from ast_core.step import Norm, predict
 from pipeline.dataset import Clips
 from pipeline.train.feed import Targets, eval_batches
 from pipeline.train.sampling import rank_rows
+from pipeline.train.shard_cache import ShardCache
 
 EVAL_BATCH_CLIPS = 32
 
@@ -27,11 +28,19 @@ def evaluate(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    cache: ShardCache | None = None,
 ) -> np.ndarray | None:
     """Sigmoid scores `[clips, C]` in the order of `clips` on rank 0, None on the others."""
     model.eval()
     batches = eval_batches(
-        clips, recipe, num_classes, rank=rank, world_size=world_size, batch_size=EVAL_BATCH_CLIPS, device=device
+        clips,
+        recipe,
+        num_classes,
+        rank=rank,
+        world_size=world_size,
+        batch_size=EVAL_BATCH_CLIPS,
+        device=device,
+        cache=cache,
     )
     scores = [predict(model, batch, recipe=recipe, norm=norm) for batch in batches]
     mine = torch.cat(scores) if scores else torch.empty(0, num_classes, device=device)

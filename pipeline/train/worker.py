@@ -1,25 +1,28 @@
-"""What one rank does: build, train an epoch, evaluate, checkpoint, and again.
+"""What one rank does: build, train an epoch, evaluate, and again; checkpoints in between.
 
-All that a resumed run needs lies in the checkpoint; the order of the samples is a function of (seed, epoch), so a run
-that was cut off goes on as if nothing had happened from the last whole epoch.
+All that a resumed run needs lies in the checkpoint. What is random is drawn by (seed, epoch, step), so there is no
+state of generators to keep: a run that was cut off goes on with the very next batch, on any number of workers.
 """
 
 import logging
-import os
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
+from ast_core.errors import DataError
 from ast_core.metrics import TaggingMetrics
 from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, set_execution, train_step
@@ -29,10 +32,14 @@ from pipeline.train import models
 from pipeline.train.evaluation import class_counts, evaluate, headline, score_metrics
 from pipeline.train.feed import TrainFeed
 from pipeline.train.report import RunLog, finite_or_null, per_class_csv, write_summary
+from pipeline.train.sampling import NO_PARTNER
+from pipeline.train.shard_cache import ShardCache
+from pipeline.train.state import DamagedStateError, load_state, save_state
 
 logger = logging.getLogger(__name__)
-LOG_EVERY_STEPS = 20
-STATE_FILE = "state.pt"
+
+LOOK_FOR_PREEMPTION_EVERY_S = 5.0
+"""All ranks meet to learn of it; clouds give 30 s or more."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +52,43 @@ class TrainJob:
     run: str
     """Holds `initial`, the model to start from, whose config is the run's."""
     threads: int
+    log_every_steps: int
+    """Losses are looked at, and logged, this often; checkpoints come at these steps."""
+    checkpoint_every_s: float
+    """Beside those at the ends of epochs."""
+    cache_dir: str | None
+    cache_bytes: int
+
+
+def stopped_json(run: str) -> str:
+    """Why a run ended that would end so again: the workers' word to the driver, without Ray's retries."""
+    return storage.join(run, "stopped.json")
 
 
 @dataclass
 class Progress:
-    """The state of a run between two epochs, but for model and optimiser. What evaluation adds, rank 0 alone has."""
+    """The state of a run, but for model and optimiser. What evaluation adds, rank 0 alone has until a resume."""
 
     epochs_done: int = 0
+    steps_done: int = 0
+    """Of the epoch under way."""
+    loss_sum: float = 0.0
+    """Of these steps' global mean losses."""
+    headlines: list[float] = field(default_factory=list)
+    """The figure that picks the best epoch, one an epoch."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record an epoch."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """Sum of the weights of epochs wa_start … wa_end so far."""
+    num_averaged: int = 0
     score_sum: Tensor | None = None
     """Sum of the epochs' evaluation scores: the running ensemble."""
     train_s: float = 0.0
     wait_s: float = 0.0
+
+
+class NonFiniteLossError(Exception):
+    """All ranks raise it at the same step."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -68,7 +97,13 @@ def train_worker(config: dict[str, Any]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray repeats each report in full
     logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(job.threads)
-    Run(job).train()
+    run = Run(job)
+    try:
+        run.train()
+    except NonFiniteLossError as err:
+        # Raised further, Ray would begin again from the checkpoint, and end here again.
+        if run.rank == 0:
+            storage.write_json(stopped_json(job.run), {"error": str(err)})
 
 
 class Run:
@@ -84,13 +119,18 @@ class Run:
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels
         self.eval_clips = dataset.clips(job.eval_splits)
+        self.cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
         self.feed = TrainFeed(
-            dataset.clips(job.train_splits), self.recipe, len(self.labels), self.rank, self.world_size
+            dataset.clips(job.train_splits), self.recipe, len(self.labels), self.rank, self.world_size, self.cache
         )
         set_execution(model, self.device, self.recipe)
         self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.progress = Progress()
+        self._checkpointed_s = self._looked_s = time.monotonic()
+        self._saved_for_preemption = False
+        self.log: RunLog | None = None
+        """Rank 0's."""
         self._resume()
 
     @property
@@ -98,64 +138,136 @@ class Run:
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
 
     def train(self) -> None:
-        log = RunLog(self.job.run, self.progress.epochs_done * self.feed.steps_per_epoch) if self.rank == 0 else None
-        for epoch in range(self.progress.epochs_done + 1, self.recipe.epochs + 1):
-            loss = self._train_epoch(epoch, log)
+        progress = self.progress
+        steps_done = progress.epochs_done * self.feed.steps_per_epoch + progress.steps_done
+        self.log = RunLog(self.job.run, steps_done) if self.rank == 0 else None
+        while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
+            epoch = progress.epochs_done + 1
+            loss = self._train_epoch(epoch)
             scores = self._evaluate(self.eval_clips)
-            if log is not None and scores is not None:
-                self._note_epoch(epoch, loss, scores, log)
-            self.progress.epochs_done = epoch
+            if self.log is not None and scores is not None:
+                self._note_epoch(epoch, loss, scores, self.log)
+            progress.headlines.append(self._from_rank_0(progress.history[-1]["headline"] if self.rank == 0 else 0.0))
+            progress.epochs_done, progress.steps_done, progress.loss_sum = epoch, 0, 0.0
             self._checkpoint()
         averaged = self._evaluate_averaged()
-        if log is not None:
+        if self.log is not None:
             self._finish(averaged)
-            log.close()
+            self.log.close()
 
-    def _train_epoch(self, epoch: int, log: RunLog | None) -> float:
-        """Returns the mean loss over the epoch, on every rank."""
+    def _has_stalled(self) -> bool:
+        """Whether the last `patience` epochs brought no better model."""
+        headlines, patience = self.progress.headlines, self.recipe.patience
+        if patience is None or not headlines:
+            return False
+        return len(headlines) - 1 - int(np.argmax(headlines)) >= patience
+
+    def _train_epoch(self, epoch: int) -> float:
+        """Train what is left of an epoch. Returns the mean loss over all of it, on every rank."""
         self.model.train()
-        recipe, steps_per_epoch = self.recipe, self.feed.steps_per_epoch
-        totals = torch.zeros(2, device=self.device)  # this rank's loss and 1, summed over steps
-        logged, began_s = totals.clone(), time.monotonic()
-        logged_s, logged_clips, clips = began_s, 0, 0
-        for i, item in enumerate(self.feed.epoch(epoch, self.device)):
-            step = (epoch - 1) * steps_per_epoch + i
-            lr = learning_rate(recipe, step, steps_per_epoch=steps_per_epoch)
+        steps_per_epoch, progress = self.feed.steps_per_epoch, self.progress
+        losses: list[Tensor] = []
+        num_clips, began_s = 0, time.monotonic()
+        for item in self.feed.epoch(epoch, self.device, progress.steps_done):
+            step = (epoch - 1) * steps_per_epoch + item.step
+            lr = learning_rate(self.recipe, step, steps_per_epoch=steps_per_epoch)
             loss = train_step(
                 self.model,
                 self.optimizer,
                 item.batch,
                 item.augmentation,
-                recipe=recipe,
+                recipe=self.recipe,
                 norm=self.norm,
                 lr=lr,
                 num_clips_global=item.num_clips_global,
                 world_size=self.world_size,
             )
-            totals += torch.stack([loss, torch.ones_like(loss)])
-            clips += item.num_clips_global
-            if (i + 1) % LOG_EVERY_STEPS == 0 or i + 1 == steps_per_epoch:
-                mean_loss = self._mean_over_ranks(totals - logged)
-                if log is not None:
-                    rate = (clips - logged_clips) / (time.monotonic() - logged_s)
-                    log.step(epoch=epoch, step=step + 1, values={"loss": mean_loss, "lr": lr, "clips_per_s": rate})
-                    at = f"epoch {epoch}  step {i + 1}/{steps_per_epoch}"
-                    logger.info(f"{at}  loss {mean_loss:.4f}  lr {lr:.2e}  {rate:.1f} clips/s")
-                logged, logged_s, logged_clips = totals.clone(), time.monotonic(), clips
-        self.progress.train_s += time.monotonic() - began_s
-        self.progress.wait_s += self.feed.waits.wait_s
-        self.feed.waits.wait_s = 0.0
-        return self._mean_over_ranks(totals)
+            losses.append(loss)
+            num_clips += item.num_clips_global
+            is_last = item.step + 1 == steps_per_epoch
+            if (item.step + 1) % self.job.log_every_steps and not is_last:
+                continue
+            mean_loss, checkpoint_is_due, look_is_due = self._end_interval(epoch, item.step, losses)
+            elapsed_s, wait_s = time.monotonic() - began_s, self.feed.waits.wait_s
+            progress.train_s += elapsed_s
+            progress.wait_s += wait_s
+            if self.log is not None:
+                values = {"loss": mean_loss, "lr": lr, "clips_per_s": num_clips / elapsed_s}
+                values |= {"data_wait_share": wait_s / elapsed_s, "memory_gb": self._memory_gb()}
+                self.log.step(epoch=epoch, step=step + 1, values=values)
+                logger.info(
+                    f"epoch {epoch}  step {item.step + 1}/{steps_per_epoch}  loss {mean_loss:.4f}  lr {lr:.2e}  "
+                    f"{values['clips_per_s']:.1f} clips/s"
+                )
+            if not is_last:
+                if checkpoint_is_due:
+                    self._checkpoint()
+                elif look_is_due and self._is_new_preemption():
+                    logger.info("a node is to be taken away: saving a checkpoint")
+                    self._checkpoint(CheckpointUploadMode.SYNC)
+            losses, num_clips, self.feed.waits.wait_s, began_s = [], 0, 0.0, time.monotonic()
+        return progress.loss_sum / steps_per_epoch
 
-    def _mean_over_ranks(self, loss_and_steps: Tensor) -> float:
-        """Mean loss a step; a rank's loss is its part of a global mean, so parts add up."""
-        total = loss_and_steps.clone()
+    def _end_interval(self, epoch: int, last_step: int, losses: Sequence[Tensor]) -> tuple[float, bool, bool]:
+        """Take account of the steps up to `last_step` of the epoch; their losses are this rank's parts.
+
+        Returns their mean loss, and what is due by rank 0's clock: a checkpoint, a look for a notice of preemption.
+
+        Raises:
+            NonFiniteLossError: on every rank; the clips of the first such step are in RUN/nonfinite.json.
+        """
+        now_s = time.monotonic()
+        due = [
+            self.rank == 0 and now_s - self._checkpointed_s >= self.job.checkpoint_every_s,
+            self.rank == 0 and now_s - self._looked_s >= LOOK_FOR_PREEMPTION_EVERY_S,
+        ]
+        reduced = torch.cat([torch.stack(list(losses)), torch.tensor(due, dtype=torch.float32, device=self.device)])
         if self.world_size > 1:
-            dist.all_reduce(total)
-        mean = float(total[0] / total[1]) * self.world_size
-        if not np.isfinite(mean):
-            raise FloatingPointError("the loss is not finite: lower lr, or use precision fp32")
-        return mean
+            dist.all_reduce(reduced)
+        global_losses, (checkpoint_is_due, look_is_due) = reduced[:-2].cpu().numpy(), reduced[-2:].tolist()
+        if not np.isfinite(global_losses).all():
+            step = last_step + 1 - len(losses) + int(np.argmin(np.isfinite(global_losses)))
+            raise NonFiniteLossError(self._write_nonfinite(epoch, step))
+        self.progress.steps_done = last_step + 1
+        self.progress.loss_sum += float(global_losses.astype(np.float64).sum())
+        if look_is_due:
+            self._looked_s = now_s
+        return float(global_losses.mean()), bool(checkpoint_is_due), bool(look_is_due)
+
+    def _write_nonfinite(self, epoch: int, step: int) -> str:
+        """Rank 0 writes which clips made the loss of a step (counted from 0) no number; returns the error's text."""
+        uri = storage.join(self.job.run, "nonfinite.json")
+        if self.rank == 0:
+            order, batch_size = self.feed.order(epoch), self.recipe.batch_size
+            names, batch = self.feed.clips.clip_id, slice(step * batch_size, (step + 1) * batch_size)
+            clips, partners = order.clip[batch], order.partner[batch]
+            mixed_in = [None if p == NO_PARTNER else names[int(p)].as_py() for p in partners]
+            storage.write_json(
+                uri,
+                {"epoch": epoch, "step": step + 1, "clip_id": names.take(clips).to_pylist(), "mixed_with": mixed_in},
+            )
+        return (
+            f"the loss of epoch {epoch}, step {step + 1} is not finite; its clips are in {uri}. "
+            "Lower lr, set grad_clip, or use precision fp32, with another --output"
+        )
+
+    def _is_new_preemption(self) -> bool:
+        """A notice is answered once; ranks meet here."""
+        is_noticed = ray.train.get_preemption_info() is not None
+        is_new, self._saved_for_preemption = is_noticed and not self._saved_for_preemption, is_noticed
+        return is_new
+
+    def _memory_gb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return psutil.Process().memory_info().rss / 1e9
+
+    def _from_rank_0(self, value: float) -> float:
+        if self.world_size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared)
 
     def _evaluate(self, clips: Clips) -> np.ndarray | None:
         return evaluate(
@@ -167,6 +279,7 @@ class Run:
             device=self.device,
             rank=self.rank,
             world_size=self.world_size,
+            cache=self.cache,
         )
 
     def _note_epoch(self, epoch: int, loss: float, scores: np.ndarray, log: RunLog) -> None:
@@ -175,7 +288,7 @@ class Run:
         metrics = score_metrics(scores, self.eval_clips)
         progress.score_sum = torch.from_numpy(scores) + (0 if progress.score_sum is None else progress.score_sum)
         ensemble = score_metrics(progress.score_sum.numpy() / epoch, self.eval_clips)
-        is_best = all(headline(metrics, recipe) > record["headline"] for record in progress.history)
+        is_best = all(headline(metrics, recipe) > before for before in progress.headlines)
         record = {"epoch": epoch, "headline": headline(metrics, recipe), "loss": loss} | metrics.scalars()
         progress.history.append(record | {"running_ensemble": ensemble.scalars()})
         if recipe.wa_start is not None and recipe.wa_end is not None and recipe.wa_start <= epoch <= recipe.wa_end:
@@ -184,6 +297,7 @@ class Run:
                 progress.averaged[name] = (
                     progress.averaged[name] + value if name in progress.averaged else value.clone()
                 )
+            progress.num_averaged += 1
         if is_best:
             self._save_model("best", self.bare_model.state_dict())
             self._write_per_class(metrics)
@@ -191,22 +305,20 @@ class Run:
             {"loss": loss} | metrics.scalars() | {f"running_ensemble_{k}": v for k, v in ensemble.scalars().items()}
         )
         log.epoch(epoch=epoch, step=epoch * self.feed.steps_per_epoch, values=values)
-        log.flush()
         logger.info(
             f"epoch {epoch}/{recipe.epochs}  loss {loss:.4f}  mAP {metrics.map:.4f}  AUC {metrics.mauc:.4f}  "
             f"accuracy {metrics.accuracy:.4f}{'  (best)' if is_best else ''}"
         )
 
     def _evaluate_averaged(self) -> TaggingMetrics | None:
-        """Load the averaged weights on every rank and evaluate them; None where the recipe does not average."""
-        recipe = self.recipe
-        if recipe.wa_start is None or recipe.wa_end is None:
+        """Load the averaged weights on every rank and evaluate them; None where no epoch was averaged."""
+        num_averaged = int(self._from_rank_0(float(self.progress.num_averaged)))
+        if not num_averaged:
             return None
         state = self.bare_model.state_dict()
         if self.rank == 0:
-            num_epochs = recipe.wa_end - recipe.wa_start + 1
             self.bare_model.load_state_dict(
-                {name: total / num_epochs for name, total in self.progress.averaged.items()}
+                {name: total / num_averaged for name, total in self.progress.averaged.items()}
             )
             self._save_model("averaged", state)
         if self.world_size > 1:
@@ -219,13 +331,13 @@ class Run:
         progress = self.progress
         best = max(progress.history, key=lambda record: record["headline"])
         names = ("map", "mauc", "d_prime", "accuracy")
-        num_clips = len(self.feed.clips) * self.recipe.epochs
+        num_clips = len(self.feed.clips) * progress.epochs_done
         summary = {
             "best_epoch": best["epoch"],
             **finite_or_null({name: best[name] for name in names}),
             "averaged": None if averaged is None else finite_or_null(averaged.scalars()),
             "running_ensemble": finite_or_null(progress.history[-1]["running_ensemble"]),
-            "epochs": self.recipe.epochs,
+            "epochs": progress.epochs_done,
             "world_size": self.world_size,
             "clips_per_s": num_clips / progress.train_s,
             "train_s": progress.train_s,
@@ -242,38 +354,56 @@ class Run:
         text = per_class_csv(self.labels, metrics, *counts)
         storage.write_bytes(storage.join(self.job.run, "per_class.csv"), text.encode())
 
-    def _checkpoint(self) -> None:
-        """Every rank reports, rank 0 with the state."""
-        epoch = self.progress.epochs_done
-        with self._state_folder() as folder:
-            checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-            metrics = {"epoch": epoch}
-            if self.rank == 0:
-                metrics |= {k: v for k, v in self.progress.history[-1].items() if k != "running_ensemble"}
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{epoch:04d}")
+    def _checkpoint(self, mode: CheckpointUploadMode = CheckpointUploadMode.ASYNC) -> None:
+        """Every rank reports, rank 0 with the state; it is uploaded while training goes on."""
+        progress = self.progress
+        metrics: dict[str, Any] = {"epochs_done": progress.epochs_done, "steps_done": progress.steps_done}
+        # After a damaged checkpoint the same step is reached a second time, and a name must never come again.
+        name = f"epoch-{progress.epochs_done:04d}-step-{progress.steps_done:06d}-{uuid.uuid4().hex[:6]}"
+        checkpoint = None
+        if self.log is not None:
+            self.log.flush()  # a resumed run goes on from these very lines
+            folder = tempfile.mkdtemp(prefix="ast-checkpoint-")
+            try:
+                save_state(folder, self._state())
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=mode,
+            delete_local_checkpoint_after_upload=True,
+        )
+        self._checkpointed_s = time.monotonic()
 
-    @contextmanager
-    def _state_folder(self) -> Iterator[str | None]:
-        if self.rank != 0:
-            yield None
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            state = {
-                "model": self.bare_model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "progress": {name: getattr(self.progress, name) for name in vars(self.progress)},
-            }
-            torch.save(state, os.path.join(folder, STATE_FILE))
-            yield folder
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.bare_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": {name: getattr(self.progress, name) for name in vars(self.progress)},
+        }
 
     def _resume(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        """From the latest checkpoint that is whole. Its state is rank 0's; all ranks read it, and choose alike."""
+        if ray.train.get_checkpoint() is None:
             return
-        with checkpoint.as_directory() as folder:
-            state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
-        self.bare_model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["progress"])
-        if self.rank == 0:
-            logger.info(f"going on after epoch {self.progress.epochs_done}")
+        for reported in reversed(ray.train.get_all_reported_checkpoints()):
+            try:
+                with reported.checkpoint.as_directory() as folder:
+                    state = load_state(folder)
+            except DamagedStateError as err:
+                if self.rank == 0:
+                    logger.warning(f"passing over the checkpoint {reported.checkpoint.path}: {err}")
+                continue
+            self.bare_model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.progress = Progress(**state["progress"])
+            if self.rank == 0:
+                done = self.progress
+                at = f", step {done.steps_done} of the next" if done.steps_done else ""
+                logger.info(f"going on after epoch {done.epochs_done}{at}")
+            return
+        raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")

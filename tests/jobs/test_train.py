@@ -3,18 +3,20 @@
 import csv
 import json
 import os
-import signal
+import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ast_core.errors import ConfigError, DataError
+from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from jobs import evaluate
@@ -48,13 +50,17 @@ def argv(data: str, run: Path, *, num_workers: int, **changes: str) -> list[str]
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     return [
         *("--recipe", "audioset-full", "--data", data, *splits, "--output", str(run)),
-        *("--num-workers", str(num_workers), "--cpus-per-worker", "1", *keys),
+        *("--num-workers", str(num_workers), "--cpus-per-worker", "1", "--log-every-steps", "1", *keys),
     ]
 
 
-def epochs_of(run: Path) -> list[dict[str, Any]]:
+def records_of(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "epoch"]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    return records_of(run, "epoch")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,9 @@ def test_a_run_leaves_its_figures_where_the_readme_says(two_workers: Path):
     assert sum(int(row["eval_clips"]) for row in rows) == 21
     events = EventAccumulator(str(two_workers / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("eval/map")] == [5, 10, 15]
-    assert sorted(path.name for path in (two_workers / "checkpoints").glob("epoch-*")) == ["epoch-0002", "epoch-0003"]
+    kept = sorted((two_workers / "checkpoints").glob("epoch-*"))
+    assert [path.name[: len("epoch-0002")] for path in kept] == ["epoch-0002", "epoch-0003"]
+    assert not (two_workers / "stopped.json").exists()
 
 
 def test_evaluating_the_saved_model_gives_the_runs_own_figures(two_workers: Path, tone_data: str, tmp_path: Path):
@@ -114,25 +122,78 @@ def test_one_worker_does_what_two_do(two_workers: Path, local_ray: None, tone_da
         assert one["map"] == pytest.approx(two["map"], abs=0.02)
 
 
-def test_a_killed_run_goes_on_by_the_same_command_and_ends_the_same(two_workers: Path, tone_data: str, tmp_path: Path):
+def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number_of_workers(
+    two_workers: Path, tone_data: str, tmp_path: Path
+):
     run = tmp_path / "run"
     script = str(Path(__file__).parents[2] / "jobs" / "train.py")
-    command = [sys.executable, script, *argv(tone_data, run, num_workers=2), "--num-cpus", "2"]
+    every_step = ["--checkpoint-every-s", "0"]
+    command = [sys.executable, script, *argv(tone_data, run, num_workers=2), *every_step, "--num-cpus", "2"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline_s = time.monotonic() + 120
-        while not (run / "checkpoints" / "epoch-0001" / "state.pt").exists():
+        registered = run / "checkpoints" / "checkpoint_manager_snapshot.json"
+        while not (registered.exists() and re.search("epoch-0001-step-00000[1-4]", registered.read_text())):
             assert driver.poll() is None, driver.stdout.read().decode()
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
-        driver.send_signal(signal.SIGKILL)
+        for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
+            process.kill()  # without their driver, workers would train on for a while
     assert not (run / "summary.json").exists()
-    assert main(argv(tone_data, run, num_workers=2)) == 0
-    for resumed, undisturbed in zip(epochs_of(run), epochs_of(two_workers), strict=True):
-        for key in ("epoch", "step", "loss", "map", "running_ensemble_map"):
-            assert resumed[key] == pytest.approx(undisturbed[key], rel=1e-4)
+    before = (run / "metrics.jsonl").read_text().splitlines()
+    assert main(argv(tone_data, run, num_workers=1)) == 0
+    steps, undisturbed = records_of(run, "step"), records_of(two_workers, "step")
+    assert [record["step"] for record in steps] == list(range(1, 16))
+    # Rates are in the records: those of the checkpoint's epoch were not made again.
+    after = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(before) >= 5 + 1 + 1  # the first epoch's, and within the second
+    assert before[:7] == after[:7]
+    for record in steps:
+        assert record["loss"] == pytest.approx(undisturbed[record["step"] - 1]["loss"], rel=1e-3)
+    for resumed, whole in zip(epochs_of(run), epochs_of(two_workers), strict=True):
+        assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+        for key in ("map", "running_ensemble_map"):
+            assert resumed[key] == pytest.approx(whole[key], abs=0.02)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
-    assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], rel=1e-4)
+    assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], abs=0.02)
+
+
+def test_a_damaged_latest_checkpoint_is_passed_over_for_the_one_before(
+    two_workers: Path, tone_data: str, tmp_path: Path
+):
+    """The end of the run is trained again from the older checkpoint, to the same end."""
+    run = tmp_path / "run"
+    shutil.copytree(two_workers, run)
+    *_, latest = sorted((run / "checkpoints").glob("epoch-*"))
+    with (latest / "state.pt").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\0" * 100)
+    (run / "summary.json").unlink()
+    assert main(argv(tone_data, run, num_workers=2)) == 0
+    for resumed, whole in zip(epochs_of(run), epochs_of(two_workers), strict=True):
+        assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert len([path for path in (run / "checkpoints").glob("epoch-0003-*") if path != latest]) == 1, "not trained anew"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
+    local_ray: None, tone_data: str, tmp_path: Path
+):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"the loss of epoch 1, step \d is not finite; its clips are in .*.json"):
+        main(argv(tone_data, run, num_workers=2, lr="1e30"))
+    said = json.loads((run / "nonfinite.json").read_text())
+    assert len(said["clip_id"]) == len(said["mixed_with"]) == 10 or said["step"] == 5
+    assert all(clip_id.startswith("train_") for clip_id in said["clip_id"])
+    assert not (run / "summary.json").exists()
+
+
+def test_training_ends_when_epochs_no_longer_help(local_ray: None, tone_data: str, tmp_path: Path):
+    """With a rate so small that nothing changes, the first epoch stays the best."""
+    run = tmp_path / "run"
+    assert main(argv(tone_data, run, num_workers=1, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
+    assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
 
 
 def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(local_ray: None, tmp_path: Path, capsys):
