@@ -124,28 +124,32 @@ def chart(
     y_label: str,
     log_x_from: float | None = None,
     log_y_from: float | None = None,
+    from_zero: bool = True,
 ) -> Markup:
     """Lines, dots or histograms over common axes.
 
-    The y axis begins at 0. An axis with a `log_…_from` is logarithmic and begins there; what is lower, such as a count
-    of 0, is drawn at its foot.
+    The y axis begins at 0, or where values are never near it and differ, by `from_zero` false, at the lowest. An axis
+    with a `log_…_from` is logarithmic and begins there; what is lower, such as a count of 0, is drawn at its foot.
     """
     xs, ys = (np.concatenate([getattr(one, axis) for one in series]).astype(float) for axis in "xy")
+    # There is no half an epoch, and no half a clip.
+    x_step, y_step = (int(all(np.issubdtype(getattr(one, axis).dtype, np.integer) for one in series)) for axis in "xy")
     if log_x_from is None:
-        x_axis = _Axis.linear(*_not_empty(xs.min(), xs.max()), about=5)
+        x_axis = _Axis.linear(*_not_empty(xs.min(), xs.max()), about=5, min_step=x_step)
     else:
-        x_axis = _Axis.log(log_x_from, xs.max())
+        x_axis = _Axis.log(log_x_from, xs.max(), min_step=x_step)
     if log_y_from is None:
-        y_axis = _Axis.linear(*_not_empty(min(ys.min(), 0), ys.max()), about=4, ends_at_tick=True)
+        y_low = min(ys.min(), 0) if from_zero or ys.min() == ys.max() else ys.min()
+        y_axis = _Axis.linear(*_not_empty(y_low, ys.max()), about=4, min_step=y_step, ends_at_tick=True)
     else:
-        y_axis = _Axis.log(log_y_from, ys.max())
+        y_axis = _Axis.log(log_y_from, ys.max(), min_step=y_step)
     paths = []
     for one in series:
         x, y = one.x.astype(float), one.y.astype(float)
         stepped = len(x) > len(y)
         if stepped:
             x, y = np.repeat(x, 2), np.concatenate([[0], np.repeat(y, 2), [0]])
-        elif len(x) > MAX_POINTS and one.has_line:
+        elif len(x) > MAX_POINTS and not one.has_dots:
             thinned = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
             x, y = x[thinned], y[thinned]
         points = [
@@ -178,21 +182,21 @@ class _Axis:
     is_log: bool = False
 
     @classmethod
-    def linear(cls, low: float, high: float, *, about: int, ends_at_tick: bool = False) -> "_Axis":
-        ticks = _ticks(low, high, about)
+    def linear(cls, low: float, high: float, *, about: int, min_step: int = 0, ends_at_tick: bool = False) -> "_Axis":
+        ticks = _ticks(low, high, about, min_step)
         return cls(low, max(high, ticks[-1][0]) if ends_at_tick else high, ticks)
 
     @classmethod
-    def log(cls, low: float, high: float) -> "_Axis":
-        """Ticks at the powers of ten, and where these are few at their doubles and halves too."""
-        high = max(high, 1.25 * low) * 1.25
+    def log(cls, low: float, high: float, *, min_step: int) -> "_Axis":
+        """Ticks at the powers of ten, where these are few at their doubles and halves too, or else evenly spread."""
+        high = 1.25 * max(high, 1.25 * low)
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for factors in ((1,), (1, 2, 5)):
             values = [factor * 10.0**power for power in powers for factor in factors]
-            values = [value for value in values if low <= value <= high]
-            if len(values) > 2:
-                break
-        return cls(low, high, [(value, _tick_text(value, value, value)) for value in values or [low]], is_log=True)
+            ticks = [(value, _tick_text(value, value, value)) for value in values if low <= value <= high]
+            if len(ticks) > 2:
+                return cls(low, high, ticks, is_log=True)
+        return cls(low, high, _ticks(low, high, 4, min_step), is_log=True)
 
     def share(self, values: np.ndarray) -> np.ndarray:
         """Where on the axis, 0 to 1."""
@@ -250,11 +254,12 @@ def _not_empty(low: float, high: float) -> tuple[float, float]:
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1)
 
 
-def _ticks(low: float, high: float, about: int) -> list[tuple[float, str]]:
+def _ticks(low: float, high: float, about: int, min_step: int = 0) -> list[tuple[float, str]]:
     """Round numbers from low to high, steps of 1, 2 or 5."""
     rough = (high - low) / about
     size = 10.0 ** math.floor(math.log10(rough))
     step = min((1 * size, 2 * size, 5 * size, 10 * size), key=lambda step: abs(math.log(step / rough)))
+    step = max(step, min_step)
     values = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
     return [(float(value), _tick_text(value, step, max(abs(low), abs(high)))) for value in values]
 
