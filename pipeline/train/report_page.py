@@ -313,7 +313,7 @@ def _series(records: Sequence[Record], key: str, name: str) -> Series | None:
 
 
 def _chart_note(steps: Sequence[Record]) -> str:
-    note = "A step is one global batch. The axes of mAP, AUC and accuracy do not begin at 0."
+    note = "A step is one global batch. The axes of mAP, AUC and accuracy need not begin at 0."
     if len(steps) > MAX_POINTS:
         note += f" Each point over steps is the mean of about {len(steps) / MAX_POINTS:.0f} records."
     return note
