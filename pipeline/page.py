@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,9 @@ WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 8, 38
 """Of a chart, in CSS pixels: it is about as wide on a phone as in a row of three, so its text has one size."""
 
+BELOW_ONE = 0.7
+"""Where a log axis of counts begins, so that a single one is seen."""
+
 MAX_POINTS = 600
 """Of a line: a chart has fewer pixels across."""
 
@@ -35,6 +39,10 @@ class Series:
     x: np.ndarray
     y: np.ndarray
     """As long as x: a line. One shorter: a histogram, whose edges x are."""
+    has_line: bool = True
+    has_dots: bool = False
+    notes: Sequence[str] = ()
+    """Of each dot, shown where the mouse rests on it."""
 
 
 @dataclass(frozen=True)
@@ -108,43 +116,93 @@ def percent(share: float | None) -> str:
     return "> 99.9 %" if 0.999 < share < 1 else f"{100 * share:.1f} %"
 
 
-def chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> Markup:
-    """Lines, or histograms, over common axes; the y axis begins at 0, or with `log_y`, for counts, below 1."""
+def chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_x_from: float | None = None,
+    log_y_from: float | None = None,
+    from_zero: bool = True,
+) -> Markup:
+    """Lines, dots or histograms over common axes.
+
+    The y axis begins at 0, or where values are never near it and differ, by `from_zero` false, at the lowest. An axis
+    with a `log_…_from` is logarithmic and begins there; what is lower, such as a count of 0, is drawn at its foot.
+    """
     xs, ys = (np.concatenate([getattr(one, axis) for one in series]).astype(float) for axis in "xy")
-    x_low, x_high = _not_empty(xs.min(), xs.max())
-    if log_y:
-        y_low, y_high = math.log10(0.7), math.log10(max(ys.max(), 1)) + 0.1
-        y_values = [10**power for power in range(math.ceil(y_high))]
-        y_ticks = [(math.log10(value), _tick_text(value, value, value)) for value in y_values]
+    # There is no half an epoch, and no half a clip.
+    x_step, y_step = (int(all(np.issubdtype(getattr(one, axis).dtype, np.integer) for one in series)) for axis in "xy")
+    if log_x_from is None:
+        x_axis = _Axis.linear(*_not_empty(xs.min(), xs.max()), about=5, min_step=x_step)
     else:
-        y_low, y_high = _not_empty(min(ys.min(), 0), ys.max())
-        y_ticks = _ticks(y_low, y_high, 4)
-        y_high = max(y_high, y_ticks[-1][0])
-
-    def place(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        y = np.log10(np.maximum(y, 0.7)) if log_y else y
-        return np.stack([_across((x - x_low) / (x_high - x_low)), _down((y - y_low) / (y_high - y_low))], axis=1)
-
+        x_axis = _Axis.log(log_x_from, xs.max(), min_step=x_step)
+    if log_y_from is None:
+        y_low = min(ys.min(), 0) if from_zero or ys.min() == ys.max() else ys.min()
+        y_axis = _Axis.linear(*_not_empty(y_low, ys.max()), about=4, min_step=y_step, ends_at_tick=True)
+    else:
+        y_axis = _Axis.log(log_y_from, ys.max(), min_step=y_step)
     paths = []
     for one in series:
         x, y = one.x.astype(float), one.y.astype(float)
         stepped = len(x) > len(y)
         if stepped:
             x, y = np.repeat(x, 2), np.concatenate([[0], np.repeat(y, 2), [0]])
-        elif len(x) > MAX_POINTS:
+        elif len(x) > MAX_POINTS and not one.has_dots:
             thinned = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(int)
             x, y = x[thinned], y[thinned]
-        paths.append({"points": " ".join(f"{x:.1f},{y:.1f}" for x, y in place(x, y)), "filled": stepped})
-    names = [one.name for one in series]
+        points = [
+            (f"{x:.1f}", f"{y:.1f}") for x, y in zip(_across(x_axis.share(x)), _down(y_axis.share(y)), strict=True)
+        ]
+        notes = one.notes or [one.name] * len(points)
+        paths.append(
+            {
+                "points": " ".join(",".join(point) for point in points) if one.has_line else "",
+                "filled": stepped,
+                "dots": [(*point, note) for point, note in zip(points, notes, strict=True)] if one.has_dots else [],
+            }
+        )
     return _figure(
         title=title,
         x_label=x_label,
         y_label=y_label,
-        x_ticks=[Tick(_across((v - x_low) / (x_high - x_low)), text) for v, text in _ticks(x_low, x_high, 5)],
-        y_ticks=[Tick(_down((v - y_low) / (y_high - y_low)), text) for v, text in y_ticks],
+        x_ticks=[Tick(float(_across(x_axis.share(np.array(value)))), text) for value, text in x_axis.ticks],
+        y_ticks=[Tick(float(_down(y_axis.share(np.array(value)))), text) for value, text in y_axis.ticks],
         paths=paths,
-        names=names,
+        names=[one.name for one in series],
     )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+    is_log: bool = False
+
+    @classmethod
+    def linear(cls, low: float, high: float, *, about: int, min_step: int = 0, ends_at_tick: bool = False) -> "_Axis":
+        ticks = _ticks(low, high, about, min_step)
+        return cls(low, max(high, ticks[-1][0]) if ends_at_tick else high, ticks)
+
+    @classmethod
+    def log(cls, low: float, high: float, *, min_step: int) -> "_Axis":
+        """Ticks at the powers of ten, where these are few at their doubles and halves too, or else evenly spread."""
+        high = 1.25 * max(high, 1.25 * low)
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for factors in ((1,), (1, 2, 5)):
+            values = [factor * 10.0**power for power in powers for factor in factors]
+            ticks = [(value, _tick_text(value, value, value)) for value in values if low <= value <= high]
+            if len(ticks) > 2:
+                return cls(low, high, ticks, is_log=True)
+        return cls(low, high, _ticks(low, high, 4, min_step), is_log=True)
+
+    def share(self, values: np.ndarray) -> np.ndarray:
+        """Where on the axis, 0 to 1."""
+        if self.is_log:
+            return np.log(np.maximum(values, self.low) / self.low) / math.log(self.high / self.low)
+        return (values - self.low) / (self.high - self.low)
 
 
 def picture(
@@ -169,6 +227,11 @@ def picture(
     )
 
 
+def without_secrets(uri: str) -> str:
+    """A page is passed around; a URI may hold a key, before its host or among its options."""
+    return re.sub(r"\?[^/]*|(?<=://)[^/@]*@", "", uri) if "://" in uri else uri
+
+
 def data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
@@ -191,11 +254,12 @@ def _not_empty(low: float, high: float) -> tuple[float, float]:
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1)
 
 
-def _ticks(low: float, high: float, about: int) -> list[tuple[float, str]]:
+def _ticks(low: float, high: float, about: int, min_step: int = 0) -> list[tuple[float, str]]:
     """Round numbers from low to high, steps of 1, 2 or 5."""
     rough = (high - low) / about
     size = 10.0 ** math.floor(math.log10(rough))
     step = min((1 * size, 2 * size, 5 * size, 10 * size), key=lambda step: abs(math.log(step / rough)))
+    step = max(step, min_step)
     values = np.arange(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1) * step
     return [(float(value), _tick_text(value, step, max(abs(low), abs(high)))) for value in values]
 

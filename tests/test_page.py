@@ -59,7 +59,11 @@ def test_a_line_goes_through_its_values_as_the_ticks_say():
 
 def test_a_histogram_has_a_step_a_bin_and_a_log_axis_shows_the_single_clip():
     svg = page.chart(
-        [Series("a", np.array([0, 5, 10]), np.array([1, 10_000]))], title="T", x_label="s", y_label="clips", log_y=True
+        [Series("a", np.array([0, 5, 10]), np.array([1, 10_000]))],
+        title="T",
+        x_label="s",
+        y_label="clips",
+        log_y_from=page.BELOW_ONE,
     )
     (points,) = points_of(svg)
     at, texts = axis_of(svg, "y")
@@ -67,6 +71,45 @@ def test_a_histogram_has_a_step_a_bin_and_a_log_axis_shows_the_single_clip():
     np.testing.assert_allclose(points[1:3, 1], at[0], atol=0.1)
     np.testing.assert_allclose(points[3:5, 1], at[-1], atol=0.1)
     assert points[0, 1] > at[0]  # no clip is below one
+
+
+def test_dots_stand_where_the_log_axis_says_each_with_its_note():
+    x, y = np.array([0, 1, 30, 20_000]), np.array([0.0, 0.25, 0.5, 1.0])
+    dots = Series("a", x, y, has_line=False, has_dots=True, notes=["none", "<b>one</b>", "some", "many"])
+    svg = page.chart([dots], title="T", x_label="clips", y_label="AP", log_x_from=page.BELOW_ONE)
+    at, texts = axis_of(svg, "x")
+    assert texts == ["1", "10", "100", "1,000", "10 k"]
+    found = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="2.5"><title>([^<]*)</title>', svg)
+    across = [float(x) for x, _, _ in found]
+    assert across[1] == pytest.approx(at[0], abs=0.1)
+    np.testing.assert_allclose(np.diff(across[1:]), (at[1] - at[0]) * np.diff(np.log10(x[1:])), atol=0.2)
+    assert across[0] == page.LEFT  # none: below one
+    assert [note for _, _, note in found] == ["none", "&lt;b&gt;one&lt;/b&gt;", "some", "many"]
+    assert points_of(svg) == []
+
+
+def test_a_log_axis_of_few_powers_has_ticks_between_them():
+    svg = page.chart(
+        [Series("a", np.arange(3), np.array([0.7, 0.05, 0.013]))],
+        title="T",
+        x_label="s",
+        y_label="loss",
+        log_y_from=0.01,
+    )
+    at, texts = axis_of(svg, "y")
+    assert texts == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]
+    (points,) = points_of(svg)
+    np.testing.assert_allclose(points[1, 1], at[2], atol=0.1)
+    narrow = [Series("a", np.arange(2), np.array([0.013, 0.012]))]
+    svg = page.chart(narrow, title="T", x_label="s", y_label="loss", log_y_from=0.0115)
+    assert axis_of(svg, "y")[1] == ["0.012", "0.014", "0.016"]
+
+
+def test_an_axis_that_need_not_begin_at_0_shows_small_differences():
+    lines = [Series("a", np.arange(1, 4), np.array([0.41, 0.43, 0.45]))]
+    svg = page.chart(lines, title="T", x_label="epochs", y_label="mAP", from_zero=False)
+    assert axis_of(svg, "y")[1] == ["0.41", "0.42", "0.43", "0.44", "0.45"]
+    assert axis_of(svg, "x")[1] == ["1", "2", "3"]
 
 
 def test_a_long_line_keeps_its_ends_and_a_flat_one_is_drawn():
@@ -86,7 +129,7 @@ def test_a_chart_says_what_it_is_to_those_who_do_not_see_it_and_names_several_li
     svg = page.chart(lines, title="T <i>", x_label="s", y_label="clips")
     parsed = Page(str(svg))
     (label,) = [attributes["aria-label"] for tag, attributes in parsed.tags if attributes.get("role") == "img"]
-    assert label == "T <i>. clips, 0.0 to 1.0, over s, 0.0 to 1.0; a, <b>"
+    assert label == "T <i>. clips, 0 to 1, over s, 0 to 1; a, <b>"
     assert not [tag for tag, _ in parsed.tags if tag == "i"]
     assert "a\n" in parsed.text
     assert "<b>\n" in parsed.text

@@ -3,7 +3,6 @@
 Everything is computed from what is on disk, so the page can be made anew at any time.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,7 +79,7 @@ def _page(facts: Facts, listed: Mapping[str, int]) -> str:
     now = datetime.now(UTC)
     return page.render(
         "data_report.html",
-        uri=_without_secrets(facts.uri),
+        uri=page.without_secrets(facts.uri),
         made=f"Made {now:%Y-%m-%d %H:%M} UTC by ast-ray {VERSION} from the files of the data set.",
         num_asked=asked,
         num_got=got,
@@ -317,7 +316,9 @@ def _durations(splits: Sequence[SplitFacts]) -> Markup:
     values = [_durations_s(split) for split in splits]
     edges = np.linspace(0, max(1.0, *(float(v.max()) for v in values)), NUM_BINS + 1)
     series = [Series(split.name, edges, np.histogram(v, edges)[0]) for split, v in zip(splits, values, strict=True)]
-    return page.chart(series, title="Durations", x_label="seconds", y_label="clips (log scale)", log_y=True)
+    return page.chart(
+        series, title="Durations", x_label="seconds", y_label="clips (log scale)", log_y_from=page.BELOW_ONE
+    )
 
 
 def _mean_levels(split: SplitFacts) -> np.ndarray:
@@ -415,11 +416,6 @@ def _share_of_mel(freq_hz: float) -> float:
     """Where a frequency is between the lowest mel bin's lower edge and the highest one's upper edge."""
     low, high, at = (np.log1p(hz / 700) for hz in (LOW_FREQ_HZ, SAMPLE_RATE_HZ / 2, freq_hz))
     return float((at - low) / (high - low))
-
-
-def _without_secrets(uri: str) -> str:
-    """A page is passed around; a URI may hold a key, before its host or among its options."""
-    return re.sub(r"\?[^/]*|(?<=://)[^/@]*@", "", uri) if "://" in uri else uri
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: metrics.jsonl, TensorBoard, summary.json and per_class.csv."""
+"""What a run leaves behind for people: metrics.jsonl, TensorBoard, MLflow, summary.json and per_class.csv."""
 
 import csv
 import io
@@ -14,15 +14,25 @@ from torch.utils.tensorboard import SummaryWriter
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import TaggingMetrics
 from pipeline import storage
+from pipeline.train.mlflow_log import MlflowLog
 
 
 class RunLog:
     """Records of a run, on rank 0. Files are written whole at each `flush`, so they may lie on object storage.
 
     On resume the records after `last_step` are dropped: the run writes them again.
+
+    A value that is not known, None or NaN, or infinite is null in metrics.jsonl and has no point elsewhere. With an
+    `mlflow_uri` MLflow gets the same values as TensorBoard, and at its run's beginning `mlflow_params`: the recipe.
     """
 
-    def __init__(self, run: str, last_step: int) -> None:
+    def __init__(
+        self,
+        run: str,
+        last_step: int,
+        mlflow_uri: str | None = None,
+        mlflow_params: Mapping[str, Any] | None = None,
+    ) -> None:
         self._metrics = storage.join(run, "metrics.jsonl")
         self._lines: list[str] = []
         if storage.exists(self._metrics):
@@ -33,16 +43,19 @@ class RunLog:
         self._remote = None if isinstance(fs, pafs.LocalFileSystem) else (fs, path)
         self._events = path if self._remote is None else tempfile.mkdtemp(prefix="ast-tensorboard-")
         self._board = SummaryWriter(self._events, purge_step=last_step + 1 if last_step else None)
+        self._mlflow = None if mlflow_uri is None else MlflowLog(run, mlflow_uri, mlflow_params or {})
 
-    def step(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+    def step(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
         self._add("step", epoch, step, values, "train")
 
-    def epoch(self, *, epoch: int, step: int, values: Mapping[str, float]) -> None:
+    def epoch(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
         self._add("epoch", epoch, step, values, "eval")
 
     def flush(self) -> None:
         storage.write_bytes(self._metrics, "".join(f"{line}\n" for line in self._lines).encode())
         self._board.flush()
+        if self._mlflow is not None:
+            self._mlflow.send()
         if self._remote is not None:
             fs, path = self._remote
             fs.create_dir(path, recursive=True)
@@ -51,17 +64,22 @@ class RunLog:
     def close(self) -> None:
         self.flush()
         self._board.close()
+        if self._mlflow is not None:
+            self._mlflow.close()
 
-    def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float], group: str) -> None:
-        record = {"kind": kind, "epoch": epoch, "step": step} | finite_or_null(values)
-        self._lines.append(json.dumps(record))
-        for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name}", value, step)
+    def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float | None], group: str) -> None:
+        known = finite_or_null(values)
+        self._lines.append(json.dumps({"kind": kind, "epoch": epoch, "step": step} | known))
+        points = {f"{group}/{name}": value for name, value in known.items() if value is not None}
+        for name, value in points.items():
+            self._board.add_scalar(name, value, step)
+        if self._mlflow is not None:
+            self._mlflow.add(points, step)
 
 
-def finite_or_null(values: Mapping[str, float]) -> dict[str, float | None]:
+def finite_or_null(values: Mapping[str, float | None]) -> dict[str, float | None]:
     """JSON knows neither infinity (d′ of a perfect AUC) nor NaN (no class has both kinds of clips)."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def per_class_csv(

@@ -13,7 +13,6 @@ import pytest
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline import dataset, page, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.prepare import report_page
 from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, ragged, under_way
 from pipeline.prepare.features import features
 from pipeline.prepare.report_page import MEANING, write_report
@@ -251,7 +250,7 @@ def test_the_page_of_all_of_audioset_stays_small(tmp_path: Path):
     ],
 )
 def test_keys_in_a_uri_are_not_passed_around_with_the_page(uri: str, shown: str):
-    assert report_page._without_secrets(uri) == shown
+    assert page.without_secrets(uri) == shown
 
 
 @needs_browser

@@ -1,0 +1,144 @@
+"""Records of a run to MLflow, for those who ask for it: values go out beside the training, which never waits for them.
+
+RUN/mlflow.json holds the id of the MLflow run, so that a resumed run goes on in it.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ast_core.errors import UserError
+from pipeline import storage
+
+logger = logging.getLogger(__name__)
+EXPERIMENT = "ast-ray"
+"""Unless MLFLOW_EXPERIMENT_NAME names another."""
+SEND_EVERY_S = 10.0
+BATCH_METRICS = 1000
+"""As many as a server takes at once; of parameters 100, each of up to 6,000 characters."""
+BATCH_PARAMS = 100
+PARAM_CHARACTERS = 6000
+
+
+def check_mlflow(uri: str) -> None:
+    """Raises UserError where MLflow is not installed, has no store for such a URI, or one that only this folder has."""
+    if not (":" in uri or uri.startswith("/") or uri == "databricks"):
+        raise UserError(f"MLflow cannot log to {uri} from other folders and nodes: give its full path, or a URI")
+    _client(uri)
+
+
+def _client(uri: str) -> Any:
+    try:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+    except ImportError as err:
+        raise UserError(
+            f"logging to MLflow needs its package, on every node: pip install mlflow-skinny ({err})"
+        ) from err
+    try:
+        return mlflow.MlflowClient(tracking_uri=uri)
+    except (MlflowException, ImportError, OSError) as err:  # ImportError: a database wants more packages
+        raise UserError(f"MLflow cannot log to {uri}: {' '.join(str(err).split())}") from err
+
+
+class MlflowLog:
+    """What lies in the store already is not sent again: a resumed run writes the same values as before it was cut off.
+
+    Raises:
+        UserError: MLflow is not installed, or the store does not answer. Once the run is there, a store that fails
+            costs a warning and not the training.
+    """
+
+    def __init__(self, run: str, uri: str, params: Mapping[str, Any]) -> None:
+        self._client = _client(uri)
+        self._pending: list[tuple[str, float, int, int]] = []
+        """Name, value, step, and when in milliseconds since 1970."""
+        self._known_until: dict[str, int] = {}
+        """Of a name the last step that the store has; asked for once."""
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._sending: Future[None] | None = None
+        self._sent_s = time.monotonic()
+        try:
+            self._run_id, self._is_new = self._continue_or_begin(run, params)
+        except Exception as err:
+            raise UserError(f"MLflow cannot log to {uri}: {' '.join(str(err).split())}") from err
+
+    def _continue_or_begin(self, run: str, params: Mapping[str, Any]) -> tuple[str, bool]:
+        from mlflow.entities import Param
+
+        note = storage.join(run, "mlflow.json")
+        if storage.exists(note):
+            run_id = storage.read_json(note)["run_id"]
+            if self._is_there(run_id):
+                self._client.update_run(run_id, status="RUNNING")
+                return run_id, False
+            logger.warning(f"the MLflow run {run_id} is gone; a new one begins")
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        begun = self._client.create_run(experiment_id, run_name=run.rstrip("/").rpartition("/")[2])
+        given = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in params.items()]
+        for first in range(0, len(given), BATCH_PARAMS):
+            self._client.log_batch(begun.info.run_id, params=given[first : first + BATCH_PARAMS])
+        storage.write_json(note, {"run_id": begun.info.run_id, "experiment": name})
+        return begun.info.run_id, True
+
+    def _is_there(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as err:
+            if err.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        now_ms = int(time.time() * 1000)
+        self._pending += [(name, value, step, now_ms) for name, value in values.items()]
+        if time.monotonic() - self._sent_s > SEND_EVERY_S:
+            self.send()
+
+    def send(self) -> None:
+        """Begin to send what has come since, unless the store is still busy with what came before."""
+        if self._sending is None or self._sending.done():
+            batch, self._pending = self._pending, []
+            self._sent_s = time.monotonic()
+            self._sending = self._sender.submit(self._send, batch)
+
+    def close(self) -> None:
+        """Wait until all is sent, and say that the run is finished."""
+        self._sender.submit(self._send, self._pending)
+        self._sender.submit(self._finish).result()
+        self._sender.shutdown()
+
+    def _send(self, batch: list[tuple[str, float, int, int]]) -> None:
+        from mlflow.entities import Metric
+
+        try:
+            metrics = [
+                Metric(name, value, when_ms, step)
+                for name, value, step, when_ms in batch
+                if step > self._last_known_step(name)
+            ]
+            for first in range(0, len(metrics), BATCH_METRICS):
+                self._client.log_batch(self._run_id, metrics=metrics[first : first + BATCH_METRICS])
+        except Exception as err:
+            logger.warning(f"MLflow did not take {len(batch)} values, RUN/metrics.jsonl has them: {err}")
+
+    def _last_known_step(self, name: str) -> int:
+        if self._is_new:
+            return -1
+        if name not in self._known_until:
+            history = self._client.get_metric_history(self._run_id, name)
+            self._known_until[name] = max((metric.step for metric in history), default=-1)
+        return self._known_until[name]
+
+    def _finish(self) -> None:
+        try:
+            self._client.set_terminated(self._run_id)
+        except Exception as err:
+            logger.warning(f"MLflow was not told that the run is finished: {err}")

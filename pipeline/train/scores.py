@@ -1,0 +1,75 @@
+"""RUN/best/scores.parquet: what the best model says of each evaluation clip, for all that is asked of a run later.
+
+One row a clip: clip_id, labels, scores (float16, one a class). All of AudioSet's evaluation set takes 21 MB at most.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from pipeline import dataset, storage
+from pipeline.dataset import Clips
+from pipeline.weights import flatten_labels
+
+
+@dataclass(frozen=True)
+class Scores:
+    clip_id: pa.Array
+    labels: pa.ListArray
+    scores: np.ndarray
+    """float16 `[clips, C]`."""
+
+    def targets(self) -> np.ndarray:
+        """float32 `[clips, C]`: 1 where a clip has a class."""
+        targets = np.zeros(self.scores.shape, np.float32)
+        label, clip = flatten_labels(self.labels)
+        targets[clip, label] = 1
+        return targets
+
+
+def scores_file(run: str) -> str:
+    return storage.join(run, "best", "scores.parquet")
+
+
+def write_scores(run: str, scores: np.ndarray, clips: Clips) -> None:
+    """Write the scores `[clips, C]` of the best epoch, in the order of `clips`."""
+    num_clips, num_classes = scores.shape
+    if num_clips != len(clips):
+        raise ValueError(f"{num_clips} rows of scores for {len(clips)} clips")
+    flat = pa.array(np.ascontiguousarray(scores, dtype=np.float16).reshape(-1))
+    kind = pa.list_(pa.field("score", pa.float16(), nullable=False), num_classes)
+    table = pa.table(
+        {
+            "clip_id": clips.clip_id,
+            "labels": clips.labels.cast(dataset.LABELS),
+            "scores": pa.FixedSizeListArray.from_arrays(flat, type=kind),
+        }
+    )
+    storage.write_file(
+        scores_file(run),
+        lambda file: pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=False),
+    )
+
+
+def read_scores(run: str) -> Scores | None:
+    """None where the run has none.
+
+    Raises:
+        DataError: the file is damaged, or a label is none of its classes.
+    """
+    uri = scores_file(run)
+    if not storage.exists(uri):
+        return None
+    try:
+        table = dataset.read_table(uri, ["clip_id", "labels", "scores"]).combine_chunks()
+        clip_id, labels, scores = (table[name].combine_chunks() for name in table.column_names)
+        scores = scores.flatten().to_numpy().reshape(len(table), scores.type.list_size)
+    except (OSError, ValueError, KeyError, AttributeError) as err:
+        raise DataError(f"{uri} cannot be read: {err}") from err
+    flat, _ = flatten_labels(labels)
+    if len(flat) and not 0 <= flat.min() <= flat.max() < scores.shape[1]:
+        raise DataError(f"{uri}: a label is {flat.min()} or {flat.max()}; there are {scores.shape[1]} classes")
+    return Scores(clip_id, labels, scores)
