@@ -3,8 +3,8 @@
     python -m benchmarks.feed [--clips 2000] [--ray]
 
 The original reads a WAV, mixes half of the clips with a second WAV, computes torchaudio's fbank and applies
-SpecAugment, for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same shards in the
-order in which they lie, each clip once and without partners, which is less than training asks for.
+SpecAugment, for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same
+shards in the order in which they lie, each clip once and without partners, which is less than training asks for.
 
 Also how well the order is shuffled: the correlation of labels at distances in the order, beside an ideal shuffle.
 """

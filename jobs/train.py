@@ -30,6 +30,8 @@ from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
+from pipeline.train.mlflow_log import check_mlflow
+from pipeline.train.report_page import write_run_report
 from pipeline.train.worker import TrainJob, stopped_json, train_worker
 from pipeline.versions import tool_versions
 
@@ -94,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "--cache-dir", metavar="DIR", help="folder on each node's disk that keeps shards of object storage"
     )
     parser.add_argument("--cache-gb", type=float, default=500.0, metavar="GB", help="its size (default 500)")
+    parser.add_argument("--mlflow", metavar="URI", help="also log to this MLflow tracking server or store")
     add_ray_options(parser)
     return parser
 
@@ -111,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
     norm = choose_norm(recipe, dataset, args.train_splits)
     run = output_uri(args.output)
+    if args.mlflow:
+        check_mlflow(args.mlflow)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
     print(
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
@@ -130,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint_every_s=args.checkpoint_every_s,
             cache_dir=args.cache_dir,
             cache_bytes=round(args.cache_gb * 1e9),
+            mlflow_uri=args.mlflow,
         )
         least, most = args.num_workers
         trainer = TorchTrainer(
@@ -261,7 +267,7 @@ def _say_results(run: str) -> None:
         + line("averaged weights", summary["averaged"])
         + line("running ensemble", summary["running_ensemble"])
         + f"\n{summary['clips_per_s']:.1f} clips/s, {summary['data_wait_share']:.1%} of the time waiting for data"
-        + f"\nrun: {run}   best model: {storage.join(run, 'best')}"
+        + f"\nrun: {run}   best model: {storage.join(run, 'best')}   report: {write_run_report(run)}"
     )
 
 

@@ -1,8 +1,8 @@
 """The fbanks of a row group straight from its Parquet pages, as one array.
 
 A general reader also decodes the repetition level of each of the 128,000 values of a clip, to learn what `num_frames`
-says already; that takes it twice as long as decompressing them. The pages are as `pq.write_table` makes them: data pages
-of version 1, PLAIN values after the run-length encoded levels. Formats:
+says already; that takes it twice as long as decompressing them. The pages are as `pq.write_table` makes them: data
+pages of version 1, PLAIN values after the run-length encoded levels. Formats:
 https://parquet.apache.org/docs/file-format/data-pages and thrift-compact-protocol.md of Apache Thrift.
 """
 

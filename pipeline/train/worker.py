@@ -5,6 +5,7 @@ state of generators to keep: a run that was cut off goes on with the very next b
 """
 
 import logging
+import resource
 import shutil
 import tempfile
 import time
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import ray.train
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ from pipeline.train.evaluation import class_counts, evaluate, headline, score_me
 from pipeline.train.feed import TrainFeed
 from pipeline.train.report import RunLog, finite_or_null, per_class_csv, write_summary
 from pipeline.train.sampling import NO_PARTNER
+from pipeline.train.scores import write_scores
 from pipeline.train.shard_cache import ShardCache
 from pipeline.train.state import DamagedStateError, load_state, save_state
 
@@ -58,6 +59,7 @@ class TrainJob:
     """Beside those at the ends of epochs."""
     cache_dir: str | None
     cache_bytes: int
+    mlflow_uri: str | None
 
 
 def stopped_json(run: str) -> str:
@@ -140,7 +142,8 @@ class Run:
     def train(self) -> None:
         progress = self.progress
         steps_done = progress.epochs_done * self.feed.steps_per_epoch + progress.steps_done
-        self.log = RunLog(self.job.run, steps_done) if self.rank == 0 else None
+        if self.rank == 0:
+            self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.recipe.to_dict())
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)
@@ -258,9 +261,10 @@ class Run:
         return is_new
 
     def _memory_gb(self) -> float:
+        """The most that was in use."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
-        return psutil.Process().memory_info().rss / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def _from_rank_0(self, value: float) -> float:
         if self.world_size == 1:
@@ -301,6 +305,7 @@ class Run:
         if is_best:
             self._save_model("best", self.bare_model.state_dict())
             self._write_per_class(metrics)
+            write_scores(self.job.run, scores, self.eval_clips)
         values = (
             {"loss": loss} | metrics.scalars() | {f"running_ensemble_{k}": v for k, v in ensemble.scalars().items()}
         )

@@ -11,18 +11,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.metrics import tagging_metrics
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from jobs import evaluate
 from jobs.recipe_option import recipe_names
 from jobs.train import choose_norm, main
 from pipeline.dataset import PreparedDataset
+from pipeline.train.scores import read_scores
 from tests import fakes
 
 EPOCHS = 3
@@ -90,6 +93,14 @@ def test_a_run_leaves_its_figures_where_the_readme_says(two_workers: Path):
     kept = sorted((two_workers / "checkpoints").glob("epoch-*"))
     assert [path.name[: len("epoch-0002")] for path in kept] == ["epoch-0002", "epoch-0003"]
     assert not (two_workers / "stopped.json").exists()
+    page = (two_workers / "report.html").read_text()
+    assert f"{summary['map']:.4f}" in page
+    assert "tone 3" in page
+    scores = read_scores(str(two_workers))
+    assert tagging_metrics(scores.scores.astype(np.float32), scores.targets()).map == pytest.approx(
+        best["map"],
+        abs=0.02,  # float16 has ties
+    )
 
 
 def test_evaluating_the_saved_model_gives_the_runs_own_figures(two_workers: Path, tone_data: str, tmp_path: Path):
