@@ -135,7 +135,8 @@ def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> 
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # kernels report late
     except Exception as err:  # whatever a backend, a compiler or a driver raises
-        return f"{type(err).__name__}: {' '.join(str(err).split())}"[:250]
+        said = " ".join(str(err).strip().split("\n\n")[0].split())  # advice on debugging PyTorch follows
+        return f"{type(err).__name__}: {said}"[:250]
     finally:
         # Otherwise the trial's shape counts as a first one, and the batch is compiled for shapes that change.
         torch.compiler.reset()

@@ -195,16 +195,20 @@ def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):
 
 def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.MonkeyPatch):
     """The trial leaves no trace, the blocks are alike, and patchout keeps as many tokens in each step."""
-    monkeypatch.setattr(step, "COMPILE_BACKEND", "aot_eager")  # Dynamo decides on shapes, the backend has no part in it
-    model, recipe = small.model(), small.recipe(compile=True, patchout_t=1)
-    set_execution(model, torch.device("cpu"), recipe)
-    assert all(block._compiled_call_impl is not None for block in model.v.blocks)
-    torch._dynamo.utils.counters.clear()
+    compiled = []
+
+    def records(graph: torch.fx.GraphModule, inputs: list[Tensor | torch.SymInt]):
+        compiled.append(any(isinstance(value, torch.SymInt) for value in inputs))
+        return graph.forward
+
+    monkeypatch.setattr(step, "COMPILE_BACKEND", records)
+    model = small.model()
+    set_execution(model, torch.device("cpu"), small.recipe(compile=True))
+    compiled.clear()
     for seed in range(2):
         drawn = augment.draw_patchout((seed,), (8, 4), num_rows=0, num_columns=1)
         model(small.log_mel(3), drawn).sum().backward()
-    graphs = torch._dynamo.utils.counters["stats"]
-    assert graphs["unique_graphs"] == 1
+    assert compiled == [False]  # one graph, without a size that may change
 
 
 def refuses(_graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> None:
