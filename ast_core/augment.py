@@ -105,6 +105,33 @@ def draw(
     )
 
 
+@dataclass(frozen=True)
+class Patchout:
+    """The rows (frequency) and columns (time) of the grid of patches that are kept; both sorted."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+
+    def kept_patches(self, num_columns: int) -> np.ndarray:
+        """`[rows × columns]`: places of the kept patches in a grid of `num_columns`, flattened row by row."""
+        return (self.rows[:, None] * num_columns + self.columns).ravel()
+
+
+def draw_patchout(seed: Sequence[int], grid: tuple[int, int], *, num_rows: int, num_columns: int) -> Patchout | None:
+    """Structured patchout (PaSST: Koutini et al., 2022, https://arxiv.org/abs/2110.05069): whole rows and columns go.
+
+    One draw for the global batch, a function of `seed` = (run's seed, epoch, step), so that all ranks and micro-batches
+    leave out the same `num_rows` and `num_columns` of the grid, and all clips have as many tokens. None: nothing goes.
+    """
+    if num_rows == num_columns == 0:
+        return None
+
+    def kept(axis: str, size: int, num_dropped: int) -> np.ndarray:
+        return np.sort(rng_for(f"patchout {axis}", seed).permutation(size)[num_dropped:])
+
+    return Patchout(kept("rows", grid[0], num_rows), kept("columns", grid[1], num_columns))
+
+
 def spec_augment(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
     """One block of mel bins and one of frames set to 0 in each clip."""
     _, num_frames, num_mel_bins = fbank_BTM.shape

@@ -7,11 +7,15 @@ import os
 from functools import partial
 from typing import Any
 
+import numpy as np
 import timm
+import torch
 from timm.layers import Attention
+from timm.models import checkpoint_seq
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
+from ast_core.augment import Patchout
 from ast_core.errors import ConfigError, DataError
 from ast_core.pretrained import Grid, from_audioset, from_deit
 from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
@@ -100,6 +104,7 @@ class ASTModel(nn.Module):
             raise ConfigError(f"label_dim is {label_dim}; use the number of classes, 1 or more")
         check_start(model_size, imagenet_pretrain, audioset_pretrain)
         timm_name, shape = MODEL_SIZES[model_size]
+        self.label_dim = label_dim
         self.input_shape = (input_tdim, input_fdim)
         self.v = VisionTransformerDistilled(
             img_size=(input_fdim, input_tdim),
@@ -128,12 +133,12 @@ class ASTModel(nn.Module):
         """Keep only the inputs of each block and compute the rest again on the way back: less memory, more time."""
         self.v.set_grad_checkpointing(enabled)
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, backend: str) -> None:
         """`torch.compile` each transformer block in place; alike as they are, they are compiled once."""
         for block in self.v.blocks:
-            block.compile()
+            block.compile(backend=backend)
 
-    def forward_features(self, fbank_BTM: Tensor) -> Tensor:
+    def forward_features(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
         """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation."""
         if fbank_BTM.shape[1:] != self.input_shape:
             frames, mel_bins = self.input_shape
@@ -141,13 +146,26 @@ class ASTModel(nn.Module):
                 f"input is {tuple(fbank_BTM.shape[1:])} (frames, mel bins); this model takes ({frames}, {mel_bins}): "
                 "pad or cut the clips, or build the model with that input_tdim and input_fdim"
             )
-        return self.v.forward_features(fbank_BTM.transpose(1, 2).unsqueeze(1))
+        image_B1MT = fbank_BTM.transpose(1, 2).unsqueeze(1)
+        if patchout is None or not self.training:
+            return self.v.forward_features(image_B1MT)
+        # timm's forward_features, which has no place to leave out the same patches of all clips.
+        tokens_BND = self._without(self.v._pos_embed(self.v.patch_embed(image_B1MT)), patchout)
+        run_blocks = partial(checkpoint_seq, self.v.blocks) if self.v.grad_checkpointing else self.v.blocks
+        return self.v.norm(run_blocks(tokens_BND))
+
+    def _without(self, tokens_BND: Tensor, patchout: Patchout) -> Tensor:
+        """The prefix and the kept patches: `[batch, 2 + rows × columns, dim]`."""
+        patches = self.v.num_prefix_tokens + patchout.kept_patches(self.v.patch_embed.grid_size[1])
+        kept = np.concatenate([np.arange(self.v.num_prefix_tokens), patches])
+        return tokens_BND.index_select(1, torch.from_numpy(kept).to(tokens_BND.device))
 
     def forward_head(self, tokens_BND: Tensor) -> Tensor:
         return self.mlp_head(tokens_BND[:, :2].mean(dim=1))
 
-    def forward(self, fbank_BTM: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(fbank_BTM))
+    def forward(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
+        """In training only what `patchout` keeps goes through the blocks; evaluation, like dropout's, sees all."""
+        return self.forward_head(self.forward_features(fbank_BTM, patchout))
 
 
 def _timm_weights(timm_name: str) -> dict[str, Tensor]:

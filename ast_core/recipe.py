@@ -53,6 +53,10 @@ class Recipe:
     """Add powers, close to the original's mixing of waveforms, or mix log-mel values as they are."""
     noise: bool = False
     """Noise and time roll."""
+    patchout_f: int = 0
+    """Rows of patches (one along frequency) left out of each training step, as PaSST does; 0 is off."""
+    patchout_t: int = 0
+    """The same, columns along time. Evaluation sees every patch."""
     sampling: Literal["weighted", "uniform"] = "weighted"
     """Weighted draws with replacement by sample weight; uniform takes each clip once an epoch."""
 
@@ -73,19 +77,21 @@ class Recipe:
     adam_beta1: float = 0.95
     adam_beta2: float = 0.999
     weight_decay: float = 5e-7
+    grad_clip: float | None = None
+    """Longest gradient, as the norm over all parameters; a longer one is scaled down to it. null does not clip."""
     wa_start: int | None = None
     """First and last epoch, counted from 1, whose weights are averaged; null does not average."""
     wa_end: int | None = None
 
     # --- execution
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 is autocast: weights and optimiser stay in float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """bf16 and fp16 are autocast: weights and optimiser stay in float32. fp16 scales the loss, and takes a GPU."""
     micro_batch_size: int | None = None
     """Clips that a worker takes through the network at once, gradients adding up over the batch; null takes all."""
     activation_checkpointing: bool = False
     """Less memory, more time."""
     compile: bool = False
-    """torch.compile on the transformer's blocks."""
+    """torch.compile on the transformer's blocks; where that fails, a warning, and training without."""
     attention: Literal["auto", "fused", "plain"] = "auto"
     """Fused is PyTorch's scaled_dot_product_attention; auto takes what is fastest on the device."""
     seed: int = 0
@@ -98,7 +104,9 @@ class Recipe:
         if self.audioset_weights is not None and not self.audioset_pretrain:
             raise ConfigError("audioset_weights is given and audioset_pretrain is false; set one of them otherwise")
         check_start(self.model_size, self.imagenet_pretrain, self.audioset_pretrain)
-        patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
+        num_rows, num_columns = patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
+        for key, num, which in (("patchout_f", num_rows, "rows"), ("patchout_t", num_columns, "columns")):
+            self._require(0 <= getattr(self, key) < num, key, f"0 to {num - 1} (of {num} {which} of patches)")
         for key in ("batch_size", "epochs", "lrscheduler_start", "lrscheduler_step"):
             self._require(getattr(self, key) >= 1, key, "1 or more")
         for key in ("lr", "lrscheduler_decay"):
@@ -107,6 +115,8 @@ class Recipe:
             self._require(0 <= getattr(self, key) < 1, key, "0 or more, and less than 1")
         for key in ("weight_decay", "seed"):
             self._require(0 <= getattr(self, key) < math.inf, key, "0 or more")
+        if self.grad_clip is not None:
+            self._require(0 < self.grad_clip < math.inf, "grad_clip", "more than 0, or null")
         self._require(0 <= self.mixup <= 1, "mixup", "0 to 1")
         self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
         self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")

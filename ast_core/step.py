@@ -3,6 +3,8 @@
 B clips, T frames, M mel bins, C classes.
 """
 
+import copy
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,9 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_core.augment import Augmentation, MixupDomain, mixup_batch, noise_and_roll, normalise, spec_augment
+from ast_core.augment import Augmentation, MixupDomain, Patchout, mixup_batch, noise_and_roll, normalise, spec_augment
+from ast_core.errors import ConfigError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+COMPILE_BACKEND = "inductor"
+AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -98,15 +105,63 @@ def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> None
 
 
 def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
-    """The recipe's switches of how training computes; none changes what is computed beyond rounding."""
+    """The recipe's switches of how training computes; none changes what is computed beyond rounding.
+
+    The model may still be on another device than the one it will train on. Raises ConfigError for a precision that the
+    device does not train in.
+    """
+    _check_precision(device, recipe)
     set_attention(model, device, recipe)
     model.set_activation_checkpointing(recipe.activation_checkpointing)
     if recipe.compile:
-        model.compile_blocks()
+        reason = _why_not_compiled(model, device, recipe)
+        if reason is None:
+            model.compile_blocks(COMPILE_BACKEND)
+        else:
+            logger.warning(f"training goes on without torch.compile, which fails here: {reason}")
+
+
+def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> str | None:
+    """None where a block compiles and runs on the device, forward and back; else the reason, in one line.
+
+    `torch.compile` does nothing before the first call, and its errors (no C++ compiler, no Triton, a kernel that the
+    card refuses) then come out of the middle of a training step, on the way back too, where they cannot be told from
+    those of training. So a copy of one block is tried on a few tokens, for some seconds; the model itself stays as it
+    is. What fails with the full batch alone is still an error, and not swallowed.
+    """
+    block = copy.deepcopy(model.v.blocks[0]).to(device).train()
+    tokens_BND = torch.zeros(2, 8, model.v.embed_dim, device=device, requires_grad=True)
+    try:
+        block.compile(backend=COMPILE_BACKEND)
+        with autocast(device, recipe):
+            total = block(tokens_BND).float().sum()
+        total.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # kernels report late
+    except Exception as err:  # whatever a backend, a compiler or a driver raises
+        said = " ".join(str(err).strip().split("\n\n")[0].split())  # advice on debugging PyTorch follows
+        return f"{type(err).__name__}: {said}"[:250]
+    finally:
+        # Otherwise the trial's shape counts as a first one, and the batch is compiled for shapes that change.
+        torch.compiler.reset()
+    return None
+
+
+def _check_precision(device: torch.device, recipe: Recipe) -> None:
+    """What CPUs have instructions for, if any, is bf16, which needs no scale."""
+    if recipe.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision fp16 takes a GPU; use bf16")
+
+
+def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler | None:
+    """For fp16, whose smallest gradients would vanish without a scale; part of a run's state. None for the others."""
+    _check_precision(device, recipe)
+    return torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None
 
 
 def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
+    dtype = AUTOCAST_DTYPE.get(recipe.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def train_step(
@@ -120,6 +175,8 @@ def train_step(
     lr: float,
     num_clips_global: int,
     world_size: int = 1,
+    patchout: Patchout | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Update `model` with this rank's share of a global batch of `num_clips_global` clips.
 
@@ -128,8 +185,12 @@ def train_step(
 
     Returns this rank's part of the global mean loss, a detached scalar: summed over ranks it is the batch's mean.
     The gradient that DDP averages over `world_size` ranks is that of this same mean, so the number of ranks does not
-    change the update.
+    change the update, nor where `recipe.grad_clip` cuts: it looks at the whole gradient, after the exchange.
+
+    `patchout` is of the global batch (`draw_patchout`), `scaler` that of `make_scaler`, for the whole run.
     """
+    assert patchout is not None or not (recipe.patchout_f or recipe.patchout_t), "the recipe asks for patchout"
+    assert scaler is not None or recipe.precision != "fp16", "fp16 wants a scaler"
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
@@ -137,12 +198,28 @@ def train_step(
     for part, drawn, is_last in _micro_batches(batch, augmentation, recipe.micro_batch_size or len(batch)):
         with nullcontext() if is_last else _without_exchange(model):
             with autocast(part.fbank_BTM.device, recipe):
-                logits = model(model_input(part, norm, drawn, recipe.mixup_domain))
+                logits = model(model_input(part, norm, drawn, recipe.mixup_domain), patchout)
             loss = (clip_losses(logits, part.target_BC, recipe.loss) * part.weight_B).sum() / num_clips_global
-            (loss * world_size).backward()
+            scaled = loss * world_size if scaler is None else scaler.scale(loss * world_size)
+            scaled.backward()
         total += loss.detach()
-    optimizer.step()
+    _update(model, optimizer, recipe, scaler)
     return total
+
+
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, scaler: torch.amp.GradScaler | None
+) -> None:
+    """Clip and step. With a scaler a gradient that overflowed steps nowhere: on no rank, as all have the same."""
+    if recipe.grad_clip is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
 
 
 def _micro_batches(

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ast_core.augment import draw_patchout
 from ast_core.recipe import Recipe
 from ast_core.step import Batch, make_optimizer, set_execution, train_step
 from pipeline.train.sampling import rank_share
@@ -30,6 +31,7 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
     for step in range(num_steps):
         share = rank_share(0, GLOBAL_BATCH, rank, world_size)
         whole, drawn = small.batch(GLOBAL_BATCH, seed=step), small.augmentation(GLOBAL_BATCH, seed=step)
+        dropped = {"num_rows": recipe.patchout_f, "num_columns": recipe.patchout_t}
         mine = {name: value[share.position] for name, value in vars(whole).items()}
         loss = train_step(
             model,
@@ -41,6 +43,7 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
             lr=recipe.lr,
             num_clips_global=GLOBAL_BATCH,
             world_size=world_size,
+            patchout=draw_patchout((recipe.seed, 1, step), bare.v.patch_embed.grid_size, **dropped),
         )
         result["losses"].append(loss.item())
         if step == 0:

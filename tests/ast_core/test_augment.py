@@ -15,6 +15,7 @@ from ast_core.augment import (
     Augmentation,
     MixupDomain,
     draw,
+    draw_patchout,
     frames_mask,
     mixup_batch,
     mixup_power,
@@ -269,6 +270,33 @@ def test_what_one_augmentation_draws_does_not_depend_on_another():
         assert differ <= kind.get(changed, {"noise_gain", "noise_seed", "roll_frames"})
         assert differ
     assert (draw((2, 8), 50, **usual).freq_width != drawn.freq_width).any()
+
+
+def test_patchout_is_one_draw_a_step_of_uniform_rows_and_columns():
+    grid, dropped = (12, 101), {"num_rows": 4, "num_columns": 40}
+    rows, columns = np.zeros(12), np.zeros(101)
+    for seed in range(300):
+        drawn = draw_patchout((0, 1, seed), grid, **dropped)
+        assert (len(set(drawn.rows)), len(set(drawn.columns))) == (8, 61)
+        assert (np.sort(drawn.rows) == drawn.rows).all()
+        assert (np.sort(drawn.columns) == drawn.columns).all()
+        rows[drawn.rows] += 1
+        columns[drawn.columns] += 1
+    # Binomial, standard deviation 0.027: five of them.
+    assert np.abs(rows / 300 - 8 / 12).max() < 0.14
+    assert np.abs(columns / 300 - 61 / 101).max() < 0.14
+
+
+def test_patchout_is_a_function_of_the_step_and_of_nothing_else():
+    grid = (12, 101)
+    first, again, other = (draw_patchout((7, 2, i), grid, num_rows=4, num_columns=40) for i in (5, 5, 6))
+    assert (first.rows == again.rows).all()
+    assert (first.columns == again.columns).all()
+    assert set(first.columns) != set(other.columns)
+    # Neither axis' draw depends on whether the other drops any.
+    assert (draw_patchout((7, 2, 5), grid, num_rows=0, num_columns=40).columns == first.columns).all()
+    assert len(draw_patchout((7, 2, 5), grid, num_rows=4, num_columns=0).columns) == 101
+    assert draw_patchout((7, 2, 5), grid, num_rows=0, num_columns=0) is None
 
 
 def everything(clips: Tensor, drawn: Augmentation) -> Tensor:

@@ -8,6 +8,7 @@ compared with how far it has gone.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,3 +91,17 @@ def test_fifty_losses_on_two_ranks_are_those_of_one_process(
 ):
     assert on_two_ranks[micro_batch_size]["losses"] == pytest.approx(alone["losses"], rel=LOSS_TOLERANCE)
     assert len(set(alone["losses"])) == NUM_STEPS
+
+
+def test_patchout_and_clipping_on_two_ranks_in_parts_are_those_of_one_process(tmp_path: Path):
+    """The gradients are clipped as one, after the exchange: a rank's or a part's own norm is another."""
+    switches = {"patchout_f": 3, "patchout_t": 1, "grad_clip": 1e-2}
+    alone = ddp.train(small.recipe(**switches), 2)
+    in_parts = small.recipe(micro_batch_size=2, activation_checkpointing=True, **switches)
+    (shared,) = ddp.train_on_ranks([in_parts], 2, world_size=2, folder=tmp_path)
+    assert shared["losses"] == pytest.approx(alone["losses"], rel=LOSS_TOLERANCE)
+    assert alone["losses"] != pytest.approx(ddp.train(small.recipe(), 2)["losses"], rel=LOSS_TOLERANCE)
+    for name, expected in alone["gradients"].items():
+        assert (shared["gradients"][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-9, name
+    norm = torch.stack([gradient.norm() for gradient in shared["gradients"].values()]).norm()
+    assert norm.item() == pytest.approx(1e-2, rel=1e-4)

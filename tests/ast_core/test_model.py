@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_core import ASTModel
+from ast_core.augment import Patchout
 from ast_core.checkpoints import load_original
 from ast_core.errors import ConfigError, DataError
 from ast_core.model import MODEL_SIZES
@@ -188,6 +189,33 @@ def test_every_parameter_gets_a_gradient():
     (logits * torch.randn_like(logits)).sum().backward()
     names = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert names == []
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_patchout_keeps_the_drawn_rows_and_columns_with_their_positions(checkpointing: bool):
+    model, clips = small.model(), small.log_mel(2)
+    model.set_activation_checkpointing(checkpointing)
+    rows, columns = [0, 3, 6], [1, 2]
+    patchout = Patchout(np.array(rows), np.array(columns))
+    entered, embedded = [], model.v._pos_embed(model.v.patch_embed(clips.transpose(1, 2).unsqueeze(1)))
+    model.v.blocks[0].register_forward_pre_hook(lambda _module, args: entered.append(args[0]))
+    logits = model(clips, patchout)
+    prefix, grid = embedded[:, :2], embedded[:, 2:].unflatten(1, (8, 4))
+    kept = torch.cat([prefix, *(grid[:, row, column].unsqueeze(1) for row in rows for column in columns)], dim=1)
+    assert torch.equal(entered[0], kept)
+    torch.testing.assert_close(logits, model.forward_head(model.v.norm(model.v.blocks(kept))))
+    logits.sum().backward()
+    moved = model.v.pos_embed.grad[0, 2:].abs().sum(dim=1).unflatten(0, (8, 4)) > 0
+    assert moved.nonzero().tolist() == [[row, column] for row in rows for column in columns]
+
+
+def test_evaluation_sees_every_patch_and_so_does_training_that_keeps_all():
+    model, clips = small.model(), small.log_mel(2)
+    everything = model(clips)
+    assert torch.equal(model(clips, Patchout(np.arange(8), np.arange(4))), everything)
+    few = Patchout(np.array([1]), np.array([2]))
+    assert not torch.allclose(model(clips, few), everything)
+    assert torch.equal(model.eval()(clips, few), everything)
 
 
 def test_the_head_takes_the_mean_of_the_class_and_the_distillation_token():

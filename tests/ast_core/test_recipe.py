@@ -13,6 +13,7 @@ from ast_core.model import ASTModel
 from ast_core.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+FILES = sorted(RECIPES.glob("*.yaml"))
 AUDIOSET = {"input_tdim": 1024, "loss": "BCE", "metrics": "mAP", "freqm": 48, "timem": 192, "mixup": 0.5}
 AUDIOSET |= {"dataset_mean": -4.2677393, "dataset_std": 4.5689974, "batch_size": 12, "warmup": True, "noise": False}
 AUDIOSET |= {"lrscheduler_decay": 0.5}
@@ -45,7 +46,7 @@ def load(text: str = "", **overrides: str) -> Recipe:
     return load_recipe(text, overrides, origin="test.yaml")
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_sets_the_keys_that_it_writes(path: Path):
     text = path.read_text(encoding="utf-8")
     recipe = load_recipe(text, {}, origin=path.name).to_dict()
@@ -57,6 +58,7 @@ def test_every_shipped_recipe_loads_and_sets_the_keys_that_it_writes(path: Path)
     ("name", "known"),
     [
         ("audioset-full", published.AUDIOSET),
+        ("audioset-full-fast", published.AUDIOSET),
         ("audioset-balanced", published.AUDIOSET),
         ("esc50", published.ESC50),
         ("esc10", published.ESC50),
@@ -76,6 +78,28 @@ def test_a_shipped_recipe_has_the_papers_figures(name: str):
     recipe = load_recipe(text, {}, origin=name).to_dict()
     expected = EVERYWHERE | EXPECTED[name]
     assert {key: recipe[key] for key in expected} == expected
+
+
+def test_only_the_fast_recipe_leaves_out_patches_and_differs_from_the_papers_where_it_says():
+    recipes = {
+        path.stem: load_recipe(path.read_text(encoding="utf-8"), {}, origin=path.name).to_dict() for path in FILES
+    }
+    fast, full = recipes["audioset-full-fast"], recipes["audioset-full"]
+    differ = {key for key in fast if fast[key] != full[key]}
+    assert differ == {"patchout_f", "patchout_t", "batch_size", "lr", "compile"}
+    assert (fast["patchout_f"], fast["patchout_t"]) == (4, 40)
+    assert fast["lr"] == pytest.approx(full["lr"] * (fast["batch_size"] / full["batch_size"]) ** 0.5, rel=0.02)
+    assert {name for name, recipe in recipes.items() if recipe["patchout_f"] or recipe["patchout_t"]} == {
+        "audioset-full-fast"
+    }
+    assert {recipe["grad_clip"] for recipe in recipes.values()} == {None}
+
+
+def test_patchout_leaves_at_least_one_patch_of_the_grid():
+    assert load("patchout_f: 11\npatchout_t: 100").patchout_t == 100
+    message = r"^patchout_t is 7; use 0 to 6 \(of 7 columns of patches\)$"
+    with pytest.raises(ConfigError, match=message):
+        load("input_tdim: 112\ntstride: 16\ntimem: 0\npatchout_t: 7")
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults():
@@ -144,7 +168,10 @@ def test_a_whole_number_serves_where_a_number_is_asked_and_becomes_one():
         ("loss", "[BCE]", "BCE or CE"),
         ("metrics", "map", "mAP or acc"),
         ("sampling", "balanced", "weighted or uniform"),
-        ("precision", "fp16", "fp32 or bf16"),
+        ("precision", "fp8", "fp32 or bf16 or fp16"),
+        ("grad_clip", "yes", "a number or null"),
+        ("patchout_f", "4.0", "a whole number"),
+        ("patchout_t", "null", "a whole number"),
         ("model_size", "224", "text"),
         ("label_dim", "many", "a whole number or null"),
         ("dataset_mean", "own", "a number"),
@@ -189,6 +216,11 @@ def test_a_value_of_the_wrong_kind_is_refused_with_what_the_key_takes(key: str, 
         ("dataset_std", "-4.5"),
         ("dataset_mean", ".inf"),
         ("micro_batch_size", "0"),
+        ("grad_clip", "0"),
+        ("grad_clip", ".inf"),
+        ("patchout_f", "-1"),
+        ("patchout_f", "12"),  # the grid of patches is 12 × 101, and one of each stays
+        ("patchout_t", "101"),
         ("fstride", "17"),
         ("tstride", "0"),
         ("input_tdim", "15"),

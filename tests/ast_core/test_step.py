@@ -1,6 +1,7 @@
 """A training step: the same update however the batch is shared out, and the original's loss, order and optimiser."""
 
 import copy
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_core import augment
+from ast_core import augment, step
+from ast_core.errors import ConfigError
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, clip_losses, make_optimizer, model_input, predict, set_execution, train_step
+from ast_core.step import (
+    Batch,
+    clip_losses,
+    make_optimizer,
+    make_scaler,
+    model_input,
+    predict,
+    set_execution,
+    train_step,
+)
 from tests.ast_core import small
 
 SGD_LR = 0.1
@@ -182,6 +193,60 @@ def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):
         assert (switched - without).abs().max() <= 1e-4 * without.abs().max() + 1e-8
 
 
+def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.MonkeyPatch):
+    """The trial leaves no trace, the blocks are alike, and patchout keeps as many tokens in each step."""
+    compiled = []
+
+    def records(graph: torch.fx.GraphModule, inputs: list[Tensor | torch.SymInt]):
+        compiled.append(any(isinstance(value, torch.SymInt) for value in inputs))
+        return graph.forward
+
+    monkeypatch.setattr(step, "COMPILE_BACKEND", records)
+    model = small.model()
+    set_execution(model, torch.device("cpu"), small.recipe(compile=True))
+    compiled.clear()
+    for seed in range(2):
+        drawn = augment.draw_patchout((seed,), (8, 4), num_rows=0, num_columns=1)
+        model(small.log_mel(3), drawn).sum().backward()
+    assert compiled == [False]  # one graph, without a size that may change
+
+
+def refuses(_graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> None:
+    raise RuntimeError("no C++ compiler\nand a page of advice")
+
+
+def fails_when_it_runs(_graph: torch.fx.GraphModule, _inputs: list[Tensor]):
+    def run(*_: Tensor) -> None:
+        raise OSError("this card runs no such kernel")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"), [(refuses, "no C++ compiler"), (fails_when_it_runs, "this card runs no such kernel")]
+)
+def test_where_compiling_fails_training_goes_on_after_one_line_that_says_why(
+    backend, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(step, "COMPILE_BACKEND", backend)
+    losses = []
+    for recipe in (small.recipe(), small.recipe(compile=True)):
+        model = small.model()
+        with caplog.at_level(logging.INFO, logger="ast_core"):
+            set_execution(model, torch.device("cpu"), recipe)
+            args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 3}
+            optimizer = make_optimizer(model, recipe)
+            losses.append(
+                [train_step(model, optimizer, small.batch(3), small.augmentation(3), **args) for _ in range(2)]
+            )
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "training goes on without torch.compile" in record.message
+    assert reason in record.message
+    assert "\n" not in record.message
+    assert losses[0] == losses[1]
+
+
 def test_the_switches_take_effect():
     fused = [module.fused_attn for module in attention_of(small.recipe(attention="auto", precision="bf16"))]
     assert fused == [False] * 12
@@ -194,8 +259,6 @@ def test_the_switches_take_effect():
         ran.clear()
         model(small.log_mel(1)).sum().backward()
         assert len(ran) == times
-    set_execution(model, torch.device("cpu"), small.recipe(compile=True))
-    assert all(block._compiled_call_impl is not None for block in model.v.blocks)
 
 
 def attention_of(recipe: Recipe) -> list[nn.Module]:
@@ -344,6 +407,64 @@ def test_bf16_computes_close_by_and_keeps_the_parameters_in_float32():
         scores = predict(model, batch, recipe=recipe, norm=small.NORM)
         assert (scores.dtype, scores.shape) == (torch.float32, (4, small.NUM_CLASSES))
     torch.testing.assert_close(*(torch.stack(values) for values in losses.values()), rtol=0.02, atol=0)
+
+
+def test_fp16_is_refused_on_a_cpu():
+    recipe, message = small.recipe(precision="fp16"), r"^precision fp16 takes a GPU; use bf16$"
+    with pytest.raises(ConfigError, match=message):
+        set_execution(small.model(), torch.device("cpu"), recipe)
+    with pytest.raises(ConfigError, match=message):
+        make_scaler(recipe, torch.device("cpu"))
+    assert make_scaler(small.recipe(precision="bf16"), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("grad_clip", [None, 1e-2])
+def test_a_scaled_loss_makes_the_update_of_an_unscaled_one(grad_clip: float | None):
+    """Clipping looks at the gradient, not at its 1,024-fold."""
+    ends = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        recipe, model = small.recipe(grad_clip=grad_clip, micro_batch_size=2), small.model()
+        args = {"recipe": recipe, "norm": small.NORM, "lr": SGD_LR, "num_clips_global": 3, "scaler": scaler}
+        loss = train_step(model, sgd(model, recipe), small.batch(3), small.augmentation(3), **args)
+        ends.append([loss, *model.state_dict().values()])
+    for plain, scaled in zip(*ends, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)
+
+
+def test_an_overflow_in_fp16_updates_nothing_and_lowers_the_scale():
+    recipe, model = small.recipe(precision="fp16", grad_clip=1.0), small.model()
+    optimizer, scaler = make_optimizer(model, recipe), torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 2, "scaler": scaler}
+    before = copy.deepcopy(model.state_dict())
+    loss = train_step(model, optimizer, small.batch(2), small.augmentation(2), **args)
+    assert torch.isfinite(loss)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert scaler.get_scale() == 2.0**39
+    scaler.update(256.0)
+    train_step(model, optimizer, small.batch(2), small.augmentation(2), **args)
+    assert not torch.equal(model.mlp_head[1].bias, before["mlp_head.1.bias"])
+
+
+def test_fp16_without_a_scaler_and_patchout_without_a_draw_are_our_own_mistakes():
+    for recipe in (small.recipe(precision="fp16"), small.recipe(patchout_f=1)):
+        model = small.model()
+        args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 2}
+        with pytest.raises(AssertionError):
+            train_step(model, sgd(model, recipe), small.batch(2), small.augmentation(2), **args)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
+def test_a_long_gradient_is_scaled_down_as_a_whole_and_a_short_one_stays(micro_batch_size: int | None):
+    def gradients(grad_clip: float | None, parts: int | None) -> Tensor:
+        recipe, model = small.recipe(grad_clip=grad_clip, micro_batch_size=parts), small.model()
+        args = {"recipe": recipe, "norm": small.NORM, "lr": 0.0, "num_clips_global": 5}
+        train_step(model, sgd(model, recipe), small.batch(5), small.augmentation(5), **args)
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    whole = gradients(None, None)
+    norm = whole.norm().item()
+    torch.testing.assert_close(gradients(norm / 4, micro_batch_size), whole / 4, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradients(norm * 2, micro_batch_size), whole, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CE"])

@@ -267,7 +267,8 @@ def test_data_that_is_not_there_is_refused_before_a_worker_starts(tone_data: str
 
 
 def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: str, tmp_path: Path):
-    assert recipe_names() == ["audioset-balanced", "audioset-full", "demo", "esc10", "esc50", "speechcommands"]
+    shipped = ["audioset-balanced", "audioset-full", "audioset-full-fast", "demo", "esc10", "esc50", "speechcommands"]
+    assert recipe_names() == shipped
     arguments = argv(tone_data, tmp_path / "run", num_workers=1)
     arguments[1] = "audioset"
     with pytest.raises(ConfigError, match="no recipe 'audioset'; use audioset-balanced, "):

@@ -1,0 +1,57 @@
+"""Operations are those that PyTorch counts, and DESIGN's figure; a peak is shown of known cards alone."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ast_core import ASTModel
+from ast_core.augment import draw_patchout
+from ast_core.flops import forward_flops, peak_flops, peak_flops_of, training_flops
+from ast_core.recipe import Recipe
+from tests.ast_core import small
+
+
+@pytest.mark.parametrize("dropped", [(0, 0), (3, 1)])
+def test_forward_operations_are_those_that_pytorch_counts(dropped: tuple[int, int]):
+    model = small.model()
+    model.set_fused_attention(False)  # PyTorch does not count the fused kernel of CPUs
+    patchout = draw_patchout((0,), (8, 4), num_rows=dropped[0], num_columns=dropped[1])
+    with FlopCounterMode(display=False) as counter:
+        model(small.log_mel(2), patchout)
+    assert 2 * forward_flops(model, 2 + (8 - dropped[0]) * (4 - dropped[1])) == counter.get_total_flops()
+
+
+def test_a_clip_of_the_papers_recipe_costs_0_78_tflop_and_a_third_with_patchout():
+    with torch.device("meta"):
+        model = ASTModel(imagenet_pretrain=False)
+    whole = training_flops(model, Recipe())
+    assert whole == pytest.approx(0.78e12, rel=0.01)
+    assert training_flops(model, Recipe(patchout_f=4, patchout_t=40)) / whole == pytest.approx(0.35, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A10", 125),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla T4", 65),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GH200 480GB", None),
+        ("Quadro K620", None),
+    ],
+)
+def test_the_peak_is_that_of_the_card_or_unknown(name: str, tera: int | None):
+    assert peak_flops_of(name) == (None if tera is None else tera * 1e12)
+
+
+def test_a_cpu_has_no_peak():
+    assert peak_flops(torch.device("cpu")) is None
