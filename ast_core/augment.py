@@ -53,11 +53,15 @@ def mixup_batch(
     λ = 1 leaves a clip as it is. Where the partner has ended it is silent. Nothing falls below the fbank's floor, as no
     fbank of a mixture does.
     """
-    mix, silence = (mixup_power, -torch.inf) if domain == "power" else (mixup_log_mel, STORED_FLOOR)
-    ended = ~frames_mask(partner_frames_B, partner_BTM.shape[1])
-    partner_BTM = partner_BTM.masked_fill(ended.unsqueeze(2), silence)
-    mixed = mix(fbank_BTM, partner_BTM, lam_B.view(-1, 1, 1)).clamp_min(STORED_FLOOR)
-    return mixed.masked_fill(~frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2), 0.0)
+    lam_B11, ended_BT1 = lam_B.view(-1, 1, 1), ~frames_mask(partner_frames_B, partner_BTM.shape[1]).unsqueeze(2)
+    if domain == "power":
+        # mixup_power, with -inf for a partner that has ended where its log(1 - λ) is added anyway.
+        louder_BT1 = (2 * torch.log1p(-lam_B11)).expand(ended_BT1.shape).masked_fill(ended_BT1, -torch.inf)
+        mixed = torch.logaddexp(fbank_BTM + 2 * lam_B11.log(), partner_BTM + louder_BT1)
+    else:
+        mixed = mixup_log_mel(fbank_BTM, partner_BTM.masked_fill(ended_BT1, STORED_FLOOR), lam_B11)
+    beyond_BT1 = ~frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2)
+    return mixed.clamp_min_(STORED_FLOOR).masked_fill_(beyond_BT1, 0.0)
 
 
 def frames_mask(num_frames_B: Tensor, num_frames: int) -> Tensor:

@@ -5,9 +5,10 @@ B clips, T frames, M mel bins, C classes.
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +22,21 @@ from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+G = TypeVar("G", "Batch", "Partners")
 COMPILE_BACKEND = "inductor"
 AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Partners:
+    """What is mixed into K of the clips of a batch: half as much to read, copy and mix as a partner for each."""
+
+    position: np.ndarray
+    """`[K]`, ascending: the clips of the batch that are mixed."""
+    fbank_KTM: Tensor
+    num_frames_K: Tensor
+    lam_K: Tensor
+    """Share of the clip in the mixture."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +49,35 @@ class Batch:
     """Labels, mixed by λ already; rows sum over a clip's labels."""
     weight_B: Tensor
     """1, or 0 for a clip that only fills up the batch so that all ranks have the same number."""
-    partner_BTM: Tensor | None = None
+    partners: Partners | None = None
     """For mixup; None where no clip of the batch is mixed."""
-    partner_frames_B: Tensor | None = None
-    lam_B: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.num_frames_B)
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
-        return replace(self, **moved)
+        return _each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """In page-locked memory, from which a GPU fetches it while the CPU goes on."""
-        return replace(self, **{k: v.pin_memory() for k, v in vars(self).items() if v is not None})
+        return _each_tensor(self, Tensor.pin_memory)
 
     def part(self, begin: int, end: int) -> "Batch":
-        return replace(self, **{k: v[begin:end] for k, v in vars(self).items() if v is not None})
+        part = _each_tensor(replace(self, partners=None), lambda tensor: tensor[begin:end])
+        if self.partners is None:
+            return part
+        first, last = np.searchsorted(self.partners.position, [begin, end])
+        partners = _each_tensor(self.partners, lambda tensor: tensor[first:last])
+        return replace(part, partners=replace(partners, position=self.partners.position[first:last] - begin))
+
+
+def _each_tensor(group: G, change: Callable[[Tensor], Tensor]) -> G:
+    changed: dict[str, Any] = {
+        name: change(value) if isinstance(value, Tensor) else _each_tensor(value, change)
+        for name, value in vars(group).items()
+        if isinstance(value, Tensor | Partners)
+    }
+    return replace(group, **changed)
 
 
 @dataclass(frozen=True)
@@ -67,10 +92,12 @@ def model_input(
     batch: Batch, norm: Norm, augmentation: Augmentation | None, mixup_domain: MixupDomain = "power"
 ) -> Tensor:
     """The network's input `[B, T, M]` in float32, in the original's order of operations."""
-    fbank = batch.fbank_BTM.float()
-    if batch.partner_BTM is not None and batch.partner_frames_B is not None and batch.lam_B is not None:
-        partner = batch.partner_BTM.float()
-        fbank = mixup_batch(fbank, batch.num_frames_B, partner, batch.partner_frames_B, batch.lam_B, mixup_domain)
+    fbank = batch.fbank_BTM.to(torch.float32, copy=True)
+    if (partners := batch.partners) is not None and len(partners.position):
+        mixed = torch.from_numpy(partners.position).to(fbank.device)
+        of_mixed = fbank[mixed], batch.num_frames_B[mixed]
+        of_partners = partners.fbank_KTM.float(), partners.num_frames_K, partners.lam_K
+        fbank[mixed] = mixup_batch(*of_mixed, *of_partners, mixup_domain)
     if augmentation is None:
         return normalise(fbank, norm.mean, norm.std)
     return noise_and_roll(normalise(spec_augment(fbank, augmentation), norm.mean, norm.std), augmentation)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from ast_core import augment
-from ast_core.augment import Augmentation
+from ast_core.augment import Augmentation, Patchout
 from ast_core.frames import NUM_MEL_BINS
+from ast_core.model import patch_grid
 from ast_core.recipe import Recipe
-from ast_core.step import Batch
+from ast_core.step import Batch, Partners
 from pipeline import storage
 from pipeline.dataset import ROW_GROUP_CLIPS, Clips
 from pipeline.train.pages import UnknownLayoutError, read_values
@@ -176,6 +177,7 @@ class TrainBatch:
     """Within the epoch, counted from 0."""
     batch: Batch
     augmentation: Augmentation
+    patchout: Patchout | None
     num_clips_global: int
 
 
@@ -244,11 +246,17 @@ class TrainFeed:
                     timem=recipe.timem,
                     noise=recipe.noise,
                 )
+                patchout = augment.draw_patchout(
+                    (recipe.seed, epoch, step),
+                    patch_grid(recipe.input_fdim, recipe.input_tdim, recipe.fstride, recipe.tstride),
+                    num_rows=recipe.patchout_f,
+                    num_columns=recipe.patchout_t,
+                )
                 batch = self._batch(
                     reader, targets, order.clip[samples], order.partner[samples], order.lam[samples], share.weight
                 )
                 batch = batch.pinned() if pinned else batch
-                yield TrainBatch(step, batch, drawn.take(share.position), share.num_clips_global)
+                yield TrainBatch(step, batch, drawn.take(share.position), patchout, share.num_clips_global)
 
     def _share(self, step: int, num_samples: int) -> tuple[np.ndarray, RankShare]:
         """The samples of the epoch that this rank takes at a step, and their place in the global batch."""
@@ -268,22 +276,13 @@ class TrainFeed:
     ) -> Batch:
         num_frames = self.recipe.input_tdim
         fbank, frames = reader.padded(clip, num_frames)
-        target = targets(clip)
-        if not (partner != NO_PARTNER).any():
-            return Batch(fbank, frames, torch.from_numpy(target), torch.from_numpy(weight))
-        # An unmixed clip of a batch with mixed ones is its own partner at λ = 1, which changes nothing.
-        partner = np.where(partner == NO_PARTNER, clip, partner)
-        partner_fbank, partner_frames = reader.padded(partner, num_frames)
-        target = lam[:, None] * target + (1 - lam[:, None]) * targets(partner)
-        return Batch(
-            fbank,
-            frames,
-            torch.from_numpy(target),
-            torch.from_numpy(weight),
-            partner_fbank,
-            partner_frames,
-            torch.from_numpy(lam),
-        )
+        target, partners = targets(clip), None
+        mixed = np.flatnonzero(partner != NO_PARTNER)
+        if len(mixed):
+            partner, lam = partner[mixed], lam[mixed]
+            target[mixed] = lam[:, None] * target[mixed] + (1 - lam[:, None]) * targets(partner)
+            partners = Partners(mixed, *reader.padded(partner, num_frames), torch.from_numpy(lam))
+        return Batch(fbank, frames, torch.from_numpy(target), torch.from_numpy(weight), partners)
 
 
 def eval_batches(

@@ -23,9 +23,11 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from ast_core.errors import DataError
+from ast_core.flops import peak_flops, training_flops
 from ast_core.metrics import TaggingMetrics
+from ast_core.model import ASTModel
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, set_execution, train_step
+from ast_core.step import make_optimizer, make_scaler, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
@@ -128,6 +130,7 @@ class Run:
         set_execution(model, self.device, self.recipe)
         self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scaler = make_scaler(self.recipe, self.device)
         self.progress = Progress()
         self._checkpointed_s = self._looked_s = time.monotonic()
         self._saved_for_preemption = False
@@ -136,8 +139,10 @@ class Run:
         self._resume()
 
     @property
-    def bare_model(self) -> nn.Module:
-        return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+    def bare_model(self) -> ASTModel:
+        model = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+        assert isinstance(model, ASTModel)
+        return model
 
     def train(self) -> None:
         progress = self.progress
@@ -184,6 +189,8 @@ class Run:
                 lr=lr,
                 num_clips_global=item.num_clips_global,
                 world_size=self.world_size,
+                patchout=item.patchout,
+                scaler=self.scaler,
             )
             losses.append(loss)
             num_clips += item.num_clips_global
@@ -195,12 +202,14 @@ class Run:
             progress.train_s += elapsed_s
             progress.wait_s += wait_s
             if self.log is not None:
-                values = {"loss": mean_loss, "lr": lr, "clips_per_s": num_clips / elapsed_s}
+                values: dict[str, Any] = {"loss": mean_loss, "lr": lr, "clips_per_s": num_clips / elapsed_s}
                 values |= {"data_wait_share": wait_s / elapsed_s, "memory_gb": self._memory_gb()}
+                values["mfu"] = self._utilisation(values["clips_per_s"])
                 self.log.step(epoch=epoch, step=step + 1, values=values)
                 logger.info(
                     f"epoch {epoch}  step {item.step + 1}/{steps_per_epoch}  loss {mean_loss:.4f}  lr {lr:.2e}  "
-                    f"{values['clips_per_s']:.1f} clips/s"
+                    f"{values['clips_per_s']:.1f} clips/s  waited {wait_s / elapsed_s:.1%}"
+                    + (f"  MFU {values['mfu']:.2f}" if values["mfu"] is not None else "")
                 )
             if not is_last:
                 if checkpoint_is_due:
@@ -259,6 +268,13 @@ class Run:
         is_noticed = ray.train.get_preemption_info() is not None
         is_new, self._saved_for_preemption = is_noticed and not self._saved_for_preemption, is_noticed
         return is_new
+
+    def _utilisation(self, clips_per_s: float) -> float | None:
+        """MFU of all ranks together, where the device's peak is known."""
+        peak = peak_flops(self.device)
+        if peak is None:
+            return None
+        return clips_per_s * training_flops(self.bare_model, self.recipe) / (peak * self.world_size)
 
     def _memory_gb(self) -> float:
         """The most that was in use."""
@@ -388,6 +404,7 @@ class Run:
         return {
             "model": self.bare_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self.progress, name) for name in vars(self.progress)},
         }
 
@@ -405,6 +422,8 @@ class Run:
                 continue
             self.bare_model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state["scaler"])
             self.progress = Progress(**state["progress"])
             if self.rank == 0:
                 done = self.progress

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core.augment import draw_patchout
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, make_optimizer, set_execution, train_step
+from ast_core.step import make_optimizer, set_execution, train_step
 from pipeline.train.sampling import rank_share
 from tests.ast_core import small
 
@@ -32,11 +33,11 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
         share = rank_share(0, GLOBAL_BATCH, rank, world_size)
         whole, drawn = small.batch(GLOBAL_BATCH, seed=step), small.augmentation(GLOBAL_BATCH, seed=step)
         dropped = {"num_rows": recipe.patchout_f, "num_columns": recipe.patchout_t}
-        mine = {name: value[share.position] for name, value in vars(whole).items()}
+        mine = replace(small.take(whole, share.position), weight_B=torch.from_numpy(share.weight))
         loss = train_step(
             model,
             optimizer,
-            Batch(**mine | {"weight_B": torch.from_numpy(share.weight)}),
+            mine,
             drawn.take(share.position),
             recipe=recipe,
             norm=small.NORM,

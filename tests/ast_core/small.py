@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from ast_core import ASTModel
 from ast_core.augment import Augmentation, draw
 from ast_core.frames import POWER_FLOOR
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, Norm
+from ast_core.step import Batch, Norm, Partners
 
 NUM_CLASSES, NUM_FRAMES, NUM_MEL_BINS = 5, 64, 128
 SHAPE: dict[str, Any] = {"model_size": "tiny224", "fstride": 16, "tstride": 16, "input_tdim": NUM_FRAMES}
@@ -41,10 +42,26 @@ def batch(num_clips: int, *, seed: int = 0, one_label: bool = False) -> Batch:
     if not one_label:
         target = (target + (torch.rand(num_clips, NUM_CLASSES, generator=generator) < 0.3)).clamp_max(1)
     frames = torch.full((num_clips,), NUM_FRAMES)
-    lam = torch.where(torch.arange(num_clips) % 2 == 0, 1.0, 0.4)
-    partner_frames = torch.where(lam < 1, NUM_FRAMES // 2, 0)
-    partner = log_mel(num_clips, seed=seed + 1)
-    return Batch(log_mel(num_clips, seed=seed), frames, target, torch.ones(num_clips), partner, partner_frames, lam)
+    mixed = np.arange(1, num_clips, 2)
+    partners = Partners(
+        mixed,
+        log_mel(num_clips, seed=seed + 1)[mixed],
+        torch.full((len(mixed),), NUM_FRAMES // 2),
+        torch.full((len(mixed),), 0.4),
+    )
+    return Batch(log_mel(num_clips, seed=seed), frames, target, torch.ones(num_clips), partners)
+
+
+def take(whole: Batch, positions: np.ndarray) -> Batch:
+    """These clips of a batch, with their partners."""
+    parts = [whole.part(i, i + 1) for i in positions.tolist()]
+    partners = [part.partners for part in parts]
+    mixed = np.flatnonzero([len(p.position) for p in partners])
+    together = {
+        name: torch.cat([getattr(p, name) for p in partners]) for name in ("fbank_KTM", "num_frames_K", "lam_K")
+    }
+    tensors = {name: value[positions] for name, value in vars(whole).items() if name != "partners"}
+    return Batch(**tensors, partners=Partners(mixed, **together))
 
 
 def augmentation(num_clips: int, *, seed: int = 0, noise: bool = True) -> Augmentation:

@@ -48,8 +48,7 @@ class Held:
 
 
 def share(batch: Batch, positions: list[int], weights: list[float]) -> Batch:
-    taken = {key: value[positions] for key, value in vars(batch).items()}
-    return replace(Batch(**taken), weight_B=torch.tensor(weights))
+    return replace(small.take(batch, np.array(positions)), weight_B=torch.tensor(weights))
 
 
 def sgd(model: nn.Module, _: Recipe) -> torch.optim.Optimizer:
@@ -353,7 +352,12 @@ def test_frozen_parameters_are_left_to_nobody():
 def test_the_input_is_made_in_the_originals_order():
     """Mixup, then masks of 0, then the norm, then noise, then the roll: one clip, step by step."""
     batch, drawn = small.batch(2), small.augmentation(2, seed=1)
-    clip, partner, lam, ended = batch.fbank_BTM[1].numpy(), batch.partner_BTM[1].numpy(), 0.4, small.NUM_FRAMES // 2
+    clip, partner, lam, ended = (
+        batch.fbank_BTM[1].numpy(),
+        batch.partners.fbank_KTM[0].numpy(),
+        0.4,
+        small.NUM_FRAMES // 2,
+    )
     expected = 2 * np.log(lam) + clip
     expected[:ended] = np.logaddexp(expected[:ended], 2 * np.log(1 - lam) + partner[:ended])
     expected = np.maximum(expected, augment.STORED_FLOOR)
@@ -378,15 +382,37 @@ def test_padding_is_0_before_the_norm():
 
 def test_stored_half_precision_is_worked_on_in_float32():
     batch = small.batch(3)
-    half = replace(batch, fbank_BTM=batch.fbank_BTM.half(), partner_BTM=batch.partner_BTM.half())
+    partners = replace(batch.partners, fbank_KTM=batch.partners.fbank_KTM.half())
+    half = replace(batch, fbank_BTM=batch.fbank_BTM.half(), partners=partners)
     made = model_input(half, small.NORM, None)
     assert made.dtype == torch.float32
     # Half the spacing of float16 below 16, over twice the std, and the rounding of float32.
     torch.testing.assert_close(made, model_input(batch, small.NORM, None), rtol=0, atol=2**-8 / 9 + 1e-6)
 
 
+def test_making_the_input_leaves_the_batch_as_it_was():
+    batch, again = small.batch(4), small.batch(4)
+    model_input(batch, small.NORM, small.augmentation(4))
+    assert torch.equal(batch.fbank_BTM, again.fbank_BTM)
+    assert torch.equal(batch.partners.fbank_KTM, again.partners.fbank_KTM)
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (1, 4), (3, 5)])
+def test_a_part_of_a_batch_is_mixed_as_in_the_whole(begin: int, end: int):
+    batch = small.batch(5)
+    part = model_input(batch.part(begin, end), small.NORM, None)
+    assert torch.equal(part, model_input(batch, small.NORM, None)[begin:end])
+
+
+def test_a_batch_with_partners_moves_as_a_whole():
+    batch = small.batch(4).to(torch.device("meta"))
+    tensors = [value for value in (vars(batch) | vars(batch.partners)).values() if isinstance(value, Tensor)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert len(tensors) == 4 + 3
+
+
 def test_a_batch_without_partners_moves_as_a_whole():
-    batch = replace(small.batch(2), partner_BTM=None, partner_frames_B=None, lam_B=None).to(torch.device("meta"))
+    batch = replace(small.batch(2), partners=None).to(torch.device("meta"))
     there = {key: value.device.type for key, value in vars(batch).items() if value is not None}
     assert there == dict.fromkeys(("fbank_BTM", "num_frames_B", "target_BC", "weight_B"), "meta")
 
@@ -470,7 +496,7 @@ def test_a_long_gradient_is_scaled_down_as_a_whole_and_a_short_one_stays(micro_b
 @pytest.mark.parametrize("loss", ["BCE", "CE"])
 def test_scores_are_the_sigmoid_of_the_logits_with_either_loss(loss: str):
     model = small.model().eval()
-    batch = replace(small.batch(3), partner_BTM=None, partner_frames_B=None, lam_B=None)
+    batch = replace(small.batch(3), partners=None)
     with torch.no_grad():
         logits: Tensor = model((batch.fbank_BTM + 4.0) / 9.0)
     scores = predict(model, batch, recipe=small.recipe(loss=loss), norm=small.NORM)

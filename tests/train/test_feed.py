@@ -67,7 +67,10 @@ def test_batches_hold_the_clips_of_the_order_with_their_labels(clips: Clips, sto
         target[labels[order.clip[k]]] += order.lam[k]
         if order.partner[k] >= 0:
             target[labels[order.partner[k]]] += 1 - order.lam[k]
-            np.testing.assert_array_equal(item.batch.partner_BTM[i, :48].numpy(), stored[order.partner[k]])
+            partners = item.batch.partners
+            (j,) = np.flatnonzero(partners.position == i)
+            np.testing.assert_array_equal(partners.fbank_KTM[j, :48].numpy(), stored[order.partner[k]])
+            assert partners.lam_K[j] == order.lam[k]
         np.testing.assert_allclose(item.batch.target_BC[i].numpy(), target, rtol=1e-6)
 
 
@@ -98,7 +101,7 @@ def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: C
             assert [item.step for item in rest] == list(range(first_step, 5))
             for one, other in zip(whole[first_step:], rest, strict=True):
                 assert torch.equal(one.batch.fbank_BTM, other.batch.fbank_BTM)
-                assert torch.equal(one.batch.lam_B, other.batch.lam_B)
+                assert torch.equal(one.batch.partners.lam_K, other.batch.partners.lam_K)
                 np.testing.assert_array_equal(one.augmentation.freq_start, other.augmentation.freq_start)
 
 
