@@ -17,7 +17,15 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    ValidationConfig,
+    ValidationTaskConfig,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -32,7 +40,7 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report_page import write_run_report
-from pipeline.train.worker import TrainJob, stopped_json, train_worker
+from pipeline.train.worker import TrainJob, evaluate_beside, stopped_json, train_worker
 from pipeline.versions import tool_versions
 
 CPUS_BESIDE_GPU = 4
@@ -96,6 +104,11 @@ def parser() -> argparse.ArgumentParser:
         "--cache-dir", metavar="DIR", help="folder on each node's disk that keeps shards of object storage"
     )
     parser.add_argument("--cache-gb", type=float, default=500.0, metavar="GB", help="its size (default 500)")
+    parser.add_argument(
+        "--evaluate-beside",
+        action="store_true",
+        help="evaluate an epoch while the next is trained, on CPUs (and a GPU) of one worker more",
+    )
     parser.add_argument("--mlflow", metavar="URI", help="also log to this MLflow tracking server or store")
     add_ray_options(parser)
     return parser
@@ -122,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
     _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
+    if args.evaluate_beside and recipe.patience is not None:
+        raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
     with ray_session(args.address, args.num_cpus):
         use_gpu, cpus = _resources(args)
         fs, path = storage.resolve(run)
@@ -136,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_dir=args.cache_dir,
             cache_bytes=round(args.cache_gb * 1e9),
             mlflow_uri=args.mlflow,
+            evaluate_beside=args.evaluate_beside,
         )
         least, most = args.num_workers
         trainer = TorchTrainer(
@@ -154,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failure_config=FailureConfig(max_failures=args.max_failures),
                 logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
             ),
+            validation_config=_validation(job, use_gpu) if args.evaluate_beside else None,
         )
         storage.delete(stopped_json(run))
         _fit(trainer)
@@ -227,16 +244,27 @@ def _resources(args: argparse.Namespace) -> tuple[bool, int]:
     if not 1 <= least <= most:
         raise ConfigError("--num-workers takes 1 or more, or MIN:MAX of these")
     use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
-    cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // most))
+    num_tasks = most + args.evaluate_beside
+    cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // num_tasks))
     if cpus < 1:
         raise ConfigError("--cpus-per-worker takes 1 or more")
-    for kind, wanted in {"CPU": least * cpus, "GPU": least * use_gpu}.items():
+    num_tasks = least + args.evaluate_beside
+    for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
         if wanted > has.get(kind, 0):
-            have = f"{least} workers take {wanted} {kind}s, {{}} has {has.get(kind, 0):.0f}"
+            beside = " with the evaluation beside them" if args.evaluate_beside else ""
+            have = f"{least} workers{beside} take {wanted} {kind}s, {{}} has {has.get(kind, 0):.0f}"
             if args.address == "local":
                 raise ConfigError(have.format("this machine"))
             print(have.format("the cluster") + " now; training begins when it has grown")
     return use_gpu, cpus
+
+
+def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
+    return ValidationConfig(
+        evaluate_beside,  # type: ignore[arg-type]  # Ray means: with these arguments
+        task_config=ValidationTaskConfig({"job": asdict(job)}),
+        ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu)},
+    )
 
 
 def _fit(trainer: TorchTrainer) -> None:

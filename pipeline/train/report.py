@@ -38,6 +38,8 @@ class RunLog:
         if storage.exists(self._metrics):
             lines = storage.read_bytes(self._metrics).decode().splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= last_step]
+        self.epochs = {line["epoch"] for line in map(json.loads, self._lines) if line["kind"] == "epoch"}
+        """Those that are logged."""
         # A local run is watched while it goes on; elsewhere event files are copied at each flush.
         fs, path = storage.resolve(storage.join(run, "tensorboard"))
         self._remote = None if isinstance(fs, pafs.LocalFileSystem) else (fs, path)
@@ -50,6 +52,7 @@ class RunLog:
 
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
         self._add("epoch", epoch, step, values, "eval")
+        self.epochs.add(epoch)
 
     def flush(self) -> None:
         storage.write_bytes(self._metrics, "".join(f"{line}\n" for line in self._lines).encode())

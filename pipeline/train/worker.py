@@ -18,7 +18,7 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointUploadMode
+from ray.train import CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
@@ -27,19 +27,21 @@ from ast_core.flops import peak_flops, training_flops
 from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, make_scaler, set_execution, train_step
+from ast_core.step import make_optimizer, make_scaler, set_attention, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
-from pipeline.train.evaluation import class_counts, evaluate, headline, score_metrics
+from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
-from pipeline.train.report import RunLog, finite_or_null, per_class_csv, write_summary
+from pipeline.train.judge import Judge
+from pipeline.train.report import RunLog, finite_or_null, write_summary
 from pipeline.train.sampling import NO_PARTNER
-from pipeline.train.scores import write_scores
 from pipeline.train.shard_cache import ShardCache
 from pipeline.train.state import DamagedStateError, load_state, save_state
 
 logger = logging.getLogger(__name__)
+
+METRICS = ("map", "mauc", "d_prime", "accuracy")
 
 LOOK_FOR_PREEMPTION_EVERY_S = 5.0
 """All ranks meet to learn of it; clouds give 30 s or more."""
@@ -62,6 +64,8 @@ class TrainJob:
     cache_dir: str | None
     cache_bytes: int
     mlflow_uri: str | None
+    evaluate_beside: bool
+    """In a task of its own while the next epoch is trained; else on the ranks, in between."""
 
 
 def stopped_json(run: str) -> str:
@@ -71,22 +75,16 @@ def stopped_json(run: str) -> str:
 
 @dataclass
 class Progress:
-    """The state of a run, but for model and optimiser. What evaluation adds, rank 0 alone has until a resume."""
+    """The state of a run, but for model and optimiser. The averaged weights rank 0 alone has until a resume."""
 
     epochs_done: int = 0
     steps_done: int = 0
     """Of the epoch under way."""
     loss_sum: float = 0.0
     """Of these steps' global mean losses."""
-    headlines: list[float] = field(default_factory=list)
-    """The figure that picks the best epoch, one an epoch."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One record an epoch."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
     """Sum of the weights of epochs wa_start … wa_end so far."""
     num_averaged: int = 0
-    score_sum: Tensor | None = None
-    """Sum of the epochs' evaluation scores: the running ensemble."""
     train_s: float = 0.0
     wait_s: float = 0.0
 
@@ -110,6 +108,35 @@ def train_worker(config: dict[str, Any]) -> None:
             storage.write_json(stopped_json(job.run), {"error": str(err)})
 
 
+def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
+    """Evaluate an epoch's checkpoint while the next epoch is trained: Ray Train's validation function.
+
+    Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done.
+    """
+    said = TrainJob(**job)
+    torch.set_num_threads(said.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with checkpoint.as_directory() as folder:
+        state = load_state(folder)["model"]
+    model, config = models.read(storage.join(said.run, "initial"))
+    model.load_state_dict(state)
+    set_attention(model, device, config.recipe)
+    dataset = PreparedDataset.open(said.data)
+    clips = dataset.clips(said.eval_splits)
+    scores = evaluate(
+        model.to(device),
+        clips,
+        recipe=config.recipe,
+        norm=config.norm,
+        num_classes=len(config.labels),
+        device=device,
+        cache=ShardCache(said.cache_dir, said.cache_bytes) if said.cache_dir else None,
+    )
+    assert scores is not None
+    judge = Judge(said.run, config, dataset.clips(said.train_splits), clips)
+    return {"headline": judge.note(epoch, loss, scores, state)["headline"]}
+
+
 class Run:
     """One rank's part of a training run."""
 
@@ -122,11 +149,10 @@ class Run:
         self.recipe, self.norm = self.config.recipe, self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels
-        self.eval_clips = dataset.clips(job.eval_splits)
+        train_clips, self.eval_clips = dataset.clips(job.train_splits), dataset.clips(job.eval_splits)
+        self.judge = Judge(job.run, self.config, train_clips, self.eval_clips)
         self.cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
-        self.feed = TrainFeed(
-            dataset.clips(job.train_splits), self.recipe, len(self.labels), self.rank, self.world_size, self.cache
-        )
+        self.feed = TrainFeed(train_clips, self.recipe, len(self.labels), self.rank, self.world_size, self.cache)
         set_execution(model, self.device, self.recipe)
         self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -152,12 +178,17 @@ class Run:
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)
-            scores = self._evaluate(self.eval_clips)
-            if self.log is not None and scores is not None:
-                self._note_epoch(epoch, loss, scores, self.log)
-            progress.headlines.append(self._from_rank_0(progress.history[-1]["headline"] if self.rank == 0 else 0.0))
+            self._average(epoch)
+            if not self.job.evaluate_beside:
+                scores = self._evaluate(self.eval_clips)
+                if scores is not None:
+                    self.judge.note(epoch, loss, scores, self.bare_model.state_dict())
             progress.epochs_done, progress.steps_done, progress.loss_sum = epoch, 0, 0.0
-            self._checkpoint()
+            self._log_epochs()
+            self._checkpoint(validation=self._evaluation_beside(epoch, loss))
+        if self.job.evaluate_beside:
+            ray.train.get_all_reported_checkpoints()  # waits for their evaluation
+            self._log_epochs()
         averaged = self._evaluate_averaged()
         if self.log is not None:
             self._finish(averaged)
@@ -165,10 +196,12 @@ class Run:
 
     def _has_stalled(self) -> bool:
         """Whether the last `patience` epochs brought no better model."""
-        headlines, patience = self.progress.headlines, self.recipe.patience
-        if patience is None or not headlines:
+        patience = self.recipe.patience
+        if patience is None:
             return False
-        return len(headlines) - 1 - int(np.argmax(headlines)) >= patience
+        headlines = [r["headline"] for r in self.judge.records(self.progress.epochs_done)] if self.rank == 0 else []
+        since_best = len(headlines) - 1 - int(np.argmax(headlines)) if headlines else 0
+        return self._from_rank_0(since_best) >= patience
 
     def _train_epoch(self, epoch: int) -> float:
         """Train what is left of an epoch. Returns the mean loss over all of it, on every rank."""
@@ -302,38 +335,42 @@ class Run:
             cache=self.cache,
         )
 
-    def _note_epoch(self, epoch: int, loss: float, scores: np.ndarray, log: RunLog) -> None:
-        """Rank 0, after an epoch: metrics, running ensemble, averaged weights, best model."""
+    def _evaluation_beside(self, epoch: int, loss: float) -> ValidationTaskConfig | bool:
+        return ValidationTaskConfig({"epoch": epoch, "loss": loss}) if self.job.evaluate_beside else False
+
+    def _log_epochs(self) -> None:
+        """Rank 0 logs the epochs whose evaluation is done and that are not logged yet."""
+        if self.log is None:
+            return
+        for record in self.judge.records(self.progress.epochs_done):
+            if record["epoch"] in self.log.epochs:
+                continue
+            figures = {name: record[name] for name in ("loss", *METRICS)}
+            ensemble = {f"running_ensemble_{name}": value for name, value in record["running_ensemble"].items()}
+            step = record["epoch"] * self.feed.steps_per_epoch
+            self.log.epoch(epoch=record["epoch"], step=step, values=figures | ensemble)
+            shown = {name: float("nan") if value is None else value for name, value in figures.items()}
+            logger.info(
+                f"epoch {record['epoch']}/{self.recipe.epochs}  loss {shown['loss']:.4f}  mAP {shown['map']:.4f}  "
+                f"AUC {shown['mauc']:.4f}  accuracy {shown['accuracy']:.4f}{'  (best)' if record['is_best'] else ''}"
+            )
+
+    def _average(self, epoch: int) -> None:
+        """Rank 0 adds the weights up of the epochs that the recipe averages."""
         progress, recipe = self.progress, self.recipe
-        metrics = score_metrics(scores, self.eval_clips)
-        progress.score_sum = torch.from_numpy(scores) + (0 if progress.score_sum is None else progress.score_sum)
-        ensemble = score_metrics(progress.score_sum.numpy() / epoch, self.eval_clips)
-        is_best = all(headline(metrics, recipe) > before for before in progress.headlines)
-        record = {"epoch": epoch, "headline": headline(metrics, recipe), "loss": loss} | metrics.scalars()
-        progress.history.append(record | {"running_ensemble": ensemble.scalars()})
-        if recipe.wa_start is not None and recipe.wa_end is not None and recipe.wa_start <= epoch <= recipe.wa_end:
+        if recipe.wa_start is None or recipe.wa_end is None or not recipe.wa_start <= epoch <= recipe.wa_end:
+            return
+        progress.num_averaged += 1
+        if self.rank == 0:
             for name, value in self.bare_model.state_dict().items():
                 value = value.detach().cpu()
                 progress.averaged[name] = (
                     progress.averaged[name] + value if name in progress.averaged else value.clone()
                 )
-            progress.num_averaged += 1
-        if is_best:
-            self._save_model("best", self.bare_model.state_dict())
-            self._write_per_class(metrics)
-            write_scores(self.job.run, scores, self.eval_clips)
-        values = (
-            {"loss": loss} | metrics.scalars() | {f"running_ensemble_{k}": v for k, v in ensemble.scalars().items()}
-        )
-        log.epoch(epoch=epoch, step=epoch * self.feed.steps_per_epoch, values=values)
-        logger.info(
-            f"epoch {epoch}/{recipe.epochs}  loss {loss:.4f}  mAP {metrics.map:.4f}  AUC {metrics.mauc:.4f}  "
-            f"accuracy {metrics.accuracy:.4f}{'  (best)' if is_best else ''}"
-        )
 
     def _evaluate_averaged(self) -> TaggingMetrics | None:
         """Load the averaged weights on every rank and evaluate them; None where no epoch was averaged."""
-        num_averaged = int(self._from_rank_0(float(self.progress.num_averaged)))
+        num_averaged = self.progress.num_averaged
         if not num_averaged:
             return None
         state = self.bare_model.state_dict()
@@ -341,7 +378,7 @@ class Run:
             self.bare_model.load_state_dict(
                 {name: total / num_averaged for name, total in self.progress.averaged.items()}
             )
-            self._save_model("averaged", state)
+            models.save(storage.join(self.job.run, "averaged"), state, self.config)
         if self.world_size > 1:
             for value in state.values():
                 dist.broadcast(value, src=0)
@@ -349,15 +386,16 @@ class Run:
         return None if scores is None else score_metrics(scores, self.eval_clips)
 
     def _finish(self, averaged: TaggingMetrics | None) -> None:
-        progress = self.progress
-        best = max(progress.history, key=lambda record: record["headline"])
-        names = ("map", "mauc", "d_prime", "accuracy")
+        progress, records = self.progress, self.judge.records(self.progress.epochs_done)
+        if not records:
+            raise DataError(f"no epoch of {self.job.run} was evaluated; see Ray's logs for why")
+        best = max(records, key=lambda record: record["headline"])
         num_clips = len(self.feed.clips) * progress.epochs_done
         summary = {
             "best_epoch": best["epoch"],
-            **finite_or_null({name: best[name] for name in names}),
+            **{name: best[name] for name in METRICS},
             "averaged": None if averaged is None else finite_or_null(averaged.scalars()),
-            "running_ensemble": finite_or_null(progress.history[-1]["running_ensemble"]),
+            "running_ensemble": records[-1]["running_ensemble"],
             "epochs": progress.epochs_done,
             "world_size": self.world_size,
             "clips_per_s": num_clips / progress.train_s,
@@ -366,16 +404,11 @@ class Run:
         }
         write_summary(self.job.run, summary)
 
-    def _save_model(self, name: str, state: dict[str, Tensor]) -> None:
-        models.save(storage.join(self.job.run, name), state, self.config)
-
-    def _write_per_class(self, metrics: TaggingMetrics) -> None:
-        num_classes = len(self.labels)
-        counts = [class_counts(clips, num_classes) for clips in (self.feed.clips, self.eval_clips)]
-        text = per_class_csv(self.labels, metrics, *counts)
-        storage.write_bytes(storage.join(self.job.run, "per_class.csv"), text.encode())
-
-    def _checkpoint(self, mode: CheckpointUploadMode = CheckpointUploadMode.ASYNC) -> None:
+    def _checkpoint(
+        self,
+        mode: CheckpointUploadMode = CheckpointUploadMode.ASYNC,
+        validation: ValidationTaskConfig | bool = False,
+    ) -> None:
         """Every rank reports, rank 0 with the state; it is uploaded while training goes on."""
         progress = self.progress
         metrics: dict[str, Any] = {"epochs_done": progress.epochs_done, "steps_done": progress.steps_done}
@@ -397,6 +430,7 @@ class Run:
             checkpoint_dir_name=name,
             checkpoint_upload_mode=mode,
             delete_local_checkpoint_after_upload=True,
+            validation=validation if checkpoint else False,
         )
         self._checkpointed_s = time.monotonic()
 

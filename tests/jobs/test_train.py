@@ -126,11 +126,20 @@ def test_several_checkpoints_make_an_ensemble(two_workers: Path, tone_data: str,
     assert "tone 3" in said
 
 
-def test_one_worker_does_what_two_do(two_workers: Path, local_ray: None, tone_data: str, tmp_path: Path):
-    assert main(argv(tone_data, tmp_path / "run", num_workers=1)) == 0
-    for one, two in zip(epochs_of(tmp_path / "run"), epochs_of(two_workers), strict=True):
+def test_one_worker_evaluated_beside_its_training_does_what_two_do(
+    two_workers: Path, local_ray: None, tone_data: str, tmp_path: Path
+):
+    run = tmp_path / "run"
+    assert main([*argv(tone_data, run, num_workers=1), "--evaluate-beside"]) == 0
+    assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
+    for one, two in zip(epochs_of(run), epochs_of(two_workers), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # float32 sums in another order, 15 steps
-        assert one["map"] == pytest.approx(two["map"], abs=0.02)
+        for key in ("map", "running_ensemble_map"):
+            assert one[key] == pytest.approx(two[key], abs=0.02)
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
+    assert ours["best_epoch"] == theirs["best_epoch"]
+    assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], abs=0.02)
+    assert (run / "best" / "model.safetensors").exists()
 
 
 def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number_of_workers(

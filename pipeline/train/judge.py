@@ -1,0 +1,84 @@
+"""What becomes of an epoch's scores: metrics, running ensemble, the best model.
+
+Its memory is RUN/evaluation, so that whoever evaluates, rank 0 or a task beside the training, goes on from the epochs
+before; an epoch that is evaluated twice writes the same files twice.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ast_core.checkpoints import ModelConfig
+from ast_core.metrics import TaggingMetrics
+from pipeline import storage
+from pipeline.dataset import Clips
+from pipeline.train import models
+from pipeline.train.evaluation import class_counts, headline, score_metrics
+from pipeline.train.report import finite_or_null, per_class_csv
+from pipeline.train.scores import write_scores
+
+NUM_SUMS_KEPT = 3
+"""A run resumes from one of two checkpoints, and then asks for the sum of the epoch before."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    run: str
+    config: ModelConfig
+    train_clips: Clips
+    eval_clips: Clips
+
+    def note(self, epoch: int, loss: float, scores: np.ndarray, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Take account of the scores `[clips, C]` of an epoch, counted from 1, and of the weights that gave them.
+
+        Returns the epoch's record; its `headline` is the figure that picks the best.
+        """
+        before, recipe = self.records(epoch - 1), self.config.recipe
+        metrics = score_metrics(scores, self.eval_clips)
+        score_sum = scores + self._read_sum(before[-1]["epoch"]) if before else scores
+        ensemble = score_metrics(score_sum / (len(before) + 1), self.eval_clips)
+        figure = headline(metrics, recipe)
+        record = {
+            "epoch": epoch,
+            "loss": loss,
+            "headline": figure,
+            "is_best": all(figure > earlier["headline"] for earlier in before),
+            **finite_or_null(metrics.scalars()),
+            "running_ensemble": finite_or_null(ensemble.scalars()),
+        }
+        self._write_sum(epoch, score_sum)
+        if record["is_best"]:
+            models.save(storage.join(self.run, "best"), state, self.config)
+            self._write_per_class(metrics)
+            write_scores(self.run, scores, self.eval_clips)
+        storage.write_json(self._file(epoch, "json"), record)
+        return record
+
+    def records(self, last_epoch: int) -> list[dict[str, Any]]:
+        """Of the epochs evaluated so far, up to this one, in their order."""
+        uris = storage.list_files(storage.join(self.run, "evaluation"), suffix=".json")
+        records = sorted(map(storage.read_json, uris), key=lambda record: record["epoch"])
+        return [record for record in records if record["epoch"] <= last_epoch]
+
+    def _write_sum(self, epoch: int, score_sum: np.ndarray) -> None:
+        whole = io.BytesIO()
+        np.save(whole, score_sum)
+        storage.write_bytes(self._file(epoch, "npy"), whole.getvalue())
+        if epoch > NUM_SUMS_KEPT:
+            storage.delete(self._file(epoch - NUM_SUMS_KEPT, "npy"))
+
+    def _read_sum(self, epoch: int) -> np.ndarray:
+        return np.load(io.BytesIO(storage.read_bytes(self._file(epoch, "npy"))), allow_pickle=False)
+
+    def _file(self, epoch: int, suffix: str) -> str:
+        return storage.join(self.run, "evaluation", f"epoch-{epoch:04d}.{suffix}")
+
+    def _write_per_class(self, metrics: TaggingMetrics) -> None:
+        num_classes = len(self.config.labels)
+        counts = [class_counts(clips, num_classes) for clips in (self.train_clips, self.eval_clips)]
+        text = per_class_csv(self.config.labels, metrics, *counts)
+        storage.write_bytes(storage.join(self.run, "per_class.csv"), text.encode())
