@@ -71,6 +71,20 @@ def clips(*rows: dict[str, object]) -> pa.Table:
     return pa.Table.from_pylist([usual | row for row in rows], schema=CLIPS)
 
 
+SMALL_RECIPE = {
+    "model_size": "tiny224",
+    "imagenet_pretrain": "false",
+    "fstride": "16",
+    "tstride": "16",
+    "input_tdim": "48",
+    "freqm": "16",
+    "timem": "8",
+    "lr": "3e-4",
+    "warmup": "false",
+}
+"""Recipe keys with which a run over `write_data` learns in seconds."""
+
+
 def write_data(
     output: str, *, splits: Sequence[tuple[str, int]] = (("train", 48), ("eval", 21)), num_classes: int = 4
 ) -> None:

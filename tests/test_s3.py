@@ -17,26 +17,11 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
 from tests import fakes
+from tests.fakes import SMALL_RECIPE
 from tests.s3 import S3Server
 
 ONE_IN_FIVE = 0.2
-RECIPE = {
-    "model_size": "tiny224",
-    "imagenet_pretrain": "false",
-    "fstride": "16",
-    "tstride": "16",
-    "input_tdim": "48",
-    "freqm": "16",
-    "timem": "8",
-    "norm_stats": "data",
-    "batch_size": "12",
-    "epochs": "2",
-    "lr": "3e-4",
-    "warmup": "false",
-    "wa_start": "2",
-    "wa_end": "2",
-    "precision": "fp32",
-}
+RECIPE = SMALL_RECIPE | {"norm_stats": "data", "batch_size": "12", "epochs": "2"}
 
 
 def at_server(uri: str, server: S3Server) -> str:
@@ -207,18 +192,22 @@ def test_files_by_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: N
     assert PreparedDataset.open(s3.uri("named", "data")).clips(["few"]).clip_id.to_pylist() == ["abcdefghijk_1.000"]
 
 
-def test_a_model_is_trained_and_used_on_s3(s3: S3Server, local_ray: None, capsys: pytest.CaptureFixture[str]):
+def test_a_model_is_trained_and_used_on_s3(
+    s3: S3Server, local_ray: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     data, run = s3.uri("train", "data"), s3.uri("train", "run")
     storage.write_bytes(s3.uri("train", "mine.yaml"), "".join(f"{k}: {v}\n" for k, v in RECIPE.items()).encode())
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     argv = ["--recipe", s3.uri("train", "mine.yaml"), "--data", data, *splits, "--output", run]
-    argv += ["--num-workers", "1", "--cpus-per-worker", "1"]
+    cache = tmp_path / "cache"
+    argv += ["--num-workers", "1", "--cpus-per-worker", "1", "--cache-dir", str(cache)]
     with s3.busy(share=ONE_IN_FIVE) as counts:
         fakes.write_data(data)
         assert train.main(argv) == 0
     assert counts["refused"] > 20
     summary = storage.read_json(f"{run}/summary.json")
-    assert storage.exists(f"{run}/checkpoints/epoch-0002/state.pt")
+    assert any(file.endswith("state.pt") for file in storage.list_files(f"{run}/checkpoints", recursive=True))
+    assert len(list(cache.iterdir())) == len(storage.list_files(data, suffix=".parquet", recursive=True)) - 4
     assert any("tfevents" in file for file in storage.list_files(f"{run}/tensorboard"))
 
     # The same command goes on from the last checkpoint: there is nothing left to train, and the end is the same.

@@ -27,21 +27,13 @@ from jobs.train import choose_norm, main
 from pipeline.dataset import PreparedDataset
 from pipeline.train.scores import read_scores
 from tests import fakes
+from tests.fakes import SMALL_RECIPE
 
 EPOCHS = 3
-RECIPE = {
-    "model_size": "tiny224",
-    "imagenet_pretrain": "false",
-    "fstride": "16",
-    "tstride": "16",
-    "input_tdim": "48",
+RECIPE = SMALL_RECIPE | {
     "norm_stats": "data",
-    "freqm": "16",
-    "timem": "8",
     "batch_size": "10",
     "epochs": str(EPOCHS),
-    "lr": "3e-4",
-    "warmup": "false",
     "wa_start": "2",
     "wa_end": "3",
     "precision": "fp32",
