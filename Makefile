@@ -37,6 +37,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.feed --ray
 	$(BIN)/python -m benchmarks.esc10
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.driver_memory
