@@ -130,11 +130,12 @@ class _SharedFile:
         return np.split(frames, np.cumsum(num_frames.to_numpy())[:-1])
 
     def _values(self, file: pq.ParquetFile, group: int) -> np.ndarray:
-        schema, about = file.schema, file.metadata.row_group(group)
-        (fbank,) = [i for i in range(len(schema)) if schema.column(i).path.startswith("fbank.")]
-        num_levels = (schema.column(fbank).max_repetition_level > 0) + (schema.column(fbank).max_definition_level > 0)
+        # Not by `file.schema`: it and the file's metadata hold each other until the garbage collector comes by.
+        about = file.metadata.row_group(group)
+        columns = map(about.column, range(about.num_columns))
+        (fbank,) = [column for column in columns if column.path_in_schema.startswith("fbank.")]
         try:
-            return read_values(self._source, about.column(fbank), num_levels)
+            return read_values(self._source, fbank)
         except UnknownLayoutError:  # some other program wrote it
             column = file.read_row_group(group, columns=["fbank"], use_threads=False)["fbank"]
             return column.combine_chunks().flatten().flatten().to_numpy()

@@ -23,12 +23,8 @@ class UnknownLayoutError(Exception):
     """Pages of another kind; a general reader may read them."""
 
 
-def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData, num_levels: int) -> np.ndarray:
-    """float16 `[values]` of a column chunk, without its nulls and empty lists.
-
-    Args:
-        num_levels: 0 to 2, how many of the two kinds of levels (repetition, definition) the column has.
-    """
+def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData) -> np.ndarray:
+    """float16 `[values]` of a column chunk of lists, without its nulls and empty lists."""
     if column.compression != "ZSTD" or column.has_dictionary_page or column.physical_type != "FIXED_LEN_BYTE_ARRAY":
         raise UnknownLayoutError(f"{column.compression}, {column.physical_type}")
     chunk = source.read_at(column.total_compressed_size, column.data_page_offset)
@@ -38,13 +34,13 @@ def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData, num_level
         header, position = _page_header(chunk, position)
         page = codec.decompress(memoryview(chunk)[position : position + header.compressed_bytes], header.num_bytes)
         position += header.compressed_bytes
-        pages.append(np.frombuffer(page, np.float16, offset=_levels_end(page, num_levels)))
+        pages.append(np.frombuffer(page, np.float16, offset=_levels_end(page)))
     return pages[0] if len(pages) == 1 else np.concatenate(pages)
 
 
-def _levels_end(page: pa.Buffer, num_levels: int) -> int:
+def _levels_end(page: pa.Buffer) -> int:
     view, position = memoryview(page), 0
-    for _ in range(num_levels):
+    for _ in ("repetition", "definition"):  # lists have levels of both kinds
         position += 4 + int.from_bytes(view[position : position + 4], "little")
     return position
 

@@ -1,5 +1,6 @@
 """The fbanks' pages read directly: what a general reader gives, of shards by whatever program."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,17 @@ def test_shards_as_we_write_them_take_the_short_way(tmp_path: Path, monkeypatch:
     assert [len(each) for each in read] == [16 * 30 * 128]
     metadata = pq.ParquetFile(tmp_path / "shard.parquet").metadata.row_group(0)
     assert "PLAIN" in metadata.column(table.column_names.index("fbank")).encodings
+
+
+def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_path: Path):
+    """A run opens shards without end, and a full collection is rare where as much as PyTorch is loaded."""
+    table, _ = table_of([30] * 16)
+    dataset.write_table(str(tmp_path / "shard.parquet"), table, row_group_size=dataset.ROW_GROUP_CLIPS)
+    gc.collect()
+    gc.disable()
+    try:
+        read_all(tmp_path / "shard.parquet", 16)
+        left = [each for each in gc.get_objects() if isinstance(each, pq.FileMetaData | pq.ParquetSchema)]
+    finally:
+        gc.enable()
+    assert not left
