@@ -137,6 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
     if args.evaluate_beside and recipe.patience is not None:
         raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
+    if storage.exists(storage.join(run, "summary.json")):
+        print("this run is finished")
+        _say_results(run)
+        return 0
     with ray_session(args.address, args.num_cpus):
         use_gpu, cpus = _resources(args)
         fs, path = storage.resolve(run)

@@ -1,0 +1,111 @@
+"""Cross-validation: every fold a run of the training job, and a table of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ast_core.errors import ConfigError, DataError
+from jobs.crossval import main, summarise, table
+from tests.fakes import SMALL_RECIPE, write_data
+
+FOLDS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("folds") / "data"
+    write_data(str(folder), splits=[(fold, 12) for fold in FOLDS])
+    return str(folder)
+
+
+def argv(data: str, output: Path, *more: str) -> list[str]:
+    recipe = SMALL_RECIPE | {"norm_stats": "data", "epochs": "2", "wa_start": "2", "wa_end": "2"}
+    keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]
+    return ["--recipe", "esc10", "--data", data, "--output", str(output), "--cpus-per-worker", "1", *keys, *more]
+
+
+def epochs_of(run: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "epoch"]
+
+
+def test_every_fold_is_evaluated_by_a_model_that_never_saw_it_and_is_not_trained_twice(
+    local_ray: None, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(argv(data, tmp_path)) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "folds.json").read_text())
+    assert found["metric"] == "accuracy"
+    assert list(found["folds"]) == list(FOLDS)
+    for fold in FOLDS:
+        config = json.loads((tmp_path / fold / "config.json").read_text())
+        assert set(config["eval_splits"]) == {fold}
+        assert set(config["train_splits"]) == {*FOLDS} - {fold}
+        by_epoch = {record["epoch"]: record["accuracy"] for record in epochs_of(tmp_path / fold)}
+        figures = found["folds"][fold]
+        assert figures["best"] == by_epoch[figures["best_epoch"]] == max(by_epoch.values())
+        assert figures["common"] == by_epoch[found["common_epoch"]]
+        assert figures["averaged"] == pytest.approx(by_epoch[2], abs=1e-9)  # the average of one epoch
+    shown = table(found, "accuracy")
+    assert shown in said
+    assert "chosen on that fold itself" in shown
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "checkpoints" in path.parts}
+    assert before
+    (tmp_path / "folds.json").unlink()
+    assert main(argv(data, tmp_path)) == 0
+    again = capsys.readouterr().out
+    assert again.count("this run is finished") == 3
+    assert shown in again
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "checkpoints" in path.parts}
+    with pytest.raises(ConfigError, match="red holds another run"):
+        main(argv(data, tmp_path, "--lr", "1e-3"))
+
+
+def test_the_common_epoch_is_the_best_in_the_mean_and_not_one_that_a_fold_alone_likes():
+    curves = {"a": [0.1, 0.6, 0.9, 0.2, 0.2, 0.2, 0.2], "b": [0.8, 0.7, 0.1, 0.2, 0.2, 0.2]}
+    found = summarise(
+        {
+            name: {
+                "by_epoch": dict(enumerate(curve, 1)),
+                "best_epoch": curve.index(max(curve)) + 1,
+                "averaged": None,
+            }
+            for name, curve in curves.items()
+        }
+    )
+    assert found["common_epoch"] == 2
+    assert found["folds"]["a"] == {"best_epoch": 3, "best": 0.9, "common": 0.6, "last": pytest.approx(0.34)} | {
+        "averaged": None
+    }
+    assert found["mean"] == pytest.approx({"best": 0.85, "common": 0.65, "last": 0.31, "averaged": None})
+    assert found["std"]["best"] == pytest.approx(0.1 / 2**0.5)  # of a sample of two
+    assert "mean" in (shown := table(found, "map"))
+    assert "0.6500" in shown
+    assert "–" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (["--splits", "red", "yellow"], DataError, "no split 'yellow'; it has red, green, blue"),
+        (["--splits", "red"], ConfigError, "two folds or more; red is one"),
+        (["--splits", "red", "red"], DataError, "split 'red' is given twice"),
+        (["--train-splits", "red"], ConfigError, "--train-splits is set for each fold"),
+        (["--learning_rate", "1"], ConfigError, "no recipe key 'learning_rate'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    data: str, tmp_path: Path, more: list[str], error: type, message: str
+):
+    with pytest.raises(error, match=message):
+        main(argv(data, tmp_path, *more))
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_the_folds(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "--splits FOLD" in capsys.readouterr().out
