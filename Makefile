@@ -38,6 +38,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.feed --ray
+	$(BIN)/python -m benchmarks.feed_memory
 	$(BIN)/python -m benchmarks.esc10
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.driver_memory

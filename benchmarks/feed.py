@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
         sounds = [_sound(i) for i in range(NUM_SOUNDS)]
         files = _write_wavs(Path(folder, "wav"), sounds)
-        clips = _write_shards(Path(folder, "shards"), sounds, args.clips)
+        fbanks = [fbank(torch.from_numpy(samples)).half().numpy() for samples in sounds]
+        clips = write_shards(Path(folder, "shards"), fbanks, args.clips)
         ways: dict[str, Callable[[], int]] = {
             "the original's: WAV, mixup, torchaudio's fbank, SpecAugment": lambda: _originals(files, len(clips) // 8),
             "feed, partners read, augmentation left to the device": lambda: _feed(clips, augmented=False),
@@ -98,12 +99,12 @@ def _write_wavs(folder: Path, sounds: Sequence[np.ndarray]) -> list[str]:
     return [str(folder / f"{i}.wav") for i in range(len(sounds))]
 
 
-def _write_shards(folder: Path, sounds: Sequence[np.ndarray], num_clips: int) -> Clips:
-    fbanks = [fbank(torch.from_numpy(samples)).half().numpy() for samples in sounds]
+def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> Clips:
+    """Shards of these fbanks in turns, with labels and weights drawn."""
     rng = np.random.default_rng(0)
     shards = []
     for begin in range(0, num_clips, CLIPS_A_SHARD):
-        rows = [fbanks[i % NUM_SOUNDS] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
+        rows = [fbanks[i % len(fbanks)] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
         values = pa.array(np.concatenate(rows).reshape(-1))
         frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
         offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
@@ -116,7 +117,7 @@ def _write_shards(folder: Path, sounds: Sequence[np.ndarray], num_clips: int) ->
         shards=shards,
         shard_of=clip // CLIPS_A_SHARD,
         row=clip % CLIPS_A_SHARD,
-        num_frames=np.full(num_clips, len(fbanks[0])),
+        num_frames=np.array([len(fbank) for fbank in fbanks])[clip % len(fbanks)],
         labels=pa.array(rng.integers(NUM_CLASSES, size=(num_clips, 2)).tolist(), dataset.LABELS),
         clip_id=pa.array([str(i) for i in clip]),
         weight=rng.pareto(1.5, num_clips) + 0.1,

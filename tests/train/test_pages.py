@@ -67,7 +67,7 @@ def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_pa
     gc.disable()
     try:
         read_all(tmp_path / "shard.parquet", 16)
-        left = [each for each in gc.get_objects() if isinstance(each, pq.FileMetaData | pq.ParquetSchema)]
+        left = [each for each in gc.get_objects() if type(each) in (pq.FileMetaData, pq.ParquetSchema)]
     finally:
         gc.enable()
     assert not left
