@@ -4,7 +4,7 @@
 
 Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step. Only the command line and
 the run's files are used; which steps were trained is read from the workers' own logs. The kind `disk` mounts a tmpfs,
-for which it must be root. Exit status 1 if a run does not end as it should, has a step not exactly once in its
+so only root has it by default. Exit status 1 if a run does not end as it should, has a step not exactly once in its
 records, has other losses or another mAP, or went on from an older checkpoint than the last good one.
 """
 
@@ -419,7 +419,8 @@ def row_of(outcome: Outcome) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), default=list(Kind))
+    usual = [kind for kind in Kind if kind != Kind.DISK or os.geteuid() == 0]
+    parser.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), default=usual)
     args = parser.parse_args(argv)
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
