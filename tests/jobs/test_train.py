@@ -144,6 +144,7 @@ def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number
     every_step = ["--checkpoint-every-s", "0"]
     command = [sys.executable, script, *argv(tone_data, run, num_workers=2), *every_step, "--num-cpus", "2"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # of 2 s: a look takes in one checkpoint
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline_s = time.monotonic() + 120
         registered = run / "checkpoints" / "checkpoint_manager_snapshot.json"
