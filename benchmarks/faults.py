@@ -394,7 +394,7 @@ class Campaign:
 
     def _run_calm(self, in_cluster: bool) -> Calm:
         if in_cluster:
-            self.cluster = self._start_cluster()
+            self.cluster = start_cluster(self.ray_folder / "cluster")
         output = self._new_output()
         opens = Opens(self.world.media)
         try:
@@ -461,7 +461,7 @@ class Campaign:
         descendants = job.descendants()
         if moment.kind == Kind.WORKER:
             # One that decodes, where there is one: of the others little is lost.
-            workers = sorted(_workers(descendants), key=lambda pair: "Decode" not in pair[0])
+            workers = sorted(ray_workers(descendants), key=lambda pair: "Decode" not in pair[0])
             if not workers:
                 return ""
             name, worker = workers[0]
@@ -486,18 +486,20 @@ class Campaign:
             each.kill()
         self._left = {}
 
-    def _start_cluster(self) -> Cluster:
-        # A dead node is noticed after 1.5 s instead of 15, which is all that the wait would be.
-        noticing = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
-        node: dict[str, Any] = {"num_cpus": 1, "temp_dir": str(self.ray_folder / "cluster")}
-        cluster = Cluster(head_node_args=node | {"_system_config": noticing}, initialize_head=True)
-        cluster.add_node(num_cpus=1)
-        return cluster
-
     def _replace_second_node(self, cluster: Cluster) -> None:
         for node in list(cluster.worker_nodes):
             cluster.remove_node(node, allow_graceful=False)
         cluster.add_node(num_cpus=1)
+
+
+def start_cluster(folder: Path) -> Cluster:
+    """Two nodes of one CPU on this machine."""
+    # A dead node is noticed after 1.5 s instead of 15, which is all that the wait would be.
+    noticing = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    node: dict[str, Any] = {"num_cpus": 1, "temp_dir": str(folder)}
+    cluster = Cluster(head_node_args=node | {"_system_config": noticing}, initialize_head=True)
+    cluster.add_node(num_cpus=1)
+    return cluster
 
 
 def _has_come(moment: Moment, job: Job, calm: Calm, output: Path, opens: Opens) -> bool:
@@ -508,7 +510,7 @@ def _has_come(moment: Moment, job: Job, calm: Calm, output: Path, opens: Opens) 
     return len(list(output.glob("*/shards/*.parquet"))) >= calm.num_shards
 
 
-def _workers(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
+def ray_workers(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
     """Ray's workers and what they are at; not the raylet's own agents, nor what a worker has started."""
     for each in descendants:
         try:

@@ -275,14 +275,21 @@ def _fit(trainer: TorchTrainer) -> None:
     try:
         trainer.fit()
     except WorkerGroupError as err:
-        for failure in err.worker_failures.values():
-            cause = getattr(failure, "cause", failure)
+        causes = [getattr(failure, "cause", failure) for failure in err.worker_failures.values()]
+        for cause in causes:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
+        for cause in causes:
+            if isinstance(cause, OSError):  # a full disk, storage that is away
+                raise _failed(cause) from err
         raise
     except TrainingFailedError as err:
-        line = next(iter(str(err).strip().splitlines()), type(err).__name__)
-        raise UserError(f"training failed: {line}; the same command goes on from the last checkpoint") from err
+        raise _failed(err) from err
+
+
+def _failed(err: Exception) -> UserError:
+    line = (str(err).strip().splitlines() or [type(err).__name__])[-1]  # Ray's first line does not name the cause
+    return UserError(f"training failed: {line}; the same command goes on from the last checkpoint")
 
 
 def _say_results(run: str) -> None:

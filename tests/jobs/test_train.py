@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
 import pytest
 import ray
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ast_core.errors import ConfigError, DataError, UserError
@@ -23,7 +25,7 @@ from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from jobs import evaluate
 from jobs.recipe_option import recipe_names
-from jobs.train import choose_norm, main
+from jobs.train import _fit, choose_norm, main
 from pipeline.dataset import PreparedDataset
 from pipeline.train.scores import read_scores
 from tests import fakes
@@ -142,6 +144,7 @@ def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number
     every_step = ["--checkpoint-every-s", "0"]
     command = [sys.executable, script, *argv(tone_data, run, num_workers=2), *every_step, "--num-cpus", "2"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # of 2 s: a look takes in one checkpoint
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline_s = time.monotonic() + 120
         registered = run / "checkpoints" / "checkpoint_manager_snapshot.json"
@@ -197,6 +200,23 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
     assert len(said["clip_id"]) == len(said["mixed_with"]) == 10 or said["step"] == 5
     assert all(clip_id.startswith("train_") for clip_id in said["clip_id"])
     assert not (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        WorkerGroupError(
+            "a long traceback", {1: RuntimeError("a peer is gone"), 0: OSError(28, "No space left on device")}
+        ),
+        ControllerError(OSError(28, "No space left on device")),
+    ],
+)
+def test_a_full_disk_ends_training_in_one_line_that_names_it(failure: TrainingFailedError):
+    trainer = Mock(fit=Mock(side_effect=failure))
+    with pytest.raises(
+        UserError, match=r"^training failed: \[Errno 28\] No space left on device; the same command goes"
+    ):
+        _fit(trainer)
 
 
 def test_training_ends_when_epochs_no_longer_help(local_ray: None, tone_data: str, tmp_path: Path):

@@ -1,0 +1,447 @@
+"""A fault campaign of training: a run disturbed at a seeded step in six ways, beside one that nobody disturbed.
+
+    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node elastic disk corrupt]
+
+Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step. Only the command line and
+the run's files are used; which steps were trained is read from the workers' own logs. The kind `disk` mounts a tmpfs,
+so only root has it by default. Exit status 1 if a run does not end as it should, has a step not exactly once in its
+records, has other losses or another mAP, or went on from an older checkpoint than the last good one.
+"""
+
+import argparse
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from benchmarks.faults import ROOT, Job, ray_workers, start_cluster
+from jobs.common import EXIT_USER_ERROR
+from tests import fakes
+
+WORKERS, EPOCHS, STEPS, BATCH_SIZE = 2, 3, 6, 10
+"""Steps of an epoch."""
+RECIPE = fakes.SMALL_RECIPE | {
+    "norm_stats": "data",
+    "batch_size": str(BATCH_SIZE),
+    "epochs": str(EPOCHS),
+    "wa_start": "2",
+    "wa_end": "3",
+    "precision": "fp32",
+}
+
+SAME_LOSS, SAME_MAP = 1e-6, 1e-6
+"""The most that a loss (relatively) and an mAP may differ on as many workers as before."""
+NEAR_LOSS, NEAR_MAP = 1e-3, 0.02
+"""The same on another number of them, which adds float32 up in another order."""
+
+POLL_S = 0.1
+"""Ray Train's controller takes in one checkpoint at each look at its workers, every 2 s by default: by then the tiny
+run is over."""
+LONGEST_RUN_S = 240.0
+DISK_MB = 1024
+
+
+class Kind(StrEnum):
+    """What is done to a run."""
+
+    WORKER = "worker"
+    """SIGKILL to one training worker; the command goes on by itself."""
+    DRIVER = "driver"
+    """SIGKILL to the driver and all its processes; the same command again."""
+    NODE = "node"
+    """The node of one worker goes, another comes; the command goes on by itself."""
+    ELASTIC = "elastic"
+    """The node of one worker goes and none comes; with --num-workers 1:2 the command goes on with one worker."""
+    DISK = "disk"
+    """The run's disk fills up and stays full until the command ends; then there is room, and the same command again."""
+    CORRUPT = "corrupt"
+    """As `driver`, and the latest checkpoint is overwritten in part before the same command."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """As soon as this step's checkpoint is registered. Never at an epoch's end."""
+
+    step: int
+    """Of the run, from 1."""
+    drawn: int
+    """Which of the workers, in the order of process ids."""
+
+    def __str__(self) -> str:
+        return f"epoch {1 + self.step // STEPS}, step {self.step % STEPS}"
+
+
+def moment_of(kind: Kind, seed: int) -> Moment:
+    rng = np.random.default_rng([seed, list(Kind).index(kind)])
+    # A corrupt checkpoint needs one before it; the last steps may be over before a signal arrives.
+    steps = [step for step in range(2, EPOCHS * STEPS - 3) if step % STEPS]
+    return Moment(int(rng.choice(steps)), int(rng.integers(WORKERS)))
+
+
+# --- what a run has left ---
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder."""
+
+    path: Path
+
+    def checkpoints(self) -> list[tuple[int, str]]:
+        """Those registered, as steps done and folder, oldest first; none while Ray writes the list."""
+        try:
+            known = json.loads((self.path / "checkpoints" / "checkpoint_manager_snapshot.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return []
+        results = known["checkpoint_results"]
+        done = [each["metrics"]["epochs_done"] * STEPS + each["metrics"]["steps_done"] for each in results]
+        return list(zip(done, [each["checkpoint_dir_name"] for each in results], strict=True))
+
+    def strangers(self) -> list[str]:
+        """Folders of checkpoints that are not registered."""
+        known = {name for _, name in self.checkpoints()}
+        return sorted(path.name for path in (self.path / "checkpoints").glob("epoch-*") if path.name not in known)
+
+    def lines(self) -> list[str]:
+        """Of metrics.jsonl."""
+        try:
+            return (self.path / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Step and loss, as they stand in the records."""
+        records = map(json.loads, self.lines())
+        return [(record["step"], record["loss"]) for record in records if record["kind"] == "step"]
+
+    def maps(self) -> list[float]:
+        """Of the best epoch, the averaged weights and the running ensemble."""
+        summary = json.loads((self.path / "summary.json").read_text())
+        return [figures["map"] for figures in (summary, summary["averaged"], summary["running_ensemble"])]
+
+
+@dataclass(frozen=True)
+class WorkerLogs:
+    """What workers have said, from the files that Ray keeps: whole even where a driver was killed."""
+
+    trained: Counter[int]
+    """How often each step was."""
+    resumed: list[int]
+    """Steps done at each resume, in no order."""
+
+    @property
+    def twice(self) -> int:
+        return sum(count - 1 for count in self.trained.values())
+
+
+def read_logs(ray_folder: Path) -> WorkerLogs:
+    trained: Counter[int] = Counter()
+    resumed = []
+    for path in {path.resolve() for path in ray_folder.rglob("worker-*")}:
+        text = path.read_text(errors="replace")
+        trained.update((int(e) - 1) * STEPS + int(s) for e, s in re.findall(rf"epoch (\d+)  step (\d+)/{STEPS} ", text))
+        for epochs, step in re.findall(r"going on after epoch (\d+)(?:, step (\d+) of the next)?", text):
+            resumed.append(int(epochs) * STEPS + int(step or 0))
+    return WorkerLogs(trained, resumed)
+
+
+# --- running and disturbing ---
+
+
+@dataclass
+class Trial:
+    """One disturbed run, and what it took to bring it to its end."""
+
+    kind: Kind
+    moment: Moment
+    run: Run
+    hit: str = ""
+    """Who or what; empty where the run had ended before."""
+    statuses: list[int] = field(default_factory=list)
+    """Of each command."""
+    before: list[str] = field(default_factory=list)
+    """Lines of metrics.jsonl at the last look before going on."""
+    last_good: int = 0
+    """Steps done in the newest whole checkpoint that was registered then."""
+    seconds: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Campaign:
+    folder: Path
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.data = self.folder / "data"
+        fakes.write_data(str(self.data), splits=(("train", STEPS * BATCH_SIZE), ("eval", 21)))
+        (self.folder / "tmp").mkdir()
+        self._left: dict[int, psutil.Process] = {}
+
+    def calm(self) -> tuple[Run, float]:
+        """The undisturbed run and its seconds."""
+        run = Run(self.folder / "calm" / "run")
+        job = self._start(run)
+        if self._wait(job):
+            raise RuntimeError(f"the undisturbed run failed: {self._log(run).read_text()[-3000:]}")
+        seconds = job.elapsed_s()
+        self._end_what_is_left()
+        return run, seconds
+
+    def trial(self, kind: Kind) -> tuple[Trial, WorkerLogs]:
+        trial = Trial(kind, moment_of(kind, self.seed), Run(self.folder / kind / "run"))
+        ray_folder, began_s = self._ray_folder(trial.run), time.monotonic()
+        try:
+            if kind in (Kind.NODE, Kind.ELASTIC):
+                self._lose_node(trial)
+            elif kind == Kind.DISK:
+                self._fill_disk(trial)
+            else:
+                self._kill(trial)
+        finally:
+            self._end_what_is_left()
+        trial.seconds = time.monotonic() - began_s
+        return trial, read_logs(ray_folder)
+
+    def _kill(self, trial: Trial) -> None:
+        job = self._start(trial.run)
+        if self._await_moment(job, trial):
+            descendants = job.descendants()
+            if trial.kind == Kind.WORKER:
+                workers = [each for name, each in ray_workers(descendants) if "TrainWorker" in name]
+                victim = sorted(workers, key=lambda each: each.pid)[trial.moment.drawn]
+                trial.hit = "a training worker"
+                victim.kill()
+            else:
+                trial.hit = f"{1 + len(descendants)} processes"
+                job.process.kill()
+                for each in descendants:
+                    _kill_if_there(each)
+        self._note(trial)
+        trial.statuses.append(self._wait(job))
+        if trial.kind == Kind.WORKER:
+            return
+        self._end_what_is_left()
+        self._note(trial)
+        if trial.kind == Kind.CORRUPT:
+            *_, (trial.last_good, _), (_, latest) = trial.run.checkpoints()
+            with (trial.run.path / "checkpoints" / latest / "state.pt").open("r+b") as file:
+                file.seek(file.seek(0, os.SEEK_END) // 2)
+                file.write(b"\0" * 4096)
+            trial.hit += f", then {latest}"
+        trial.statuses.append(self._wait(self._start(trial.run)))
+
+    def _lose_node(self, trial: Trial) -> None:
+        cluster = start_cluster(self._ray_folder(trial.run))
+        try:
+            num_workers = f"1:{WORKERS}" if trial.kind == Kind.ELASTIC else str(WORKERS)
+            job = self._start(trial.run, num_workers, cluster.address)
+            if self._await_moment(job, trial):
+                (node,) = cluster.worker_nodes
+                cluster.remove_node(node, allow_graceful=False)
+                trial.hit = "a node"
+                self._note(trial)
+                if trial.kind == Kind.NODE:
+                    cluster.add_node(num_cpus=1)
+            trial.statuses.append(self._wait(job))
+        finally:
+            cluster.shutdown()
+
+    def _fill_disk(self, trial: Trial) -> None:
+        with _small_disk(trial.run.path.parent):
+            job = self._start(trial.run)
+            filler = trial.run.path.parent / "filler"
+            if self._await_moment(job, trial):
+                trial.hit = "the disk"
+                trial.statuses.append(self._wait(job, lambda: _fill(filler), every_s=0.02))
+                self._note(trial)
+                said = self._log(trial.run).read_text().rstrip().splitlines()[-1]
+                print(f"{trial.kind}: {said}", file=sys.stderr)
+                if not (said.startswith("error: ") and os.strerror(errno.ENOSPC) in said):
+                    trial.faults.append("the error's last line does not say so")
+                filler.unlink()
+                job = self._start(trial.run)
+            trial.statuses.append(self._wait(job))
+            outlives_disk = self.folder / "disk-run"
+            shutil.copytree(trial.run.path, outlives_disk)
+        trial.run = Run(outlives_disk)
+
+    def _await_moment(self, job: Job, trial: Trial) -> bool:
+        """False where the job ended before."""
+        while job.process.poll() is None and job.elapsed_s() < LONGEST_RUN_S:
+            known = trial.run.checkpoints()
+            if known and known[-1][0] >= trial.moment.step:
+                return True
+            time.sleep(0.005)
+        return False
+
+    def _note(self, trial: Trial) -> None:
+        known = trial.run.checkpoints()
+        trial.before, trial.last_good = trial.run.lines(), known[-1][0] if known else 0
+
+    def _start(self, run: Run, num_workers: str = str(WORKERS), address: str | None = None) -> Job:
+        argv = [sys.executable, "jobs/train.py", "--recipe", "audioset-full", "--data", str(self.data)]
+        argv += ["--train-splits", "train", "--eval-splits", "eval", "--output", str(run.path)]
+        argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
+        argv += ["--num-workers", num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
+        argv += ["--log-every-steps", "1", "--checkpoint-every-s", "0"]
+        argv += ["--address", address] if address else ["--num-cpus", str(WORKERS)]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray_folder(run)), "TMPDIR": str(self.folder / "tmp")}
+        env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S)}
+        with self._log(run).open("ab") as log:
+            process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        return Job(process, time.monotonic())
+
+    def _wait(self, job: Job, meanwhile: Callable[[], None] = lambda: None, every_s: float = 0.5) -> int:
+        """The job's status. One that hangs is ended, as its user would."""
+        looked_s = float("-inf")
+        while job.process.poll() is None:
+            meanwhile()
+            if job.elapsed_s() - looked_s >= 0.5:
+                job.descendants()
+                looked_s = job.elapsed_s()
+            if job.elapsed_s() > LONGEST_RUN_S:
+                job.process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                job.process.wait(timeout=every_s)
+        self._left |= job.seen
+        return job.process.wait()
+
+    def _end_what_is_left(self) -> None:
+        """Ray ends its processes after their driver; those that are slow to do so would take the next run's time."""
+        _, alive = psutil.wait_procs(list(self._left.values()), timeout=3)
+        for each in alive:
+            _kill_if_there(each)
+        self._left = {}
+
+    def _log(self, run: Run) -> Path:
+        return self.folder / f"{run.path.parent.name}.log"
+
+    def _ray_folder(self, run: Run) -> Path:
+        return self.folder / f"ray-{run.path.parent.name}"
+
+
+def _kill_if_there(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _fill(filler: Path) -> None:
+    """Take all that is free, to the last page."""
+    with filler.open("ab", buffering=0) as file:
+        for size in (1 << 20, 1 << 12):
+            try:
+                while file.write(b"\0" * size) == size:
+                    pass
+            except OSError as err:
+                if err.errno != errno.ENOSPC:
+                    raise
+
+
+# --- the table ---
+
+
+@dataclass(frozen=True)
+class Outcome:
+    trial: Trial
+    largest_loss: float
+    """Relative difference."""
+    largest_map: float
+    twice: int
+    faults: list[str]
+    """What must not be, in words."""
+
+
+def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
+    faults = list(trial.faults)
+    again = {Kind.DRIVER: [-9, 0], Kind.CORRUPT: [-9, 0], Kind.DISK: [EXIT_USER_ERROR, 0]}
+    expected = again.get(trial.kind, [0])
+    if not trial.hit:
+        faults.append("ended before the moment")
+    if trial.statuses != expected:
+        faults.append(f"exit statuses {trial.statuses} instead of {expected}")
+    wanted, losses = calm.losses(), trial.run.losses()
+    if [step for step, _ in losses] != [step for step, _ in wanted]:
+        faults.append("the records have not each step once")
+    if not logs.resumed or min(logs.resumed) < trial.last_good:
+        faults.append(f"went on from {logs.resumed}, the last good checkpoint was {trial.last_good}")
+    if trial.kind == Kind.CORRUPT and max(logs.resumed, default=0) != trial.last_good:
+        faults.append("went on from the corrupt checkpoint")
+    kept = [line for line in trial.before if json.loads(line)["step"] <= min(logs.resumed, default=0)]
+    if trial.run.lines()[: len(kept)] != kept:
+        faults.append("records that were kept have changed")
+    pairs = zip(losses, wanted, strict=False)
+    loss = max((abs(ours / theirs - 1) for (_, ours), (_, theirs) in pairs), default=float("nan"))
+    mean_ap = float("nan")
+    if trial.statuses[-1] == 0:
+        mean_ap = max(abs(ours - theirs) for ours, theirs in zip(trial.run.maps(), calm.maps(), strict=True))
+    most_loss, most_map = (NEAR_LOSS, NEAR_MAP) if trial.kind == Kind.ELASTIC else (SAME_LOSS, SAME_MAP)
+    if not loss <= most_loss:
+        faults.append(f"losses differ by more than {most_loss:g}")
+    if not mean_ap <= most_map:
+        faults.append(f"mAP differs by more than {most_map:g}")
+    return Outcome(trial, loss, mean_ap, logs.twice, faults)
+
+
+def row_of(outcome: Outcome) -> str:
+    trial = outcome.trial
+    ended = "; ".join(outcome.faults) or ("yes, run again" if len(trial.statuses) > 1 else "yes, by itself")
+    cells: list[object] = [trial.kind.value, trial.moment, ended, f"{outcome.largest_loss:.1g}"]
+    cells += [f"{outcome.largest_map:.1g}", outcome.twice, f"{trial.seconds:.0f}"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    usual = [kind for kind in Kind if kind != Kind.DISK or os.geteuid() == 0]
+    parser.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), default=usual)
+    args = parser.parse_args(argv)
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
+        campaign = Campaign(Path(folder), args.seed)
+        calm, calm_s = campaign.calm()
+        for kind in args.kinds:
+            trial, logs = campaign.trial(kind)
+            outcome = judge(trial, calm, logs)
+            outcomes.append(outcome)
+            print(
+                f"{kind} at {trial.moment}: hit {trial.hit or 'nothing'}; went on from {logs.resumed}; "
+                f"left over {trial.run.strangers()}. {'; '.join(outcome.faults) or 'all well'}",
+                file=sys.stderr,
+            )
+    print(f"{EPOCHS} epochs of {STEPS} steps, {WORKERS} workers, seed {args.seed}; undisturbed {calm_s:.0f} s\n")
+    print("| disturbed | at | ended well | largest difference of a loss | of an mAP | steps done twice | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for outcome in outcomes:
+        print(row_of(outcome))
+    return int(any(outcome.faults for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
