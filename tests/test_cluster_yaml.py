@@ -237,4 +237,5 @@ def test_the_commands_in_the_header_are_ones_the_jobs_take():
         assert rest == []
         if job == "train":
             assert (args.recipe in train.recipe_names(), args.device) == (True, "cuda")
-            assert args.num_workers == cluster()["available_node_types"]["train"]["resources"]["GPU"]
+            num_gpus = cluster()["available_node_types"]["train"]["resources"]["GPU"]
+            assert args.num_workers == (num_gpus, num_gpus)
