@@ -39,9 +39,14 @@ def forward_flops(model: ASTModel, num_tokens: int) -> int:
     """Of one clip of which `num_tokens` go through the blocks: matrix products, two operations a multiply-add."""
     dim, num_classes = model.v.embed_dim, model.label_dim
     patch_embedding = 2 * model.v.patch_embed.num_patches * PATCH_SIZE**2 * dim
-    # q, k, v and the way out: 8 N D²; the MLP, four times as wide: 16 N D²; scores and their sums over values: 4 N² D.
-    block = 24 * num_tokens * dim**2 + 4 * num_tokens**2 * dim
-    return patch_embedding + len(model.v.blocks) * block + 2 * dim * num_classes
+
+    def block(num_queries: int) -> int:
+        # k and v: 4 N D². Of each query, q and the way out: 4 D²; the MLP, four times as wide: 16 D²; scores and their
+        # sums over values: 4 N D.
+        return 4 * num_tokens * dim**2 + num_queries * (20 * dim**2 + 4 * num_tokens * dim)
+
+    blocks = (len(model.v.blocks) - 1) * block(num_tokens) + block(model.v.num_prefix_tokens)
+    return patch_embedding + blocks + 2 * dim * num_classes
 
 
 def training_flops(model: ASTModel, recipe: Recipe) -> int:

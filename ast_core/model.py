@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models import checkpoint_seq
 from timm.models.deit import VisionTransformerDistilled
@@ -139,20 +140,24 @@ class ASTModel(nn.Module):
             block.compile(backend=backend)
 
     def forward_features(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
-        """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation."""
+        """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation.
+
+        In training only what `patchout` keeps goes through the blocks; evaluation, like dropout's, sees all.
+        """
+        return self.v.norm(self.v.blocks[-1](self._before_last_block(fbank_BTM, patchout)))
+
+    def _before_last_block(self, fbank_BTM: Tensor, patchout: Patchout | None) -> Tensor:
         if fbank_BTM.shape[1:] != self.input_shape:
             frames, mel_bins = self.input_shape
             raise ValueError(
                 f"input is {tuple(fbank_BTM.shape[1:])} (frames, mel bins); this model takes ({frames}, {mel_bins}): "
                 "pad or cut the clips, or build the model with that input_tdim and input_fdim"
             )
-        image_B1MT = fbank_BTM.transpose(1, 2).unsqueeze(1)
-        if patchout is None or not self.training:
-            return self.v.forward_features(image_B1MT)
-        # timm's forward_features, which has no place to leave out the same patches of all clips.
-        tokens_BND = self._without(self.v._pos_embed(self.v.patch_embed(image_B1MT)), patchout)
-        run_blocks = partial(checkpoint_seq, self.v.blocks) if self.v.grad_checkpointing else self.v.blocks
-        return self.v.norm(run_blocks(tokens_BND))
+        tokens_BND = self.v._pos_embed(self.v.patch_embed(fbank_BTM.transpose(1, 2).unsqueeze(1)))
+        if patchout is not None and self.training:
+            tokens_BND = self._without(tokens_BND, patchout)
+        blocks = self.v.blocks[:-1]
+        return checkpoint_seq(blocks, tokens_BND) if self.v.grad_checkpointing else blocks(tokens_BND)
 
     def _without(self, tokens_BND: Tensor, patchout: Patchout) -> Tensor:
         """The prefix and the kept patches: `[batch, 2 + rows × columns, dim]`."""
@@ -164,8 +169,27 @@ class ASTModel(nn.Module):
         return self.mlp_head(tokens_BND[:, :2].mean(dim=1))
 
     def forward(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
-        """In training only what `patchout` keeps goes through the blocks; evaluation, like dropout's, sees all."""
-        return self.forward_head(self.forward_features(fbank_BTM, patchout))
+        """As the head reads two tokens alone, the last block computes no other."""
+        tokens_BND = self._before_last_block(fbank_BTM, patchout)
+        prefix_BND = first_tokens_after(self.v.blocks[-1], tokens_BND, self.v.num_prefix_tokens)
+        return self.forward_head(self.v.norm(prefix_BND))
+
+
+def first_tokens_after(block: Any, tokens_BND: Tensor, num_tokens: int) -> Tensor:
+    """`block(tokens_BND)[:, :num_tokens]`, for which the other tokens need be no more than keys and values.
+
+    For a timm `Block` without dropout, layer scale and norms inside attention, as DeiT's are.
+    """
+    attention, dim = block.attn, tokens_BND.shape[2]
+    normed_BND = block.norm1(tokens_BND)
+    weight_q, weight_kv = attention.qkv.weight.split([dim, 2 * dim])
+    bias_q, bias_kv = attention.qkv.bias.split([dim, 2 * dim])
+    query = F.linear(normed_BND[:, :num_tokens], weight_q, bias_q).unflatten(2, (attention.num_heads, -1))
+    key, value = F.linear(normed_BND, weight_kv, bias_kv).unflatten(2, (2, attention.num_heads, -1)).unbind(2)
+    heads = (part.transpose(1, 2) for part in (query, key, value))
+    attended_BND = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    first_BND = tokens_BND[:, :num_tokens] + attention.proj(attended_BND)
+    return first_BND + block.mlp(block.norm2(first_BND))
 
 
 def _timm_weights(timm_name: str) -> dict[str, Tensor]:

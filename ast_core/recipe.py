@@ -85,7 +85,8 @@ class Recipe:
 
     # --- execution
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """bf16 and fp16 are autocast: weights and optimiser stay in float32. fp16 scales the loss, and takes a GPU."""
+    """bf16 and fp16 are autocast: weights and optimiser stay in float32. fp16 scales the loss, and takes a GPU. fp32
+    stands in for bf16 on devices without instructions for it."""
     micro_batch_size: int | None = None
     """Clips that a worker takes through the network at once, gradients adding up over the batch; null takes all."""
     activation_checkpointing: bool = False

@@ -23,7 +23,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
 from ast_core.model import ASTModel
-from ast_core.step import set_attention
+from ast_core.step import for_device, set_attention
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
@@ -122,9 +122,10 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
 def _score(model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    set_attention(model, device, config.recipe)
+    recipe = for_device(config.recipe, device)
+    set_attention(model, device, recipe)
     scores = evaluate(
-        model.to(device), clips, recipe=config.recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
+        model.to(device), clips, recipe=recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
     )
     assert scores is not None  # a single process is rank 0
     return scores

@@ -27,7 +27,7 @@ from ast_core.flops import peak_flops, training_flops
 from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, make_scaler, set_attention, set_execution, train_step
+from ast_core.step import for_device, make_optimizer, make_scaler, set_attention, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
@@ -120,13 +120,14 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch
         state = load_state(folder)["model"]
     model, config = models.read(storage.join(said.run, "initial"))
     model.load_state_dict(state)
-    set_attention(model, device, config.recipe)
+    recipe = for_device(config.recipe, device)
+    set_attention(model, device, recipe)
     dataset = PreparedDataset.open(said.data)
     clips = dataset.clips(said.eval_splits)
     scores = evaluate(
         model.to(device),
         clips,
-        recipe=config.recipe,
+        recipe=recipe,
         norm=config.norm,
         num_classes=len(config.labels),
         device=device,
@@ -146,7 +147,7 @@ class Run:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
         model, self.config = models.read(storage.join(job.run, "initial"))
-        self.recipe, self.norm = self.config.recipe, self.config.norm
+        self.recipe, self.norm = for_device(self.config.recipe, self.device), self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels
         train_clips, self.eval_clips = dataset.clips(job.train_splits), dataset.clips(job.eval_splits)
@@ -174,7 +175,7 @@ class Run:
         progress = self.progress
         steps_done = progress.epochs_done * self.feed.steps_per_epoch + progress.steps_done
         if self.rank == 0:
-            self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.recipe.to_dict())
+            self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.config.recipe.to_dict())
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)

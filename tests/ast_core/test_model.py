@@ -191,6 +191,20 @@ def test_every_parameter_gets_a_gradient():
     assert names == []
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_leaving_tokens_out_of_the_last_block_changes_neither_logits_nor_gradients(fused: bool):
+    """Within float32 rounding of every token's way through every block."""
+    clips, found = small.log_mel(2), []
+    for whole in (False, True):
+        model = small.model()
+        model.set_fused_attention(fused)
+        logits = model.forward_head(model.forward_features(clips)) if whole else model(clips)
+        logits.square().sum().backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters())])
+    for short, whole in zip(*found, strict=True):
+        assert (short - whole).abs().max() <= 1e-5 * whole.abs().max() + 1e-8
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_patchout_keeps_the_drawn_rows_and_columns_with_their_positions(checkpointing: bool):
     model, clips = small.model(), small.log_mel(2)

@@ -20,6 +20,7 @@ from ast_core.recipe import Recipe
 from ast_core.step import (
     Batch,
     clip_losses,
+    for_device,
     make_optimizer,
     make_scaler,
     model_input,
@@ -436,12 +437,34 @@ def test_bf16_computes_close_by_and_keeps_the_parameters_in_float32():
 
 
 def test_fp16_is_refused_on_a_cpu():
-    recipe, message = small.recipe(precision="fp16"), r"^precision fp16 takes a GPU; use bf16$"
-    with pytest.raises(ConfigError, match=message):
-        set_execution(small.model(), torch.device("cpu"), recipe)
-    with pytest.raises(ConfigError, match=message):
-        make_scaler(recipe, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"^precision fp16 takes a GPU; use bf16$"):
+        for_device(small.recipe(precision="fp16"), torch.device("cpu"))
     assert make_scaler(small.recipe(precision="bf16"), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_fp32_stands_in_for_bf16_where_that_is_emulated_and_says_so_once(
+    device: torch.device, has_bf16: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """What the hardware says is played here."""
+    capabilities = {"avx2": True, "avx512_bf16": False, "amx_bf16": has_bf16}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+    step._announce_fp32.cache_clear()
+    with caplog.at_level(logging.INFO, logger="ast_core"):
+        for _ in range(2):
+            assert for_device(small.recipe(precision="bf16"), device).precision == ("bf16" if has_bf16 else "fp32")
+        assert for_device(small.recipe(precision="fp32"), device) == small.recipe(precision="fp32")
+    said = {
+        "cpu": "this CPU has no instructions for bf16: computing in fp32",
+        "cuda": "this GPU has no instructions for bf16: computing in fp32; precision fp16 is faster on it",
+    }
+    assert [record.message for record in caplog.records] == [said[device.type]] * (not has_bf16)
+
+
+def test_the_capabilities_of_this_cpu_say_of_bf16():
+    assert any(name.endswith("bf16") for name in torch.cpu.get_capabilities())
 
 
 @pytest.mark.parametrize("grad_clip", [None, 1e-2])
