@@ -56,6 +56,9 @@ FORMATS = (
 """What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
 sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
 
+DURATION_IN_HEADER = {"flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
+"""By FFmpeg's names. An MP3's may be a guess by its first frames, and a WAV file's is capped by the file's size."""
+
 DTYPES: dict[str, type[np.generic]] = {
     "u8": np.uint8,
     "s16": np.int16,
@@ -179,6 +182,7 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
         with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
             if not container.streams.audio:
                 raise ClipError(Reason.NOT_AUDIO, f"no audio stream ({container.format.name})")
+            declared_s = _declared_s(container)
             section = _read(container, start_s, duration_s, whole=whole)
     except FFmpegError as err:
         raise _classified(err, file) from err
@@ -192,6 +196,10 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
         raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of sound in {length_s:.2f} s, by its timestamps")
     if duration_s is None and length_s > MAX_CLIP_S:
         raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
+    if duration_s is None and declared_s is not None:
+        shortfall_s = declared_s - start_s - length_s
+        if shortfall_s > max(SHORTFALL_SHARE * (declared_s - start_s), CODEC_DELAY_S):
+            raise ClipError(Reason.TRUNCATED, f"{length_s:.2f} s of {declared_s - start_s:.2f} s by its header")
     waveform = section.samples
     if section.rate_hz != SAMPLE_RATE_HZ:
         waveform = soxr.resample(waveform, section.rate_hz, SAMPLE_RATE_HZ)
@@ -202,6 +210,19 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
     if not np.isfinite(waveform).all():  # samples may be floating point
         raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")
     return waveform
+
+
+def _declared_s(container: av.container.InputContainer) -> float | None:
+    """How long the sound is by the file's header, where FFmpeg takes it from there and does not reckon it by the size.
+
+    Matroska says it of the whole, so of the sound only where that is all there is.
+    """
+    if container.format.name not in DURATION_IN_HEADER:
+        return None
+    stream = container.streams.audio[0]
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None or len(container.streams) > 1 else container.duration / av.time_base
 
 
 def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:

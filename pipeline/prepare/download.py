@@ -21,7 +21,14 @@ MAX_FETCH_BYTES = 256 << 20
 MEMORY_BYTES = 2 << 30
 """Of the process that fetches: yt-dlp reads a page to its end, and a page may have none. Deno needs half of it."""
 
-ATTEMPTS = {Reason.NETWORK: 3, Reason.TIMEOUT: 2, Reason.TRUNCATED: 2, Reason.SETUP: 2, Reason.THROTTLED: 3}
+ATTEMPTS = {
+    Reason.NETWORK: 3,
+    Reason.THROTTLED: 3,
+    Reason.TIMEOUT: 2,
+    Reason.TRUNCATED: 2,
+    Reason.SETUP: 2,
+    Reason.NOT_AUDIO: 2,  # FFmpeg says the same of a host that sent nothing for once
+}
 """In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
 few, so that a clip which is refused for itself does not keep an address from all others."""
 

@@ -131,7 +131,7 @@ def test_what_heals_by_itself_gives_the_same_sound(
         ("short/other", Reason.TRUNCATED, 2),  # its index is gone with its end
         ("stall/other", Reason.TRUNCATED, 2),
         ("html/sound", Reason.UNAVAILABLE, 1),
-        ("empty/sound", Reason.NOT_AUDIO, 1),
+        ("empty/sound", Reason.NOT_AUDIO, 2),
         ("loop/sound", Reason.NETWORK, 3),
         ("tofile/sound", Reason.NETWORK, 3),
         ("playlist/sound", Reason.SETUP, 2),  # of a host that yt-dlp does not know, a file alone is taken

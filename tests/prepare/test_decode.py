@@ -87,6 +87,16 @@ def test_a_file_cut_in_its_middle_is_truncated_not_decoded_short(tmp_path: Path)
     assert caught.value.reason is Reason.TRUNCATED
 
 
+def test_a_whole_recording_shorter_than_its_header_says_is_truncated(tmp_path: Path):
+    whole = fakes.write_media(tmp_path / "a.webm", fakes.noise(30)).read_bytes()
+    for start_s in (0.0, 12.0):
+        decoded = decode_section(io.BytesIO(whole), start_s, None)
+        assert len(decoded) / SAMPLE_RATE_HZ == pytest.approx(30 - start_s, abs=0.01)
+        with pytest.raises(ClipError, match=rf"\d\.\d\d s of {30 - start_s:.0f}\.\d\d s by its header") as caught:
+            decode_section(io.BytesIO(whole[: len(whole) // 2]), start_s, None)
+        assert caught.value.reason is Reason.TRUNCATED
+
+
 @pytest.mark.parametrize("content", [b"", b"<html><body>Sign in</body></html>", bytes(range(256)) * 40])
 def test_what_is_not_audio_is_said_to_be_so(content: bytes):
     with pytest.raises(ClipError) as caught:
