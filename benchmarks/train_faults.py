@@ -1,11 +1,12 @@
-"""A fault campaign of training: a run disturbed at a seeded step in six ways, beside one that nobody disturbed.
+"""A fault campaign of training: a run disturbed at a seeded step in eight ways, beside one that nobody disturbed.
 
-    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node elastic disk corrupt]
+    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node notice elastic disk corrupt list]
 
-Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step. Only the command line and
-the run's files are used; which steps were trained is read from the workers' own logs. The kind `disk` mounts a tmpfs,
-so only root has it by default. Exit status 1 if a run does not end as it should, has a step not exactly once in its
-records, has other losses or another mAP, or went on from an older checkpoint than the last good one.
+Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step (but for `notice`). Only
+the command line, the run's files and what a cloud does to nodes are used; which steps were trained is read from the
+workers' own logs. Only root has the kind `disk` by default: it mounts a tmpfs. Exit status 1 if a run does not end as
+it should, has a step not exactly once in its records, has other losses or another mAP, or went on from an older
+checkpoint than the last good one.
 """
 
 import argparse
@@ -27,9 +28,12 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
 
 from benchmarks.faults import ROOT, Job, ray_workers, start_cluster
 from jobs.common import EXIT_USER_ERROR
+from pipeline.train.state import RAYS_LIST
 from tests import fakes
 
 WORKERS, EPOCHS, STEPS, BATCH_SIZE = 2, 3, 6, 10
@@ -49,8 +53,10 @@ NEAR_LOSS, NEAR_MAP = 1e-3, 0.02
 """The same on another number of them, which adds float32 up in another order."""
 
 POLL_S = 0.1
-"""Ray Train's controller takes in one checkpoint at each look at its workers, every 2 s by default: by then the tiny
-run is over."""
+"""Ray Train's controller takes in one checkpoint at each look at its workers, every 2 s by default, and looks for a
+notice every 5 s: by then the tiny run is over."""
+NOTICE_S = 60
+"""Between a notice and when the node is said to go. It goes as soon as the checkpoint is registered."""
 LONGEST_RUN_S = 240.0
 DISK_MB = 1024
 
@@ -64,12 +70,16 @@ class Kind(StrEnum):
     """SIGKILL to the driver and all its processes; the same command again."""
     NODE = "node"
     """The node of one worker goes, another comes; the command goes on by itself."""
+    NOTICE = "notice"
+    """As `node`, after a notice of preemption, in a run that saves within an epoch only upon that."""
     ELASTIC = "elastic"
     """The node of one worker goes and none comes; with --num-workers 1:2 the command goes on with one worker."""
     DISK = "disk"
     """The run's disk fills up and stays full until the command ends; then there is room, and the same command again."""
     CORRUPT = "corrupt"
     """As `driver`, and the latest checkpoint is overwritten in part before the same command."""
+    LIST = "list"
+    """As `driver`, and Ray's list of the checkpoints is cut off before the same command."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Run:
     def checkpoints(self) -> list[tuple[int, str]]:
         """Those registered, as steps done and folder, oldest first; none while Ray writes the list."""
         try:
-            known = json.loads((self.path / "checkpoints" / "checkpoint_manager_snapshot.json").read_text())
+            known = json.loads((self.path / "checkpoints" / RAYS_LIST).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return []
         results = known["checkpoint_results"]
@@ -206,7 +216,7 @@ class Campaign:
         trial = Trial(kind, moment_of(kind, self.seed), Run(self.folder / kind / "run"))
         ray_folder, began_s = self._ray_folder(trial.run), time.monotonic()
         try:
-            if kind in (Kind.NODE, Kind.ELASTIC):
+            if kind in (Kind.NODE, Kind.NOTICE, Kind.ELASTIC):
                 self._lose_node(trial)
             elif kind == Kind.DISK:
                 self._fill_disk(trial)
@@ -243,23 +253,46 @@ class Campaign:
                 file.seek(file.seek(0, os.SEEK_END) // 2)
                 file.write(b"\0" * 4096)
             trial.hit += f", then {latest}"
+        if trial.kind == Kind.LIST:
+            listed = trial.run.path / "checkpoints" / RAYS_LIST
+            listed.write_bytes(listed.read_bytes()[: listed.stat().st_size // 2])
+            trial.hit += ", then the list"
         trial.statuses.append(self._wait(self._start(trial.run)))
 
     def _lose_node(self, trial: Trial) -> None:
         cluster = start_cluster(self._ray_folder(trial.run))
         try:
             num_workers = f"1:{WORKERS}" if trial.kind == Kind.ELASTIC else str(WORKERS)
-            job = self._start(trial.run, num_workers, cluster.address)
-            if self._await_moment(job, trial):
-                (node,) = cluster.worker_nodes
+            job = self._start(trial.run, num_workers, cluster.address, saves=trial.kind != Kind.NOTICE)
+            (node,) = cluster.worker_nodes
+            if trial.kind == Kind.NOTICE:
+                is_due = self._give_notice(job, trial, cluster.address, node.node_id)
+            else:
+                is_due = self._await_moment(job, trial)
+            if is_due:
                 cluster.remove_node(node, allow_graceful=False)
                 trial.hit = "a node"
                 self._note(trial)
-                if trial.kind == Kind.NODE:
+                if trial.kind != Kind.ELASTIC:
                     cluster.add_node(num_cpus=1)
             trial.statuses.append(self._wait(job))
         finally:
             cluster.shutdown()
+
+    def _give_notice(self, job: Job, trial: Trial, address: str, node_id: str) -> bool:
+        """At the moment's step. False where no checkpoint was saved within an epoch thereupon."""
+        while job.process.poll() is None and trial.moment.step not in read_logs(self._ray_folder(trial.run)).trained:
+            time.sleep(0.05)
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = round((time.time() + NOTICE_S) * 1000)
+        is_accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "a spot market", deadline_ms)
+        if not is_accepted:
+            raise RuntimeError(f"Ray refuses to drain the node: {why_not}")
+        while job.process.poll() is None and job.elapsed_s() < LONGEST_RUN_S:
+            if any(steps % STEPS for steps, _ in trial.run.checkpoints()):
+                return True
+            time.sleep(0.005)
+        return False
 
     def _fill_disk(self, trial: Trial) -> None:
         with _small_disk(trial.run.path.parent):
@@ -293,16 +326,19 @@ class Campaign:
         known = trial.run.checkpoints()
         trial.before, trial.last_good = trial.run.lines(), known[-1][0] if known else 0
 
-    def _start(self, run: Run, num_workers: str = str(WORKERS), address: str | None = None) -> Job:
+    def _start(
+        self, run: Run, num_workers: str = str(WORKERS), address: str | None = None, *, saves: bool = True
+    ) -> Job:
+        """The command; one that `saves` does so at every step."""
         argv = [sys.executable, "jobs/train.py", "--recipe", "audioset-full", "--data", str(self.data)]
         argv += ["--train-splits", "train", "--eval-splits", "eval", "--output", str(run.path)]
         argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
         argv += ["--num-workers", num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
-        argv += ["--log-every-steps", "1", "--checkpoint-every-s", "0"]
+        argv += ["--log-every-steps", "1", "--checkpoint-every-s", "0" if saves else "3600"]
         argv += ["--address", address] if address else ["--num-cpus", str(WORKERS)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray_folder(run)), "TMPDIR": str(self.folder / "tmp")}
-        env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S)}
+        env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(POLL_S)}
         with self._log(run).open("ab") as log:
             process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
         return Job(process, time.monotonic())
@@ -379,7 +415,7 @@ class Outcome:
 
 def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
     faults = list(trial.faults)
-    again = {Kind.DRIVER: [-9, 0], Kind.CORRUPT: [-9, 0], Kind.DISK: [EXIT_USER_ERROR, 0]}
+    again = {Kind.DRIVER: [-9, 0], Kind.CORRUPT: [-9, 0], Kind.LIST: [-9, 0], Kind.DISK: [EXIT_USER_ERROR, 0]}
     expected = again.get(trial.kind, [0])
     if not trial.hit:
         faults.append("ended before the moment")

@@ -40,7 +40,8 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report_page import write_run_report
-from pipeline.train.worker import TrainJob, evaluate_beside, stopped_json, train_worker
+from pipeline.train.state import unlisted_checkpoints
+from pipeline.train.worker import CHECKPOINTS, TrainJob, evaluate_beside, stopped_json, train_worker
 from pipeline.versions import tool_versions
 
 CPUS_BESIDE_GPU = 4
@@ -156,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_bytes=round(args.cache_gb * 1e9),
             mlflow_uri=args.mlflow,
             evaluate_beside=args.evaluate_beside,
+            unlisted_checkpoints=unlisted_checkpoints(storage.join(run, CHECKPOINTS)),
         )
         least, most = args.num_workers
         trainer = TorchTrainer(
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
                 storage_path=path,
                 storage_filesystem=fs,
-                name="checkpoints",
+                name=CHECKPOINTS,
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 failure_config=FailureConfig(max_failures=args.max_failures),
                 logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through

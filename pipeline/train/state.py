@@ -1,12 +1,18 @@
 """A checkpoint's files: the whole state of a run, and a digest by which a damaged one is known."""
 
 import hashlib
+import posixpath
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ast_core.errors import DataError
+from pipeline import storage
+
 STATE_FILE, DIGEST_FILE = "state.pt", "state.sha256"
+RAYS_LIST = "checkpoint_manager_snapshot.json"
+"""Of the checkpoints that Ray Train knows, which it writes in place."""
 
 
 class DamagedStateError(Exception):
@@ -27,6 +33,26 @@ def load_state(folder: str) -> dict[str, Any]:
         raise DamagedStateError(f"{Path(err.filename).name} is missing") from err
     state: dict[str, Any] = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
     return state
+
+
+def checkpoint_folders(checkpoints: str) -> list[str]:
+    """URIs of all there are, whole or not, the earliest first: their names sort by epoch and step."""
+    return [posixpath.dirname(uri) for uri in storage.list_files(checkpoints, suffix=STATE_FILE, recursive=True)]
+
+
+def unlisted_checkpoints(checkpoints: str) -> list[str]:
+    """The folders there are, if Ray's list of them is cut off, or was never written; none if it can be read.
+
+    A list that cannot be read is deleted, as Ray would end on it; without one it lets training begin.
+    """
+    listed = storage.join(checkpoints, RAYS_LIST)
+    if storage.exists(listed):
+        try:
+            storage.read_json(listed)
+            return []
+        except DataError:
+            storage.delete(listed)
+    return checkpoint_folders(checkpoints)
 
 
 def _digest(folder: str) -> str:

@@ -5,6 +5,7 @@ state of generators to keep: a run that was cut off goes on with the very next b
 """
 
 import logging
+import os
 import resource
 import shutil
 import tempfile
@@ -37,14 +38,17 @@ from pipeline.train.judge import Judge
 from pipeline.train.report import RunLog, finite_or_null, write_summary
 from pipeline.train.sampling import NO_PARTNER
 from pipeline.train.shard_cache import ShardCache
-from pipeline.train.state import DamagedStateError, load_state, save_state
+from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, save_state
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
+"""Ray Train's folder in that of the run."""
+
 METRICS = ("map", "mauc", "d_prime", "accuracy")
 
-LOOK_FOR_PREEMPTION_EVERY_S = 5.0
-"""All ranks meet to learn of it; clouds give 30 s or more."""
+LOOK_FOR_PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
+"""As often as Ray's controller looks, by its variable. All ranks meet to learn of it; clouds give 30 s or more."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class TrainJob:
     mlflow_uri: str | None
     evaluate_beside: bool
     """In a task of its own while the next epoch is trained; else on the ranks, in between."""
+    unlisted_checkpoints: list[str]
+    """To go on from, the earliest first, where Ray knows of none."""
 
 
 def stopped_json(run: str) -> str:
@@ -403,6 +409,7 @@ class Run:
             "train_s": progress.train_s,
             "data_wait_share": progress.wait_s / progress.train_s,
         }
+        self._delete_left_over_checkpoints()
         write_summary(self.job.run, summary)
 
     def _checkpoint(
@@ -445,15 +452,14 @@ class Run:
 
     def _resume(self) -> None:
         """From the latest checkpoint that is whole. Its state is rank 0's; all ranks read it, and choose alike."""
-        if ray.train.get_checkpoint() is None:
-            return
-        for reported in reversed(ray.train.get_all_reported_checkpoints()):
+        checkpoints = self._known_checkpoints()
+        for checkpoint in reversed(checkpoints):
             try:
-                with reported.checkpoint.as_directory() as folder:
+                with checkpoint.as_directory() as folder:
                     state = load_state(folder)
             except DamagedStateError as err:
                 if self.rank == 0:
-                    logger.warning(f"passing over the checkpoint {reported.checkpoint.path}: {err}")
+                    logger.warning(f"passing over the checkpoint {checkpoint.path}: {err}")
                 continue
             self.bare_model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -465,4 +471,19 @@ class Run:
                 at = f", step {done.steps_done} of the next" if done.steps_done else ""
                 logger.info(f"going on after epoch {done.epochs_done}{at}")
             return
-        raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
+        if checkpoints:
+            raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
+
+    def _known_checkpoints(self) -> list[ray.train.Checkpoint]:
+        """The earliest first."""
+        if ray.train.get_checkpoint() is not None:
+            return [reported.checkpoint for reported in ray.train.get_all_reported_checkpoints()]
+        located = map(storage.resolve, self.job.unlisted_checkpoints)
+        return [ray.train.Checkpoint(path, filesystem) for filesystem, path in located]
+
+    def _delete_left_over_checkpoints(self) -> None:
+        """Those that a kill left uploaded in part, or that Ray's list had lost."""
+        kept = {reported.checkpoint.path for reported in ray.train.get_all_reported_checkpoints()}
+        for uri in checkpoint_folders(storage.join(self.job.run, CHECKPOINTS)):
+            if storage.resolve(uri)[1] not in kept:
+                storage.delete(uri)
