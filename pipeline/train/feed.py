@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ast_core import augment
 from ast_core.augment import Augmentation, Patchout
+from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS
 from ast_core.model import patch_grid
 from ast_core.recipe import Recipe
@@ -119,15 +120,28 @@ class _SharedFile:
         self._source: pa.NativeFile
 
     def read_group(self, group: int) -> list[np.ndarray]:
-        """float16 `[frames, mel bins]` of each clip of a row group."""
-        with self._lock:
-            if self._file is None:
-                self._source = self._open()
-                self._file = pq.ParquetFile(self._source)
-            num_frames = self._file.read_row_group(group, columns=["num_frames"], use_threads=False)["num_frames"]
-            values = self._values(self._file, group)
-        frames = values.reshape(-1, NUM_MEL_BINS)
-        return np.split(frames, np.cumsum(num_frames.to_numpy())[:-1])
+        """float16 `[frames, mel bins]` of each clip of a row group.
+
+        Raises:
+            DataError: the shard is missing or damaged.
+            OSError: it cannot be read, now or at all; Arrow also says so of a damaged one.
+        """
+        try:
+            with self._lock:
+                if self._file is None:
+                    self._source = self._open()
+                    self._file = pq.ParquetFile(self._source)
+                num_frames = self._file.read_row_group(group, columns=["num_frames"], use_threads=False)["num_frames"]
+                values = self._values(self._file, group)
+            frames = values.reshape(-1, NUM_MEL_BINS)
+            return np.split(frames, np.cumsum(num_frames.to_numpy())[:-1])
+        except FileNotFoundError as err:
+            raise DataError(f"the shard {self._uri} is missing; restore it, or prepare the data anew") from err
+        except (ValueError, LookupError) as err:  # Arrow's errors are among them
+            raise DataError(f"the shard {self._uri} is damaged ({err}); restore it, or prepare the data anew") from err
+        except OSError as err:
+            said = f"reading the shard {self._uri}: {err.strerror or err}"
+            raise (OSError(err.errno, said) if err.errno else OSError(said)) from err
 
     def _values(self, file: pq.ParquetFile, group: int) -> np.ndarray:
         # Not by `file.schema`: it and the file's metadata hold each other until the garbage collector comes by.

@@ -24,7 +24,11 @@ class UnknownLayoutError(Exception):
 
 
 def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData) -> np.ndarray:
-    """float16 `[values]` of a column chunk of lists, without its nulls and empty lists."""
+    """float16 `[values]` of a column chunk of lists, without its nulls and empty lists.
+
+    Raises:
+        UnknownLayoutError, or ValueError or LookupError for bytes that are no pages.
+    """
     if column.compression != "ZSTD" or column.has_dictionary_page or column.physical_type != "FIXED_LEN_BYTE_ARRAY":
         raise UnknownLayoutError(f"{column.compression}, {column.physical_type}")
     chunk = source.read_at(column.total_compressed_size, column.data_page_offset)
@@ -32,7 +36,11 @@ def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData) -> np.nda
     pages, position = [], 0
     while position < len(chunk):
         header, position = _page_header(chunk, position)
-        page = codec.decompress(memoryview(chunk)[position : position + header.compressed_bytes], header.num_bytes)
+        compressed = memoryview(chunk)[position : position + header.compressed_bytes]
+        try:
+            page = codec.decompress(compressed, header.num_bytes)
+        except OSError as err:  # Arrow's word for it, though no file is read
+            raise ValueError(str(err)) from err
         position += header.compressed_bytes
         pages.append(np.frombuffer(page, np.float16, offset=_levels_end(page)))
     return pages[0] if len(pages) == 1 else np.concatenate(pages)

@@ -36,7 +36,7 @@ def load_state(folder: str) -> dict[str, Any]:
 
 
 def checkpoint_folders(checkpoints: str) -> list[str]:
-    """URIs of all there are, whole or not, the earliest first: their names sort by epoch and step."""
+    """URIs of all that hold a state, whole or not, the earliest first: their names sort by epoch and step."""
     return [posixpath.dirname(uri) for uri in storage.list_files(checkpoints, suffix=STATE_FILE, recursive=True)]
 
 

@@ -23,7 +23,7 @@ from ray.train import CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, UserError
 from ast_core.flops import peak_flops, training_flops
 from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
@@ -75,7 +75,7 @@ class TrainJob:
 
 
 def stopped_json(run: str) -> str:
-    """Why a run ended that would end so again: the workers' word to the driver, without Ray's retries."""
+    """Why a run ended that would end so again: the workers' word to the driver, and to themselves when Ray retries."""
     return storage.join(run, "stopped.json")
 
 
@@ -102,16 +102,21 @@ class NonFiniteLossError(Exception):
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train on every rank; `config` is a TrainJob as a dict."""
     job = TrainJob(**config)
+    if storage.exists(stopped_json(job.run)):  # by an error of any rank, after which Ray begins again
+        return
     logging.getLogger().setLevel(logging.WARNING)  # Ray repeats each report in full
     logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(job.threads)
-    run = Run(job)
     try:
-        run.train()
+        Run(job).train()
     except NonFiniteLossError as err:
-        # Raised further, Ray would begin again from the checkpoint, and end here again.
-        if run.rank == 0:
+        # All ranks end. Raised further, Ray would begin again from the checkpoint, and end here again.
+        if ray.train.get_context().get_world_rank() == 0:
             storage.write_json(stopped_json(job.run), {"error": str(err)})
+    except UserError as err:
+        # One rank's may be; the others learn of it when Ray ends them and begins again.
+        storage.write_json(stopped_json(job.run), {"error": str(err)})
+        raise
 
 
 def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number
             assert resumed[key] == pytest.approx(whole[key], abs=0.02)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
     assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], abs=0.02)
-    assert len(list((run / "checkpoints").glob("epoch-*"))) == 2  # what the kill left, among others, is gone
+    assert len(list((run / "checkpoints").glob("epoch-*/state.pt"))) == 2  # what the kill left is gone
 
 
 def test_a_damaged_latest_checkpoint_is_passed_over_for_the_one_before(
@@ -203,6 +203,17 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
     assert len(said["clip_id"]) == len(said["mixed_with"]) == 10 or said["step"] == 5
     assert all(clip_id.startswith("train_") for clip_id in said["clip_id"])
     assert not (run / "summary.json").exists()
+
+
+def test_a_damaged_shard_ends_the_run_with_its_name_after_one_attempt(local_ray: None, tone_data: str, tmp_path: Path):
+    shutil.copytree(tone_data, tmp_path / "data")
+    for shard in (tmp_path / "data" / "train" / "shards").glob("*.parquet"):
+        shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(
+        UserError, match=r"^the shard .*\.parquet is damaged \(.*\); restore it, or prepare the data anew$"
+    ):
+        main(argv(str(tmp_path / "data"), tmp_path / "run", num_workers=1))
+    assert (tmp_path / "run" / "stopped.json").exists()
 
 
 @pytest.mark.parametrize(

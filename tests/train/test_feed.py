@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ast_core.errors import DataError
 from ast_core.recipe import Recipe
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train.feed import FbankReader, TrainBatch, TrainFeed, eval_batches
@@ -117,7 +118,7 @@ def test_evaluation_sees_every_row_once_in_order(clips: Clips, stored: list[np.n
 
 def test_an_unreadable_shard_is_an_error_here_and_not_a_hang(clips: Clips, tmp_path):
     lost = replace(clips, shards=[str(tmp_path / "gone.parquet")] * len(clips.shards))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match=r"the shard .*/gone\.parquet is missing; restore it, or prepare the data anew"):
         epoch(lost)
 
 

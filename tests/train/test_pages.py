@@ -1,6 +1,7 @@
 """The fbanks' pages read directly: what a general reader gives, of shards by whatever program."""
 
 import gc
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ast_core.errors import DataError
 from pipeline import dataset
 from pipeline.train import feed
 from pipeline.train.feed import FbankReader
@@ -71,3 +73,27 @@ def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_pa
     finally:
         gc.enable()
     assert not left
+
+
+def test_a_damaged_shard_is_said_to_be_so_whatever_is_wrong_with_it(tmp_path: Path):
+    table, _ = table_of([30] * 32)
+    path = tmp_path / "shard.parquet"
+    dataset.write_table(str(path), table, row_group_size=dataset.ROW_GROUP_CLIPS)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    said = []
+    for _ in range(300):
+        mutated = bytearray(whole)
+        for at in rng.integers(len(whole), size=8):
+            mutated[at] = rng.integers(256)
+        path.write_bytes(mutated[: int(rng.integers(len(whole)))] if rng.random() < 0.1 else mutated)
+        try:
+            read_all(path, 32)  # other values in a page are nobody's to know
+        except DataError as err:
+            said.append(str(err))
+        except OSError as err:
+            said.append(str(err))
+    damaged = rf"the shard {path} is damaged \(.+\); restore it, or prepare the data anew"
+    unread = rf"reading the shard {path}: .+"
+    counts = [sum(bool(re.fullmatch(text, each, re.DOTALL)) for each in said) for text in (damaged, unread)]
+    assert sum(counts) == len(said)
+    assert min(counts) > 5
