@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format bench lock clean
+.PHONY: setup demo test test-slow lint format bench lock clean
 
 setup: $(READY)
 
@@ -20,6 +20,9 @@ demo: $(READY)  ## synthesised sounds → yt-dlp → shards → training → sco
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## what make test leaves out: runs that are killed, on S3, compiled
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ import numpy as np
 
 from ast_core.errors import ConfigError
 from jobs import train
-from jobs.common import output_uri, ray_session, run_job
+from jobs.common import output_uri, run_job
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     options, keys = train.parser().parse_known_args(commands[folds[0]])
     metric = {"mAP": "map", "acc": "accuracy"}[read_recipe(args.recipe, keys).metrics]
-    with ray_session(options.address, options.num_cpus):
+    with train.session(options):
         for fold, command in commands.items():
             print(f"\n{fold}", flush=True)
             train.main(command)

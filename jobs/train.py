@@ -11,12 +11,16 @@ Run again, the same command goes on where it stopped.
 """
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 import ray
+import torch
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -44,6 +48,9 @@ from pipeline.train.state import unlisted_checkpoints
 from pipeline.train.worker import CHECKPOINTS, TrainJob, evaluate_beside, stopped_json, train_worker
 from pipeline.versions import tool_versions
 
+IN_PROCESS = (0, 0)
+"""As --num-workers."""
+
 CPUS_BESIDE_GPU = 4
 """CPUs of a worker with a GPU: one computes the step, the others read shards."""
 
@@ -69,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         type=_num_workers,
         default=(1, 1),
         metavar="N|MIN:MAX",
-        help="DDP ranks (default 1); with MIN:MAX as many of them as the cluster has room for, at each moment",
+        help="DDP ranks (default 1); with MIN:MAX as many of them as the cluster has room for, at each moment; 0 "
+        "trains in this process, without Ray and without checkpoints to go on from: for a debugger, or a first try",
     )
     parser.add_argument(
         "--device",
@@ -120,6 +128,11 @@ def _num_workers(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
+def session(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Ray, or nothing for a run in this process."""
+    return ray_session(args.address, args.num_cpus) if args.num_workers != IN_PROCESS else nullcontext()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     recipe = read_recipe(args.recipe, rest)
@@ -136,13 +149,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
     _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
+    if args.num_workers == IN_PROCESS:
+        if args.evaluate_beside:
+            raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
+        logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
     if args.evaluate_beside and recipe.patience is not None:
         raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
     if storage.exists(storage.join(run, "summary.json")):
         print("this run is finished")
         _say_results(run)
         return 0
-    with ray_session(args.address, args.num_cpus):
+    with session(args):
         use_gpu, cpus = _resources(args)
         fs, path = storage.resolve(run)
         job = TrainJob(
@@ -246,9 +263,12 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
 
 def _resources(args: argparse.Namespace) -> tuple[bool, int]:
     """Whether workers take a GPU each, and CPUs a worker."""
+    if args.num_workers == IN_PROCESS:
+        use_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+        return use_gpu, args.cpus_per_worker or os.cpu_count() or 1
     has, (least, most) = ray.cluster_resources(), args.num_workers
     if not 1 <= least <= most:
-        raise ConfigError("--num-workers takes 1 or more, or MIN:MAX of these")
+        raise ConfigError("--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process")
     use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
     num_tasks = most + args.evaluate_beside
     cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // num_tasks))

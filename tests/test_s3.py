@@ -192,6 +192,7 @@ def test_files_by_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: N
     assert PreparedDataset.open(s3.uri("named", "data")).clips(["few"]).clip_id.to_pylist() == ["abcdefghijk_1.000"]
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_and_used_on_s3(
     s3: S3Server, local_ray: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

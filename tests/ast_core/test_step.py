@@ -176,7 +176,11 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     "switch",
-    [{"activation_checkpointing": True}, pytest.param({"compile": True}, marks=needs_compiler), {"attention": "plain"}],
+    [
+        {"activation_checkpointing": True},
+        pytest.param({"compile": True}, marks=[needs_compiler, pytest.mark.slow]),
+        {"attention": "plain"},
+    ],
     ids=str,
 )
 def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):

@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def argv(data: str, output: Path, *more: str) -> list[str]:
     recipe = SMALL_RECIPE | {"norm_stats": "data", "epochs": "2", "wa_start": "2", "wa_end": "2"}
     keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]
-    return ["--recipe", "esc10", "--data", data, "--output", str(output), "--cpus-per-worker", "1", *keys, *more]
+    return ["--recipe", "esc10", "--data", data, "--output", str(output), "--num-workers", "0", *keys, *more]
 
 
 def epochs_of(run: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_every_fold_is_evaluated_by_a_model_that_never_saw_it_and_is_not_trained_twice(
-    local_ray: None, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(argv(data, tmp_path)) == 0
     said = capsys.readouterr().out
@@ -52,14 +52,14 @@ def test_every_fold_is_evaluated_by_a_model_that_never_saw_it_and_is_not_trained
     assert shown in said
     assert "chosen on that fold itself" in shown
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "checkpoints" in path.parts}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert before
     (tmp_path / "folds.json").unlink()
     assert main(argv(data, tmp_path)) == 0
     again = capsys.readouterr().out
     assert again.count("this run is finished") == 3
     assert shown in again
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "checkpoints" in path.parts}
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     with pytest.raises(ConfigError, match="red holds another run"):
         main(argv(data, tmp_path, "--lr", "1e-3"))
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
@@ -120,6 +121,7 @@ def test_several_checkpoints_make_an_ensemble(two_workers: Path, tone_data: str,
     assert "tone 3" in said
 
 
+@pytest.mark.slow
 def test_one_worker_evaluated_beside_its_training_does_what_two_do(
     two_workers: Path, local_ray: None, tone_data: str, tmp_path: Path
 ):
@@ -136,6 +138,22 @@ def test_one_worker_evaluated_beside_its_training_does_what_two_do(
     assert (run / "best" / "model.safetensors").exists()
 
 
+def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
+    two_workers: Path, tone_data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run = tmp_path / "run"
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert "epoch 3/3" in caplog.text
+    for ours, theirs in zip(epochs_of(run), epochs_of(two_workers), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    assert (run / "best" / "model.safetensors").exists()
+    assert not (run / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="--evaluate-beside takes workers"):
+        main([*argv(tone_data, tmp_path / "other", num_workers=0), "--evaluate-beside"])
+
+
+@pytest.mark.slow
 def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number_of_workers(
     two_workers: Path, tone_data: str, tmp_path: Path
 ):
@@ -176,6 +194,7 @@ def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number
     assert len(list((run / "checkpoints").glob("epoch-*/state.pt"))) == 2  # what the kill left is gone
 
 
+@pytest.mark.slow
 def test_a_damaged_latest_checkpoint_is_passed_over_for_the_one_before(
     two_workers: Path, tone_data: str, tmp_path: Path
 ):
@@ -205,6 +224,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
     assert not (run / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_ends_the_run_with_its_name_after_one_attempt(local_ray: None, tone_data: str, tmp_path: Path):
     shutil.copytree(tone_data, tmp_path / "data")
     for shard in (tmp_path / "data" / "train" / "shards").glob("*.parquet"):
@@ -233,18 +253,18 @@ def test_a_full_disk_ends_training_in_one_line_that_names_it(failure: TrainingFa
         _fit(trainer)
 
 
-def test_training_ends_when_epochs_no_longer_help(local_ray: None, tone_data: str, tmp_path: Path):
+def test_training_ends_when_epochs_no_longer_help(tone_data: str, tmp_path: Path):
     """With a rate so small that nothing changes, the first epoch stays the best."""
     run = tmp_path / "run"
-    assert main(argv(tone_data, run, num_workers=1, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
+    assert main(argv(tone_data, run, num_workers=0, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
 
 
-def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(local_ray: None, tmp_path: Path, capsys):
+def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(tmp_path: Path, capsys):
     fakes.write_data(str(tmp_path / "data"), splits=[("train", 12), ("eval", 1)])
-    small = argv(str(tmp_path / "data"), tmp_path / "run", num_workers=1, epochs="1", wa_start="1", wa_end="1")
+    small = argv(str(tmp_path / "data"), tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main(small) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mauc"] is None
     assert "AUC –" in capsys.readouterr().out

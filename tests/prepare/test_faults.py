@@ -18,7 +18,7 @@ def faults() -> Iterator[Campaign]:
 @pytest.mark.parametrize(
     "moment",
     [
-        Moment(Kind.WORKER, Phase.WORK, 0.5),
+        pytest.param(Moment(Kind.WORKER, Phase.WORK, 0.5), marks=pytest.mark.slow),
         Moment(Kind.DRIVER, Phase.WORK, 0.7),
     ],
     ids=str,
