@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,13 @@ def cluster() -> Iterator[Cluster]:
                 assert head.poll() is None, (Path(folder) / "head.log").read_text()
             yield Cluster(client_env)
         finally:
-            # `--block` ends what it started; what outlives it by ten seconds is killed by its id.
+            # Asked to end, a head takes half a minute over it.
             started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-            head.terminate()
+            for process in started:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.kill()
             head.wait()
-            _, alive = psutil.wait_procs(started, timeout=10)
-            for process in alive:
-                process.kill()
 
 
 @pytest.fixture(scope="module")
