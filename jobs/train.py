@@ -44,7 +44,7 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report_page import write_run_report
-from pipeline.train.state import unlisted_checkpoints
+from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import CHECKPOINTS, TrainJob, evaluate_beside, stopped_json, train_worker
 from pipeline.versions import tool_versions
 
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         default=(1, 1),
         metavar="N|MIN:MAX",
         help="DDP ranks (default 1); with MIN:MAX as many of them as the cluster has room for, at each moment; 0 "
-        "trains in this process, without Ray and without checkpoints to go on from: for a debugger, or a first try",
+        "trains in this process, without Ray and saving no checkpoints: for a debugger, or a first try",
     )
     parser.add_argument(
         "--device",
@@ -161,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with session(args):
         use_gpu, cpus = _resources(args)
+        # In this process Ray keeps no list; what workers saved before is there all the same.
+        find_checkpoints = checkpoint_folders if args.num_workers == IN_PROCESS else unlisted_checkpoints
         fs, path = storage.resolve(run)
         job = TrainJob(
             data=dataset.uri,
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_bytes=round(args.cache_gb * 1e9),
             mlflow_uri=args.mlflow,
             evaluate_beside=args.evaluate_beside,
-            unlisted_checkpoints=unlisted_checkpoints(storage.join(run, CHECKPOINTS)),
+            unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
         )
         least, most = args.num_workers
         trainer = TorchTrainer(

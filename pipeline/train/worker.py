@@ -487,8 +487,10 @@ class Run:
         return [ray.train.Checkpoint(path, filesystem) for filesystem, path in located]
 
     def _delete_left_over_checkpoints(self) -> None:
-        """Those that a kill left uploaded in part, or that Ray's list had lost."""
+        """Those that a kill left, or that Ray's list had lost. Where none is listed, as in one process, all stay."""
         kept = {reported.checkpoint.path for reported in ray.train.get_all_reported_checkpoints()}
+        if not kept:
+            return
         for uri in checkpoint_folders(storage.join(self.job.run, CHECKPOINTS)):
             if storage.resolve(uri)[1] not in kept:
                 storage.delete(uri)

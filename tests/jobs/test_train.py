@@ -149,6 +149,13 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     assert (run / "best" / "model.safetensors").exists()
     assert not (run / "checkpoints").exists()
+    shutil.copytree(two_workers, tmp_path / "begun")
+    (tmp_path / "begun" / "summary.json").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="pipeline"):
+        assert main(argv(tone_data, tmp_path / "begun", num_workers=0)) == 0
+    assert "going on after epoch 3" in caplog.text  # from what the workers saved
+    assert len(list((tmp_path / "begun" / "checkpoints").glob("epoch-*/state.pt"))) == 2
     with pytest.raises(ConfigError, match="--evaluate-beside takes workers"):
         main([*argv(tone_data, tmp_path / "other", num_workers=0), "--evaluate-beside"])
 
