@@ -24,6 +24,7 @@ from pipeline import storage
 from pipeline.prepare.archives import read_member
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.isolated import Isolated
+from pipeline.prepare.memory import keep_freed_memory
 
 DEADLINE_S = 120.0
 """A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
@@ -87,6 +88,7 @@ class Decode:
     keep_silent: bool = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        keep_freed_memory()  # for the stages that follow in this process; FFmpeg works in another
         rows, decoded = each_clip(rows, "decode", self._one)
         if "audio" in rows.column_names:
             rows = rows.drop_columns(["audio"])

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from ast_core.errors import UserError
 from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.memory import keep_freed_memory
 
 PARENT_CHECK_S = 1.0
 SHOWN_OF_STDERR = 2000
@@ -115,6 +116,7 @@ def _serve(function: str, fd: int, limits: str, folder: str) -> None:
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes),) * 2)
     threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
+    keep_freed_memory()
     module, name = function.split(":")
     work: Callable[..., Any] = getattr(importlib.import_module(module), name)
     connection = Connection(fd)

@@ -1,6 +1,7 @@
 """A process of its own: what goes wrong there ends there."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_memory_and_files_are_limited(isolated, tmp_path: Path):
     write(str(tmp_path / "small"), 1 << 15, deadline_s=DEADLINE_S)
     with pytest.raises(ClipError, match="File too large"):
         write(str(tmp_path / "large"), 1 << 17, deadline_s=DEADLINE_S)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory by rules of its own")
+def test_memory_that_was_freed_is_used_again(isolated):
+    pages_a_round = 4 * 3 * 4 * 256  # four arrays of 3 Mi float32, in pages of 4 KiB
+    num_faults = isolated("page_faults_of_reuse")(10, deadline_s=DEADLINE_S)
+    assert num_faults < pages_a_round  # of 10 rounds
 
 
 def test_youtubes_javascript_runs_within_the_memory_of_a_fetch(isolated):

@@ -1,6 +1,7 @@
 """What `pipeline.prepare.isolated` is given to run in tests: in a child process, which imports it."""
 
 import os
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -34,6 +35,16 @@ def die(signal_number: int) -> None:
 
 def take(num_bytes: int) -> int:
     return len(bytearray(num_bytes))
+
+
+def page_faults_of_reuse(num_rounds: int) -> int:
+    """Pages that the system had to clear for arrays that are made and dropped, round after round, after a first."""
+    for i in range(num_rounds + 1):
+        if i == 1:
+            began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        arrays = [np.ones(3 << 20, np.float32) for _ in range(4)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began
 
 
 def count_in_javascript(num_objects: int) -> int:
