@@ -492,13 +492,14 @@ class Campaign:
         cluster.add_node(num_cpus=1)
 
 
-def start_cluster(folder: Path) -> Cluster:
-    """Two nodes of one CPU on this machine."""
+def start_cluster(folder: Path, num_nodes: int = 2) -> Cluster:
+    """Nodes of one CPU on this machine."""
     # A dead node is noticed after 1.5 s instead of 15, which is all that the wait would be.
     noticing = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
     node: dict[str, Any] = {"num_cpus": 1, "temp_dir": str(folder)}
     cluster = Cluster(head_node_args=node | {"_system_config": noticing}, initialize_head=True)
-    cluster.add_node(num_cpus=1)
+    for _ in range(num_nodes - 1):
+        cluster.add_node(num_cpus=1)
     return cluster
 
 

@@ -1,6 +1,6 @@
-"""A fault campaign of training: a run disturbed at a seeded step in eight ways, beside one that nobody disturbed.
+"""A fault campaign of training: a run disturbed at a seeded step in nine ways, beside one that nobody disturbed.
 
-    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node notice elastic disk corrupt list]
+    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node notice elastic disk corrupt list grow]
 
 Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step (but for `notice`). Only
 the command line, the run's files and what a cloud does to nodes are used; which steps were trained is read from the
@@ -57,7 +57,12 @@ POLL_S = 0.1
 notice every 5 s: by then the tiny run is over."""
 NOTICE_S = 60
 """Between a notice and when the node is said to go. It goes as soon as the checkpoint is registered."""
+RESERVED_AFTER_S = 25
+"""A new node's CPUs are Ray Train's to take at the next of looks that Ray has every 20 s. The tiny run would be over by
+then, so its worker is held."""
 LONGEST_RUN_S = 240.0
+RESUMED = r"going on after epoch (\d+)(?:, step (\d+) of the next)?, on (\d+) worker"
+"""What a worker says."""
 DISK_MB = 1024
 
 
@@ -80,6 +85,8 @@ class Kind(StrEnum):
     """As `driver`, and the latest checkpoint is overwritten in part before the same command."""
     LIST = "list"
     """As `driver`, and Ray's list of the checkpoints is cut off before the same command."""
+    GROW = "grow"
+    """A node comes beside the one that there is; with --num-workers 1:2 the command goes on with two workers."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,8 @@ class WorkerLogs:
     """How often each step was."""
     resumed: list[int]
     """Steps done at each resume, in no order."""
+    workers: list[int]
+    """How many there were from each resume on."""
 
     @property
     def twice(self) -> int:
@@ -160,13 +169,14 @@ class WorkerLogs:
 
 def read_logs(ray_folder: Path) -> WorkerLogs:
     trained: Counter[int] = Counter()
-    resumed = []
+    resumed, workers = [], []
     for path in {path.resolve() for path in ray_folder.rglob("worker-*")}:
         text = path.read_text(errors="replace")
         trained.update((int(e) - 1) * STEPS + int(s) for e, s in re.findall(rf"epoch (\d+)  step (\d+)/{STEPS} ", text))
-        for epochs, step in re.findall(r"going on after epoch (\d+)(?:, step (\d+) of the next)?", text):
+        for epochs, step, on in re.findall(RESUMED, text):
             resumed.append(int(epochs) * STEPS + int(step or 0))
-    return WorkerLogs(trained, resumed)
+            workers.append(int(on))
+    return WorkerLogs(trained, resumed, workers)
 
 
 # --- running and disturbing ---
@@ -218,6 +228,8 @@ class Campaign:
         try:
             if kind in (Kind.NODE, Kind.NOTICE, Kind.ELASTIC):
                 self._lose_node(trial)
+            elif kind == Kind.GROW:
+                self._gain_node(trial)
             elif kind == Kind.DISK:
                 self._fill_disk(trial)
             else:
@@ -232,8 +244,7 @@ class Campaign:
         if self._await_moment(job, trial):
             descendants = job.descendants()
             if trial.kind == Kind.WORKER:
-                workers = [each for name, each in ray_workers(descendants) if "TrainWorker" in name]
-                victim = sorted(workers, key=lambda each: each.pid)[trial.moment.drawn]
+                victim = sorted(_training_workers(descendants), key=lambda each: each.pid)[trial.moment.drawn]
                 trial.hit = "a training worker"
                 victim.kill()
             else:
@@ -275,6 +286,22 @@ class Campaign:
                 self._note(trial)
                 if trial.kind != Kind.ELASTIC:
                     cluster.add_node(num_cpus=1)
+            trial.statuses.append(self._wait(job))
+        finally:
+            cluster.shutdown()
+
+    def _gain_node(self, trial: Trial) -> None:
+        cluster = start_cluster(self._ray_folder(trial.run), num_nodes=1)
+        try:
+            job = self._start(trial.run, f"1:{WORKERS}", cluster.address)
+            if self._await_moment(job, trial):
+                trial.hit = "a new node"
+                (worker,) = _training_workers(psutil.Process().children(recursive=True))
+                worker.suspend()
+                self._note(trial)
+                cluster.add_node(num_cpus=1)
+                time.sleep(RESERVED_AFTER_S)
+                worker.resume()
             trial.statuses.append(self._wait(job))
         finally:
             cluster.shutdown()
@@ -334,7 +361,7 @@ class Campaign:
         argv += ["--train-splits", "train", "--eval-splits", "eval", "--output", str(run.path)]
         argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
         argv += ["--num-workers", num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
-        argv += ["--log-every-steps", "1", "--checkpoint-every-s", "0" if saves else "3600"]
+        argv += ["--resize-every-s", "1", "--log-every-steps", "1", "--checkpoint-every-s", "0" if saves else "3600"]
         argv += ["--address", address] if address else ["--num-cpus", str(WORKERS)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray_folder(run)), "TMPDIR": str(self.folder / "tmp")}
@@ -370,6 +397,10 @@ class Campaign:
 
     def _ray_folder(self, run: Run) -> Path:
         return self.folder / f"ray-{run.path.parent.name}"
+
+
+def _training_workers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [each for name, each in ray_workers(processes) if "TrainWorker" in name]
 
 
 def _kill_if_there(process: psutil.Process) -> None:
@@ -426,6 +457,9 @@ def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
         faults.append("the records have not each step once")
     if not logs.resumed or min(logs.resumed) < trial.last_good:
         faults.append(f"went on from {logs.resumed}, the last good checkpoint was {trial.last_good}")
+    expected_workers = {Kind.ELASTIC: 1}.get(trial.kind, WORKERS)
+    if not set(logs.workers) <= {expected_workers}:
+        faults.append(f"went on with {logs.workers} workers instead of {expected_workers}")
     if trial.kind == Kind.CORRUPT and max(logs.resumed, default=0) != trial.last_good:
         faults.append("went on from the corrupt checkpoint")
     kept = [line for line in trial.before if json.loads(line)["step"] <= min(logs.resumed, default=0)]
@@ -436,7 +470,7 @@ def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
     mean_ap = float("nan")
     if trial.statuses[-1] == 0:
         mean_ap = max(abs(ours - theirs) for ours, theirs in zip(trial.run.maps(), calm.maps(), strict=True))
-    most_loss, most_map = (NEAR_LOSS, NEAR_MAP) if trial.kind == Kind.ELASTIC else (SAME_LOSS, SAME_MAP)
+    most_loss, most_map = (NEAR_LOSS, NEAR_MAP) if trial.kind in (Kind.ELASTIC, Kind.GROW) else (SAME_LOSS, SAME_MAP)
     if not loss <= most_loss:
         faults.append(f"losses differ by more than {most_loss:g}")
     if not mean_ap <= most_map:

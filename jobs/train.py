@@ -107,6 +107,14 @@ def parser() -> argparse.ArgumentParser:
         help="also within epochs (default 600), at a step that is logged",
     )
     parser.add_argument(
+        "--resize-every-s",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="with MIN:MAX, how often to look whether there is room for more workers (default 60); with more of them "
+        "training goes on from the last checkpoint",
+    )
+    parser.add_argument(
         "--log-every-steps", type=int, default=20, metavar="N", help="steps between two lines of figures (default 20)"
     )
     parser.add_argument(
@@ -182,12 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=asdict(job),
-            scaling_config=ScalingConfig(
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
                 num_workers=most if least == most else args.num_workers,
+                elastic_resize_monitor_interval_s=args.resize_every_s,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
             ),
-            run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
+            run_config=RunConfig(  # type: ignore[call-arg]  # the same
                 storage_path=path,
                 storage_filesystem=fs,
                 name=CHECKPOINTS,
@@ -274,6 +283,8 @@ def _resources(args: argparse.Namespace) -> tuple[bool, int]:
     use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
     num_tasks = most + args.evaluate_beside
     cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // num_tasks))
+    if args.resize_every_s < 0:
+        raise ConfigError("--resize-every-s takes 0 or more")
     if cpus < 1:
         raise ConfigError("--cpus-per-worker takes 1 or more")
     num_tasks = least + args.evaluate_beside

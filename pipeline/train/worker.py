@@ -474,7 +474,8 @@ class Run:
             if self.rank == 0:
                 done = self.progress
                 at = f", step {done.steps_done} of the next" if done.steps_done else ""
-                logger.info(f"going on after epoch {done.epochs_done}{at}")
+                ranks = "1 worker" if self.world_size == 1 else f"{self.world_size} workers"
+                logger.info(f"going on after epoch {done.epochs_done}{at}, on {ranks}")
             return
         if checkpoints:
             raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
