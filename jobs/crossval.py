@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folds = args.splits or dataset.splits
     if len(folds) < 2:
         raise ConfigError(f"cross-validation takes two folds or more; {', '.join(folds)} is one")
-    dataset.clips(folds)  # refuses what is not there before anything is trained
+    dataset.clips(folds)  # refuses what is not there before anything is written
     where = ["--recipe", args.recipe, "--data", args.data, *passed_on]
     commands = {
         fold: [
@@ -57,12 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         for fold in folds
     }
-    options, keys = train.parser().parse_known_args(commands[folds[0]])
+    _, keys = train.parser().parse_known_args(commands[folds[0]])
     metric = {"mAP": "map", "acc": "accuracy"}[read_recipe(args.recipe, keys).metrics]
-    with train.session(options):
-        for fold, command in commands.items():
+    runs = {fold: train.claim(command) for fold, command in commands.items()}  # all, before one is trained
+    with train.session(*runs.values()):
+        for fold, run in runs.items():
             print(f"\n{fold}", flush=True)
-            train.main(command)
+            train.train_run(run)
     found = summarise({fold: _figures(storage.join(output, fold), metric) for fold in folds})
     storage.write_json(storage.join(output, "folds.json"), {"metric": metric} | found)
     print(f"\n{table(found, metric)}\nfigures: {storage.join(output, 'folds.json')}")

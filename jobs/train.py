@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import ray
@@ -136,12 +136,28 @@ def _num_workers(text: str) -> tuple[int, int]:
     return int(least), int(most or least)
 
 
-def session(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Ray, or nothing for a run in this process."""
-    return ray_session(args.address, args.num_cpus) if args.num_workers != IN_PROCESS else nullcontext()
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A run that may begin: what is asked for holds together, and RUN is its own."""
+
+    args: argparse.Namespace
+    uri: str
+    data: str
+    about: str
+    """One line."""
+
+    @property
+    def is_finished(self) -> bool:
+        return storage.exists(storage.join(self.uri, "summary.json"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
+    """Check a command line against its data and RUN, and write down there what the run is.
+
+    Raises:
+        ConfigError: options or keys of the recipe do not fit the data or each other, or RUN is that of another run.
+        DataError: the data set or a split is not there, or RUN holds something else.
+    """
     args, rest = parser().parse_known_args(argv)
     recipe = read_recipe(args.recipe, rest)
     dataset = PreparedDataset.open(args.data)
@@ -149,69 +165,89 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
     norm = choose_norm(recipe, dataset, args.train_splits)
     run = output_uri(args.output)
+    if args.evaluate_beside and args.num_workers == IN_PROCESS:
+        raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
+    if args.evaluate_beside and recipe.patience is not None:
+        raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
     if args.mlflow:
         check_mlflow(args.mlflow)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
-    print(
+    about = (
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
     _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
-    if args.num_workers == IN_PROCESS:
-        if args.evaluate_beside:
-            raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
-        logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
-    if args.evaluate_beside and recipe.patience is not None:
-        raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
-    if storage.exists(storage.join(run, "summary.json")):
+    return ClaimedRun(args, run, dataset.uri, about)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    claimed = claim(argv)
+    with session(claimed):
+        train_run(claimed)
+    return 0
+
+
+def session(*runs: ClaimedRun) -> AbstractContextManager[None]:
+    """Ray for runs of one command, or nothing where they take place in this process or all are finished."""
+    args = runs[0].args
+    if args.num_workers == IN_PROCESS or all(run.is_finished for run in runs):
+        return nullcontext()
+    return ray_session(args.address, args.num_cpus)
+
+
+def train_run(claimed: ClaimedRun) -> None:
+    """Train to the end, or go on where an earlier command stopped, within a `session`; say how it ended."""
+    args, run = claimed.args, claimed.uri
+    print(claimed.about)
+    if claimed.is_finished:
         print("this run is finished")
         _say_results(run)
-        return 0
-    with session(args):
-        use_gpu, cpus = _resources(args)
-        # In this process Ray keeps no list; what workers saved before is there all the same.
-        find_checkpoints = checkpoint_folders if args.num_workers == IN_PROCESS else unlisted_checkpoints
-        fs, path = storage.resolve(run)
-        job = TrainJob(
-            data=dataset.uri,
-            train_splits=args.train_splits,
-            eval_splits=args.eval_splits,
-            run=run,
-            threads=cpus,
-            log_every_steps=args.log_every_steps,
-            checkpoint_every_s=args.checkpoint_every_s,
-            cache_dir=args.cache_dir,
-            cache_bytes=round(args.cache_gb * 1e9),
-            mlflow_uri=args.mlflow,
-            evaluate_beside=args.evaluate_beside,
-            unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
-        )
-        least, most = args.num_workers
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=asdict(job),
-            scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
-                num_workers=most if least == most else args.num_workers,
-                elastic_resize_monitor_interval_s=args.resize_every_s,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
-            ),
-            run_config=RunConfig(  # type: ignore[call-arg]  # the same
-                storage_path=path,
-                storage_filesystem=fs,
-                name=CHECKPOINTS,
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-                failure_config=FailureConfig(max_failures=args.max_failures),
-                logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
-            ),
-            validation_config=_validation(job, use_gpu) if args.evaluate_beside else None,
-        )
-        storage.delete(stopped_json(run))
-        _fit(trainer)
-        if storage.exists(stopped_json(run)):
-            raise UserError(storage.read_json(stopped_json(run))["error"])
+        return
+    if args.num_workers == IN_PROCESS:
+        logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
+    use_gpu, cpus = _resources(args)
+    # In this process Ray keeps no list; what workers saved before is there all the same.
+    find_checkpoints = checkpoint_folders if args.num_workers == IN_PROCESS else unlisted_checkpoints
+    fs, path = storage.resolve(run)
+    job = TrainJob(
+        data=claimed.data,
+        train_splits=args.train_splits,
+        eval_splits=args.eval_splits,
+        run=run,
+        threads=cpus,
+        log_every_steps=args.log_every_steps,
+        checkpoint_every_s=args.checkpoint_every_s,
+        cache_dir=args.cache_dir,
+        cache_bytes=round(args.cache_gb * 1e9),
+        mlflow_uri=args.mlflow,
+        evaluate_beside=args.evaluate_beside,
+        unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
+    )
+    least, most = args.num_workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
+            num_workers=most if least == most else args.num_workers,
+            elastic_resize_monitor_interval_s=args.resize_every_s,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # the same
+            storage_path=path,
+            storage_filesystem=fs,
+            name=CHECKPOINTS,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=args.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
+        ),
+        validation_config=_validation(job, use_gpu) if args.evaluate_beside else None,
+    )
+    storage.delete(stopped_json(run))
+    _fit(trainer)
+    if storage.exists(stopped_json(run)):
+        raise UserError(storage.read_json(stopped_json(run))["error"])
     _say_results(run)
-    return 0
 
 
 def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:

@@ -4,6 +4,7 @@ All that a resumed run needs lies in the checkpoint. What is random is drawn by 
 state of generators to keep: a run that was cut off goes on with the very next batch, on any number of workers.
 """
 
+import hashlib
 import logging
 import os
 import resource
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +79,11 @@ class TrainJob:
 def stopped_json(run: str) -> str:
     """Why a run ended that would end so again: the workers' word to the driver, and to themselves when Ray retries."""
     return storage.join(run, "stopped.json")
+
+
+def upload_prefix(run: str) -> str:
+    """Of the temporary folders in which a node holds a run's checkpoints until they are uploaded."""
+    return f"ast-checkpoint-{hashlib.sha256(run.encode()).hexdigest()[:12]}-"
 
 
 @dataclass
@@ -174,6 +181,9 @@ class Run:
         self._saved_for_preemption = False
         self.log: RunLog | None = None
         """Rank 0's."""
+        if context.get_local_rank() == 0:
+            for folder in Path(tempfile.gettempdir()).glob(f"{upload_prefix(job.run)}*"):
+                shutil.rmtree(folder)  # a kill came before it was uploaded
         self._resume()
 
     @property
@@ -430,7 +440,7 @@ class Run:
         checkpoint = None
         if self.log is not None:
             self.log.flush()  # a resumed run goes on from these very lines
-            folder = tempfile.mkdtemp(prefix="ast-checkpoint-")
+            folder = tempfile.mkdtemp(prefix=upload_prefix(self.job.run))
             try:
                 save_state(folder, self._state())
             except BaseException:

@@ -105,6 +105,15 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_not_a_folds_own_is_refused_before_any_fold_is_trained(data: str, tmp_path: Path):
+    (tmp_path / "blue").mkdir()
+    (tmp_path / "blue" / "thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match="blue is not empty and holds no run"):
+        main(argv(data, tmp_path))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+    assert [path.name for path in (tmp_path / "blue").iterdir()] == ["thesis.tex"]
+
+
 def test_help_names_the_folds(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])

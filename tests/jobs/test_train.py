@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from jobs.recipe_option import recipe_names
 from jobs.train import _fit, choose_norm, main
 from pipeline.dataset import PreparedDataset
 from pipeline.train.scores import read_scores
+from pipeline.train.worker import upload_prefix
 from tests import fakes
 from tests.fakes import SMALL_RECIPE
 
@@ -139,7 +141,11 @@ def test_one_worker_evaluated_beside_its_training_does_what_two_do(
 
 
 def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
-    two_workers: Path, tone_data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    two_workers: Path,
+    tone_data: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     run = tmp_path / "run"
     with caplog.at_level(logging.INFO, logger="pipeline"):
@@ -151,10 +157,15 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
     assert not (run / "checkpoints").exists()
     shutil.copytree(two_workers, tmp_path / "begun")
     (tmp_path / "begun" / "summary.json").unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left_over = Path(tempfile.mkdtemp(prefix=upload_prefix(str(tmp_path / "begun"))))
+    of_another = Path(tempfile.mkdtemp(prefix=upload_prefix(str(run))))
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="pipeline"):
         assert main(argv(tone_data, tmp_path / "begun", num_workers=0)) == 0
     assert "going on after epoch 3" in caplog.text  # from what the workers saved
+    assert of_another.exists()
+    assert not left_over.exists()
     assert len(list((tmp_path / "begun" / "checkpoints").glob("epoch-*/state.pt"))) == 2
     with pytest.raises(ConfigError, match="--evaluate-beside takes workers"):
         main([*argv(tone_data, tmp_path / "other", num_workers=0), "--evaluate-beside"])
