@@ -4,7 +4,8 @@ B clips, T frames, M mel bins. The order is the original's: mixup → pad or cut
 `(x - mean) / (2 std)` → noise and time roll where the recipe asks.
 
 What is random is drawn beforehand, on the CPU, for the global batch (`draw`), each kind by a generator of its own, so
-that a seed gives the same batch on any number of workers; applying it is a pure function.
+that a seed gives the same batch on any number of workers; applying it is a pure function, which makes few arrays of a
+batch's size: on a CPU, getting their memory takes longer than filling it.
 """
 
 from collections.abc import Sequence
@@ -57,11 +58,11 @@ def mixup_batch(
     if domain == "power":
         # mixup_power, with -inf for a partner that has ended where its log(1 - λ) is added anyway.
         louder_BT1 = (2 * torch.log1p(-lam_B11)).expand(ended_BT1.shape).masked_fill(ended_BT1, -torch.inf)
-        mixed = torch.logaddexp(fbank_BTM + 2 * lam_B11.log(), partner_BTM + louder_BT1)
+        mixed = fbank_BTM + 2 * lam_B11.log()
+        torch.logaddexp(mixed, partner_BTM + louder_BT1, out=mixed)
     else:
         mixed = mixup_log_mel(fbank_BTM, partner_BTM.masked_fill(ended_BT1, STORED_FLOOR), lam_B11)
-    beyond_BT1 = ~frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2)
-    return mixed.clamp_min_(STORED_FLOOR).masked_fill_(beyond_BT1, 0.0)
+    return mixed.clamp_min_(STORED_FLOOR).mul_(frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2))
 
 
 def frames_mask(num_frames_B: Tensor, num_frames: int) -> Tensor:
@@ -141,12 +142,12 @@ def spec_augment(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
     _, num_frames, num_mel_bins = fbank_BTM.shape
     kept_M = ~_block(augmentation.freq_start, augmentation.freq_width, num_mel_bins, fbank_BTM.device).unsqueeze(1)
     kept_T = ~_block(augmentation.time_start, augmentation.time_width, num_frames, fbank_BTM.device).unsqueeze(2)
-    return fbank_BTM * kept_M * kept_T
+    return (fbank_BTM * kept_M).mul_(kept_T)
 
 
 def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
     """`(x - mean) / (2 std)`: twice the std, on purpose, to meet the range of ImageNet weights."""
-    return (fbank_BTM - mean) / (2 * std)
+    return torch.sub(fbank_BTM, mean).div_(2 * std)
 
 
 def noise_and_roll(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
