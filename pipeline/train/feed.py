@@ -1,6 +1,6 @@
 """Shards → batches on the device. Runs without Ray: on a bare GPU machine, in a notebook.
 
-Working set: `GROUPS_IN_MEMORY` row groups of 16 clips (0.9 GB of 10 s clips) on one rank, and as much over all ranks
+Working set: `GROUPS_IN_MEMORY` row groups of 16 clips (1.2 GB of 10 s clips) on one rank, and as much over all ranks
 whose number divides `LANES`, whatever the size of the data set.
 """
 
@@ -43,8 +43,8 @@ from pipeline.train.sampling import (
 from pipeline.train.shard_cache import ShardCache
 from pipeline.weights import flatten_labels
 
-GROUPS_IN_MEMORY = 3 * GROUPS_PER_WINDOW
-"""A window of clips, one of mixup partners, and what follows them, read ahead."""
+GROUPS_IN_MEMORY = 4 * GROUPS_PER_WINDOW
+"""The window under way and the next one, read ahead, of clips and of mixup partners: lanes cross windows together."""
 
 PREFETCH_BATCHES = 4
 READ_AHEAD_CLIPS = 512

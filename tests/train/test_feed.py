@@ -12,8 +12,9 @@ import torch
 
 from ast_core.errors import DataError
 from ast_core.recipe import Recipe
-from pipeline.dataset import Clips, PreparedDataset
+from pipeline.dataset import ROW_GROUP_CLIPS, Clips, PreparedDataset
 from pipeline.train.feed import FbankReader, TrainBatch, TrainFeed, eval_batches
+from tests.train.made import clips_of, table_of
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -104,6 +105,26 @@ def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: C
                 assert torch.equal(one.batch.fbank_BTM, other.batch.fbank_BTM)
                 assert torch.equal(one.batch.partners.lam_K, other.batch.partners.lam_K)
                 np.testing.assert_array_equal(one.augmentation.freq_start, other.augmentation.freq_start)
+
+
+def test_what_was_read_ahead_is_still_there_when_its_turn_comes(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Over five windows of row groups, of clips and of partners."""
+    num_clips, shard = 6000, str(tmp_path / "all.parquet")
+    pq.write_table(table_of([2] * num_clips)[0], shard, row_group_size=ROW_GROUP_CLIPS)
+    used, gone, read = [], [], FbankReader.__getitem__
+
+    def noted(reader: FbankReader, clip: int) -> np.ndarray:
+        used.append(clip)
+        if (0, clip // ROW_GROUP_CLIPS) not in reader._groups:
+            gone.append(clip)
+        return read(reader, clip)
+
+    monkeypatch.setattr(FbankReader, "__getitem__", noted)
+    recipe = replace(RECIPE, input_tdim=16, timem=2, batch_size=12, sampling="uniform")
+    for _ in TrainFeed(clips_of([shard] * num_clips, range(num_clips)), recipe, 1).epoch(1, CPU):
+        pass
+    assert len(used) > num_clips
+    assert not gone
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
