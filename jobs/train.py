@@ -217,6 +217,7 @@ def train_run(claimed: ClaimedRun) -> None:
         threads=cpus,
         log_every_steps=args.log_every_steps,
         checkpoint_every_s=args.checkpoint_every_s,
+        saves_checkpoints=args.num_workers != IN_PROCESS,
         cache_dir=args.cache_dir,
         cache_bytes=round(args.cache_gb * 1e9),
         mlflow_uri=args.mlflow,

@@ -67,6 +67,8 @@ class TrainJob:
     """Losses are looked at, and logged, this often; checkpoints come at these steps."""
     checkpoint_every_s: float
     """Beside those at the ends of epochs."""
+    saves_checkpoints: bool
+    """In one process nobody takes them in: Ray's local mode would leave each where it was made."""
     cache_dir: str | None
     cache_bytes: int
     mlflow_uri: str | None
@@ -440,13 +442,7 @@ class Run:
         checkpoint = None
         if self.log is not None:
             self.log.flush()  # a resumed run goes on from these very lines
-            folder = tempfile.mkdtemp(prefix=upload_prefix(self.job.run))
-            try:
-                save_state(folder, self._state())
-            except BaseException:
-                shutil.rmtree(folder)
-                raise
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            checkpoint = self._local_checkpoint() if self.job.saves_checkpoints else None
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
@@ -456,6 +452,15 @@ class Run:
             validation=validation if checkpoint else False,
         )
         self._checkpointed_s = time.monotonic()
+
+    def _local_checkpoint(self) -> ray.train.Checkpoint:
+        folder = tempfile.mkdtemp(prefix=upload_prefix(self.job.run))
+        try:
+            save_state(folder, self._state())
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        return ray.train.Checkpoint.from_directory(folder)
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -171,6 +171,15 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
         main([*argv(tone_data, tmp_path / "other", num_workers=0), "--evaluate-beside"])
 
 
+def test_a_run_in_this_process_leaves_no_temporary_files(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert main([*argv(tone_data, tmp_path / "run", num_workers=0), "--checkpoint-every-s", "0"]) == 0
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number_of_workers(
     two_workers: Path, tone_data: str, tmp_path: Path
