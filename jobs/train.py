@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evaluate-beside",
         action="store_true",
-        help="evaluate an epoch while the next is trained, on CPUs (and a GPU) of one worker more",
+        help="evaluate an epoch while the next is trained, on CPUs (and a GPU) of one worker more; not with MIN:MAX",
     )
     parser.add_argument("--mlflow", metavar="URI", help="also log to this MLflow tracking server or store")
     add_ray_options(parser)
@@ -167,6 +167,8 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
     run = output_uri(args.output)
     if args.evaluate_beside and args.num_workers == IN_PROCESS:
         raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
+    if args.evaluate_beside and args.num_workers[0] < args.num_workers[1]:
+        raise ConfigError("--evaluate-beside takes a fixed --num-workers: MIN:MAX leaves the evaluation no room")
     if args.evaluate_beside and recipe.patience is not None:
         raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
     if args.mlflow:

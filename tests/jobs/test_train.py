@@ -27,7 +27,7 @@ from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from jobs import evaluate
 from jobs.recipe_option import recipe_names
-from jobs.train import _fit, choose_norm, main
+from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline.dataset import PreparedDataset
 from pipeline.train.scores import read_scores
 from pipeline.train.worker import upload_prefix
@@ -355,6 +355,23 @@ def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: s
     arguments[1] = "audioset"
     with pytest.raises(ConfigError, match="no recipe 'audioset'; use audioset-balanced, "):
         main(arguments)
+
+
+def test_evaluation_beside_workers_that_take_all_room_is_refused(tone_data: str, tmp_path: Path):
+    """It would wait for ever for resources of its own."""
+    with pytest.raises(ConfigError, match="--evaluate-beside takes a fixed --num-workers"):
+        claim([*argv(tone_data, tmp_path / "run", num_workers=1), "--num-workers", "1:2", "--evaluate-beside"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_without_room_for_the_evaluation_beside_is_told_of(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    beside = ["--evaluate-beside", "--address", "auto"]
+    _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *beside]).args)
+    said = "2 workers with the evaluation beside them take 3 CPUs, the cluster has 2 now; training begins when it has"
+    assert said in capsys.readouterr().out
 
 
 def test_more_workers_than_the_machine_has_are_refused_at_once(local_ray: None, tone_data: str, tmp_path: Path):
