@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         download_workers=args.download_workers,
         own_addresses=args.addresses == ["node"],
         fetch=_fetch_settings(args, listed),
-        retry=_reasons(args.retry),
+        retry=_reasons(args.retry) | ({Reason.SILENT} if args.keep_silent else set()),
         keep_audio=output_uri(args.keep_audio, "--keep-audio") if args.keep_audio else None,
     )
     if args.dry_run:
@@ -141,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace))
         return 0
     with ray_session(args.address, args.num_cpus):
-        reports = prepare(listed, settings)
+        reports = prepare(listed, settings, partial(print, flush=True))
     print(f"\n{report.table(reports)}\n{report.advice(reports)}\ndata set: {settings.output}")
     if not any(split.info["clips"] for split in reports):
         raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
@@ -173,7 +174,7 @@ def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings
     addresses = [] if args.addresses == ["node"] else args.addresses
     for address in addresses:
         pacing.check_address(address)
-    usual = YOUTUBE_PER_HOUR if any(map(media.is_youtube, listed.clips["media"].to_pylist()[:1])) else math.inf
+    usual = YOUTUBE_PER_HOUR if media.any_of_youtube(listed.clips["media"]) else math.inf
     pace = Pace(
         fetches_per_hour=usual if args.fetches_per_hour is None else args.fetches_per_hour,
         addresses=tuple(addresses),

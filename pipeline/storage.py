@@ -108,6 +108,7 @@ def _patient_s3(options: dict[str, Any]) -> PatientS3:
 
 UNFINISHED = ".tmp"
 """How a file on disk ends that is being written; one that a kill left behind may be deleted."""
+_UNFINISHED_FILE = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}$")
 
 
 def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
@@ -241,8 +242,15 @@ def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, fl
 
 
 def is_empty(uri: str | os.PathLike[str]) -> bool:
-    """Whether there is no folder, or one with neither files nor folders in it."""
-    return not _below(*resolve(uri))
+    """Whether there is no folder, or one in which there is nothing, or a file at most that a kill left unfinished."""
+    return all(info.is_file and _UNFINISHED_FILE.search(info.path) for info in _below(*resolve(uri)))
+
+
+def delete_unfinished(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
+    """What a kill left in a folder. Nobody may be writing there meanwhile."""
+    for file in list_files(uri, suffix=UNFINISHED, recursive=recursive):
+        if _UNFINISHED_FILE.search(file):
+            delete(file)
 
 
 def _below(fs: pafs.FileSystem, path: str, *, recursive: bool = False) -> list[pafs.FileInfo]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.prepare.clip import ClipError, Reason, each_clip
 from pipeline.prepare.isolated import Isolated
 from pipeline.prepare.pacing import Pace, Turn
-from pipeline.prepare.ytdlp import YtDlp
+from pipeline.prepare.ytdlp import YtDlp, check_tools
 
 MARGIN_S = 1.0
 """Fetched beyond the section on each side: cutting a stream without decoding it is only roughly exact."""
@@ -27,6 +27,7 @@ ATTEMPTS = {
     Reason.TIMEOUT: 2,
     Reason.TRUNCATED: 2,
     Reason.SETUP: 2,
+    Reason.CRASHED: 2,  # a machine short of memory may have ended it
     Reason.NOT_AUDIO: 2,  # FFmpeg says the same of a host that sent nothing for once
 }
 """In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
@@ -70,6 +71,7 @@ class Download:
         self._fetch.stop()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        check_tools()  # of this node, which the driver has not seen
         rows, audio = each_clip(rows, "download", self._one)
         return rows.append_column("audio", pa.array(audio, pa.binary()))
 

@@ -5,6 +5,7 @@ process group, so that the programs it starts end with it; it ends by itself whe
 next call, since starting one costs half a second.
 """
 
+import errno
 import importlib
 import os
 import pickle
@@ -27,6 +28,10 @@ from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.memory import keep_freed_memory
 
 PARENT_CHECK_S = 1.0
+
+LOCAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+"""Of errors that are this machine's, whatever the clip."""
+
 SHOWN_OF_STDERR = 2000
 """Bytes from the end of what the child and its programs wrote to standard error."""
 
@@ -48,9 +53,15 @@ class Isolated:
         self._stderr: IO[bytes]
 
     def __call__(self, *args: Any, deadline_s: float, **kwargs: Any) -> Any:
-        """Raises ClipError `timeout` past the deadline, `crashed` if the child dies, and what the function raises."""
+        """Raises ClipError `timeout` past the deadline, `crashed` if the child dies, and what the function raises.
+
+        UserError where the machine has no room for a child, or for what it does.
+        """
         if self._child is None or self._child.poll() is not None:
-            self._start()
+            try:
+                self._start()
+            except OSError as err:  # no room in the temporary folder, no more processes
+                raise UserError(f"this machine cannot start a process to work in: {err}") from err
         try:
             self._connection.send_bytes(pickle.dumps((args, kwargs), protocol=5))
             if not self._connection.poll(deadline_s):
@@ -135,8 +146,16 @@ def _outcome(work: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Exceptio
         return err, None
     except MemoryError:
         return ClipError(Reason.TOO_LARGE, "takes more memory than a clip may"), None
+    except OSError as err:
+        if err.errno in LOCAL_ERRNOS:
+            return UserError(f"this machine cannot go on: {err}"), None
+        return _unforeseen(err), None
     except Exception as err:  # of any library; it need not be picklable
-        return ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}"), None
+        return _unforeseen(err), None
+
+
+def _unforeseen(err: Exception) -> ClipError:
+    return ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
 
 
 def _end_with_parent(parent_pid: int, folder: str) -> None:

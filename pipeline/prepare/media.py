@@ -27,6 +27,9 @@ from posixpath import basename, splitext
 from typing import NamedTuple
 from urllib.parse import quote
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ast_core.errors import ConfigError, DataError
 from pipeline import storage
 from pipeline.prepare import archives
@@ -64,8 +67,9 @@ def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
     return Place(f"https://www.youtube.com/watch?v={video_id}", None, start_s)
 
 
-def is_youtube(media: str) -> bool:
-    return media.startswith("https://www.youtube.com/")
+def any_of_youtube(media: pa.ChunkedArray) -> bool:
+    hosts = r"(?i)^https?://([a-z0-9-]+\.)*(youtube\.com|youtu\.be|youtube-nocookie\.com)[:/]"
+    return bool(pc.any(pc.match_substring_regex(media, hosts)).as_py())
 
 
 def url_template(template: str) -> Locate:

@@ -26,7 +26,7 @@ REFUSALS, OF_THE_LAST = 16, 20
 """So many fetches of the last so many that failed as `setup` (403, no format, another client wanted) rest an address as
 throttling does: going on would burn through the list."""
 
-INCONCLUSIVE = {Reason.NETWORK, Reason.TIMEOUT, Reason.SETUP}
+INCONCLUSIVE = {Reason.NETWORK, Reason.TIMEOUT, Reason.SETUP, Reason.CRASHED, Reason.UNFORESEEN}
 """Endings that do not show that a host serves an address again."""
 
 
@@ -50,17 +50,17 @@ class Pace:
         return num_fetches * 3600 / self.fetches_per_hour / max(1, len(self.addresses))
 
 
-def check_address(address: str) -> None:
+def check_address(address: str, option: str = "--addresses") -> None:
     """Raises ConfigError unless it is the URL of a proxy that FFmpeg can use too, or an IP address."""
     scheme, is_url, host = address.partition("://")
     if is_url:
-        if scheme not in ("http", "https") or not host:
-            raise ConfigError(f"--addresses {address}: FFmpeg, which cuts the sections, takes http:// proxies alone")
+        if scheme != "http" or not host:  # it goes out without any other, by the machine's own address
+            raise ConfigError(f"{option} {address}: FFmpeg, which cuts the sections, takes http:// proxies alone")
         return
     try:
         ipaddress.ip_address(address)
     except ValueError:
-        raise ConfigError(f"--addresses {address} is neither a proxy's http:// URL nor an IP address") from None
+        raise ConfigError(f"{option} {address} is neither a proxy's http:// URL nor an IP address") from None
 
 
 class Turn(NamedTuple):

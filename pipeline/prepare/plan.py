@@ -40,8 +40,10 @@ MIN_CLIPS, MAX_CLIPS = 16, 128
 MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS = 4, 32
 """The same where clips are fetched: what a kill may cost is fetched again."""
 
-DOWNLOAD_CPUS = 0.25
-"""A fetch mostly waits. All of them together take half the CPUs at most, that the decoding has some."""
+DOWNLOAD_CPUS, BESIDE_DOWNLOAD_CPUS = 0.1, 0.9
+"""Of all download workers together, and of a stage beside them. A fetch mostly waits, and its worker stays for the
+whole job: what it holds no decoding ever gets, and one CPU has to do for both. Without any, they would go to a head
+that is to do no work."""
 
 READ_CPUS, STAGE_CPUS = 0.1, 1
 
@@ -151,23 +153,26 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore
     # By its other need of CPUs Ray keeps this apart from what follows: a task's inputs are gathered until they are as
     # many as its largest batch, and these are not clips.
     data = _map(data, read_chunks, batch_size=1, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=1))
+    stage_cpus: float = STAGE_CPUS
     if todo.num_fetches:
         check_tools()
+        stage_cpus = BESIDE_DOWNLOAD_CPUS
         num_workers = min(settings.download_workers, len(chunks))
         data = _map(
             data,
             Download,
-            num_cpus=min(DOWNLOAD_CPUS, 0.5 * _num_cpus() / num_workers),
+            num_cpus=DOWNLOAD_CPUS / num_workers,
             compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
             fn_constructor_args=(settings.fetch, RemoteTurns(pacer, settings.own_addresses)),
         )
-    data = _map(data, Decode(keep_silent=settings.keep_silent))
-    data = _map(data, KeepSamples(settings.output, todo.num_listed))
-    if store is not None:
-        data = _map(data, keep_audio)
-    data = _map(data, features)
+    write = WriteShards(settings.output, keep=store.write if store else None)
     # Ray fuses these into one task a chunk.
-    return _map(data, WriteShards(settings.output, keep=store.write if store else None), batch_size=clips_per_chunk)
+    data = _map(data, Decode(keep_silent=settings.keep_silent), num_cpus=stage_cpus)
+    data = _map(data, KeepSamples(settings.output, todo.num_listed), num_cpus=stage_cpus)
+    if store is not None:
+        data = _map(data, keep_audio, num_cpus=stage_cpus)
+    data = _map(data, features, num_cpus=stage_cpus)
+    return _map(data, write, batch_size=clips_per_chunk, num_cpus=stage_cpus)
 
 
 def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:

@@ -47,7 +47,7 @@ class Progress:
     def line(self, elapsed_s: float, at_rest: Mapping[str, tuple[str, float]]) -> str:
         rate = self._done / max(elapsed_s, 1e-9)
         left = duration((self.num_clips - self._done) / rate) if rate else "unknown"
-        parts = [f"prepared {self._done:,} of {self.num_clips:,} clips", f"{rate:.1f} clips/s", f"left: {left}"]
+        parts = [f"done: {self._done:,} of {self.num_clips:,} clips", f"{rate:.1f} clips/s", f"left: {left}"]
         if self.failures:
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
         if at_rest:

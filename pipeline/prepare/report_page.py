@@ -49,7 +49,7 @@ MEANING = {
     Reason.SILENT: "Digital silence throughout.",
     Reason.TOO_SHORT: "Less than one frame of 25 ms.",
     Reason.TOO_LONG: "Longer than a clip may be.",
-    Reason.CRASHED: "Decoding it ended the process that did, twice.",
+    Reason.CRASHED: "Fetching or decoding it ended the process that did, twice.",
     Reason.UNFORESEEN: "Something nobody thought of; the message names the error.",
 }
 

@@ -65,12 +65,12 @@ def write_samples(output: str, samples: pa.Table) -> None:
     """One file of `SAMPLES`, named after the clips in it: a task that is run twice writes the same file twice."""
     names = pc.binary_join_element_wise(samples["split"], samples["clip_id"], "/").to_pylist()
     name = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20]
-    dataset.write_table(storage.join(_folder(output), f"samples-{name}.parquet"), samples)
+    dataset.write_table(storage.join(samples_dir(output), f"samples-{name}.parquet"), samples)
 
 
 def read_samples(output: str) -> pa.Table:
     """All samples on disk, lowest rank first, each clip once."""
-    uris = storage.list_files(_folder(output), suffix=".parquet")
+    uris = storage.list_files(samples_dir(output), suffix=".parquet")
     samples = pa.concat_tables([SAMPLES.empty_table(), *map(dataset.read_table, uris)])
     clip_ids = samples["clip_id"].to_pylist()
     row_of = {clip_id: row for row, clip_id in enumerate(clip_ids)}
@@ -90,5 +90,5 @@ def read_fbank(shard_uri: str, row: int) -> np.ndarray:
     return fbank.flatten().to_numpy().reshape(len(fbank), -1)
 
 
-def _folder(output: str) -> str:
+def samples_dir(output: str) -> str:
     return storage.join(output, "_report")

@@ -21,6 +21,7 @@ from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare import ledger
+from pipeline.prepare.samples import samples_dir
 from pipeline.prepare.todo import todo_dir
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
@@ -78,8 +79,7 @@ def tidy(output: str, split: str) -> None:
     Removed are files that were never finished, and second copies of a clip: a task that runs again makes another shard
     where other clips of its failed the second time. Failures are gathered into one file.
     """
-    for unfinished in storage.list_files(storage.join(output, split), suffix=storage.UNFINISHED, recursive=True):
-        storage.delete(unfinished)
+    storage.delete_unfinished(storage.join(output, split), recursive=True)
     stored = _indexed_first(output, split, scan_shards(output, split, ["clip_id"]))
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
@@ -139,8 +139,10 @@ def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
 
 
 def start_output(output: str, labels: LabelVocabulary) -> None:
-    """Claim a folder by writing the labels. Raises what `check_output` does."""
+    """Claim a folder by writing the labels, and tidy it, but for its splits. Raises what `check_output` does."""
     check_output(output, labels)
+    storage.delete_unfinished(output)
+    storage.delete_unfinished(samples_dir(output), recursive=True)
     if not storage.exists(dataset.labels_csv(output)):
         storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
 

@@ -3,13 +3,13 @@
 Runs in a process of its own (`pipeline.prepare.isolated`), which imports neither PyTorch nor Ray.
 """
 
-import errno
 import functools
 import ipaddress
 import math
 import optparse
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +20,14 @@ import imageio_ffmpeg
 import yt_dlp
 from deno import find_deno_bin
 from yt_dlp.extractor import gen_extractor_classes
-from yt_dlp.networking.exceptions import HTTPError, TransportError
+from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
-from yt_dlp.utils import ExtractorError, GeoRestrictedError, UnsupportedError, YoutubeDLError
+from yt_dlp.utils import ExtractorError, GeoRestrictedError, PostProcessingError, UnsupportedError, YoutubeDLError
 
 from ast_core.errors import ConfigError, UserError
 from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.isolated import LOCAL_ERRNOS
+from pipeline.prepare.pacing import check_address
 
 NOT_FOR_USERS = (
     "external_downloader",
@@ -66,6 +68,8 @@ class YtDlp:
         for name in NOT_FOR_USERS:
             if name in options:
                 raise ConfigError(f"--yt-dlp must not set {name}: what is fetched, and where it goes, is set already")
+        if proxy := options.get("proxy"):
+            check_address(proxy, "--yt-dlp's --proxy")
         try:
             cookies = Path(options["cookiefile"]).read_text() if options.get("cookiefile") else None
         except (OSError, UnicodeDecodeError) as err:
@@ -205,6 +209,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     elif address is not None:
         given["source_address"] = str(ipaddress.ip_address(address))
     if source := given.get("source_address"):
+        _check_is_ours(source)
         ffmpeg_input += ["-local_addr", source]
     # YouTube's player needs a JavaScript runtime; in its wheel, maybe not on the PATH.
     usual = {"retries": 2, "js_runtimes": {"deno": {"path": find_deno_bin()}}}
@@ -225,6 +230,18 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     return usual | given | ours
 
 
+def _check_is_ours(address: str) -> None:
+    """Otherwise clip after clip would fail, as if by the network. Raises UserError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.bind((address, 0))
+    except OSError as err:
+        raise UserError(
+            f"this machine has no address {address} ({err.strerror}); use `--addresses node`, or proxies"
+        ) from err
+
+
 REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (
         Reason.THROTTLED,
@@ -232,7 +249,14 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     ),
     (
         Reason.SETUP,
-        ("requested format is not available", "http error 403", "http error 407", "page needs to be reloaded"),
+        (
+            "requested format is not available",
+            "http error 403",
+            "http error 407",
+            "page needs to be reloaded",
+            "playback on other websites has been disabled",  # to this client
+            "unsupported url",  # a page where the media should be: a mirror at rest, or a network that wants a log-in
+        ),
     ),
     (
         Reason.RESTRICTED,
@@ -241,6 +265,8 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "confirm your age",
             "members-only",
             "this channel's members",
+            "premium members",
+            "requires payment",
             "http error 401",
             "http error 451",
         ),
@@ -249,13 +275,18 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
         Reason.UNAVAILABLE,
         (
             "private video",
+            "video is private",
             "account associated with this video has been terminated",
             "has been removed",
-            "drm",
+            "no longer available",
+            "video is not available",
+            "recording is not available",
+            "does not exist",
+            "copyright",
+            "drm protect",
             "video unavailable",
             "http error 404",
             "http error 410",
-            "unsupported url",
             "is not a valid url",
             "file:// urls are disabled",
             "cannot be partially downloaded",
@@ -275,8 +306,8 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
 """Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
 
 LOCAL = ("no space left on device", "disk quota exceeded", "read-only file system", "ffmpeg is not installed",
-         "ffmpeg could not be found", "no supported javascript runtime")  # fmt: skip
-LOCAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+         "ffmpeg could not be found", "no supported javascript runtime",
+         *(f"ffmpeg exited with code {256 - number}" for number in LOCAL_ERRNOS))  # fmt: skip
 
 
 def failure_of(err: Exception, ffmpeg_log: str = "") -> ClipError | UserError:
@@ -285,22 +316,31 @@ def failure_of(err: Exception, ffmpeg_log: str = "") -> ClipError | UserError:
     causes = list(_causes(err))
     statuses = [f"http error {cause.status}" for cause in causes if isinstance(cause, HTTPError)]
     said = re.findall(r"(?:HTTP error|Server returned) (\d[\dX]{2})", ffmpeg_log)
-    text = " ".join([message, *statuses, *(f"http error {code}" for code in said), ffmpeg_log]).lower()
-    if any(word in text for word in LOCAL) or any(getattr(cause, "errno", None) in LOCAL_ERRNOS for cause in causes):
+    text = " ".join([message, *statuses, *(f"http error {code}" for code in said), ffmpeg_log])
+    text = re.sub(r"https?://\S+|^\[[^]]+\] [^\s:]+: ", "", text).lower()  # an id or an address may spell anything
+    if any(word in text for word in LOCAL) or any(map(_is_this_machines, causes)):
         return UserError(f"this machine cannot fetch: {message}")
     found = next((reason for reason, texts in REASONS if any(word in text for word in texts)), None)
     kinds = [reason for kind, reason in KINDS if any(isinstance(cause, kind) for cause in causes)]
-    if found is None and not kinds and any(isinstance(c, ExtractorError) and not c.expected for c in causes):
-        kinds = [Reason.SETUP]  # the host's pages are no longer what yt-dlp knows
+    refusals = [cause for cause in causes if isinstance(cause, ExtractorError)]
+    if found is None and not kinds and refusals:
+        if not all(refusal.expected for refusal in refusals):
+            kinds = [Reason.SETUP]  # the host's pages are no longer what yt-dlp knows
+        elif not any(isinstance(cause, RequestError) for cause in causes):
+            return ClipError(Reason.UNFORESEEN, message)  # the host's own words, which nobody has met yet
     order = [reason for reason, _ in REASONS]
     reason = min([*filter(None, [found]), *kinds], key=order.index, default=Reason.NETWORK)
     last = ffmpeg_log.strip().rpartition("\n")[2] if "ffmpeg exited" in message else ""
     return ClipError(reason, "; ".join(filter(None, [message, last])))
 
 
+def _is_this_machines(cause: BaseException) -> bool:
+    return isinstance(cause, PostProcessingError) or getattr(cause, "errno", None) in LOCAL_ERRNOS
+
+
 KINDS: tuple[tuple[type[Exception], Reason], ...] = (
     (GeoRestrictedError, Reason.RESTRICTED),
-    (UnsupportedError, Reason.UNAVAILABLE),
+    (UnsupportedError, Reason.SETUP),
     (TransportError, Reason.NETWORK),
 )
 

@@ -1,6 +1,9 @@
 """The preparation job, whole: real media over real HTTP, through real yt-dlp and a real Ray, to a data set on disk."""
 
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from jobs.prepare_audioset import main
 from pipeline.dataset import FBANK, PreparedDataset
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.features import clip_fbank
+from pipeline.prepare.media import any_of_youtube
 from pipeline.prepare.shards import clip_facts
 from tests import fakes
 from tests.conftest import SHARED
@@ -113,10 +117,54 @@ def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
     assert main(argv) == 0
     assert len(PreparedDataset.open(str(output)).clips(["tiny"])) == 4
 
+    # What was silent is wanted now.
+    assert main([*argv, "--keep-silent"]) == 0
+    assert "silentvideo_3.000" in PreparedDataset.open(str(output)).clips(["tiny"]).clip_id.to_pylist()
+
     # A list with other labels for a prepared clip would train on what the shards do not say.
     segment_list(clips, *ROWS[1:], f'video-_webm, 3.000, 8.000, "{DOG}"')
     with pytest.raises(DataError, match="1 clips of split 'tiny' are prepared with other labels"):
         main(argv)
+
+
+def test_a_dry_run_says_how_long_it_will_take_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [f'abcdefghij{i}, 3.000, 8.000, "{SPEECH}"' for i in range(6)]
+    clips = segment_list(tmp_path / "tiny_segments.csv", *rows)
+    argv = ["--segments", str(clips), "--output", str(tmp_path / "data"), "--dry-run"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "to do: 6 clips, 6 of them to be fetched; done: 0",
+        "at 300 fetches an hour from one address: 1 min 12 s, and longer if it is throttled",
+    ]
+    assert main([*argv, "--fetches-per-hour", "60", "--addresses", "http://a:1", "http://b:1"]) == 0
+    assert "at 60 fetches an hour from 2 addresses: 3 min" in capsys.readouterr().out
+    assert main([*argv, "--media-url", "http://127.0.0.1:9/{video_id}"]) == 0
+    assert "the fetches are not paced" in capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        (["https://www.youtube.com/watch?v=abc"], True),
+        (["/a/file.wav", "http://youtu.be/abc"], True),
+        (["HTTPS://m.YouTube.com/watch?v=abc"], True),
+        (["/a/youtube.com/file.wav", "https://notyoutube.com/x", "https://mirror.example/youtube.com/x"], False),
+    ],
+)
+def test_one_recording_of_youtubes_is_enough_for_its_pace(urls: list[str], expected: bool):
+    assert any_of_youtube(pa.chunked_array([urls])) is expected
+
+
+@pytest.mark.slow
+def test_one_cpu_is_enough_to_fetch_and_to_decode(base_url: str, tmp_path: Path):
+    rows = [f'video-{("_webm", "__m4a", "__ogg")[i % 3]}, {i}.000, {i + 5}.000, "{SPEECH}"' for i in range(24)]
+    clips = segment_list(tmp_path / "tiny_segments.csv", *rows)
+    script = str(Path(__file__).parents[2] / "jobs" / "prepare_audioset.py")
+    argv = ["--segments", str(clips), "--media-url", base_url + "/{video_id}", "--output", str(tmp_path / "data")]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, script, *argv, "--num-cpus", "1"], env=env, check=True, timeout=240)
+    assert len(PreparedDataset.open(str(tmp_path / "data")).clips(["tiny"])) == 24
 
 
 def test_ones_own_files_by_a_manifest_in_two_splits(local_ray: None, tmp_path: Path):

@@ -130,7 +130,7 @@ def test_what_heals_by_itself_gives_the_same_sound(
         ("short/sound", Reason.NETWORK, 3),
         ("short/other", Reason.TRUNCATED, 2),  # its index is gone with its end
         ("stall/other", Reason.TRUNCATED, 2),
-        ("html/sound", Reason.UNAVAILABLE, 1),
+        ("html/sound", Reason.SETUP, 2),
         ("empty/sound", Reason.NOT_AUDIO, 2),
         ("loop/sound", Reason.NETWORK, 3),
         ("tofile/sound", Reason.NETWORK, 3),

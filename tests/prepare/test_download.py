@@ -2,18 +2,25 @@
 
 import errno
 import io
+import os
+import signal
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from yt_dlp.networking import Response
 from yt_dlp.networking.exceptions import HTTPError, TransportError
-from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError
+from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, PostProcessingError
 
 from ast_core.errors import ConfigError, UserError
 from jobs.demo.media_server import serve
+from pipeline.prepare import ytdlp
 from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.download import Download, FetchSettings
@@ -101,6 +108,17 @@ def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
         ("The uploader has not made this video available in your country", Reason.RESTRICTED),
         ("Video unavailable", Reason.UNAVAILABLE),
         ("Private video. Sign in if you've been granted access to this video", Reason.UNAVAILABLE),
+        ("Video unavailable. This video is private", Reason.UNAVAILABLE),
+        ("This video is not available", Reason.UNAVAILABLE),
+        ("This video is no longer available because the uploader has closed their account", Reason.UNAVAILABLE),
+        ("This video is no longer available due to a copyright claim by X", Reason.UNAVAILABLE),
+        ("[youtube] abcdefghijk: This video is DRM protected", Reason.UNAVAILABLE),
+        ("This video is only available to Music Premium members", Reason.RESTRICTED),
+        ("This video requires payment to watch", Reason.RESTRICTED),
+        ("Video unavailable. Playback on other websites has been disabled by the video owner", Reason.SETUP),
+        # An id and an address may spell anything.
+        ("[youtube] aDRMprotect: Unable to download webpage: timed out", Reason.NETWORK),
+        ("Unable to download https://host/not-a-bot/captcha: timed out", Reason.NETWORK),
         ("Requested format is not available", Reason.SETUP),
         ("ffmpeg exited with code 1", Reason.NETWORK),
     ],
@@ -115,6 +133,8 @@ def test_the_hosts_words_are_read_in_the_order_that_tells_them_apart(message: st
         DownloadError("unable to write data: [Errno 28] No space left on device"),
         DownloadError("x", exc_info=(OSError, OSError(errno.ENOSPC, "full"), None)),
         DownloadError("You have requested downloading the video partially, but ffmpeg is not installed. Aborting"),
+        DownloadError("ffmpeg exited with code 228"),  # -ENOSPC, where there is no room for its own words
+        DownloadError("x", exc_info=(None, PostProcessingError("x"), None)),
     ],
 )
 def test_this_machines_fault_ends_the_job_and_not_the_clip(err: DownloadError):
@@ -141,6 +161,43 @@ def test_types_of_errors_tell_what_texts_do_not():
     assert (
         failure_of(DownloadError("ffmpeg exited with code 8"), "[http] HTTP error 403 Forbidden").reason is Reason.SETUP
     )
+    said = ExtractorError("This video plays on Tuesdays", expected=True)
+    assert failure_of(DownloadError("x", exc_info=(None, said, None))).reason is Reason.UNFORESEEN
+
+
+def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
+    fakes.write_media(tmp_path / "sound.ogg", fakes.noise(8))
+    download = Download(FetchSettings(), Unpaced())
+    killed: list[int] = []
+
+    class Killing(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not killed:
+                killed.append(download._fetch._child.pid)
+                os.kill(killed[0], signal.SIGKILL)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Killing, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/sound.ogg"
+        rows = download(under_way(fakes.clips({"clip_id": "a", "media": url, "end_s": 5.0})))
+        server.shutdown()
+    assert killed
+    assert rows["reason"].to_pylist() == [None]
+    assert len(decode_section(io.BytesIO(rows["audio"][0].as_py()), 0.0, 5.0, whole=False)) == 5 * 16_000
+
+
+def test_a_node_that_cannot_fetch_ends_the_job_and_does_not_drain_the_list(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ytdlp, "find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
+    with pytest.raises(UserError, match="cannot fetch: no deno"):
+        Download(FetchSettings(), Unpaced())(under_way(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"})))
+
+
+def test_a_source_address_of_another_machine_ends_the_job():
+    with pytest.raises(UserError, match=r"no address 192\.0\.2\.7 .*--addresses node"):
+        fetch_with_ytdlp("http://127.0.0.1:9/x.webm", 0.0, 5.0, address="192.0.2.7")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +208,7 @@ def test_types_of_errors_tell_what_texts_do_not():
         (["-o", "elsewhere"], "must not set outtmpl"),
         (["http://127.0.0.1/x"], "is none"),
         (["--cookies", "nowhere.txt"], "cannot read the cookies"),
+        (["--proxy", "socks5://127.0.0.1:1080"], "--proxy socks5://127.0.0.1:1080: FFmpeg, .* http:// proxies alone"),
     ],
 )
 def test_options_of_yt_dlp_are_checked_before_any_work(args: list[str], message: str):

@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_errors_come_back_as_they_were_raised(isolated):
         fail("user", deadline_s=DEADLINE_S)
     with pytest.raises(ClipError, match="unforeseen: ZeroDivisionError: x"):
         fail("other", deadline_s=DEADLINE_S)
+
+
+def test_a_machine_without_room_ends_the_job_and_not_the_clip(isolated, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="No space left on device"):
+        isolated("find_the_disk_full")(deadline_s=DEADLINE_S)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(UserError, match=r"cannot start a process to work in: .*/nowhere"):
+        isolated("process_id")(deadline_s=DEADLINE_S)
 
 
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from ast_core.errors import ConfigError
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.pacing import LONGEST_WAIT_S, OF_THE_LAST, PROBE_S, REFUSALS, Pace, Pacer
+from pipeline.prepare.pacing import LONGEST_WAIT_S, OF_THE_LAST, PROBE_S, REFUSALS, Pace, Pacer, check_address
 
 
 class Clock:
@@ -117,6 +117,14 @@ def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clo
     assert pacer.turn("here").address is None  # still one at a time
     clock.now_s += PROBE_S  # its worker died
     assert pacer.turn("here").address == "here"
+
+
+@pytest.mark.parametrize("address", ["socks5://host:1080", "https://host:443", "http://", "host.example"])
+def test_an_address_that_ffmpeg_would_not_go_out_by_is_refused(address: str):
+    check_address("http://host:3128")
+    check_address("2001:db8::1")
+    with pytest.raises(ConfigError, match="--addresses"):
+        check_address(address)
 
 
 def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 import zlib
 from pathlib import Path
 
@@ -208,6 +209,17 @@ def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "tr
     return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.FBANK))
 
 
+def test_a_folder_whose_claim_was_cut_off_is_claimed_anew(tmp_path: Path):
+    (tmp_path / f"labels.csv.{uuid.uuid4().hex}.tmp").write_text("index,m")
+    start_output(str(tmp_path), LabelVocabulary.from_names(["a"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+    (tmp_path / "_report").mkdir()
+    (tmp_path / "_report" / f"samples-0.parquet.{uuid.uuid4().hex}.tmp").touch()
+    (tmp_path / "notes.tmp").touch()
+    start_output(str(tmp_path), LabelVocabulary.from_names(["a"]))
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"labels.csv", "notes.tmp"}
+
+
 def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Path):
     for _ in range(2):
         written = WriteShards(str(tmp_path))(prepared_rows("a", "b", failed=("c",)))
@@ -224,7 +236,7 @@ def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about
     for clip_ids in (["a", "b"], ["b", "c"], ["c", "a"]):
         write(prepared_rows(*clip_ids))
     fbanks = {row["clip_id"]: row["fbank"] for file in folder.iterdir() for row in pq.read_table(file).to_pylist()}
-    (folder / f"half.parquet.0{storage.UNFINISHED}").write_bytes(b"PAR1")
+    (folder / f"half.parquet.{uuid.uuid4().hex}{storage.UNFINISHED}").write_bytes(b"PAR1")
 
     assert load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c"]
     tidy(str(tmp_path), "train")

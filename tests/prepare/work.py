@@ -1,5 +1,6 @@
 """What `pipeline.prepare.isolated` is given to run in tests: in a child process, which imports it."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -55,6 +56,10 @@ def count_in_javascript(num_objects: int) -> int:
 def write(path: str, num_bytes: int) -> None:
     with open(path, "wb") as file:
         file.write(b"x" * num_bytes)
+
+
+def find_the_disk_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def fail(kind: str) -> None:
