@@ -148,6 +148,10 @@ class Recipe:
         return asdict(self)
 
 
+EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "attention")
+"""Of a recipe: they change speed and memory, and the result by rounding alone, so that a run may go on with others."""
+
+
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:
     """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top."""
     try:

@@ -35,7 +35,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError, UserError
-from ast_core.recipe import Recipe
+from ast_core.recipe import EXECUTION_KEYS, Recipe
 from ast_core.step import Norm
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from jobs.recipe_option import read_recipe, recipe_names
@@ -50,6 +50,9 @@ from pipeline.versions import tool_versions
 
 IN_PROCESS = (0, 0)
 """As --num-workers."""
+
+MAY_CHANGE = [f"recipe.{key}" for key in EXECUTION_KEYS]
+"""Where a command may differ from what RUN/config.json says of the run that it goes on with."""
 
 CPUS_BESIDE_GPU = 4
 """CPUs of a worker with a GPU: one computes the step, the others read shards."""
@@ -143,6 +146,7 @@ class ClaimedRun:
     args: argparse.Namespace
     uri: str
     data: str
+    recipe: Recipe
     about: str
     """One line."""
 
@@ -179,7 +183,7 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
     _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
-    return ClaimedRun(args, run, dataset.uri, about)
+    return ClaimedRun(args, run, dataset.uri, recipe, about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,6 +220,7 @@ def train_run(claimed: ClaimedRun) -> None:
         train_splits=args.train_splits,
         eval_splits=args.eval_splits,
         run=run,
+        recipe=claimed.recipe.to_dict(),
         threads=cpus,
         log_every_steps=args.log_every_steps,
         checkpoint_every_s=args.checkpoint_every_s,
@@ -308,7 +313,7 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     if isinstance(there, dict) and isinstance(here, dict):
         keys = [*here, *(key for key in there if key not in here)]
         return [d for key in keys for d in _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if there == here else [f"{path} was {there}, is {here}"]
+    return [] if there == here or path in MAY_CHANGE else [f"{path} was {there}, is {here}"]
 
 
 def _resources(args: argparse.Namespace) -> tuple[bool, int]:

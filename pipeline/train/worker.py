@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from ray.train import CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
+from ast_core.checkpoints import ModelConfig
 from ast_core.errors import DataError, UserError
 from ast_core.flops import peak_flops, training_flops
 from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
+from ast_core.recipe import Recipe
 from ast_core.schedule import learning_rate
 from ast_core.step import for_device, make_optimizer, make_scaler, set_attention, set_execution, train_step
 from pipeline import storage
@@ -61,7 +63,9 @@ class TrainJob:
     train_splits: list[str]
     eval_splits: list[str]
     run: str
-    """Holds `initial`, the model to start from, whose config is the run's."""
+    """Holds `initial`, the model to start from."""
+    recipe: dict[str, Any]
+    """That of `initial`, but for EXECUTION_KEYS that the run goes on with."""
     threads: int
     log_every_steps: int
     """Losses are looked at, and logged, this often; checkpoints come at these steps."""
@@ -138,7 +142,7 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with checkpoint.as_directory() as folder:
         state = load_state(folder)["model"]
-    model, config = models.read(storage.join(said.run, "initial"))
+    model, config = _initial_model(said)
     model.load_state_dict(state)
     recipe = for_device(config.recipe, device)
     set_attention(model, device, recipe)
@@ -158,6 +162,11 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch
     return {"headline": judge.note(epoch, loss, scores, state)["headline"]}
 
 
+def _initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
+    model, config = models.read(storage.join(job.run, "initial"))
+    return model, replace(config, recipe=Recipe(**job.recipe))
+
+
 class Run:
     """One rank's part of a training run."""
 
@@ -166,7 +175,7 @@ class Run:
         self.job = job
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        model, self.config = models.read(storage.join(job.run, "initial"))
+        model, self.config = _initial_model(job)
         self.recipe, self.norm = for_device(self.config.recipe, self.device), self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels

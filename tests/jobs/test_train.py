@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -29,6 +30,7 @@ from jobs import evaluate
 from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline.dataset import PreparedDataset
+from pipeline.train import worker
 from pipeline.train.scores import read_scores
 from pipeline.train.worker import upload_prefix
 from tests import fakes
@@ -295,6 +297,27 @@ def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(tmp_path
     assert main(small) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mauc"] is None
     assert "AUC –" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_other_ways_to_compute_the_same_and_with_nothing_else(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, one_epoch = tmp_path / "run", {"epochs": "1", "wa_start": "1", "wa_end": "1"}
+    assert main(argv(tone_data, run, num_workers=0, **one_epoch)) == 0
+    (run / "summary.json").unlink()
+    used, train_step = [], worker.train_step
+
+    def noted(*args: Any, recipe: Recipe, **kwargs: Any) -> torch.Tensor:
+        used.append((recipe.micro_batch_size, recipe.activation_checkpointing, recipe.attention))
+        return train_step(*args, recipe=recipe, **kwargs)
+
+    monkeypatch.setattr(worker, "train_step", noted)
+    others = {"micro_batch_size": "3", "activation_checkpointing": "true", "attention": "plain"}
+    assert main(argv(tone_data, run, num_workers=0, **one_epoch, **others)) == 0
+    assert set(used) == {(3, True, "plain")}
+    claim(argv(tone_data, run, num_workers=0, **one_epoch, compile="true"))
+    with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
+        claim(argv(tone_data, run, num_workers=0, **one_epoch, **others, lr="1e-3"))
 
 
 def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(two_workers: Path, tone_data: str):
