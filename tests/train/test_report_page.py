@@ -17,7 +17,7 @@ from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.train import analysis
 from pipeline.train.report import RunLog, finite_or_null, per_class_csv, write_summary
-from pipeline.train.report_page import ORIGINAL_HAS, ORIGINAL_IS, write_run_report
+from pipeline.train.report_page import MAKES_FULL_AUDIOSET, ORIGINAL_RECIPE, write_run_report
 from pipeline.train.scores import write_scores
 from tests.browser import browser, needs_browser
 from tests.pages import Page
@@ -251,9 +251,9 @@ def test_values_that_a_record_lacks_are_no_points(tmp_path: Path):
 def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp_path: Path, html: str):
     assert ORIGINAL not in Page(html).tables
     full = replace(read_recipe("audioset-full", []), label_dim=527)
-    assert {key: getattr(full, key) for key in ORIGINAL_IS | ORIGINAL_HAS} == ORIGINAL_IS | ORIGINAL_HAS
+    assert full.to_dict() == ORIGINAL_RECIPE
     balanced = replace(read_recipe("audioset-balanced", []), label_dim=527)
-    assert any(getattr(balanced, key) != value for key, value in ORIGINAL_IS.items())
+    assert any(getattr(balanced, key) != ORIGINAL_RECIPE[key] for key in MAKES_FULL_AUDIOSET)
     write_run(tmp_path / "run", recipe=replace(full, batch_size=128))
     parsed = page_of(tmp_path / "run")
     assert parsed.tables[ORIGINAL][1:] == [
@@ -266,6 +266,26 @@ def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp
     ]
     assert "Its recipe differs: batch_size 128 for 12." in parsed.text
     assert "This run is trained on train." in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "Its recipe is the original’s."),
+        ({"seed": 1, "micro_batch_size": 4, "precision": "fp32"}, "Its recipe is the original’s."),
+        ({"patchout_f": 4, "patchout_t": 40}, "Its recipe differs: patchout_f 4 for 0, patchout_t 40 for 0."),
+        ({"mixup_domain": "log_mel"}, "Its recipe differs: mixup_domain log_mel for power."),
+        ({"norm_stats": "data"}, "Its recipe differs: norm_stats data for recipe."),
+        ({"weight_decay": 0.0, "adam_beta1": 0.9}, "Its recipe differs: adam_beta1 0.9 for 0.95, weight_decay 0.0 for"),
+        ({"grad_clip": 1.0, "patience": 2}, "Its recipe differs: patience 2 for None, grad_clip 1.0 for None."),
+    ],
+)
+def test_whatever_changes_the_result_is_a_difference_from_the_originals_recipe(
+    tmp_path: Path, changes: dict[str, Any], said: str
+):
+    recipe = Recipe(**(ORIGINAL_RECIPE | changes))
+    storage.write_json(tmp_path / "config.json", {"recipe": recipe.to_dict()})
+    assert said in page_of(tmp_path).text
 
 
 @needs_browser
