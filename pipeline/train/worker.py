@@ -108,7 +108,7 @@ class Progress:
     wait_s: float = 0.0
 
 
-class NonFiniteLossError(Exception):
+class NonFiniteError(Exception):
     """All ranks raise it at the same step."""
 
 
@@ -122,7 +122,7 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(job.threads)
     try:
         Run(job).train()
-    except NonFiniteLossError as err:
+    except NonFiniteError as err:
         # All ranks end. Raised further, Ray would begin again from the checkpoint, and end here again.
         if ray.train.get_context().get_world_rank() == 0:
             storage.write_json(stopped_json(job.run), {"error": str(err)})
@@ -292,28 +292,33 @@ class Run:
         Returns their mean loss, and what is due by rank 0's clock: a checkpoint, a look for a notice of preemption.
 
         Raises:
-            NonFiniteLossError: on every rank; the clips of the first such step are in RUN/nonfinite.json.
+            NonFiniteError: on every rank, for a loss or, after the last step, a weight; the clips of the first such
+                step are in RUN/nonfinite.json.
         """
         now_s = time.monotonic()
-        due = [
+        flags = [
             self.rank == 0 and now_s - self._checkpointed_s >= self.job.checkpoint_every_s,
             self.rank == 0 and now_s - self._looked_s >= LOOK_FOR_PREEMPTION_EVERY_S,
+            # Else what the last step broke would be evaluated and saved, and every resumed run would end on it.
+            not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all(),
         ]
-        reduced = torch.cat([torch.stack(list(losses)), torch.tensor(due, dtype=torch.float32, device=self.device)])
+        reduced = torch.cat([torch.stack(list(losses)), torch.tensor(flags, dtype=torch.float32, device=self.device)])
         if self.world_size > 1:
             dist.all_reduce(reduced)
-        global_losses, (checkpoint_is_due, look_is_due) = reduced[:-2].cpu().numpy(), reduced[-2:].tolist()
+        global_losses, (checkpoint_is_due, look_is_due, is_broken) = reduced[:-3].cpu().numpy(), reduced[-3:].tolist()
         if not np.isfinite(global_losses).all():
             step = last_step + 1 - len(losses) + int(np.argmin(np.isfinite(global_losses)))
-            raise NonFiniteLossError(self._write_nonfinite(epoch, step))
+            raise NonFiniteError(self._write_nonfinite("the loss of", epoch, step))
+        if is_broken:
+            raise NonFiniteError(self._write_nonfinite("a weight after", epoch, last_step))
         self.progress.steps_done = last_step + 1
         self.progress.loss_sum += float(global_losses.astype(np.float64).sum())
         if look_is_due:
             self._looked_s = now_s
         return float(global_losses.mean()), bool(checkpoint_is_due), bool(look_is_due)
 
-    def _write_nonfinite(self, epoch: int, step: int) -> str:
-        """Rank 0 writes which clips made the loss of a step (counted from 0) no number; returns the error's text."""
+    def _write_nonfinite(self, what: str, epoch: int, step: int) -> str:
+        """Rank 0 writes which clips are those of a step (counted from 0); returns the error's text."""
         uri = storage.join(self.job.run, "nonfinite.json")
         if self.rank == 0:
             order, batch_size = self.feed.order(epoch), self.recipe.batch_size
@@ -325,7 +330,7 @@ class Run:
                 {"epoch": epoch, "step": step + 1, "clip_id": names.take(clips).to_pylist(), "mixed_with": mixed_in},
             )
         return (
-            f"the loss of epoch {epoch}, step {step + 1} is not finite; its clips are in {uri}. "
+            f"{what} epoch {epoch}, step {step + 1} is not finite; its clips are in {uri}. "
             "Lower lr, set grad_clip, or use precision fp32, with another --output"
         )
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import ray
 import torch
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.metrics import tagging_metrics
@@ -251,6 +253,28 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
     assert len(said["clip_id"]) == len(said["mixed_with"]) == 10 or said["step"] == 5
     assert all(clip_id.startswith("train_") for clip_id in said["clip_id"])
     assert not (run / "summary.json").exists()
+
+
+def test_a_weight_that_is_no_number_ends_the_run_before_it_is_evaluated_or_saved(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After an epoch's last step no further loss would tell."""
+    run, train_step, losses = tmp_path / "run", worker.train_step, []
+
+    def breaking(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        losses.append(train_step(model, *args, **kwargs))
+        if len(losses) == 5:
+            next(model.parameters()).data.view(-1)[-1] = math.nan
+        return losses[-1]
+
+    monkeypatch.setattr(worker, "train_step", breaking)
+    monkeypatch.setattr(worker.Run, "_checkpoint", save := Mock())
+    with pytest.raises(UserError, match=r"^a weight after epoch 1, step 5 is not finite; its clips are in .*\.json"):
+        main(argv(tone_data, run, num_workers=0))
+    said = json.loads((run / "nonfinite.json").read_text())
+    assert (said["step"], len(said["clip_id"])) == (5, 8)
+    assert not (run / "evaluation").exists()
+    save.assert_not_called()
 
 
 @pytest.mark.slow
