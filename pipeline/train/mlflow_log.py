@@ -109,10 +109,10 @@ class MlflowLog:
             self._sent_s = time.monotonic()
             self._sending = self._sender.submit(self._send, batch)
 
-    def close(self) -> None:
-        """Wait until all is sent, and say that the run is finished."""
+    def close(self, status: str) -> None:
+        """Wait until all is sent, and say how the run ended."""
         self._sender.submit(self._send, self._pending)
-        self._sender.submit(self._finish).result()
+        self._sender.submit(self._end, status).result()
         self._sender.shutdown()
 
     def _send(self, batch: list[tuple[str, float, int, int]]) -> None:
@@ -137,8 +137,8 @@ class MlflowLog:
             self._known_until[name] = max((metric.step for metric in history), default=-1)
         return self._known_until[name]
 
-    def _finish(self) -> None:
+    def _end(self, status: str) -> None:
         try:
-            self._client.set_terminated(self._run_id)
+            self._client.set_terminated(self._run_id, status)
         except Exception as err:
-            logger.warning(f"MLflow was not told that the run is finished: {err}")
+            logger.warning(f"MLflow was not told that the run has ended: {err}")

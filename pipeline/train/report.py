@@ -64,11 +64,11 @@ class RunLog:
             fs.create_dir(path, recursive=True)
             pafs.copy_files(self._events, path, destination_filesystem=fs, use_threads=False)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         self.flush()
         self._board.close()
         if self._mlflow is not None:
-            self._mlflow.close()
+            self._mlflow.close("FAILED" if failed else "FINISHED")
 
     def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float | None], group: str) -> None:
         known = finite_or_null(values)

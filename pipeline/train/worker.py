@@ -121,11 +121,13 @@ def train_worker(config: dict[str, Any]) -> None:
     logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(job.threads)
     try:
-        Run(job).train()
+        run = Run(job)
+        run.train()
     except NonFiniteError as err:
         # All ranks end. Raised further, Ray would begin again from the checkpoint, and end here again.
-        if ray.train.get_context().get_world_rank() == 0:
+        if run.log is not None:
             storage.write_json(stopped_json(job.run), {"error": str(err)})
+            run.log.close(failed=True)
     except UserError as err:
         # One rank's may be; the others learn of it when Ray ends them and begins again.
         storage.write_json(stopped_json(job.run), {"error": str(err)})

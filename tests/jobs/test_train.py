@@ -275,6 +275,7 @@ def test_a_weight_that_is_no_number_ends_the_run_before_it_is_evaluated_or_saved
     assert (said["step"], len(said["clip_id"])) == (5, 8)
     assert not (run / "evaluation").exists()
     save.assert_not_called()
+    assert [record["step"] for record in records_of(run, "step")] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

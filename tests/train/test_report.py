@@ -94,6 +94,14 @@ def test_mlflow_has_what_the_records_say_and_a_resumed_run_goes_on_in_it(tmp_pat
         assert [(metric.step, metric.value) for metric in history] == points
 
 
+def test_a_run_that_ends_by_an_error_failed_in_mlflow_too(tmp_path: Path, store: str):
+    from mlflow import MlflowClient
+
+    RunLog(str(tmp_path / "run"), 0, store).close(failed=True)
+    run_id = json.loads((tmp_path / "run" / "mlflow.json").read_text())["run_id"]
+    assert MlflowClient(store).get_run(run_id).info.status == "FAILED"
+
+
 def test_an_mlflow_run_that_somebody_deleted_is_begun_anew(tmp_path: Path, store: str):
     from mlflow import MlflowClient
 
