@@ -461,7 +461,7 @@ class Campaign:
         descendants = job.descendants()
         if moment.kind == Kind.WORKER:
             # One that decodes, where there is one: of the others little is lost.
-            workers = sorted(ray_workers(descendants), key=lambda pair: "Decode" not in pair[0])
+            workers = sorted(ray_workers(descendants), key=lambda pair: "Stages" not in pair[0])
             if not workers:
                 return ""
             name, worker = workers[0]

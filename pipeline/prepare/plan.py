@@ -1,8 +1,8 @@
 """The data's way, on one page: a list of clips → audio → waveform (→ kept) → fbank → shards on disk.
 
 Only this file says how the stages are chained and what each may use. One chunk of the list becomes one shard, so no
-task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks; fetched audio
-waits for the rest of its chunk: `MAX_FETCHED_CLIPS` for each download worker, and as many again for each decoder.
+task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks, a download worker
+the audio of a chunk; fetched chunks that wait for a CPU are limited by Ray, in bytes, and spilled to disk.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import DataError, UserError
@@ -45,9 +45,11 @@ DOWNLOAD_CPUS, BESIDE_DOWNLOAD_CPUS = 0.1, 0.9
 whole job: what it holds no decoding ever gets, and one CPU has to do for both. Without any, they would go to a head
 that is to do no work."""
 
-READ_CPUS, STAGE_CPUS = 0.1, 1
+STAGE_CPUS = 1
 
 NAMESPACE = "ast-ray"
+
+Stage = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,8 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
                 for written in _written(_stages(todo, settings, pacer, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
-        info = publish(settings.output, listed.vocabulary, refused)
+        with _users_errors():
+            info = _in_a_task(publish, settings.output, listed.vocabulary, refused)
         if store is not None:
             for split in splits:
                 index = dataset.index_file(settings.output, split)
@@ -130,11 +133,15 @@ def _open_output(listed: ClipList, settings: PrepareSettings) -> AudioStore | No
     return store
 
 
+def _in_a_task(work: Callable[..., Any], *args: Any) -> Any:
+    """Of what takes more memory than a driver should, with two million clips."""
+    return ray.get(ray.remote(work).remote(*args))
+
+
 def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
-    """In a task, as it takes more memory than a driver should. The data set is complete with or without it."""
-    task: Any = ray.remote(_report)
+    """The data set is complete with or without it."""
     try:
-        say(f"report: {ray.get(task.remote(output, num_listed))}")
+        say(f"report: {_in_a_task(_report, output, num_listed)}")
     except ray.exceptions.RayError as err:
         say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
 
@@ -150,29 +157,57 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore
     clips_per_chunk = _clips_per_chunk(todo, settings)
     chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
-    # By its other need of CPUs Ray keeps this apart from what follows: a task's inputs are gathered until they are as
-    # many as its largest batch, and these are not clips.
-    data = _map(data, read_chunks, batch_size=1, num_cpus=READ_CPUS, compute=TaskPoolStrategy(size=1))
-    stage_cpus: float = STAGE_CPUS
-    if todo.num_fetches:
-        check_tools()
-        stage_cpus = BESIDE_DOWNLOAD_CPUS
-        num_workers = min(settings.download_workers, len(chunks))
-        data = _map(
-            data,
-            Download,
-            num_cpus=DOWNLOAD_CPUS / num_workers,
-            compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-            fn_constructor_args=(settings.fetch, RemoteTurns(pacer, settings.own_addresses)),
-        )
-    write = WriteShards(settings.output, keep=store.write if store else None)
-    # Ray fuses these into one task a chunk.
-    data = _map(data, Decode(keep_silent=settings.keep_silent), num_cpus=stage_cpus)
-    data = _map(data, KeepSamples(settings.output, todo.num_listed), num_cpus=stage_cpus)
+    per_clip: list[Stage] = [Decode(keep_silent=settings.keep_silent), KeepSamples(settings.output, todo.num_listed)]
     if store is not None:
-        data = _map(data, keep_audio, num_cpus=stage_cpus)
-    data = _map(data, features, num_cpus=stage_cpus)
-    return _map(data, write, batch_size=clips_per_chunk, num_cpus=stage_cpus)
+        per_clip.append(keep_audio)
+    write = WriteShards(settings.output, keep=store.write if store else None)
+    prepare_chunk = (AFewAtOnce(Stages((*per_clip, features))), write)
+    if not todo.num_fetches:
+        return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
+    check_tools()
+    num_workers = min(settings.download_workers, len(chunks))
+    data = _map(
+        data,
+        ReadAndDownload,
+        batch_size=1,
+        num_cpus=DOWNLOAD_CPUS / num_workers,
+        compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
+        fn_constructor_args=(settings.fetch, RemoteTurns(pacer, settings.own_addresses)),
+    )
+    return _map(data, Stages(prepare_chunk), batch_size=clips_per_chunk, num_cpus=BESIDE_DOWNLOAD_CPUS)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One after another, in one task. Ray fuses stages too; what it cannot fuse it reads ahead, to the list's end."""
+
+    stages: tuple[Stage, ...]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        for stage in self.stages:
+            rows = stage(rows)
+        return rows
+
+
+@dataclass(frozen=True)
+class AFewAtOnce:
+    """A stage for `CLIPS_AT_ONCE` rows after the others, so that few waveforms are in memory."""
+
+    stage: Stage
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        pieces = (rows.slice(begin, CLIPS_AT_ONCE) for begin in range(0, len(rows), CLIPS_AT_ONCE))
+        return pa.concat_tables(map(self.stage, pieces))
+
+
+class ReadAndDownload:
+    """What a download worker does: it reads the chunk that it fetches."""
+
+    def __init__(self, *args: Any) -> None:
+        self._download = Download(*args)
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        return self._download(read_chunks(chunks))
 
 
 def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:
@@ -187,14 +222,20 @@ def _num_cpus() -> int:
 
 
 def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Dataset:
-    usual: dict[str, Any] = {"batch_size": CLIPS_AT_ONCE, "num_cpus": STAGE_CPUS, "compute": TaskPoolStrategy()}
-    return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **(usual | options))
+    return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **options)
 
 
 def _written(data: Dataset) -> Iterator[dict[str, Any]]:
-    """Counts by outcome, as they come. What a stage says that the user can mend is raised as it said it."""
-    try:
+    """Counts by outcome, as they come."""
+    with _users_errors():
         yield from data.iter_rows()
+
+
+@contextmanager
+def _users_errors() -> Iterator[None]:
+    """What a task says that the user can mend is raised as it said it."""
+    try:
+        yield
     except ray.exceptions.RayError as err:
         cause: BaseException | None = err
         while cause is not None and not isinstance(cause, UserError):
