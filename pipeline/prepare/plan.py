@@ -1,8 +1,8 @@
 """The data's way, on one page: a list of clips → audio → waveform (→ kept) → fbank → shards on disk.
 
 Only this file says how the stages are chained and what each may use. One chunk of the list becomes one shard, so no
-task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks, a download worker
-the audio of a chunk; fetched chunks that wait for a CPU are limited by Ray, in bytes, and spilled to disk.
+task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks, a download
+worker the audio of a chunk; fetched chunks that wait for a CPU are limited by Ray, in bytes, and spilled to disk.
 """
 
 import logging
