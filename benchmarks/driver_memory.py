@@ -5,7 +5,8 @@
 Each row names one of a few WAV files of 100 samples, too short for a frame: every clip ends in the ledger, which then
 is two million rows long. Of most rows a run that was killed is said to have left the failures, as its tasks write
 them, so that this takes minutes instead of an hour; `--to-do 2000000` runs them all. The figure is the maximum resident
-set of the job's own process, shared memory included.
+set of the job's own process, shared memory included; beside it stands what it holds at the first and last line of
+progress.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,7 +35,7 @@ import resource, sys
 from jobs.common import run_job
 from jobs.prepare_audioset import main
 status = run_job(main, sys.argv[1:])  # 2: no clip was prepared
-print(f"driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB", flush=True)
+print(f"driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB at most", flush=True)
 """
 
 
@@ -46,12 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = _manifest(Path(folder), args.rows)
         _leave_failures(f"{folder}/data", manifest, args.rows - args.to_do)
         job = [sys.executable, "-c", DRIVER, "--manifest", str(manifest), "--labels", f"{folder}/labels.csv"]
-        said = subprocess.run(
-            [*job, "--output", f"{folder}/data"], text=True, stdout=subprocess.PIPE, check=True
-        ).stdout
+        with subprocess.Popen([*job, "--output", f"{folder}/data"], text=True, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            driver, at_work_mb = psutil.Process(process.pid), []
+            for line in process.stdout:
+                if line.startswith("done: "):  # progress: from the first chunk to the last
+                    at_work_mb.append(driver.memory_info().rss >> 20)
         failed = pq.read_metadata(f"{folder}/data/train/failures.parquet").num_rows
-    print(f"{args.rows:,} rows, {failed:,} of them in the ledger; {said.strip().splitlines()[-1]}")
-    return 0 if failed == args.rows else 1
+    print(
+        f"{args.rows:,} rows, {failed:,} of them in the ledger; {line.strip()}; "
+        f"{at_work_mb[0]} MB when work began, {at_work_mb[-1]} MB at its end"
+    )
+    return 0 if failed == args.rows and process.returncode == 0 else 1
 
 
 def _manifest(folder: Path, num_rows: int) -> Path:
