@@ -42,6 +42,7 @@ from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
+from pipeline.train.feed import layout
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report_page import write_run_report
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
@@ -182,7 +183,7 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
-    _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, args)
+    _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, layout(train_clips), args)
     return ClaimedRun(args, run, dataset.uri, recipe, about)
 
 
@@ -284,7 +285,9 @@ def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence
     return Norm(*dataset.norm(train_splits))
 
 
-def _claim_run(run: str, config: ModelConfig, dataset: PreparedDataset, args: argparse.Namespace) -> None:
+def _claim_run(
+    run: str, config: ModelConfig, dataset: PreparedDataset, train_layout: str, args: argparse.Namespace
+) -> None:
     """Write RUN/config.json and RUN/initial, or see that those there are of this same run.
 
     The model to start from is made here, once, so that only this machine needs the network or the weight file.
@@ -293,6 +296,7 @@ def _claim_run(run: str, config: ModelConfig, dataset: PreparedDataset, args: ar
         "recipe": config.recipe.to_dict(),
         "train_splits": dataset.fingerprint(args.train_splits),
         "eval_splits": dataset.fingerprint(args.eval_splits),
+        "train_layout": train_layout,
     }
     uri, initial = storage.join(run, "config.json"), storage.join(run, "initial")
     if storage.exists(uri):

@@ -4,6 +4,7 @@ Working set: `GROUPS_IN_MEMORY` row groups of 16 clips (1.2 GB of 10 s clips) on
 whose number divides `LANES`, whatever the size of the data set.
 """
 
+import hashlib
 import queue
 import threading
 import time
@@ -166,6 +167,11 @@ def row_groups(clips: Clips) -> np.ndarray:
     group = clips.row // ROW_GROUP_CLIPS
     key = clips.shard_of.astype(np.int64) * (int(group.max()) + 1) + group
     return np.unique(key, return_inverse=True)[1]
+
+
+def layout(clips: Clips) -> str:
+    """A hash of which clips lie together: where it differs, so does the order of an epoch."""
+    return hashlib.sha256(row_groups(clips).astype("<i8").tobytes()).hexdigest()
 
 
 class Targets:

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -31,8 +32,10 @@ from ast_core.step import Norm
 from jobs import evaluate
 from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
+from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.train import worker
+from pipeline.train.feed import layout
 from pipeline.train.scores import read_scores
 from pipeline.train.worker import upload_prefix
 from tests import fakes
@@ -343,6 +346,19 @@ def test_a_run_goes_on_with_other_ways_to_compute_the_same_and_with_nothing_else
     claim(argv(tone_data, run, num_workers=0, **one_epoch, compile="true"))
     with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
         claim(argv(tone_data, run, num_workers=0, **one_epoch, **others, lr="1e-3"))
+
+
+def test_data_that_were_prepared_anew_into_other_shards_are_refused_as_their_order_is_another(
+    two_workers: Path, tone_data: str, tmp_path: Path
+):
+    shutil.copytree(tone_data, tmp_path / "data")
+    moved = PreparedDataset.open(str(tmp_path / "data"))
+    assert layout(moved.clips(["train"])) == layout(PreparedDataset.open(tone_data).clips(["train"]))
+    index = pq.read_table(tmp_path / "data" / "train" / "index.parquet")
+    swapped = index.set_column(index.column_names.index("shard"), "shard", index["shard"][::-1])
+    dataset.write_table(dataset.index_file(str(tmp_path / "data"), "train"), swapped)
+    with pytest.raises(ConfigError, match=r"holds another run \(train_layout was"):
+        main(argv(str(tmp_path / "data"), two_workers, num_workers=2))
 
 
 def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(two_workers: Path, tone_data: str):
