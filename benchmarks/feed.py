@@ -1,6 +1,6 @@
 """What feeding the training costs: clips a second of one core's time, beside the original's way, in one run.
 
-    python -m benchmarks.feed [--clips 2000] [--ray]
+    python -m benchmarks.feed [--clips 10000] [--ray]
 
 The original reads a WAV, mixes half of the clips with a second WAV, computes torchaudio's fbank and applies
 SpecAugment, for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same
@@ -43,7 +43,9 @@ CPU = torch.device("cpu")
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=2000, help="in the shards; a pass draws as many")
+    parser.add_argument(
+        "--clips", type=int, default=10_000, help="in the shards, twice what the feed holds; a pass draws as many"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of all ways in turns, of which the fastest counts")
     parser.add_argument("--ray", action="store_true", help="also Ray Data, which must be installed")
     args = parser.parse_args(argv)
