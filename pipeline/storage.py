@@ -1,12 +1,15 @@
 """Files by URI: a local path, s3://, gs:// or any file system that pyarrow or fsspec knows."""
 
+import errno
+import fcntl
 import io
 import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -307,6 +310,35 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(uri: str | os.PathLike[str], value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def lock(folder: str | os.PathLike[str]) -> Iterator[bool]:
+    """Hold a local folder, which is made if it is not there, as long as this process lives; False where another does.
+
+    Nothing is held of what is not on a local disk, nor where the file system has no locks (NFS).
+    """
+    fs, path = resolve(folder)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        yield True
+        return
+    fs.create_dir(path)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield _lock(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as err:
+        if err.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def delete(uri: str | os.PathLike[str]) -> None:

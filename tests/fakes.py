@@ -13,6 +13,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, ragged, under_way
 from pipeline.prepare.features import features
+from pipeline.prepare.pacing import Pace, Pacer, Turn
 from pipeline.prepare.shards import WriteShards, publish, start_output
 
 RATE_HZ = 16_000
@@ -150,3 +151,16 @@ def write_stored(
             schema=FAILURES,
         )
     publish(output, labels, refused)
+
+
+class Turns:
+    """A job's turns at a pacer in this process."""
+
+    def __init__(self, pace: Pace, pacer: Pacer | None = None) -> None:
+        self.pace, self.pacer = pace, pacer or Pacer()
+
+    def turn(self, home: str = "here") -> Turn:
+        return self.pacer.turn(self.pace, home)
+
+    def report(self, address: str, reason: Reason | None) -> None:
+        self.pacer.report(self.pace, address, reason)

@@ -1,8 +1,8 @@
-"""When a fetch may begin, and from which address: one `Pacer` for all workers of a preparation.
+"""When a fetch may begin, and from which address: one `Pacer` for all workers of all jobs.
 
 A host counts the requests of an address, whichever worker sends them. So every fetch asks for a turn, and tells how it
 ended. An address that is throttled rests, longer each time in a row; after the rest one fetch alone tries it. No Ray
-here: `plan.py` makes an actor of it.
+here: `shared.py` makes an actor of it.
 """
 
 import ipaddress
@@ -82,35 +82,36 @@ class _Address:
 
 
 class Pacer:
-    def __init__(self, pace: Pace, clock: Callable[[], float] = time.monotonic) -> None:
-        self.pace, self._clock = pace, clock
-        self._addresses = {name: _Address() for name in pace.addresses}
-        self.num_fetches = 0
+    """Its callers may keep different paces, each by what it brings: an address is free again for all of them when the
+    last one's interval is over."""
 
-    def turn(self, home: str) -> Turn:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._addresses: dict[str, _Address] = {}
+
+    def turn(self, pace: Pace, home: str) -> Turn:
         """The address to fetch from now, or how long to wait. `home` names the worker's own, where none is given."""
         now_s = self._clock()
-        names: Sequence[str] = self.pace.addresses or [home]
+        names: Sequence[str] = pace.addresses or [home]
         name, address = min(
             ((name, self._addresses.setdefault(name, _Address())) for name in names), key=lambda item: _free_s(item[1])
         )
         if (wait_s := _free_s(address) - now_s) > 0:
             return Turn(None, min(wait_s, LONGEST_WAIT_S))
-        address.next_s = max(address.next_s, now_s) + 3600 / self.pace.fetches_per_hour
+        address.next_s = max(address.next_s, now_s) + 3600 / pace.fetches_per_hour
         if address.rests_in_a_row:
             address.probe_until_s = now_s + PROBE_S
-        self.num_fetches += 1
         return Turn(name, 0.0)
 
-    def report(self, name: str, reason: Reason | None) -> None:
+    def report(self, pace: Pace, name: str, reason: Reason | None) -> None:
         """How a fetch from an address ended: the clip's failure, or None."""
-        address, now_s = self._addresses[name], self._clock()
+        address, now_s = self._addresses.setdefault(name, _Address()), self._clock()
         if now_s < address.rests_until_s:
             return  # begun before the rest
         address.refused.append(reason is Reason.SETUP)
         if reason is Reason.THROTTLED or sum(address.refused) >= REFUSALS:
             address.why = str(reason)
-            address.rests_until_s = now_s + self.pace.rest_s * 2 ** min(address.rests_in_a_row, 3)
+            address.rests_until_s = now_s + pace.rest_s * 2 ** min(address.rests_in_a_row, 3)
             address.rests_in_a_row += 1
             address.probe_until_s = 0.0
             address.refused.clear()

@@ -1,8 +1,8 @@
 """The data's way, on one page: a list of clips → audio → waveform (→ kept) → fbank → shards on disk.
 
 Only this file says how the stages are chained and what each may use. One chunk of the list becomes one shard, so no
-task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks, a download
-worker the audio of a chunk; fetched chunks that wait for a CPU are limited by Ray, in bytes, and spilled to disk.
+task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks, and a download
+worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or `MAX_FETCHED_CLIPS` a download worker.
 """
 
 import logging
@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import DataError, UserError
 from pipeline import dataset
@@ -25,10 +24,10 @@ from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
 from pipeline.prepare.features import features
 from pipeline.prepare.keep import AudioStore, keep_audio
-from pipeline.prepare.pacing import Pacer, Turn
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
+from pipeline.prepare.shared import ClusterTurns, sole_writer
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.todo import read_chunks, write_todo
 from pipeline.prepare.ytdlp import check_tools
@@ -46,8 +45,6 @@ whole job: what it holds no decoding ever gets, and one CPU has to do for both. 
 that is to do no work."""
 
 STAGE_CPUS = 1
-
-NAMESPACE = "ast-ray"
 
 Stage = Callable[[pa.Table], pa.Table]
 
@@ -99,14 +96,16 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         DataError: before any work, where the output holds something else, or another job is at work on it.
     """
     splits = _splits(listed)
-    with _sole_pacer(settings) as pacer:
+    turns = ClusterTurns(settings.fetch.pace, own_addresses=settings.own_addresses)
+    with sole_writer(settings.output):
         store = _open_output(listed, settings)
         todo = what_is_left(listed, settings)
         if todo.num_done:
             say(f"{todo.num_done:,} clips are done by an earlier run, {len(todo.clips):,} to do")
         if len(todo.clips):
-            with Progress(len(todo.clips), say, at_rest=lambda: ray.get(pacer.at_rest.remote())) as progress:
-                for written in _written(_stages(todo, settings, pacer, store)):
+            at_rest = turns.at_rest if todo.num_fetches else dict
+            with Progress(len(todo.clips), say, at_rest) as progress:
+                for written in _written(_stages(todo, settings, turns, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with _users_errors():
@@ -152,7 +151,7 @@ def _report(output: str, listed: dict[str, int]) -> str:
     return write_report(output, listed=listed)
 
 
-def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore | None) -> Dataset:
+def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns, store: AudioStore | None) -> Dataset:
     _leave_the_terminal_to_us()
     clips_per_chunk = _clips_per_chunk(todo, settings)
     chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
@@ -166,15 +165,14 @@ def _stages(todo: Todo, settings: PrepareSettings, pacer: Any, store: AudioStore
         return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
     check_tools()
     num_workers = min(settings.download_workers, len(chunks))
-    data = _map(
+    return _map(
         data,
-        ReadAndDownload,
+        FetchAndPrepare,
         batch_size=1,
         num_cpus=DOWNLOAD_CPUS / num_workers,
         compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-        fn_constructor_args=(settings.fetch, RemoteTurns(pacer, settings.own_addresses)),
+        fn_constructor_args=(Download(settings.fetch, turns), Stages(prepare_chunk)),
     )
-    return _map(data, Stages(prepare_chunk), batch_size=clips_per_chunk, num_cpus=BESIDE_DOWNLOAD_CPUS)
 
 
 @dataclass(frozen=True)
@@ -200,14 +198,24 @@ class AFewAtOnce:
         return pa.concat_tables(map(self.stage, pieces))
 
 
-class ReadAndDownload:
-    """What a download worker does: it reads the chunk that it fetches."""
+class FetchAndPrepare:
+    """What a download worker does with a chunk: it fetches the clips, and has a task prepare them where a CPU is free.
 
-    def __init__(self, *args: Any) -> None:
-        self._download = Download(*args)
+    It waits for that. As a stage that follows, Ray would let fetched chunks pile up, limited by their bytes alone.
+    """
+
+    def __init__(self, download: Download, prepare_chunk: Stages) -> None:
+        self._download, self._prepare_chunk = download, ray.put(prepare_chunk)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        return self._download(read_chunks(chunks))
+        fetched = self._download(read_chunks(chunks))
+        written: pa.Table = ray.get(_prepare_fetched.remote(self._prepare_chunk, fetched))
+        return written
+
+
+@ray.remote(num_cpus=BESIDE_DOWNLOAD_CPUS, max_retries=-1)
+def _prepare_fetched(stages: Stages, fetched: pa.Table) -> pa.Table:
+    return stages(fetched)
 
 
 def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:
@@ -243,46 +251,6 @@ def _users_errors() -> Iterator[None]:
         if cause is None:
             raise
         raise cause from err
-
-
-class RemoteTurns:
-    """The pacer of the whole cluster, as a worker sees it."""
-
-    def __init__(self, pacer: Any, own_addresses: bool) -> None:
-        self._pacer, self._own_addresses = pacer, own_addresses
-
-    def turn(self) -> Turn:
-        home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
-        turn: Turn = ray.get(self._pacer.turn.remote(home))
-        return turn
-
-    def report(self, address: str, reason: Reason | None) -> None:
-        self._pacer.report.remote(address, reason)
-
-
-@contextmanager
-def _sole_pacer(settings: PrepareSettings) -> Iterator[Any]:
-    """The pacer, on the driver's node. Ray gives its name once: no other job of the cluster writes to this output."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    try:
-        pacer: Any = (
-            ray.remote(Pacer)
-            .options(
-                name=f"prepare {settings.output}",
-                namespace=NAMESPACE,
-                num_cpus=0,
-                max_restarts=-1,  # it then forgets who rests, and hears of it from the next fetch
-                max_task_retries=-1,
-                scheduling_strategy=here,
-            )
-            .remote(settings.fetch.pace)
-        )
-    except ValueError as err:
-        raise DataError(f"another job is preparing {settings.output}; wait for its end, or stop it") from err
-    try:
-        yield pacer
-    finally:
-        ray.kill(pacer)
 
 
 def _leave_the_terminal_to_us() -> None:

@@ -17,10 +17,11 @@ from pipeline.prepare import download as download_module
 from pipeline.prepare.clip import Reason, under_way
 from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import Download, FetchSettings
-from pipeline.prepare.pacing import Pace, Pacer, Turn
+from pipeline.prepare.pacing import Pace
 from pipeline.prepare.ytdlp import YtDlp
 from tests import fakes
 from tests.bad_host import BadHost
+from tests.fakes import Turns
 
 TIMEOUT_S, DEADLINE_S = 2.0, 8.0
 LONG_S = 3 * 3600
@@ -69,19 +70,9 @@ def host(media: Path) -> Iterator[BadHost]:
         yield host
 
 
-class Turns(Pacer):
-    """A pacer in this process."""
-
-    def __init__(self, **pace: Any) -> None:
-        super().__init__(Pace(**{"rest_s": 0.2} | pace))
-
-    def turn(self, home: str = "here") -> Turn:
-        return super().turn(home)
-
-
 @pytest.fixture(scope="module")
 def download() -> Iterator[Download]:
-    stage = Download(settings(), Turns())
+    stage = Download(settings(), Turns(Pace(rest_s=0.2)))
     yield stage
     stage.stop()
 
@@ -169,7 +160,7 @@ def test_a_section_near_the_end_of_three_hours_costs_no_more_than_another(host: 
 
 def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    fetch = Download(settings(deadline_s=4.0), Turns())
+    fetch = Download(settings(deadline_s=4.0), Turns(Pace(rest_s=0.2)))
     began_s = time.monotonic()
     row = prepare(fetch, f"{host.url}/endless/sound", start_s=100.0)
     assert row["reason"] in (Reason.TIMEOUT, Reason.TOO_LARGE, Reason.TRUNCATED, Reason.NETWORK)
@@ -181,7 +172,7 @@ def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path:
 
 def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download_module, "MEMORY_BYTES", 300 << 20)
-    fetch = Download(settings(), Turns())
+    fetch = Download(settings(), Turns(Pace(rest_s=0.2)))
     row = prepare(fetch, f"{host.url}/longpage/sound")
     fetch.stop()
     assert (row["reason"], row["attempts"]) == (Reason.TOO_LARGE, 1)
@@ -189,7 +180,7 @@ def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypat
 
 def test_a_throttled_address_rests_and_its_clip_is_had_in_the_same_run(media: Path):
     with BadHost(media, throttled=2) as host:
-        row = prepare(Download(settings(), Turns(rest_s=0.5)), f"{host.url}/throttled/sound")
+        row = prepare(Download(settings(), Turns(Pace(rest_s=0.5))), f"{host.url}/throttled/sound")
         assert row["reason"] is None
         at_s = [request.at_s for request in host.of("throttled")]
         assert at_s[1] - at_s[0] >= 0.5
@@ -200,7 +191,7 @@ def test_addresses_share_the_fetches_and_ffmpeg_goes_out_by_them_too(media: Path
     addresses = ("127.0.0.2", "127.0.0.3")
     with BadHost(media) as host:
         pace = Pace(addresses=addresses, fetches_per_hour=3600 * 2)
-        fetch = Download(settings(pace=pace), Turns(addresses=addresses, fetches_per_hour=3600 * 2))
+        fetch = Download(settings(pace=pace), Turns(Pace(addresses=addresses, fetches_per_hour=3600 * 2, rest_s=0.2)))
         for _ in range(4):
             assert prepare(fetch, f"{host.url}/good/sound")["reason"] is None
         assert {request.client for request in host.requests} == set(addresses)
@@ -215,7 +206,10 @@ def test_cookies_reach_the_host_and_the_file_stays_as_it_was(media: Path, tmp_pa
         cookies.write_text(f"# Netscape HTTP Cookie File\n{line}")
         before = cookies.read_bytes()
         ytdlp = YtDlp.from_args(["--cookies", str(cookies)], timeout_s=TIMEOUT_S)
-        assert prepare(Download(settings(ytdlp=ytdlp), Turns()), f"{host.url}/good/sound")["reason"] is None
+        assert (
+            prepare(Download(settings(ytdlp=ytdlp), Turns(Pace(rest_s=0.2))), f"{host.url}/good/sound")["reason"]
+            is None
+        )
         assert {"key=value"} <= {request.cookie for request in host.requests}
     assert cookies.read_bytes() == before
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -24,9 +23,10 @@ from pipeline.prepare import ytdlp
 from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.download import Download, FetchSettings
-from pipeline.prepare.pacing import Pace, Pacer, Turn
+from pipeline.prepare.pacing import Pace
 from pipeline.prepare.ytdlp import YtDlp, failure_of, fetch_with_ytdlp
 from tests import fakes
+from tests.fakes import Turns
 from tests.prepare.test_decode import lag_samples
 
 
@@ -37,16 +37,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
         fakes.write_media(folder / f"sound-{suffix}.{suffix}", fakes.noise(35))
     with serve(folder) as base_url:
         yield folder, base_url
-
-
-class Unpaced(Pacer):
-    """A pacer in this process, which lets everyone pass unless told otherwise."""
-
-    def __init__(self, **pace: Any) -> None:
-        super().__init__(Pace(**pace))
-
-    def turn(self, home: str = "here") -> Turn:
-        return super().turn(home)
 
 
 @pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg", "flac", "mp3"])
@@ -70,7 +60,7 @@ def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
 def test_a_section_of_a_wav_is_had_by_another_clock(host: tuple[Path, str], start_s: float):
     folder, base_url = host
     times = {"media_start_s": start_s, "start_s": start_s, "end_s": start_s + 5}
-    rows = Download(FetchSettings(back_off_s=0.01), Unpaced())(
+    rows = Download(FetchSettings(back_off_s=0.01), Turns(Pace()))(
         under_way(fakes.clips({"clip_id": "a", "media": f"{base_url}/sound-wav"} | times))
     )
     section = decode_section(io.BytesIO(rows["audio"][0].as_py()), start_s, 5.0, whole=False)
@@ -85,7 +75,7 @@ def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]
         {"clip_id": "b", "media": f"{base_url}/nothing", "media_start_s": 3.0, "end_s": 5.0},
         {"clip_id": "c", "media": "/a/file.wav"},
     )
-    out = Download(FetchSettings(), Unpaced())(under_way(rows))
+    out = Download(FetchSettings(), Turns(Pace()))(under_way(rows))
     assert out["reason"].to_pylist() == [None, "unavailable", None]
     assert [audio is not None for audio in out["audio"].to_pylist()] == [True, False, False]
     assert "404" in out["message"][1].as_py()
@@ -167,7 +157,7 @@ def test_types_of_errors_tell_what_texts_do_not():
 
 def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
     fakes.write_media(tmp_path / "sound.ogg", fakes.noise(8))
-    download = Download(FetchSettings(), Unpaced())
+    download = Download(FetchSettings(), Turns(Pace()))
     killed: list[int] = []
 
     class Killing(SimpleHTTPRequestHandler):
@@ -192,7 +182,9 @@ def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
 def test_a_node_that_cannot_fetch_ends_the_job_and_does_not_drain_the_list(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ytdlp, "find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
     with pytest.raises(UserError, match="cannot fetch: no deno"):
-        Download(FetchSettings(), Unpaced())(under_way(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"})))
+        Download(FetchSettings(), Turns(Pace()))(
+            under_way(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"}))
+        )
 
 
 def test_a_source_address_of_another_machine_ends_the_job():

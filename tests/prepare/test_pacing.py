@@ -8,6 +8,7 @@ import pytest
 from ast_core.errors import ConfigError
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import LONGEST_WAIT_S, OF_THE_LAST, PROBE_S, REFUSALS, Pace, Pacer, check_address
+from tests.fakes import Turns
 
 
 class Clock:
@@ -22,101 +23,121 @@ def clock() -> Clock:
     return Clock()
 
 
-def fetches_within(pacer: Pacer, clock: Clock, duration_s: float, homes: list[str]) -> list[tuple[float, str]]:
+def fetches_within(turns: Turns, clock: Clock, duration_s: float, homes: list[str]) -> list[tuple[float, str]]:
     """Fetches of workers that ask for turns in a row and wait when told to."""
     begun, asks_s = [], dict.fromkeys(range(len(homes)), clock.now_s)
     end_s = clock.now_s + duration_s
     while min(asks_s.values()) < end_s:
         worker = min(asks_s, key=lambda w: asks_s[w])
         clock.now_s = asks_s[worker]
-        address, wait_s = pacer.turn(homes[worker])
+        address, wait_s = turns.turn(homes[worker])
         if address is not None:
             begun.append((clock.now_s, address))
-            pacer.report(address, None)
+            turns.report(address, None)
         asks_s[worker] = clock.now_s + max(wait_s, 0.5)
     return begun
 
 
 def test_an_address_is_paced_whatever_the_number_of_workers(clock: Clock):
     for num_workers in (1, 2, 16):
-        pacer = Pacer(Pace(fetches_per_hour=300), clock)
-        begun = fetches_within(pacer, clock, 3600, ["here"] * num_workers)
+        turns = Turns(Pace(fetches_per_hour=300), Pacer(clock))
+        begun = fetches_within(turns, clock, 3600, ["here"] * num_workers)
         assert 290 <= len(begun) <= 301
         gaps = [after - before for (before, _), (after, _) in pairwise(begun)]
         assert min(gaps) >= 12 - 1e-6
 
 
 def test_two_addresses_carry_twice_as_much_each_at_its_own_pace(clock: Clock):
-    named = Pacer(Pace(fetches_per_hour=300, addresses=("http://a:1", "http://b:1")), clock)
+    named = Turns(Pace(fetches_per_hour=300, addresses=("http://a:1", "http://b:1")), Pacer(clock))
     begun = fetches_within(named, clock, 3600, ["here"] * 8)
     assert 580 <= len(begun) <= 602
     assert 290 <= sum(address == "http://a:1" for _, address in begun) <= 301
-    own = Pacer(Pace(fetches_per_hour=300), clock)
+    own = Turns(Pace(fetches_per_hour=300), Pacer(clock))
     assert 580 <= len(fetches_within(own, clock, 3600, ["node 1", "node 2"] * 2)) <= 602
 
 
+def test_two_jobs_share_the_pace_of_an_address_and_hear_of_its_rest(clock: Clock):
+    pacer = Pacer(clock)
+    slow, quick = (Turns(Pace(fetches_per_hour=n, rest_s=100), pacer) for n in (300, 600))
+    begun = []
+    end_s = clock.now_s + 3600
+    while clock.now_s < end_s:
+        for job in (slow, quick):
+            if job.turn("here").address is not None:
+                begun.append((job, clock.now_s))
+                job.report("here", None)
+        clock.now_s += 0.5
+    assert 300 <= len(begun) <= 601  # not 900
+    for (job, before_s), (_, after_s) in pairwise(begun):
+        assert after_s - before_s >= 3600 / job.pace.fetches_per_hour - 1e-6
+    quick.report("here", Reason.THROTTLED)
+    assert pacer.at_rest() == {"here": ("throttled", 100.0)}
+    clock.now_s += 99
+    assert slow.turn("here").address is None
+
+
 def test_without_a_pace_nobody_waits(clock: Clock):
-    pacer = Pacer(Pace(), clock)
-    assert [pacer.turn("here").wait_s for _ in range(100)] == [0.0] * 100
+    turns = Turns(Pace(), Pacer(clock))
+    assert [turns.turn("here").wait_s for _ in range(100)] == [0.0] * 100
 
 
 def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Clock):
-    pacer = Pacer(Pace(rest_s=600, addresses=("a", "b")), clock)
-    assert {pacer.turn("").address for _ in range(2)} <= {"a", "b"}
-    pacer.report("a", Reason.THROTTLED)
-    assert {pacer.turn("").address for _ in range(10)} == {"b"}
-    assert pacer.at_rest() == {"a": ("throttled", 600.0)}
-    pacer.report("b", Reason.THROTTLED)
-    assert pacer.turn("") == (None, LONGEST_WAIT_S)
+    turns = Turns(Pace(rest_s=600, addresses=("a", "b")), Pacer(clock))
+    assert {turns.turn("").address for _ in range(2)} <= {"a", "b"}
+    turns.report("a", Reason.THROTTLED)
+    assert {turns.turn("").address for _ in range(10)} == {"b"}
+    assert turns.pacer.at_rest() == {"a": ("throttled", 600.0)}
+    turns.report("b", Reason.THROTTLED)
+    assert turns.turn("") == (None, LONGEST_WAIT_S)
 
     clock.now_s += 600
-    assert {pacer.turn("").address, pacer.turn("").address} == {"a", "b"}
-    assert pacer.turn("").address is None  # both are being tried
-    pacer.report("a", None)
-    assert {pacer.turn("").address for _ in range(10)} == {"a"}
-    pacer.report("b", Reason.THROTTLED)
-    assert pacer.at_rest() == {"b": ("throttled", 1200.0)}  # twice as long as before
+    assert {turns.turn("").address, turns.turn("").address} == {"a", "b"}
+    assert turns.turn("").address is None  # both are being tried
+    turns.report("a", None)
+    assert {turns.turn("").address for _ in range(10)} == {"a"}
+    turns.report("b", Reason.THROTTLED)
+    assert turns.pacer.at_rest() == {"b": ("throttled", 1200.0)}  # twice as long as before
 
 
 def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock: Clock):
-    pacer = Pacer(Pace(rest_s=100), clock)
+    turns = Turns(Pace(rest_s=100), Pacer(clock))
     rests = []
     for _ in range(6):
-        address = pacer.turn("here").address
+        address = turns.turn("here").address
         assert address == "here"
-        pacer.report(address, Reason.THROTTLED)
-        rests.append(pacer.at_rest()["here"][1])
+        turns.report(address, Reason.THROTTLED)
+        rests.append(turns.pacer.at_rest()["here"][1])
         clock.now_s += rests[-1]
     assert rests == [100, 200, 400, 800, 800, 800]
-    pacer.turn("here")
-    pacer.report("here", Reason.UNAVAILABLE)  # the host answered: that video is gone
-    pacer.turn("here")
-    pacer.report("here", Reason.THROTTLED)
-    assert pacer.at_rest()["here"][1] == 100
+    turns.turn("here")
+    turns.report("here", Reason.UNAVAILABLE)  # the host answered: that video is gone
+    turns.turn("here")
+    turns.report("here", Reason.THROTTLED)
+    assert turns.pacer.at_rest()["here"][1] == 100
 
 
 def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock):
-    pacer = Pacer(Pace(rest_s=100), clock)
+    turns = Turns(Pace(rest_s=100), Pacer(clock))
     for _ in range(3):
-        pacer.turn("here")
-    pacer.report("here", Reason.THROTTLED)
+        turns.turn("here")
+    turns.report("here", Reason.THROTTLED)
     clock.now_s += 1
-    pacer.report("here", Reason.THROTTLED)
-    pacer.report("here", None)
-    assert pacer.at_rest() == {"here": ("throttled", 99.0)}
+    turns.report("here", Reason.THROTTLED)
+    turns.report("here", None)
+    assert turns.pacer.at_rest() == {"here": ("throttled", 99.0)}
 
 
 def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clock):
-    pacer = Pacer(Pace(rest_s=100), clock)
-    pacer.turn("here")
-    pacer.report("here", Reason.THROTTLED)
+    turns = Turns(Pace(rest_s=100), Pacer(clock))
+    turns.turn("here")
+    turns.report("here", Reason.THROTTLED)
     clock.now_s += 100
-    pacer.turn("here")
-    pacer.report("here", Reason.NETWORK)
-    assert pacer.turn("here").address == "here"
-    assert pacer.turn("here").address is None  # still one at a time
+    turns.turn("here")
+    turns.report("here", Reason.NETWORK)
+    assert turns.turn("here").address == "here"
+    assert turns.turn("here").address is None  # still one at a time
     clock.now_s += PROBE_S  # its worker died
-    assert pacer.turn("here").address == "here"
+    assert turns.turn("here").address == "here"
 
 
 @pytest.mark.parametrize("address", ["socks5://host:1080", "https://host:443", "http://", "host.example"])
@@ -128,14 +149,14 @@ def test_an_address_that_ffmpeg_would_not_go_out_by_is_refused(address: str):
 
 
 def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):
-    pacer = Pacer(Pace(rest_s=100), clock)
+    turns = Turns(Pace(rest_s=100), Pacer(clock))
     endings = [None] * (OF_THE_LAST - REFUSALS) + [Reason.SETUP] * REFUSALS
     for ending in endings[:-1]:
-        pacer.turn("here")
-        pacer.report("here", ending)
-    assert not pacer.at_rest()
-    pacer.report("here", endings[-1])
-    assert pacer.at_rest() == {"here": ("setup", 100.0)}
+        turns.turn("here")
+        turns.report("here", ending)
+    assert not turns.pacer.at_rest()
+    turns.report("here", endings[-1])
+    assert turns.pacer.at_rest() == {"here": ("setup", 100.0)}
 
 
 def test_how_long_a_list_takes_is_told_beforehand():

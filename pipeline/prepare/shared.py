@@ -1,0 +1,89 @@
+"""What the jobs of a cluster share, the pace of their fetches, and what they may not: an output."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ast_core.errors import DataError
+from pipeline import storage
+from pipeline.prepare.clip import Reason
+from pipeline.prepare.pacing import Pace, Pacer, Turn
+
+NAMESPACE = "ast-ray"
+
+
+class ClusterTurns:
+    """The one pacer of a cluster, as a worker sees it. Safe to pickle.
+
+    The pacer ends with the job that made it, and what it knew with it. The next call of another job makes a new one,
+    which hears of throttling from the next fetch. So what a job has got wrong does not rest the one after it.
+    """
+
+    def __init__(self, pace: Pace, *, own_addresses: bool = False) -> None:
+        self._pace, self._own_addresses = pace, own_addresses
+        self._pacer: Any = None
+
+    def turn(self) -> Turn:
+        home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
+        turn: Turn = self._call(lambda pacer: ray.get(pacer.turn.remote(self._pace, home)))
+        return turn
+
+    def report(self, address: str, reason: Reason | None) -> None:
+        self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, reason)))
+
+    def at_rest(self) -> dict[str, tuple[str, float]]:
+        at_rest: dict[str, tuple[str, float]] = self._call(lambda pacer: ray.get(pacer.at_rest.remote()))
+        return at_rest
+
+    def _call(self, ask: Callable[[Any], Any]) -> Any:
+        while True:
+            try:
+                self._pacer = self._pacer or _cluster_pacer()
+                return ask(self._pacer)
+            except RayActorError:
+                self._pacer = None
+
+
+def _cluster_pacer() -> Any:
+    return ray.remote(Pacer).options(name="pacer", get_if_exists=True, **_on_this_node()).remote()
+
+
+@contextmanager
+def sole_writer(output: str) -> Iterator[None]:
+    """Hold `output` against other jobs: those of this cluster, and any other where the output is on a local disk.
+
+    Raises:
+        DataError: where another job holds it.
+    """
+    taken = DataError(f"another job is preparing {output}; wait for its end, or stop it")
+    with storage.lock(output) as is_ours:
+        if not is_ours:
+            raise taken
+        try:
+            holder: Any = ray.remote(_Holder).options(name=f"prepare {output}", **_on_this_node()).remote()
+        except ValueError:  # Ray gives a name once
+            raise taken from None
+        try:
+            yield
+        finally:
+            ray.kill(holder)
+
+
+class _Holder:
+    pass
+
+
+def _on_this_node() -> dict[str, Any]:
+    """Options of an actor that ends with this process, and sooner only if its own process does: then it begins anew."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {
+        "namespace": NAMESPACE,
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": here,
+    }
