@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ast_core.frames import STORED_FLOOR
 from ast_core.seeds import rng_for
+from ast_core.transfer import to_device
 
 MixupDomain = Literal["power", "log_mel"]
 ROLL_FRAMES = 10
@@ -164,6 +165,6 @@ def noise_and_roll(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def _block(start: np.ndarray, width: np.ndarray, size: int, device: torch.device) -> Tensor:
-    first = torch.as_tensor(start, device=device).unsqueeze(1)
+    first, end = to_device(np.stack([start, start + width]), device).unsqueeze(2)
     position = torch.arange(size, device=device)
-    return (position >= first) & (position < first + torch.as_tensor(width, device=device).unsqueeze(1))
+    return (position >= first) & (position < end)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import timm
-import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models import checkpoint_seq
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ast_core.augment import Patchout
 from ast_core.errors import ConfigError, DataError
 from ast_core.pretrained import Grid, from_audioset, from_deit
+from ast_core.transfer import to_device
 from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
 
 PATCH_SIZE = 16
@@ -163,7 +163,7 @@ class ASTModel(nn.Module):
         """The prefix and the kept patches: `[batch, 2 + rows × columns, dim]`."""
         patches = self.v.num_prefix_tokens + patchout.kept_patches(self.v.patch_embed.grid_size[1])
         kept = np.concatenate([np.arange(self.v.num_prefix_tokens), patches])
-        return tokens_BND.index_select(1, torch.from_numpy(kept).to(tokens_BND.device))
+        return tokens_BND.index_select(1, to_device(kept, tokens_BND.device))
 
     def forward_head(self, tokens_BND: Tensor) -> Tensor:
         return self.mlp_head(tokens_BND[:, :2].mean(dim=1))

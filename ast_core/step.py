@@ -21,6 +21,7 @@ from ast_core.augment import Augmentation, MixupDomain, Patchout, mixup_batch, n
 from ast_core.errors import ConfigError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
+from ast_core.transfer import to_device
 
 logger = logging.getLogger(__name__)
 G = TypeVar("G", "Batch", "Partners")
@@ -95,7 +96,7 @@ def model_input(
     """The network's input `[B, T, M]` in float32, in the original's order of operations."""
     fbank = batch.fbank_BTM.to(torch.float32, copy=True)
     if (partners := batch.partners) is not None and len(partners.position):
-        mixed = torch.from_numpy(partners.position).to(fbank.device)
+        mixed = to_device(partners.position, fbank.device)
         of_mixed = fbank[mixed], batch.num_frames_B[mixed]
         of_partners = partners.fbank_KTM.float(), partners.num_frames_K, partners.lam_K
         fbank[mixed] = mixup_batch(*of_mixed, *of_partners, mixup_domain)
