@@ -1,11 +1,12 @@
 """A fault campaign: the preparation job killed at seeded moments and run again, beside a run that nobody disturbed.
 
-    python -m benchmarks.faults [--moments 20] [--seed 0] [--clips 480] [--kinds worker node driver machine]
+    python -m benchmarks.faults [--moments 20] [--seed 0] [--clips 480] [--kinds worker node …]
 
-Each moment is a run of jobs/prepare_audioset.py over short media files made here, with a SIGKILL in it; then the same
-command runs until it ends well. Only the command line and the data set's files are used. How often a clip was worked on
-is seen by how often the kernel saw its media file opened. Exit status 1 if a clip is lost, doubled, different or worked
-on more often than the bound says, or if a file is left over.
+Each moment is a run of jobs/prepare_audioset.py over short media files made here, from a folder or from a media host on
+loopback, with a SIGKILL in it; then the same command runs until it ends well. Only the command line and the data set's
+files are used. How often a clip was worked on is seen by how often the kernel saw its media file opened, or the media
+host was asked for it. Exit status 1 if a clip is lost, doubled, different or worked on more often than the bound says,
+or if a file is left over.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
 from ast_core.labels import audioset_labels
+from jobs.demo.media_server import FolderHandler, serving
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import Reason
@@ -43,7 +45,9 @@ FAILED_BESIDE = 8
 """A task's clips that fail are in no shard: up to so many beside the largest one."""
 
 MOST_RUNS = 6
-LONGEST_RUN_S = 120.0
+LONGEST_RUN_S = 300.0
+FETCHED_SHARE = 0.25
+"""Of the clips, where they are fetched: a fetch takes half a second."""
 
 
 class Kind(StrEnum):
@@ -57,6 +61,22 @@ class Kind(StrEnum):
     """The job's process alone; the next run starts at once, while what it leaves behind may still be at work."""
     MACHINE = "machine"
     """All processes of the job."""
+    FETCHER = "fetcher"
+    """A download worker of Ray, which fetches or waits for its chunk to be prepared."""
+    CHILD = "child"
+    """A process of its own in which a worker fetches or decodes one clip."""
+
+
+class Setting(StrEnum):
+    """Where the media are and the job runs."""
+
+    FOLDER = "folder"
+    CLUSTER = "folder, two nodes"
+    HOST = "media host"
+
+
+SETTINGS = {Kind.NODE: Setting.CLUSTER, Kind.FETCHER: Setting.HOST, Kind.CHILD: Setting.HOST}
+"""Of kinds that are not killed in FOLDER."""
 
 
 class Phase(StrEnum):
@@ -104,10 +124,11 @@ class World:
     lists: tuple[Path, Path]
     media: Path
 
-    def command(self, output: Path, address: str | None) -> list[str]:
+    def command(self, output: Path, *, address: str | None = None, host: str | None = None) -> list[str]:
         argv = [sys.executable, "jobs/prepare_audioset.py", "--segments", *map(str, self.lists)]
-        argv += ["--audio-dir", str(self.media), "--output", str(output)]
-        return [*argv, *(["--address", address] if address else ["--num-cpus", str(CPUS)])]
+        argv += ["--media-url", f"{host}/{{video_id}}"] if host else ["--audio-dir", str(self.media)]
+        argv += ["--address", address] if address else ["--num-cpus", str(CPUS)]
+        return [*argv, "--output", str(output)]
 
 
 def make_world(folder: Path, num_clips: int, seed: int) -> World:
@@ -119,9 +140,9 @@ def make_world(folder: Path, num_clips: int, seed: int) -> World:
     rows: dict[Path, list[str]] = {path: [] for path in lists}
     for i in range(num_clips):
         video_id, labels = f"video{i:06d}", ",".join(rng.choice(mids, size=2, replace=False))
-        line = f'{video_id}, 10.000, {10 + CLIP_S:.3f}, "{labels}"'
+        line = f'{video_id}, 0.000, {CLIP_S:.3f}, "{labels}"'
         suffix = ("ogg", "flac")[i % 2]
-        path = media / f"{video_id}_10.000.{suffix}"
+        path = media / f"{video_id}.{suffix}"
         fault = i % 60
         if fault == 8:
             path.write_text("<html>Sign in to confirm you're not a bot</html>")
@@ -132,7 +153,7 @@ def make_world(folder: Path, num_clips: int, seed: int) -> World:
         elif fault == 37:
             pass  # no file
         elif fault == 47:
-            line = f'{video_id}, 11.000, 10.000, "{labels}"'
+            line = f'{video_id}, 1.000, 0.000, "{labels}"'
         else:
             fakes.write_media(path, fakes.noise(CLIP_S, seed=seed * 1_000_003 + i))
         rows[lists[i % 5 == 0]].append(line)
@@ -172,6 +193,27 @@ class Opens:
         if self._overflow:
             raise RuntimeError("the kernel dropped events; take fewer clips")
         return self.count
+
+
+class Fetches:
+    """How often yt-dlp asked the media host for each recording."""
+
+    def __init__(self, asked: Counter[str]) -> None:
+        asked.clear()
+        self.count = asked
+
+    def close(self) -> Counter[str]:
+        return Counter(self.count)
+
+
+class CountingHandler(FolderHandler):
+    asked: Counter[str]
+
+    def answer(self, *, with_body: bool) -> None:
+        # FFmpeg, which asks for the same recording then, a varying number of times, is known by this header.
+        if "Icy-MetaData" not in self.headers:
+            self.asked[self.path.removeprefix("/")] += 1
+        super().answer(with_body=with_body)
 
 
 # --- what came out ---
@@ -288,7 +330,7 @@ def compare(
     again = {
         name: -(-(count - calm.opens[name]) // max(calm.opens[name], 1))
         for name, count in opens.items()
-        if Path(name).stem not in wanted.retried
+        if f"{Path(name).stem}_0.000" not in wanted.retried
     }
     return Outcome(
         moment=moment,
@@ -341,64 +383,80 @@ class Job:
 
 @dataclass
 class Campaign:
-    """The world, its calm runs, and a cluster of two nodes where a moment wants one."""
+    """Worlds, their calm runs, and a cluster of two nodes or a media host where a moment wants one."""
 
     folder: Path
     num_clips: int
     seed: int
 
     def __post_init__(self) -> None:
-        self.world = make_world(self.folder / "world", self.num_clips, self.seed)
         self.ray_folder = self.folder / "ray"
         self.cluster: Cluster | None = None
-        self._calm: dict[bool, Calm] = {}
+        self._host: str | None = None
+        self._asked: Counter[str] = Counter()
+        self._worlds: dict[bool, World] = {}
+        self._calm: dict[Setting, Calm] = {}
         self._outputs = 0
         self._left: dict[int, psutil.Process] = {}
+        self._open = ExitStack()
 
     def close(self) -> None:
         self._end_what_is_left()
-        if self.cluster:
-            self.cluster.shutdown()
-            self.cluster = None
+        self._open.close()
+
+    def world(self, setting: Setting) -> World:
+        is_fetched = setting == Setting.HOST
+        if is_fetched not in self._worlds:
+            num_clips = round(self.num_clips * FETCHED_SHARE) if is_fetched else self.num_clips
+            folder = self.folder / ("fetched" if is_fetched else "read")
+            self._worlds[is_fetched] = make_world(folder, num_clips, self.seed)
+        return self._worlds[is_fetched]
 
     def trial(self, moment: Moment) -> Outcome:
         """One kill, runs until one ends well, and the comparison."""
-        in_cluster = moment.kind == Kind.NODE
-        calm = self.calm(in_cluster=in_cluster)
+        setting = SETTINGS.get(moment.kind, Setting.FOLDER)
+        calm = self.calm(setting)
         output = self._new_output()
-        opens = Opens(self.world.media)
+        opens = self._count_work(setting)
         try:
-            job = self._start(output, in_cluster)
+            job = self._start(output, setting)
             hit = self._disturb(job, moment, calm, output, opens)
             status = self._wait(job)
             runs = 1
             while status:
                 if runs == MOST_RUNS:
                     raise RuntimeError(f"{moment}: run {runs} ended with {status}; see {self.folder}/job.log")
-                status = self._wait(self._start(output, in_cluster))
+                status = self._wait(self._start(output, setting))
                 runs += 1
         finally:
             counted = opens.close()
             self._end_what_is_left()
-            if in_cluster and self.cluster:
+            if setting == Setting.CLUSTER and self.cluster:
                 self._replace_second_node(self.cluster)
         # A node takes with it the clips under way and what its last task has said but the driver not heard yet.
-        at_work = 1 if moment.kind == Kind.WORKER else CPUS
-        bound = at_work * (calm.content.largest_shard + FAILED_BESIDE) if hit else 0
+        at_work = 1 if moment.kind in (Kind.WORKER, Kind.FETCHER) else CPUS
+        bound = 1 if moment.kind == Kind.CHILD else at_work * (calm.content.largest_shard + FAILED_BESIDE)
+        if not hit:
+            bound = 0
         return compare(moment, hit, runs, calm, read_content(output), counted, bound)
 
-    def calm(self, *, in_cluster: bool) -> Calm:
-        if in_cluster not in self._calm:
-            self._calm[in_cluster] = self._run_calm(in_cluster)
-        return self._calm[in_cluster]
+    def calm(self, setting: Setting) -> Calm:
+        if setting not in self._calm:
+            self._calm[setting] = self._run_calm(setting)
+        return self._calm[setting]
 
-    def _run_calm(self, in_cluster: bool) -> Calm:
-        if in_cluster:
+    def _run_calm(self, setting: Setting) -> Calm:
+        world = self.world(setting)
+        if setting == Setting.CLUSTER:
             self.cluster = start_cluster(self.ray_folder / "cluster")
+            self._open.callback(self.cluster.shutdown)
+        if setting == Setting.HOST:
+            handler = type("Handler", (CountingHandler,), {"folder": world.media, "asked": self._asked})
+            self._host = self._open.enter_context(serving(handler))
         output = self._new_output()
-        opens = Opens(self.world.media)
+        opens = self._count_work(setting)
         try:
-            job = self._start(output, in_cluster)
+            job = self._start(output, setting)
             while not opens.count and job.process.poll() is None:
                 time.sleep(0.002)
             start_s = job.elapsed_s()
@@ -412,18 +470,23 @@ class Campaign:
         end_s = (output / "dataset.json").stat().st_mtime - last_shard
         return Calm(read_content(output), counted, num_shards, start_s, end_s, whole_s)
 
+    def _count_work(self, setting: Setting) -> Opens | Fetches:
+        return Fetches(self._asked) if setting == Setting.HOST else Opens(self.world(setting).media)
+
     def _new_output(self) -> Path:
         self._outputs += 1
         return self.folder / f"data-{self._outputs:03d}"
 
-    def _start(self, output: Path, in_cluster: bool) -> Job:
+    def _start(self, output: Path, setting: Setting) -> Job:
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.ray_folder)}
-        address = self.cluster.address if in_cluster and self.cluster else None
+        argv = self.world(setting).command(
+            output,
+            address=self.cluster.address if setting == Setting.CLUSTER and self.cluster else None,
+            host=self._host if setting == Setting.HOST else None,
+        )
         with open(self.folder / "job.log", "ab") as log:
-            process = subprocess.Popen(
-                self.world.command(output, address), cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
         return Job(process, time.monotonic())
 
     def _wait(self, job: Job) -> int:
@@ -439,7 +502,7 @@ class Campaign:
         self._left |= job.seen
         return job.process.wait()
 
-    def _disturb(self, job: Job, moment: Moment, calm: Calm, output: Path, opens: Opens) -> str:
+    def _disturb(self, job: Job, moment: Moment, calm: Calm, output: Path, opens: Opens | Fetches) -> str:
         """Wait for the moment and kill; who it was, or nothing where the job was quicker."""
         while job.process.poll() is None and not _has_come(moment, job, calm, output, opens):
             time.sleep(0.002)
@@ -459,14 +522,19 @@ class Campaign:
             os.kill(node.all_processes["raylet"][0].process.pid, 9)
             return "raylet"
         descendants = job.descendants()
-        if moment.kind == Kind.WORKER:
-            # One that decodes, where there is one: of the others little is lost.
-            workers = sorted(ray_workers(descendants), key=lambda pair: "Stages" not in pair[0])
-            if not workers:
+        if moment.kind in (Kind.WORKER, Kind.FETCHER, Kind.CHILD):
+            if moment.kind == Kind.WORKER:
+                # One that decodes, where there is one: of the others little is lost.
+                found = sorted(ray_workers(descendants), key=lambda pair: "Stages" not in pair[0])[:1]
+            elif moment.kind == Kind.FETCHER:
+                found = [pair for pair in ray_workers(descendants) if "FetchAndPrepare" in pair[0]]
+            else:
+                found = list(isolated_children(descendants))
+            if not found:
                 return ""
-            name, worker = workers[0]
+            name, process = found[int(moment.share * len(found))]
             try:
-                worker.kill()
+                process.kill()
             except psutil.NoSuchProcess:
                 return ""
             return name
@@ -503,7 +571,7 @@ def start_cluster(folder: Path, num_nodes: int = 2) -> Cluster:
     return cluster
 
 
-def _has_come(moment: Moment, job: Job, calm: Calm, output: Path, opens: Opens) -> bool:
+def _has_come(moment: Moment, job: Job, calm: Calm, output: Path, opens: Opens | Fetches) -> bool:
     if moment.phase == Phase.START:
         return job.elapsed_s() >= moment.share * calm.start_s
     if moment.phase == Phase.WORK:
@@ -521,6 +589,17 @@ def ray_workers(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, ps
                 yield name, each
         except psutil.NoSuchProcess:
             continue
+
+
+def isolated_children(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
+    """Processes of `pipeline.prepare.isolated` and what they are for."""
+    for each in descendants:
+        try:
+            command = each.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        if "pipeline.prepare.isolated" in command:
+            yield command[command.index("pipeline.prepare.isolated") + 1], each
 
 
 @contextmanager
@@ -562,14 +641,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 said = f"killed {outcome.hit}" if outcome.hit else "ended before"
                 said += f", {outcome.runs} runs, {outcome.twice} clips done twice"
                 print(f"{moment}: {said}. {outcome.harm or 'all well'} {' '.join(outcome.orphans)}", file=sys.stderr)
-        calm = made.calm(in_cluster=args.kinds == [Kind.NODE])
-    content = calm.content
+        calms = {setting: made.calm(setting) for setting in {SETTINGS.get(kind, Setting.FOLDER) for kind in args.kinds}}
+    for setting, calm in calms.items():
+        content = calm.content
+        print(
+            f"{setting}: {len(content.clips)} clips and {content.failures.total()} failures "
+            f"in {calm.num_shards} shards, seed {args.seed}; undisturbed {calm.whole_s:.0f} s, "
+            f"publishing {calm.end_s:.1f} s of them"
+        )
     print(
-        f"{len(content.clips)} clips and {content.failures.total()} failures in {calm.num_shards} shards, "
-        f"seed {args.seed}; undisturbed {calm.whole_s:.0f} s, publishing {calm.end_s:.1f} s of them\n"
-    )
-    print(
-        "| killed | moments | most runs | lost | doubled in index | doubled in shards | left over | differing |", end=""
+        "\n| killed | moments | most runs | lost | doubled in index | doubled in shards | left over | differing |",
+        end="",
     )
     print(" done twice, most (bound) |\n|---|---|---|---|---|---|---|---|---|")
     for kind, of_kind in outcomes.items():

@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.dry_run:
         todo = what_is_left(listed, settings)
-        print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace))
+        own = settings.own_addresses
+        print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace, own_addresses=own))
         return 0
     with ray_session(args.address, args.num_cpus):
         reports = prepare(listed, settings, partial(print, flush=True))

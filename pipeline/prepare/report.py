@@ -89,12 +89,12 @@ def advice(reports: Sequence["SplitReport"]) -> str:
     return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
 
 
-def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace) -> str:
-    """What a run would do, and how long its fetches take."""
+def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace, *, own_addresses: bool = False) -> str:
+    """What a run would do, and how long its fetches take. How many nodes a cluster has is not asked for."""
     lines = [f"to do: {num_clips:,} clips, {num_fetches:,} of them to be fetched; done: {num_done:,}"]
     if num_fetches and math.isfinite(pace.fetches_per_hour):
         ways = f"{len(pace.addresses)} addresses" if len(pace.addresses) > 1 else "one address"
-        took = duration(pace.seconds_for(num_fetches))
+        took = duration(pace.seconds_for(num_fetches)) + (", divided by the number of nodes" if own_addresses else "")
         lines.append(f"at {pace.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled")
     elif num_fetches:
         lines.append("the fetches are not paced: --fetches-per-hour N says how many an address may make")

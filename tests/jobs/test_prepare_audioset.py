@@ -112,14 +112,16 @@ def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
     }
     assert (failures["video-_webm_29.000"], failures["silentvideo_3.000"]) == (2, 1)
 
-    # A list that has grown adds what is new.
+    # A list that has grown adds what is new. A recording that was gone and is there again is not asked for.
     segment_list(clips, *ROWS, f'video-_webm, 12.000, 17.000, "{DOG}"')
+    fakes.write_media(media / "nowhere____.ogg", fakes.noise(31, seed=9))
     assert main(argv) == 0
     assert len(PreparedDataset.open(str(output)).clips(["tiny"])) == 4
 
-    # What was silent is wanted now.
-    assert main([*argv, "--keep-silent"]) == 0
-    assert "silentvideo_3.000" in PreparedDataset.open(str(output)).clips(["tiny"]).clip_id.to_pylist()
+    # What was silent or gone is wanted now.
+    assert main([*argv, "--keep-silent", "--retry", "unavailable"]) == 0
+    now = PreparedDataset.open(str(output)).clips(["tiny"]).clip_id.to_pylist()
+    assert {"silentvideo_3.000", "nowhere_____3.000"} < set(now)
 
     # A list with other labels for a prepared clip would train on what the shards do not say.
     segment_list(clips, *ROWS[1:], f'video-_webm, 3.000, 8.000, "{DOG}"')
@@ -138,6 +140,8 @@ def test_a_dry_run_says_how_long_it_will_take_and_writes_nothing(tmp_path: Path,
     ]
     assert main([*argv, "--fetches-per-hour", "60", "--addresses", "http://a:1", "http://b:1"]) == 0
     assert "at 60 fetches an hour from 2 addresses: 3 min" in capsys.readouterr().out
+    assert main([*argv, "--addresses", "node"]) == 0
+    assert "from one address: 1 min 12 s, divided by the number of nodes" in capsys.readouterr().out
     assert main([*argv, "--media-url", "http://127.0.0.1:9/{video_id}"]) == 0
     assert "the fetches are not paced" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("inotify_simple", reason="counts the openings of files as Linux tells them")
 
-from benchmarks.faults import Campaign, Kind, Moment, Outcome, Phase, campaign
+from benchmarks.faults import Campaign, Kind, Moment, Outcome, Phase, Setting, campaign
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +19,7 @@ def faults() -> Iterator[Campaign]:
     "moment",
     [
         pytest.param(Moment(Kind.WORKER, Phase.WORK, 0.5), marks=pytest.mark.slow),
+        pytest.param(Moment(Kind.FETCHER, Phase.WORK, 0.5), marks=pytest.mark.slow),
         Moment(Kind.DRIVER, Phase.WORK, 0.7),
     ],
     ids=str,
@@ -30,7 +31,7 @@ def test_a_job_that_was_killed_ends_with_the_data_set_of_an_undisturbed_one(faul
 
 
 def test_the_world_has_clips_and_failures_of_every_kind_worth_a_run(faults: Campaign):
-    content = faults.calm(in_cluster=False).content
+    content = faults.calm(Setting.FOLDER).content
     reasons = {reason for _, reason in content.failures}
     assert reasons == {"not_audio", "silent", "truncated", "missing_file", "bad_time", "duplicate"}
     assert len(content.clips) > 100

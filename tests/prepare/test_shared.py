@@ -71,6 +71,15 @@ def test_jobs_of_a_cluster_share_their_pacer_and_outlive_it(local_ray: None):
     end_pacer()
 
 
+def test_a_node_with_an_address_of_its_own_goes_by_its_own_pace(local_ray: None):
+    pace = Pace(fetches_per_hour=60)
+    node = ClusterTurns(pace, own_addresses=True)
+    assert node.turn().address == ray.util.get_node_ip_address()
+    assert node.turn().address is None
+    assert ClusterTurns(pace).turn().address == "this network"
+    end_pacer()
+
+
 def end_pacer() -> None:
     pacer = ray.get_actor("pacer", namespace=NAMESPACE)
     ray.kill(pacer)
