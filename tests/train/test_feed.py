@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from ast_core.errors import DataError
 from ast_core.recipe import Recipe
 from pipeline.dataset import ROW_GROUP_CLIPS, Clips, PreparedDataset
 from pipeline.train.feed import FbankReader, TrainBatch, TrainFeed, eval_batches
+from pipeline.train.sampling import EpochOrder, epoch_order
 from tests.train.made import clips_of, table_of
 
 CPU = torch.device("cpu")
@@ -76,7 +78,7 @@ def test_batches_hold_the_clips_of_the_order_with_their_labels(clips: Clips, sto
         np.testing.assert_allclose(item.batch.target_BC[i].numpy(), target, rtol=1e-6)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, world_size: int):
     whole = epoch(clips)
     parts = [epoch(clips, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -148,6 +150,24 @@ def test_a_feed_left_early_leaves_no_thread_behind(clips: Clips):
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+
+
+def test_an_order_is_drawn_by_the_thread_that_asks_for_batches_and_counts_as_waiting(
+    clips: Clips, monkeypatch: pytest.MonkeyPatch
+):
+    drawn_by = []
+
+    def slow_order(**args) -> EpochOrder:
+        drawn_by.append(threading.current_thread())
+        time.sleep(0.3)
+        return epoch_order(**args)
+
+    monkeypatch.setattr("pipeline.train.feed.epoch_order", slow_order)
+    feed = TrainFeed(clips, RECIPE, 4)
+    for _ in range(2):
+        next(feed.epoch(1, CPU))
+    assert drawn_by == [threading.current_thread()] * 2
+    assert feed.waits.wait_s >= 0.6
 
 
 def test_data_set_sampling_and_feed_import_without_ray():
