@@ -204,7 +204,10 @@ class TrainBatch:
 
 @dataclass
 class Waits:
-    """Seconds that the consumer waited for batches."""
+    """Seconds that the consumer waited for batches; of the time that training took, they are the data-wait share.
+
+    A GPU stood idle for them no longer than that: it may have been at work on steps that it was asked for before.
+    """
 
     wait_s: float = 0.0
 
@@ -244,11 +247,20 @@ class TrainFeed:
 
     def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[TrainBatch]:
         """The batches of an epoch, counted from 1, from a step on; read ahead by a thread."""
-        for made in _read_ahead(lambda: self._batches(epoch, first_step, device.type == "cuda"), self.waits):
+        # These arrays, which alone are as long as the data set, are made here and not in the thread, a new one each
+        # epoch: glibc gives threads memory apart, of which one after the other would keep room for all of them.
+        began_s = time.perf_counter()
+        order, targets = self.order(epoch), Targets(self.clips, self.num_classes)
+        self.waits.wait_s += time.perf_counter() - began_s
+        for made in _read_ahead(
+            lambda: self._batches(epoch, order, targets, first_step, device.type == "cuda"), self.waits
+        ):
             yield replace(made, batch=made.batch.to(device))
 
-    def _batches(self, epoch: int, first_step: int, pinned: bool) -> Iterator[TrainBatch]:
-        recipe, order, targets = self.recipe, self.order(epoch), Targets(self.clips, self.num_classes)
+    def _batches(
+        self, epoch: int, order: EpochOrder, targets: Targets, first_step: int, pinned: bool
+    ) -> Iterator[TrainBatch]:
+        recipe = self.recipe
         steps = range(first_step, self.steps_per_epoch)
         ahead = -(-READ_AHEAD_CLIPS // recipe.batch_size)
         with FbankReader(self.clips, self.groups_in_memory, self.cache) as reader:
