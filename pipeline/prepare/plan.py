@@ -7,7 +7,7 @@ worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.prepare.keep import AudioStore, keep_audio
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
-from pipeline.prepare.shared import ClusterTurns, sole_writer
+from pipeline.prepare.shared import ClusterTurns, cluster_turns, sole_writer
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.todo import read_chunks, write_todo
 from pipeline.prepare.ytdlp import check_tools
@@ -96,15 +96,15 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         DataError: before any work, where the output holds something else, or another job is at work on it.
     """
     splits = _splits(listed)
-    turns = ClusterTurns(settings.fetch.pace, own_addresses=settings.own_addresses)
     with sole_writer(settings.output):
         store = _open_output(listed, settings)
         todo = what_is_left(listed, settings)
         if todo.num_done:
             say(f"{todo.num_done:,} clips are done by an earlier run, {len(todo.clips):,} to do")
         if len(todo.clips):
-            at_rest = turns.at_rest if todo.num_fetches else dict
-            with Progress(len(todo.clips), say, at_rest) as progress:
+            pace, own_addresses = settings.fetch.pace, settings.own_addresses
+            fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
+            with fetching as turns, Progress(len(todo.clips), say, turns.at_rest if turns else dict) as progress:
                 for written in _written(_stages(todo, settings, turns, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
@@ -151,7 +151,7 @@ def _report(output: str, listed: dict[str, int]) -> str:
     return write_report(output, listed=listed)
 
 
-def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns, store: AudioStore | None) -> Dataset:
+def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns | None, store: AudioStore | None) -> Dataset:
     _leave_the_terminal_to_us()
     clips_per_chunk = _clips_per_chunk(todo, settings)
     chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
@@ -161,7 +161,7 @@ def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns, store: A
         per_clip.append(keep_audio)
     write = WriteShards(settings.output, keep=store.write if store else None)
     prepare_chunk = (AFewAtOnce(Stages((*per_clip, features))), write)
-    if not todo.num_fetches:
+    if turns is None:
         return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
     check_tools()
     num_workers = min(settings.download_workers, len(chunks))

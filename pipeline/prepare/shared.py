@@ -1,7 +1,7 @@
 """What the jobs of a cluster share, the pace of their fetches, and what they may not: an output."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -13,19 +13,37 @@ from pipeline import storage
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Pace, Pacer, Turn
 
-NAMESPACE = "ast-ray"
+NAMESPACE, PACER = "ast-ray", "pacer"
+
+
+@contextmanager
+def cluster_turns(pace: Pace, *, own_addresses: bool = False) -> Iterator["ClusterTurns"]:
+    """Turns of a job at the one pacer of its cluster. Where no job has made it, this one does, and ends it."""
+    try:
+        ray.get_actor(PACER, namespace=NAMESPACE)
+        is_ours = False
+    except ValueError:
+        is_ours = True
+    pacer = _cluster_pacer()
+    try:
+        yield ClusterTurns(pace, own_addresses, pacer)
+    finally:
+        if is_ours:
+            ray.kill(pacer)
+            with suppress(RayActorError):
+                while True:  # until its name is free, for the next job of this process
+                    ray.get(pacer.at_rest.remote())
 
 
 class ClusterTurns:
-    """The one pacer of a cluster, as a worker sees it. Safe to pickle.
+    """What a job's workers ask for turns. Safe to pickle.
 
     The pacer ends with the job that made it, and what it knew with it. The next call of another job makes a new one,
     which hears of throttling from the next fetch. So what a job has got wrong does not rest the one after it.
     """
 
-    def __init__(self, pace: Pace, *, own_addresses: bool = False) -> None:
-        self._pace, self._own_addresses = pace, own_addresses
-        self._pacer: Any = None
+    def __init__(self, pace: Pace, own_addresses: bool, pacer: Any) -> None:
+        self._pace, self._own_addresses, self._pacer = pace, own_addresses, pacer
 
     def turn(self) -> Turn:
         home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
@@ -42,14 +60,13 @@ class ClusterTurns:
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         while True:
             try:
-                self._pacer = self._pacer or _cluster_pacer()
                 return ask(self._pacer)
             except RayActorError:
-                self._pacer = None
+                self._pacer = _cluster_pacer()
 
 
 def _cluster_pacer() -> Any:
-    return ray.remote(Pacer).options(name="pacer", get_if_exists=True, **_on_this_node()).remote()
+    return ray.remote(Pacer).options(name=PACER, get_if_exists=True, **_on_this_node()).remote()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline import storage
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.plan import FetchAndPrepare, Stages
-from pipeline.prepare.shared import NAMESPACE, ClusterTurns, sole_writer
+from pipeline.prepare.shared import NAMESPACE, PACER, cluster_turns, sole_writer
 from pipeline.prepare.todo import write_todo
 from tests import fakes
 
@@ -59,32 +60,31 @@ def test_an_output_elsewhere_is_held_against_the_jobs_of_the_cluster(local_ray: 
 
 def test_jobs_of_a_cluster_share_their_pacer_and_outlive_it(local_ray: None):
     pace = Pace(fetches_per_hour=60)
-    one, other = ClusterTurns(pace), ClusterTurns(pace)
-    assert one.turn().address == "this network"
-    assert other.turn().address is None
-    other.report("this network", Reason.THROTTLED)
-    assert list(one.at_rest()) == ["this network"]
-    end_pacer()  # as with the job that made it
-    assert other.turn().address == "this network"
-    assert one.turn().address is None
-    assert one.at_rest() == {}
-    end_pacer()
+    with ExitStack() as first_job:
+        one = first_job.enter_context(cluster_turns(pace))
+        with cluster_turns(pace) as other:
+            assert one.turn().address == "this network"
+            assert other.turn().address is None
+            other.report("this network", Reason.THROTTLED)
+            assert list(one.at_rest()) == ["this network"]
+            pacer = ray.get_actor(PACER, namespace=NAMESPACE)
+            first_job.close()
+            with pytest.raises(RayActorError):
+                _ask_on(pacer)
+            assert other.turn().address == "this network"
+            assert other.turn().address is None
+            assert other.at_rest() == {}
 
 
-def test_a_node_with_an_address_of_its_own_goes_by_its_own_pace(local_ray: None):
-    pace = Pace(fetches_per_hour=60)
-    node = ClusterTurns(pace, own_addresses=True)
-    assert node.turn().address == ray.util.get_node_ip_address()
-    assert node.turn().address is None
-    assert ClusterTurns(pace).turn().address == "this network"
-    end_pacer()
-
-
-def end_pacer() -> None:
-    pacer = ray.get_actor("pacer", namespace=NAMESPACE)
-    ray.kill(pacer)
-    with pytest.raises(RayActorError):
-        _ask_on(pacer)
+def test_a_job_after_another_begins_anew_and_a_node_may_have_an_address_of_its_own(local_ray: None):
+    for own_addresses, home in (
+        (False, "this network"),
+        (True, ray.util.get_node_ip_address()),
+        (False, "this network"),
+    ):
+        with cluster_turns(Pace(fetches_per_hour=60), own_addresses=own_addresses) as turns:
+            assert turns.turn().address == home
+            assert turns.turn().address is None
 
 
 def _ask_on(pacer: Any) -> None:
