@@ -4,33 +4,44 @@ N tokens, D width.
 """
 
 import re
+from typing import NamedTuple
 
 import torch
 
 from ast_core.model import PATCH_SIZE, ASTModel
 from ast_core.recipe import Recipe
 
+
+class Peak(NamedTuple):
+    """FLOP/s of matrix products, at best."""
+
+    half: float
+    """Of bf16 and fp16 with float32 sums, without sparsity; V100 and T4 have fp16 alone."""
+    fp32: float
+    """Of float32, without TF32, which PyTorch uses only where it is told to; here it is not."""
+
+
 PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "A40": 150e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
+    "B200": Peak(2250e12, 75e12),
+    "H200 NVL": Peak(835e12, 60e12),
+    "H200": Peak(989e12, 67e12),
+    "H100 NVL": Peak(835e12, 60e12),
+    "H100 PCIe": Peak(756e12, 51e12),
+    "H100": Peak(989e12, 67e12),
+    "A100": Peak(312e12, 19.5e12),
+    "A10G": Peak(70e12, 35e12),
+    "A10": Peak(125e12, 31.2e12),
+    "A40": Peak(150e12, 37.4e12),
+    "L40S": Peak(362e12, 91.6e12),
+    "L40": Peak(181e12, 90.5e12),
+    "L4": Peak(121e12, 30.3e12),
+    "RTX 4090": Peak(165e12, 82.6e12),
+    "RTX 3090": Peak(71e12, 35.6e12),
+    "V100": Peak(125e12, 15.7e12),
+    "T4": Peak(65e12, 8.1e12),
 }
-"""FLOP/s of matrix products in bf16 (V100 and T4, which lack it: fp16) with float32 sums, without sparsity: NVIDIA's
-data sheets of the cards (SXM where nothing is said) and its white papers of Ampere and Ada. Longer names come first."""
+"""NVIDIA's data sheets of the cards (SXM where nothing is said), and its white papers of Volta, Turing, Ampere and Ada.
+Longer names come first."""
 OTHER_CARDS = {"MIG", "Laptop", "D"}
 """Words that make a name that of a slice of the card, or of a slower one."""
 
@@ -56,12 +67,25 @@ def training_flops(model: ASTModel, recipe: Recipe) -> int:
     return 3 * forward_flops(model, model.v.num_prefix_tokens + num_patches)
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """A second, at best; None where that is not known, as of a CPU, so that no utilisation is made up."""
-    return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+def utilisation(
+    clips_per_s: float, model: ASTModel, recipe: Recipe, device: torch.device, num_devices: int = 1
+) -> float | None:
+    """MFU: the share of the devices' peak, in the recipe's precision, that training at this rate makes use of.
+
+    None where the peak is not known, as of a CPU, so that no utilisation is made up.
+    """
+    peak = peak_flops(device, recipe.precision)
+    return None if peak is None else clips_per_s * training_flops(model, recipe) / (peak * num_devices)
 
 
-def peak_flops_of(device_name: str) -> float | None:
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    return peak_flops_of(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+def peak_flops_of(device_name: str, precision: str) -> float | None:
     if OTHER_CARDS & set(device_name.split()):
         return None
-    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
+    peak = next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)
+    if peak is None:
+        return None
+    return peak.fp32 if precision == "fp32" else peak.half

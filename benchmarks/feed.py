@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
-        sounds = [_sound(i) for i in range(NUM_SOUNDS)]
+        sounds = [sound(i) for i in range(NUM_SOUNDS)]
         files = _write_wavs(Path(folder, "wav"), sounds)
         fbanks = [fbank(torch.from_numpy(samples)).half().numpy() for samples in sounds]
         clips = write_shards(Path(folder, "shards"), fbanks, args.clips)
@@ -81,7 +81,7 @@ def _rate(run: Callable[[], int]) -> tuple[float, float]:
     return num_clips / (time.process_time() - cpu_s), num_clips / (time.perf_counter() - clock_s)
 
 
-def _sound(seed: int) -> np.ndarray:
+def sound(seed: int) -> np.ndarray:
     """Ten seconds of noise under a spectrum and a loudness that wander: fbanks of it compress as recordings' do."""
     rng = np.random.default_rng(seed)
     spectrum = np.fft.rfft(rng.standard_normal(CLIP_S * SAMPLE_RATE_HZ))

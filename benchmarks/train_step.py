@@ -1,36 +1,49 @@
-"""A training step with each optimisation on and off, beside the plain step of the original's design.
+"""A training step with each optimisation on and off, beside the plain step of the original's design; or fed by shards.
 
-python -m benchmarks.train_step [--device cpu|cuda] [--model base384] [--frames 1024] [--batch-sizes 12 48] [--steps 5]
-    [--threads 1]
+    python -m benchmarks.train_step [--device cpu|cuda] [--model base384] [--frames 1024] [--batch-sizes 12 48]
+        [--steps N] [--threads 1] [--only TEXT] [--fed [--data DIR]]
 
-Needs neither Ray nor a network: weights are drawn, clips are noise. On a CPU the configurations take turns, step by
-step, so that other work on the machine meets them alike. Throughput is that of the fastest step after one to warm up,
-by CPU time where one thread computes, else by the clock on the wall.
+Needs neither Ray nor a network: weights are drawn, clips are noise. Throughput is that of all steps after some to warm
+up. A GPU is waited for once, after the last. On a CPU the configurations take turns, step by step, so that other work
+on the machine meets them alike; one thread is timed by CPU time, several by the clock on the wall.
+
+--fed joins the training feed and the step as a training run does: shards on disk, weighted draws, mixup, read ahead. It
+prints the data-wait share, beside the rate of the same step whose batch is there already.
 """
 
 import argparse
 import gc
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ast_core import ASTModel
 from ast_core.augment import draw, draw_patchout
-from ast_core.flops import peak_flops, training_flops
+from ast_core.fbank import fbank
+from ast_core.flops import utilisation
+from ast_core.frames import NUM_MEL_BINS
 from ast_core.model import MODEL_SIZES, patch_grid
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, Norm, make_optimizer, make_scaler, set_execution, train_step
+from ast_core.step import Batch, Norm, Partners, for_device, make_optimizer, make_scaler, set_execution, train_step
+from benchmarks.feed import NUM_CLASSES, NUM_SOUNDS, sound, write_shards
+from pipeline.dataset import Clips, PreparedDataset
+from pipeline.train.feed import TrainFeed
 
-NUM_MEL_BINS, NUM_CLASSES, STRIDE, LABELS_PER_CLIP = 128, 527, 10, 2
+STRIDE, LABELS_PER_CLIP = 10, 2
 PATCHOUT = {"patchout_f": 4, "patchout_t": 40}
-"""PaSST's, at 1,024 frames."""
+"""PaSST's, at 1,024 frames; fewer columns of fewer frames."""
 ORIGINAL = "the original's design"
 Step = Callable[[], object]
 
@@ -40,6 +53,9 @@ class Variant:
     name: str
     recipe: dict[str, Any] = field(default_factory=dict)
     """Keys that differ from the plain fp32 step."""
+    is_mixed: bool = False
+    """Half of the clips, as in the batches of the feed."""
+    fused_adam: bool = True
 
     @property
     def is_ours_and_whole(self) -> bool:
@@ -54,6 +70,9 @@ CUDA_VARIANTS = (
     Variant("bf16", BF16),
     Variant("bf16, fused attention", BF16 | FUSED),
     Variant("bf16, fused, compiled", BF16 | COMPILED),
+    Variant("bf16, fused, compiled, half mixed", BF16 | COMPILED, is_mixed=True),
+    Variant("bf16, fused, compiled, Adam not fused", BF16 | COMPILED, fused_adam=False),
+    Variant("bf16, fused, compiled, gradients clipped", BF16 | COMPILED | {"grad_clip": 1.0}),
     Variant("bf16, fused, compiled, checkpointed", BF16 | COMPILED | {"activation_checkpointing": True}),
     Variant("bf16, fused, patchout", BF16 | FUSED | PATCHOUT),
     Variant("bf16, fused, compiled, patchout", BF16 | COMPILED | PATCHOUT),
@@ -66,11 +85,25 @@ CPU_VARIANTS = (
     Variant("fp32, fused, parts of 2", FUSED | {"micro_batch_size": 2}),
     Variant("fp32, fused, compiled", COMPILED),
     Variant("fp32, fused, compiled, parts of 2", COMPILED | {"micro_batch_size": 2}),
+    Variant("fp32, fused, half mixed", FUSED, is_mixed=True),
+    Variant("fp32, fused, Adam not fused", FUSED, fused_adam=False),
+    Variant("fp32, fused, gradients clipped", FUSED | {"grad_clip": 1.0}),
     Variant("fp32, fused, checkpointed", FUSED | {"activation_checkpointing": True}),
     Variant("fp32, fused, compiled, patchout", COMPILED | PATCHOUT),
     Variant("bf16", BF16),
     Variant("bf16, compiled", BF16 | {"compile": True}),
 )
+
+
+VARIANTS = {"cuda": CUDA_VARIANTS, "cpu": CPU_VARIANTS}
+FED_VARIANTS = {
+    "cuda": (
+        Variant("bf16, fused, compiled", BF16 | COMPILED, is_mixed=True),
+        Variant("bf16, fused, compiled, patchout", BF16 | COMPILED | PATCHOUT, is_mixed=True),
+        Variant("fp16 with a scaler, fused, compiled", {"precision": "fp16"} | COMPILED, is_mixed=True),
+    ),
+    "cpu": (Variant("fp32, fused", FUSED, is_mixed=True),),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -80,20 +113,18 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(args.threads)
     # Each variant is a run of its own: that another had other shapes must not make it compile for shapes that change.
     torch._dynamo.config.automatic_dynamic_shapes = False
-    variants = CUDA_VARIANTS if device.type == "cuda" else CPU_VARIANTS
     print(f"{describe(device)}; {args.model}, {args.frames} frames, torch {torch.__version__}\n")
-    if device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        print("bf16 is left out: this CPU has no instructions for it (on AVX2 a step took seven times as long).\n")
+    variants = tuple(v for v in (FED_VARIANTS if args.fed else VARIANTS)[device.type] if args.only in v.name)
+    if for_device(Recipe(precision="bf16"), device).precision != "bf16":
+        print("bf16 is left out: this device has no instructions for it (on AVX2 a step took seven times as long).\n")
         variants = tuple(variant for variant in variants if variant.recipe.get("precision") != "bf16")
-    print("| | batch | clips/s | of the original's | MFU | peak memory, GiB |\n|---|---|---|---|---|---|")
-    for batch_size in args.batch_sizes:
-        took_s, peaks_gib = measure(variants, args, batch_size, device)
-        for variant in variants:
-            print(row(variant, batch_size, took_s, peaks_gib, args, device))
-        if ORIGINAL in took_s:
-            best = min((v.name for v in variants if v.is_ours_and_whole and v.name in took_s), key=took_s.__getitem__)
-            ratio = took_s[ORIGINAL] / took_s[best]
-            print(f"\nbatch {batch_size}: best without patchout is {best!r}, {ratio:.2f} times the original's\n")
+    if not variants:
+        print(f"no configuration has {args.only!r} in its name")
+        return 1
+    if args.fed:
+        say_fed(variants, args, device)
+    else:
+        say_steps(variants, args, device)
     return 0
 
 
@@ -103,15 +134,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(MODEL_SIZES), help="base384 on a GPU, tiny224 on a CPU")
     parser.add_argument("--frames", type=int, default=1024)
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="12 to 192 on a GPU, 12 on a CPU")
-    parser.add_argument("--steps", type=int, help="10 on a GPU, 5 on a CPU, after one to warm up")
+    parser.add_argument("--steps", type=int, help="timed: 20 on a GPU, of --fed 100; 5 on a CPU")
     parser.add_argument("--threads", type=int, help="of a CPU; by default PyTorch's")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only configurations with this in their name")
+    parser.add_argument("--fed", action="store_true", help="feed and step together, in place of steps alone")
+    parser.add_argument("--data", metavar="DIR", help="a prepared data set for --fed; by default shards are made")
+    parser.add_argument("--clips", type=int, help="in the shards that are made: 20,000 on a GPU, 512 on a CPU")
     args = parser.parse_args(argv)
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = args.device == "cuda"
     args.model = args.model or ("base384" if on_gpu else "tiny224")
     args.batch_sizes = args.batch_sizes or ([12, 48, 96, 192] if on_gpu else [12])
-    args.steps = args.steps or (10 if on_gpu else 5)
+    args.steps = args.steps or ((100 if args.fed else 20) if on_gpu else 5)
+    args.clips = args.clips or (20_000 if on_gpu else 512)
+    args.warm_up = 3 if on_gpu else 1
     return args
 
 
@@ -121,42 +158,82 @@ def describe(device: torch.device) -> str:
     return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
 
 
+# --- steps alone
+
+
+def say_steps(variants: tuple[Variant, ...], args: argparse.Namespace, device: torch.device) -> None:
+    print("| | batch | clips/s | of the original's | MFU | peak memory, GiB |\n|---|---|---|---|---|---|")
+    for batch_size in args.batch_sizes:
+        took_s, peaks_gib = measure(variants, args, batch_size, device)
+        for variant in variants:
+            print(row(variant, batch_size, took_s, peaks_gib, args, device))
+        ours = [v.name for v in variants if v.is_ours_and_whole and v.name in took_s]
+        if ORIGINAL in took_s and ours:
+            best = min(ours, key=took_s.__getitem__)
+            ratio = took_s[ORIGINAL] / took_s[best]
+            print(f"\nbatch {batch_size}: best without patchout is {best!r}, {ratio:.2f} times the original's\n")
+
+
 def measure(
-    variants: tuple[Variant, ...], args: argparse.Namespace, batch_size: int, device: torch.device
+    variants: Iterable[Variant], args: argparse.Namespace, batch_size: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the fastest step by variant, and on a GPU the peak of memory; a variant that does not fit lacks."""
+    """Seconds of a step by variant, and on a GPU the peak of memory in GiB; a variant that does not fit lacks."""
     build = {variant.name: builder(variant, args, batch_size, device) for variant in variants}
     if device.type == "cpu":
-        return fastest_s({name: make() for name, make in build.items()}, args.steps, device), {}
+        took_s = in_turns_s({name: make() for name, make in build.items()}, args)
+        free_memory()
+        return took_s, {}
     took_s, peaks_gib = {}, {}
     for name, make in build.items():
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            took_s |= fastest_s({name: make()}, args.steps, device)
+            took_s[name] = at_a_stretch_s(make(), args, device)
             peaks_gib[name] = torch.cuda.max_memory_allocated(device) / 2**30
         except torch.cuda.OutOfMemoryError:
             pass
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
     return took_s, peaks_gib
 
 
-def fastest_s(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, float]:
-    fastest = dict.fromkeys(steps, float("inf"))
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
-    for repeat in range(1 + repeats):
+def free_memory() -> None:
+    """And what was compiled: beyond eight shapes of a block PyTorch would compile no more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()
+
+
+def in_turns_s(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, float]:
+    """Of one step of each, on a CPU."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    for name, step in steps.items():
+        began_s = time.perf_counter()
+        for _ in range(args.warm_up):
+            step()
+        print(f"{name}: {time.perf_counter() - began_s:.1f} s to warm up", file=sys.stderr, flush=True)
+    spent_s = dict.fromkeys(steps, 0.0)
+    for _ in range(args.steps):
         for name, step in steps.items():
             began_s = clock()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            took_s = clock() - began_s
-            if repeat:
-                fastest[name] = min(fastest[name], took_s)
-            else:
-                print(f"{name}: {took_s:.1f} s to warm up", file=sys.stderr, flush=True)
-    return fastest
+            spent_s[name] += clock() - began_s
+    return {name: spent / args.steps for name, spent in spent_s.items()}
+
+
+def at_a_stretch_s(step: Step, args: argparse.Namespace, device: torch.device) -> float:
+    """Of one step, of many that the device is asked for one after the other."""
+    for _ in range(args.warm_up):
+        step()
+    began_s = now_s(device)
+    for _ in range(args.steps):
+        step()
+    return (now_s(device) - began_s) / args.steps
+
+
+def now_s(device: torch.device) -> float:
+    """The clock on the wall when the device has done all that it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def row(
@@ -170,46 +247,62 @@ def row(
     name = variant.name
     if name not in took_s:
         return f"| {name} | {batch_size} | out of memory | | | |"
-    rate, peak = batch_size / took_s[name], peak_flops(device)
-    recipe = recipe_of(variant, args, batch_size)
-    with torch.device("meta"):
-        flops = training_flops(ASTModel(**recipe.model_args(), imagenet_pretrain=False), recipe)
-    mfu = "–" if peak is None or recipe.precision == "fp32" else f"{rate * flops / peak:.0%}"
+    rate = batch_size / took_s[name]
     memory = f"{peaks_gib[name]:.1f}" if name in peaks_gib else "–"
     ratio = f"{took_s[ORIGINAL] / took_s[name]:.2f}" if ORIGINAL in took_s else "–"
+    mfu = mfu_of(rate, recipe_of(variant, args, batch_size), device)
     return f"| {name} | {batch_size} | {rate:.2f} | {ratio} | {mfu} | {memory} |"
+
+
+def mfu_of(clips_per_s: float, recipe: Recipe, device: torch.device) -> str:
+    with torch.device("meta"):
+        mfu = utilisation(clips_per_s, ASTModel(**recipe.model_args(), imagenet_pretrain=False), recipe, device)
+    return "–" if mfu is None else f"{mfu:.0%}"
 
 
 def recipe_of(variant: Variant, args: argparse.Namespace, batch_size: int) -> Recipe:
     shape = {"model_size": args.model, "input_tdim": args.frames, "label_dim": NUM_CLASSES, "batch_size": batch_size}
     plain = {"precision": "fp32", "attention": "plain", "timem": min(192, args.frames), "imagenet_pretrain": False}
-    return Recipe(**shape | plain | variant.recipe)
+    values = shape | plain | variant.recipe
+    return Recipe(**values | {"patchout_t": values.get("patchout_t", 0) * args.frames // 1024})
 
 
 def builder(variant: Variant, args: argparse.Namespace, batch_size: int, device: torch.device) -> Callable[[], Step]:
     recipe = recipe_of(variant, args, batch_size)
     if variant.name == ORIGINAL:
         return lambda: original_step(recipe, device)
-    return lambda: our_step(recipe, device)
+    return lambda: step_on_one_batch(variant, recipe, device)
 
 
-def our_step(recipe: Recipe, device: torch.device) -> Step:
+def our_step(variant: Variant, recipe: Recipe, device: torch.device) -> Callable[..., Tensor]:
+    """`train_step` of a new model, which lacks the batch and what is drawn for it."""
     torch.manual_seed(0)
     model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
     set_execution(model, device, recipe)
     model.to(device).train()
-    optimizer, scaler = make_optimizer(model, recipe), make_scaler(recipe, device)
-    clips, targets = data(recipe, device)
-    num_clips, num_frames = clips.shape[:2]
-    ones = torch.ones(num_clips, device=device)
-    batch = Batch(clips, (ones * num_frames).long(), targets, ones)
+    optimizer = make_optimizer(model, recipe)
+    if not variant.fused_adam:
+        for group in optimizer.param_groups:
+            group["fused"] = None  # PyTorch's own choice
+    norm = Norm(recipe.dataset_mean, recipe.dataset_std)
+    scaler = make_scaler(recipe, device)
+    return partial(train_step, model, optimizer, recipe=recipe, norm=norm, lr=recipe.lr, scaler=scaler)
+
+
+def step_on_one_batch(variant: Variant, recipe: Recipe, device: torch.device) -> Step:
+    """The same batch, on the device already, in each step."""
+    num_clips, num_frames = recipe.batch_size, recipe.input_tdim
+    step, (clips, targets) = our_step(variant, recipe, device), data(recipe, torch.device("cpu"))
+    frames, partners = torch.full((num_clips,), num_frames), None
+    if variant.is_mixed:
+        mixed = np.arange(0, num_clips, 2)
+        partners = Partners(mixed, clips[mixed].half(), frames[mixed], torch.full((len(mixed),), 0.5))
+    batch = Batch(clips.half(), frames, targets, torch.ones(num_clips), partners).to(device)
     shape = {"num_frames": num_frames, "num_mel_bins": NUM_MEL_BINS}
     drawn = draw((0,), num_clips, **shape, freqm=recipe.freqm, timem=recipe.timem, noise=False)
-    dropped = {"num_rows": recipe.patchout_f, "num_columns": recipe.patchout_t}
-    patchout = draw_patchout((0,), model.v.patch_embed.grid_size, **dropped)
-    norm = Norm(recipe.dataset_mean, recipe.dataset_std)
-    args = {"recipe": recipe, "norm": norm, "lr": recipe.lr, "num_clips_global": num_clips}
-    return lambda: train_step(model, optimizer, batch, drawn, **args, patchout=patchout, scaler=scaler)
+    grid = patch_grid(NUM_MEL_BINS, num_frames, STRIDE, STRIDE)
+    patchout = draw_patchout((0,), grid, num_rows=recipe.patchout_f, num_columns=recipe.patchout_t)
+    return lambda: step(batch, drawn, num_clips_global=num_clips, patchout=patchout)
 
 
 def original_step(recipe: Recipe, device: torch.device) -> Step:
@@ -222,7 +315,7 @@ def original_step(recipe: Recipe, device: torch.device) -> Step:
     network.patch_embed.img_size = None
     network.patch_embed.proj = nn.Conv2d(1, dim, 16, stride=STRIDE)
     network.pos_embed = nn.Parameter(torch.randn(1, 2 + rows * columns, dim) * 0.02)
-    model = nn.Sequential(network, nn.LayerNorm(dim), nn.Linear(dim, NUM_CLASSES)).to(device).train()
+    model = nn.Sequential(network, nn.LayerNorm(dim), nn.Linear(dim, recipe.label_dim)).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=5e-7, betas=(0.95, 0.999))
     on_gpu = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=on_gpu)
@@ -242,9 +335,62 @@ def original_step(recipe: Recipe, device: torch.device) -> Step:
 def data(recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise `[B, T, M]`, and labels `[B, C]`."""
     clips = torch.randn(recipe.batch_size, recipe.input_tdim, NUM_MEL_BINS)
-    targets = torch.zeros(recipe.batch_size, NUM_CLASSES)
+    targets = torch.zeros(recipe.batch_size, recipe.label_dim)
     targets[:, :LABELS_PER_CLIP] = 1
     return clips.to(device), targets.to(device)
+
+
+# --- fed by shards
+
+
+def say_fed(variants: tuple[Variant, ...], args: argparse.Namespace, device: torch.device) -> None:
+    with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
+        if args.data:
+            dataset = PreparedDataset.open(args.data)
+            clips, num_classes = dataset.clips(dataset.splits), len(dataset.labels)
+        else:
+            fbanks = [fbank(torch.from_numpy(sound(i))).half().numpy() for i in range(NUM_SOUNDS)]
+            clips, num_classes = write_shards(Path(folder), fbanks, args.clips), NUM_CLASSES
+        print(f"{len(clips):,} clips in {len(clips.shards)} shards, {args.steps} steps\n")
+        print("| | batch | clips/s | of the step alone | MFU | data-wait share |\n|---|---|---|---|---|---|")
+        for batch_size in args.batch_sizes:
+            for variant in variants:
+                recipe = replace(recipe_of(variant, args, batch_size), label_dim=num_classes)
+                print(fed_row(variant, recipe, clips, args, device), flush=True)
+
+
+def fed_row(variant: Variant, recipe: Recipe, clips: Clips, args: argparse.Namespace, device: torch.device) -> str:
+    try:
+        alone_s = at_a_stretch_s(step_on_one_batch(variant, recipe, device), args, device)
+        free_memory()
+        clips_per_s, data_wait_share = train_fed(variant, recipe, clips, args, device)
+    except torch.cuda.OutOfMemoryError:
+        return f"| {variant.name} | {recipe.batch_size} | out of memory | | | |"
+    finally:
+        free_memory()
+    ratio, mfu = clips_per_s * alone_s / recipe.batch_size, mfu_of(clips_per_s, recipe, device)
+    return f"| {variant.name} | {recipe.batch_size} | {clips_per_s:.2f} | {ratio:.2f} | {mfu} | {data_wait_share:.1%} |"
+
+
+def train_fed(
+    variant: Variant, recipe: Recipe, clips: Clips, args: argparse.Namespace, device: torch.device
+) -> tuple[float, float]:
+    """Clips a second, and the data-wait share as training logs it. The GPU is waited for once, at the end."""
+    step, feed = our_step(variant, recipe, device), TrainFeed(clips, recipe, recipe.label_dim)
+    batches = chain.from_iterable(feed.epoch(epoch, device) for epoch in count(1))
+
+    def train(num_steps: int) -> int:
+        num_clips = 0
+        for item in islice(batches, num_steps):
+            step(item.batch, item.augmentation, num_clips_global=item.num_clips_global, patchout=item.patchout)
+            num_clips += item.num_clips_global
+        return num_clips
+
+    train(args.warm_up)
+    began_s, feed.waits.wait_s = now_s(device), 0.0
+    num_clips = train(args.steps)
+    took_s = now_s(device) - began_s
+    return num_clips / took_s, feed.waits.wait_s / took_s
 
 
 if __name__ == "__main__":

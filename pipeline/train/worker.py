@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import DataError, UserError
-from ast_core.flops import peak_flops, training_flops
+from ast_core.flops import utilisation
 from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
@@ -272,7 +272,9 @@ class Run:
             if self.log is not None:
                 values: dict[str, Any] = {"loss": mean_loss, "lr": lr, "clips_per_s": num_clips / elapsed_s}
                 values |= {"data_wait_share": wait_s / elapsed_s, "memory_gb": self._memory_gb()}
-                values["mfu"] = self._utilisation(values["clips_per_s"])
+                values["mfu"] = utilisation(
+                    values["clips_per_s"], self.bare_model, self.recipe, self.device, self.world_size
+                )
                 self.log.step(epoch=epoch, step=step + 1, values=values)
                 logger.info(
                     f"epoch {epoch}  step {item.step + 1}/{steps_per_epoch}  loss {mean_loss:.4f}  lr {lr:.2e}  "
@@ -341,13 +343,6 @@ class Run:
         is_noticed = ray.train.get_preemption_info() is not None
         is_new, self._saved_for_preemption = is_noticed and not self._saved_for_preemption, is_noticed
         return is_new
-
-    def _utilisation(self, clips_per_s: float) -> float | None:
-        """MFU of all ranks together, where the device's peak is known."""
-        peak = peak_flops(self.device)
-        if peak is None:
-            return None
-        return clips_per_s * training_flops(self.bare_model, self.recipe) / (peak * self.world_size)
 
     def _memory_gb(self) -> float:
         """The most that was in use."""

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ast_core import ASTModel
 from ast_core.augment import draw_patchout
-from ast_core.flops import forward_flops, peak_flops, peak_flops_of, training_flops
+from ast_core.flops import forward_flops, peak_flops, peak_flops_of, training_flops, utilisation
 from ast_core.recipe import Recipe
 from tests.ast_core import small
 
@@ -53,8 +53,24 @@ def test_a_clip_of_the_papers_recipe_costs_0_73_tflop_and_a_third_with_patchout(
     ],
 )
 def test_the_peak_is_that_of_the_card_or_unknown(name: str, tera: int | None):
-    assert peak_flops_of(name) == (None if tera is None else tera * 1e12)
+    assert peak_flops_of(name, "bf16") == peak_flops_of(name, "fp16") == (None if tera is None else tera * 1e12)
+
+
+def test_the_peak_is_that_of_the_precision():
+    for name, tera in {"NVIDIA H100 80GB HBM3": 67, "NVIDIA A100-SXM4-80GB": 19.5, "NVIDIA A10G": 35}.items():
+        assert peak_flops_of(name, "fp32") == pytest.approx(tera * 1e12)
+
+
+@pytest.mark.parametrize(("precision", "peak"), [("bf16", 989e12), ("fp32", 67e12)])
+def test_the_utilisation_is_the_share_of_the_peak_of_all_devices(
+    precision: str, peak: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H100 80GB HBM3")
+    model, recipe = small.model(), small.recipe(precision=precision)
+    rate = peak / training_flops(model, recipe)
+    assert utilisation(rate, model, recipe, torch.device("cuda"), 2) == pytest.approx(0.5)
 
 
 def test_a_cpu_has_no_peak():
-    assert peak_flops(torch.device("cpu")) is None
+    assert peak_flops(torch.device("cpu"), "bf16") is None
+    assert utilisation(1.0, small.model(), small.recipe(), torch.device("cpu")) is None
