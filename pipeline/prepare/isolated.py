@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from ast_core.errors import UserError
 from pipeline.prepare.clip import ClipError, Reason
@@ -57,19 +57,23 @@ class Isolated:
 
         UserError where the machine has no room for a child, or for what it does.
         """
-        if self._child is None or self._child.poll() is not None:
-            try:
-                self._start()
-            except OSError as err:  # no room in the temporary folder, no more processes
-                raise UserError(f"this machine cannot start a process to work in: {err}") from err
         try:
-            self._connection.send_bytes(pickle.dumps((args, kwargs), protocol=5))
-            if not self._connection.poll(deadline_s):
-                self.stop()
-                raise ClipError(Reason.TIMEOUT, f"not done within {deadline_s:g} s")
-            error, result = pickle.loads(self._connection.recv_bytes())
-        except (EOFError, ConnectionError) as err:
-            raise ClipError(Reason.CRASHED, f"its process ended ({self._ending()})") from err
+            # What it leaves when it is killed lies where this side removes it. A folder for each call: between calls,
+            # when Ray ends workers at the end of a job, there is none.
+            folder = tempfile.TemporaryDirectory(prefix="ast-isolated-", ignore_cleanup_errors=True)
+            if self._child is None or self._child.poll() is not None:
+                self._start()
+        except OSError as err:  # no room in the temporary folder, no more processes
+            raise UserError(f"this machine cannot start a process to work in: {err}") from err
+        with folder:
+            try:
+                self._connection.send_bytes(pickle.dumps((folder.name, args, kwargs), protocol=5))
+                if not self._connection.poll(deadline_s):
+                    self.stop()
+                    raise ClipError(Reason.TIMEOUT, f"not done within {deadline_s:g} s")
+                error, result = pickle.loads(self._connection.recv_bytes())
+            except (EOFError, ConnectionError) as err:
+                raise ClipError(Reason.CRASHED, f"its process ended ({self._ending()})") from err
         if error is not None:
             raise error
         return result
@@ -87,14 +91,10 @@ class Isolated:
         ours, theirs = socket.socketpair()
         self._connection = self._open.enter_context(Connection(ours.detach()))
         self._stderr = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  stop() closes it
-        # A child that is killed leaves its temporary files: they lie where this side can remove them.
-        folder = self._open.enter_context(
-            tempfile.TemporaryDirectory(prefix="ast-isolated-", ignore_cleanup_errors=True)
-        )
         limits = f"{self.memory_bytes or ''}:{self.file_bytes or ''}"
-        argv = [sys.executable, "-m", "pipeline.prepare.isolated", self.function, str(theirs.fileno()), limits, folder]
+        argv = [sys.executable, "-m", "pipeline.prepare.isolated", self.function, str(theirs.fileno()), limits]
         # Under pytest or a submitted job the project may be on this process's path alone.
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": folder}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._child = subprocess.Popen(
             argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._stderr, stderr=self._stderr,
             start_new_session=True, env=env,
@@ -118,7 +118,7 @@ def _kill_group(leader_pid: int) -> None:
         return  # all of the group have ended
 
 
-def _serve(function: str, fd: int, limits: str, folder: str) -> None:
+def _serve(function: str, fd: int, limits: str) -> None:
     """The child: call after call until the parent closes its end."""
     memory_bytes, file_bytes = limits.split(":")
     if memory_bytes and sys.platform == "linux":
@@ -126,16 +126,19 @@ def _serve(function: str, fd: int, limits: str, folder: str) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes),) * 2)
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes),) * 2)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
+    folders: list[str] = []
+    threading.Thread(target=_end_with_parent, args=(os.getppid(), folders), daemon=True).start()
     keep_freed_memory()
     module, name = function.split(":")
     work: Callable[..., Any] = getattr(importlib.import_module(module), name)
     connection = Connection(fd)
     while True:
         try:
-            args, kwargs = pickle.loads(connection.recv_bytes())
+            folder, args, kwargs = pickle.loads(connection.recv_bytes())
         except EOFError:
-            return
+            _end_without_parent(folders)
+        folders[:] = [folder]
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
         connection.send_bytes(pickle.dumps(_outcome(work, args, kwargs), protocol=5))
 
 
@@ -158,12 +161,18 @@ def _unforeseen(err: Exception) -> ClipError:
     return ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
 
 
-def _end_with_parent(parent_pid: int, folder: str) -> None:
+def _end_with_parent(parent_pid: int, folders: list[str]) -> None:
     while os.getppid() == parent_pid:
         time.sleep(PARENT_CHECK_S)
-    shutil.rmtree(folder, ignore_errors=True)  # the parent's to remove, had it lived
-    _kill_group(os.getpid())
+    _end_without_parent(folders)
+
+
+def _end_without_parent(folders: list[str]) -> NoReturn:
+    for folder in folders:  # the parent's to remove, had it lived
+        shutil.rmtree(folder, ignore_errors=True)
+    os.killpg(os.getpid(), signal.SIGKILL)
+    raise AssertionError("alive after SIGKILL")
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])

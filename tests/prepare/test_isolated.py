@@ -119,16 +119,22 @@ def test_a_machine_without_room_ends_the_job_and_not_the_clip(isolated, monkeypa
         isolated("process_id")(deadline_s=DEADLINE_S)
 
 
-def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path):
+@pytest.mark.parametrize("busy_s", [600, 0])
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, busy_s: float):
     code = (
-        "from pipeline.prepare.isolated import Isolated; "
-        f"Isolated('tests.prepare.work:sleep_beside_a_program')({str(tmp_path / 'pids')!r}, deadline_s=600)"
+        "import time; from pipeline.prepare.isolated import Isolated; "
+        "child = Isolated('tests.prepare.work:sleep_beside_a_program'); "
+        f"child({str(tmp_path / 'pids')!r}, {busy_s}, deadline_s=600); time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    (temporary := tmp_path / "temporary").mkdir()
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=env)
     pids = two_pids(tmp_path / "pids")
+    assert list(temporary.iterdir()) or not busy_s
     parent.kill()
     parent.wait()
     assert all(is_gone(pid, within_s=10 * PARENT_CHECK_S) for pid in pids)
+    assert not list(temporary.iterdir())
 
 
 def test_a_decoding_process_imports_neither_pytorch_nor_ray():

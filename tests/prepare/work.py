@@ -22,11 +22,11 @@ def process_id() -> int:
     return os.getpid()
 
 
-def sleep_beside_a_program(pid_file: str) -> None:
+def sleep_beside_a_program(pid_file: str, busy_s: float = 600) -> None:
     """As yt-dlp waits for ffmpeg."""
     program = subprocess.Popen(["sleep", "600"])
     Path(pid_file).write_text(f"{os.getpid()} {program.pid}")
-    time.sleep(600)
+    time.sleep(busy_s)
 
 
 def die(signal_number: int) -> None:
