@@ -40,6 +40,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.metrics
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.train_step --fed
 	$(BIN)/python -m benchmarks.feed --ray
 	$(BIN)/python -m benchmarks.feed_memory
 	$(BIN)/python -m benchmarks.esc10

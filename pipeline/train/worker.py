@@ -40,6 +40,7 @@ from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
 from pipeline.train.judge import Judge
 from pipeline.train.report import RunLog, finite_or_null, write_summary
+from pipeline.train.report_page import write_run_report
 from pipeline.train.sampling import NO_PARTNER
 from pipeline.train.shard_cache import ShardCache
 from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, save_state
@@ -221,6 +222,8 @@ class Run:
             progress.epochs_done, progress.steps_done, progress.loss_sum = epoch, 0, 0.0
             self._log_epochs()
             self._checkpoint(validation=self._evaluation_beside(epoch, loss))
+            if self.log is not None:
+                write_run_report(self.job.run)  # of what there is so far
         if self.job.evaluate_beside:
             ray.train.get_all_reported_checkpoints()  # waits for their evaluation
             self._log_epochs()

@@ -208,6 +208,7 @@ def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number
         for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
             process.kill()  # without their driver, workers would train on for a while
     assert not (run / "summary.json").exists()
+    assert (run / "report.html").exists()  # of the first epoch
     registered.write_text(registered.read_text()[:100])
     before = (run / "metrics.jsonl").read_text().splitlines()
     assert main(argv(tone_data, run, num_workers=1)) == 0
