@@ -1,5 +1,8 @@
 """What tests make up, importable in Ray's workers too."""
 
+import io
+import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zlib import crc32
@@ -10,7 +13,7 @@ import pyarrow as pa
 
 from ast_core.frames import NUM_MEL_BINS, num_frames_of
 from ast_core.labels import LabelVocabulary
-from pipeline import dataset
+from pipeline import dataset, storage
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, ragged, under_way
 from pipeline.prepare.features import features
 from pipeline.prepare.pacing import Pace, Pacer, Turn
@@ -56,6 +59,28 @@ def write_media(path: Path, waveform: np.ndarray, *, channels: int = 1) -> Path:
             container.mux(stream.encode(piece))
         container.mux(stream.encode(None))
     return path
+
+
+def write_tar(path: Path, members: Mapping[str, bytes | dict[str, object]], **options: object) -> str:
+    """Members by name; a dictionary is written as JSON. `options` are tarfile's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as file:
+        for name, held in members.items():
+            data = held if isinstance(held, bytes) else json.dumps(held).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def upload(path: Path, uri: str) -> str:
+    """A file, or a folder with all that is below it."""
+    if path.is_dir():
+        for below in path.iterdir():
+            upload(below, storage.join(uri, below.name))
+    else:
+        storage.write_bytes(uri, path.read_bytes())
+    return uri
 
 
 def clips(*rows: dict[str, object]) -> pa.Table:

@@ -30,11 +30,6 @@ def at_server(uri: str, server: S3Server) -> str:
     return uri.replace("s3://", "s3://key:secret@") + f"?region=us-east-1&scheme=http&endpoint_override={host}"
 
 
-def upload(path: Path, uri: str) -> str:
-    storage.write_bytes(uri, path.read_bytes())
-    return uri
-
-
 def test_a_file_system_outlasts_a_burst_of_refusals_here_and_where_it_is_pickled_to(s3: S3Server):
     fs, path = storage.resolve(s3.uri("burst", "a"))
     for patient in (fs, pickle.loads(pickle.dumps(fs))):
@@ -141,7 +136,7 @@ def test_weights_on_s3_are_the_model_to_start_from(s3: S3Server, tmp_path: Path)
     state["head.weight"] = state["head_dist.weight"] = torch.zeros(1000, state["norm.weight"].numel())
     state["head.bias"] = state["head_dist.bias"] = torch.zeros(1000)
     torch.save({"model": state}, tmp_path / "deit.pth")
-    uri = upload(tmp_path / "deit.pth", s3.uri("weights", "deit.pth"))
+    uri = fakes.upload(tmp_path / "deit.pth", s3.uri("weights", "deit.pth"))
     given = Recipe(**(recipe.to_dict() | {"imagenet_pretrain": True, "imagenet_weights": uri, "seed": 9}))
     model = models.initial_model(given)
     assert torch.equal(model.v.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
@@ -163,7 +158,7 @@ def test_audio_and_list_on_s3_become_a_data_set_on_s3(
     lines = ["path,labels"]
     for i in range(24):
         name = f"{i:02} a.flac"
-        upload(fakes.write_media(tmp_path / name, fakes.noise(0.5, seed=i)), s3.uri(base, "audio", name))
+        fakes.upload(fakes.write_media(tmp_path / name, fakes.noise(0.5, seed=i)), s3.uri(base, "audio", name))
         lines.append(f"audio/{name},{'cat' if i % 2 else 'dog'}")
     storage.write_bytes(s3.uri(base, "mine.csv"), "\n".join(lines[:21]).encode())
     argv = ["--manifest", place("mine.csv"), "--output", place("data"), "--split", "train"]
@@ -184,7 +179,9 @@ def test_audio_and_list_on_s3_become_a_data_set_on_s3(
 
 def test_files_by_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: None, tmp_path: Path):
     mid = audioset_labels().mids[0]
-    upload(fakes.write_media(tmp_path / "a.ogg", fakes.noise(4)), s3.uri("named", "audio", "deep", "abcdefghijk.ogg"))
+    fakes.upload(
+        fakes.write_media(tmp_path / "a.ogg", fakes.noise(4)), s3.uri("named", "audio", "deep", "abcdefghijk.ogg")
+    )
     storage.write_bytes(s3.uri("named", "few_segments.csv"), f'abcdefghijk, 1.000, 2.000, "{mid}"'.encode())
     argv = ["--segments", s3.uri("named", "few_segments.csv"), "--audio-dir", s3.uri("named", "audio")]
     with s3.busy(share=ONE_IN_FIVE):

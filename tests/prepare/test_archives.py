@@ -1,6 +1,5 @@
 """Members of archives: listed without their audio, read one by one, and refused with a reason where they cannot be."""
 
-import io
 import tarfile
 from pathlib import Path
 
@@ -28,16 +27,6 @@ def hugging_face(path: Path, rows: list[dict[str, object]], *, rows_a_group: int
     return str(path)
 
 
-def tar(path: Path, members: dict[str, bytes], **options: object) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", **options) as file:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return str(path)
-
-
 def media_bytes(folder: Path, name: str, waveform: np.ndarray) -> bytes:
     return fakes.write_media(folder / name, waveform).read_bytes()
 
@@ -54,7 +43,9 @@ def reason_of(uri: str, member: str) -> tuple[Reason, str]:
 
 def test_a_tar_is_listed_by_its_headers_whatever_stands_in_it(tmp_path: Path):
     long_name = "d/" * 80 + "abcdefghijk.flac"  # beyond a header's room: GNU and PAX write it into a block of its own
-    uri = tar(tmp_path / "a.tar", {"a/x.flac": b"abc", "a/x.json": b'{"labels": [1]}', long_name: b"d" * 700})
+    uri = fakes.write_tar(
+        tmp_path / "a.tar", {"a/x.flac": b"abc", "a/x.json": b'{"labels": [1]}', long_name: b"d" * 700}
+    )
     members = list(tar_members(uri, sidecars=True))
     assert [(m.name, m.size, m.sidecar) for m in members] == [
         ("a/x.flac", 3, None),
@@ -75,7 +66,7 @@ def test_links_folders_and_devices_of_a_tar_are_no_members(tmp_path: Path):
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_tar_that_is_cut_off_is_refused_by_name(tmp_path: Path, share: float):
-    whole = Path(tar(tmp_path / "a.tar", {f"{i}.flac": bytes(3000) for i in range(9)})).read_bytes()
+    whole = Path(fakes.write_tar(tmp_path / "a.tar", {f"{i}.flac": bytes(3000) for i in range(9)})).read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: int(len(whole) * share)])
     if share < 0.5:
         with pytest.raises(DataError, match=r"b\.tar is no tar or damaged"):
@@ -85,7 +76,7 @@ def test_a_tar_that_is_cut_off_is_refused_by_name(tmp_path: Path, share: float):
 
 
 def test_what_only_looks_like_an_archive_is_refused_by_name(tmp_path: Path):
-    tar(tmp_path / "z.tar", {"a.flac": b"x"})
+    fakes.write_tar(tmp_path / "z.tar", {"a.flac": b"x"})
     with tarfile.open(tmp_path / "gz.tar", "w:gz") as file:
         file.add(tmp_path / "z.tar", "a.flac")
     (tmp_path / "html.tar").write_text("<html>Sign in</html>" * 100)
@@ -164,7 +155,7 @@ def test_a_member_that_is_not_there_any_more_or_cannot_be_read_has_its_reason(tm
     assert reason_of(uri, row_member(2))[0] == Reason.MISSING_FILE
     assert reason_of(str(tmp_path / "gone.parquet"), row_member(0))[0] == Reason.MISSING_FILE
     assert reason_of(str(tmp_path / "gone.tar"), bytes_member(0, 5))[0] == Reason.MISSING_FILE
-    packed = tar(tmp_path / "a.tar", {"a.flac": b"x"})
+    packed = fakes.write_tar(tmp_path / "a.tar", {"a.flac": b"x"})
     assert "changed since it was listed" in reason_of(packed, bytes_member(1 << 20, 5))[1]
     whole = bytearray(Path(uri).read_bytes())
     whole[4:400] = bytes(396)  # the first page's header
@@ -175,7 +166,7 @@ def test_a_member_that_is_not_there_any_more_or_cannot_be_read_has_its_reason(tm
 
 def test_members_are_decoded_as_the_files_they_were(tmp_path: Path):
     files = {name: media_bytes(tmp_path, name, fakes.noise(6, seed=i)) for i, name in enumerate(("a.webm", "b.flac"))}
-    packed = tar(tmp_path / "x.tar", files)
+    packed = fakes.write_tar(tmp_path / "x.tar", files)
     table = hugging_face(tmp_path / "x.parquet", [{"audio": item} for item in files.items()])
     members = [(packed, bytes_member(m.offset, m.size)) for m in tar_members(packed)]
     members += [(table, row_member(i)) for i in range(2)]
@@ -215,7 +206,7 @@ def test_members_sort_as_they_lie_and_files_stay_in_the_order_of_their_list():
 
 
 def test_a_clip_is_found_in_files_tars_and_parquet_by_the_same_names(tmp_path: Path):
-    tar(
+    fakes.write_tar(
         tmp_path / "t" / "0.tar",
         {"x/Yaaaaaaaaaaa_20.000.flac": b"1", "bbbbbbbbbbb.wav": b"2", "bbbbbbbbbbb.json": b"{}"},
     )

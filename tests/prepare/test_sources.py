@@ -1,7 +1,5 @@
 import csv
-import io
 import json
-import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +22,7 @@ from pipeline.prepare.sources import (
     read_segments,
     read_speechcommands,
 )
+from tests import fakes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real lists and recordings are not beside this clone")
@@ -611,17 +610,6 @@ def audio_table(rows: list[dict[str, object]], path: Path, metadata: dict[str, o
     return str(path)
 
 
-def tar_file(path: Path, members: dict[str, bytes | dict[str, object]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as file:
-        for name, held in members.items():
-            data = held if isinstance(held, bytes) else json.dumps(held).encode()
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-    return str(path)
-
-
 def read_clips(out: ClipList, *columns: str) -> list[tuple[object, ...]]:
     return list(zip(*(out.clips[column].to_pylist() for column in columns), strict=True))
 
@@ -705,7 +693,7 @@ def test_a_store_brings_its_vocabulary_and_its_indices_keep_their_meaning(tmp_pa
 
 
 def test_a_webdataset_tar_is_a_list(tmp_path):
-    uri = tar_file(
+    uri = fakes.write_tar(
         tmp_path / "0.tar",
         {
             "a/x.flac": b"1",
@@ -730,12 +718,12 @@ def test_a_webdataset_tar_is_a_list(tmp_path):
 
 
 def test_tars_without_labels_or_compressed_are_refused_whole(tmp_path):
-    uri = tar_file(tmp_path / "0.tar", {"x.flac": b"1", "x.json": {"caption": "a dog"}})
+    uri = fakes.write_tar(tmp_path / "0.tar", {"x.flac": b"1", "x.json": {"caption": "a dog"}})
     for vocabulary in (None, PETS):
         with pytest.raises(DataError, match=r"has no labels: .*KEY\.json"):
             read_manifest(uri, vocabulary=vocabulary)
     with pytest.raises(DataError, match="holds no audio"):
-        read_manifest(tar_file(tmp_path / "1.tar", {"x.txt": b"1"}))
+        read_manifest(fakes.write_tar(tmp_path / "1.tar", {"x.txt": b"1"}))
     for name in ("x.tar.gz", "x.tgz", "x.tar.zst"):
         with pytest.raises(DataError, match="unpack it"):
             read_manifest(str(tmp_path / name))
@@ -767,7 +755,7 @@ def test_hostile_json_beside_a_clip_costs_that_clip_only(tmp_path):
     members: dict[str, bytes | dict[str, object]] = {"good.flac": b"x", "good.json": {"labels": ["Dog"]}}
     for i, (held, _) in enumerate(HOSTILE):
         members |= {f"{i:02d}.flac": b"x", f"{i:02d}.json": held}
-    out = read_manifest(tar_file(tmp_path / "0.tar", members), vocabulary=PETS)
+    out = read_manifest(fakes.write_tar(tmp_path / "0.tar", members), vocabulary=PETS)
     assert read_clips(out, "clip_id") == [("good",)]
     assert reasons(out) == [reason for _, reason in HOSTILE]
     assert all(row["clip_id"].isprintable() and row["message"].isprintable() for row in out.refused.to_pylist())
