@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import av
@@ -81,6 +82,12 @@ def upload(path: Path, uri: str) -> str:
     else:
         storage.write_bytes(uri, path.read_bytes())
     return uri
+
+
+def shard_rows(output: str | Path) -> dict[str, dict[str, Any]]:
+    """All that the shards of a data set hold, by clip."""
+    shards = [uri for uri in storage.list_files(output, suffix=".parquet", recursive=True) if "/shards/" in uri]
+    return {row["clip_id"]: row for shard in shards for row in dataset.read_table(shard).to_pylist()}
 
 
 def clips(*rows: dict[str, object]) -> pa.Table:

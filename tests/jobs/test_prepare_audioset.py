@@ -227,12 +227,6 @@ def test_a_second_folder_adds_what_the_first_lacked(local_ray: None, tmp_path: P
     assert len(pq.read_table(tmp_path / "data" / "two" / "failures.parquet")) == 0
 
 
-def shard_rows(data: Path) -> dict[str, dict[str, object]]:
-    """All that shards hold, by clip."""
-    shards = sorted(data.glob("*/shards/*.parquet"))
-    return {row["clip_id"]: row for shard in shards for row in pq.read_table(shard).to_pylist()}
-
-
 def test_features_made_again_from_kept_audio_are_equal_to_the_byte(local_ray: None, tmp_path: Path):
     audio, store = tmp_path / "audio", tmp_path / "store"
     audio.mkdir()
@@ -249,14 +243,14 @@ def test_features_made_again_from_kept_audio_are_equal_to_the_byte(local_ray: No
     )
     argv = ["--segments", str(clips), "--audio-dir", str(audio), "--output", str(tmp_path / "first")]
     assert main([*argv, "--keep-audio", str(store)]) == 0
-    first = shard_rows(tmp_path / "first")
+    first = fakes.shard_rows(tmp_path / "first")
     assert (len(first), first["loud________3.000"]["num_clipped"] > 0) == (3, True)
 
     again = ["--segments", str(clips), "--audio-dir", str(store), "--output", str(tmp_path / "second")]
     assert main(again) == 0
-    assert shard_rows(tmp_path / "second") == first
+    assert fakes.shard_rows(tmp_path / "second") == first
     assert main(["--manifest", str(store), "--output", str(tmp_path / "third")]) == 0
-    assert shard_rows(tmp_path / "third") == first
+    assert fakes.shard_rows(tmp_path / "third") == first
     third = PreparedDataset.open(str(tmp_path / "third"))
     assert (third.labels, third.splits) == (audioset_labels(), ["four"])
 
@@ -288,7 +282,7 @@ def test_archives_of_others_are_prepared_as_their_files_are(local_ray: None, tmp
     }
     for name, source in outputs.items():
         assert main([*source, "--output", str(tmp_path / name)]) == 0
-        fbanks = [row["fbank_hash"] for row in shard_rows(tmp_path / name).values()]
+        fbanks = [row["fbank_hash"] for row in fakes.shard_rows(tmp_path / name).values()]
         expected = [clip_facts(clip_fbanks(file)) for file in files]
         assert sorted(fbanks) == sorted(facts["fbank_hash"][0].as_py() for facts in expected)
     failures = pq.read_table(tmp_path / "listed" / "hub" / "failures.parquet")

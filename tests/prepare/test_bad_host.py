@@ -11,12 +11,15 @@ from typing import Any
 import av
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
+from jobs.prepare_audioset import main
 from pipeline.prepare import download as download_module
 from pipeline.prepare.clip import Reason, under_way
 from pipeline.prepare.decode import Decode
-from pipeline.prepare.download import Download, FetchSettings
+from pipeline.prepare.download import ATTEMPTS, BACK_OFF_S, Download, FetchSettings
+from pipeline.prepare.features import clip_fbank
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.ytdlp import YtDlp
 from tests import fakes
@@ -219,3 +222,63 @@ def test_the_bomb_is_small_and_what_it_holds_is_not(media: Path):
     with av.open(io.BytesIO((media / "bomb.flac").read_bytes())) as container:
         assert container.duration is not None
         assert container.duration / av.time_base == 3600
+
+
+# The whole job
+
+JOB_DEADLINE_S, REST_S = 10.0, 0.2
+
+ON_BAD_DAYS = {
+    "endless/sound": {Reason.TIMEOUT, Reason.TOO_LARGE, Reason.TRUNCATED, Reason.NETWORK},
+    "404/sound": {Reason.UNAVAILABLE},
+    "403/sound": {Reason.SETUP},
+    "429/sound": {Reason.THROTTLED},
+    "cut/sound": {Reason.NETWORK},
+    "html/sound": {Reason.SETUP},
+    "empty/sound": {Reason.NOT_AUDIO},
+    "good/bomb": {Reason.SILENT},
+    "loop/sound": {Reason.NETWORK},
+    "short/other": {Reason.TRUNCATED},
+    "good/bomb whole": {Reason.TOO_LONG},
+    "good/long whole": {Reason.TOO_LONG},
+    "stall/other": {Reason.TRUNCATED, Reason.TIMEOUT},  # whichever of two limits is the first
+}
+"""Clips that cannot be had, and what may be said of each. Those that take long are in different chunks."""
+
+SOUND_ALL_THE_SAME = ("good/sound", "flaky/sound", "throttled/sound", "redirect/sound")
+
+
+def longest_s(reasons: set[Reason]) -> float:
+    attempts = max(ATTEMPTS.get(reason, 1) for reason in reasons)
+    return attempts * JOB_DEADLINE_S + sum(max(BACK_OFF_S, REST_S) * 4**i for i in range(attempts - 1))
+
+
+@pytest.mark.timeout(600)
+def test_a_job_over_all_bad_days_ends_in_time_with_each_clip_prepared_or_its_reason(
+    local_ray: None, host: BadHost, undisturbed: dict[str, np.ndarray], tmp_path: Path
+):
+    times = {"endless/sound": "100,105", "good/long": f"{LONG_S - 20},{LONG_S - 15}"}
+    healing = (*SOUND_ALL_THE_SAME, "wrongtype/sound", "good/long")
+    lines = ["clip_id,url,start_s,end_s,labels"]
+    for name in (*ON_BAD_DAYS, *healing):
+        path, _, whole = name.partition(" ")
+        lines.append(f"{name},{host.url}/{path},{',' if whole else times.get(path, '20,25')},sound")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    argv = ["--manifest", str(tmp_path / "list.csv"), "--output", str(tmp_path / "data")]
+    limits = {"--timeout-s": TIMEOUT_S, "--deadline-s": JOB_DEADLINE_S, "--rest-s": REST_S}
+    began_s = time.monotonic()
+    assert main([*argv, *(f"{word}" for option in limits.items() for word in option)]) == 0
+    # As if one worker had made all attempts, and each had taken all its time.
+    assert time.monotonic() - began_s < sum(map(longest_s, [*ON_BAD_DAYS.values(), *[{Reason.TIMEOUT}] * len(healing)]))
+
+    failures = pq.read_table(tmp_path / "data" / "train" / "failures.parquet").to_pylist()
+    assert sorted(row["clip_id"] for row in failures) == sorted(ON_BAD_DAYS)
+    for row in failures:
+        assert row["reason"] in ON_BAD_DAYS[row["clip_id"]], row
+        assert 0 <= row["attempts"] - ATTEMPTS.get(row["reason"], 1) <= 1, row  # one may be lost to a busy machine
+        assert row["message"]
+    prepared = fakes.shard_rows(tmp_path / "data")
+    assert set(prepared) == set(healing)
+    assert len({prepared[name]["fbank_hash"] for name in SOUND_ALL_THE_SAME}) == 1
+    expected = clip_fbank(undisturbed["sound"])  # here by other threads, and so not to the byte
+    np.testing.assert_allclose(np.array(prepared["good/sound"]["fbank"]), expected, atol=0.05)
