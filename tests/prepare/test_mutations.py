@@ -179,7 +179,6 @@ def test_a_job_over_a_thousand_mutated_files_prepares_or_refuses_each_in_bounded
     source = pack(tmp_path, clips)
     with watching_decoders() as peaks:
         assert main(["--manifest", str(source), "--output", str(tmp_path / "data")]) == 0
-    print("PEAKS", peaks)
     prepared = fakes.shard_rows(tmp_path / "data")
     failures = pq.read_table(tmp_path / "data" / "train" / "failures.parquet").to_pylist()
     indexed = PreparedDataset.open(str(tmp_path / "data")).index("train")["clip_id"].to_pylist()
