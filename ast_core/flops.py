@@ -18,7 +18,7 @@ class Peak(NamedTuple):
     half: float
     """Of bf16 and fp16 with float32 sums, without sparsity; V100 and T4 have fp16 alone."""
     fp32: float
-    """Of float32, without TF32, which PyTorch uses only where it is told to; here it is not."""
+    """Of float32, without TF32: PyTorch takes that for convolutions, of which AST has one, and else when told to."""
 
 
 PEAK_FLOPS = {

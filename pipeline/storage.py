@@ -316,13 +316,16 @@ def write_json(uri: str | os.PathLike[str], value: Any) -> None:
 def lock(folder: str | os.PathLike[str]) -> Iterator[bool]:
     """Hold a local folder, which is made if it is not there, as long as this process lives; False where another does.
 
-    Nothing is held of what is not on a local disk, nor where the file system has no locks (NFS).
+    Nothing is held of what is not on a local disk, nor where the file system has no such locks (NFS, some Lustre).
     """
     fs, path = resolve(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
         yield True
         return
-    fs.create_dir(path)
+    try:
+        fs.create_dir(path)
+    except FileExistsError as err:
+        raise DataError(f"{os.fspath(folder)} is a file; give a folder") from err
     handle = os.open(path, os.O_RDONLY)
     try:
         yield _lock(handle)
@@ -336,7 +339,7 @@ def _lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as err:
-        if err.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):
+        if err.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
     return True
 

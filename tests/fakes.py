@@ -191,8 +191,8 @@ class Turns:
     def __init__(self, pace: Pace, pacer: Pacer | None = None) -> None:
         self.pace, self.pacer = pace, pacer or Pacer()
 
-    def turn(self, home: str = "here") -> Turn:
-        return self.pacer.turn(self.pace, home)
+    def turn(self, host: str, home: str = "here") -> Turn:
+        return self.pacer.turn(self.pace, home, host)
 
-    def report(self, address: str, reason: Reason | None) -> None:
-        self.pacer.report(self.pace, address, reason)
+    def report(self, address: str, host: str, reason: Reason | None) -> None:
+        self.pacer.report(self.pace, address, host, reason)

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipeline.prepare.clip import ClipError, Reason, each_clip
 from pipeline.prepare.isolated import Isolated
+from pipeline.prepare.media import host_of
 from pipeline.prepare.pacing import Pace, Turn
 from pipeline.prepare.ytdlp import YtDlp, check_tools
 
@@ -41,11 +42,11 @@ URL_SCHEMES = ("http://", "https://")
 
 
 class Turns(Protocol):
-    """`pipeline.prepare.pacing.Pacer`, wherever it runs."""
+    """A job's `pipeline.prepare.pacing.Pacer`, wherever it runs."""
 
-    def turn(self) -> Turn: ...
+    def turn(self, host: str) -> Turn: ...
 
-    def report(self, address: str, reason: Reason | None) -> None: ...
+    def report(self, address: str, host: str, reason: Reason | None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ class Download:
                     self._sleep(self.settings.back_off_s * 4 ** (alike - 1))
 
     def _attempt(self, url: str, begin_s: float, end_s: float | None, failures: list[ClipError]) -> bytes:
-        address = self._wait_for_turn()
+        host = host_of(url)
+        address = self._wait_for_turn(host)
         reason = None
         try:
             audio: bytes = self._fetch(
@@ -109,12 +111,12 @@ class Download:
             reason = err.reason
             raise
         finally:
-            self._turns.report(address, reason)
+            self._turns.report(address, host, reason)
         return audio
 
-    def _wait_for_turn(self) -> str:
+    def _wait_for_turn(self, host: str) -> str:
         while True:
-            address, wait_s = self._turns.turn()
+            address, wait_s = self._turns.turn(host)
             if address is not None:
                 return address
             self._sleep(wait_s)

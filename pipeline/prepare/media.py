@@ -67,9 +67,19 @@ def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
     return Place(f"https://www.youtube.com/watch?v={video_id}", None, start_s)
 
 
+YOUTUBE_URL = r"(?i)^https?://([a-z0-9-]+\.)*(youtube\.com|youtu\.be|youtube-nocookie\.com)[:/]"
+
+
 def any_of_youtube(media: pa.ChunkedArray) -> bool:
-    hosts = r"(?i)^https?://([a-z0-9-]+\.)*(youtube\.com|youtu\.be|youtube-nocookie\.com)[:/]"
-    return bool(pc.any(pc.match_substring_regex(media, hosts)).as_py())
+    return bool(pc.any(pc.match_substring_regex(media, YOUTUBE_URL)).as_py())
+
+
+def host_of(url: str) -> str:
+    """Who counts the requests for it."""
+    if re.match(YOUTUBE_URL, url):
+        return "youtube.com"
+    host = re.match(r"https?://(?:[^/?#]*@)?([^/?#]*)", url)
+    return host[1].lower() if host else ""
 
 
 def url_template(template: str) -> Locate:

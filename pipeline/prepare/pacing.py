@@ -83,18 +83,20 @@ class _Address:
 
 class Pacer:
     """Its callers may keep different paces, each by what it brings: an address is free again for all of them when the
-    last one's interval is over."""
+    last one's interval is over. What an address is to one host, it is not to another."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._addresses: dict[str, _Address] = {}
+        self._addresses: dict[tuple[str, str], _Address] = {}
+        """By name and host."""
 
-    def turn(self, pace: Pace, home: str) -> Turn:
-        """The address to fetch from now, or how long to wait. `home` names the worker's own, where none is given."""
+    def turn(self, pace: Pace, home: str, host: str) -> Turn:
+        """By which address to fetch from `host` now, or how long to wait. `home`: the worker's own address."""
         now_s = self._clock()
         names: Sequence[str] = pace.addresses or [home]
         name, address = min(
-            ((name, self._addresses.setdefault(name, _Address())) for name in names), key=lambda item: _free_s(item[1])
+            ((name, self._addresses.setdefault((name, host), _Address())) for name in names),
+            key=lambda item: _free_s(item[1]),
         )
         if (wait_s := _free_s(address) - now_s) > 0:
             return Turn(None, min(wait_s, LONGEST_WAIT_S))
@@ -103,9 +105,9 @@ class Pacer:
             address.probe_until_s = now_s + PROBE_S
         return Turn(name, 0.0)
 
-    def report(self, pace: Pace, name: str, reason: Reason | None) -> None:
-        """How a fetch from an address ended: the clip's failure, or None."""
-        address, now_s = self._addresses.setdefault(name, _Address()), self._clock()
+    def report(self, pace: Pace, name: str, host: str, reason: Reason | None) -> None:
+        """How a fetch from a host by an address ended: the clip's failure, or None."""
+        address, now_s = self._addresses.setdefault((name, host), _Address()), self._clock()
         if now_s < address.rests_until_s:
             return  # begun before the rest
         address.refused.append(reason is Reason.SETUP)
@@ -121,11 +123,11 @@ class Pacer:
             address.rests_in_a_row, address.probe_until_s = 0, 0.0
 
     def at_rest(self) -> dict[str, tuple[str, float]]:
-        """Of each address that rests: why, and seconds left."""
+        """Of each address that rests, named with the host: why, and seconds left."""
         now_s = self._clock()
         return {
-            name: (address.why, address.rests_until_s - now_s)
-            for name, address in self._addresses.items()
+            f"{name} at {host}": (address.why, address.rests_until_s - now_s)
+            for (name, host), address in self._addresses.items()
             if address.rests_until_s > now_s
         }
 

@@ -39,12 +39,13 @@ MIN_CLIPS, MAX_CLIPS = 16, 128
 MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS = 4, 32
 """The same where clips are fetched: what a kill may cost is fetched again."""
 
-DOWNLOAD_CPUS, BESIDE_DOWNLOAD_CPUS = 0.1, 0.9
-"""Of all download workers together, and of a stage beside them. A fetch mostly waits, and its worker stays for the
-whole job: what it holds no decoding ever gets, and one CPU has to do for both. Without any, they would go to a head
-that is to do no work."""
+DOWNLOAD_CPUS, STAGE_CPUS = 0.02, 0.95
+"""Of all download workers of a job together, and of a task. A fetch mostly waits, and its worker stays for the whole
+job: what it holds no task ever gets, and one CPU has to do for two jobs that fetch and the tasks of a third. Without
+any, download workers would go to a head that is to do no work."""
 
-STAGE_CPUS = 1
+LEAST_CPUS = 1e-4
+"""Ray counts no finer."""
 
 Stage = Callable[[pa.Table], pa.Table]
 
@@ -134,7 +135,7 @@ def _open_output(listed: ClipList, settings: PrepareSettings) -> AudioStore | No
 
 def _in_a_task(work: Callable[..., Any], *args: Any) -> Any:
     """Of what takes more memory than a driver should, with two million clips."""
-    return ray.get(ray.remote(work).remote(*args))
+    return ray.get(ray.remote(num_cpus=STAGE_CPUS)(work).remote(*args))
 
 
 def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
@@ -153,6 +154,7 @@ def _report(output: str, listed: dict[str, int]) -> str:
 
 def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns | None, store: AudioStore | None) -> Dataset:
     _leave_the_terminal_to_us()
+    DataContext.get_current().raise_original_map_exception = True  # Ray's own in its place would not name the cause
     clips_per_chunk = _clips_per_chunk(todo, settings)
     chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
@@ -169,7 +171,7 @@ def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns | None, s
         data,
         FetchAndPrepare,
         batch_size=1,
-        num_cpus=DOWNLOAD_CPUS / num_workers,
+        num_cpus=max(LEAST_CPUS, DOWNLOAD_CPUS / num_workers),
         compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
         fn_constructor_args=(Download(settings.fetch, turns), Stages(prepare_chunk)),
     )
@@ -213,7 +215,7 @@ class FetchAndPrepare:
         return written
 
 
-@ray.remote(num_cpus=BESIDE_DOWNLOAD_CPUS, max_retries=-1)
+@ray.remote(num_cpus=STAGE_CPUS, max_retries=-1)
 def _prepare_fetched(stages: Stages, fetched: pa.Table) -> pa.Table:
     return stages(fetched)
 
@@ -245,12 +247,12 @@ def _users_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as err:
-        cause: BaseException | None = err
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
+        cause: BaseException = err
+        while isinstance(cause, ray.exceptions.RayTaskError):  # one for each task on the way
+            cause = cause.cause
+        if not isinstance(cause, UserError):
             raise
-        raise cause from err
+        raise type(cause)(str(cause).partition("\n")[0]) from err  # Ray adds lines of its own
 
 
 def _leave_the_terminal_to_us() -> None:

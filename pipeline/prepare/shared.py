@@ -1,5 +1,7 @@
 """What the jobs of a cluster share, the pace of their fetches, and what they may not: an output."""
 
+import posixpath
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,6 +16,8 @@ from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Pace, Pacer, Turn
 
 NAMESPACE, PACER = "ast-ray", "pacer"
+ASK_AGAIN_S = 0.2
+"""A pacer that has just ended may still have its name."""
 
 
 @contextmanager
@@ -29,29 +33,27 @@ def cluster_turns(pace: Pace, *, own_addresses: bool = False) -> Iterator["Clust
         yield ClusterTurns(pace, own_addresses, pacer)
     finally:
         if is_ours:
-            ray.kill(pacer)
-            with suppress(RayActorError):
-                while True:  # until its name is free, for the next job of this process
-                    ray.get(pacer.at_rest.remote())
+            _end(pacer, PACER)
 
 
 class ClusterTurns:
     """What a job's workers ask for turns. Safe to pickle.
 
-    The pacer ends with the job that made it, and what it knew with it. The next call of another job makes a new one,
-    which hears of throttling from the next fetch. So what a job has got wrong does not rest the one after it.
+    The pacer ends with the job that made it, and what it knew with it. The next call of another job, by whichever of
+    its processes, makes a new one, which hears of throttling from the next fetch. So what a job has got wrong does not
+    rest the one after it.
     """
 
     def __init__(self, pace: Pace, own_addresses: bool, pacer: Any) -> None:
         self._pace, self._own_addresses, self._pacer = pace, own_addresses, pacer
 
-    def turn(self) -> Turn:
+    def turn(self, host: str) -> Turn:
         home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
-        turn: Turn = self._call(lambda pacer: ray.get(pacer.turn.remote(self._pace, home)))
+        turn: Turn = self._call(lambda pacer: ray.get(pacer.turn.remote(self._pace, home, host)))
         return turn
 
-    def report(self, address: str, reason: Reason | None) -> None:
-        self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, reason)))
+    def report(self, address: str, host: str, reason: Reason | None) -> None:
+        self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason)))
 
     def at_rest(self) -> dict[str, tuple[str, float]]:
         at_rest: dict[str, tuple[str, float]] = self._call(lambda pacer: ray.get(pacer.at_rest.remote()))
@@ -62,6 +64,7 @@ class ClusterTurns:
             try:
                 return ask(self._pacer)
             except RayActorError:
+                time.sleep(ASK_AGAIN_S)
                 self._pacer = _cluster_pacer()
 
 
@@ -77,21 +80,31 @@ def sole_writer(output: str) -> Iterator[None]:
         DataError: where another job holds it.
     """
     taken = DataError(f"another job is preparing {output}; wait for its end, or stop it")
+    fs, path = storage.resolve(output)
+    name = f"prepare {fs.type_name}:{posixpath.normpath(path)}"  # one for all spellings and options of a URI
     with storage.lock(output) as is_ours:
         if not is_ours:
             raise taken
         try:
-            holder: Any = ray.remote(_Holder).options(name=f"prepare {output}", **_on_this_node()).remote()
+            holder: Any = ray.remote(_Holder).options(name=name, **_on_this_node()).remote()
         except ValueError:  # Ray gives a name once
             raise taken from None
         try:
             yield
         finally:
-            ray.kill(holder)
+            _end(holder, name)
 
 
 class _Holder:
     pass
+
+
+def _end(actor: Any, name: str) -> None:
+    """And wait until its name is free, for the next job of this process."""
+    ray.kill(actor)
+    with suppress(ValueError):
+        while ray.get_actor(name, namespace=NAMESPACE) == actor:
+            time.sleep(ASK_AGAIN_S)
 
 
 def _on_this_node() -> dict[str, Any]:

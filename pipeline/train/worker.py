@@ -223,7 +223,7 @@ class Run:
             self._log_epochs()
             self._checkpoint(validation=self._evaluation_beside(epoch, loss))
             if self.log is not None:
-                write_run_report(self.job.run)  # of what there is so far
+                self._write_report()
         if self.job.evaluate_beside:
             ray.train.get_all_reported_checkpoints()  # waits for their evaluation
             self._log_epochs()
@@ -231,6 +231,13 @@ class Run:
         if self.log is not None:
             self._finish(averaged)
             self.log.close()
+
+    def _write_report(self) -> None:
+        """Of what there is so far. Training goes on with or without it."""
+        try:
+            write_run_report(self.job.run)
+        except Exception:
+            logger.exception("the report could not be written")
 
     def _has_stalled(self) -> bool:
         """Whether the last `patience` epochs brought no better model."""

@@ -247,6 +247,7 @@ def test_a_damaged_latest_checkpoint_is_passed_over_for_the_one_before(
     assert len([path for path in (run / "checkpoints").glob("epoch-0003-*") if path != latest]) == 1, "not trained anew"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
     local_ray: None, tone_data: str, tmp_path: Path
 ):

@@ -253,6 +253,7 @@ def longest_s(reasons: set[Reason]) -> float:
     return attempts * JOB_DEADLINE_S + sum(max(BACK_OFF_S, REST_S) * 4**i for i in range(attempts - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_over_all_bad_days_ends_in_time_with_each_clip_prepared_or_its_reason(
     local_ray: None, host: BadHost, undisturbed: dict[str, np.ndarray], tmp_path: Path

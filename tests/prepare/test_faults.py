@@ -1,4 +1,4 @@
-"""The preparation job, killed at two moments: `benchmarks.faults` in small. Real processes, a real Ray."""
+"""The preparation job, killed at a few moments: `benchmarks.faults` in small. Real processes, a real Ray."""
 
 from collections.abc import Iterator
 

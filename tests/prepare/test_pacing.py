@@ -10,6 +10,8 @@ from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import LONGEST_WAIT_S, OF_THE_LAST, PROBE_S, REFUSALS, Pace, Pacer, check_address
 from tests.fakes import Turns
 
+HOST = "host"
+
 
 class Clock:
     now_s = 1000.0
@@ -30,10 +32,10 @@ def fetches_within(turns: Turns, clock: Clock, duration_s: float, homes: list[st
     while min(asks_s.values()) < end_s:
         worker = min(asks_s, key=lambda w: asks_s[w])
         clock.now_s = asks_s[worker]
-        address, wait_s = turns.turn(homes[worker])
+        address, wait_s = turns.turn(HOST, homes[worker])
         if address is not None:
             begun.append((clock.now_s, address))
-            turns.report(address, None)
+            turns.report(address, HOST, None)
         asks_s[worker] = clock.now_s + max(wait_s, 0.5)
     return begun
 
@@ -63,81 +65,90 @@ def test_two_jobs_share_the_pace_of_an_address_and_hear_of_its_rest(clock: Clock
     end_s = clock.now_s + 3600
     while clock.now_s < end_s:
         for job in (slow, quick):
-            if job.turn("here").address is not None:
+            if job.turn(HOST).address is not None:
                 begun.append((job, clock.now_s))
-                job.report("here", None)
+                job.report("here", HOST, None)
         clock.now_s += 0.5
     assert 300 <= len(begun) <= 601  # not 900
     for (job, before_s), (_, after_s) in pairwise(begun):
         assert after_s - before_s >= 3600 / job.pace.fetches_per_hour - 1e-6
-    quick.report("here", Reason.THROTTLED)
-    assert pacer.at_rest() == {"here": ("throttled", 100.0)}
+    quick.report("here", HOST, Reason.THROTTLED)
+    assert pacer.at_rest() == {"here at host": ("throttled", 100.0)}
     clock.now_s += 99
-    assert slow.turn("here").address is None
+    assert slow.turn(HOST).address is None
+
+
+def test_a_host_that_throttles_an_address_does_not_rest_it_at_another(clock: Clock):
+    turns = Turns(Pace(fetches_per_hour=60), Pacer(clock))
+    assert turns.turn("one").address == "here"
+    turns.report("here", "one", Reason.THROTTLED)
+    assert turns.turn("one").address is None
+    assert turns.turn("other").address == "here"
+    assert list(turns.pacer.at_rest()) == ["here at one"]
 
 
 def test_without_a_pace_nobody_waits(clock: Clock):
     turns = Turns(Pace(), Pacer(clock))
-    assert [turns.turn("here").wait_s for _ in range(100)] == [0.0] * 100
+    assert [turns.turn(HOST).wait_s for _ in range(100)] == [0.0] * 100
 
 
 def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Clock):
     turns = Turns(Pace(rest_s=600, addresses=("a", "b")), Pacer(clock))
-    assert {turns.turn("").address for _ in range(2)} <= {"a", "b"}
-    turns.report("a", Reason.THROTTLED)
-    assert {turns.turn("").address for _ in range(10)} == {"b"}
-    assert turns.pacer.at_rest() == {"a": ("throttled", 600.0)}
-    turns.report("b", Reason.THROTTLED)
-    assert turns.turn("") == (None, LONGEST_WAIT_S)
+    assert {turns.turn(HOST).address for _ in range(2)} <= {"a", "b"}
+    turns.report("a", HOST, Reason.THROTTLED)
+    assert {turns.turn(HOST).address for _ in range(10)} == {"b"}
+    assert turns.pacer.at_rest() == {"a at host": ("throttled", 600.0)}
+    turns.report("b", HOST, Reason.THROTTLED)
+    assert turns.turn(HOST) == (None, LONGEST_WAIT_S)
 
     clock.now_s += 600
-    assert {turns.turn("").address, turns.turn("").address} == {"a", "b"}
-    assert turns.turn("").address is None  # both are being tried
-    turns.report("a", None)
-    assert {turns.turn("").address for _ in range(10)} == {"a"}
-    turns.report("b", Reason.THROTTLED)
-    assert turns.pacer.at_rest() == {"b": ("throttled", 1200.0)}  # twice as long as before
+    assert {turns.turn(HOST).address, turns.turn(HOST).address} == {"a", "b"}
+    assert turns.turn(HOST).address is None  # both are being tried
+    turns.report("a", HOST, None)
+    assert {turns.turn(HOST).address for _ in range(10)} == {"a"}
+    turns.report("b", HOST, Reason.THROTTLED)
+    assert turns.pacer.at_rest() == {"b at host": ("throttled", 1200.0)}  # twice as long as before
 
 
 def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock: Clock):
     turns = Turns(Pace(rest_s=100), Pacer(clock))
     rests = []
     for _ in range(6):
-        address = turns.turn("here").address
+        address = turns.turn(HOST).address
         assert address == "here"
-        turns.report(address, Reason.THROTTLED)
-        rests.append(turns.pacer.at_rest()["here"][1])
+        turns.report(address, HOST, Reason.THROTTLED)
+        rests.append(turns.pacer.at_rest()["here at host"][1])
         clock.now_s += rests[-1]
     assert rests == [100, 200, 400, 800, 800, 800]
-    turns.turn("here")
-    turns.report("here", Reason.UNAVAILABLE)  # the host answered: that video is gone
-    turns.turn("here")
-    turns.report("here", Reason.THROTTLED)
-    assert turns.pacer.at_rest()["here"][1] == 100
+    turns.turn(HOST)
+    turns.report("here", HOST, Reason.UNAVAILABLE)  # the host answered: that video is gone
+    turns.turn(HOST)
+    turns.report("here", HOST, Reason.THROTTLED)
+    assert turns.pacer.at_rest()["here at host"][1] == 100
 
 
 def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock):
     turns = Turns(Pace(rest_s=100), Pacer(clock))
     for _ in range(3):
-        turns.turn("here")
-    turns.report("here", Reason.THROTTLED)
+        turns.turn(HOST)
+    turns.report("here", HOST, Reason.THROTTLED)
     clock.now_s += 1
-    turns.report("here", Reason.THROTTLED)
-    turns.report("here", None)
-    assert turns.pacer.at_rest() == {"here": ("throttled", 99.0)}
+    turns.report("here", HOST, Reason.THROTTLED)
+    turns.report("here", HOST, None)
+    assert turns.pacer.at_rest() == {"here at host": ("throttled", 99.0)}
 
 
 def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clock):
     turns = Turns(Pace(rest_s=100), Pacer(clock))
-    turns.turn("here")
-    turns.report("here", Reason.THROTTLED)
+    turns.turn(HOST)
+    turns.report("here", HOST, Reason.THROTTLED)
     clock.now_s += 100
-    turns.turn("here")
-    turns.report("here", Reason.NETWORK)
-    assert turns.turn("here").address == "here"
-    assert turns.turn("here").address is None  # still one at a time
+    turns.turn(HOST)
+    turns.report("here", HOST, Reason.NETWORK)
+    assert turns.turn(HOST).address == "here"
+    assert turns.turn(HOST).address is None  # still one at a time
     clock.now_s += PROBE_S  # its worker died
-    assert turns.turn("here").address == "here"
+    assert turns.turn(HOST).address == "here"
 
 
 @pytest.mark.parametrize("address", ["socks5://host:1080", "https://host:443", "http://", "host.example"])
@@ -152,11 +163,11 @@ def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):
     turns = Turns(Pace(rest_s=100), Pacer(clock))
     endings = [None] * (OF_THE_LAST - REFUSALS) + [Reason.SETUP] * REFUSALS
     for ending in endings[:-1]:
-        turns.turn("here")
-        turns.report("here", ending)
+        turns.turn(HOST)
+        turns.report("here", HOST, ending)
     assert not turns.pacer.at_rest()
-    turns.report("here", endings[-1])
-    assert turns.pacer.at_rest() == {"here": ("setup", 100.0)}
+    turns.report("here", HOST, endings[-1])
+    assert turns.pacer.at_rest() == {"here at host": ("setup", 100.0)}
 
 
 def test_how_long_a_list_takes_is_told_beforehand():

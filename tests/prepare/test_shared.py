@@ -2,27 +2,19 @@
 
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
-import pyarrow as pa
 import pytest
 import ray
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayActorError
 
 from ast_core.errors import DataError
 from pipeline import storage
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Pace
-from pipeline.prepare.plan import FetchAndPrepare, Stages
 from pipeline.prepare.shared import NAMESPACE, PACER, cluster_turns, sole_writer
-from pipeline.prepare.todo import write_todo
-from tests import fakes
 
+HOST = "host"
 HOLD = (
     "import sys; from pipeline import storage\nwith storage.lock(sys.argv[1]) as ours: print(ours, flush=True); input()"
 )
@@ -45,13 +37,17 @@ def test_an_output_on_disk_is_held_against_any_other_process_until_its_job_ends_
     assert not list((tmp_path / "data").iterdir())
 
 
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(DataError, match="data is a file; give a folder"), sole_writer(str(tmp_path / "data")):
+        pass
+
+
 def test_an_output_elsewhere_is_held_against_the_jobs_of_the_cluster(local_ray: None):
     with sole_writer("s3://bucket/data"):
-        with (
-            pytest.raises(DataError, match="another job is preparing s3://bucket/data"),
-            sole_writer("s3://bucket/data"),
-        ):
-            pass
+        for spelling in ("s3://bucket/data", "s3://bucket/data/", "s3://bucket/data?region=eu-west-1"):
+            with pytest.raises(DataError, match="another job is preparing s3://bucket/data"), sole_writer(spelling):
+                pass
         with sole_writer("s3://bucket/other"):
             pass
     with sole_writer("s3://bucket/data"):
@@ -63,17 +59,18 @@ def test_jobs_of_a_cluster_share_their_pacer_and_outlive_it(local_ray: None):
     with ExitStack() as first_job:
         one = first_job.enter_context(cluster_turns(pace))
         with cluster_turns(pace) as other:
-            assert one.turn().address == "this network"
-            assert other.turn().address is None
-            other.report("this network", Reason.THROTTLED)
-            assert list(one.at_rest()) == ["this network"]
-            pacer = ray.get_actor(PACER, namespace=NAMESPACE)
+            assert one.turn(HOST).address == "this network"
+            assert other.turn(HOST).address is None
+            other.report("this network", HOST, Reason.THROTTLED)
+            assert list(one.at_rest()) == ["this network at host"]
             first_job.close()
-            with pytest.raises(RayActorError):
-                _ask_on(pacer)
-            assert other.turn().address == "this network"
-            assert other.turn().address is None
+            assert other.turn(HOST).address == "this network"
+            assert other.turn(HOST).address is None
             assert other.at_rest() == {}
+    # What the other made anew ends when nobody asks it any more, sooner or later.
+    with suppress(ValueError):
+        while True:
+            ray.kill(ray.get_actor(PACER, namespace=NAMESPACE))
 
 
 def test_a_job_after_another_begins_anew_and_a_node_may_have_an_address_of_its_own(local_ray: None):
@@ -83,56 +80,5 @@ def test_a_job_after_another_begins_anew_and_a_node_may_have_an_address_of_its_o
         (False, "this network"),
     ):
         with cluster_turns(Pace(fetches_per_hour=60), own_addresses=own_addresses) as turns:
-            assert turns.turn().address == home
-            assert turns.turn().address is None
-
-
-def _ask_on(pacer: Any) -> None:
-    while True:
-        ray.get(pacer.at_rest.remote())
-
-
-class NotedFetch:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        for clip_id in rows["clip_id"].to_pylist():
-            (self._folder / clip_id).touch()
-        return rows
-
-
-class AtAGate:
-    """Where prepared clips wait until the gate is open."""
-
-    def __init__(self, gate: Path) -> None:
-        self._gate = gate
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        while not self._gate.exists():
-            time.sleep(0.02)
-        return rows.select(["clip_id"])
-
-
-def test_no_more_than_a_chunk_of_each_download_worker_is_fetched_and_not_prepared(local_ray: None, tmp_path: Path):
-    fetched, gate = tmp_path / "fetched", tmp_path / "open"
-    fetched.mkdir()
-    chunks = write_todo(str(tmp_path), fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(60))), 4)
-    data = ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
-        FetchAndPrepare,
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0.05,
-        compute=ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1),
-        fn_constructor_args=(NotedFetch(fetched), Stages((AtAGate(gate),))),
-    )
-    prepared: list[str] = []
-    job = Thread(target=lambda: prepared.extend(row["clip_id"] for row in data.iter_rows()))
-    job.start()
-    while len(list(fetched.iterdir())) < 2 * 4:
-        time.sleep(0.02)
-    time.sleep(1)
-    assert len(list(fetched.iterdir())) == 2 * 4
-    gate.touch()
-    job.join()
-    assert len(prepared) == len(set(prepared)) == 60
+            assert turns.turn(HOST).address == home
+            assert turns.turn(HOST).address is None

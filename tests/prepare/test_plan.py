@@ -1,0 +1,97 @@
+"""How the stages are put together, on a real Ray."""
+
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from ast_core.errors import DataError
+from pipeline.prepare.plan import FetchAndPrepare, Stages, _in_a_task, _users_errors, _written
+from pipeline.prepare.todo import write_todo
+from tests import fakes
+
+
+def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_clips: int) -> Dataset:
+    """Chunks of four clips through two download workers."""
+    clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(num_clips)))
+    chunks = write_todo(str(folder), clips, 4)
+    return ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
+        FetchAndPrepare,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0.01,
+        compute=ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1),
+        fn_constructor_args=(fetch, prepare_chunk),
+    )
+
+
+class NotedFetch:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        for clip_id in rows["clip_id"].to_pylist():
+            (self._folder / clip_id).touch()
+        return rows
+
+
+class AtAGate:
+    """Where prepared clips wait until the gate is open."""
+
+    def __init__(self, gate: Path) -> None:
+        self._gate = gate
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        while not self._gate.exists():
+            time.sleep(0.02)
+        return rows.select(["clip_id"])
+
+
+def test_no_more_than_a_chunk_of_each_download_worker_is_fetched_and_not_prepared(local_ray: None, tmp_path: Path):
+    fetched, gate = tmp_path / "fetched", tmp_path / "open"
+    fetched.mkdir()
+    data = fetched_and_prepared(tmp_path, NotedFetch(fetched), Stages((AtAGate(gate),)), num_clips=60)
+    prepared: list[str] = []
+    job = Thread(target=lambda: prepared.extend(row["clip_id"] for row in data.iter_rows()))
+    job.start()
+    while len(list(fetched.iterdir())) < 2 * 4:
+        time.sleep(0.02)
+    time.sleep(1)
+    assert len(list(fetched.iterdir())) == 2 * 4
+    gate.touch()
+    job.join()
+    assert len(prepared) == len(set(prepared)) == 60
+
+
+def refuse(*_: Any) -> pa.Table:
+    raise DataError("no room there; make some")
+
+
+def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_path: Path):
+    """From a task, from the task of a download worker, from that worker, and from a task beside the data."""
+    (tmp_path / "fetched").mkdir()
+    fetch = NotedFetch(tmp_path / "fetched")
+    ways = {
+        "stage": lambda: list(_written(ray.data.range(1).map_batches(refuse, batch_format="pyarrow"))),
+        "preparing": lambda: list(_written(fetched_and_prepared(tmp_path, fetch, Stages((refuse,)), num_clips=8))),
+        "fetching": lambda: list(_written(fetched_and_prepared(tmp_path, refuse, Stages(()), num_clips=8))),
+        "beside": lambda: _beside(),
+    }
+    raises_original, DataContext.get_current().raise_original_map_exception = False, True
+    try:
+        for name, way in ways.items():
+            with pytest.raises(DataError) as caught:
+                way()
+            assert (type(caught.value), str(caught.value)) == (DataError, "no room there; make some"), name
+    finally:
+        DataContext.get_current().raise_original_map_exception = raises_original
+
+
+def _beside() -> None:
+    with _users_errors():
+        _in_a_task(refuse)
