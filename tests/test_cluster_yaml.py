@@ -123,7 +123,7 @@ def test_preparation_starts_cpu_nodes_and_no_gpu_node():
     node_cpus = cluster()["available_node_types"]["prepare"]["resources"]["CPU"]
     assert nodes_for({"CPU": plan.DOWNLOAD_CPUS / 4}, 4, cluster()) == {"prepare": 1}
     assert nodes_for({"CPU": plan.STAGE_CPUS}, 1, cluster()) == {"prepare": 1}
-    assert nodes_for({"CPU": plan.STAGE_CPUS}, node_cpus + 1, cluster()) == {"prepare": 2}
+    assert nodes_for({"CPU": plan.STAGE_CPUS}, int(node_cpus / plan.STAGE_CPUS) + 1, cluster()) == {"prepare": 2}
     assert nodes_for({"CPU": node_cpus + 1}, 1, cluster("available_node_types.train.max_workers", 0)) == {}
 
 
