@@ -11,8 +11,19 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ast_core.errors import DataError
-from pipeline.prepare.plan import FetchAndPrepare, Stages, _in_a_task, _users_errors, _written
+from pipeline.prepare.pacing import Pace
+from pipeline.prepare.plan import (
+    FetchAndPrepare,
+    PrepareSettings,
+    Stages,
+    _in_a_task,
+    _users_errors,
+    _written,
+    prepare,
+)
+from pipeline.prepare.sources import read_manifest
 from pipeline.prepare.todo import write_todo
+from pipeline.prepare.ytdlp import YtDlp
 from tests import fakes
 
 
@@ -95,3 +106,21 @@ def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_
 def _beside() -> None:
     with _users_errors():
         _in_a_task(refuse)
+
+
+class NoRoom:
+    """Settings of a fetch on a machine that cannot go on."""
+
+    pace, ytdlp = Pace(), YtDlp()
+
+    @property
+    def deadline_s(self) -> float:
+        raise DataError("no room there; make some")
+
+
+def test_a_preparation_ends_with_what_its_worker_said(local_ray: None, tmp_path: Path):
+    (tmp_path / "list.csv").write_text("url,labels\nhttp://127.0.0.1:9/x.ogg,a\n")
+    listed = read_manifest(str(tmp_path / "list.csv"))
+    with pytest.raises(DataError) as caught:
+        prepare(listed, PrepareSettings(output=str(tmp_path / "data"), fetch=NoRoom()))  # type: ignore[arg-type]
+    assert (type(caught.value), str(caught.value)) == (DataError, "no room there; make some")
