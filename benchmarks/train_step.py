@@ -190,7 +190,7 @@ def measure(
             took_s[name] = at_a_stretch_s(make(), args, device)
             peaks_gib[name] = torch.cuda.max_memory_allocated(device) / 2**30
         except torch.cuda.OutOfMemoryError:
-            pass
+            pass  # its row says so
         free_memory()
     return took_s, peaks_gib
 

@@ -96,7 +96,7 @@ def sole_writer(output: str) -> Iterator[None]:
 
 
 class _Holder:
-    pass
+    """Does nothing: its name is the lock, and Ray frees it when the job is over, however it ends."""
 
 
 def _end(actor: Any, name: str) -> None:
