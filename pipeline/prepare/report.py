@@ -15,6 +15,9 @@ EVERY_S = 5.0
 EVERY_S_LATER, LATER_S = 60.0, 600.0
 """A preparation may take weeks: after ten minutes a line a minute is enough."""
 
+LAST_LINE_S = 5.0
+"""A line that is being made may take so long at the end. A pacer that does not answer must not hide why a job fails."""
+
 AtRest = Callable[[], Mapping[str, tuple[str, float]]]
 
 
@@ -36,7 +39,7 @@ class Progress:
 
     def __exit__(self, *ending: object) -> None:
         self._over.set()
-        self._clock.join()
+        self._clock.join(LAST_LINE_S)
         self._say(self.line(self._elapsed_s(), {}))
 
     def add(self, reason: str | None, clips: int) -> None:

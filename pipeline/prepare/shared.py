@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import DataError
@@ -18,6 +18,8 @@ from pipeline.prepare.pacing import Pace, Pacer, Turn
 NAMESPACE, PACER = "ast-ray", "pacer"
 ASK_AGAIN_S = 0.2
 """A pacer that has just ended may still have its name."""
+ANSWER_S = 10.0
+"""Of a pacer that is asked for a line of progress."""
 
 
 @contextmanager
@@ -56,8 +58,14 @@ class ClusterTurns:
         self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason)))
 
     def at_rest(self) -> dict[str, tuple[str, float]]:
-        at_rest: dict[str, tuple[str, float]] = self._call(lambda pacer: ray.get(pacer.at_rest.remote()))
-        return at_rest
+        """As `Pacer` says; nothing while it cannot be heard, since progress goes on without."""
+        try:
+            return dict(ray.get(self._pacer.at_rest.remote(), timeout=ANSWER_S))
+        except RayActorError:
+            self._pacer = _cluster_pacer()
+            return {}
+        except RayError:
+            return {}
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         while True:
