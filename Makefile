@@ -18,8 +18,8 @@ $(READY): requirements-dev.txt pyproject.toml
 demo: $(READY)  ## synthesised sounds → yt-dlp → shards → training → scores
 	$(BIN)/python -m jobs.demo
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(READY)  ## in two processes: much of it waits for processes to start
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## what make test leaves out: runs that are killed, on S3, compiled
 	$(BIN)/python -m pytest -m slow

@@ -1,8 +1,9 @@
-"""A fault campaign of training: a run disturbed at a seeded step in nine ways, beside one that nobody disturbed.
+"""A fault campaign of training: a run disturbed at a seeded step in ten ways, beside one that nobody disturbed.
 
-    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node notice elastic disk corrupt list grow]
+    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node notice elastic disk corrupt list grow far]
 
-Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step (but for `notice`). Only
+Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step (but for `notice` and
+`far`). Only
 the command line, the run's files and what a cloud does to nodes are used; which steps were trained is read from the
 workers' own logs. Only root has the kind `disk` by default: it mounts a tmpfs. Exit status 1 if a run does not end as
 it should, has a step not exactly once in its records, has other losses or another mAP, or went on from an older
@@ -87,11 +88,17 @@ class Kind(StrEnum):
     """As `driver`, and Ray's list of the checkpoints is cut off before the same command."""
     GROW = "grow"
     """A node comes beside the one that there is; with --num-workers 1:2 the command goes on with two workers."""
+    FAR = "far"
+    """As `worker`, in a run that saves at the ends of epochs alone."""
+
+
+SAVE_AT_EPOCHS = {Kind.NOTICE, Kind.FAR}
+"""The others at every step."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """As soon as this step's checkpoint is registered. Never at an epoch's end."""
+    """As soon as this step's checkpoint is registered, or it is logged where none is saved. Never at an epoch's end."""
 
     step: int
     """Of the run, from 1."""
@@ -240,10 +247,10 @@ class Campaign:
         return trial, read_logs(ray_folder)
 
     def _kill(self, trial: Trial) -> None:
-        job = self._start(trial.run)
+        job = self._start(trial.run, saves=trial.kind not in SAVE_AT_EPOCHS)
         if self._await_moment(job, trial):
             descendants = job.descendants()
-            if trial.kind == Kind.WORKER:
+            if trial.kind in (Kind.WORKER, Kind.FAR):
                 victim = sorted(_training_workers(descendants), key=lambda each: each.pid)[trial.moment.drawn]
                 trial.hit = "a training worker"
                 victim.kill()
@@ -254,7 +261,7 @@ class Campaign:
                     _kill_if_there(each)
         self._note(trial)
         trial.statuses.append(self._wait(job))
-        if trial.kind == Kind.WORKER:
+        if trial.kind in (Kind.WORKER, Kind.FAR):
             return
         self._end_what_is_left()
         self._note(trial)
@@ -274,12 +281,11 @@ class Campaign:
         cluster = start_cluster(self._ray_folder(trial.run))
         try:
             num_workers = f"1:{WORKERS}" if trial.kind == Kind.ELASTIC else str(WORKERS)
-            job = self._start(trial.run, num_workers, cluster.address, saves=trial.kind != Kind.NOTICE)
+            job = self._start(trial.run, num_workers, cluster.address, saves=trial.kind not in SAVE_AT_EPOCHS)
             (node,) = cluster.worker_nodes
-            if trial.kind == Kind.NOTICE:
+            is_due = self._await_moment(job, trial)
+            if is_due and trial.kind == Kind.NOTICE:
                 is_due = self._give_notice(job, trial, cluster.address, node.node_id)
-            else:
-                is_due = self._await_moment(job, trial)
             if is_due:
                 cluster.remove_node(node, allow_graceful=False)
                 trial.hit = "a node"
@@ -307,9 +313,7 @@ class Campaign:
             cluster.shutdown()
 
     def _give_notice(self, job: Job, trial: Trial, address: str, node_id: str) -> bool:
-        """At the moment's step. False where no checkpoint was saved within an epoch thereupon."""
-        while job.process.poll() is None and trial.moment.step not in read_logs(self._ray_folder(trial.run)).trained:
-            time.sleep(0.05)
+        """False where no checkpoint was saved within an epoch thereupon."""
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline_ms = round((time.time() + NOTICE_S) * 1000)
         is_accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "a spot market", deadline_ms)
@@ -342,11 +346,15 @@ class Campaign:
 
     def _await_moment(self, job: Job, trial: Trial) -> bool:
         """False where the job ended before."""
+        by_logs = trial.kind in SAVE_AT_EPOCHS
         while job.process.poll() is None and job.elapsed_s() < LONGEST_RUN_S:
-            known = trial.run.checkpoints()
-            if known and known[-1][0] >= trial.moment.step:
+            if by_logs:
+                done = max(read_logs(self._ray_folder(trial.run)).trained, default=0)
+            else:
+                done = max((steps for steps, _ in trial.run.checkpoints()), default=0)
+            if done >= trial.moment.step:
                 return True
-            time.sleep(0.005)
+            time.sleep(0.05 if by_logs else 0.005)
         return False
 
     def _note(self, trial: Trial) -> None:

@@ -1,6 +1,6 @@
 """`ast_core` is usable in a notebook, in a server, on a bare GPU machine: it needs neither Ray nor `pipeline`.
 
-Nor do the benchmarks of training need Ray.
+Nor do the feed, the doctor and the benchmarks of training need Ray.
 """
 
 import json
@@ -14,9 +14,10 @@ import ast_core
 
 LIST_MODULES = """
 import importlib, json, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-print(json.dumps(sorted(sys.modules)))
+for names in map(str.split, sys.argv[1:]):
+    for name in names:
+        importlib.import_module(name)
+    print(json.dumps(sorted(sys.modules)))
 """
 RUN_WITHOUT_RAY = """
 import runpy, sys
@@ -25,19 +26,32 @@ sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__")
 """
 FORBIDDEN = {"ray", "pyarrow", "pipeline", "jobs"}
+WITHOUT_RAY = (
+    *("pipeline.dataset", "pipeline.weights", "pipeline.train.sampling", "pipeline.train.feed"),
+    *("pipeline.prepare.doctor", "benchmarks.feed", "benchmarks.feed_memory", "benchmarks.train_step"),
+)
 
 
-def loaded_after_importing(*names: str) -> set[str]:
-    run = subprocess.run([sys.executable, "-c", LIST_MODULES, *names], capture_output=True, text=True, check=True)
-    return set(json.loads(run.stdout))
+@pytest.fixture(scope="module")
+def loaded() -> tuple[set[str], set[str]]:
+    """By all of `ast_core`; and by what else of this project is to run without Ray, in the same process."""
+    science = [f"ast_core.{module.name}" for module in pkgutil.iter_modules(ast_core.__path__)]
+    command = [sys.executable, "-c", LIST_MODULES, " ".join(science), " ".join(WITHOUT_RAY)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    of_science, of_all = (set(json.loads(line)) for line in lines)
+    assert {"ast_core.model", "ast_core.step", "ast_core.checkpoints"} <= set(science) <= of_science
+    return of_science, of_all
 
 
-def test_all_of_ast_core_imports_without_ray_pyarrow_or_the_pipeline():
-    names = [f"ast_core.{module.name}" for module in pkgutil.iter_modules(ast_core.__path__)]
-    assert {"ast_core.model", "ast_core.step", "ast_core.checkpoints"} <= set(names)
-    loaded = loaded_after_importing(*names)
-    assert set(names) <= loaded
-    assert {name.split(".")[0] for name in loaded} & FORBIDDEN == set()
+def test_all_of_ast_core_imports_without_ray_pyarrow_or_the_pipeline(loaded: tuple[set[str], set[str]]):
+    of_science, _ = loaded
+    assert {name.split(".")[0] for name in of_science} & FORBIDDEN == set()
+
+
+def test_the_feed_the_doctor_and_the_benchmarks_of_training_import_without_ray(loaded: tuple[set[str], set[str]]):
+    _, of_all = loaded
+    assert set(WITHOUT_RAY) <= of_all
+    assert "ray" not in of_all
 
 
 def table_of_step_benchmark(*options: str) -> tuple[str, list[str]]:
@@ -64,8 +78,3 @@ def test_the_benchmark_of_feed_and_step_runs_without_ray(given: bool, tone_data:
     assert "clips/s | of the step alone | MFU | data-wait share" in head
     assert float(row[2]) > 0
     assert 0 <= float(row[5].rstrip("%")) <= 100
-
-
-def test_the_other_benchmarks_of_training_import_without_ray():
-    loaded = loaded_after_importing("benchmarks.feed", "benchmarks.feed_memory", "benchmarks.train_step")
-    assert "ray" not in loaded

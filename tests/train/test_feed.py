@@ -1,7 +1,5 @@
 """Shards → batches: the stored values, in the order asked for, the same on any number of ranks."""
 
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -168,11 +166,3 @@ def test_an_order_is_drawn_by_the_thread_that_asks_for_batches_and_counts_as_wai
         next(feed.epoch(1, CPU))
     assert drawn_by == [threading.current_thread()] * 2
     assert feed.waits.wait_s >= 0.6
-
-
-def test_data_set_sampling_and_feed_import_without_ray():
-    code = (
-        "import sys, pipeline.dataset, pipeline.weights, pipeline.train.sampling, pipeline.train.feed;"
-        "sys.exit('ray' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
