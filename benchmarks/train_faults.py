@@ -111,8 +111,9 @@ class Moment:
 
 def moment_of(kind: Kind, seed: int) -> Moment:
     rng = np.random.default_rng([seed, list(Kind).index(kind)])
-    # A corrupt checkpoint needs one before it; the last steps may be over before a signal arrives.
-    steps = [step for step in range(2, EPOCHS * STEPS - 3) if step % STEPS]
+    # `corrupt` and `far` need a checkpoint before them; the last steps may be over before a signal arrives.
+    first = STEPS + 1 if kind == Kind.FAR else 2
+    steps = [step for step in range(first, EPOCHS * STEPS - 3) if step % STEPS]
     return Moment(int(rng.choice(steps)), int(rng.integers(WORKERS)))
 
 
