@@ -1,7 +1,9 @@
 """Shards of object storage kept on a node's disk, up to a size: epochs after the first read them there."""
 
 import os
+import re
 import shutil
+import time
 import uuid
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +15,12 @@ import pyarrow.fs as pafs
 from pipeline import storage
 
 COPY_BYTES = 1 << 24
+
+CUT_OFF_S = 3600.0
+"""A copy is cut off, by a kill, if nothing was added to it for so long."""
+
+_OURS = re.compile(rf"[0-9a-f]{{32}}\.(parquet|[0-9a-f]{{32}}{re.escape(storage.UNFINISHED)})")
+"""Nothing else in the folder is touched."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,15 @@ class ShardCache:
 
     def _make_room(self, num_bytes: int) -> None:
         files = []
-        for file in Path(self.folder).glob("*.parquet"):
+        for file in filter(lambda file: _OURS.fullmatch(file.name), Path(self.folder).iterdir()):
             try:
                 status = file.stat()
             except FileNotFoundError:
                 continue  # another worker has just removed it
-            files.append((status.st_mtime, status.st_size, file))
+            if file.suffix != storage.UNFINISHED:
+                files.append((status.st_mtime, status.st_size, file))
+            elif time.time() - status.st_mtime > CUT_OFF_S:
+                file.unlink(missing_ok=True)
         total = num_bytes + sum(size for _, size, _ in files)
         for _, size, file in sorted(files):
             if total <= self.max_bytes:

@@ -92,6 +92,23 @@ def test_an_interrupted_fetch_leaves_nothing(fetched: list[str], tmp_path: Path)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_a_kill_cut_off_goes_and_what_is_not_the_caches_stays(fetched: list[str], tmp_path: Path):
+    cache = ShardCache(str(tmp_path / "cache"), 1500)
+    uris = [write(tmp_path, name) for name in "ab"]
+    cache.open(uris[0]).close()
+    (kept,) = (tmp_path / "cache").iterdir()
+    cut_off, under_way = (kept.with_suffix(f".{digit * 32}{storage.UNFINISHED}") for digit in "01")
+    strangers = [tmp_path / "cache" / name for name in ("mine.parquet", f"mine{storage.UNFINISHED}")]
+    for file in (cut_off, under_way, *strangers):
+        file.write_bytes(b"x" * 1000)
+    for file in (cut_off, *strangers):
+        os.utime(file, (0, 0))
+    cache.open(uris[1]).close()
+    assert {under_way, *strangers} < set((tmp_path / "cache").iterdir())
+    assert not cut_off.exists()
+    assert not kept.exists()
+
+
 def test_the_feed_reads_remote_shards_through_it(fetched: list[str], tmp_path: Path):
     table, fbanks = table_of([5] * 40)
     write_table(str(tmp_path / "far" / "s.parquet"), table, row_group_size=ROW_GROUP_CLIPS)
