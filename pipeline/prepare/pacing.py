@@ -8,7 +8,7 @@ here: `shared.py` makes an actor of it.
 import ipaddress
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -70,6 +70,15 @@ class Turn(NamedTuple):
     """Ask again after so long; 0 with an address."""
 
 
+class Fetching(NamedTuple):
+    """Of a job, for its progress."""
+
+    num_ended: int
+    """Fetches, well or not."""
+    at_rest: dict[str, tuple[str, float]]
+    """Of each address that rests, named with the host: why, and seconds left."""
+
+
 @dataclass
 class _Address:
     next_s: float = 0.0
@@ -89,6 +98,8 @@ class Pacer:
         self._clock = clock
         self._addresses: dict[tuple[str, str], _Address] = {}
         """By name and host."""
+        self._num_ended: Counter[str] = Counter()
+        """Fetches by job."""
 
     def turn(self, pace: Pace, home: str, host: str) -> Turn:
         """By which address to fetch from `host` now, or how long to wait. `home`: the worker's own address."""
@@ -105,8 +116,9 @@ class Pacer:
             address.probe_until_s = now_s + PROBE_S
         return Turn(name, 0.0)
 
-    def report(self, pace: Pace, name: str, host: str, reason: Reason | None) -> None:
-        """How a fetch from a host by an address ended: the clip's failure, or None."""
+    def report(self, pace: Pace, name: str, host: str, reason: Reason | None, job: str = "") -> None:
+        """How a job's fetch from a host by an address ended: the clip's failure, or None."""
+        self._num_ended[job] += 1
         address, now_s = self._addresses.setdefault((name, host), _Address()), self._clock()
         if now_s < address.rests_until_s:
             return  # begun before the rest
@@ -122,14 +134,14 @@ class Pacer:
         else:
             address.rests_in_a_row, address.probe_until_s = 0, 0.0
 
-    def at_rest(self) -> dict[str, tuple[str, float]]:
-        """Of each address that rests, named with the host: why, and seconds left."""
+    def fetching(self, job: str = "") -> Fetching:
         now_s = self._clock()
-        return {
+        at_rest = {
             f"{name} at {host}": (address.why, address.rests_until_s - now_s)
             for (name, host), address in self._addresses.items()
             if address.rests_until_s > now_s
         }
+        return Fetching(self._num_ended[job], at_rest)
 
 
 def _free_s(address: _Address) -> float:

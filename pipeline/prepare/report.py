@@ -4,12 +4,12 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.pacing import Pace
+from pipeline.prepare.pacing import Fetching, Pace
 
 EVERY_S = 5.0
 EVERY_S_LATER, LATER_S = 60.0, 600.0
@@ -18,17 +18,20 @@ EVERY_S_LATER, LATER_S = 60.0, 600.0
 LAST_LINE_S = 5.0
 """A line that is being made may take so long at the end. A pacer that does not answer must not hide why a job fails."""
 
-AtRest = Callable[[], Mapping[str, tuple[str, float]]]
-
 
 class Progress:
-    """Clips done, rate, time left, failures by reason, addresses at rest: a line every few seconds while it is open."""
+    """Clips done, rate, time left, fetches, failures by reason, addresses at rest: a line every few seconds, while open.
 
-    def __init__(self, num_clips: int, say: Callable[[str], None], at_rest: AtRest = dict) -> None:
+    Clips are done, and have failed, when their shard is written. At a slow pace this takes long, so fetches are counted.
+    """
+
+    def __init__(
+        self, num_clips: int, say: Callable[[str], None], fetching: Callable[[], Fetching | None] = lambda: None
+    ) -> None:
         self.num_clips = num_clips
         self.failures: Counter[str] = Counter()
         self._done = 0
-        self._say, self._at_rest = say, at_rest
+        self._say, self._fetching = say, fetching
         self._began_s = time.monotonic()
         self._over = threading.Event()
         self._clock = threading.Thread(target=self._tick, daemon=True)
@@ -40,27 +43,29 @@ class Progress:
     def __exit__(self, *ending: object) -> None:
         self._over.set()
         self._clock.join(LAST_LINE_S)
-        self._say(self.line(self._elapsed_s(), {}))
+        self._say(self.line(self._elapsed_s()))
 
     def add(self, reason: str | None, clips: int) -> None:
         self._done += clips
         if reason is not None:
             self.failures[reason] += clips
 
-    def line(self, elapsed_s: float, at_rest: Mapping[str, tuple[str, float]]) -> str:
+    def line(self, elapsed_s: float, fetching: Fetching | None = None) -> str:
         rate = self._done / max(elapsed_s, 1e-9)
         left = duration((self.num_clips - self._done) / rate) if rate else "unknown"
         parts = [f"done: {self._done:,} of {self.num_clips:,} clips", f"{rate:.1f} clips/s", f"left: {left}"]
+        if fetching:
+            parts.append(f"fetches: {fetching.num_ended:,}")
         if self.failures:
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
-        if at_rest:
-            resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in at_rest.items())
+        if fetching and fetching.at_rest:
+            resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.at_rest.items())
             parts.append("at rest: " + ", ".join(resting))
         return "  ".join(parts)
 
     def _tick(self) -> None:
         while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):
-            self._say(self.line(self._elapsed_s(), self._at_rest()))
+            self._say(self.line(self._elapsed_s(), self._fetching()))
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._began_s

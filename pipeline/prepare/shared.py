@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ast_core.errors import DataError
 from pipeline import storage
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.pacing import Pace, Pacer, Turn
+from pipeline.prepare.pacing import Fetching, Pace, Pacer, Turn
 
 NAMESPACE, PACER = "ast-ray", "pacer"
 ASK_AGAIN_S = 0.2
@@ -48,6 +48,7 @@ class ClusterTurns:
 
     def __init__(self, pace: Pace, own_addresses: bool, pacer: Any) -> None:
         self._pace, self._own_addresses, self._pacer = pace, own_addresses, pacer
+        self._job = ray.get_runtime_context().get_job_id()
 
     def turn(self, host: str) -> Turn:
         home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
@@ -55,17 +56,18 @@ class ClusterTurns:
         return turn
 
     def report(self, address: str, host: str, reason: Reason | None) -> None:
-        self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason)))
+        self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason, self._job)))
 
-    def at_rest(self) -> dict[str, tuple[str, float]]:
-        """As `Pacer` says; nothing while it cannot be heard, since progress goes on without."""
+    def fetching(self) -> Fetching | None:
+        """As the pacer says, since it began; None while it cannot be heard, since progress goes on without."""
         try:
-            return dict(ray.get(self._pacer.at_rest.remote(), timeout=ANSWER_S))
+            fetching: Fetching = ray.get(self._pacer.fetching.remote(self._job), timeout=ANSWER_S)
         except RayActorError:
             self._pacer = _cluster_pacer()
-            return {}
+            return None
         except RayError:
-            return {}
+            return None
+        return fetching
 
     def _call(self, ask: Callable[[Any], Any]) -> Any:
         while True:

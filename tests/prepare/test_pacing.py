@@ -73,7 +73,7 @@ def test_two_jobs_share_the_pace_of_an_address_and_hear_of_its_rest(clock: Clock
     for (job, before_s), (_, after_s) in pairwise(begun):
         assert after_s - before_s >= 3600 / job.pace.fetches_per_hour - 1e-6
     quick.report("here", HOST, Reason.THROTTLED)
-    assert pacer.at_rest() == {"here at host": ("throttled", 100.0)}
+    assert pacer.fetching().at_rest == {"here at host": ("throttled", 100.0)}
     clock.now_s += 99
     assert slow.turn(HOST).address is None
 
@@ -84,7 +84,7 @@ def test_a_host_that_throttles_an_address_does_not_rest_it_at_another(clock: Clo
     turns.report("here", "one", Reason.THROTTLED)
     assert turns.turn("one").address is None
     assert turns.turn("other").address == "here"
-    assert list(turns.pacer.at_rest()) == ["here at one"]
+    assert list(turns.pacer.fetching().at_rest) == ["here at one"]
 
 
 def test_without_a_pace_nobody_waits(clock: Clock):
@@ -97,7 +97,7 @@ def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Cloc
     assert {turns.turn(HOST).address for _ in range(2)} <= {"a", "b"}
     turns.report("a", HOST, Reason.THROTTLED)
     assert {turns.turn(HOST).address for _ in range(10)} == {"b"}
-    assert turns.pacer.at_rest() == {"a at host": ("throttled", 600.0)}
+    assert turns.pacer.fetching().at_rest == {"a at host": ("throttled", 600.0)}
     turns.report("b", HOST, Reason.THROTTLED)
     assert turns.turn(HOST) == (None, LONGEST_WAIT_S)
 
@@ -107,7 +107,7 @@ def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Cloc
     turns.report("a", HOST, None)
     assert {turns.turn(HOST).address for _ in range(10)} == {"a"}
     turns.report("b", HOST, Reason.THROTTLED)
-    assert turns.pacer.at_rest() == {"b at host": ("throttled", 1200.0)}  # twice as long as before
+    assert turns.pacer.fetching().at_rest == {"b at host": ("throttled", 1200.0)}  # twice as long as before
 
 
 def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock: Clock):
@@ -117,14 +117,14 @@ def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock:
         address = turns.turn(HOST).address
         assert address == "here"
         turns.report(address, HOST, Reason.THROTTLED)
-        rests.append(turns.pacer.at_rest()["here at host"][1])
+        rests.append(turns.pacer.fetching().at_rest["here at host"][1])
         clock.now_s += rests[-1]
     assert rests == [100, 200, 400, 800, 800, 800]
     turns.turn(HOST)
     turns.report("here", HOST, Reason.UNAVAILABLE)  # the host answered: that video is gone
     turns.turn(HOST)
     turns.report("here", HOST, Reason.THROTTLED)
-    assert turns.pacer.at_rest()["here at host"][1] == 100
+    assert turns.pacer.fetching().at_rest["here at host"][1] == 100
 
 
 def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock):
@@ -135,7 +135,7 @@ def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock
     clock.now_s += 1
     turns.report("here", HOST, Reason.THROTTLED)
     turns.report("here", HOST, None)
-    assert turns.pacer.at_rest() == {"here at host": ("throttled", 99.0)}
+    assert turns.pacer.fetching().at_rest == {"here at host": ("throttled", 99.0)}
 
 
 def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clock):
@@ -165,9 +165,9 @@ def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):
     for ending in endings[:-1]:
         turns.turn(HOST)
         turns.report("here", HOST, ending)
-    assert not turns.pacer.at_rest()
+    assert not turns.pacer.fetching().at_rest
     turns.report("here", HOST, endings[-1])
-    assert turns.pacer.at_rest() == {"here at host": ("setup", 100.0)}
+    assert turns.pacer.fetching().at_rest == {"here at host": ("setup", 100.0)}
 
 
 def test_how_long_a_list_takes_is_told_beforehand():

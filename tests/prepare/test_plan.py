@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,6 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ast_core.errors import DataError
-from pipeline.prepare import report
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.plan import (
     FetchAndPrepare,
@@ -125,23 +124,3 @@ def test_a_preparation_ends_with_what_its_worker_said(local_ray: None, tmp_path:
     with pytest.raises(DataError) as caught:
         prepare(listed, PrepareSettings(output=str(tmp_path / "data"), fetch=NoRoom()))  # type: ignore[arg-type]
     assert (type(caught.value), str(caught.value)) == (DataError, "no room there; make some")
-
-
-def test_a_pacer_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "EVERY_S", 0.01)
-    monkeypatch.setattr(report, "LAST_LINE_S", 0.1)
-    asked, lines = Event(), []
-
-    def at_rest() -> dict[str, tuple[str, float]]:
-        asked.set()
-        Event().wait()
-        return {}
-
-    def fail() -> None:
-        with report.Progress(1, lines.append, at_rest):
-            asked.wait()
-            raise DataError("why it failed")
-
-    with pytest.raises(DataError):
-        fail()
-    assert lines == ["done: 0 of 1 clips  0.0 clips/s  left: unknown"]

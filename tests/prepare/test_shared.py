@@ -62,11 +62,13 @@ def test_jobs_of_a_cluster_share_their_pacer_and_outlive_it(local_ray: None):
             assert one.turn(HOST).address == "this network"
             assert other.turn(HOST).address is None
             other.report("this network", HOST, Reason.THROTTLED)
-            assert list(one.at_rest()) == ["this network at host"]
+            fetching = one.fetching()
+            assert fetching is not None
+            assert (fetching.num_ended, list(fetching.at_rest)) == (1, ["this network at host"])
             first_job.close()
             assert other.turn(HOST).address == "this network"
             assert other.turn(HOST).address is None
-            assert other.at_rest() == {}
+            assert other.fetching() == (0, {})
     # What the other made anew ends when nobody asks it any more, sooner or later.
     with suppress(ValueError):
         while True:
