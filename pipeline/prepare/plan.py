@@ -105,10 +105,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         if len(todo.clips):
             pace, own_addresses = settings.fetch.pace, settings.own_addresses
             fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
-            with (
-                fetching as turns,
-                Progress(len(todo.clips), say, turns.fetching if turns else lambda: None) as progress,
-            ):
+            with fetching as turns, Progress(len(todo.clips), say, turns and turns.fetching) as progress:
                 for written in _written(_stages(todo, settings, turns, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
@@ -260,7 +257,9 @@ def _users_errors() -> Iterator[None]:
 
 def _leave_the_terminal_to_us() -> None:
     """Our progress counts clips and failures. Ray's warnings still come through, and its log files keep everything."""
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # a chunk is the bound
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):

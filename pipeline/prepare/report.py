@@ -20,18 +20,18 @@ LAST_LINE_S = 5.0
 
 
 class Progress:
-    """Clips done, rate, time left, fetches, failures by reason, addresses at rest: a line every few seconds, while open.
+    """Clips done, rate, time left, fetches, failures by reason, addresses at rest: a line every few seconds while open.
 
-    Clips are done, and have failed, when their shard is written. At a slow pace this takes long, so fetches are counted.
+    Clips are done, or have failed, when their shard is written. At a slow pace that takes long: hence the fetches.
     """
 
     def __init__(
-        self, num_clips: int, say: Callable[[str], None], fetching: Callable[[], Fetching | None] = lambda: None
+        self, num_clips: int, say: Callable[[str], None], fetching: Callable[[], Fetching | None] | None = None
     ) -> None:
         self.num_clips = num_clips
         self.failures: Counter[str] = Counter()
         self._done = 0
-        self._say, self._fetching = say, fetching
+        self._say, self._fetching = say, fetching or (lambda: None)
         self._began_s = time.monotonic()
         self._over = threading.Event()
         self._clock = threading.Thread(target=self._tick, daemon=True)
