@@ -105,7 +105,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         if len(todo.clips):
             pace, own_addresses = settings.fetch.pace, settings.own_addresses
             fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
-            with fetching as turns, Progress(len(todo.clips), say, turns and turns.fetching) as progress:
+            with fetching as turns, Progress(len(todo.clips), say, turns.fetching if turns else None) as progress:
                 for written in _written(_stages(todo, settings, turns, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
