@@ -1,10 +1,11 @@
 """A recipe: every number that defines a training run, typed, checked, under the original's names.
 
 Values come from the defaults, then the recipe file, then the command line; a later one wins. An unknown key or a value
-of the wrong kind is a ConfigError before any worker starts.
+of the wrong kind is a ConfigError before any worker starts. What the command line bounds (`NO_MORE_THAN`) gives way.
 """
 
 import difflib
+import logging
 import math
 import types
 import typing
@@ -17,6 +18,8 @@ import yaml
 from ast_core.augment import MixupDomain
 from ast_core.errors import ConfigError
 from ast_core.model import MODEL_SIZES, check_start, patch_grid
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +155,12 @@ EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "at
 """Of a recipe: they change speed and memory, and the result by rounding alone, so that a run may go on with others."""
 
 
+NO_MORE_THAN = {"wa_start": "epochs", "wa_end": "epochs", "freqm": "input_fdim", "timem": "input_tdim"}
+"""Keys that give way where another one is overridden: fewer epochs or frames need no second change."""
+
+
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:
-    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top."""
+    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top; what gives way is announced."""
     try:
         values = yaml.safe_load(text) or {}
         given = {key: yaml.safe_load(value) for key, value in overrides.items()}
@@ -161,7 +168,13 @@ def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Reci
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(err).split())}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping from keys to values, not {type(values).__name__}")
-    return Recipe(**{key: _typed(key, value) for key, value in (values | given).items()})
+    typed = {key: _typed(key, value) for key, value in (values | given).items()}
+    for key, bound in NO_MORE_THAN.items():
+        value = typed.get(key, getattr(Recipe, key))
+        if bound in given and key not in given and value is not None and value > typed[bound] > 0:
+            logger.warning(f"{key} is {typed[bound]} in place of {value}: no more than {bound}")
+            typed[key] = typed[bound]
+    return Recipe(**typed)
 
 
 def _typed(key: Any, value: Any) -> Any:

@@ -10,6 +10,7 @@ import argparse
 import math
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     audio.add_argument("--media-url", metavar="TEMPLATE", help="for example http://127.0.0.1:8000/{video_id}.webm")
     parser.add_argument(
-        "--files-are-clips", action="store_true", help="ID.ext in --audio-dir holds the clip, not the recording"
+        "--files-are-clips", action="store_true", help="ID.ext in --audio-dir holds the clip, however long it is"
     )
 
     parser.add_argument(
@@ -78,7 +79,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="keep what is decoded (FLAC in Parquet); itself an --audio-dir or --manifest",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each split")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="only the first N clips of each split, and N of the rows that cannot be clips",
+    )
     parser.add_argument("--keep-silent", action="store_true", help="prepare digitally silent clips too")
     parser.add_argument(
         "--retry",
@@ -233,14 +239,19 @@ def _locate(args: argparse.Namespace) -> sources.Locate:
 
 
 def _limited(listed: ClipList, limit: int | None) -> ClipList:
+    """The first clips of each split, and as many of the rows that are refused."""
     if limit is None:
         return listed
-    seen: dict[str, int] = {}
+    return replace(listed, clips=_first(listed.clips, limit), refused=_first(listed.refused, limit))
+
+
+def _first(rows: pa.Table, limit: int) -> pa.Table:
+    seen: Counter[str] = Counter()
     keep = []
-    for split in listed.clips["split"].to_pylist():
-        seen[split] = seen.get(split, 0) + 1
+    for split in rows["split"].to_pylist():
+        seen[split] += 1
         keep.append(seen[split] <= limit)
-    return replace(listed, clips=listed.clips.filter(pa.array(keep, pa.bool_())))
+    return rows.filter(pa.array(keep, pa.bool_()))
 
 
 if __name__ == "__main__":

@@ -102,14 +102,16 @@ class Decode:
     def _one(self, row: dict[str, Any]) -> Decoded:
         duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
         audio = row.get("audio")
-        where = (row["media"] if audio is None else audio, row["member"], row["media_start_s"])
+        may_be_clip = row["media_start_s"] is None
+        start_s = row["start_s"] if may_be_clip else row["media_start_s"]
+        what = (row["media"] if audio is None else audio, row["member"], start_s, duration_s, may_be_clip)
         try:
-            waveform, num_clipped = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
+            waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
         except ClipError as err:
             if err.reason is not Reason.CRASHED:
                 raise
             # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
-            waveform, num_clipped = _decoder()(*where, duration_s, deadline_s=DEADLINE_S)
+            waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
         peak = float(np.abs(waveform).max(initial=0))
         if peak < SILENCE_PEAK and not self.keep_silent:
             raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
@@ -124,7 +126,7 @@ def _decoder() -> Isolated:
 
 
 def decode_media(
-    media: str | bytes, member: str | None, start_s: float, duration_s: float | None
+    media: str | bytes, member: str | None, start_s: float, duration_s: float | None, may_be_clip: bool = False
 ) -> tuple[np.ndarray, int]:
     """`decode_section` of a file or an archive's member, or of the bytes of a section that was cut out of a recording.
 
@@ -136,9 +138,9 @@ def decode_media(
     if member is not None:
         kept = read_member(media, member)
         with io.BytesIO(kept.audio) as file:
-            return decode_section(file, start_s, duration_s), kept.num_clipped
+            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), kept.num_clipped
     with _open_media(media) as opened:
-        return decode_section(opened, start_s, duration_s), 0
+        return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip), 0
 
 
 @contextmanager
@@ -170,11 +172,19 @@ def _check_regular(path: str) -> None:
         raise ClipError(Reason.NOT_AUDIO, f"{path} is a folder, a pipe or a device")
 
 
-def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | None, *, whole: bool = True) -> np.ndarray:
+def decode_section(
+    file: BinaryIO | str,
+    start_s: float,
+    duration_s: float | None,
+    *,
+    whole: bool = True,
+    may_be_clip: bool = False,
+) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
 
     The cut is exact to a sample where the container's timestamps are. In a `whole` recording times count from its
     beginning, even where its timestamps start elsewhere; a section cut out of one has the timestamps of the whole.
+    A file that `may_be_clip` is read from its beginning if it is no longer than the section: then it is the section.
 
     Raises:
         ClipError: not_audio, truncated, too_long, too_short for one frame, too_large for memory, or network.
@@ -185,6 +195,8 @@ def decode_section(file: BinaryIO | str, start_s: float, duration_s: float | Non
             if not container.streams.audio:
                 raise ClipError(Reason.NOT_AUDIO, f"no audio stream ({container.format.name})")
             declared_s = _declared_s(container)
+            if may_be_clip and _is_no_longer(container, duration_s):
+                start_s = 0.0
             section = _read(container, start_s, duration_s, whole=whole)
     except FFmpegError as err:
         raise _classified(err, file) from err
@@ -225,6 +237,12 @@ def _declared_s(container: av.container.InputContainer) -> float | None:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return None if container.duration is None or len(container.streams) > 1 else container.duration / av.time_base
+
+
+def _is_no_longer(container: av.container.InputContainer, duration_s: float | None) -> bool:
+    if container.duration is None or duration_s is None:
+        return False
+    return container.duration / av.time_base <= (1 + SHORTFALL_SHARE) * duration_s
 
 
 def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:

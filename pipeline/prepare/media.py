@@ -6,14 +6,15 @@ media the section begins; None if it has no such file; a `ClipError` if it can n
 | file below an AudioFolder                   | holds                            | media_start_s |
 |---------------------------------------------|----------------------------------|---------------|
 | `ID_START.ext`, `ID_START_END.ext`          | the section alone; preferred     | 0             |
-| `ID.ext`                                    | the whole recording              | start_s       |
+| `ID.ext`                                    | the whole recording, or the      | None          |
+|                                             | section alone, as copies of      |               |
+|                                             | AudioSet have it                 |               |
 | `ID.ext` with `files_are_clips=True`        | the section alone                | 0             |
 
 Each may have a `Y` before the ID and lie in any folder below; START and END read `20.000` or `20`, and an END has to be
-the section's own. Some copies of AudioSet name the ten-second section plainly `ID.wav`. Nothing in the name tells, so
-`files_are_clips` must; without it such a file is later found shorter than `start_s` and fails as truncated. Of several
-files that fit, an ID without the `Y`, then a file before an archive's member, then the first in the order of paths is
-taken.
+the section's own. Nothing in the name `ID.ext` tells which of the two it is; its length does, when it is decoded: what
+is no longer than the section is the section. Of several files that fit, an ID without the `Y`, then a file before an
+archive's member, then the first in the order of paths is taken.
 
 Files may lie in tars, and in the `audio` column of Parquet files, as Hugging Face has it. A row there goes by its
 `video_id`, the file name in `audio.path` and its `clip_id`; with a `start_s` it is the section from there on, alone.
@@ -41,7 +42,7 @@ class Place(NamedTuple):
 
     media: str
     member: str | None
-    media_start_s: float
+    media_start_s: float | None
 
 
 Locate = Callable[[str, float, float], Place | None]
@@ -155,10 +156,10 @@ class AudioFolder:
             if (number := self._cut.get(cut, self._cut.get(f"{cut}_{end_s:.3f}"))) is not None:
                 return self._place(number, 0.0)
         if (number := self._whole.get(video_id, self._whole.get(f"Y{video_id}"))) is not None:
-            return self._place(number, 0.0 if self.files_are_clips else start_s)
+            return self._place(number, 0.0 if self.files_are_clips or not start_s else None)
         return None
 
-    def _place(self, number: int, media_start_s: float) -> Place:
+    def _place(self, number: int, media_start_s: float | None) -> Place:
         if number < len(self._files):
             return Place(self._files[number], None, media_start_s)
         i = bisect_right(self._begins, number) - 1

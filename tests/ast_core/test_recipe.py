@@ -266,3 +266,20 @@ def test_text_that_is_no_yaml_is_refused_on_one_line():
     with pytest.raises(ConfigError, match=r"test\.yaml: not valid YAML") as refused:
         load("lr: [1\nbatch_size: 2")
     assert "\n" not in str(refused.value)
+
+
+def test_what_the_command_line_bounds_gives_way_and_it_is_announced(caplog: pytest.LogCaptureFixture):
+    text = (RECIPES / "audioset-balanced.yaml").read_text()
+    few = {"epochs": "2", "input_tdim": "128", "input_fdim": "32"}
+    recipe = load_recipe(text, few, origin="balanced")
+    assert (recipe.wa_start, recipe.wa_end, recipe.timem, recipe.freqm) == (2, 2, 128, 32)
+    assert caplog.messages == [
+        "wa_start is 2 in place of 6: no more than epochs",
+        "wa_end is 2 in place of 25: no more than epochs",
+        "freqm is 32 in place of 48: no more than input_fdim",
+        "timem is 128 in place of 192: no more than input_tdim",
+    ]
+    with pytest.raises(ConfigError, match="wa_end is 25"):
+        load_recipe(text, few | {"wa_end": "25"}, origin="balanced")
+    with pytest.raises(ConfigError, match="epochs is 0"):
+        load_recipe(text, {"epochs": "0"}, origin="balanced")

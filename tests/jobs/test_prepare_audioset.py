@@ -18,7 +18,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.demo.media_server import serve
-from jobs.prepare_audioset import main
+from jobs.prepare_audioset import _limited, _read_list, main, parser
 from pipeline.dataset import FBANK, PreparedDataset
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.features import clip_fbank
@@ -214,6 +214,18 @@ def test_files_by_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Pa
     ]
 
 
+def test_a_limit_holds_for_clips_and_for_rows_that_cannot_be_clips(tmp_path: Path):
+    (tmp_path / "audio").mkdir()
+    for name in "abc":
+        fakes.write_media(tmp_path / "audio" / f"{name:_<11}_0.000.flac", fakes.noise(1))
+    rows = [f'{name:_<11}, 0.000, 1.000, "{DOG}"' for name in "zayxbcw"]
+    argv = ["--segments", str(segment_list(tmp_path / "few_segments.csv", *rows)), "--limit", "2"]
+    args = parser().parse_args([*argv, "--audio-dir", str(tmp_path / "audio"), "--output", str(tmp_path / "data")])
+    listed = _limited(_read_list(args), args.limit)
+    assert [name[0] for name in listed.clips["clip_id"].to_pylist()] == ["a", "b"]
+    assert [name[0] for name in listed.refused["clip_id"].to_pylist()] == ["z", "y"]
+
+
 def test_a_second_folder_adds_what_the_first_lacked(local_ray: None, tmp_path: Path):
     for i, name in enumerate(("first", "second")):
         (tmp_path / name).mkdir()
@@ -276,7 +288,7 @@ def test_archives_of_others_are_prepared_as_their_files_are(local_ray: None, tmp
     lines = [f'{file.stem}, 30.000, 33.000, "{DOG}"' for file in files]
     clips = segment_list(tmp_path / "hub_segments.csv", *lines, f'missing____, 30.000, 33.000, "{DOG}"')
     outputs = {
-        "listed": ["--segments", str(clips), "--audio-dir", str(tmp_path / "hub"), "--files-are-clips"],
+        "listed": ["--segments", str(clips), "--audio-dir", str(tmp_path / "hub")],
         "parquet": ["--manifest", str(tmp_path / "hub")],
         "tar": ["--manifest", str(tmp_path / "clips.tar")],
     }

@@ -222,13 +222,13 @@ def test_a_clip_is_found_in_files_tars_and_parquet_by_the_same_names(tmp_path: P
     packed, table, cut = (str(tmp_path / name) for name in ("t/0.tar", "p/0.parquet", "p/1.parquet"))
     assert locate("aaaaaaaaaaa", 20.0, 30.0) == (packed, bytes_member(first.offset, 1), 0.0)
     assert locate("aaaaaaaaaaa", 40.0, 50.0) is None
-    assert locate("bbbbbbbbbbb", 40.0, 50.0) == (packed, bytes_member(second.offset, 1), 40.0)
-    assert locate("ccc", 7.0, 17.0) == (table, row_member(0), 7.0)
-    assert locate("ddd", 7.0, 17.0) == (table, row_member(1), 7.0)
+    assert locate("bbbbbbbbbbb", 40.0, 50.0) == (packed, bytes_member(second.offset, 1), None)
+    assert locate("ccc", 7.0, 17.0) == (table, row_member(0), None)
+    assert locate("ddd", 7.0, 17.0) == (table, row_member(1), None)
     assert locate("ddd", 5.0, 15.0) == (f"{tmp_path}/ddd_5.flac", None, 0.0)
     assert locate("eee", 30.0, 40.0) == (cut, row_member(1), 0.0)
     assert locate("eee", 10.0, 20.0) is None  # another section of that recording would be the wrong sound
-    assert locate("fff", 5.0, 15.0) == (f"{tmp_path}/fff.flac", None, 5.0)
+    assert locate("fff", 5.0, 15.0) == (f"{tmp_path}/fff.flac", None, None)
     assert AudioFolder(str(tmp_path), files_are_clips=True)("ccc", 7.0, 17.0) == (table, row_member(0), 0.0)
 
 

@@ -73,6 +73,23 @@ def test_a_section_past_the_end_is_truncated_and_says_how_much_there_was(tmp_pat
     assert caught.value.reason is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "webm", "m4a", "mp3"])
+def test_a_file_no_longer_than_the_section_is_the_section_where_it_may_be(tmp_path: Path, suffix: str):
+    clip = str(fakes.write_media(tmp_path / f"clip.{suffix}", fakes.noise(10)))
+    expected = decode_section(clip, 0.0, 10.0)
+    for start_s in (3.0, 30.0):
+        np.testing.assert_array_equal(decode_section(clip, start_s, 10.0, may_be_clip=True), expected)
+        with pytest.raises(ClipError) as caught:
+            decode_section(clip, start_s, 10.0)
+        assert caught.value.reason is Reason.TRUNCATED
+    recording = str(fakes.write_media(tmp_path / f"recording.{suffix}", fakes.noise(12)))
+    expected = decode_section(recording, 2.0, 10.0)
+    np.testing.assert_array_equal(decode_section(recording, 2.0, 10.0, may_be_clip=True), expected)
+    with pytest.raises(ClipError) as caught:
+        decode_section(recording, 30.0, 10.0, may_be_clip=True)
+    assert caught.value.reason is Reason.TRUNCATED
+
+
 def test_a_recording_that_ends_a_little_early_is_kept_as_long_as_it_is(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.flac", fakes.noise(9.8))
     assert len(decode_section(str(path), 0.0, 10.0)) == round(9.8 * SAMPLE_RATE_HZ)

@@ -256,8 +256,8 @@ def test_a_failed_fetch_says_to_download_by_hand_and_leaves_no_copy(web, tmp_pat
 @pytest.mark.parametrize(
     ("file", "media_start_s"),
     [
-        ("-a_b-c_12_3.wav", 20.0),
-        ("deep/er/Y-a_b-c_12_3.webm", 20.0),
+        ("-a_b-c_12_3.wav", None),
+        ("deep/er/Y-a_b-c_12_3.webm", None),
         ("-a_b-c_12_3_20.000.flac", 0.0),
         ("-a_b-c_12_3_20.WAV", 0.0),
         ("Y-a_b-c_12_3_20.000.opus", 0.0),
@@ -278,7 +278,8 @@ def test_a_file_of_another_section_or_recording_is_not_taken(tmp_path, file):
 def test_a_cut_file_is_preferred_over_a_whole_recording(tmp_path):
     locate = AudioFolder(touch(tmp_path, "abcdefghijk.wav", "z/Yabcdefghijk_20.000.wav"))
     assert locate("abcdefghijk", 20.0, 30.0) == (str(tmp_path / "z/Yabcdefghijk_20.000.wav"), None, 0.0)
-    assert locate("abcdefghijk", 50.0, 60.0) == (str(tmp_path / "abcdefghijk.wav"), None, 50.0)
+    assert locate("abcdefghijk", 50.0, 60.0) == (str(tmp_path / "abcdefghijk.wav"), None, None)
+    assert locate("abcdefghijk", 0.0, 10.0) == (str(tmp_path / "abcdefghijk.wav"), None, 0.0)
 
 
 def test_files_cut_before_start_at_zero_when_the_caller_says_so(tmp_path):
