@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = [models.read(uri) for uri in checkpoints]
     columns = [_check(uri, config, dataset) for uri, (_, config) in zip(checkpoints, loaded, strict=True)]
     with ray_session(args.address, args.num_cpus):
-        use_gpu = args.device == "cuda" or (args.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        use_gpu = _use_gpu(args)
         score = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(_score)
         found = ray.get([score.remote(model, config, dataset, clips) for model, config in loaded])
     scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
@@ -92,6 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         storage.write_json(json_uri, value)
     return 0
+
+
+def _use_gpu(args: argparse.Namespace) -> bool:
+    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    if args.device == "cuda" and not has_gpu:
+        if args.address == "local":
+            raise ConfigError("--device cuda takes a GPU, this machine has none; use cpu")
+        print("--device cuda takes a GPU, the cluster has none now; scoring begins when it has grown", flush=True)
+    return args.device == "cuda" or (args.device == "auto" and has_gpu)
 
 
 def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]:

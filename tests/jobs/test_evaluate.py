@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from ast_core import ASTModel
@@ -158,3 +159,21 @@ def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: s
         figures(tone_data, tmp_path, str(tmp_path / "coarse"))
     with pytest.raises(ConfigError, match="--bootstrap is -1"):
         figures(tone_data, tmp_path, str(tmp_path / "coarse"), more=["--bootstrap", "-1"])
+
+
+def test_cuda_without_a_gpu_is_refused_on_this_machine_and_announced_on_a_cluster(
+    local_ray: None,
+    tone_data: str,
+    tmp_path: Path,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})  # this machine may have a GPU
+    with pytest.raises(ConfigError, match=r"^--device cuda takes a GPU, this machine has none; use cpu$"):
+        figures(tone_data, tmp_path, folder, more=["--device", "cuda"])
+    argv = ["--checkpoint", folder, "--data", tone_data, "--split", "eval", "--address", "auto", "--device"]
+    assert [evaluate._use_gpu(evaluate.parser().parse_args([*argv, name])) for name in ("cuda", "cpu")] == [True, False]
+    assert capsys.readouterr().out == (
+        "--device cuda takes a GPU, the cluster has none now; scoring begins when it has grown\n"
+    )
