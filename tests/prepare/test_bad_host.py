@@ -175,7 +175,7 @@ def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path:
 
 def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(download_module, "MEMORY_BYTES", 300 << 20)
-    fetch = Download(settings(), Turns(Pace(rest_s=0.2)))
+    fetch = Download(settings(deadline_s=60.0), Turns(Pace(rest_s=0.2)))  # memory is to end it first
     row = prepare(fetch, f"{host.url}/longpage/sound")
     fetch.stop()
     assert (row["reason"], row["attempts"]) == (Reason.TOO_LARGE, 1)
