@@ -11,3 +11,8 @@ TOOLS = ("av", "numpy", "pyarrow", "ray", "soxr", "timm", "torch", "torchaudio",
 
 def tool_versions(tools: Sequence[str] = TOOLS) -> dict[str, str]:
     return {"ast-ray": VERSION} | {tool: version(tool) for tool in tools}
+
+
+def in_words(tools: Sequence[str] = ()) -> str:
+    """`ast-ray 0.1.0 av 15.1.0`: of a clip that failed, what had a part in it."""
+    return " ".join(map(" ".join, tool_versions(tools).items()))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import dataset, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
-from pipeline.versions import tool_versions
+from pipeline.versions import in_words
 
 WORDS = ["split", "stage", "reason", "message", "tool_versions"]
 LEDGER = pa.schema([f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in WORDS else f for f in FAILURES])
@@ -44,7 +44,7 @@ def write_part(output: str, split: str, failed: pa.Table) -> None:
 @functools.cache
 def _versions_at(stage: str) -> str:
     of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
-    return " ".join(map(" ".join, tool_versions(of_stage[stage]).items()))
+    return in_words(of_stage[stage])
 
 
 def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:

@@ -7,7 +7,7 @@ worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from ast_core.errors import DataError, UserError
+from ast_core.errors import DataError
 from pipeline import dataset
 from pipeline.prepare import ledger
 from pipeline.prepare.clip import Reason
@@ -31,6 +31,7 @@ from pipeline.prepare.shared import ClusterTurns, cluster_turns, sole_writer
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.todo import read_chunks, write_todo
 from pipeline.prepare.ytdlp import check_tools
+from pipeline.ray_errors import users_errors
 
 CLIPS_AT_ONCE = 8
 MIN_CLIPS, MAX_CLIPS = 16, 128
@@ -109,7 +110,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
                 for written in _written(_stages(todo, settings, turns, store)):
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
-        with _users_errors():
+        with users_errors():
             info = _in_a_task(publish, settings.output, listed.vocabulary, refused)
         if store is not None:
             for split in splits:
@@ -237,22 +238,8 @@ def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Datas
 
 def _written(data: Dataset) -> Iterator[dict[str, Any]]:
     """Counts by outcome, as they come."""
-    with _users_errors():
+    with users_errors():
         yield from data.iter_rows()
-
-
-@contextmanager
-def _users_errors() -> Iterator[None]:
-    """What a task says that the user can mend is raised as it said it."""
-    try:
-        yield
-    except ray.exceptions.RayError as err:
-        cause: BaseException = err
-        while isinstance(cause, ray.exceptions.RayTaskError):  # one for each task on the way
-            cause = cause.cause
-        if not isinstance(cause, UserError):
-            raise
-        raise type(cause)(str(cause).partition("\n")[0]) from err  # Ray adds lines of its own
 
 
 def _leave_the_terminal_to_us() -> None:

@@ -57,6 +57,7 @@ from pipeline.prepare.archives import with_start
 from pipeline.prepare.clip import CLIPS, FAILURES, MAX_CLIP_S, ClipError, Reason
 from pipeline.prepare.embedded import Entry
 from pipeline.prepare.media import Locate, is_media, stem
+from pipeline.versions import in_words
 
 OFFICIAL_LISTS = {
     name: f"http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/{name}_segments.csv"
@@ -408,7 +409,8 @@ class _Rows:
         if len(name) > LONGEST_ID:
             name = name[: LONGEST_ID - 1] + "…"  # else it might be the name of a clip that is well
         safe_name = _CONTROL.sub("\ufffd", name)
-        self._refused.add((safe_name, split, "source", err.reason.value, err.message, 1, err.reason.retry, "", labels))
+        why = (err.reason.value, err.message, 1, err.reason.retry)
+        self._refused.add((safe_name, split, "source", *why, in_words(), labels))
 
     def done(self, origin: str) -> ClipList:
         clips, refused = self._clips.table(), self._refused.table()

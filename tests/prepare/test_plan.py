@@ -17,13 +17,13 @@ from pipeline.prepare.plan import (
     PrepareSettings,
     Stages,
     _in_a_task,
-    _users_errors,
     _written,
     prepare,
 )
 from pipeline.prepare.sources import read_manifest
 from pipeline.prepare.todo import write_todo
 from pipeline.prepare.ytdlp import YtDlp
+from pipeline.ray_errors import users_errors
 from tests import fakes
 
 
@@ -104,7 +104,7 @@ def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_
 
 
 def _beside() -> None:
-    with _users_errors():
+    with users_errors():
         _in_a_task(refuse)
 
 

@@ -22,6 +22,7 @@ from pipeline.prepare.sources import (
     read_segments,
     read_speechcommands,
 )
+from pipeline.versions import VERSION
 from tests import fakes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -297,6 +298,7 @@ def test_a_clip_without_a_file_is_refused_as_missing_and_may_be_tried_again(tmp_
     assert out.clips["media"].to_pylist() == [f"{folder}/--BfvyPmVMo_20.000.wav"]
     assert (reasons(out), out.refused["clip_id"].to_pylist()) == (["missing_file"], ["abcdefghijk_0.000"])
     assert out.refused["retry"].to_pylist() == [True]
+    assert out.refused["tool_versions"].to_pylist() == [f"ast-ray {VERSION}"]
 
 
 def test_ids_of_files_need_not_be_of_youtube(tmp_path):
