@@ -27,6 +27,7 @@ from ast_core.step import for_device, set_attention
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.ray_errors import users_errors
 from pipeline.train import models
 from pipeline.train.evaluation import class_counts, evaluate, score_metrics
 from pipeline.train.feed import Targets
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ray_session(args.address, args.num_cpus):
         use_gpu = _use_gpu(args)
         score = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(_score)
-        found = ray.get([score.remote(model, config, dataset, clips) for model, config in loaded])
+        with users_errors():
+            found = ray.get([score.remote(model, config, dataset, clips) for model, config in loaded])
     scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
     members = [score_metrics(member, clips).scalars() for member in scores]
     ensemble = np.mean(scores, axis=0)

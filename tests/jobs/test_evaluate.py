@@ -1,6 +1,7 @@
 """Evaluating any checkpoint, alone or in an ensemble, on the classes of the data."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import bootstrap_map
 from ast_core.published import speechcommands_labels
 from jobs import evaluate
+from jobs.common import run_job
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
 from pipeline.train.evaluation import evaluate as scores_of
@@ -177,3 +179,16 @@ def test_cuda_without_a_gpu_is_refused_on_this_machine_and_announced_on_a_cluste
     assert capsys.readouterr().out == (
         "--device cuda takes a GPU, the cluster has none now; scoring begins when it has grown\n"
     )
+
+
+def test_a_damaged_shard_is_named_in_one_line(
+    local_ray: None, tone_data: str, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+):
+    damaged = shutil.copytree(tone_data, tmp_path / "data")
+    for shard in PreparedDataset.open(str(damaged)).clips(["eval"]).shards:
+        Path(shard).write_bytes(b"x" * 1000)
+    argv = ["--checkpoint", folder, "--data", str(damaged), "--split", "eval"]
+    assert run_job(evaluate.main, argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: the shard {damaged}/")
+    assert line.endswith("restore it, or prepare the data anew")

@@ -1,0 +1,22 @@
+"""Errors on their way out of Ray's tasks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from ast_core.errors import UserError
+
+
+@contextmanager
+def users_errors() -> Iterator[None]:
+    """What a task says that the user can mend is raised as it said it."""
+    try:
+        yield
+    except ray.exceptions.RayError as err:
+        cause: BaseException = err
+        while isinstance(cause, ray.exceptions.RayTaskError):  # one for each task on the way
+            cause = cause.cause
+        if not isinstance(cause, UserError):
+            raise
+        raise type(cause)(str(cause).partition("\n")[0]) from err  # Ray adds lines of its own
