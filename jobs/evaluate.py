@@ -67,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = [_check(uri, config, dataset) for uri, (_, config) in zip(checkpoints, loaded, strict=True)]
     with ray_session(args.address, args.num_cpus):
         use_gpu = _use_gpu(args)
+        device = args.device if use_gpu else "cpu"
         score = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(_score)
         with users_errors():
-            found = ray.get([score.remote(model, config, dataset, clips) for model, config in loaded])
+            found = ray.get([score.remote(model, config, dataset, clips, device) for model, config in loaded])
     scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
     members = [score_metrics(member, clips).scalars() for member in scores]
     ensemble = np.mean(scores, axis=0)
@@ -130,9 +131,11 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
     return None
 
 
-def _score(model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips) -> np.ndarray:
+def _score(model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Ray hides no GPU from a task that asked for none.
+    use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if use_gpu else "cpu")
     recipe = for_device(config.recipe, device)
     set_attention(model, device, recipe)
     scores = evaluate(

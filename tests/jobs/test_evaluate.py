@@ -3,8 +3,11 @@
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -192,3 +195,28 @@ def test_a_damaged_shard_is_named_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: the shard {damaged}/")
     assert line.endswith("restore it, or prepare the data anew")
+
+
+@pytest.mark.parametrize(("wanted", "gpus", "device"), [("cpu", 1, "cpu"), ("auto", 0, "cpu"), ("auto", 1, "cuda")])
+def test_scores_are_computed_where_it_was_asked_though_torch_sees_a_gpu(
+    tone_data: str,
+    tmp_path: Path,
+    folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    gpus: int,
+    device: str,
+):
+    """Ray and the GPU are played here."""
+    monkeypatch.setattr(evaluate, "ray_session", lambda *_: nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": gpus})
+    asked = Mock(side_effect=lambda **_: lambda score: SimpleNamespace(remote=score))
+    monkeypatch.setattr(ray, "remote", asked)
+    monkeypatch.setattr(ray, "get", list)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ASTModel, "to", lambda self, _: self)
+    computed = Mock(side_effect=lambda _, clips, **__: np.zeros((len(clips), 4)))
+    monkeypatch.setattr(evaluate, "evaluate", computed)
+    figures(tone_data, tmp_path, folder, more=["--bootstrap", "0", "--device", wanted])
+    assert computed.call_args.kwargs["device"] == torch.device(device)
+    assert asked.call_args.kwargs["num_gpus"] == int(device == "cuda")
