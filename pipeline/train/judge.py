@@ -1,15 +1,17 @@
 """What becomes of an epoch's scores: metrics, running ensemble, the best model.
 
 Its memory is RUN/evaluation, so that whoever evaluates, rank 0 or a task beside the training, goes on from the epochs
-before; an epoch that is evaluated twice writes the same files twice.
+before; an epoch that is evaluated twice writes the same files twice. An epoch is noted after all those before it.
 """
 
 import io
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ast_core.checkpoints import ModelConfig
@@ -25,6 +27,26 @@ NUM_SUMS_KEPT = 3
 """A run resumes from one of two checkpoints, and then asks for the sum of the epoch before."""
 
 
+def put_off(run: str, epoch: int, loss: float, state: Mapping[str, Tensor]) -> None:
+    """Keep the weights of an epoch whose evaluation failed until `Judge.note` has taken account of it."""
+    kept = {"loss": loss, "model": dict(state)}
+    storage.write_file(_file(run, epoch, "pt"), lambda file: torch.save(kept, file))
+    storage.delete(_file(run, epoch, "json"))  # of other weights: the epoch is trained twice after some kills
+
+
+def read_put_off(run: str, epoch: int) -> tuple[float, dict[str, Tensor]] | None:
+    """Loss and weights, on the CPU; None where none are kept."""
+    uri = _file(run, epoch, "pt")
+    if not storage.exists(uri):
+        return None
+    kept = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+    return kept["loss"], kept["model"]
+
+
+def _file(run: str, epoch: int, suffix: str) -> str:
+    return storage.join(run, "evaluation", f"epoch-{epoch:04d}.{suffix}")
+
+
 @dataclass(frozen=True)
 class Judge:
     run: str
@@ -32,7 +54,7 @@ class Judge:
     train_clips: Clips
     eval_clips: Clips
 
-    def note(self, epoch: int, loss: float, scores: np.ndarray, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def note(self, epoch: int, loss: float | None, scores: np.ndarray, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Take account of the scores `[clips, C]` of an epoch, counted from 1, and of the weights that gave them.
 
         Returns the epoch's record; its `headline` is the figure that picks the best.
@@ -55,27 +77,32 @@ class Judge:
             models.save(storage.join(self.run, "best"), state, self.config)
             self._write_per_class(metrics)
             write_scores(self.run, scores, self.eval_clips)
-        storage.write_json(self._file(epoch, "json"), record)
+        storage.write_json(_file(self.run, epoch, "json"), record)
+        storage.delete(_file(self.run, epoch, "pt"))
         return record
+
+    def first_missing(self) -> int:
+        """The first epoch that has no record."""
+        noted = {record["epoch"] for record in self._all_records()}
+        return next(epoch for epoch in itertools.count(1) if epoch not in noted)
 
     def records(self, last_epoch: int) -> list[dict[str, Any]]:
         """Of the epochs evaluated so far, up to this one, in their order."""
+        return [record for record in self._all_records() if record["epoch"] <= last_epoch]
+
+    def _all_records(self) -> list[dict[str, Any]]:
         uris = storage.list_files(storage.join(self.run, "evaluation"), suffix=".json")
-        records = sorted(map(storage.read_json, uris), key=lambda record: record["epoch"])
-        return [record for record in records if record["epoch"] <= last_epoch]
+        return sorted(map(storage.read_json, uris), key=lambda record: record["epoch"])
 
     def _write_sum(self, epoch: int, score_sum: np.ndarray) -> None:
         whole = io.BytesIO()
         np.save(whole, score_sum)
-        storage.write_bytes(self._file(epoch, "npy"), whole.getvalue())
+        storage.write_bytes(_file(self.run, epoch, "npy"), whole.getvalue())
         if epoch > NUM_SUMS_KEPT:
-            storage.delete(self._file(epoch - NUM_SUMS_KEPT, "npy"))
+            storage.delete(_file(self.run, epoch - NUM_SUMS_KEPT, "npy"))
 
     def _read_sum(self, epoch: int) -> np.ndarray:
-        return np.load(io.BytesIO(storage.read_bytes(self._file(epoch, "npy"))), allow_pickle=False)
-
-    def _file(self, epoch: int, suffix: str) -> str:
-        return storage.join(self.run, "evaluation", f"epoch-{epoch:04d}.{suffix}")
+        return np.load(io.BytesIO(storage.read_bytes(_file(self.run, epoch, "npy"))), allow_pickle=False)
 
     def _write_per_class(self, metrics: TaggingMetrics) -> None:
         num_classes = len(self.config.labels)

@@ -7,6 +7,7 @@ state of generators to keep: a run that was cut off goes on with the very next b
 import hashlib
 import logging
 import os
+import posixpath
 import resource
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
-from pipeline.train.judge import Judge
+from pipeline.train.judge import Judge, put_off, read_put_off
 from pipeline.train.report import RunLog, finite_or_null, write_summary
 from pipeline.train.report_page import write_run_report
 from pipeline.train.sampling import NO_PARTNER
@@ -107,10 +108,16 @@ class Progress:
     num_averaged: int = 0
     train_s: float = 0.0
     wait_s: float = 0.0
+    epoch_loss: float | None = None
+    """Mean loss of the last whole epoch."""
 
 
 class NonFiniteError(Exception):
     """All ranks raise it at the same step."""
+
+
+class StoppedError(Exception):
+    """An evaluation beside the training ended the run. All ranks raise it at the same step."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -129,6 +136,9 @@ def train_worker(config: dict[str, Any]) -> None:
         if run.log is not None:
             storage.write_json(stopped_json(job.run), {"error": str(err)})
             run.log.close(failed=True)
+    except StoppedError:
+        if run.log is not None:
+            run.log.close(failed=True)
     except UserError as err:
         # One rank's may be; the others learn of it when Ray ends them and begins again.
         storage.write_json(stopped_json(job.run), {"error": str(err)})
@@ -138,31 +148,74 @@ def train_worker(config: dict[str, Any]) -> None:
 def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
     """Evaluate an epoch's checkpoint while the next epoch is trained: Ray Train's validation function.
 
-    Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done.
+    Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done. One that failed
+    it does not run again: the next epoch's evaluation does it first, or the ranks at the end. What the user can mend
+    ends the run.
     """
     said = TrainJob(**job)
     torch.set_num_threads(said.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with checkpoint.as_directory() as folder:
         state = load_state(folder)["model"]
-    model, config = _initial_model(said)
-    model.load_state_dict(state)
+    try:
+        return {"headline": _evaluate_up_to(said, epoch, loss, state)["headline"]}
+    except Exception as err:
+        put_off(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
+        if isinstance(err, UserError):
+            storage.write_json(stopped_json(said.run), {"error": str(err)})
+        raise
+
+
+def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Note an epoch, after those before it that have no record. Returns its record."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, config = _initial_model(job)
     recipe = for_device(config.recipe, device)
     set_attention(model, device, recipe)
-    dataset = PreparedDataset.open(said.data)
-    clips = dataset.clips(said.eval_splits)
-    scores = evaluate(
-        model.to(device),
-        clips,
-        recipe=recipe,
-        norm=config.norm,
-        num_classes=len(config.labels),
-        device=device,
-        cache=ShardCache(said.cache_dir, said.cache_bytes) if said.cache_dir else None,
+    model.to(device)
+    dataset = PreparedDataset.open(job.data)
+    clips = dataset.clips(job.eval_splits)
+    judge = Judge(job.run, config, dataset.clips(job.train_splits), clips)
+    cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
+
+    def note(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:
+        model.load_state_dict(state)
+        scores = evaluate(
+            model, clips, recipe=recipe, norm=config.norm, num_classes=len(config.labels), device=device, cache=cache
+        )
+        assert scores is not None
+        return judge.note(epoch, loss, scores, state)
+
+    for earlier in range(judge.first_missing(), epoch):
+        note(earlier, *_unevaluated(job.run, earlier))
+    return note(epoch, loss, state)
+
+
+def _unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
+    """Loss and weights of an epoch that has no record.
+
+    Raises:
+        DataError: they are gone.
+    """
+    if (kept := read_put_off(run, epoch)) is not None:
+        return kept
+    for uri in checkpoint_folders(storage.join(run, CHECKPOINTS)):
+        if not posixpath.basename(uri).startswith(_checkpoint_prefix(epoch, 0)):
+            continue
+        filesystem, path = storage.resolve(uri)
+        try:
+            with ray.train.Checkpoint(path, filesystem).as_directory() as folder:
+                state = load_state(folder)
+        except DamagedStateError:
+            continue
+        return state["progress"].get("epoch_loss"), state["model"]
+    raise DataError(
+        f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; delete the run's {CHECKPOINTS} folder "
+        "to train anew"
     )
-    assert scores is not None
-    judge = Judge(said.run, config, dataset.clips(said.train_splits), clips)
-    return {"headline": judge.note(epoch, loss, scores, state)["headline"]}
+
+
+def _checkpoint_prefix(epochs_done: int, steps_done: int) -> str:
+    return f"epoch-{epochs_done:04d}-step-{steps_done:06d}-"
 
 
 def _initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
@@ -211,6 +264,8 @@ class Run:
         steps_done = progress.epochs_done * self.feed.steps_per_epoch + progress.steps_done
         if self.rank == 0:
             self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.config.recipe.to_dict())
+        if not self.job.evaluate_beside:
+            self._evaluate_missing()  # of a run that evaluated beside its training before
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)
@@ -219,14 +274,16 @@ class Run:
                 scores = self._evaluate(self.eval_clips)
                 if scores is not None:
                     self.judge.note(epoch, loss, scores, self.bare_model.state_dict())
-            progress.epochs_done, progress.steps_done, progress.loss_sum = epoch, 0, 0.0
+            progress.epochs_done, progress.steps_done, progress.loss_sum, progress.epoch_loss = epoch, 0, 0.0, loss
             self._log_epochs()
             self._checkpoint(validation=self._evaluation_beside(epoch, loss))
             if self.log is not None:
                 self._write_report()
         if self.job.evaluate_beside:
             ray.train.get_all_reported_checkpoints()  # waits for their evaluation
-            self._log_epochs()
+            if self._from_rank_0(self.rank == 0 and storage.exists(stopped_json(self.job.run))):
+                raise StoppedError
+            self._evaluate_missing()
         averaged = self._evaluate_averaged()
         if self.log is not None:
             self._finish(averaged)
@@ -308,23 +365,30 @@ class Run:
         Raises:
             NonFiniteError: on every rank, for a loss or, after the last step, a weight; the clips of the first such
                 step are in RUN/nonfinite.json.
+            StoppedError: on every rank.
         """
         now_s = time.monotonic()
+        looks = self.rank == 0 and now_s - self._looked_s >= LOOK_FOR_PREEMPTION_EVERY_S
+        looks_beside = self.job.evaluate_beside and (looks or last_step + 1 == self.feed.steps_per_epoch)
         flags = [
             self.rank == 0 and now_s - self._checkpointed_s >= self.job.checkpoint_every_s,
-            self.rank == 0 and now_s - self._looked_s >= LOOK_FOR_PREEMPTION_EVERY_S,
+            looks,
+            self.rank == 0 and looks_beside and storage.exists(stopped_json(self.job.run)),
             # Else what the last step broke would be evaluated and saved, and every resumed run would end on it.
             not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all(),
         ]
         reduced = torch.cat([torch.stack(list(losses)), torch.tensor(flags, dtype=torch.float32, device=self.device)])
         if self.world_size > 1:
             dist.all_reduce(reduced)
-        global_losses, (checkpoint_is_due, look_is_due, is_broken) = reduced[:-3].cpu().numpy(), reduced[-3:].tolist()
+        global_losses, flags = reduced[:-4].cpu().numpy(), reduced[-4:].tolist()
+        checkpoint_is_due, look_is_due, is_stopped, is_broken = flags
         if not np.isfinite(global_losses).all():
             step = last_step + 1 - len(losses) + int(np.argmin(np.isfinite(global_losses)))
             raise NonFiniteError(self._write_nonfinite("the loss of", epoch, step))
         if is_broken:
             raise NonFiniteError(self._write_nonfinite("a weight after", epoch, last_step))
+        if is_stopped:
+            raise StoppedError
         self.progress.steps_done = last_step + 1
         self.progress.loss_sum += float(global_losses.astype(np.float64).sum())
         if look_is_due:
@@ -380,6 +444,27 @@ class Run:
             cache=self.cache,
         )
 
+    def _evaluate_missing(self) -> None:
+        """Evaluate on the ranks what failed, or was not asked for, beside the training, and log it.
+
+        Raises:
+            DataError: the weights of such an epoch are gone.
+        """
+        last = self.progress.epochs_done
+        first = int(self._from_rank_0(self.judge.first_missing() if self.rank == 0 else 0))
+        if first > last:
+            self._log_epochs()
+            return
+        own = {name: value.clone() for name, value in self.bare_model.state_dict().items()}
+        for epoch in range(first, last + 1):
+            loss, state = _unevaluated(self.job.run, epoch)
+            self.bare_model.load_state_dict(state)
+            scores = self._evaluate(self.eval_clips)
+            if scores is not None:
+                self.judge.note(epoch, loss, scores, state)
+        self.bare_model.load_state_dict(own)
+        self._log_epochs()
+
     def _evaluation_beside(self, epoch: int, loss: float) -> ValidationTaskConfig | bool:
         return ValidationTaskConfig({"epoch": epoch, "loss": loss}) if self.job.evaluate_beside else False
 
@@ -432,8 +517,6 @@ class Run:
 
     def _finish(self, averaged: TaggingMetrics | None) -> None:
         progress, records = self.progress, self.judge.records(self.progress.epochs_done)
-        if not records:
-            raise DataError(f"no epoch of {self.job.run} was evaluated; see Ray's logs for why")
         best = max(records, key=lambda record: record["headline"])
         num_clips = len(self.feed.clips) * progress.epochs_done
         summary = {
@@ -459,7 +542,7 @@ class Run:
         progress = self.progress
         metrics: dict[str, Any] = {"epochs_done": progress.epochs_done, "steps_done": progress.steps_done}
         # After a damaged checkpoint the same step is reached a second time, and a name must never come again.
-        name = f"epoch-{progress.epochs_done:04d}-step-{progress.steps_done:06d}-{uuid.uuid4().hex[:6]}"
+        name = _checkpoint_prefix(progress.epochs_done, progress.steps_done) + uuid.uuid4().hex[:6]
         checkpoint = None
         if self.log is not None:
             self.log.flush()  # a resumed run goes on from these very lines

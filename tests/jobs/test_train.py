@@ -11,6 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -29,7 +32,7 @@ from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.metrics import tagging_metrics
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
-from jobs import evaluate
+from jobs import evaluate, train
 from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline import dataset
@@ -37,7 +40,7 @@ from pipeline.dataset import PreparedDataset
 from pipeline.train import worker
 from pipeline.train.feed import layout
 from pipeline.train.scores import read_scores
-from pipeline.train.worker import upload_prefix
+from pipeline.train.worker import TrainJob, upload_prefix
 from tests import fakes
 from tests.fakes import SMALL_RECIPE
 
@@ -145,6 +148,117 @@ def test_one_worker_evaluated_beside_its_training_does_what_two_do(
     assert ours["best_epoch"] == theirs["best_epoch"]
     assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], abs=0.02)
     assert (run / "best" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_ends_a_run_evaluated_beside_and_once_mended_it_goes_on(
+    two_workers: Path, tone_data: str, tmp_path: Path
+):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(tone_data, data)
+    shard = next((data / "eval" / "shards").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:5000])
+    command = [*argv(str(data), run, num_workers=1), "--evaluate-beside"]
+    with pytest.raises(UserError, match=r"^the shard .*\.parquet is damaged"):
+        main(command)
+    assert not (run / "summary.json").exists()
+    shutil.copytree(tone_data, data, dirs_exist_ok=True)
+    assert main(command) == 0
+    assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
+    for one, two in zip(epochs_of(run), epochs_of(two_workers), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
+        assert one["running_ensemble_map"] == pytest.approx(two["running_ensemble_map"], abs=0.02)
+    assert not list((run / "evaluation").glob("*.pt"))
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process are evaluated beside their training, at once; the last checkpoint is kept, as Ray does."""
+    monkeypatch.setattr(train, "TrainJob", lambda **said: TrainJob(**said | {"evaluate_beside": True}))
+
+    def checkpoint(run: worker.Run, validation: Any = False) -> None:
+        assert run.log is not None
+        run.log.flush()
+        made, kept = run._local_checkpoint(), Path(run.job.run, "checkpoints")
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(made.path, kept / f"epoch-{run.progress.epochs_done:04d}-step-000000-a")
+        with suppress(Exception):  # Ray goes on
+            worker.evaluate_beside(ray.train.Checkpoint(*kept.iterdir()), asdict(run.job), **validation.fn_kwargs)
+
+    monkeypatch.setattr(worker.Run, "_checkpoint", checkpoint)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], error: Exception) -> None:
+    """Evaluations fail, those that are named, counted from 1."""
+    evaluate, seen = worker.evaluate, []
+
+    def failing(*args: Any, **kwargs: Any) -> np.ndarray | None:
+        seen.append(args)
+        if len(seen) in calls:
+            raise error
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(worker, "evaluate", failing)
+
+
+def figures_of(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "step"} for record in epochs_of(run)]
+
+
+def test_an_evaluation_beside_that_the_user_can_mend_ends_the_run_which_then_goes_on(
+    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert main(argv(tone_data, whole, num_workers=0)) == 0
+    fail(monkeypatch, [1], DataError("a shard is damaged"))
+    with pytest.raises(UserError, match=r"^a shard is damaged$"):
+        main(argv(tone_data, run, num_workers=0))
+    assert max(record["step"] for record in records_of(run, "step")) < 10  # not the third epoch
+    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert figures_of(run) == figures_of(whole)
+    assert not list((run / "evaluation").glob("*.pt"))
+
+
+def test_an_evaluation_beside_that_fails_is_made_up_for(
+    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By that of the next epoch, or at the end; its weights are kept, though Ray deletes the checkpoint."""
+    run = tmp_path / "run"
+    fail(monkeypatch, [1, 4], RuntimeError("CUDA is out of sorts"))  # epoch 1, then 1, 2 and 3
+    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
+    assert None not in [record["loss"] for record in epochs_of(run)]
+    assert not list((run / "evaluation").glob("*.pt"))
+
+
+def test_an_epoch_that_nobody_can_evaluate_any_more_ends_the_run_with_what_to_do(
+    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    monkeypatch.setattr(worker, "put_off", Mock())
+    fail(monkeypatch, [2], RuntimeError("killed"))
+    with pytest.raises(UserError, match=r"^epoch 2 of .*run was not evaluated, and its checkpoint is gone; delete the"):
+        main(argv(tone_data, run, num_workers=0))
+    assert not (run / "summary.json").exists()
+    monkeypatch.undo()
+    shutil.rmtree(run / "checkpoints")
+    assert main(argv(tone_data, run, num_workers=0)) == 0
+
+
+def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
+    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Though the command that goes on evaluates on the ranks."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(worker, "put_off", Mock())
+    fail(monkeypatch, [3], RuntimeError("killed"))
+    monkeypatch.setattr(worker.Run, "_evaluate_missing", Mock(side_effect=DataError("killed")))
+    with pytest.raises(UserError, match=r"^killed$"):
+        main(argv(tone_data, run, num_workers=0))
+    monkeypatch.undo()
+    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
+    assert None not in [record["loss"] for record in epochs_of(run)]
 
 
 def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
