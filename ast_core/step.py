@@ -124,17 +124,23 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def for_device(recipe: Recipe, device: torch.device) -> Recipe:
+def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> Recipe:
     """The recipe in a precision that the device has instructions for: in place of bf16 fp32, and it is announced.
 
     PyTorch would emulate bf16, several times slower than fp32 (on AVX2 seven times). Raises ConfigError for fp16 on a
-    CPU: what CPUs have instructions for, if any, is bf16, which needs no scale.
+    CPU: what CPUs have instructions for, if any, is bf16, which needs no scale. A model that is no longer trained is
+    computed in fp32 there: who scores it did not choose its precision.
     """
     if recipe.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision fp16 takes a GPU; use bf16")
-    if recipe.precision != "bf16" or _has_bf16(device):
+        if trains:
+            raise ConfigError("precision fp16 takes a GPU; use bf16")
+        _announce("precision fp16 takes a GPU: computing in fp32")
+    elif recipe.precision == "bf16" and not _has_bf16(device):
+        hint = "; precision fp16 is faster on it" if device.type == "cuda" else ""
+        name = {"cpu": "CPU", "cuda": "GPU"}[device.type]
+        _announce(f"this {name} has no instructions for bf16: computing in fp32{hint}")
+    else:
         return recipe
-    _announce_fp32(device.type)
     return replace(recipe, precision="fp32")
 
 
@@ -146,11 +152,9 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 @cache
-def _announce_fp32(device_type: str) -> None:
+def _announce(text: str) -> None:
     """Once a process, however many models it computes."""
-    hint = "; precision fp16 is faster on it" if device_type == "cuda" else ""
-    name = {"cpu": "CPU", "cuda": "GPU"}[device_type]
-    logger.warning(f"this {name} has no instructions for bf16: computing in fp32{hint}")
+    logger.warning(text)
 
 
 def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> None:

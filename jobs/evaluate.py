@@ -136,7 +136,7 @@ def _score(model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips
     # Ray hides no GPU from a task that asked for none.
     use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")
-    recipe = for_device(config.recipe, device)
+    recipe = for_device(config.recipe, device, trains=False)
     set_attention(model, device, recipe)
     scores = evaluate(
         model.to(device), clips, recipe=recipe, norm=config.norm, num_classes=len(dataset.labels), device=device

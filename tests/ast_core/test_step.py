@@ -446,6 +446,17 @@ def test_fp16_is_refused_on_a_cpu():
     assert make_scaler(small.recipe(precision="bf16"), torch.device("cpu")) is None
 
 
+def test_a_model_of_fp16_is_scored_on_a_cpu_in_fp32_and_it_is_said_once(caplog: pytest.LogCaptureFixture):
+    step._announce.cache_clear()
+    with caplog.at_level(logging.INFO, logger="ast_core"):
+        for _ in range(2):
+            recipe = for_device(small.recipe(precision="fp16"), torch.device("cpu"), trains=False)
+            assert recipe == small.recipe(precision="fp32")
+    assert [record.message for record in caplog.records] == ["precision fp16 takes a GPU: computing in fp32"]
+    on_a_gpu = for_device(small.recipe(precision="fp16"), torch.device("cuda"), trains=False)
+    assert on_a_gpu.precision == "fp16"
+
+
 @pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
 @pytest.mark.parametrize("has_bf16", [False, True])
 def test_fp32_stands_in_for_bf16_where_that_is_emulated_and_says_so_once(
@@ -455,7 +466,7 @@ def test_fp32_stands_in_for_bf16_where_that_is_emulated_and_says_so_once(
     capabilities = {"avx2": True, "avx512_bf16": False, "amx_bf16": has_bf16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
-    step._announce_fp32.cache_clear()
+    step._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             assert for_device(small.recipe(precision="bf16"), device).precision == ("bf16" if has_bf16 else "fp32")

@@ -220,3 +220,10 @@ def test_scores_are_computed_where_it_was_asked_though_torch_sees_a_gpu(
     figures(tone_data, tmp_path, folder, more=["--bootstrap", "0", "--device", wanted])
     assert computed.call_args.kwargs["device"] == torch.device(device)
     assert asked.call_args.kwargs["num_gpus"] == int(device == "cuda")
+
+
+def test_a_checkpoint_that_was_trained_in_fp16_is_scored_on_a_cpu(tone_data: str, model: ASTModel, folder: str):
+    half = replace(CONFIG, recipe=replace(CONFIG.recipe, precision="fp16"))
+    dataset = PreparedDataset.open(tone_data)
+    scores = evaluate._score(model, half, dataset, dataset.clips(["eval"]), "cpu")
+    assert np.array_equal(scores, scored(tone_data, folder))
