@@ -1,11 +1,14 @@
 """Shards of object storage kept on a node's disk, up to a size: epochs after the first read them there."""
 
+import errno
+import logging
 import os
 import re
 import shutil
 import time
 import uuid
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import pyarrow.fs as pafs
 
 from pipeline import storage
 
+logger = logging.getLogger(__name__)
 COPY_BYTES = 1 << 24
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 CUT_OFF_S = 3600.0
 """A copy is cut off, by a kill, if nothing was added to it for so long."""
@@ -25,36 +30,52 @@ _OURS = re.compile(rf"[0-9a-f]{{32}}\.(parquet|[0-9a-f]{{32}}{re.escape(storage.
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Shared by all workers of a node. A shard is named after its URI: shards never change.
+    """Shared by all workers of a node. A shard is named after its URI, its size and, where that is known, when it was
+    written: one that is made anew has the name of the old one, which is of its clips and not of their features.
 
     Args:
         folder: local; made if it is not there.
         max_bytes: beyond it the files that were opened longest ago go. A file being read may be removed, and its
-            reader keeps it to the end. While several workers fetch at once, one shard each may be over.
+            reader keeps it to the end. While several workers fetch at once, one shard each may be over. A shard that
+            is larger alone is read where it lies.
     """
 
     folder: str
     max_bytes: int
 
     def open(self, uri: str) -> pa.NativeFile:
-        """The file `uri` from this node's disk; a local file is its own."""
+        """The file `uri` from this node's disk, or from afar where the disk is full; a local file is its own."""
         fs, path = storage.resolve(uri)
         if isinstance(fs, pafs.LocalFileSystem):
             return fs.open_input_file(path)
-        kept = Path(self.folder, f"{sha256(uri.encode()).hexdigest()[:32]}.parquet")
+        info = fs.get_file_info(path)
+        if not info.is_file or info.size is None or info.size > self.max_bytes:
+            return fs.open_input_file(path)
+        name = sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:32]
+        try:
+            return self._open_kept(fs, info, Path(self.folder, f"{name}.parquet"))
+        except OSError as err:
+            if err.errno not in NO_ROOM:
+                raise
+            _announce_full(self.folder)
+            return fs.open_input_file(path)
+
+    def _open_kept(self, fs: pafs.FileSystem, info: pafs.FileInfo, kept: Path) -> pa.NativeFile:
         while True:
             try:
                 os.utime(kept)
                 return pafs.LocalFileSystem().open_input_file(str(kept))
             except FileNotFoundError:  # never here, or removed for room by another worker
-                self._fetch(fs, path, kept)
+                self._fetch(fs, info, kept)
 
-    def _fetch(self, fs: pafs.FileSystem, path: str, kept: Path) -> None:
+    def _fetch(self, fs: pafs.FileSystem, info: pafs.FileInfo, kept: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_suffix(f".{uuid.uuid4().hex}{storage.UNFINISHED}")
         try:
-            with fs.open_input_file(path) as source, open(unfinished, "wb") as file:
-                self._make_room(source.size())
+            self._make_room(info.size)
+            if shutil.disk_usage(self.folder).free < info.size:  # before the shard is fetched in vain
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.folder)
+            with fs.open_input_file(info.path) as source, open(unfinished, "wb") as file:
                 shutil.copyfileobj(source, file, COPY_BYTES)
             os.replace(unfinished, kept)
         finally:
@@ -77,3 +98,9 @@ class ShardCache:
                 return
             file.unlink(missing_ok=True)
             total -= size
+
+
+@cache
+def _announce_full(folder: str) -> None:
+    """Once a process, however many shards it reads."""
+    logger.warning(f"the disk of the shard cache {folder} is full: shards are read from where they lie")

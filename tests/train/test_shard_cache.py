@@ -1,7 +1,12 @@
 """A node's copies of remote shards: fetched once, within a size, whatever other workers remove."""
 
+import errno
+import logging
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -86,10 +91,61 @@ def test_a_copy_that_another_worker_removes_is_fetched_again(fetched: list[str],
     assert fetched == ["a", "a"]
 
 
-def test_an_interrupted_fetch_leaves_nothing(fetched: list[str], tmp_path: Path):
+def test_a_shard_that_is_made_anew_is_fetched_anew(fetched: list[str], tmp_path: Path):
+    cache = ShardCache(str(tmp_path / "cache"), 10_000)
+    uri, shard = write(tmp_path, "a"), tmp_path / "far" / "a"
+    cache.open(uri).close()
+    for written_s, content in ((1, b"b" * 1000), (1, b"c" * 2000), (2, b"d" * 2000)):
+        shard.write_bytes(content)
+        os.utime(shard, (written_s, written_s))
+        for _ in range(2):
+            assert cache.open(uri).read() == content
+    assert fetched == ["a"] * 4
+
+
+def test_a_shard_larger_than_the_cache_is_read_where_it_lies(fetched: list[str], tmp_path: Path):
+    cache = ShardCache(str(tmp_path / "cache"), 1500)
+    small, large = write(tmp_path, "small"), write(tmp_path, "large", 1501)
+    for _ in range(2):
+        assert cache.open(small).read().strip() == b"small"
+        assert cache.open(large).read().strip() == b"large"
+    assert fetched == ["small", "large", "large"]
+
+
+@pytest.mark.parametrize("is_seen_before", [True, False])
+def test_a_full_disk_is_announced_once_and_shards_are_read_where_they_lie(
+    fetched: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_seen_before: bool,
+):
+    cache = ShardCache(str(tmp_path / "cache"), 10_000)
+    kept, *others = (write(tmp_path, name) for name in "abc")
+    cache.open(kept).close()
+    if is_seen_before:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=999))
+    else:  # another worker was faster
+        monkeypatch.setattr(shutil, "copyfileobj", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with caplog.at_level(logging.WARNING):
+        for uri in (kept, *others):
+            assert cache.open(uri).read().strip() == uri[-1:].encode()
+    said = f"the disk of the shard cache {tmp_path}/cache is full: shards are read from where they lie"
+    assert [record.message for record in caplog.records] == [said]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert fetched == (["a", "b", "c"] if is_seen_before else ["a", "b", "b", "c", "c"])
+
+
+def test_an_interrupted_fetch_leaves_nothing(fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "copyfileobj", Mock(side_effect=OSError("the connection was lost")))
+    with pytest.raises(OSError, match="the connection was lost"):
+        ShardCache(str(tmp_path / "cache"), 10_000).open(write(tmp_path, "a"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_missing_shard_is_missing(fetched: list[str], tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         ShardCache(str(tmp_path / "cache"), 10_000).open("far://missing")
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_what_a_kill_cut_off_goes_and_what_is_not_the_caches_stays(fetched: list[str], tmp_path: Path):
