@@ -55,5 +55,5 @@ def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
     except OSError as err:  # ConnectionError among them; from a Ray task, the last line names it
-        print(f"error: {str(err).strip().splitlines()[-1]}", file=sys.stderr)
+        print(f"error: {(str(err).strip() or type(err).__name__).splitlines()[-1]}", file=sys.stderr)
     return EXIT_USER_ERROR
