@@ -286,8 +286,8 @@ class Run:
             self._evaluate_missing()
         averaged = self._evaluate_averaged()
         if self.log is not None:
+            self.log.close()  # before the summary, by which a run is finished
             self._finish(averaged)
-            self.log.close()
 
     def _write_report(self) -> None:
         """Of what there is so far. Training goes on with or without it."""

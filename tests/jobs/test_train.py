@@ -261,6 +261,17 @@ def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
     assert None not in [record["loss"] for record in epochs_of(run)]
 
 
+def test_a_run_that_is_finished_has_the_line_of_its_last_epoch(
+    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    monkeypatch.setattr(worker, "write_summary", lambda run, _: seen.extend(epochs_of(Path(run))))
+    seen: list[dict[str, Any]] = []
+    with pytest.raises(DataError, match=r"there is no file .*summary\.json"):
+        main(argv(tone_data, run, num_workers=0, epochs="1", wa_start="1", wa_end="1"))
+    assert [record["epoch"] for record in seen] == [1]
+
+
 def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
     two_workers: Path,
     tone_data: str,
