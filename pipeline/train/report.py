@@ -1,11 +1,14 @@
 """What a run leaves behind for people: metrics.jsonl, TensorBoard, MLflow, summary.json and per_class.csv."""
 
 import csv
+import hashlib
 import io
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -15,6 +18,17 @@ from ast_core.labels import LabelVocabulary
 from ast_core.metrics import TaggingMetrics
 from pipeline import storage
 from pipeline.train.mlflow_log import MlflowLog
+
+
+def temporary_prefix(what: str, run: str) -> str:
+    """Of a node's temporary folders that a run makes for something."""
+    return f"ast-{what}-{hashlib.sha256(run.encode()).hexdigest()[:12]}-"
+
+
+def delete_left_over(prefix: str) -> None:
+    """The temporary folders that a kill left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(folder)
 
 
 class RunLog:
@@ -43,7 +57,11 @@ class RunLog:
         # A local run is watched while it goes on; elsewhere event files are copied at each flush.
         fs, path = storage.resolve(storage.join(run, "tensorboard"))
         self._remote = None if isinstance(fs, pafs.LocalFileSystem) else (fs, path)
-        self._events = path if self._remote is None else tempfile.mkdtemp(prefix="ast-tensorboard-")
+        if self._remote is None:
+            self._events = path
+        else:
+            delete_left_over(prefix := temporary_prefix("tensorboard", run))
+            self._events = tempfile.mkdtemp(prefix=prefix)
         self._board = SummaryWriter(self._events, purge_step=last_step + 1 if last_step else None)
         self._mlflow = None if mlflow_uri is None else MlflowLog(run, mlflow_uri, mlflow_params or {})
 
@@ -67,6 +85,8 @@ class RunLog:
     def close(self, *, failed: bool = False) -> None:
         self.flush()
         self._board.close()
+        if self._remote is not None:
+            shutil.rmtree(self._events)
         if self._mlflow is not None:
             self._mlflow.close("FAILED" if failed else "FINISHED")
 

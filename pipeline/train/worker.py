@@ -4,7 +4,6 @@ All that a resumed run needs lies in the checkpoint. What is random is drawn by 
 state of generators to keep: a run that was cut off goes on with the very next batch, on any number of workers.
 """
 
-import hashlib
 import logging
 import os
 import posixpath
@@ -15,7 +14,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +38,7 @@ from pipeline.train import models
 from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
 from pipeline.train.judge import Judge, put_off, read_put_off
-from pipeline.train.report import RunLog, finite_or_null, write_summary
+from pipeline.train.report import RunLog, delete_left_over, finite_or_null, temporary_prefix, write_summary
 from pipeline.train.report_page import write_run_report
 from pipeline.train.sampling import NO_PARTNER
 from pipeline.train.shard_cache import ShardCache
@@ -91,7 +89,7 @@ def stopped_json(run: str) -> str:
 
 def upload_prefix(run: str) -> str:
     """Of the temporary folders in which a node holds a run's checkpoints until they are uploaded."""
-    return f"ast-checkpoint-{hashlib.sha256(run.encode()).hexdigest()[:12]}-"
+    return temporary_prefix("checkpoint", run)
 
 
 @dataclass
@@ -249,8 +247,7 @@ class Run:
         self.log: RunLog | None = None
         """Rank 0's."""
         if context.get_local_rank() == 0:
-            for folder in Path(tempfile.gettempdir()).glob(f"{upload_prefix(job.run)}*"):
-                shutil.rmtree(folder)  # a kill came before it was uploaded
+            delete_left_over(upload_prefix(job.run))
         self._resume()
 
     @property

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ast_core.errors import UserError
+from pipeline import storage
 from pipeline.train import mlflow_log
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report import RunLog
+from tests.s3 import S3Server
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -31,6 +34,23 @@ def test_what_is_not_known_is_null_in_the_records_and_no_point_elsewhere(tmp_pat
     ]
     assert set(EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]) == {"train/loss", "eval/map"}
     assert not (tmp_path / "mlflow.json").exists()
+
+
+def test_events_on_their_way_to_object_storage_leave_nothing_in_the_temporary_folder(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not even after a kill, once the run has begun again; another run's are left alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run, other = s3.uri("runs", "a"), s3.uri("runs", "b")
+    RunLog(run, 0)
+    of_another = RunLog(other, 0)
+    log = RunLog(run, 0)
+    log.step(epoch=1, step=20, values={"loss": 0.5})
+    log.close()
+    assert len(storage.list_files(f"{run}/tensorboard")) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+    of_another.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_mlflow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
