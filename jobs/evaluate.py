@@ -68,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ray_session(args.address, args.num_cpus):
         use_gpu = _use_gpu(args)
         device = args.device if use_gpu else "cpu"
-        score = ray.remote(num_cpus=1, num_gpus=int(use_gpu))(_score)
+        threads = _threads(args, len(loaded))
+        score = ray.remote(num_cpus=threads, num_gpus=int(use_gpu))(_score)
         with users_errors():
-            found = ray.get([score.remote(model, config, dataset, clips, device) for model, config in loaded])
+            found = ray.get([score.remote(model, config, dataset, clips, device, threads) for model, config in loaded])
     scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
     members = [score_metrics(member, clips).scalars() for member in scores]
     ensemble = np.mean(scores, axis=0)
@@ -106,6 +107,12 @@ def _use_gpu(args: argparse.Namespace) -> bool:
     return args.device == "cuda" or (args.device == "auto" and has_gpu)
 
 
+def _threads(args: argparse.Namespace, num_checkpoints: int) -> int:
+    """Of each checkpoint: its share of this machine. On a cluster one, as others may hold the rest for long."""
+    num_cpus = ray.cluster_resources().get("CPU", 1) if args.address == "local" else 1
+    return max(1, int(num_cpus) // num_checkpoints)
+
+
 def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]:
     """Where the classes of the data set stand in the scores of a checkpoint that fits it."""
     mel_bins = dataset.info["features"]["num_mel_bins"]
@@ -131,8 +138,11 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
     return None
 
 
-def _score(model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str) -> np.ndarray:
+def _score(
+    model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str, threads: int
+) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
+    torch.set_num_threads(threads)
     # Ray hides no GPU from a task that asked for none.
     use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -197,33 +197,65 @@ def test_a_damaged_shard_is_named_in_one_line(
     assert line.endswith("restore it, or prepare the data anew")
 
 
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], SimpleNamespace]:
+    """Ray with so many CPUs and GPUs, and a GPU that torch sees: what Ray, the scoring and torch were asked."""
+
+    def play(cpus: float, gpus: float) -> SimpleNamespace:
+        monkeypatch.setattr(evaluate, "ray_session", lambda *_: nullcontext())
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+        monkeypatch.setattr(ray, "get", list)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(ASTModel, "to", lambda self, _: self)
+        asked = SimpleNamespace(
+            ray=Mock(side_effect=lambda **_: lambda score: SimpleNamespace(remote=score)),
+            scores=Mock(side_effect=lambda _, clips, **__: np.zeros((len(clips), 4))),
+            threads=Mock(),
+        )
+        monkeypatch.setattr(ray, "remote", asked.ray)
+        monkeypatch.setattr(evaluate, "evaluate", asked.scores)
+        monkeypatch.setattr(torch, "set_num_threads", asked.threads)
+        return asked
+
+    return play
+
+
 @pytest.mark.parametrize(("wanted", "gpus", "device"), [("cpu", 1, "cpu"), ("auto", 0, "cpu"), ("auto", 1, "cuda")])
 def test_scores_are_computed_where_it_was_asked_though_torch_sees_a_gpu(
     tone_data: str,
     tmp_path: Path,
     folder: str,
-    monkeypatch: pytest.MonkeyPatch,
+    played: Callable[[float, float], SimpleNamespace],
     wanted: str,
     gpus: int,
     device: str,
 ):
-    """Ray and the GPU are played here."""
-    monkeypatch.setattr(evaluate, "ray_session", lambda *_: nullcontext())
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": gpus})
-    asked = Mock(side_effect=lambda **_: lambda score: SimpleNamespace(remote=score))
-    monkeypatch.setattr(ray, "remote", asked)
-    monkeypatch.setattr(ray, "get", list)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(ASTModel, "to", lambda self, _: self)
-    computed = Mock(side_effect=lambda _, clips, **__: np.zeros((len(clips), 4)))
-    monkeypatch.setattr(evaluate, "evaluate", computed)
+    asked = played(2, gpus)
     figures(tone_data, tmp_path, folder, more=["--bootstrap", "0", "--device", wanted])
-    assert computed.call_args.kwargs["device"] == torch.device(device)
-    assert asked.call_args.kwargs["num_gpus"] == int(device == "cuda")
+    assert asked.scores.call_args.kwargs["device"] == torch.device(device)
+    assert asked.ray.call_args.kwargs["num_gpus"] == int(device == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("address", "num_checkpoints", "threads"), [("local", 1, 7), ("local", 2, 3), ("local", 8, 1), ("auto", 1, 1)]
+)
+def test_checkpoints_share_this_machine_and_take_one_cpu_of_a_cluster(
+    tone_data: str,
+    tmp_path: Path,
+    folder: str,
+    played: Callable[[float, float], SimpleNamespace],
+    address: str,
+    num_checkpoints: int,
+    threads: int,
+):
+    asked = played(7, 0)
+    figures(tone_data, tmp_path, *[folder] * num_checkpoints, more=["--bootstrap", "0", "--address", address])
+    assert asked.ray.call_args.kwargs["num_cpus"] == threads
+    assert [call.args for call in asked.threads.call_args_list] == [(threads,)] * num_checkpoints
 
 
 def test_a_checkpoint_that_was_trained_in_fp16_is_scored_on_a_cpu(tone_data: str, model: ASTModel, folder: str):
     half = replace(CONFIG, recipe=replace(CONFIG.recipe, precision="fp16"))
     dataset = PreparedDataset.open(tone_data)
-    scores = evaluate._score(model, half, dataset, dataset.clips(["eval"]), "cpu")
+    scores = evaluate._score(model, half, dataset, dataset.clips(["eval"]), "cpu", threads=1)
     assert np.array_equal(scores, scored(tone_data, folder))
