@@ -222,6 +222,7 @@ def train_run(claimed: ClaimedRun) -> None:
         eval_splits=args.eval_splits,
         run=run,
         recipe=claimed.recipe.to_dict(),
+        use_gpu=use_gpu,
         threads=cpus,
         log_every_steps=args.log_every_steps,
         checkpoint_every_s=args.checkpoint_every_s,

@@ -66,6 +66,8 @@ class TrainJob:
     """Holds `initial`, the model to start from."""
     recipe: dict[str, Any]
     """That of `initial`, but for EXECUTION_KEYS that the run goes on with."""
+    use_gpu: bool
+    """Ranks have one each, and so has the evaluation beside them. Ray hides no GPU from a task that asked for none."""
     threads: int
     log_every_steps: int
     """Losses are looked at, and logged, this often; checkpoints come at these steps."""
@@ -165,7 +167,7 @@ def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch
 
 def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Tensor]) -> dict[str, Any]:
     """Note an epoch, after those before it that have no record. Returns its record."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if job.use_gpu else "cpu")
     model, config = _initial_model(job)
     recipe = for_device(config.recipe, device)
     set_attention(model, device, recipe)

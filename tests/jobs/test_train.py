@@ -261,6 +261,30 @@ def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
     assert None not in [record["loss"] for record in epochs_of(run)]
 
 
+def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
+    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Though the machine has one, which Ray hides from no task."""
+    evaluate_beside, evaluate = worker.evaluate_beside, worker.evaluate
+    devices: list[torch.device] = []
+
+    def noted(*args: Any, device: torch.device, **kwargs: Any) -> np.ndarray | None:
+        devices.append(device)
+        return evaluate(*args, device=device, **kwargs)
+
+    def on_a_gpu_machine(*args: Any, **kwargs: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.nn.Module, "to", lambda self, _: self)
+            evaluate_beside(*args, **kwargs)
+
+    monkeypatch.setattr(worker, "evaluate", noted)
+    monkeypatch.setattr(worker, "evaluate_beside", on_a_gpu_machine)
+    one_epoch = argv(tone_data, tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
+    assert main([*one_epoch, "--device", "cpu"]) == 0
+    assert devices == [torch.device("cpu")] * 2  # that of the averaged weights is on the ranks
+
+
 def test_a_run_that_is_finished_has_the_line_of_its_last_epoch(
     beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
