@@ -11,6 +11,7 @@ Run again, the same command goes on where it stopped.
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import sys
@@ -19,6 +20,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from ray.train import (
@@ -183,7 +186,7 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
         f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
-    _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, layout(train_clips), args)
+    _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, train_clips, eval_clips, args)
     return ClaimedRun(args, run, dataset.uri, recipe, about)
 
 
@@ -287,7 +290,12 @@ def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence
 
 
 def _claim_run(
-    run: str, config: ModelConfig, dataset: PreparedDataset, train_layout: str, args: argparse.Namespace
+    run: str,
+    config: ModelConfig,
+    dataset: PreparedDataset,
+    train_clips: Clips,
+    eval_clips: Clips,
+    args: argparse.Namespace,
 ) -> None:
     """Write RUN/config.json and RUN/initial, or see that those there are of this same run.
 
@@ -297,21 +305,43 @@ def _claim_run(
         "recipe": config.recipe.to_dict(),
         "train_splits": dataset.fingerprint(args.train_splits),
         "eval_splits": dataset.fingerprint(args.eval_splits),
-        "train_layout": train_layout,
+        "train_layout": layout(train_clips),
     }
+    order = {"train": clip_order(train_clips), "eval": clip_order(eval_clips)}
     uri, initial = storage.join(run, "config.json"), storage.join(run, "initial")
     if storage.exists(uri):
-        there = storage.read_json(uri)
-        if differences := _differences({key: there.get(key) for key in identity}, identity):
-            raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
+        _check_same_run(run, storage.read_json(uri), identity, order)
         if models.exists(initial):
             return
     elif not storage.is_empty(run):
         raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
     model = models.initial_model(config.recipe)
     about = {"data": dataset.uri, "num_workers": list(args.num_workers), "tool_versions": tool_versions()}
-    storage.write_json(uri, identity | about)
+    storage.write_json(uri, identity | {"clip_order": order} | about)
     models.save(initial, model.state_dict(), config)
+
+
+def _check_same_run(run: str, there: dict[str, Any], identity: dict[str, Any], order: dict[str, str]) -> None:
+    """`there` is RUN's config.json. The same clips in another order are other batches, and other sums of scores."""
+    for what in order:
+        began_with, given = (list(config.get(f"{what}_splits", {})) for config in (there, identity))
+        if given != began_with and set(given) == set(began_with):
+            raise ConfigError(
+                f"{run} was begun with --{what}-splits {' '.join(began_with)}; give them in this order, or another "
+                "--output"
+            )
+    if differences := _differences({key: there.get(key) for key in identity}, identity):
+        raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
+    if there.get("clip_order", order) != order:  # earlier versions noted the order of splits alone
+        raise ConfigError(
+            f"{run} was begun on these clips in another order, the data set was prepared anew; give another --output"
+        )
+
+
+def clip_order(clips: Clips) -> str:
+    """A hash of the clips in their order. Without a loop over them in Python: there may be two million."""
+    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(clips)], clips.clip_id), "\n")
+    return hashlib.sha256(joined[0].as_buffer()).hexdigest()
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:
