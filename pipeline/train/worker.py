@@ -20,7 +20,7 @@ import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointUploadMode, ValidationTaskConfig
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
@@ -212,6 +212,12 @@ def _unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]
         f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; delete the run's {CHECKPOINTS} folder "
         "to train anew"
     )
+
+
+def _listed_checkpoints() -> list[ray.train.Checkpoint]:
+    """Those that Ray knows, the earliest first, without waiting for the evaluations that are under way."""
+    listed = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+    return [reported.checkpoint for reported in listed]
 
 
 def _checkpoint_prefix(epochs_done: int, steps_done: int) -> str:
@@ -601,13 +607,13 @@ class Run:
     def _known_checkpoints(self) -> list[ray.train.Checkpoint]:
         """The earliest first."""
         if ray.train.get_checkpoint() is not None:
-            return [reported.checkpoint for reported in ray.train.get_all_reported_checkpoints()]
+            return _listed_checkpoints()
         located = map(storage.resolve, self.job.unlisted_checkpoints)
         return [ray.train.Checkpoint(path, filesystem) for filesystem, path in located]
 
     def _delete_left_over_checkpoints(self) -> None:
         """Those that a kill left, or that Ray's list had lost. Where none is listed, as in one process, all stay."""
-        kept = {reported.checkpoint.path for reported in ray.train.get_all_reported_checkpoints()}
+        kept = {checkpoint.path for checkpoint in _listed_checkpoints()}
         if not kept:
             return
         for uri in checkpoint_folders(storage.join(self.job.run, CHECKPOINTS)):

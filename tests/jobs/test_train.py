@@ -171,6 +171,22 @@ def test_a_damaged_shard_ends_a_run_evaluated_beside_and_once_mended_it_goes_on(
     assert not list((run / "evaluation").glob("*.pt"))
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_while_the_evaluation_of_its_checkpoint_is_still_to_come(
+    two_workers: Path, tone_data: str, tmp_path: Path
+):
+    """Even on a command that evaluates between the epochs, where Ray would wait for it for ever."""
+    run = tmp_path / "run"
+    shutil.copytree(two_workers, run)
+    (run / "summary.json").unlink()
+    listed = run / "checkpoints" / "checkpoint_manager_snapshot.json"
+    snapshot = json.loads(listed.read_text())
+    snapshot["pending_training_results"] = snapshot["checkpoint_results"][-1:]
+    snapshot["pending_validation_specs"] = [True]
+    listed.write_text(json.dumps(snapshot))
+    assert main(argv(tone_data, run, num_workers=2)) == 0
+
+
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process are evaluated beside their training, at once; the last checkpoint is kept, as Ray does."""
