@@ -47,6 +47,10 @@ def _file(run: str, epoch: int, suffix: str) -> str:
     return storage.join(run, "evaluation", f"epoch-{epoch:04d}.{suffix}")
 
 
+def _best_file(run: str) -> str:
+    return storage.join(run, "best", "epoch.json")
+
+
 @dataclass(frozen=True)
 class Judge:
     run: str
@@ -59,7 +63,7 @@ class Judge:
 
         Returns the epoch's record; its `headline` is the figure that picks the best.
         """
-        before, recipe = self.records(epoch - 1), self.config.recipe
+        before, recipe, best = self.records(epoch - 1), self.config.recipe, self.best()
         metrics = score_metrics(scores, self.eval_clips)
         score_sum = scores + self._read_sum(before[-1]["epoch"]) if before else scores
         ensemble = score_metrics(score_sum / (len(before) + 1), self.eval_clips)
@@ -68,18 +72,32 @@ class Judge:
             "epoch": epoch,
             "loss": loss,
             "headline": figure,
-            "is_best": all(figure > earlier["headline"] for earlier in before),
+            "is_best": best is None or (figure, -epoch) >= (best["headline"], -best["epoch"]),
             **finite_or_null(metrics.scalars()),
             "running_ensemble": finite_or_null(ensemble.scalars()),
         }
         self._write_sum(epoch, score_sum)
         if record["is_best"]:
+            storage.write_json(_best_file(self.run), None)
             models.save(storage.join(self.run, "best"), state, self.config)
             self._write_per_class(metrics)
             write_scores(self.run, scores, self.eval_clips)
+            storage.write_json(_best_file(self.run), record)
         storage.write_json(_file(self.run, epoch, "json"), record)
         storage.delete(_file(self.run, epoch, "pt"))
         return record
+
+    def best(self) -> dict[str, Any] | None:
+        """The record of what RUN/best holds; None where it holds nothing, or a kill came while it was written.
+
+        Not always a record of RUN/evaluation: where a kill came between an epoch's evaluation and its checkpoint, the
+        epoch was trained again, and is its own rival. The weights that it displaced are gone.
+        """
+        uri = _best_file(self.run)
+        if storage.exists(uri):
+            return storage.read_json(uri)
+        # A run that an earlier version began.
+        return max(self._all_records(), key=lambda record: record["headline"], default=None)
 
     def first_missing(self) -> int:
         """The first epoch that has no record."""

@@ -522,7 +522,8 @@ class Run:
 
     def _finish(self, averaged: TaggingMetrics | None) -> None:
         progress, records = self.progress, self.judge.records(self.progress.epochs_done)
-        best = max(records, key=lambda record: record["headline"])
+        best = self.judge.best()
+        assert best is not None
         num_clips = len(self.feed.clips) * progress.epochs_done
         summary = {
             "best_epoch": best["epoch"],

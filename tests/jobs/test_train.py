@@ -343,6 +343,17 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
         main([*argv(tone_data, tmp_path / "other", num_workers=0), "--evaluate-beside"])
 
 
+def test_the_summary_says_what_is_in_the_folder_of_the_best_model(tone_data: str, tmp_path: Path):
+    """Though the epoch was cut off after its evaluation, and was not as good when it was trained again."""
+    command = argv(tone_data, run := tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
+    assert main(command) == 0
+    (run / "summary.json").unlink()
+    best = json.loads((said := run / "best" / "epoch.json").read_text())
+    said.write_text(json.dumps(best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6}))
+    assert main(command) == 0
+    assert json.loads((run / "summary.json").read_text())["map"] == best["map"] + 1e-6
+
+
 def test_a_run_in_this_process_leaves_no_temporary_files(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
