@@ -41,17 +41,20 @@ def checkpoint_folders(checkpoints: str) -> list[str]:
 
 
 def unlisted_checkpoints(checkpoints: str) -> list[str]:
-    """The folders there are, if Ray's list of them is cut off, or was never written; none if it can be read.
+    """The folders there are, if Ray's list of them is no good, or was never written; none if it is.
 
-    A list that cannot be read is deleted, as Ray would end on it; without one it lets training begin.
+    A list that is cut off, or names a folder that is gone, is deleted, as Ray would end on it; without one it lets
+    training begin.
     """
     listed = storage.join(checkpoints, RAYS_LIST)
     if storage.exists(listed):
         try:
-            storage.read_json(listed)
+            names = [result["checkpoint_dir_name"] for result in storage.read_json(listed)["checkpoint_results"]]
+        except (DataError, KeyError, TypeError):
+            names = []
+        if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
             return []
-        except DataError:
-            storage.delete(listed)
+        storage.delete(listed)
     return checkpoint_folders(checkpoints)
 
 

@@ -1,0 +1,42 @@
+"""Which checkpoints a run goes on from when a disk, or somebody, has been at them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.train.state import RAYS_LIST, save_state, unlisted_checkpoints
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Of two checkpoints, the earlier first, with Ray's list beside them."""
+    folders = [tmp_path / "epoch-0001-step-000000-a", tmp_path / "epoch-0002-step-000000-b"]
+    for folder in folders:
+        folder.mkdir()
+        save_state(str(folder), {"progress": {}})
+    results = [{"checkpoint_dir_name": folder.name, "metrics": {}} for folder in folders]
+    (tmp_path / RAYS_LIST).write_text(json.dumps({"checkpoint_results": results}))
+    return folders
+
+
+def test_a_list_of_folders_that_are_all_there_is_rays_to_read(tmp_path: Path, folders: list[Path]):
+    assert unlisted_checkpoints(str(tmp_path)) == []
+    assert (tmp_path / RAYS_LIST).exists()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_list_that_names_a_missing_folder_is_dropped_for_what_is_there(
+    tmp_path: Path, folders: list[Path], missing: int
+):
+    shutil.rmtree(folders.pop(missing))
+    assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
+    assert not (tmp_path / RAYS_LIST).exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"checkpoint_resul', "null", "{}"])
+def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: Path, folders: list[Path], text: str):
+    (tmp_path / RAYS_LIST).write_text(text)
+    assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
+    assert not (tmp_path / RAYS_LIST).exists()
