@@ -15,8 +15,8 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -197,12 +197,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def session(*runs: ClaimedRun) -> AbstractContextManager[None]:
-    """Ray for runs of one command, or nothing where they take place in this process or all are finished."""
-    args = runs[0].args
-    if args.num_workers == IN_PROCESS or all(run.is_finished for run in runs):
-        return nullcontext()
-    return ray_session(args.address, args.num_cpus)
+@contextmanager
+def session(*runs: ClaimedRun) -> Iterator[None]:
+    """Hold those runs of one command that are not finished against other jobs, and have Ray where they take workers.
+
+    Raises:
+        DataError: another job holds one of them.
+    """
+    args, unfinished = runs[0].args, [run for run in runs if not run.is_finished]
+    with ExitStack() as held:
+        for run in unfinished:
+            held.enter_context(_sole_job(run.uri))
+        if unfinished and args.num_workers != IN_PROCESS:
+            held.enter_context(ray_session(args.address, args.num_cpus))
+        yield
+
+
+@contextmanager
+def _sole_job(run: str) -> Iterator[None]:
+    """On a local disk. Elsewhere nothing keeps two jobs apart."""
+    with storage.lock(run) as is_ours:
+        if not is_ours:
+            raise DataError(f"another job is training {run}; wait for its end, or stop it")
+        yield
 
 
 def train_run(claimed: ClaimedRun) -> None:
@@ -308,17 +325,25 @@ def _claim_run(
         "train_layout": layout(train_clips),
     }
     order = {"train": clip_order(train_clips), "eval": clip_order(eval_clips)}
-    uri, initial = storage.join(run, "config.json"), storage.join(run, "initial")
-    if storage.exists(uri):
-        _check_same_run(run, storage.read_json(uri), identity, order)
-        if models.exists(initial):
-            return
-    elif not storage.is_empty(run):
-        raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
+    if _is_begun(run, identity, order):
+        return
     model = models.initial_model(config.recipe)
     about = {"data": dataset.uri, "num_workers": list(args.num_workers), "tool_versions": tool_versions()}
-    storage.write_json(uri, identity | {"clip_order": order} | about)
-    models.save(initial, model.state_dict(), config)
+    with _sole_job(run):
+        if _is_begun(run, identity, order):  # by another job, meanwhile
+            return
+        storage.write_json(storage.join(run, "config.json"), identity | {"clip_order": order} | about)
+        models.save(storage.join(run, "initial"), model.state_dict(), config)
+
+
+def _is_begun(run: str, identity: dict[str, Any], order: dict[str, str]) -> bool:
+    uri = storage.join(run, "config.json")
+    if storage.exists(uri):
+        _check_same_run(run, storage.read_json(uri), identity, order)
+        return models.exists(storage.join(run, "initial"))
+    if not storage.is_empty(run):
+        raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
+    return False
 
 
 def _check_same_run(run: str, there: dict[str, Any], identity: dict[str, Any], order: dict[str, str]) -> None:

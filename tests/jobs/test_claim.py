@@ -3,13 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
 
-from ast_core.errors import ConfigError
-from jobs.train import claim
-from pipeline import dataset
+from ast_core.errors import ConfigError, DataError
+from ast_core.model import ASTModel
+from ast_core.recipe import Recipe
+from jobs import train
+from jobs.train import claim, main, session
+from pipeline import dataset, storage
 from tests import fakes
 from tests.fakes import SMALL_RECIPE
 
@@ -61,3 +65,42 @@ def test_data_that_were_prepared_anew_in_another_order_are_refused(split: str, t
         claim(argv(str(data), run))
     forget_clip_order(run)
     claim(argv(str(data), run))
+
+
+def test_a_run_that_another_job_trains_is_refused_before_ray_starts(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(train, "ray_session", ray_session := MagicMock())
+    command = argv(tone_data, tmp_path / "run")
+    refusal = r"^another job is training .*run; wait for its end, or stop it$"
+    with session(claim([*command, "--num-workers", "0"])), pytest.raises(DataError, match=refusal):
+        main(command)
+    ray_session.assert_not_called()
+    with session(claim(command)):  # the other one is over
+        pass
+
+
+def test_two_jobs_that_begin_a_run_at_once_do_not_mix_it_up(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The model to start from may take minutes to fetch; the job that has it first begins the run."""
+    run, initial_model = tmp_path / "run", train.models.initial_model
+
+    def slowly(recipe: Recipe) -> ASTModel:
+        monkeypatch.undo()
+        claim(argv(tone_data, run, "--lr", "1e-3"))
+        return initial_model(recipe)
+
+    monkeypatch.setattr(train.models, "initial_model", slowly)
+    with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.001, is 0\.0003\)"):
+        claim(argv(tone_data, run))
+    assert json.loads((run / "config.json").read_text())["recipe"]["lr"] == 1e-3
+
+
+def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
+    commands = [argv(tone_data, tmp_path / fold, "--num-workers", "0") for fold in ("red", "green")]
+    runs = [claim(command) for command in commands]
+    with session(*runs):
+        for run in runs:
+            with storage.lock(run.uri) as is_ours:
+                assert not is_ours
