@@ -27,7 +27,7 @@ def save_state(folder: str, state: dict[str, Any]) -> None:
 def load_state(folder: str) -> dict[str, Any]:
     """On the CPU. Raises DamagedStateError."""
     try:
-        if Path(folder, DIGEST_FILE).read_text() != _digest(folder):
+        if Path(folder, DIGEST_FILE).read_bytes() != _digest(folder).encode():
             raise DamagedStateError(f"{STATE_FILE} is not as it was written")
     except FileNotFoundError as err:
         raise DamagedStateError(f"{Path(err.filename).name} is missing") from err

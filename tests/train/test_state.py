@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train.state import RAYS_LIST, save_state, unlisted_checkpoints
+from pipeline.train.state import (
+    DIGEST_FILE,
+    RAYS_LIST,
+    STATE_FILE,
+    DamagedStateError,
+    load_state,
+    save_state,
+    unlisted_checkpoints,
+)
 
 
 @pytest.fixture
@@ -40,3 +48,12 @@ def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: P
     (tmp_path / RAYS_LIST).write_text(text)
     assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
     assert not (tmp_path / RAYS_LIST).exists()
+
+
+@pytest.mark.parametrize("name", [STATE_FILE, DIGEST_FILE])
+@pytest.mark.parametrize("garbled", [b"", b"\xff\xfe\x00 no text"])
+def test_a_state_or_a_digest_that_was_garbled_is_a_damaged_state(folders: list[Path], name: str, garbled: bytes):
+    assert load_state(str(folders[0])) == {"progress": {}}
+    (folders[0] / name).write_bytes(garbled)
+    with pytest.raises(DamagedStateError, match=r"^state\.pt is not as it was written$"):
+        load_state(str(folders[0]))
