@@ -13,6 +13,7 @@ Run again, the same command goes on where it stopped.
 import argparse
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -103,8 +104,8 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=2,
         metavar="N",
-        help="how often a failed run goes on from its checkpoint by itself (default 2); a node that is taken away with "
-        "notice does not count",
+        help="how often a failed run goes on from its checkpoint by itself (default 2; -1: always); a node that is taken "
+        "away with notice does not count",
     )
     parser.add_argument(
         "--checkpoint-every-s",
@@ -167,16 +168,13 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         DataError: the data set or a split is not there, or RUN holds something else.
     """
     args, rest = parser().parse_known_args(argv)
+    _check_options(args)
     recipe = read_recipe(args.recipe, rest)
     dataset = PreparedDataset.open(args.data)
     train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
     recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
     norm = choose_norm(recipe, dataset, args.train_splits)
     run = output_uri(args.output)
-    if args.evaluate_beside and args.num_workers == IN_PROCESS:
-        raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
-    if args.evaluate_beside and args.num_workers[0] < args.num_workers[1]:
-        raise ConfigError("--evaluate-beside takes a fixed --num-workers: MIN:MAX leaves the evaluation no room")
     if args.evaluate_beside and recipe.patience is not None:
         raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
     if args.mlflow:
@@ -247,7 +245,7 @@ def train_run(claimed: ClaimedRun) -> None:
         log_every_steps=args.log_every_steps,
         checkpoint_every_s=args.checkpoint_every_s,
         saves_checkpoints=args.num_workers != IN_PROCESS,
-        cache_dir=args.cache_dir,
+        cache_dir=args.cache_dir and output_uri(args.cache_dir, "--cache-dir"),
         cache_bytes=round(args.cache_gb * 1e9),
         mlflow_uri=args.mlflow,
         evaluate_beside=args.evaluate_beside,
@@ -278,6 +276,32 @@ def train_run(claimed: ClaimedRun) -> None:
     if storage.exists(stopped_json(run)):
         raise UserError(storage.read_json(stopped_json(run))["error"])
     _say_results(run)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """By themselves; whether the workers find room, `_resources` says once Ray is up."""
+    least, most = args.num_workers
+    if args.num_workers != IN_PROCESS and not 1 <= least <= most:
+        raise ConfigError("--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process")
+    for option, is_allowed, allowed in (  # nan is not >= 0 either
+        ("--cpus-per-worker", args.cpus_per_worker is None or args.cpus_per_worker >= 1, "1 or more"),
+        ("--max-failures", args.max_failures >= -1, "0 or more, or -1 for no limit"),
+        ("--checkpoint-every-s", args.checkpoint_every_s >= 0, "0 or more"),
+        ("--resize-every-s", args.resize_every_s >= 0, "0 or more"),
+        ("--log-every-steps", args.log_every_steps >= 1, "1 or more"),
+        ("--cache-gb", 0 <= args.cache_gb < math.inf, "a size, 0 or more"),
+    ):
+        if not is_allowed:
+            given = getattr(args, option.removeprefix("--").replace("-", "_"))
+            raise ConfigError(f"{option} is {given}; use {allowed}")
+    if args.cache_dir:
+        if "://" in args.cache_dir:
+            raise ConfigError(f"--cache-dir is {args.cache_dir}; use a folder on the disk of each node")
+        output_uri(args.cache_dir, "--cache-dir")  # refuses what the end of a submitted job would delete
+    if args.evaluate_beside and args.num_workers == IN_PROCESS:
+        raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
+    if args.evaluate_beside and args.num_workers[0] < args.num_workers[1]:
+        raise ConfigError("--evaluate-beside takes a fixed --num-workers: MIN:MAX leaves the evaluation no room")
 
 
 def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:
@@ -382,15 +406,9 @@ def _resources(args: argparse.Namespace) -> tuple[bool, int]:
         use_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
         return use_gpu, args.cpus_per_worker or os.cpu_count() or 1
     has, (least, most) = ray.cluster_resources(), args.num_workers
-    if not 1 <= least <= most:
-        raise ConfigError("--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process")
     use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
     num_tasks = most + args.evaluate_beside
     cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // num_tasks))
-    if args.resize_every_s < 0:
-        raise ConfigError("--resize-every-s takes 0 or more")
-    if cpus < 1:
-        raise ConfigError("--cpus-per-worker takes 1 or more")
     num_tasks = least + args.evaluate_beside
     for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
         if wanted > has.get(kind, 0):

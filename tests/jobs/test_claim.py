@@ -1,9 +1,10 @@
 """What a training command is refused for, or told, before anything is trained."""
 
 import json
+import re
 import shutil
 from pathlib import Path
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -104,3 +105,43 @@ def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
         for run in runs:
             with storage.lock(run.uri) as is_ours:
                 assert not is_ours
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [
+        ("--num-workers", "-1", "--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process"),
+        ("--num-workers", "3:2", "--num-workers takes 1 or more"),
+        ("--num-workers", "0:2", "--num-workers takes 1 or more"),
+        ("--cpus-per-worker", "0", "--cpus-per-worker is 0; use 1 or more"),
+        ("--max-failures", "-5", "--max-failures is -5; use 0 or more, or -1 for no limit"),
+        ("--checkpoint-every-s", "nan", "--checkpoint-every-s is nan; use 0 or more"),
+        ("--resize-every-s", "-1", "--resize-every-s is -1.0; use 0 or more"),
+        ("--log-every-steps", "0", "--log-every-steps is 0; use 1 or more"),
+        ("--cache-gb", "-1", "--cache-gb is -1.0; use a size, 0 or more"),
+        ("--cache-gb", "inf", "--cache-gb is inf; use a size"),
+        ("--cache-gb", "nan", "--cache-gb is nan; use a size"),
+        ("--cache-dir", "s3://bucket/cache", "--cache-dir is s3://bucket/cache; use a folder on the disk of each node"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_there_is_a_run(
+    tone_data: str, tmp_path: Path, option: str, given: str, message: str
+):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        claim(argv(tone_data, tmp_path / "run", f"{option}={given}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_relative_cache_is_refused_of_a_submitted_job_and_else_that_of_this_folder(
+    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray deletes the current folder of a submitted job, and workers may have another."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "TrainJob", job := Mock(side_effect=InterruptedError))
+    command = argv(tone_data, tmp_path / "run", "--num-workers", "0", "--cache-dir", "cache")
+    with pytest.raises(InterruptedError):
+        main(command)
+    assert job.call_args.kwargs["cache_dir"] == str(tmp_path / "cache")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match="--cache-dir cache would be lost with the submitted job; give an absolute"):
+        main(command)
