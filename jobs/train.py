@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -60,7 +60,7 @@ MAY_CHANGE = [f"recipe.{key}" for key in EXECUTION_KEYS]
 """Where a command may differ from what RUN/config.json says of the run that it goes on with."""
 
 CPUS_BESIDE_GPU = 4
-"""CPUs of a worker with a GPU: one computes the step, the others read shards."""
+"""CPUs of a worker with a GPU, if there are as many: one computes the step, the others read shards."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,15 +97,15 @@ def parser() -> argparse.ArgumentParser:
         "--cpus-per-worker",
         type=int,
         metavar="N",
-        help=f"default: {CPUS_BESIDE_GPU} beside a GPU, else an equal share of the CPUs",
+        help=f"default: an equal share of the CPUs, at most {CPUS_BESIDE_GPU} beside a GPU",
     )
     parser.add_argument(
         "--max-failures",
         type=int,
         default=2,
         metavar="N",
-        help="how often a failed run goes on from its checkpoint by itself (default 2; -1: always); a node that is taken "
-        "away with notice does not count",
+        help="how often a failed run goes on from its checkpoint by itself (default 2; -1: always); a node that is "
+        "taken away with notice does not count",
     )
     parser.add_argument(
         "--checkpoint-every-s",
@@ -407,17 +407,28 @@ def _resources(args: argparse.Namespace) -> tuple[bool, int]:
         return use_gpu, args.cpus_per_worker or os.cpu_count() or 1
     has, (least, most) = ray.cluster_resources(), args.num_workers
     use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
-    num_tasks = most + args.evaluate_beside
-    cpus = args.cpus_per_worker or (CPUS_BESIDE_GPU if use_gpu else max(1, int(has.get("CPU", 1)) // num_tasks))
+    cpus = args.cpus_per_worker or _share_of_cpus(has, most + args.evaluate_beside, use_gpu, args.address)
     num_tasks = least + args.evaluate_beside
     for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
         if wanted > has.get(kind, 0):
             beside = " with the evaluation beside them" if args.evaluate_beside else ""
-            have = f"{least} workers{beside} take {wanted} {kind}s, {{}} has {has.get(kind, 0):.0f}"
+            said = f" (--cpus-per-worker {cpus})" if kind == "CPU" and args.cpus_per_worker else ""
+            have = f"{least} workers{beside} take {wanted} {kind}s{said}, {{}} has {has.get(kind, 0):.0f}"
             if args.address == "local":
                 raise ConfigError(have.format("this machine"))
             print(have.format("the cluster") + " now; training begins when it has grown")
     return use_gpu, cpus
+
+
+def _share_of_cpus(has: Mapping[str, float], num_tasks: int, use_gpu: bool, address: str) -> int:
+    """CPUs of a worker, where the command names none; `has` is what Ray has."""
+    num_cpus = int(has.get("CPU", 1))
+    if not use_gpu:
+        return max(1, num_cpus // num_tasks)
+    num_gpus = int(has.get("GPU", 0))
+    if address != "local" and num_gpus < num_tasks:  # the nodes that are to come bring CPUs too
+        return CPUS_BESIDE_GPU
+    return max(1, min(CPUS_BESIDE_GPU, num_cpus // max(1, min(num_tasks, num_gpus))))
 
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:

@@ -1,5 +1,6 @@
 """What a training command is refused for, or told, before anything is trained."""
 
+import argparse
 import json
 import re
 import shutil
@@ -8,12 +9,13 @@ from unittest.mock import MagicMock, Mock
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from jobs import train
-from jobs.train import claim, main, session
+from jobs.train import _resources, claim, main, parser, session
 from pipeline import dataset, storage
 from tests import fakes
 from tests.fakes import SMALL_RECIPE
@@ -23,6 +25,10 @@ def argv(data: str, run: Path, *more: str) -> list[str]:
     keys = [word for key, value in SMALL_RECIPE.items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]
+
+
+def options_of(text: str) -> argparse.Namespace:
+    return parser().parse_args(["--address", "local", *argv("data", Path("run"))[:10], *text.split()])
 
 
 def forget_clip_order(run: Path) -> None:
@@ -145,3 +151,33 @@ def test_a_relative_cache_is_refused_of_a_submitted_job_and_else_that_of_this_fo
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match="--cache-dir cache would be lost with the submitted job; give an absolute"):
         main(command)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "options", "expected"),
+    [
+        (2, 1, "", (True, 2)),  # Colab
+        (1, 1, "", (True, 1)),
+        (64, 8, "--num-workers 8", (True, 4)),
+        (8, 4, "--num-workers 4", (True, 2)),
+        (8, 4, "--num-workers 3 --evaluate-beside", (True, 2)),
+        (2, 1, "--num-workers 1:4", (True, 2)),
+        (8, 0, "--num-workers 2", (False, 4)),
+        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # of a cluster that has yet to grow
+        (0, 0, "--num-workers 2 --device cuda --address auto", (True, 4)),
+        (16, 8, "--num-workers 8 --address auto", (True, 2)),
+    ],
+)
+def test_a_worker_takes_four_cpus_beside_a_gpu_or_its_share_of_those_there_are(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, options: str, expected: tuple[bool, int]
+):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    assert _resources(options_of(options)) == expected
+
+
+def test_cpus_that_are_not_there_are_put_down_to_the_option_that_asks_for_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ConfigError, match=r"^1 workers take 3 CPUs \(--cpus-per-worker 3\), this machine has 2$"):
+        _resources(options_of("--cpus-per-worker 3"))
+    with pytest.raises(ConfigError, match=r"^3 workers take 3 CPUs, this machine has 2$"):
+        _resources(options_of("--num-workers 3"))
