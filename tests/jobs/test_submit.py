@@ -41,7 +41,9 @@ class Cluster:
         """`ray job submit --working-dir . -- python …` from the project's root; returns what it printed."""
         argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
         for _ in range(12):
-            done = subprocess.run(argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=280, check=False)
+            done = subprocess.run(
+                argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=280, check=False
+            )
             # The head waits ten seconds for its own agent, which on a busy machine takes longer to start.
             if "No available agent to submit job" not in done.stderr:
                 break
