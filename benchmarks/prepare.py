@@ -104,7 +104,7 @@ def _floor_ms(segments: Path, media: Path, output: Path) -> float:
     clips = read_segments(str(segments), locate=AudioFolder(str(media))).clips.slice(0, FLOOR_CLIPS // 2)
     clip_fbank(np.zeros(16_000, np.float32))  # PyTorch's start is not the work
     began_s = time.process_time()
-    waveforms = (decode_media(row["media"], None, row["media_start_s"], CLIP_S)[0] for row in clips.to_pylist())
+    waveforms = (decode_media(row["media"], None, row["start_s"], CLIP_S)[0] for row in clips.to_pylist())
     fbanks = list(map(clip_fbank, waveforms))
     frames = pa.FixedSizeListArray.from_arrays(np.concatenate(fbanks).reshape(-1), type=dataset.FBANK.value_type)
     column = pa.ListArray.from_arrays(np.cumsum([0, *map(len, fbanks)]).astype(np.int32), frames, type=dataset.FBANK)
