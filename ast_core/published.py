@@ -4,7 +4,6 @@ Shapes, norms and the order of the classes: https://github.com/YuanGongND/ast, i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,28 +14,11 @@ from ast_core.fbank import NUM_MEL_BINS
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.model import patch_grid
 from ast_core.pretrained import NUM_PREFIX_TOKENS
+from ast_core.published_inputs import AUDIOSET, SPEECH_COMMANDS
 from ast_core.recipe import Recipe
 
 BASE_DIM = 768
 
-
-@dataclass(frozen=True)
-class PublishedInput:
-    """How the original's recipe takes a data set: `egs/*/run*.sh`."""
-
-    name: str
-    mean: float
-    std: float
-    num_frames: int
-    """To which a clip is padded or cut."""
-    freqm: int
-    """The masks under which the norm was computed: for AudioSet `src/get_norm_stats.py`, else the recipe's."""
-    timem: int
-
-
-AUDIOSET = PublishedInput("AudioSet", -4.2677393, 4.5689974, num_frames=1024, freqm=24, timem=192)
-ESC50 = PublishedInput("ESC-50", -6.6268077, 5.358466, num_frames=512, freqm=24, timem=96)
-SPEECH_COMMANDS = PublishedInput("Speech Commands", -6.845978, 5.5654526, num_frames=128, freqm=48, timem=48)
 
 SPEECHCOMMANDS_WORDS = (
     "backward follow five bed zero on learn two house tree dog stop seven eight down six forward cat right visual four "

@@ -35,7 +35,7 @@ from ast_core.metrics import tagging_metrics
 from ast_core.model import MODEL_SIZES, patch_grid
 from ast_core.onnx_export import save_onnx
 from ast_core.pretrained import Grid, from_audioset, from_deit
-from ast_core.published import AUDIOSET
+from ast_core.published_inputs import AUDIOSET
 from ast_core.recipe import load_recipe
 from ast_core.schedule import learning_rate
 from ast_core.step import clip_losses, make_optimizer

@@ -46,11 +46,14 @@ from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
+from pipeline.train.beside import evaluate_beside
+from pipeline.train.checkpointing import CHECKPOINTS
 from pipeline.train.feed import layout
+from pipeline.train.job import TrainJob, stopped_json
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report_page import write_run_report
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
-from pipeline.train.worker import CHECKPOINTS, TrainJob, evaluate_beside, stopped_json, train_worker
+from pipeline.train.worker import train_worker
 from pipeline.versions import tool_versions
 
 IN_PROCESS = (0, 0)

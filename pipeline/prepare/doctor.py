@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ast_core.frames import FRAME_SHIFT_MS, NUM_MEL_BINS, SAMPLE_RATE_HZ, STORED_FLOOR, num_frames_of
 from ast_core.labels import audioset_labels
-from ast_core.published import AUDIOSET, PublishedInput
+from ast_core.published_inputs import AUDIOSET, PublishedInput
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare import evidence

@@ -4,7 +4,7 @@
 """
 
 from ast_core.labels import LabelVocabulary, audioset_labels
-from ast_core.published import AUDIOSET, ESC50, SPEECH_COMMANDS, PublishedInput
+from ast_core.published_inputs import AUDIOSET, ESC50, SPEECH_COMMANDS, PublishedInput
 from pipeline.prepare.clip import Reason
 
 

@@ -148,7 +148,7 @@ def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], No
 
 
 def _report(output: str, listed: dict[str, int]) -> str:
-    from pipeline.prepare.report_page import write_report  # by way of the doctor it needs PyTorch, the driver does not
+    from pipeline.prepare.report_page import write_report  # templates and pictures, which no stage needs
 
     return write_report(output, listed=listed)
 

@@ -6,92 +6,45 @@ state of generators to keep: a run that was cut off goes on with the very next b
 
 import logging
 import os
-import posixpath
 import resource
-import shutil
-import tempfile
 import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, ValidationTaskConfig
+from ray.train import CheckpointUploadMode, ValidationTaskConfig
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from ast_core.checkpoints import ModelConfig
 from ast_core.errors import DataError, UserError
 from ast_core.flops import utilisation
 from ast_core.metrics import TaggingMetrics
 from ast_core.model import ASTModel
-from ast_core.recipe import Recipe
 from ast_core.schedule import learning_rate
-from ast_core.step import for_device, make_optimizer, make_scaler, set_attention, set_execution, train_step
+from ast_core.step import for_device, make_optimizer, make_scaler, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.train import models
+from pipeline.train import checkpointing, models
+from pipeline.train.beside import unevaluated
 from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
-from pipeline.train.judge import Judge, put_off, read_put_off
-from pipeline.train.report import RunLog, delete_left_over, finite_or_null, temporary_prefix, write_summary
+from pipeline.train.job import TrainJob, initial_model, stopped_json
+from pipeline.train.judge import Judge
+from pipeline.train.report import RunLog, delete_left_over, finite_or_null, write_summary
 from pipeline.train.report_page import write_run_report
 from pipeline.train.sampling import NO_PARTNER
 from pipeline.train.shard_cache import ShardCache
-from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, save_state
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-"""Ray Train's folder in that of the run."""
 
 METRICS = ("map", "mauc", "d_prime", "accuracy")
 
 LOOK_FOR_PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
 """As often as Ray's controller looks, by its variable. All ranks meet to learn of it; clouds give 30 s or more."""
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What the driver hands to every rank."""
-
-    data: str
-    train_splits: list[str]
-    eval_splits: list[str]
-    run: str
-    """Holds `initial`, the model to start from."""
-    recipe: dict[str, Any]
-    """That of `initial`, but for EXECUTION_KEYS that the run goes on with."""
-    use_gpu: bool
-    """Ranks have one each, and so has the evaluation beside them. Ray hides no GPU from a task that asked for none."""
-    threads: int
-    log_every_steps: int
-    """Losses are looked at, and logged, this often; checkpoints come at these steps."""
-    checkpoint_every_s: float
-    """Beside those at the ends of epochs."""
-    saves_checkpoints: bool
-    """In one process nobody takes them in: Ray's local mode would leave each where it was made."""
-    cache_dir: str | None
-    cache_bytes: int
-    mlflow_uri: str | None
-    evaluate_beside: bool
-    """In a task of its own while the next epoch is trained; else on the ranks, in between."""
-    unlisted_checkpoints: list[str]
-    """To go on from, the earliest first, where Ray knows of none."""
-
-
-def stopped_json(run: str) -> str:
-    """Why a run ended that would end so again: the workers' word to the driver, and to themselves when Ray retries."""
-    return storage.join(run, "stopped.json")
-
-
-def upload_prefix(run: str) -> str:
-    """Of the temporary folders in which a node holds a run's checkpoints until they are uploaded."""
-    return temporary_prefix("checkpoint", run)
 
 
 @dataclass
@@ -145,90 +98,6 @@ def train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def evaluate_beside(checkpoint: ray.train.Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
-    """Evaluate an epoch's checkpoint while the next epoch is trained: Ray Train's validation function.
-
-    Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done. One that failed
-    it does not run again: the next epoch's evaluation does it first, or the ranks at the end. What the user can mend
-    ends the run.
-    """
-    said = TrainJob(**job)
-    torch.set_num_threads(said.threads)
-    with checkpoint.as_directory() as folder:
-        state = load_state(folder)["model"]
-    try:
-        return {"headline": _evaluate_up_to(said, epoch, loss, state)["headline"]}
-    except Exception as err:
-        put_off(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
-        if isinstance(err, UserError):
-            storage.write_json(stopped_json(said.run), {"error": str(err)})
-        raise
-
-
-def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Note an epoch, after those before it that have no record. Returns its record."""
-    device = torch.device("cuda" if job.use_gpu else "cpu")
-    model, config = _initial_model(job)
-    recipe = for_device(config.recipe, device)
-    set_attention(model, device, recipe)
-    model.to(device)
-    dataset = PreparedDataset.open(job.data)
-    clips = dataset.clips(job.eval_splits)
-    judge = Judge(job.run, config, dataset.clips(job.train_splits), clips)
-    cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
-
-    def note(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:
-        model.load_state_dict(state)
-        scores = evaluate(
-            model, clips, recipe=recipe, norm=config.norm, num_classes=len(config.labels), device=device, cache=cache
-        )
-        assert scores is not None
-        return judge.note(epoch, loss, scores, state)
-
-    for earlier in range(judge.first_missing(), epoch):
-        note(earlier, *_unevaluated(job.run, earlier))
-    return note(epoch, loss, state)
-
-
-def _unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
-    """Loss and weights of an epoch that has no record.
-
-    Raises:
-        DataError: they are gone.
-    """
-    if (kept := read_put_off(run, epoch)) is not None:
-        return kept
-    for uri in checkpoint_folders(storage.join(run, CHECKPOINTS)):
-        if not posixpath.basename(uri).startswith(_checkpoint_prefix(epoch, 0)):
-            continue
-        filesystem, path = storage.resolve(uri)
-        try:
-            with ray.train.Checkpoint(path, filesystem).as_directory() as folder:
-                state = load_state(folder)
-        except DamagedStateError:
-            continue
-        return state["progress"].get("epoch_loss"), state["model"]
-    raise DataError(
-        f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; delete the run's {CHECKPOINTS} folder "
-        "to train anew"
-    )
-
-
-def _listed_checkpoints() -> list[ray.train.Checkpoint]:
-    """Those that Ray knows, the earliest first, without waiting for the evaluations that are under way."""
-    listed = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-    return [reported.checkpoint for reported in listed]
-
-
-def _checkpoint_prefix(epochs_done: int, steps_done: int) -> str:
-    return f"epoch-{epochs_done:04d}-step-{steps_done:06d}-"
-
-
-def _initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
-    model, config = models.read(storage.join(job.run, "initial"))
-    return model, replace(config, recipe=Recipe(**job.recipe))
-
-
 class Run:
     """One rank's part of a training run."""
 
@@ -237,7 +106,7 @@ class Run:
         self.job = job
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        model, self.config = _initial_model(job)
+        model, self.config = initial_model(job)
         self.recipe, self.norm = for_device(self.config.recipe, self.device), self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels
@@ -255,7 +124,7 @@ class Run:
         self.log: RunLog | None = None
         """Rank 0's."""
         if context.get_local_rank() == 0:
-            delete_left_over(upload_prefix(job.run))
+            delete_left_over(checkpointing.upload_prefix(job.run))
         self._resume()
 
     @property
@@ -462,7 +331,7 @@ class Run:
             return
         own = {name: value.clone() for name, value in self.bare_model.state_dict().items()}
         for epoch in range(first, last + 1):
-            loss, state = _unevaluated(self.job.run, epoch)
+            loss, state = unevaluated(self.job.run, epoch)
             self.bare_model.load_state_dict(state)
             scores = self._evaluate(self.eval_clips)
             if scores is not None:
@@ -536,7 +405,7 @@ class Run:
             "train_s": progress.train_s,
             "data_wait_share": progress.wait_s / progress.train_s,
         }
-        self._delete_left_over_checkpoints()
+        checkpointing.delete_unlisted(self.job.run)
         write_summary(self.job.run, summary)
 
     def _checkpoint(
@@ -547,30 +416,19 @@ class Run:
         """Every rank reports, rank 0 with the state; it is uploaded while training goes on."""
         progress = self.progress
         metrics: dict[str, Any] = {"epochs_done": progress.epochs_done, "steps_done": progress.steps_done}
-        # After a damaged checkpoint the same step is reached a second time, and a name must never come again.
-        name = _checkpoint_prefix(progress.epochs_done, progress.steps_done) + uuid.uuid4().hex[:6]
         checkpoint = None
         if self.log is not None:
             self.log.flush()  # a resumed run goes on from these very lines
-            checkpoint = self._local_checkpoint() if self.job.saves_checkpoints else None
+            checkpoint = checkpointing.make(self.job.run, self._state()) if self.job.saves_checkpoints else None
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
-            checkpoint_dir_name=name,
+            checkpoint_dir_name=checkpointing.new_name(progress.epochs_done, progress.steps_done),
             checkpoint_upload_mode=mode,
             delete_local_checkpoint_after_upload=True,
             validation=validation if checkpoint else False,
         )
         self._checkpointed_s = time.monotonic()
-
-    def _local_checkpoint(self) -> ray.train.Checkpoint:
-        folder = tempfile.mkdtemp(prefix=upload_prefix(self.job.run))
-        try:
-            save_state(folder, self._state())
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-        return ray.train.Checkpoint.from_directory(folder)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -582,41 +440,19 @@ class Run:
 
     def _resume(self) -> None:
         """From the latest checkpoint that is whole. Its state is rank 0's; all ranks read it, and choose alike."""
-        checkpoints = self._known_checkpoints()
-        for checkpoint in reversed(checkpoints):
-            try:
-                with checkpoint.as_directory() as folder:
-                    state = load_state(folder)
-            except DamagedStateError as err:
-                if self.rank == 0:
-                    logger.warning(f"passing over the checkpoint {checkpoint.path}: {err}")
-                continue
-            self.bare_model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler is not None:
-                self.scaler.load_state_dict(state["scaler"])
-            self.progress = Progress(**state["progress"])
-            if self.rank == 0:
-                done = self.progress
-                at = f", step {done.steps_done} of the next" if done.steps_done else ""
-                ranks = "1 worker" if self.world_size == 1 else f"{self.world_size} workers"
-                logger.info(f"going on after epoch {done.epochs_done}{at}, on {ranks}")
+        known = checkpointing.known(self.job.unlisted_checkpoints)
+        if not known:
             return
-        if checkpoints:
+        state = checkpointing.latest_whole(known)
+        if state is None:
             raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
-
-    def _known_checkpoints(self) -> list[ray.train.Checkpoint]:
-        """The earliest first."""
-        if ray.train.get_checkpoint() is not None:
-            return _listed_checkpoints()
-        located = map(storage.resolve, self.job.unlisted_checkpoints)
-        return [ray.train.Checkpoint(path, filesystem) for filesystem, path in located]
-
-    def _delete_left_over_checkpoints(self) -> None:
-        """Those that a kill left, or that Ray's list had lost. Where none is listed, as in one process, all stay."""
-        kept = {checkpoint.path for checkpoint in _listed_checkpoints()}
-        if not kept:
-            return
-        for uri in checkpoint_folders(storage.join(self.job.run, CHECKPOINTS)):
-            if storage.resolve(uri)[1] not in kept:
-                storage.delete(uri)
+        self.bare_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        if self.rank == 0:
+            done = self.progress
+            at = f", step {done.steps_done} of the next" if done.steps_done else ""
+            ranks = "1 worker" if self.world_size == 1 else f"{self.world_size} workers"
+            logger.info(f"going on after epoch {done.epochs_done}{at}, on {ranks}")

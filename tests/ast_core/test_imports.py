@@ -54,6 +54,14 @@ def test_the_feed_the_doctor_and_the_benchmarks_of_training_import_without_ray(l
     assert "ray" not in of_all
 
 
+def test_the_report_of_a_data_set_imports_without_pytorch():
+    """Which with timm would cost a worker four seconds of CPU time for one page."""
+    command = [sys.executable, "-c", LIST_MODULES, "pipeline.prepare.report_page"]
+    loaded = set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert "pipeline.prepare.doctor" in loaded
+    assert loaded & {"torch", "ray"} == set()
+
+
 def table_of_step_benchmark(*options: str) -> tuple[str, list[str]]:
     """The head and the only row."""
     small = ["--device", "cpu", "--frames", "64", "--batch-sizes", "2", "--steps", "2", "--threads", "1"]

@@ -37,10 +37,12 @@ from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
-from pipeline.train import worker
+from pipeline.train import beside as evaluation_beside
+from pipeline.train import checkpointing, worker
+from pipeline.train.checkpointing import upload_prefix
 from pipeline.train.feed import layout
+from pipeline.train.job import TrainJob
 from pipeline.train.scores import read_scores
-from pipeline.train.worker import TrainJob, upload_prefix
 from tests import fakes
 from tests.fakes import SMALL_RECIPE
 
@@ -195,11 +197,13 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     def checkpoint(run: worker.Run, validation: Any = False) -> None:
         assert run.log is not None
         run.log.flush()
-        made, kept = run._local_checkpoint(), Path(run.job.run, "checkpoints")
+        made, kept = checkpointing.make(run.job.run, run._state()), Path(run.job.run, "checkpoints")
         shutil.rmtree(kept, ignore_errors=True)
         shutil.move(made.path, kept / f"epoch-{run.progress.epochs_done:04d}-step-000000-a")
         with suppress(Exception):  # Ray goes on
-            worker.evaluate_beside(ray.train.Checkpoint(*kept.iterdir()), asdict(run.job), **validation.fn_kwargs)
+            evaluation_beside.evaluate_beside(
+                ray.train.Checkpoint(*kept.iterdir()), asdict(run.job), **validation.fn_kwargs
+            )
 
     monkeypatch.setattr(worker.Run, "_checkpoint", checkpoint)
 
@@ -214,7 +218,8 @@ def fail(monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], error: Exception
             raise error
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(worker, "evaluate", failing)
+    for module in (worker, evaluation_beside):
+        monkeypatch.setattr(module, "evaluate", failing)
 
 
 def figures_of(run: Path) -> list[dict[str, Any]]:
@@ -251,7 +256,7 @@ def test_an_epoch_that_nobody_can_evaluate_any_more_ends_the_run_with_what_to_do
     beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
-    monkeypatch.setattr(worker, "put_off", Mock())
+    monkeypatch.setattr(evaluation_beside, "put_off", Mock())
     fail(monkeypatch, [2], RuntimeError("killed"))
     with pytest.raises(UserError, match=r"^epoch 2 of .*run was not evaluated, and its checkpoint is gone; delete the"):
         main(argv(tone_data, run, num_workers=0))
@@ -266,7 +271,7 @@ def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
 ):
     """Though the command that goes on evaluates on the ranks."""
     run = tmp_path / "run"
-    monkeypatch.setattr(worker, "put_off", Mock())
+    monkeypatch.setattr(evaluation_beside, "put_off", Mock())
     fail(monkeypatch, [3], RuntimeError("killed"))
     monkeypatch.setattr(worker.Run, "_evaluate_missing", Mock(side_effect=DataError("killed")))
     with pytest.raises(UserError, match=r"^killed$"):
@@ -281,7 +286,7 @@ def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
     beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Though the machine has one, which Ray hides from no task."""
-    evaluate_beside, evaluate = worker.evaluate_beside, worker.evaluate
+    evaluate_beside, evaluate = evaluation_beside.evaluate_beside, worker.evaluate
     devices: list[torch.device] = []
 
     def noted(*args: Any, device: torch.device, **kwargs: Any) -> np.ndarray | None:
@@ -294,8 +299,9 @@ def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
             patch.setattr(torch.nn.Module, "to", lambda self, _: self)
             evaluate_beside(*args, **kwargs)
 
-    monkeypatch.setattr(worker, "evaluate", noted)
-    monkeypatch.setattr(worker, "evaluate_beside", on_a_gpu_machine)
+    for module in (worker, evaluation_beside):
+        monkeypatch.setattr(module, "evaluate", noted)
+    monkeypatch.setattr(evaluation_beside, "evaluate_beside", on_a_gpu_machine)
     one_epoch = argv(tone_data, tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main([*one_epoch, "--device", "cpu"]) == 0
     assert devices == [torch.device("cpu")] * 2  # that of the averaged weights is on the ranks

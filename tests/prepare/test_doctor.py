@@ -14,7 +14,7 @@ import pytest
 from ast_core import augment
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from ast_core.published import AUDIOSET, ESC50, PublishedInput
+from ast_core.published_inputs import AUDIOSET, ESC50, PublishedInput
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare import doctor, facts, findings, sources

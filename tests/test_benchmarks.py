@@ -1,0 +1,29 @@
+"""Benchmarks that nothing else runs, in small: a figure that nobody can print any more is none."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_preparation_prints_its_row():
+    command = [sys.executable, "-m", "benchmarks.prepare", "--clips", "16", "--scale", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = [float(number) for number in re.findall(r"[0-9.]+", done.stdout.splitlines()[-1])]
+    num_clips, alone_ms, _, workers_ms, of_alone = figures[:5]
+    assert num_clips == 16
+    assert of_alone == pytest.approx(workers_ms / alone_ms, abs=0.01, rel=0.01)
+    assert of_alone > 1  # of so few, the start of the workers
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_drivers_memory_prints_its_figure():
+    command = [sys.executable, "-m", "benchmarks.driver_memory", "--rows", "600", "--to-do", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"600 rows, 600 of them in the ledger; driver: (\d+) MB at most", done.stdout)
+    assert found
+    assert int(found[1]) > 100
