@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ast_core import published
+from ast_core import published_inputs
 from ast_core.errors import ConfigError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe, load_recipe
@@ -57,16 +57,16 @@ def test_every_shipped_recipe_loads_and_sets_the_keys_that_it_writes(path: Path)
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("audioset-full", published.AUDIOSET),
-        ("audioset-full-fast", published.AUDIOSET),
-        ("audioset-balanced", published.AUDIOSET),
-        ("esc50", published.ESC50),
-        ("esc10", published.ESC50),
-        ("speechcommands", published.SPEECH_COMMANDS),
+        ("audioset-full", published_inputs.AUDIOSET),
+        ("audioset-full-fast", published_inputs.AUDIOSET),
+        ("audioset-balanced", published_inputs.AUDIOSET),
+        ("esc50", published_inputs.ESC50),
+        ("esc10", published_inputs.ESC50),
+        ("speechcommands", published_inputs.SPEECH_COMMANDS),
     ],
 )
 def test_a_shipped_recipe_takes_its_input_as_the_readers_of_published_weights_do(
-    name: str, known: published.PublishedInput
+    name: str, known: published_inputs.PublishedInput
 ):
     recipe = load_recipe((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), {}, origin=name)
     assert (recipe.dataset_mean, recipe.dataset_std, recipe.input_tdim) == (known.mean, known.std, known.num_frames)
