@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import timm
+import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models import checkpoint_seq
@@ -63,7 +64,10 @@ class OverlappingPatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=PATCH_SIZE, stride=stride)
 
     def forward(self, image_B1MT: Tensor) -> Tensor:
-        return self.proj(image_B1MT).flatten(2).transpose(1, 2)
+        """`proj` as one matrix product over all patches: for a single channel cuDNN takes several times as long."""
+        rows, columns = self.proj.stride
+        patches_BFPHW = image_B1MT.squeeze(1).unfold(1, PATCH_SIZE, rows).unfold(2, PATCH_SIZE, columns)
+        return F.linear(patches_BFPHW.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class ASTModel(nn.Module):
@@ -116,6 +120,7 @@ class ASTModel(nn.Module):
             **shape,
         )
         self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), nn.Linear(shape["embed_dim"], label_dim))
+        self._compiled_blocks: Any = ()
         grid = self.v.patch_embed.grid_size
         if audioset_pretrain:
             file = fetch_audioset_weights() if audioset_weights is None else audioset_weights
@@ -134,10 +139,13 @@ class ASTModel(nn.Module):
         """Keep only the inputs of each block and compute the rest again on the way back: less memory, more time."""
         self.v.set_grad_checkpointing(enabled)
 
-    def compile_blocks(self, backend: str) -> None:
-        """`torch.compile` each transformer block in place; alike as they are, they are compiled once."""
-        for block in self.v.blocks:
-            block.compile(backend=backend)
+    def compile_blocks(self, **how: Any) -> None:
+        """`torch.compile` the transformer blocks, `how` as it takes it; alike as they are, they are compiled once.
+
+        Training alone goes through what is compiled: batches of evaluation have other shapes, and to compile for them
+        would take longer than it saves. The last block, of which two tokens are wanted, stays as it is.
+        """
+        self._compiled_blocks = [torch.compile(block, **how) for block in list(self.v.blocks)[:-1]]
 
     def forward_features(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
         """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation.
@@ -156,8 +164,12 @@ class ASTModel(nn.Module):
         tokens_BND = self.v._pos_embed(self.v.patch_embed(fbank_BTM.transpose(1, 2).unsqueeze(1)))
         if patchout is not None and self.training:
             tokens_BND = self._without(tokens_BND, patchout)
-        blocks = self.v.blocks[:-1]
-        return checkpoint_seq(blocks, tokens_BND) if self.v.grad_checkpointing else blocks(tokens_BND)
+        blocks: Any = self._compiled_blocks if self._compiled_blocks and self.training else self.v.blocks[:-1]
+        if self.v.grad_checkpointing:
+            return checkpoint_seq(blocks, tokens_BND)
+        for block in blocks:
+            tokens_BND = block(tokens_BND)
+        return tokens_BND
 
     def _without(self, tokens_BND: Tensor, patchout: Patchout) -> Tensor:
         """The prefix and the kept patches: `[batch, 2 + rows × columns, dim]`."""

@@ -176,9 +176,20 @@ def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> None
     if recipe.compile:
         reason = _why_not_compiled(model, device, recipe)
         if reason is None:
-            model.compile_blocks(COMPILE_BACKEND)
+            model.compile_blocks(**_how_to_compile(device, recipe))
         else:
             logger.warning(f"training goes on without torch.compile, which fails here: {reason}")
+
+
+def _how_to_compile(device: torch.device, recipe: Recipe) -> dict[str, Any]:
+    """Each shape for itself: kernels for sizes that change, once there, would serve those that do not as well."""
+    options = {"options": {"triton.cudagraphs": True}} if _has_graphs(device, recipe) else {}
+    return {"backend": COMPILE_BACKEND, "dynamic": False} | options
+
+
+def _has_graphs(device: torch.device, recipe: Recipe) -> bool:
+    """Whether the compiled blocks, where they compile, are CUDA graphs. Checkpointed ones run again on the way back."""
+    return device.type == "cuda" and recipe.compile and recipe.cuda_graphs and not recipe.activation_checkpointing
 
 
 def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> str | None:
@@ -192,10 +203,13 @@ def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> 
     block = copy.deepcopy(model.v.blocks[0]).to(device).train()
     tokens_BND = torch.zeros(2, 8, model.v.embed_dim, device=device, requires_grad=True)
     try:
-        block.compile(backend=COMPILE_BACKEND)
-        with autocast(device, recipe):
-            total = block(tokens_BND).float().sum()
-        total.backward()
+        compiled = torch.compile(block, **_how_to_compile(device, recipe))
+        for _ in range(3 if _has_graphs(device, recipe) else 1):  # a graph is recorded second, and then replayed
+            _begin_graphs(device, recipe)
+            block.zero_grad()
+            with autocast(device, recipe):
+                total = compiled(tokens_BND).float().sum()
+            total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # kernels report late
     except Exception as err:  # whatever a backend, a compiler or a driver raises
@@ -244,13 +258,15 @@ def train_step(
     """
     assert patchout is not None or not (recipe.patchout_f or recipe.patchout_t), "the recipe asks for patchout"
     assert scaler is not None or recipe.precision != "fp16", "fp16 wants a scaler"
+    device = batch.fbank_BTM.device
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=batch.fbank_BTM.device)
+    _forget_gradients(optimizer, adds_up=recipe.micro_batch_size is not None and _has_graphs(device, recipe))
+    total = torch.zeros((), device=device)
     for part, drawn, is_last in _micro_batches(batch, augmentation, recipe.micro_batch_size or len(batch)):
         with nullcontext() if is_last else _without_exchange(model):
-            with autocast(part.fbank_BTM.device, recipe):
+            _begin_graphs(device, recipe)
+            with autocast(device, recipe):
                 logits = model(model_input(part, norm, drawn, recipe.mixup_domain), patchout)
             loss = (clip_losses(logits, part.target_BC, recipe.loss) * part.weight_B).sum() / num_clips_global
             scaled = loss * world_size if scaler is None else scaler.scale(loss * world_size)
@@ -258,6 +274,23 @@ def train_step(
         total += loss.detach()
     _update(model, optimizer, recipe, scaler)
     return total
+
+
+def _begin_graphs(device: torch.device, recipe: Recipe) -> None:
+    """What the graphs gave before may be written over from here on."""
+    if _has_graphs(device, recipe):
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def _forget_gradients(optimizer: torch.optim.Optimizer, *, adds_up: bool) -> None:
+    """Gradients that a CUDA graph has made lie in memory of its own, which its next replay writes over. Where several
+    are added up, that takes memory apart, from the first on.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    if adds_up:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def _update(

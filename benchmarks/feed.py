@@ -15,6 +15,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -105,16 +106,20 @@ def _write_wavs(folder: Path, sounds: Sequence[np.ndarray]) -> list[str]:
 def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> Clips:
     """Shards of these fbanks in turns, with labels and weights drawn."""
     rng = np.random.default_rng(0)
-    shards = []
-    for begin in range(0, num_clips, CLIPS_A_SHARD):
+    begins = range(0, num_clips, CLIPS_A_SHARD)
+    shards = [str(folder / f"{begin}.parquet") for begin in begins]
+
+    def write(uri: str, begin: int) -> None:
         rows = [fbanks[i % len(fbanks)] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
         values = pa.array(np.concatenate(rows).reshape(-1))
         frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
         offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
         column = pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK)
-        shards.append(str(folder / f"{begin}.parquet"))
         shard = pa.table({"num_frames": pa.array(list(map(len, rows)), pa.int16()), "fbank": column})
-        dataset.write_table(shards[-1], shard, row_group_size=dataset.ROW_GROUP_CLIPS)
+        dataset.write_table(uri, shard, row_group_size=dataset.ROW_GROUP_CLIPS)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, shards, begins))
     clip = np.arange(num_clips)
     return Clips(
         shards=shards,

@@ -1,7 +1,7 @@
 """A training step with each optimisation on and off, beside the plain step of the original's design; or fed by shards.
 
     python -m benchmarks.train_step [--device cpu|cuda] [--model base384] [--frames 1024] [--batch-sizes 12 48]
-        [--steps N] [--threads 1] [--only TEXT] [--fed [--data DIR]]
+        [--steps N] [--threads 1] [--only TEXT …] [--fed [--data DIR]]
 
 Needs neither Ray nor a network: weights are drawn, clips are noise. Throughput is that of all steps after some to warm
 up. A GPU is waited for once, after the last. On a CPU the configurations take turns, step by step, so that other work
@@ -64,19 +64,23 @@ class Variant:
 
 FUSED, COMPILED = {"attention": "fused"}, {"attention": "fused", "compile": True}
 BF16 = {"precision": "bf16"}
+ALL_ON = BF16 | COMPILED
+"""With fused Adam and CUDA graphs, as by default."""
 CUDA_VARIANTS = (
     Variant(ORIGINAL, {"precision": "fp16"}),
     Variant("fp32"),
     Variant("bf16", BF16),
     Variant("bf16, fused attention", BF16 | FUSED),
-    Variant("bf16, fused, compiled", BF16 | COMPILED),
-    Variant("bf16, fused, compiled, half mixed", BF16 | COMPILED, is_mixed=True),
-    Variant("bf16, fused, compiled, Adam not fused", BF16 | COMPILED, fused_adam=False),
-    Variant("bf16, fused, compiled, gradients clipped", BF16 | COMPILED | {"grad_clip": 1.0}),
-    Variant("bf16, fused, compiled, checkpointed", BF16 | COMPILED | {"activation_checkpointing": True}),
-    Variant("bf16, fused, patchout", BF16 | FUSED | PATCHOUT),
-    Variant("bf16, fused, compiled, patchout", BF16 | COMPILED | PATCHOUT),
-    Variant("fp16 with a scaler, fused, compiled", {"precision": "fp16"} | COMPILED),
+    Variant("bf16, fused attention, patchout", BF16 | FUSED | PATCHOUT),
+    Variant("bf16, fused attention, compiled", ALL_ON | {"cuda_graphs": False}),
+    Variant("bf16, fused attention, compiled, checkpointed", ALL_ON | {"activation_checkpointing": True}),
+    Variant("all on: bf16, fused attention, compiled, CUDA graphs", ALL_ON),
+    Variant("all on, parts of 6", ALL_ON | {"micro_batch_size": 6}),
+    Variant("all on, half mixed", ALL_ON, is_mixed=True),
+    Variant("all on but fused Adam", ALL_ON, fused_adam=False),
+    Variant("all on, gradients clipped", ALL_ON | {"grad_clip": 1.0}),
+    Variant("all on, fp16 with a scaler for bf16", ALL_ON | {"precision": "fp16"}),
+    Variant("all on, patchout", ALL_ON | PATCHOUT),
 )
 CPU_VARIANTS = (
     Variant(ORIGINAL),
@@ -98,9 +102,9 @@ CPU_VARIANTS = (
 VARIANTS = {"cuda": CUDA_VARIANTS, "cpu": CPU_VARIANTS}
 FED_VARIANTS = {
     "cuda": (
-        Variant("bf16, fused, compiled", BF16 | COMPILED, is_mixed=True),
-        Variant("bf16, fused, compiled, patchout", BF16 | COMPILED | PATCHOUT, is_mixed=True),
-        Variant("fp16 with a scaler, fused, compiled", {"precision": "fp16"} | COMPILED, is_mixed=True),
+        Variant("all on", ALL_ON, is_mixed=True),
+        Variant("all on, patchout", ALL_ON | PATCHOUT, is_mixed=True),
+        Variant("all on, fp16 with a scaler for bf16", ALL_ON | {"precision": "fp16"}, is_mixed=True),
     ),
     "cpu": (Variant("fp32, fused", FUSED, is_mixed=True),),
 }
@@ -111,15 +115,14 @@ def main(argv: list[str]) -> int:
     device = torch.device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    # Each variant is a run of its own: that another had other shapes must not make it compile for shapes that change.
-    torch._dynamo.config.automatic_dynamic_shapes = False
     print(f"{describe(device)}; {args.model}, {args.frames} frames, torch {torch.__version__}\n")
-    variants = tuple(v for v in (FED_VARIANTS if args.fed else VARIANTS)[device.type] if args.only in v.name)
+    variants = (FED_VARIANTS if args.fed else VARIANTS)[device.type]
+    variants = tuple(variant for variant in variants if any(text in variant.name for text in args.only))
     if for_device(Recipe(precision="bf16"), device).precision != "bf16":
         print("bf16 is left out: this device has no instructions for it (on AVX2 a step took seven times as long).\n")
         variants = tuple(variant for variant in variants if variant.recipe.get("precision") != "bf16")
     if not variants:
-        print(f"no configuration has {args.only!r} in its name")
+        print(f"no configuration has {' or '.join(map(repr, args.only))} in its name")
         return 1
     if args.fed:
         say_fed(variants, args, device)
@@ -136,7 +139,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="12 to 192 on a GPU, 12 on a CPU")
     parser.add_argument("--steps", type=int, help="timed: 20 on a GPU, of --fed 100; 5 on a CPU")
     parser.add_argument("--threads", type=int, help="of a CPU; by default PyTorch's")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only configurations with this in their name")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="TEXT", help="only what has one of these in its name"
+    )
     parser.add_argument("--fed", action="store_true", help="feed and step together, in place of steps alone")
     parser.add_argument("--data", metavar="DIR", help="a prepared data set for --fed; by default shards are made")
     parser.add_argument("--clips", type=int, help="in the shards that are made: 20,000 on a GPU, 512 on a CPU")

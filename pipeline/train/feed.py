@@ -295,7 +295,9 @@ class TrainFeed:
         """The samples of the epoch that this rank takes at a step, and their place in the global batch."""
         begin = step * self.recipe.batch_size
         end = min(begin + self.recipe.batch_size, num_samples)
-        share = rank_share(begin, end, self.rank, self.world_size)
+        # A smaller last batch would be compiled for anew.
+        fill_to = self.recipe.batch_size if self.recipe.compile else 0
+        share = rank_share(begin, end, self.rank, self.world_size, fill_to)
         return begin + share.position, share
 
     def _batch(

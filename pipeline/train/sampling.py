@@ -107,12 +107,12 @@ class RankShare:
     num_clips_global: int
 
 
-def rank_share(begin: int, end: int, rank: int, world_size: int) -> RankShare:
-    """Deal out samples `begin` to `end` of an epoch by lanes. Where ranks get fewer than others, they repeat a clip
-    at weight 0.
+def rank_share(begin: int, end: int, rank: int, world_size: int, fill_to: int = 0) -> RankShare:
+    """Deal out samples `begin` to `end` of an epoch by lanes. Where ranks get fewer than others, or than their part of
+    a batch of `fill_to`, they repeat a clip at weight 0.
     """
     position = np.arange((rank - begin) % world_size, end - begin, world_size)
-    per_rank = -(-(end - begin) // world_size)
+    per_rank = -(-max(end - begin, fill_to) // world_size)
     weight = np.zeros(per_rank, np.float32)
     weight[: len(position)] = 1
     # A filler is a clip that the rank reads anyway; a rank that has none takes the batch's first.

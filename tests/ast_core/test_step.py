@@ -198,7 +198,9 @@ def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):
 
 
 def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.MonkeyPatch):
-    """The trial leaves no trace, the blocks are alike, and patchout keeps as many tokens in each step."""
+    """The trial leaves no trace, the blocks are alike, patchout keeps as many tokens in each step, and evaluation goes
+    without. Another shape is compiled for itself.
+    """
     compiled = []
 
     def records(graph: torch.fx.GraphModule, inputs: list[Tensor | torch.SymInt]):
@@ -213,6 +215,10 @@ def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.Monk
         drawn = augment.draw_patchout((seed,), (8, 4), num_rows=0, num_columns=1)
         model(small.log_mel(3), drawn).sum().backward()
     assert compiled == [False]  # one graph, without a size that may change
+    model.eval()(small.log_mel(3)).sum().backward()
+    assert compiled == [False]
+    model.train()(small.log_mel(2), drawn).sum().backward()
+    assert compiled == [False, False]
 
 
 def refuses(_graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> None:

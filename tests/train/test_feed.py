@@ -93,6 +93,19 @@ def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, 
             assert share.num_clips_global == item.num_clips_global
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_is_compiled_gets_batches_of_one_shape_with_the_same_clips(clips: Clips, world_size: int):
+    for rank in range(world_size):
+        bare = epoch(clips, rank=rank, world_size=world_size)
+        filled = epoch(clips, replace(RECIPE, compile=True), rank, world_size)
+        assert {len(item.batch) for item in filled} == {-(-RECIPE.batch_size // world_size)}
+        for one, other in zip(bare, filled, strict=True):
+            counts = other.batch.weight_B.bool()
+            assert torch.equal(other.batch.fbank_BTM[counts], one.batch.fbank_BTM[one.batch.weight_B.bool()])
+            assert other.num_clips_global == one.num_clips_global
+            np.testing.assert_array_equal(other.augmentation.time_start[: len(one.batch)], one.augmentation.time_start)
+
+
 @pytest.mark.parametrize("first_step", [1, 3])
 def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: Clips, first_step: int):
     """On one rank and, as after a loss of workers, on two others."""

@@ -116,6 +116,18 @@ def test_ranks_share_a_batch_by_lanes_and_no_clip_counts_twice(begin: int, end: 
     np.testing.assert_array_equal(np.sort(counted), np.arange(end - begin))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_smaller_batch_can_be_filled_up_with_clips_that_do_not_count(world_size: int):
+    for rank in range(world_size):
+        bare, filled = (rank_share(24, 29, rank, world_size, fill_to) for fill_to in (0, 12))
+        num = len(bare.position)
+        assert len(filled.position) == 12 // world_size
+        assert filled.num_clips_global == 5
+        np.testing.assert_array_equal(filled.position[:num], bare.position)
+        np.testing.assert_array_equal(filled.weight[:num], bare.weight)
+        assert not filled.weight[num:].any()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("num_rows", [1, 5, 64, 101])
 def test_every_evaluation_row_lies_on_exactly_one_rank_in_order(num_rows: int, world_size: int):
