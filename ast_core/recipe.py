@@ -96,9 +96,9 @@ class Recipe:
     """Less memory, more time."""
     compile: bool = False
     """torch.compile on the transformer's blocks; where that fails, a warning, and training without."""
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     """With compile, on a GPU and without activation_checkpointing: the compiled blocks are replayed as CUDA graphs, so
-    that small batches do not wait for the CPU to ask for one kernel after the other."""
+    that a small batch does not wait for the CPU to ask for one kernel after the other."""
     attention: Literal["auto", "fused", "plain"] = "auto"
     """Fused is PyTorch's scaled_dot_product_attention; auto takes what is fastest on the device."""
     seed: int = 0

@@ -207,6 +207,7 @@ def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> 
         for _ in range(3 if _has_graphs(device, recipe) else 1):  # a graph is recorded second, and then replayed
             _begin_graphs(device, recipe)
             block.zero_grad()
+            tokens_BND.grad = None
             with autocast(device, recipe):
                 total = compiled(tokens_BND).float().sum()
             total.backward()

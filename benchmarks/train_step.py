@@ -65,22 +65,24 @@ class Variant:
 FUSED, COMPILED = {"attention": "fused"}, {"attention": "fused", "compile": True}
 BF16 = {"precision": "bf16"}
 ALL_ON = BF16 | COMPILED
-"""With fused Adam and CUDA graphs, as by default."""
+GRAPHS = {"cuda_graphs": True}
 CUDA_VARIANTS = (
     Variant(ORIGINAL, {"precision": "fp16"}),
     Variant("fp32"),
     Variant("bf16", BF16),
     Variant("bf16, fused attention", BF16 | FUSED),
     Variant("bf16, fused attention, patchout", BF16 | FUSED | PATCHOUT),
-    Variant("bf16, fused attention, compiled", ALL_ON | {"cuda_graphs": False}),
-    Variant("bf16, fused attention, compiled, checkpointed", ALL_ON | {"activation_checkpointing": True}),
-    Variant("all on: bf16, fused attention, compiled, CUDA graphs", ALL_ON),
+    Variant("all on: bf16, fused attention and Adam, compiled", ALL_ON),
+    Variant("all on, as CUDA graphs", ALL_ON | GRAPHS),
+    Variant("all on, as CUDA graphs, parts of 6", ALL_ON | GRAPHS | {"micro_batch_size": 6}),
     Variant("all on, parts of 6", ALL_ON | {"micro_batch_size": 6}),
     Variant("all on, half mixed", ALL_ON, is_mixed=True),
     Variant("all on but fused Adam", ALL_ON, fused_adam=False),
     Variant("all on, gradients clipped", ALL_ON | {"grad_clip": 1.0}),
+    Variant("all on, checkpointed", ALL_ON | {"activation_checkpointing": True}),
     Variant("all on, fp16 with a scaler for bf16", ALL_ON | {"precision": "fp16"}),
     Variant("all on, patchout", ALL_ON | PATCHOUT),
+    Variant("all on, patchout, as CUDA graphs", ALL_ON | PATCHOUT | GRAPHS),
 )
 CPU_VARIANTS = (
     Variant(ORIGINAL),
@@ -103,6 +105,7 @@ VARIANTS = {"cuda": CUDA_VARIANTS, "cpu": CPU_VARIANTS}
 FED_VARIANTS = {
     "cuda": (
         Variant("all on", ALL_ON, is_mixed=True),
+        Variant("all on, as CUDA graphs", ALL_ON | GRAPHS, is_mixed=True),
         Variant("all on, patchout", ALL_ON | PATCHOUT, is_mixed=True),
         Variant("all on, fp16 with a scaler for bf16", ALL_ON | {"precision": "fp16"}, is_mixed=True),
     ),

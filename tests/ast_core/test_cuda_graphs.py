@@ -34,7 +34,7 @@ def trained(changes: dict[str, Any], num_steps: int = 5) -> list[float]:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 2}, {"grad_clip": 0.1}], ids=str)
 def test_replayed_blocks_train_as_the_plain_ones_do(changes: dict[str, Any]):
-    replayed = trained(changes | {"compile": True})
+    replayed = trained(changes | {"compile": True, "cuda_graphs": True})
     graphs = get_container(torch.cuda.current_device()).tree_manager
     assert graphs is not None
     assert len(graphs.roots) > 0
