@@ -94,8 +94,8 @@ class Recipe:
     """Clips that a worker takes through the network at once, gradients adding up over the batch; null takes all."""
     activation_checkpointing: bool = False
     """Less memory, more time."""
-    compile: bool = False
-    """torch.compile on the transformer's blocks; where that fails, a warning, and training without."""
+    compile: bool | None = None
+    """torch.compile on the transformer's blocks; where that fails, a warning, and training without. null: on a GPU."""
     cuda_graphs: bool = False
     """With compile, on a GPU and without activation_checkpointing: the compiled blocks are replayed as CUDA graphs, so
     that a small batch does not wait for the CPU to ask for one kernel after the other."""

@@ -125,12 +125,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> Recipe:
-    """The recipe in a precision that the device has instructions for: in place of bf16 fp32, and it is announced.
+    """The recipe with `compile` decided, in a precision that the device has instructions for.
 
-    PyTorch would emulate bf16, several times slower than fp32 (on AVX2 seven times). Raises ConfigError for fp16 on a
-    CPU: what CPUs have instructions for, if any, is bf16, which needs no scale. A model that is no longer trained is
-    computed in fp32 there: who scores it did not choose its precision.
+    In place of bf16 that is fp32, and it is announced: PyTorch would emulate bf16, several times slower than fp32 (on
+    AVX2 seven times). Raises ConfigError for fp16 on a CPU: what CPUs have instructions for, if any, is bf16, which
+    needs no scale. A model that is no longer trained is computed in fp32 there: who scores it did not choose its
+    precision.
     """
+    if recipe.compile is None:
+        recipe = replace(recipe, compile=device.type == "cuda")
     if recipe.precision == "fp16" and device.type == "cpu":
         if trains:
             raise ConfigError("precision fp16 takes a GPU; use bf16")

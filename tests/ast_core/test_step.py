@@ -446,6 +446,13 @@ def test_bf16_computes_close_by_and_keeps_the_parameters_in_float32():
     torch.testing.assert_close(*(torch.stack(values) for values in losses.values()), rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
+def test_blocks_are_compiled_on_a_gpu_where_the_recipe_does_not_say(device: torch.device):
+    assert for_device(small.recipe(), device).compile == (device.type == "cuda")
+    for said in (False, True):
+        assert for_device(small.recipe(compile=said), device).compile is said
+
+
 def test_fp16_is_refused_on_a_cpu():
     with pytest.raises(ConfigError, match=r"^precision fp16 takes a GPU; use bf16$"):
         for_device(small.recipe(precision="fp16"), torch.device("cpu"))
@@ -457,7 +464,7 @@ def test_a_model_of_fp16_is_scored_on_a_cpu_in_fp32_and_it_is_said_once(caplog: 
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             recipe = for_device(small.recipe(precision="fp16"), torch.device("cpu"), trains=False)
-            assert recipe == small.recipe(precision="fp32")
+            assert recipe == small.recipe(precision="fp32", compile=False)
     assert [record.message for record in caplog.records] == ["precision fp16 takes a GPU: computing in fp32"]
     on_a_gpu = for_device(small.recipe(precision="fp16"), torch.device("cuda"), trains=False)
     assert on_a_gpu.precision == "fp16"
@@ -476,7 +483,8 @@ def test_fp32_stands_in_for_bf16_where_that_is_emulated_and_says_so_once(
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             assert for_device(small.recipe(precision="bf16"), device).precision == ("bf16" if has_bf16 else "fp32")
-        assert for_device(small.recipe(precision="fp32"), device) == small.recipe(precision="fp32")
+        fp32 = small.recipe(precision="fp32", compile=False)
+        assert for_device(fp32, device) == fp32
     said = {
         "cpu": "this CPU has no instructions for bf16: computing in fp32",
         "cuda": "this GPU has no instructions for bf16: computing in fp32; precision fp16 is faster on it",
