@@ -192,7 +192,8 @@ def _how_to_compile(device: torch.device, recipe: Recipe) -> dict[str, Any]:
 
 def _has_graphs(device: torch.device, recipe: Recipe) -> bool:
     """Whether the compiled blocks, where they compile, are CUDA graphs. Checkpointed ones run again on the way back."""
-    return device.type == "cuda" and recipe.compile and recipe.cuda_graphs and not recipe.activation_checkpointing
+    is_asked_for = bool(recipe.compile) and recipe.cuda_graphs
+    return device.type == "cuda" and is_asked_for and not recipe.activation_checkpointing
 
 
 def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> str | None:
