@@ -1,6 +1,7 @@
-"""A fault campaign of training: a run disturbed at a seeded step in ten ways, beside one that nobody disturbed.
+"""A fault campaign of training: a run disturbed at a seeded step in eleven ways, beside one that nobody disturbed.
 
-    python -m benchmarks.train_faults [--seed 0] [--kinds worker driver node notice elastic disk corrupt list grow far]
+    python -m benchmarks.train_faults [--seed 0]
+        [--kinds worker driver node notice elastic disk corrupt list grow far beside]
 
 Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step (but for `notice` and
 `far`). Only
@@ -13,6 +14,7 @@ checkpoint than the last good one.
 import argparse
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -90,6 +92,8 @@ class Kind(StrEnum):
     """A node comes beside the one that there is; with --num-workers 1:2 the command goes on with two workers."""
     FAR = "far"
     """As `worker`, in a run that saves at the ends of epochs alone."""
+    BESIDE = "beside"
+    """SIGKILL to the evaluation of an epoch, in a run with --evaluate-beside; Ray begins it again."""
 
 
 SAVE_AT_EPOCHS = {Kind.NOTICE, Kind.FAR}
@@ -98,7 +102,9 @@ SAVE_AT_EPOCHS = {Kind.NOTICE, Kind.FAR}
 
 @dataclass(frozen=True)
 class Moment:
-    """As soon as this step's checkpoint is registered, or it is logged where none is saved. Never at an epoch's end."""
+    """As soon as this step's checkpoint is registered, or it is logged where none is saved. Of `beside` the end of an
+    epoch, and as soon as that is evaluated; of the others never.
+    """
 
     step: int
     """Of the run, from 1."""
@@ -111,6 +117,8 @@ class Moment:
 
 def moment_of(kind: Kind, seed: int) -> Moment:
     rng = np.random.default_rng([seed, list(Kind).index(kind)])
+    if kind == Kind.BESIDE:
+        return Moment(STEPS * int(rng.integers(1, EPOCHS)), 0)
     # `corrupt` and `far` need a checkpoint before them; the last steps may be over before a signal arrives.
     first = STEPS + 1 if kind == Kind.FAR else 2
     steps = [step for step in range(first, EPOCHS * STEPS - 3) if step % STEPS]
@@ -248,10 +256,14 @@ class Campaign:
         return trial, read_logs(ray_folder)
 
     def _kill(self, trial: Trial) -> None:
-        job = self._start(trial.run, saves=trial.kind not in SAVE_AT_EPOCHS)
+        is_beside = trial.kind == Kind.BESIDE
+        job = self._start(trial.run, saves=trial.kind not in SAVE_AT_EPOCHS, evaluates_beside=is_beside)
         if self._await_moment(job, trial):
             descendants = job.descendants()
-            if trial.kind in (Kind.WORKER, Kind.FAR):
+            if is_beside:
+                _await_evaluation(job).kill()
+                trial.hit = "an evaluation"
+            elif trial.kind in (Kind.WORKER, Kind.FAR):
                 victim = sorted(_training_workers(descendants), key=lambda each: each.pid)[trial.moment.drawn]
                 trial.hit = "a training worker"
                 victim.kill()
@@ -262,7 +274,7 @@ class Campaign:
                     _kill_if_there(each)
         self._note(trial)
         trial.statuses.append(self._wait(job))
-        if trial.kind in (Kind.WORKER, Kind.FAR):
+        if trial.kind in (Kind.WORKER, Kind.FAR, Kind.BESIDE):
             return
         self._end_what_is_left()
         self._note(trial)
@@ -363,7 +375,13 @@ class Campaign:
         trial.before, trial.last_good = trial.run.lines(), known[-1][0] if known else 0
 
     def _start(
-        self, run: Run, num_workers: str = str(WORKERS), address: str | None = None, *, saves: bool = True
+        self,
+        run: Run,
+        num_workers: str = str(WORKERS),
+        address: str | None = None,
+        *,
+        saves: bool = True,
+        evaluates_beside: bool = False,
     ) -> Job:
         """The command; one that `saves` does so at every step."""
         argv = [sys.executable, "jobs/train.py", "--recipe", "audioset-full", "--data", str(self.data)]
@@ -371,7 +389,8 @@ class Campaign:
         argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
         argv += ["--num-workers", num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
         argv += ["--resize-every-s", "1", "--log-every-steps", "1", "--checkpoint-every-s", "0" if saves else "3600"]
-        argv += ["--address", address] if address else ["--num-cpus", str(WORKERS)]
+        argv += ["--evaluate-beside"] if evaluates_beside else []
+        argv += ["--address", address] if address else ["--num-cpus", str(WORKERS + evaluates_beside)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray_folder(run)), "TMPDIR": str(self.folder / "tmp")}
         env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(POLL_S)}
@@ -410,6 +429,14 @@ class Campaign:
 
 def _training_workers(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [each for name, each in ray_workers(processes) if "TrainWorker" in name]
+
+
+def _await_evaluation(job: Job) -> psutil.Process:
+    while job.process.poll() is None and job.elapsed_s() < LONGEST_RUN_S:
+        for name, each in ray_workers(job.descendants()):
+            if "run_validation_fn" in name:
+                return each
+    raise RuntimeError("no evaluation came")
 
 
 def _kill_if_there(process: psutil.Process) -> None:
@@ -464,14 +491,17 @@ def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
     wanted, losses = calm.losses(), trial.run.losses()
     if [step for step, _ in losses] != [step for step, _ in wanted]:
         faults.append("the records have not each step once")
-    if not logs.resumed or min(logs.resumed) < trial.last_good:
+    if trial.kind == Kind.BESIDE:
+        if logs.resumed:
+            faults.append(f"the workers began again, from {logs.resumed}")
+    elif not logs.resumed or min(logs.resumed) < trial.last_good:
         faults.append(f"went on from {logs.resumed}, the last good checkpoint was {trial.last_good}")
     expected_workers = {Kind.ELASTIC: 1}.get(trial.kind, WORKERS)
     if not set(logs.workers) <= {expected_workers}:
         faults.append(f"went on with {logs.workers} workers instead of {expected_workers}")
     if trial.kind == Kind.CORRUPT and max(logs.resumed, default=0) != trial.last_good:
         faults.append("went on from the corrupt checkpoint")
-    kept = [line for line in trial.before if json.loads(line)["step"] <= min(logs.resumed, default=0)]
+    kept = [line for line in trial.before if json.loads(line)["step"] <= min(logs.resumed, default=math.inf)]
     if trial.run.lines()[: len(kept)] != kept:
         faults.append("records that were kept have changed")
     pairs = zip(losses, wanted, strict=False)
