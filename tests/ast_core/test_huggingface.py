@@ -110,7 +110,7 @@ def test_transformers_loads_our_folder_strictly_and_gives_our_logits(tmp_path: P
     theirs, expected = in_transformers(tmp_path), logits(model)
     assert (logits(theirs) - expected).abs().max() < EPS_TOLERANCE * expected.std()
     theirs.classifier.layernorm.eps = 1e-5  # the one thing that a folder cannot say
-    assert (logits(theirs) - expected).abs().max() < 2e-6 * expected.std()
+    assert (logits(theirs) - expected).abs().max() < 5e-6 * expected.std()
 
 
 @pytest.mark.parametrize(("eps", "weights_file"), [(1e-12, "model.safetensors"), (1e-6, "pytorch_model.bin")])
