@@ -44,6 +44,7 @@ from ast_core.step import Norm
 from jobs.common import add_ray_options, output_uri, ray_session, run_job
 from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
+from pipeline.cluster import hold
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import models
 from pipeline.train.beside import evaluate_beside
@@ -211,16 +212,31 @@ def session(*runs: ClaimedRun) -> Iterator[None]:
             held.enter_context(_sole_job(run.uri))
         if unfinished and args.num_workers != IN_PROCESS:
             held.enter_context(ray_session(args.address, args.num_cpus))
+            for run in unfinished:
+                if not storage.is_local(run.uri):
+                    held.enter_context(_sole_job_of_cluster(run.uri))
         yield
 
 
 @contextmanager
 def _sole_job(run: str) -> Iterator[None]:
-    """On a local disk. Elsewhere nothing keeps two jobs apart."""
+    """On a local disk, before Ray starts."""
     with storage.lock(run) as is_ours:
-        if not is_ours:
-            raise DataError(f"another job is training {run}; wait for its end, or stop it")
+        _refuse_unless(is_ours, run)
         yield
+
+
+@contextmanager
+def _sole_job_of_cluster(run: str) -> Iterator[None]:
+    """On object storage. Two clusters, and jobs without workers, are not kept apart there."""
+    with hold("train", run) as is_ours:
+        _refuse_unless(is_ours, run)
+        yield
+
+
+def _refuse_unless(is_ours: bool, run: str) -> None:
+    if not is_ours:
+        raise DataError(f"another job is training {run}; wait for its end, or stop it")
 
 
 def train_run(claimed: ClaimedRun) -> None:

@@ -312,6 +312,10 @@ def write_json(uri: str | os.PathLike[str], value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def is_local(uri: str | os.PathLike[str]) -> bool:
+    return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
+
+
 @contextmanager
 def lock(folder: str | os.PathLike[str]) -> Iterator[bool]:
     """Hold a local folder, which is made if it is not there, as long as this process lives; False where another does.

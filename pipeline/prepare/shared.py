@@ -1,23 +1,20 @@
 """What the jobs of a cluster share, the pace of their fetches, and what they may not: an output."""
 
-import posixpath
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ast_core.errors import DataError
 from pipeline import storage
+from pipeline.cluster import ASK_AGAIN_S, NAMESPACE, end, hold, on_this_node
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Fetching, Pace, Pacer, Turn
 
-NAMESPACE, PACER = "ast-ray", "pacer"
-ASK_AGAIN_S = 0.2
-"""A pacer that has just ended may still have its name."""
+PACER = "pacer"
 ANSWER_S = 10.0
 """Of a pacer that is asked for a line of progress."""
 
@@ -35,7 +32,7 @@ def cluster_turns(pace: Pace, *, own_addresses: bool = False) -> Iterator["Clust
         yield ClusterTurns(pace, own_addresses, pacer)
     finally:
         if is_ours:
-            _end(pacer, PACER)
+            end(pacer, PACER)
 
 
 class ClusterTurns:
@@ -79,7 +76,7 @@ class ClusterTurns:
 
 
 def _cluster_pacer() -> Any:
-    return ray.remote(Pacer).options(name=PACER, get_if_exists=True, **_on_this_node()).remote()
+    return ray.remote(Pacer).options(name=PACER, get_if_exists=True, **on_this_node()).remote()
 
 
 @contextmanager
@@ -89,41 +86,7 @@ def sole_writer(output: str) -> Iterator[None]:
     Raises:
         DataError: where another job holds it.
     """
-    taken = DataError(f"another job is preparing {output}; wait for its end, or stop it")
-    fs, path = storage.resolve(output)
-    name = f"prepare {fs.type_name}:{posixpath.normpath(path)}"  # one for all spellings and options of a URI
-    with storage.lock(output) as is_ours:
-        if not is_ours:
-            raise taken
-        try:
-            holder: Any = ray.remote(_Holder).options(name=name, **_on_this_node()).remote()
-        except ValueError:  # Ray gives a name once
-            raise taken from None
-        try:
-            yield
-        finally:
-            _end(holder, name)
-
-
-class _Holder:
-    """Does nothing: its name is the lock, and Ray frees it when the job is over, however it ends."""
-
-
-def _end(actor: Any, name: str) -> None:
-    """And wait until its name is free, for the next job of this process."""
-    ray.kill(actor)
-    with suppress(ValueError):
-        while ray.get_actor(name, namespace=NAMESPACE) == actor:
-            time.sleep(ASK_AGAIN_S)
-
-
-def _on_this_node() -> dict[str, Any]:
-    """Options of an actor that ends with this process, and sooner only if its own process does: then it begins anew."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {
-        "namespace": NAMESPACE,
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-        "scheduling_strategy": here,
-    }
+    with ExitStack() as held:
+        if not (held.enter_context(storage.lock(output)) and held.enter_context(hold("prepare", output))):
+            raise DataError(f"another job is preparing {output}; wait for its end, or stop it")
+        yield

@@ -19,9 +19,10 @@ from jobs.train import _resources, claim, main, parser, session
 from pipeline import dataset, storage
 from tests import fakes
 from tests.fakes import SMALL_RECIPE
+from tests.s3 import S3Server
 
 
-def argv(data: str, run: Path, *more: str) -> list[str]:
+def argv(data: str, run: str | Path, *more: str) -> list[str]:
     keys = [word for key, value in SMALL_RECIPE.items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]
@@ -83,6 +84,15 @@ def test_a_run_that_another_job_trains_is_refused_before_ray_starts(
     with session(claim([*command, "--num-workers", "0"])), pytest.raises(DataError, match=refusal):
         main(command)
     ray_session.assert_not_called()
+    with session(claim(command)):  # the other one is over
+        pass
+
+
+def test_a_run_on_s3_that_another_job_of_the_cluster_trains_is_refused(tone_data: str, s3: S3Server, local_ray: None):
+    run = s3.uri("held", "run")
+    command = argv(tone_data, run)
+    with session(claim(command)), pytest.raises(DataError, match=f"^another job is training {run}; wait"):
+        main(command)
     with session(claim(command)):  # the other one is over
         pass
 

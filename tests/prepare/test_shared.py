@@ -10,9 +10,10 @@ import ray
 
 from ast_core.errors import DataError
 from pipeline import storage
+from pipeline.cluster import NAMESPACE
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Pace
-from pipeline.prepare.shared import NAMESPACE, PACER, cluster_turns, sole_writer
+from pipeline.prepare.shared import PACER, cluster_turns, sole_writer
 
 HOST = "host"
 HOLD = (
