@@ -17,7 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -209,34 +209,21 @@ def session(*runs: ClaimedRun) -> Iterator[None]:
     args, unfinished = runs[0].args, [run for run in runs if not run.is_finished]
     with ExitStack() as held:
         for run in unfinished:
-            held.enter_context(_sole_job(run.uri))
+            held.enter_context(_sole_job(run.uri, storage.lock(run.uri)))
         if unfinished and args.num_workers != IN_PROCESS:
             held.enter_context(ray_session(args.address, args.num_cpus))
             for run in unfinished:
-                if not storage.is_local(run.uri):
-                    held.enter_context(_sole_job_of_cluster(run.uri))
+                if not storage.is_local(run.uri):  # there two clusters, and jobs without workers, are not kept apart
+                    held.enter_context(_sole_job(run.uri, hold("train", run.uri)))
         yield
 
 
 @contextmanager
-def _sole_job(run: str) -> Iterator[None]:
-    """On a local disk, before Ray starts."""
-    with storage.lock(run) as is_ours:
-        _refuse_unless(is_ours, run)
+def _sole_job(run: str, lock: AbstractContextManager[bool]) -> Iterator[None]:
+    with lock as is_ours:
+        if not is_ours:
+            raise DataError(f"another job is training {run}; wait for its end, or stop it")
         yield
-
-
-@contextmanager
-def _sole_job_of_cluster(run: str) -> Iterator[None]:
-    """On object storage. Two clusters, and jobs without workers, are not kept apart there."""
-    with hold("train", run) as is_ours:
-        _refuse_unless(is_ours, run)
-        yield
-
-
-def _refuse_unless(is_ours: bool, run: str) -> None:
-    if not is_ours:
-        raise DataError(f"another job is training {run}; wait for its end, or stop it")
 
 
 def train_run(claimed: ClaimedRun) -> None:
@@ -372,7 +359,7 @@ def _claim_run(
         return
     model = models.initial_model(config.recipe)
     about = {"data": dataset.uri, "num_workers": list(args.num_workers), "tool_versions": tool_versions()}
-    with _sole_job(run):
+    with _sole_job(run, storage.lock(run)):
         if _is_begun(run, identity, order):  # by another job, meanwhile
             return
         storage.write_json(storage.join(run, "config.json"), identity | {"clip_order": order} | about)
