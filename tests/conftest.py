@@ -1,7 +1,9 @@
-"""One Ray for all tests of a process, on its own folder and ports, and data that is made once."""
+"""One Ray for all tests of a process, folders that only this process uses, and data that is made once."""
 
+import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,58 @@ import torch
 from tests import fakes
 from tests.s3 import S3Server, serve
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+LONGEST_TEMPORARY_FOLDER = 24
+"""Characters; below a longer path, Ray that a job starts in a test has no room for the names of its sockets."""
+
+
+@dataclass(frozen=True)
+class OwnFolders:
+    """Folders that only this process and the processes that it starts use."""
+
+    root: Path
+
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    @property
+    def temporary(self) -> Path:
+        return self.root / "t"
+
+    @property
+    def ray_cwd(self) -> Path:
+        """The folder where Ray's workers run."""
+        return self.root / "cwd"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders]:
+    """Give this process a home and a temporary folder of its own, so that no test sees what another program does.
+
+    The path is short, since Ray's sockets lie below it and a socket's path may have 107 bytes. A proxy or a Ray
+    cluster that the user's environment names is not used: all servers of the tests are on loopback.
+    """
+    tmp_path_factory.getbasetemp()  # pytest's folders stay where pytest keeps those of its last three runs
+    parent = tempfile.gettempdir()
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="ast-", dir=parent if len(parent) <= LONGEST_TEMPORARY_FOLDER else "/tmp", ignore_cleanup_errors=True
+        ) as root,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        folders = OwnFolders(Path(root))
+        for folder in (folders.home, folders.temporary, folders.ray_cwd):
+            folder.mkdir()
+        for name in os.environ:
+            if name.startswith(("RAY_", "XDG_")) or name.lower().endswith("_proxy"):
+                patch.delenv(name)
+        patch.setenv("HOME", str(folders.home))
+        patch.setenv("TMPDIR", str(folders.temporary))
+        patch.setattr(tempfile, "tempdir", str(folders.temporary))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        yield folders
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,7 +74,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
+def s3(own_folders: OwnFolders) -> Iterator[S3Server]:
     """An S3 server that this process and those that it starts find by their environment."""
     with serve() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.env.items():
@@ -30,12 +83,13 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def local_ray(s3: S3Server) -> Iterator[None]:
-    """Ray on this machine. Its sockets want a short path, which pytest's own folders may not have."""
-    with tempfile.TemporaryDirectory(prefix="ast-ray-") as folder:
-        ray.init(address="local", num_cpus=2, _temp_dir=folder, log_to_driver=False)
-        yield
-        ray.shutdown()
+def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
+    """Ray on this machine, whose workers run in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(own_folders.ray_cwd)
+        ray.init(address="local", num_cpus=2, _temp_dir=str(own_folders.root / "ray"), log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from jobs.demo.media_server import serve
 from jobs.prepare_audioset import main
 from pipeline.dataset import PreparedDataset
 from tests import fakes
+from tests.conftest import ROOT, OwnFolders
 
 SPEECH = "/m/09x0r"
 SENTINEL = "pwned-by-a-list"
@@ -39,20 +40,26 @@ UNSHOWABLE = ["", " ", "two words", "a\0b", "a\rb", "a\x1b[2Jb", "\u2028", "\ufe
 
 
 class World:
-    """A folder with all that a job is given, and all that lies around it, watched."""
+    """A folder with all that a job is given, and the folders where its processes run."""
 
-    def __init__(self, root: Path, working_dirs: list[Path]) -> None:
+    def __init__(self, root: Path, own_folders: OwnFolders) -> None:
         self.root, self.output = root, root / "inner" / "output"
-        self.inputs = root / "inner" / "inputs"
+        self.inputs, self.cwd = root / "inner" / "inputs", root / "inner" / "cwd"
         self.inputs.mkdir(parents=True)
-        (root / "inner" / "cwd").mkdir()
-        self.working_dirs = working_dirs
+        self.cwd.mkdir()
+        self.own_folders = own_folders
 
     def snapshot(self) -> dict[str, bytes | None]:
-        """Everything below the root but for the output, and the names in the folders where processes work."""
+        """Everything below the root but for the output, and in the folder where Ray's workers run."""
         below = {path for path in self.root.rglob("*") if self.output not in (path, *path.parents)}
-        near = {path for folder in self.working_dirs for path in folder.iterdir() if not path.name.startswith(".")}
-        return {str(p): p.read_bytes() if p in below and p.is_file() else None for p in below | near}
+        below |= set(self.own_folders.ray_cwd.rglob("*"))
+        return {str(path): path.read_bytes() if path.is_file() else None for path in below}
+
+    def traces(self) -> list[str]:
+        """Files that a list's commands have made, wherever a process of a job may write without a path."""
+        below = [Path(at, name) for at, folders, files in os.walk(self.own_folders.root) for name in folders + files]
+        near = [path for folder in (ROOT, ROOT.parent) for path in folder.iterdir()]
+        return [str(path) for path in below + near if SENTINEL in path.name]
 
     def prepare(self, *argv: str) -> PreparedDataset:
         before = self.snapshot()
@@ -70,12 +77,11 @@ class World:
 
 
 @pytest.fixture
-def world(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    started_in = Path.cwd()  # where Ray's workers are
-    made = World(tmp_path, [started_in, started_in.parent, Path.home()])
-    monkeypatch.chdir(tmp_path / "inner" / "cwd")
+def world(local_ray: None, own_folders: OwnFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path, own_folders)
+    monkeypatch.chdir(made.cwd)
     yield made
-    assert not [path for folder in made.working_dirs for path in folder.glob(f"*{SENTINEL}*")]
+    assert made.traces() == []
 
 
 def reasons(failures: list[tuple[str, str]]) -> Counter[str]:

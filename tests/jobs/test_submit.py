@@ -16,7 +16,7 @@ import pytest
 
 from jobs.demo.world import build_world
 from pipeline.dataset import PreparedDataset
-from tests.conftest import SHARED
+from tests.conftest import SHARED, OwnFolders
 
 ROOT = Path(__file__).parents[2]
 ESC10 = SHARED / "data" / "esc10"
@@ -52,9 +52,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
     """A head on ports and in a folder of its own; its token lies in a home of its own. Ended by its process group."""
-    with tempfile.TemporaryDirectory(prefix="ast-head-") as folder:
+    with tempfile.TemporaryDirectory(dir=own_folders.root, ignore_cleanup_errors=True) as folder:
         port, client, dashboard = free_ports(3)
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"HOME": folder, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "RAY_AUTH_MODE": "token"}
