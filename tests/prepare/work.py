@@ -2,15 +2,19 @@
 
 import errno
 import os
+import pickle
 import resource
+import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from deno import find_deno_bin
 
-from ast_core.errors import UserError
+from ast_core.errors import DataError, UserError
 from pipeline.prepare.clip import ClipError, Reason
 
 
@@ -63,6 +67,40 @@ def find_the_disk_full() -> None:
 
 
 def fail(kind: str) -> None:
-    raise {"clip": ClipError(Reason.NOT_AUDIO, "noise"), "user": UserError("disk"), "other": ZeroDivisionError("x")}[
-        kind
-    ]
+    raise {
+        "clip": ClipError(Reason.NOT_AUDIO, "noise"),
+        "user": UserError("disk"),
+        "data": DataError("bucket"),
+        "other": ZeroDivisionError("x"),
+    }[kind]
+
+
+def give_back(value: Any) -> Any:
+    return value
+
+
+def give_bytes(num_bytes: int) -> bytes:
+    return b"x" * num_bytes
+
+
+def answer_by_itself(head: bytes, rest: bytes) -> None:
+    """As code would that has taken this process over: write to every socket there is."""
+    for fd in range(3, 64):
+        with suppress(OSError), socket.socket(fileno=os.dup(fd)) as taken:
+            taken.sendall(head + rest)
+    time.sleep(600)
+
+
+class Trap:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(self.path),)
+
+
+def send_pickled(path: str, num_head_bytes: int) -> None:
+    trap = pickle.dumps((None, Trap(path)))
+    answer_by_itself(len(trap).to_bytes(num_head_bytes), trap)

@@ -1,0 +1,113 @@
+"""What the process that reads strangers' media answers: JSON and raw bytes, never pickled objects.
+
+A hostile file may take that process over, and whoever unpickles what it then sends runs its code. So an answer is read
+as data: a head of fixed size, JSON of bounded size, and the bytes of arrays and files, also of bounded size.
+"""
+
+import json
+import struct
+from typing import Any
+
+import numpy as np
+
+from ast_core.errors import ConfigError, DataError, UserError
+from pipeline.prepare.clip import ClipError, Reason
+
+HEAD = struct.Struct(">IQ")
+"""Bytes of the JSON, and of the raw bytes after it."""
+
+MAX_JSON_BYTES = 1 << 16
+MAX_MESSAGE_CHARS = 4000
+
+USER_ERRORS = {kind.__name__: kind for kind in (UserError, ConfigError, DataError)}
+
+
+class BadAnswerError(Exception):
+    """The bytes are no answer of this protocol."""
+
+
+def pack_result(result: Any) -> tuple[bytes, bytearray]:
+    """Head with JSON, and raw bytes, for what a function returned.
+
+    That may be numbers, text, None, bytes, 1-D float32 arrays, and tuples or lists of these.
+
+    Raises:
+        TypeError: for any other type, or for more JSON than an answer may have.
+    """
+    raw = bytearray()
+    text = json.dumps({"result": _packed(result, raw)}).encode()
+    if len(text) > MAX_JSON_BYTES:
+        raise TypeError(f"a result with {len(text)} bytes of JSON; {MAX_JSON_BYTES} are allowed")
+    return HEAD.pack(len(text), len(raw)) + text, raw
+
+
+def _packed(value: Any, raw: bytearray) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case tuple() | list():
+            return [_packed(item, raw) for item in value]
+        case bytes():
+            kind, data = "bytes", value
+        case np.ndarray() if value.dtype == np.float32 and value.ndim == 1:
+            kind, data = "float32", value.tobytes()
+        case _:
+            raise TypeError(f"a result of type {type(value).__name__} cannot be sent as JSON and bytes")
+    begin = len(raw)
+    raw += data
+    return {kind: [begin, len(raw)]}
+
+
+def pack_error(error: ClipError | UserError) -> tuple[bytes, bytearray]:
+    """The same for an error: its kind, its message, and a clip's reason."""
+    message = error.message if isinstance(error, ClipError) else str(error)
+    said = {"error": type(error).__name__, "message": message[:MAX_MESSAGE_CHARS]}
+    if isinstance(error, ClipError):
+        said["reason"] = str(error.reason)
+    text = json.dumps(said).encode()
+    return HEAD.pack(len(text), 0) + text, bytearray()
+
+
+def sizes_of(head: bytes | bytearray, max_raw_bytes: int) -> tuple[int, int]:
+    """How many bytes of JSON and of raw data follow a head.
+
+    Raises:
+        BadAnswerError: for more than is allowed.
+    """
+    json_bytes, raw_bytes = HEAD.unpack(head)
+    if json_bytes > MAX_JSON_BYTES or raw_bytes > max_raw_bytes:
+        raise BadAnswerError(f"an answer of {json_bytes} + {raw_bytes} bytes")
+    return json_bytes, raw_bytes
+
+
+def unpack(text: bytes | bytearray, raw: bytearray) -> Any:
+    """The result that was packed: tuples come as lists, arrays are writable. Raises the error that was packed.
+
+    Raises:
+        BadAnswerError: if the JSON is neither, or names bytes that are not there.
+    """
+    try:
+        said = json.loads(text)
+        if "error" not in said:
+            return _unpacked(said["result"], memoryview(raw))
+        if said["error"] == ClipError.__name__:
+            error: Exception = ClipError(Reason(said["reason"]), str(said["message"]))
+        else:
+            error = USER_ERRORS.get(said["error"], UserError)(str(said["message"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise BadAnswerError(f"an answer that is malformed ({type(err).__name__})") from err
+    raise error
+
+
+def _unpacked(value: Any, raw: memoryview) -> Any:
+    match value:
+        case list():
+            return [_unpacked(item, raw) for item in value]
+        case {"bytes": [int(begin), int(end)]} if 0 <= begin <= end <= len(raw):
+            return bytes(raw[begin:end])
+        case {"float32": [int(begin), int(end)]} if 0 <= begin <= end <= len(raw):
+            return np.frombuffer(raw[begin:end], np.float32)
+        case dict():
+            raise ValueError("an object that names no bytes")
+        case _:
+            return value
