@@ -23,6 +23,7 @@ from ast_core.pretrained import from_original, has_zero_image_heads, to_huggingf
 from ast_core.published import published
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
+from ast_core.text_files import decode_text
 from ast_core.weight_files import load_weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[ASTModel, ModelConfig]:
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (source / name).is_file():
             raise DataError(f"{source} is no model folder: {name} is missing")
-    config = ModelConfig.from_json((source / CONFIG_FILE).read_text(encoding="utf-8"), origin=source / CONFIG_FILE)
+    file = source / CONFIG_FILE
+    config = ModelConfig.from_json(decode_text(file.read_bytes(), file), origin=file)
     return _filled(config, read_weights(source / WEIGHTS_FILE), source), config
 
 
@@ -227,7 +229,7 @@ def _to_json(value: Any) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(decode_text(file.read_bytes(), file))
     except ValueError as err:
         raise DataError(f"{file} is not valid JSON: {err}") from err
     if not isinstance(value, dict):

@@ -7,6 +7,7 @@ https://research.google.com/audioset, licensed CC BY 4.0.
 import csv
 import hashlib
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cache, cached_property
 from importlib.resources import files
 
 from ast_core.errors import DataError
+from ast_core.text_files import is_spreadsheet_damage, read_table
 
 CSV_HEADER = ["index", "mid", "display_name"]
 
@@ -39,10 +41,14 @@ class LabelVocabulary:
 
     @cached_property
     def index_of(self) -> dict[str, int]:
-        """From a MID, or from a display name that only one class bears, to the class index."""
+        """From a MID, or from a display name that only one class bears, to the class index.
+
+        A name in which accents are characters of their own (NFD) is found by its usual form (NFC) too.
+        """
         times = Counter(self.names)
         by_name = {name: i for i, name in enumerate(self.names) if times[name] == 1}
-        return by_name | {mid: i for i, mid in enumerate(self.mids)}
+        known = by_name | {mid: i for i, mid in enumerate(self.mids)}
+        return {unicodedata.normalize("NFC", text): i for text, i in known.items()} | known
 
     @cached_property
     def sha256(self) -> str:
@@ -58,19 +64,29 @@ class LabelVocabulary:
 
     @classmethod
     def from_csv(cls, text: str, *, origin: str = "labels file") -> "LabelVocabulary":
-        rows = list(csv.DictReader(io.StringIO(text)))
-        if not rows or set(CSV_HEADER) - set(rows[0]):
-            raise DataError(f"{origin}: needs the header {','.join(CSV_HEADER)} and at least one row")
-        for line, row in enumerate(rows, start=2):
-            if any(row[field] in (None, "") for field in CSV_HEADER):
-                raise DataError(f"{origin}: line {line} lacks one of {', '.join(CSV_HEADER)}")
-        try:
-            indices = [int(row["index"]) for row in rows]
-        except ValueError as err:
-            raise DataError(f"{origin}: an index is not a whole number ({err})") from err
-        if indices != list(range(len(rows))):
-            raise DataError(f"{origin}: the indices must count 0, 1, 2, … in order")
-        return cls(tuple(row["mid"] for row in rows), tuple(row["display_name"] for row in rows))
+        rows = list(
+            read_table(
+                text,
+                origin=origin,
+                columns=CSV_HEADER,
+                is_header=lambda names: names.issuperset(CSV_HEADER),
+                needs=f"the header {','.join(CSV_HEADER)}",
+            )
+        )
+        if not rows:
+            raise DataError(f"{origin}: needs at least one row below its header {','.join(CSV_HEADER)}")
+        for place, (line, row) in enumerate(rows):
+            if missing := next((field for field in CSV_HEADER if not row[field]), None):
+                raise DataError(f"{origin}: line {line} lacks one of {', '.join(CSV_HEADER)} ({missing})")
+            if damaged := next((cell for cell in row.values() if is_spreadsheet_damage(cell)), None):
+                raise DataError(f"{origin}: line {line} holds {damaged}, which a spreadsheet wrote over what was there")
+            if not row["index"].isdecimal():
+                raise DataError(f"{origin}: line {line}: the index {row['index']!r} is not a whole number")
+            if int(row["index"]) != place:
+                raise DataError(
+                    f"{origin}: line {line}: the indices must count 0, 1, 2, … in order; here {place} is due"
+                )
+        return cls(tuple(row["mid"] for _, row in rows), tuple(row["display_name"] for _, row in rows))
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> "LabelVocabulary":

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _figures(run: str, metric: str) -> dict[str, Any]:
     """Of a finished run: the metric by epoch, and what its summary says."""
     summary = storage.read_json(storage.join(run, "summary.json"))
-    records = map(json.loads, storage.read_bytes(storage.join(run, "metrics.jsonl")).decode().splitlines())
+    records = map(json.loads, storage.read_text(storage.join(run, "metrics.jsonl")).splitlines())
     return {
         "by_epoch": {record["epoch"]: record[metric] for record in records if record["kind"] == "epoch"},
         "best_epoch": summary["best_epoch"],

@@ -106,7 +106,7 @@ def _holds_only_a_model(folder: str) -> bool:
 
 
 def _labels(uri: str) -> LabelVocabulary:
-    return LabelVocabulary.from_csv(storage.read_bytes(uri).decode("utf-8-sig"), origin=uri)
+    return LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
 
 
 def _write(output_format: str, target: Path, model: ASTModel, config: ModelConfig) -> None:

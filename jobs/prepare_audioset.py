@@ -229,7 +229,7 @@ def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
     """--labels; else, for a manifest, those of the data set that it adds to."""
     there = dataset.labels_csv(args.output)
     uri = args.labels or (there if args.manifest and storage.exists(there) else None)
-    return LabelVocabulary.from_csv(storage.read_bytes(uri).decode(), origin=uri) if uri else None
+    return LabelVocabulary.from_csv(storage.read_text(uri), origin=uri) if uri else None
 
 
 def _locate(args: argparse.Namespace) -> sources.Locate:

@@ -20,7 +20,7 @@ def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
     if name in recipe_names():
         text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     elif storage.exists(name):
-        text = storage.read_bytes(name).decode()
+        text = storage.read_text(name)
     else:
         raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file")
     return load_recipe(text, _overrides(rest), origin=name)

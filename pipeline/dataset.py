@@ -180,7 +180,7 @@ class PreparedDataset:
                 f"{uri} has schema version {info.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
                 "prepare the data anew into another folder"
             )
-        labels = LabelVocabulary.from_csv(storage.read_bytes(labels_csv(uri)).decode(), origin=labels_csv(uri))
+        labels = LabelVocabulary.from_csv(storage.read_text(labels_csv(uri)), origin=labels_csv(uri))
         return cls(uri, info, labels)
 
     @property

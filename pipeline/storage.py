@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ast_core.errors import DataError
+from ast_core.text_files import decode_text
 
 URI_CHARACTERS = ":/?=&@%+,;~!$'()*[]"
 """Left as they are in a URI; anything else, such as a space in a file name, is quoted for pyarrow's parser."""
@@ -273,9 +274,14 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
         raise DataError(f"there is no file {os.fspath(uri)}") from err
 
 
+def read_text(uri: str | os.PathLike[str]) -> str:
+    """A text file, whatever usual encoding it has: `ast_core.text_files.decode_text`."""
+    return decode_text(read_bytes(uri), os.fspath(uri))
+
+
 def read_json(uri: str | os.PathLike[str]) -> Any:
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(read_text(uri))
     except ValueError as err:
         raise DataError(f"{os.fspath(uri)} is not valid JSON: {err}") from err
 

@@ -102,7 +102,7 @@ class AudioStore:
         """Refuse a folder that holds something else; claim an empty one by writing the labels."""
         file = dataset.labels_csv(self.uri)
         if storage.exists(file):
-            if LabelVocabulary.from_csv(storage.read_bytes(file).decode(), origin=file) != self.labels:
+            if LabelVocabulary.from_csv(storage.read_text(file), origin=file) != self.labels:
                 raise DataError(f"{self.uri} keeps audio with other labels; give another --keep-audio")
         elif not storage.is_empty(self.uri):
             raise DataError(f"{self.uri} is not empty and keeps no audio; give a new folder as --keep-audio")

@@ -154,7 +154,8 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
         DataError: another data set, or files of another kind, are there.
     """
     if storage.exists(dataset.labels_csv(output)):
-        there = LabelVocabulary.from_csv(storage.read_bytes(dataset.labels_csv(output)).decode())
+        uri = dataset.labels_csv(output)
+        there = LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
         if there != labels:
             raise DataError(
                 f"{output} holds a data set with other labels ({len(there)}, these are {len(labels)}); "

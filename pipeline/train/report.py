@@ -50,7 +50,7 @@ class RunLog:
         self._metrics = storage.join(run, "metrics.jsonl")
         self._lines: list[str] = []
         if storage.exists(self._metrics):
-            lines = storage.read_bytes(self._metrics).decode().splitlines()
+            lines = storage.read_text(self._metrics).splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= last_step]
         self.epochs = {line["epoch"] for line in map(json.loads, self._lines) if line["kind"] == "epoch"}
         """Those that are logged."""

@@ -99,8 +99,8 @@ def _read(run: str, name: str, parse: Callable[[str], T], gaps: list[str]) -> T 
     if not storage.exists(uri):
         return None
     try:
-        return parse(storage.read_bytes(uri).decode())
-    except (ValueError, KeyError, TypeError, csv.Error) as err:
+        return parse(storage.read_text(uri))
+    except (DataError, ValueError, KeyError, TypeError, csv.Error) as err:
         gaps.append(f"{name} cannot be read ({type(err).__name__}: {err}).")
         return None
 

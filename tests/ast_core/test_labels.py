@@ -67,8 +67,11 @@ def test_names_alone_are_their_own_ids():
         ("", "needs the header"),
         ("index,mid,display_name\n", "at least one row"),
         ("index,mid,name\n0,a,x\n", "needs the header index,mid,display_name"),
-        ("0,a,x\n1,b,y\n", "needs the header"),
-        ("index,mid,display_name\nzero,a,x\n", "an index is not a whole number"),
+        ("0,a,x\n1,b,y\n", "needs the header index,mid,display_name; its first line has: 0, a, x"),
+        ("index,mid,display_name\nzero,a,x\n", "line 2: the index 'zero' is not a whole number"),
+        ("index,mid,display_name\n0.0,a,x\n", "line 2: the index '0.0' is not a whole number"),
+        ("index,mid,display_name\n0,#NAME?,x\n", "line 2 holds #NAME\\?, which a spreadsheet wrote"),
+        ("index,mid,mid,display_name\n0,a,b,x\n", "the column mid twice"),
         ("index,mid,display_name\n1,a,x\n", r"must count 0, 1, 2"),
         ("index,mid,display_name\n1,b,y\n0,a,x\n", r"must count 0, 1, 2"),
         ("index,mid,display_name\n0,a,x\n2,b,y\n", r"must count 0, 1, 2"),
@@ -79,7 +82,28 @@ def test_names_alone_are_their_own_ids():
 def test_a_file_that_is_no_vocabulary_is_refused(text: str, message: str):
     with pytest.raises(DataError, match=message) as refused:
         LabelVocabulary.from_csv(text, origin="mine.csv")
-    assert str(refused.value).startswith("mine.csv: ")
+    assert str(refused.value).startswith("mine.csv")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'index, mid, display_name\n0, /m/1, "Male speech, man"\n1, /m/2, B\n',
+        "Index;MID;Display_Name\r\n0;/m/1;Male speech, man\r\n1;/m/2;B\r\n",
+        "display_name\tindex\tmid\rMale speech, man\t0\t/m/1\rB\t1\t/m/2\r",
+        "sep=;\nindex;mid;display_name;\n0;/m/1;Male speech, man;\n;;;\n1;/m/2;B;\n",
+    ],
+    ids=["spaces", "semicolons", "tabs-and-CR", "sep-line"],
+)
+def test_case_27_a_label_file_is_read_as_spreadsheets_write_it(text: str):
+    assert LabelVocabulary.from_csv(text) == LabelVocabulary(("/m/1", "/m/2"), ("Male speech, man", "B"))
+
+
+def test_case_31_an_accent_composed_or_not_finds_the_same_class():
+    composed, apart = "B\u00e9b\u00e9", "Be\u0301be\u0301"
+    assert LabelVocabulary.from_names([apart]).index_of[composed] == 0
+    assert LabelVocabulary.from_names([composed, apart]).index_of == {composed: 0, apart: 1}
 
 
 def test_an_id_that_stands_twice_is_named():

@@ -1,0 +1,149 @@
+"""Text files as people save them: which encodings are read, and tables whose columns a character separates.
+
+Every text file of the project is decoded here: lists, labels, recipes and JSON.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from ast_core.errors import DataError
+
+_NOT_TEXT = (
+    (b"PK\x03\x04", "a ZIP archive, as .xlsx and .ods workbooks are"),
+    (b"\xd0\xcf\x11\xe0", "an old Office file, as .xls workbooks are"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"%PDF", "a PDF"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"RIFF", "a RIFF file, as WAV is"),
+    (b"\x80\x04\x95", "a pickle"),
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+)
+_SAVE_AGAIN = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
+
+LINE_END = re.compile(r"\r\n|\r|\n")
+"""What ends a line. `str.splitlines` knows more, among them characters that may stand within a name."""
+
+_SPREADSHEET_DAMAGE = re.compile(
+    r"#[A-ZÀ-Ý0-9_/]+[!?]|#N/A|#NV|#{3,}|Err:\d{3}"  # an error's name, in any language; a column too narrow
+    r"|[+-]?\d(\.\d+)?E\+\d{2,}"  # a number in place of digits
+    r"|\d{1,2}-(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"  # a date in place of "2-3" or "Feb 3"
+    r"|(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)-\d{2}"
+    r"|\d{4}-\d{2}-\d{2} 00:00:00"
+)
+
+
+def decode_text(data: bytes, origin: object) -> str:
+    """The text of a file that is UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        DataError: it is of another encoding or no text, or characters were lost in it before; with byte and line.
+    """
+    for magic, kind in _NOT_TEXT:
+        if data.startswith(magic):
+            raise DataError(f"{origin} is no text that can be read: it is {kind}; {_SAVE_AGAIN}")
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    encoding = "utf-16" if is_utf16 else "utf-8"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as err:
+        line, byte = _line_number(data[: err.start].decode(encoding, "ignore")), err.start
+        raise DataError(
+            f"{origin} is not {encoding.upper()}: line {line}, byte {byte} (0x{data[byte]:02x}); {_SAVE_AGAIN}"
+        ) from err
+    if lost := re.search("[\0\ufffd]", text):
+        before = text[: lost.start()]
+        num_bytes = 2 * is_utf16 + len(before.encode("utf-16-le" if is_utf16 else "utf-8", "surrogatepass"))
+        what = (
+            "NUL characters, so it is no text, or UTF-16 without a byte order mark"
+            if lost[0] == "\0"
+            else "U+FFFD, which stands where a conversion lost a character; take the file from before that"
+        )
+        raise DataError(f"{origin} holds {what}: line {_line_number(before)}, byte {num_bytes}; {_SAVE_AGAIN}")
+    return text.lstrip("\ufeff")
+
+
+def is_spreadsheet_damage(text: str) -> bool:
+    """Whether a spreadsheet wrote `text` in place of what it was given: `#NAME?`, `1.2E+05`, `3-Feb`."""
+    return _SPREADSHEET_DAMAGE.fullmatch(text) is not None
+
+
+def read_table(
+    text: str,
+    *,
+    origin: object,
+    columns: Sequence[str],
+    is_header: Callable[[set[str]], bool],
+    needs: str,
+    separators: str = ",;\t|",
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a text table: the line in which each begins, and its cells by column, without outer spaces.
+
+    The header tells the separator: the first of `separators` by which `is_header` accepts the column names, whose case
+    and outer spaces do not matter. `columns` are those to read, where they are there. A row may end early, and its
+    last cells are then empty; rows with nothing in them are passed over.
+
+    Raises:
+        DataError: there is no such header (`needs` says what it should hold), a column is there twice, a row has more
+            cells than the header, or a quote is wrong.
+    """
+    skipped = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # what Excel reads and nothing else
+    if skipped:
+        separators = skipped[1]
+    first: list[str] = []
+    for separator in separators:
+        names = _first_row(text, skipped.end() if skipped else 0, separator)
+        first = first or names
+        if is_header({name.lower() for name in names}):
+            break
+    else:
+        found = ", ".join(filter(None, first))
+        shown = f"{found[:80]}…" if len(found) > 80 else found or "nothing"
+        raise DataError(f"{origin} needs {needs}; its first line has: {' '.join(shown.split())}")
+    lowered = [name.lower() for name in names]
+    for column in columns:
+        if lowered.count(column) > 1:
+            raise DataError(f"{origin} has the column {column} twice; rename or remove one of them")
+    places = {column: lowered.index(column) for column in columns if column in lowered}
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=separator != "\t"
+    )
+    if skipped:
+        next(reader)
+    line, past_header = reader.line_num + 1, False
+    try:
+        for row in reader:
+            begins, line = line, reader.line_num + 1
+            if not any(cell and not cell.isspace() for cell in row):
+                continue
+            if not past_header:
+                past_header = True
+                continue
+            if any(cell and not cell.isspace() for cell in row[len(names) :]):  # half of a row's labels would be lost
+                raise DataError(f"{origin}, line {begins} has more fields than the header; quote the labels")
+            yield begins, {column: row[i].strip() if i < len(row) else "" for column, i in places.items()}
+    except csv.Error as err:
+        why = "a quote that opens there is never closed" if "unexpected end" in str(err) else str(err)
+        raise DataError(f"cannot read {origin}, line {line}: {why}") from err
+
+
+def _first_row(text: str, begin: int, separator: str) -> list[str]:
+    reader = csv.reader(
+        io.StringIO(text[begin : begin + (1 << 16)], newline=""), delimiter=separator, skipinitialspace=True
+    )
+    try:
+        return next(([cell.strip() for cell in row] for row in reader if any(row)), [])
+    except csv.Error:
+        return []
+
+
+def _line_number(before: str) -> int:
+    return len(LINE_END.findall(before)) + 1

@@ -1,0 +1,117 @@
+"""Text is read in the encodings that people save, or refused with the place."""
+
+import codecs
+import gzip
+import io
+import zipfile
+
+import pytest
+
+from ast_core.errors import DataError
+from ast_core.text_files import decode_text, is_spreadsheet_damage, read_table
+
+TEXT = "path,labels\nå.wav,mål\nb.wav,日本\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode(),
+        codecs.BOM_UTF8 + TEXT.encode(),
+        codecs.BOM_UTF8 * 2 + TEXT.encode(),
+        codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+    ],
+    ids=["utf-8", "bom", "two-boms", "utf-16-le", "utf-16-be"],
+)
+def test_case_27_utf_8_and_utf_16_with_a_mark_are_read(data: bytes):
+    assert decode_text(data, "x") == TEXT
+
+
+def a_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("xl/workbook.xml", "<x/>")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("path,labels\nx.wav,mål\n".encode("cp1252"), r"not UTF-8: line 2, byte 19 \(0xe5\); save it as UTF-8"),
+        ("a\r\nb\r\nmål".encode("latin-1"), r"line 3, byte 7 \(0xe5\)"),
+        ("a\rb\rmål".encode("latin-1"), r"line 3, byte 5 \(0xe5\)"),
+        (TEXT.encode("shift-jis", "replace"), r"not UTF-8: line"),
+        (codecs.BOM_UTF16_LE + "ab\ncd".encode("utf-16-le")[:-1], r"not UTF-16: line 2, byte 10"),
+        (codecs.BOM_UTF16_LE + b"a\0\n\0" + b"\x00\xd8a\0", r"not UTF-16: line 2, byte 6"),
+        ("ab\n".encode("utf-16-le"), r"NUL characters, so it is no text, or UTF-16 without .*: line 1, byte 1"),
+        (TEXT.encode("utf-32"), "UTF-32"),
+        ("a\nb\ufffdc\n".encode(), r"U\+FFFD.*: line 2, byte 3"),
+        (codecs.BOM_UTF16_LE + "a\nb\ufffdc\n".encode("utf-16-le"), r"U\+FFFD.*: line 2, byte 8"),
+        (a_zip(), "it is a ZIP archive, as .xlsx"),
+        (gzip.compress(TEXT.encode()), "compressed by gzip"),
+        (b"PAR1\x15", "a Parquet file"),
+    ],
+)
+def test_case_11_anything_else_is_refused_with_line_and_byte(data: bytes, message: str):
+    with pytest.raises(DataError, match=message) as refused:
+        decode_text(data, "mine.csv")
+    assert str(refused.value).startswith("mine.csv ")
+    assert "\n" not in str(refused.value)
+
+
+def rows(text: str) -> list[tuple[int, dict[str, str]]]:
+    return list(read_table(text, origin="m.csv", columns=["path", "labels"], is_header={"path"}.issubset, needs="path"))
+
+
+def test_a_row_has_the_line_in_which_it_begins():
+    text = '\n"Path", LABELS \nx.wav,"dog\nbark"\n\n , \ny.wav, "cat, too"\nz.wav\n'
+    assert rows(text) == [
+        (3, {"path": "x.wav", "labels": "dog\nbark"}),
+        (7, {"path": "y.wav", "labels": "cat, too"}),
+        (8, {"path": "z.wav", "labels": ""}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "m.csv needs path; its first line has: nothing"),
+        ("x.wav,dog\n", "needs path; its first line has: x.wav, dog"),
+        ("path,Path,labels\n", "has the column path twice"),
+        ('path,labels\na,b\nx.wav,"dog\ny.wav,cat\n', "line 3: a quote that opens there is never closed"),
+        ('path,labels\nx.wav,"dog"y\n', "cannot read m.csv, line 2"),
+        ("path,labels\nx.wav,dog,cat\n", "line 2 has more fields than the header"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_with_its_line(text: str, message: str):
+    with pytest.raises(DataError, match=message):
+        rows(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#NAME?",
+        "#REF!",
+        "#VALUE!",
+        "#N/A",
+        "#DIV/0!",
+        "#BEZUG!",
+        "#NV",
+        "####",
+        "Err:508",
+        "1.23E+05",
+        "3-Feb",
+        "Feb-03",
+    ],
+)
+def test_case_9_what_a_spreadsheet_leaves_behind_is_known(text: str):
+    assert is_spreadsheet_damage(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["#1", "# hash", "hashtag", "#dog", "1e5", "E+05", "3-February", "May", "2021-02-03", "Feb", "-rf", "C#"]
+)
+def test_names_that_only_resemble_that_are_left_alone(text: str):
+    assert not is_spreadsheet_damage(text)

@@ -1,0 +1,53 @@
+"""Recipes, label files and a data set's own labels.csv in the encodings that people save."""
+
+import codecs
+from pathlib import Path
+
+import pytest
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from jobs.export import _labels
+from jobs.prepare_audioset import main as prepare
+from jobs.recipe_option import read_recipe
+from pipeline import storage
+from pipeline.dataset import PreparedDataset
+
+LABELS = LabelVocabulary(("/m/1", "/m/2"), ("Mål", "Dog"))
+RECIPE = "# für später\nlr: 1.0e-4\n"
+
+
+def saved(folder: Path, text: str, encoding: str) -> str:
+    marks = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
+    (folder / "file").write_bytes(marks.get(encoding, b"") + text.encode(encoding))
+    return str(folder / "file")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_part_2_case_8_recipes_and_labels_of_usual_encodings_are_read(tmp_path: Path, encoding: str):
+    assert read_recipe(saved(tmp_path, RECIPE, encoding), []).lr == 1e-4
+    assert _labels(saved(tmp_path, LABELS.to_csv(), encoding)) == LABELS
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-32"])
+def test_part_2_case_8_others_are_refused_with_file_and_line(tmp_path: Path, encoding: str):
+    with pytest.raises(DataError, match=r"file (is not UTF-8: line 1, byte 3|is no text)"):
+        read_recipe(saved(tmp_path, RECIPE, encoding), [])
+    with pytest.raises(DataError, match=r"file (is not UTF-8: line 2, byte 31|is no text)"):
+        _labels(saved(tmp_path, LABELS.to_csv(), encoding))
+
+
+def test_part_2_case_8_prepare_reads_labels_with_a_mark_and_names_a_wrong_one(tmp_path: Path):
+    (tmp_path / "list.csv").write_text("path,labels\nx.wav,Mål\n", encoding="utf-8")
+    argv = ["--manifest", str(tmp_path / "list.csv"), "--output", str(tmp_path / "out"), "--dry-run", "--labels"]
+    assert prepare([*argv, saved(tmp_path, LABELS.to_csv(), "utf-8-sig")]) == 0
+    with pytest.raises(DataError, match=r"file is not UTF-8: line 2, byte 31"):
+        prepare([*argv, saved(tmp_path, LABELS.to_csv(), "cp1252")])
+
+
+def test_a_data_sets_labels_saved_by_excel_are_the_same_labels(tone_data: str, tmp_path: Path):
+    data = PreparedDataset.open(tone_data)
+    for name in ("dataset.json", "labels.csv"):
+        storage.write_bytes(tmp_path / name, storage.read_bytes(f"{tone_data}/{name}"))
+    (tmp_path / "labels.csv").write_bytes(codecs.BOM_UTF8 + data.labels.to_csv().replace("\n", "\r\n").encode())
+    assert PreparedDataset.open(str(tmp_path)).labels.sha256 == data.labels.sha256
