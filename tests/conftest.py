@@ -1,5 +1,6 @@
 """One Ray for all tests of a process, folders that only this process uses, and data that is made once."""
 
+import multiprocessing.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
     cluster that the user's environment names is not used: all servers of the tests are on loopback.
     """
     tmp_path_factory.getbasetemp()  # pytest's folders stay where pytest keeps those of its last three runs
+    multiprocessing.util.get_temp_dir()  # Python removes it at its exit, when this fixture's folders are gone
     parent = tempfile.gettempdir()
     with (
         tempfile.TemporaryDirectory(

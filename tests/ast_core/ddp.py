@@ -1,4 +1,4 @@
-"""Training steps as every rank makes them, alone or with DistributedDataParallel. Importable by spawned processes."""
+"""Training steps as every rank makes them, alone or with DistributedDataParallel. Importable by other processes."""
 
 import os
 from collections.abc import Sequence
@@ -12,22 +12,31 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ast_core import ASTModel
 from ast_core.augment import draw_patchout
 from ast_core.recipe import Recipe
 from ast_core.step import make_optimizer, set_execution, train_step
 from pipeline.train.sampling import rank_share
 from tests.ast_core import small
+from tests.processes import START_METHOD
 
 GLOBAL_BATCH = 5
 """Odd, so that two ranks need a filler clip."""
 
 
+def model() -> ASTModel:
+    """`small.model` with a third of its blocks: what ranks exchange is of the same kinds."""
+    made = small.model()
+    del made.v.blocks[4:]
+    return made
+
+
 def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
     """This rank's part of each step's loss, the first step's gradients, the weights after the first and the last."""
-    bare = small.model()
+    bare = model()
     set_execution(bare, torch.device("cpu"), recipe)
-    model: nn.Module = DistributedDataParallel(bare) if world_size > 1 else bare
-    optimizer = make_optimizer(model, recipe)
+    trained: nn.Module = DistributedDataParallel(bare) if world_size > 1 else bare
+    optimizer = make_optimizer(trained, recipe)
     result: dict[str, Any] = {"losses": []}
     for step in range(num_steps):
         share = rank_share(0, GLOBAL_BATCH, rank, world_size)
@@ -35,7 +44,7 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
         dropped = {"num_rows": recipe.patchout_f, "num_columns": recipe.patchout_t}
         mine = replace(small.take(whole, share.position), weight_B=torch.from_numpy(share.weight))
         loss = train_step(
-            model,
+            trained,
             optimizer,
             mine,
             drawn.take(share.position),
@@ -53,9 +62,9 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
     return result | {"last": bare.state_dict()}
 
 
-def train_on_ranks(recipes: Sequence[Recipe], num_steps: int, *, world_size: int, folder: Path) -> list[dict[str, Any]]:
-    """The same for each recipe by real processes: rank 0's weights and gradients, losses summed over ranks."""
-    mp.start_processes(_rank, (recipes, num_steps, world_size, folder), nprocs=world_size, start_method="spawn")
+def train_on_ranks(runs: Sequence[tuple[Recipe, int]], *, world_size: int, folder: Path) -> list[dict[str, Any]]:
+    """The same for each recipe and number of steps: rank 0's weights and gradients, losses summed over real ranks."""
+    mp.start_processes(_rank, (runs, world_size, folder), nprocs=world_size, start_method=START_METHOD)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
     results = []
     for of_recipe in zip(*ranks, strict=True):
@@ -64,10 +73,10 @@ def train_on_ranks(recipes: Sequence[Recipe], num_steps: int, *, world_size: int
     return results
 
 
-def _rank(rank: int, recipes: Sequence[Recipe], num_steps: int, world_size: int, folder: Path) -> None:
+def _rank(rank: int, runs: Sequence[tuple[Recipe, int]], world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    results = [train(recipe, num_steps, rank=rank, world_size=world_size) for recipe in recipes]
+    results = [train(*run, rank=rank, world_size=world_size) for run in runs]
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()

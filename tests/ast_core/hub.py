@@ -7,6 +7,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 
+def fetch_and_read(*file: str) -> str:
+    """What a HubFile of these arguments holds, or the error. For a process that has not imported the hub's client."""
+    from ast_core.errors import DataError
+    from ast_core.weight_files import HubFile, fetch_audioset_weights, read_weights
+
+    try:
+        return str(read_weights(fetch_audioset_weights(HubFile(*file)))["v.cls_token"].tolist())
+    except DataError as err:
+        return f"DataError: {err}"
+
+
 @contextmanager
 def serving(path: str, content: bytes) -> Iterator[tuple[str, list[str]]]:
     """Yields the endpoint and the requests so far; `path` is `/OWNER/NAME/resolve/REVISION/FILE`."""

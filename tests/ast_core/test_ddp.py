@@ -8,7 +8,6 @@ compared with how far it has gone.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from tests.ast_core import ddp, small
 
 NUM_STEPS = 50
 MICRO_BATCHES = [None, 2]
+SWITCHES: dict[str, Any] = {"patchout_f": 3, "patchout_t": 1, "grad_clip": 1e-2}
 LOSS_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 1e-4
 """Of the logits' spread, on clips that were not trained on."""
@@ -33,23 +33,25 @@ def alone() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, dict[str, Any]]:
-    recipes = [
-        small.recipe(lr=1e-4, micro_batch_size=size, activation_checkpointing=size is not None)
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
+    """Runs by their micro-batch size, and one that is `switched`: the processes start once for all."""
+    runs = {
+        size: (small.recipe(lr=1e-4, micro_batch_size=size, activation_checkpointing=size is not None), NUM_STEPS)
         for size in MICRO_BATCHES
-    ]
+    }
+    runs["switched"] = (small.recipe(micro_batch_size=2, activation_checkpointing=True, **SWITCHES), 2)
     folder = tmp_path_factory.mktemp("ranks")
-    return dict(zip(MICRO_BATCHES, ddp.train_on_ranks(recipes, NUM_STEPS, world_size=2, folder=folder), strict=True))
+    return dict(zip(runs, ddp.train_on_ranks(list(runs.values()), world_size=2, folder=folder), strict=True))
 
 
 @pytest.fixture(scope="module")
 def start() -> dict[str, Tensor]:
-    return small.model().state_dict()
+    return ddp.model().state_dict()
 
 
 @pytest.fixture(scope="module")
 def logits() -> Callable[[Mapping[str, Tensor]], Tensor]:
-    model = small.model().eval()
+    model = ddp.model().eval()
 
     @torch.no_grad()
     def logits_of(state: Mapping[str, Tensor]) -> Tensor:
@@ -93,12 +95,10 @@ def test_fifty_losses_on_two_ranks_are_those_of_one_process(
     assert len(set(alone["losses"])) == NUM_STEPS
 
 
-def test_patchout_and_clipping_on_two_ranks_in_parts_are_those_of_one_process(tmp_path: Path):
+def test_patchout_and_clipping_on_two_ranks_in_parts_are_those_of_one_process(on_two_ranks: dict):
     """The gradients are clipped as one, after the exchange: a rank's or a part's own norm is another."""
-    switches = {"patchout_f": 3, "patchout_t": 1, "grad_clip": 1e-2}
-    alone = ddp.train(small.recipe(**switches), 2)
-    in_parts = small.recipe(micro_batch_size=2, activation_checkpointing=True, **switches)
-    (shared,) = ddp.train_on_ranks([in_parts], 2, world_size=2, folder=tmp_path)
+    alone = ddp.train(small.recipe(**SWITCHES), 2)
+    shared = on_two_ranks["switched"]
     assert shared["losses"] == pytest.approx(alone["losses"], rel=LOSS_TOLERANCE)
     assert alone["losses"] != pytest.approx(ddp.train(small.recipe(), 2)["losses"], rel=LOSS_TOLERANCE)
     for name, expected in alone["gradients"].items():

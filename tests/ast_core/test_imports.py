@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import ast_core
+from tests.processes import in_new_process, run_module
 
 LIST_MODULES = """
 import importlib, json, sys
@@ -18,12 +19,6 @@ for names in map(str.split, sys.argv[1:]):
     for name in names:
         importlib.import_module(name)
     print(json.dumps(sorted(sys.modules)))
-"""
-RUN_WITHOUT_RAY = """
-import runpy, sys
-sys.modules["ray"] = None  # importing it is an error
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__")
 """
 FORBIDDEN = {"ray", "pyarrow", "pipeline", "jobs"}
 WITHOUT_RAY = (
@@ -65,10 +60,8 @@ def test_the_report_of_a_data_set_imports_without_pytorch():
 def table_of_step_benchmark(*options: str) -> tuple[str, list[str]]:
     """The head and the only row."""
     small = ["--device", "cpu", "--frames", "64", "--batch-sizes", "2", "--steps", "2", "--threads", "1"]
-    command = [sys.executable, "-c", RUN_WITHOUT_RAY, "benchmarks.train_step", *small, *options]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    head, _, row = [line for line in run.stdout.splitlines() if line.startswith("|")]
+    printed = in_new_process(run_module, "benchmarks.train_step", [*small, *options], ["ray"])
+    head, _, row = [line for line in printed.splitlines() if line.startswith("|")]
     return head, row.strip("| ").split(" | ")
 
 

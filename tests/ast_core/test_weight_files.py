@@ -1,44 +1,28 @@
 """The published weights come from the hub once, by revision, and only if they are the file that was pinned."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
-from ast_core.weight_files import HubFile
 from tests.ast_core import hub
+from tests.processes import in_new_process
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 PATH = f"/owner/ast/resolve/{REVISION}/model.safetensors"
 CONTENT = save({"v.cls_token": torch.arange(3.0)})
-FETCH = """
-import sys
-from ast_core.errors import DataError
-from ast_core.weight_files import HubFile, fetch_audioset_weights, read_weights
-try:
-    print(read_weights(fetch_audioset_weights(HubFile(*sys.argv[1:])))["v.cls_token"].tolist())
-except DataError as err:
-    print("DataError:", err)
-"""
 
 
 def fetched(endpoint: str, cache: Path, *, sha256: str, offline: bool = False) -> str:
     """What another process says, whose hub is at `endpoint`: the hub's client reads where it is when imported."""
-    file = HubFile("owner/ast", REVISION, "model.safetensors", sha256)
-    env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    env |= {
+    env = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": str(int(offline)),
     }
-    command = [sys.executable, "-c", FETCH, *vars(file).values()]
-    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[2], text=True, capture_output=True, check=True)
-    return done.stdout.strip().splitlines()[-1]
+    return in_new_process(hub.fetch_and_read, "owner/ast", REVISION, "model.safetensors", sha256, env=env)
 
 
 def test_weights_are_fetched_once_checked_and_then_taken_from_the_cache(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What real ranks of a process group do in tests. Importable by spawned processes."""
+"""What real ranks of a process group do in tests. Importable by other processes."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,12 @@ import torch.multiprocessing as mp
 
 from pipeline.train.evaluation import gather_rows
 from pipeline.train.sampling import rank_rows
+from tests.processes import START_METHOD
 
 
 def gathered(num_rows: list[int], *, world_size: int, folder: Path) -> list[list[torch.Tensor | None]]:
     """For each rank, what it holds of `[rows, 2]` tables after `gather_rows`; row i is (i, -i)."""
-    mp.start_processes(_gather, (num_rows, world_size, folder), nprocs=world_size, start_method="spawn")
+    mp.start_processes(_gather, (num_rows, world_size, folder), nprocs=world_size, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
