@@ -270,8 +270,8 @@ def training() -> Iterator[Row]:
         yield Row(f"loss {name}", what, f"{off:.1e} relative", "test_step: a_step_returns_the_originals_loss")
     alone = ddp.train(small.recipe(lr=1e-4), 50)
     with tempfile.TemporaryDirectory() as folder:
-        recipes = [small.recipe(lr=1e-4, micro_batch_size=2)]
-        (ranks,) = ddp.train_on_ranks(recipes, 50, world_size=2, folder=Path(folder))
+        runs = [(small.recipe(lr=1e-4, micro_batch_size=2), 50)]
+        (ranks,) = ddp.train_on_ranks(runs, world_size=2, folder=Path(folder))
     off = max(abs(a / b - 1) for a, b in zip(ranks["losses"], alone["losses"], strict=True))
     what = "50 losses of one process; ours on two ranks, in micro-batches"
     yield Row("DDP", what, f"{off:.1e} relative", "test_ddp: fifty_losses_on_two_ranks_are_those_of_one_process")

@@ -16,7 +16,7 @@ from tests.s3 import S3Server, serve
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-LONGEST_TEMPORARY_FOLDER = 24
+LONGEST_TEMPORARY_FOLDER = 10
 """Characters; below a longer path, Ray that a job starts in a test has no room for the names of its sockets."""
 
 
@@ -52,7 +52,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
     parent = tempfile.gettempdir()
     with (
         tempfile.TemporaryDirectory(
-            prefix="ast-", dir=parent if len(parent) <= LONGEST_TEMPORARY_FOLDER else "/tmp", ignore_cleanup_errors=True
+            prefix="ast", dir=parent if len(parent) <= LONGEST_TEMPORARY_FOLDER else "/tmp", ignore_cleanup_errors=True
         ) as root,
         pytest.MonkeyPatch.context() as patch,
     ):

@@ -54,7 +54,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
     """A head on ports and in a folder of its own; its token lies in a home of its own. Ended by its process group."""
-    with tempfile.TemporaryDirectory(dir=own_folders.root, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="head", dir=own_folders.root, ignore_cleanup_errors=True) as folder:
         port, client, dashboard = free_ports(3)
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"HOME": folder, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "RAY_AUTH_MODE": "token"}
