@@ -108,6 +108,7 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
     rng = np.random.default_rng(0)
     begins = range(0, num_clips, CLIPS_A_SHARD)
     shards = [str(folder / f"{begin}.parquet") for begin in begins]
+    hashes = [dataset.hash_of(fbank) for fbank in fbanks]
 
     def write(uri: str, begin: int) -> None:
         rows = [fbanks[i % len(fbanks)] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
@@ -115,7 +116,12 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
         frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
         offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
         column = pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK)
-        shard = pa.table({"num_frames": pa.array(list(map(len, rows)), pa.int16()), "fbank": column})
+        facts = {
+            "clip_id": pa.array([str(i) for i in range(begin, begin + len(rows))]),
+            "num_frames": pa.array(list(map(len, rows)), pa.int16()),
+            "fbank_hash": pa.array([hashes[i % len(fbanks)] for i in range(begin, begin + len(rows))], pa.int64()),
+        }
+        shard = pa.table(facts | {"fbank": column})
         dataset.write_table(uri, shard, row_group_size=dataset.ROW_GROUP_CLIPS)
 
     with ThreadPoolExecutor() as pool:
@@ -129,6 +135,7 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
         labels=pa.array(rng.integers(NUM_CLASSES, size=(num_clips, 2)).tolist(), dataset.LABELS),
         clip_id=pa.array([str(i) for i in clip]),
         weight=rng.pareto(1.5, num_clips) + 0.1,
+        fbank_hash=np.array(hashes)[clip % len(fbanks)],
     )
 
 

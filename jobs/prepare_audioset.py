@@ -227,9 +227,11 @@ def _splits_of(listed: ClipList) -> set[str]:
 
 def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
     """--labels; else, for a manifest, those of the data set that it adds to."""
-    there = dataset.labels_csv(args.output)
-    uri = args.labels or (there if args.manifest and storage.exists(there) else None)
-    return LabelVocabulary.from_csv(storage.read_text(uri), origin=uri) if uri else None
+    if args.labels:
+        return LabelVocabulary.from_csv(storage.read_text(args.labels), origin=args.labels)
+    if args.manifest and storage.exists(dataset.labels_csv(args.output)):
+        return dataset.read_labels(args.output, dataset.read_info(args.output))
+    return None
 
 
 def _locate(args: argparse.Namespace) -> sources.Locate:

@@ -7,8 +7,9 @@ OUT/SPLIT/index.parquet       one row a clip, small (`INDEX`)
 OUT/SPLIT/failures.parquet    one row a clip that could not be prepared
 """
 
+import functools
 import hashlib
-import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,22 @@ import pyarrow.parquet as pq
 from ast_core import frames
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
-from pipeline import storage
+from pipeline import parquet, storage
+from pipeline.parquet import read_table
 from pipeline.weights import sample_weights
 
-SCHEMA_VERSION = 2
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 3
+UNCHECKED_VERSION = 2
+"""The schema before it had checksums. Such data are read on; only their shards are checked, by `fbank_hash`."""
+
 ROW_GROUP_CLIPS = 16
-"""Clips a row group: a reader that wants one clip pays for this many (3.4 MB at 10 s)."""
+"""Clips a row group as we write it: a reader that wants one clip pays for this many (3.4 MB at 10 s). What a file has,
+its footer says; what it had when the index was made, dataset.json says."""
+
+PREPARE_AGAIN = "run the same preparation again, if none is running now"
+"""The remedy for what a preparation writes again from the shards; while one runs, its files may differ."""
 
 PAGE_BYTES = 1 << 26
 """A row group's fbanks are one page, which a reader takes as one array; `pipeline.train.pages` does."""
@@ -63,6 +74,7 @@ INDEX = pa.schema(
         pa.field("num_frames", pa.int16(), nullable=False),
         pa.field("labels", LABELS, nullable=False),
         pa.field("sample_weight", pa.float64(), nullable=False),
+        pa.field("fbank_hash", pa.int64(), nullable=False),  # as in SHARD; whoever reads a shard compares
     ]
 )
 
@@ -105,9 +117,15 @@ def failures_file(output: str, split: str) -> str:
     return storage.join(output, split, "failures.parquet")
 
 
+def unpublished_file(output: str, split: str) -> str:
+    """It is there while the files of a split are newer than dataset.json, or may be."""
+    return storage.join(work_dir(output), split, "unpublished")
+
+
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:
     """One Parquet file, seen whole or not at all. Statistics of the fbank values would serve nobody."""
     small = [name for name in table.column_names if name != "fbank"]
+    options = parquet.CHECKSUMS | options
     storage.write_file(
         uri,
         lambda file: pq.write_table(
@@ -122,8 +140,9 @@ def write_table(uri: str, table: pa.Table, **options: Any) -> None:
     )
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+def hash_of(fbank: np.ndarray) -> int:
+    """`fbank_hash` of one clip's stored values, float16 and contiguous: the first 8 bytes of their BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(fbank.data).digest()[:8], "little", signed=True)
 
 
 def name_of(clip_ids: pa.ChunkedArray) -> str:
@@ -140,6 +159,73 @@ def fingerprint(clip_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:
     return digest.hexdigest()
 
 
+FAILURES_REMEDY = "restore it, or delete it and run the same preparation again: its clips are tried again"
+
+
+def read_info(output: str) -> dict[str, Any] | None:
+    """The content of dataset.json; None where there is none.
+
+    Raises:
+        DataError: it is damaged, was edited, or is of a schema version that this program does not read.
+    """
+    uri = dataset_json(output)
+    if not storage.exists(uri):
+        return None
+    remedy = "restore it, or delete it and run the preparation of each split again, which reads the shards back"
+    info = storage.read_checked_json(uri, remedy=remedy, is_required=lambda value: _version(value) == SCHEMA_VERSION)
+    if _version(info) not in (UNCHECKED_VERSION, SCHEMA_VERSION):
+        raise DataError(
+            f"{output} has schema version {_version(info)}, this program reads {SCHEMA_VERSION}; "
+            "prepare the data anew into another folder"
+        )
+    if missing := {"features", "labels", "splits"} - set(info):
+        raise DataError(f"{uri} is damaged, it lacks {min(missing)}; {remedy}")
+    return info
+
+
+def _version(info: dict[str, Any]) -> Any:
+    return info.get("schema_version")
+
+
+def write_info(output: str, info: dict[str, Any]) -> None:
+    storage.write_checked_json(dataset_json(output), info)
+
+
+def read_labels(output: str, info: dict[str, Any] | None) -> LabelVocabulary:
+    """The vocabulary in labels.csv, held against dataset.json (`info`) where there is one.
+
+    Raises:
+        DataError: it is missing or damaged, or another one.
+    """
+    uri = labels_csv(output)
+    remedy = "put the one back that the data were prepared with"
+    try:
+        labels = LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
+    except DataError as err:
+        raise DataError(f"{uri} is missing or damaged ({err}); {remedy}") from err
+    if info is not None and labels.sha256 != info["labels"]["sha256"]:
+        raise DataError(f"{uri} is damaged, or not the one that the data were prepared with; {remedy}")
+    return labels
+
+
+def published_sha256(output: str, split: str, name: str) -> str | None:
+    """The SHA-256 of the file `name` of a split by dataset.json; None where that says nothing, or is out of date."""
+    info = read_info(output)
+    if info is None or split not in info["splits"] or storage.exists(unpublished_file(output, split)):
+        return None
+    sha256: str | None = info["splits"][split].get("sha256", {}).get(name)
+    return sha256
+
+
+@functools.cache
+def _warn_of_version(uri: str) -> None:
+    """Once a process."""
+    logger.warning(
+        f"{uri} is of schema version {UNCHECKED_VERSION}, without checksums of its index and labels: "
+        "run the same preparation again, which adds them and prepares no clip again"
+    )
+
+
 @dataclass(frozen=True)
 class Clips:
     """The clips of one or several splits, in a fixed order, with what training needs to know of each."""
@@ -153,6 +239,10 @@ class Clips:
     clip_id: pa.Array
     weight: np.ndarray
     """Sampling weight over this union of splits."""
+    fbank_hash: np.ndarray | None = None
+    """int64, `hash_of` the clip's fbank; None for data of schema version 2."""
+    row_group_clips: int = ROW_GROUP_CLIPS
+    """Rows a row group when the index was made. It decides which clips are read together, not where a clip is found."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -168,32 +258,46 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, uri: str) -> "PreparedDataset":
-        """Raises DataError where there is none, it is unfinished, or of another schema version."""
+        """Raises DataError where there is none, it is unfinished, damaged, or of another schema version."""
         uri = storage.absolute(uri)
-        if not storage.exists(dataset_json(uri)):
+        info = read_info(uri)
+        if info is None:
             raise DataError(
                 f"{uri} holds no finished data set (no dataset.json); run jobs/prepare_audioset.py to the end"
             )
-        info = storage.read_json(dataset_json(uri))
-        if info.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(
-                f"{uri} has schema version {info.get('schema_version')}, this program reads {SCHEMA_VERSION}; "
-                "prepare the data anew into another folder"
-            )
-        labels = LabelVocabulary.from_csv(storage.read_text(labels_csv(uri)), origin=labels_csv(uri))
-        return cls(uri, info, labels)
+        if info["schema_version"] == UNCHECKED_VERSION:
+            _warn_of_version(uri)
+        return cls(uri, info, read_labels(uri, info))
 
     @property
     def splits(self) -> list[str]:
         return list(self.info["splits"])
 
     def index(self, split: str) -> pa.Table:
+        """Rows of INDEX; data of schema version 2 have no `fbank_hash`."""
+        entry = self._entry(split)
+        sha256 = entry.get("sha256", {}).get("index.parquet")
+        index = read_table(index_file(self.uri, split), sha256=sha256, remedy=PREPARE_AGAIN)
+        columns = [name for name in INDEX.names if name != "fbank_hash" or sha256 is not None]
+        if missing := sorted(set(columns) - set(index.column_names)):
+            raise DataError(f"{index_file(self.uri, split)} lacks the column {missing[0]}; {PREPARE_AGAIN}")
+        if len(index) != entry["clips"]:
+            raise DataError(f"split {split!r} of {self.uri} is being prepared; run jobs/prepare_audioset.py to the end")
+        return index.select(columns)
+
+    def failures(self, split: str) -> pa.Table | None:
+        """The clips that could not be prepared; None where nothing was written of them."""
+        uri = failures_file(self.uri, split)
+        sha256 = self._entry(split).get("sha256", {}).get("failures.parquet")
+        if sha256 is None and not storage.exists(uri):
+            return None
+        return read_table(uri, sha256=sha256, remedy=FAILURES_REMEDY)
+
+    def _entry(self, split: str) -> dict[str, Any]:
         if split not in self.info["splits"]:
             raise DataError(f"{self.uri} has no split {split!r}; it has {', '.join(self.splits)}")
-        index = read_table(index_file(self.uri, split))
-        if len(index) != self.info["splits"][split]["clips"]:
-            raise DataError(f"split {split!r} of {self.uri} is being prepared; run jobs/prepare_audioset.py to the end")
-        return index
+        entry: dict[str, Any] = self.info["splits"][split]
+        return entry
 
     def clips(self, splits: Sequence[str]) -> Clips:
         """The union of splits. Their weights are computed anew over it."""
@@ -221,6 +325,8 @@ class PreparedDataset:
             labels=labels,
             clip_id=union["clip_id"].combine_chunks(),
             weight=sample_weights(labels, len(self.labels)),
+            fbank_hash=union["fbank_hash"].to_numpy() if "fbank_hash" in union.column_names else None,
+            row_group_clips=self.info.get("row_group_clips", 16),  # as schema version 2 had it
         )
 
     def norm(self, splits: Sequence[str]) -> tuple[float, float]:

@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from ast_core.checksums import with_checksum, without_checksum
 from ast_core.errors import DataError
 from ast_core.text_files import decode_text
 
@@ -316,6 +318,36 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(uri: str | os.PathLike[str], value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_checked_json(uri: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """A JSON object that carries the SHA-256 of its own content."""
+    write_json(uri, with_checksum(value))
+
+
+def read_checked_json(
+    uri: str | os.PathLike[str],
+    *,
+    remedy: str = "restore it",
+    is_required: Callable[[dict[str, Any]], bool] = lambda _: False,
+) -> dict[str, Any]:
+    """A JSON object that `write_checked_json` wrote, without its checksum.
+
+    One without any, which an earlier version wrote, is taken as it is unless the checksum `is_required` of its content.
+
+    Raises:
+        DataError: it is missing, no JSON object, or not what its checksum is of.
+    """
+    try:
+        value = json.loads(read_bytes(uri))
+    except ValueError as err:
+        raise DataError(f"{os.fspath(uri)} is damaged, no valid JSON ({err}); {remedy}") from err
+    return without_checksum(value, origin=uri, remedy=remedy, is_required=is_required)
+
+
+def sha256(uri: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
 def is_local(uri: str | os.PathLike[str]) -> bool:

@@ -119,7 +119,11 @@ SMALL_RECIPE = {
 
 
 def write_data(
-    output: str, *, splits: Sequence[tuple[str, int]] = (("train", 48), ("eval", 21)), num_classes: int = 4
+    output: str,
+    *,
+    splits: Sequence[tuple[str, int]] = (("train", 48), ("eval", 21)),
+    num_classes: int = 4,
+    clips_a_shard: int = 20,
 ) -> None:
     """A prepared data set of tones in noise, half a second each, made by the real stages from the waveform on."""
     rng = np.random.default_rng(5)
@@ -138,8 +142,8 @@ def write_data(
         )
         rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
         rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)))
-        for begin in range(0, num_clips, 20):  # several shards, with row groups that are not full
-            WriteShards(output)(rows.slice(begin, 20))
+        for begin in range(0, num_clips, clips_a_shard):  # several shards, with row groups that are not full
+            WriteShards(output)(rows.slice(begin, clips_a_shard))
     publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits})
 
 

@@ -114,7 +114,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
     """Raises DataError where there is none, or it is damaged."""
     try:
         fs, path = storage.resolve(uri)
-        with fs.open_input_file(path) as file, pq.ParquetFile(file) as parquet:
+        with fs.open_input_file(path) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             yield parquet
     except FileNotFoundError as err:
         raise DataError(f"there is no file {uri}") from err
@@ -301,7 +301,7 @@ def _read_row(uri: str, row: int) -> Member:
 def _opened(uri: str) -> tuple[pq.ParquetFile, list[int]]:
     """The file, and the first row of each row group, then of the end."""
     fs, path = storage.resolve(uri)
-    parquet = pq.ParquetFile(fs.open_input_file(path))
+    parquet = pq.ParquetFile(fs.open_input_file(path), page_checksum_verification=True)
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     return parquet, list(accumulate(sizes, initial=0))
 

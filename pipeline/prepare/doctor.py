@@ -25,6 +25,7 @@ from pipeline.prepare.clip import Reason
 from pipeline.prepare.evidence import published_for
 from pipeline.prepare.facts import Facts, OfficialList, SplitFacts, gather
 from pipeline.prepare.findings import WORST_FIRST, Finding, Severity, worse
+from pipeline.prepare.shards import label_text
 from pipeline.weights import sample_weights
 
 MISSING_OK = 0.06
@@ -77,9 +78,7 @@ def examine(data: PreparedDataset, official: Mapping[str, str] | None = None) ->
 
 
 def examine_facts(facts: Facts) -> list[Finding]:
-    # With another labels.csv each label would be read as another class, or as none.
-    checks = CHECKS if facts.has_its_labels else (check_vocabulary,)
-    findings = [found for check in checks for found in check(facts)]
+    findings = [found for check in CHECKS for found in check(facts)]
     return sorted(findings, key=lambda found: WORST_FIRST.index(found.severity))
 
 
@@ -189,8 +188,8 @@ def check_clips(facts: Facts, split: SplitFacts, official: OfficialList) -> Find
 def check_labels(facts: Facts, split: SplitFacts, official: OfficialList) -> Finding:
     """Whether clips are labelled as the list labels them."""
     found = split.position >= 0
-    asked = _label_text(official.clips.take(split.position[found]))
-    given = _label_text(split.clips.filter(pa.array(found)))
+    asked = label_text(official.clips.take(split.position[found]))
+    given = label_text(split.clips.filter(pa.array(found)))
     compared, other = int(found.sum()), int(pc.sum(pc.not_equal(asked, given)).as_py() or 0)
     figures = {"compared": compared, "labelled_otherwise": other}
     if other:
@@ -437,9 +436,7 @@ def check_duplicates(facts: Facts, split: SplitFacts) -> Finding:
     repeated = (times[group] > 1) & ~_silent(split)
     rows = split.clips.filter(pa.array(repeated))
     members: dict[int, list[tuple[str, str]]] = {}
-    for number, *member in zip(
-        group[repeated], rows["clip_id"].to_pylist(), _label_text(rows).to_pylist(), strict=True
-    ):
+    for number, *member in zip(group[repeated], rows["clip_id"].to_pylist(), label_text(rows).to_pylist(), strict=True):
         members.setdefault(number, []).append((member[0], member[1]))
     groups = [[clip_id for clip_id, _ in same] for same in members.values()]
     at_odds = sum(len({labels for _, labels in same}) > 1 for same in members.values())
@@ -500,13 +497,15 @@ def check_index(facts: Facts) -> Iterator[Finding]:
         at = pc.index_in(_place(index), value_set=_place(split.stored).combine_chunks()).fill_null(-1).to_numpy()
         pointed, indexed = split.stored.take(at[at >= 0]), index.filter(pa.array(at >= 0))
         same_clip = pc.equal(indexed["clip_id"], pointed["clip_id"])
-        agrees = pc.and_(same_clip, pc.equal(_label_text(indexed), _label_text(pointed)))
+        agrees = pc.and_(same_clip, pc.equal(label_text(indexed), label_text(pointed)))
+        if "fbank_hash" in indexed.column_names:
+            agrees = pc.and_(agrees, pc.equal(indexed["fbank_hash"], pointed["fbank_hash"]))
         nowhere, wrong = int((at < 0).sum()), len(indexed) - int(pc.sum(agrees).as_py() or 0)
         unlisted = int((~_is_in(split.clips["clip_id"], index["clip_id"])).sum())
         stale = dataset.fingerprint(index["clip_id"], index["labels"]) != split.info["fingerprint"]
         problems = [
             f"{nowhere:,} rows point at no stored clip" if nowhere else "",
-            f"{wrong:,} rows have the id or labels of another clip" if wrong else "",
+            f"{wrong:,} rows have the id, labels or values of another clip" if wrong else "",
             "dataset.json is of other clips or labels" if stale else "",
             f"{unlisted:,} stored clips have no row" if unlisted else "",
         ]
@@ -539,14 +538,11 @@ def check_weights(facts: Facts) -> Iterator[Finding]:
 
 
 def check_vocabulary(facts: Facts) -> Iterator[Finding]:
-    """The classes and their order, against AudioSet's 527 and against those that the data were prepared with."""
+    """The classes and their order, against AudioSet's 527."""
     ours, audioset = facts.labels.mids, audioset_labels().mids
     common = len(set(ours) & set(audioset))
     severity: Severity
-    if not facts.has_its_labels:
-        severity, what = "serious", "labels.csv is not the one that the data were prepared with"
-        cost = evidence.OTHER_LABELS_FILE
-    elif ours == audioset:
+    if ours == audioset:
         severity, what, cost = "ok", "AudioSet's 527 classes in their order", ""
     elif common == len(audioset) == len(ours):
         moved = sum(a != b for a, b in zip(ours, audioset, strict=True))
@@ -622,10 +618,6 @@ def _some(items: list[str], at_most: int) -> str:
 def _silent(split: SplitFacts) -> np.ndarray:
     """`[clips]`: silent throughout. All of these are one audio, which says nothing of where they come from."""
     return split.column("num_silent_frames") == split.column("num_frames")
-
-
-def _label_text(clips: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join(clips["labels"].cast(pa.list_(pa.string())), ",")
 
 
 def _place(rows: pa.Table) -> pa.ChunkedArray:

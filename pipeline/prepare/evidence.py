@@ -148,10 +148,6 @@ STALE_WEIGHTS = (
     "preparation again: it writes them anew."
 )
 
-OTHER_LABELS_FILE = (
-    "Clips have their labels as indices into labels.csv: with another file each index names another class. Put the "
-    "file back with which the data were prepared."
-)
 OTHER_ORDER = (
     "Published AudioSet checkpoints score classes in the order of class_labels_indices.csv (README of "
     "YuanGongND/ast): here each score would be taken for another class, and mAP falls to about chance. A model "

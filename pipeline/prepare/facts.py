@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from pipeline import dataset, storage
+from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.media import Place
@@ -78,7 +78,6 @@ class Facts:
     uri: str
     info: dict[str, Any]
     """dataset.json"""
-    has_its_labels: bool
     labels: LabelVocabulary
     splits: list[SplitFacts]
 
@@ -96,24 +95,19 @@ def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> 
         raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")
     with ThreadPoolExecutor(max(1, len(data.splits))) as pool:
         splits = list(pool.map(lambda split: _gather_split(data, split, official.get(split)), data.splits))
-    return Facts(data.uri, data.info, has_its_labels(data), data.labels, splits)
-
-
-def has_its_labels(data: PreparedDataset) -> bool:
-    """Whether labels.csv is the one that the data were prepared with."""
-    return data.labels.sha256 == data.info["labels"]["sha256"]
+    return Facts(data.uri, data.info, data.labels, splits)
 
 
 def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFacts:
-    failures = dataset.failures_file(data.uri, split)
+    failures = data.failures(split)
     listed, no_list = _official_list(data, split, uri)
     return SplitFacts(
         name=split,
         num_classes=len(data.labels),
         info=data.info["splits"][split],
         stored=scan_shards(data.uri, split, SMALL_COLUMNS),
-        index=dataset.read_table(dataset.index_file(data.uri, split)),
-        failures=dataset.read_table(failures) if storage.exists(failures) else FAILURES.empty_table(),
+        index=data.index(split),
+        failures=FAILURES.empty_table() if failures is None else failures,
         official=listed,
         no_list=no_list,
     )
@@ -122,8 +116,6 @@ def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFa
 def _official_list(data: PreparedDataset, split: str, uri: str | None) -> tuple[OfficialList | None, str]:
     if uri is None and set(audioset_labels().mids).isdisjoint(data.labels.mids):
         return None, ""
-    if not has_its_labels(data):
-        return None, "labels.csv is not the one that the data were prepared with"
     if uri is None and split not in OFFICIAL_LISTS:
         return None, f"no official list is named {split}; give its list with --official {split}=LIST"
     try:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ast_core.errors import DataError
 from ast_core.frames import SAMPLE_RATE_HZ
 from ast_core.labels import LabelVocabulary
-from pipeline import dataset, storage
+from pipeline import dataset, parquet, storage
 from pipeline.prepare import archives
 from pipeline.prepare.clip import WAVEFORM
 
@@ -180,6 +180,7 @@ class AudioStore:
                 compression="none",  # of FLAC nothing is left to gain
                 use_dictionary=["split", "video_id", "label_names.list.element"],
                 write_statistics=small,
+                **parquet.CHECKSUMS,
             ),
         )
 

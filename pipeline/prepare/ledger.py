@@ -5,7 +5,6 @@ held as dictionaries and written a slice at a time.
 """
 
 import functools
-import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import dataset, storage
+from ast_core.errors import DataError
+from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
 from pipeline.versions import in_words
 
@@ -53,9 +53,12 @@ def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     Left out are clips that are `prepared` by now, and rows that the list itself caused: every run judges those anew.
     """
     parts = storage.list_files(_parts_dir(output, split), suffix=".parquet")
-    uris = [*filter(storage.exists, [dataset.failures_file(output, split)]), *parts]
+    tables = [LEDGER.empty_table()]
+    if storage.exists(dataset.failures_file(output, split)):
+        sha256 = dataset.published_sha256(output, split, "failures.parquet")
+        tables.append(_read(dataset.failures_file(output, split), sha256))
     with ThreadPoolExecutor(16) as pool:
-        rows = pa.concat_tables([LEDGER.empty_table(), *pool.map(_read, uris)]).unify_dictionaries()
+        rows = pa.concat_tables([*tables, *pool.map(_read, parts)]).unify_dictionaries()
     of_list = pc.equal(rows["stage"].cast(pa.string()), "source")
     rows = rows.filter(pc.invert(pc.or_(of_list, pc.is_in(rows["clip_id"], prepared))))
     numbered = pa.table({"clip_id": rows["clip_id"], "attempts": rows["attempts"], "row": np.arange(len(rows))})
@@ -84,6 +87,7 @@ def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray
 
 
 def write(output: str, split: str, failures: pa.Table) -> None:
+    storage.write_bytes(dataset.unpublished_file(output, split), b"")
     storage.write_file(dataset.failures_file(output, split), partial(_write, failures))
 
 
@@ -100,15 +104,18 @@ def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.ChunkedArray:
     return failures.filter(pc.invert(pc.or_(failures["retry"], asked_again)))["clip_id"]
 
 
-def _read(uri: str) -> pa.Table:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), read_dictionary=WORDS)
+def _read(uri: str, sha256: str | None = None) -> pa.Table:
+    table = parquet.read_table(uri, sha256=sha256, remedy=dataset.FAILURES_REMEDY, read_dictionary=WORDS)
     if "labels" not in table.column_names:  # as an earlier program wrote it
         table = table.append_column(LEDGER.field("labels"), pa.nulls(len(table), LEDGER.field("labels").type))
-    return table.select(LEDGER.names).cast(LEDGER)
+    try:
+        return table.select(LEDGER.names).cast(LEDGER)
+    except (KeyError, pa.ArrowException) as err:
+        raise DataError(f"{uri} is damaged or no file of ours ({err}); {dataset.FAILURES_REMEDY}") from err
 
 
 def _write(failures: pa.Table, file: IO[bytes]) -> None:
-    with pq.ParquetWriter(file, FAILURES, compression="zstd") as writer:
+    with pq.ParquetWriter(file, FAILURES, compression="zstd", **parquet.CHECKSUMS) as writer:
         for begin in range(0, len(failures), ROWS_AT_ONCE):
             writer.write_table(failures.slice(begin, ROWS_AT_ONCE).cast(FAILURES))
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ast_core.frames import SAMPLE_RATE_HZ
-from pipeline import dataset, storage
+from pipeline import dataset, parquet, storage
 from pipeline.prepare.keep import flac_bytes
 
 NUM_CANDIDATES = 20
@@ -78,16 +77,26 @@ def read_samples(output: str) -> pa.Table:
 
 
 def read_fbank(shard_uri: str, row: int) -> np.ndarray:
-    """float16 `[frames, mel bins]` of one clip: the row group that it lies in is read, not the shard."""
-    fs, path = storage.resolve(shard_uri)
-    with fs.open_input_file(path) as file:
-        shard = pq.ParquetFile(file)
+    """float16 `[frames, mel bins]` of one clip: the row group that it lies in is read, not the shard.
+
+    Raises:
+        DataError: the shard is missing or damaged, or the values are not those of their hash.
+    """
+
+    def parse(source: pa.NativeFile) -> np.ndarray:
+        shard = parquet.opened(source)
         group, begin = 0, 0
         while begin + shard.metadata.row_group(group).num_rows <= row:
             begin += shard.metadata.row_group(group).num_rows
             group += 1
-        fbank = shard.read_row_group(group, columns=["fbank"], use_threads=False)["fbank"][row - begin].values
-    return fbank.flatten().to_numpy().reshape(len(fbank), -1)
+        rows = shard.read_row_group(group, columns=["fbank", "fbank_hash"], use_threads=False)
+        fbank = rows["fbank"][row - begin].values
+        values: np.ndarray = fbank.flatten().to_numpy().astype(np.float16).reshape(len(fbank), -1)
+        if dataset.hash_of(values) != rows["fbank_hash"][row - begin].as_py():
+            raise ValueError(f"the values of row {row} are not those of their hash")
+        return values
+
+    return parquet.parsed(shard_uri, parse, damaged=f"{shard_uri} is damaged ({{}}); restore it, or prepare it again")
 
 
 def samples_dir(output: str) -> str:

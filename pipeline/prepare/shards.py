@@ -3,7 +3,7 @@
 Shards are the truth: the index is made by reading them back, so a job that was killed goes on from what is on disk.
 """
 
-import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
 from ast_core.labels import LabelVocabulary
-from pipeline import dataset, storage
+from pipeline import dataset, parquet, storage
 from pipeline.prepare import ledger
 from pipeline.prepare.samples import samples_dir
 from pipeline.prepare.todo import todo_dir
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
+
+logger = logging.getLogger(__name__)
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
 """What `WriteShards` says of a batch: clips by outcome; the reason is null for prepared ones."""
@@ -73,6 +74,9 @@ class SplitState:
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 
+DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
+
+
 def tidy(output: str, split: str) -> None:
     """Undo what a kill leaves behind. No task may be writing meanwhile.
 
@@ -89,8 +93,9 @@ def tidy(output: str, split: str) -> None:
 
 def load_split(output: str, split: str) -> SplitState:
     """Read back what earlier runs left, finished or not."""
-    columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq"]
+    columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq", "fbank_hash"]
     stored = scan_shards(output, split, columns)
+    _check_against_index(output, split, stored)
     is_first = _is_first(stored["clip_id"])
     prepared = stored if is_first.all() else stored.filter(pa.array(is_first))
     prepared = prepared.take(pc.sort_indices(prepared["clip_id"]))  # one order, whatever shards filled first
@@ -99,11 +104,59 @@ def load_split(output: str, split: str) -> SplitState:
 
 def _indexed_first(output: str, split: str, stored: pa.Table) -> pa.Table:
     """A published index, which somebody may be training from, keeps the shards that it points to."""
+    index = _published_index(output, split)
+    if index is None:
+        return stored
+    is_indexed = pc.is_in(stored["shard"], pc.unique(index["shard"]))
+    return pa.concat_tables([stored.filter(is_indexed), stored.filter(pc.invert(is_indexed))])
+
+
+def _published_index(output: str, split: str) -> pa.Table | None:
+    """The index that is there, if there is one and it is whole; it is made again from the shards in any case."""
     uri = dataset.index_file(output, split)
     if not storage.exists(uri):
-        return stored
-    is_indexed = pc.is_in(stored["shard"], pc.unique(dataset.read_table(uri, columns=["shard"])["shard"]))
-    return pa.concat_tables([stored.filter(is_indexed), stored.filter(pc.invert(is_indexed))])
+        return None
+    try:
+        return dataset.read_table(uri, sha256=dataset.published_sha256(output, split, "index.parquet"))
+    except DataError as err:
+        logger.warning(f"{err.args[0].partition(';')[0]}; it is made again from the shards")
+        return None
+
+
+def _check_against_index(output: str, split: str, stored: pa.Table) -> None:
+    """Hold the shards that are still there against what the published index says of their clips.
+
+    The footer of a shard has no checksum: by a damaged one, clips would be lost or take the values of others.
+
+    Raises:
+        DataError: a clip is not in its shard, or with other frames, labels or values.
+    """
+    index = _published_index(output, split)
+    if index is None or "fbank_hash" not in index.column_names:
+        return
+    index = index.filter(pc.is_in(index["shard"], pc.unique(stored["shard"])))
+    # A clip may be in two shards, after a kill: each is held against its own.
+    at = pc.index_in(place(index), value_set=place(stored).combine_chunks())
+    found = stored.take(at.fill_null(0)) if len(stored) else stored
+    differs = pc.is_null(at)
+    for name in ("num_frames", "fbank_hash"):
+        differs = pc.or_(differs, pc.not_equal(index[name], found[name]))
+    differs = pc.or_(differs, pc.not_equal(label_text(index), label_text(found)))
+    if pc.any(differs).as_py():
+        clip = index.filter(differs).slice(0, 1).to_pylist()[0]
+        uri = storage.join(dataset.shards_dir(output, split), clip["shard"])
+        raise DataError(
+            f"{uri} is damaged or was changed: clip {clip['clip_id']} is not in it as the index has it; {DELETE_SHARD}"
+        )
+
+
+def place(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(rows["shard"], rows["clip_id"], "/")
+
+
+def label_text(rows: pa.Table) -> pa.ChunkedArray:
+    """Arrow compares no lists."""
+    return pc.binary_join(rows["labels"].cast(pa.list_(pa.string())), ",")
 
 
 def _is_first(names: pa.ChunkedArray) -> np.ndarray:
@@ -119,11 +172,24 @@ def _remove_rows(output: str, split: str, surplus: pa.Table) -> None:
     for name in pc.unique(surplus["shard"]).to_pylist():
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
-        shard = dataset.read_table(uri)
+        shard = _read_whole(uri)
         kept = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
         if len(kept):
             _write_rows(dataset.shards_dir(output, split), kept)
         storage.delete(uri)
+
+
+def _read_whole(uri: str) -> pa.Table:
+    """All rows of a shard, whose values are held against their hashes: they are about to get new checksums."""
+    shard = dataset.read_table(uri, dataset.SHARD.names, remedy=DELETE_SHARD)
+    try:
+        shard = shard.cast(dataset.SHARD)  # another program may have written it with other types
+    except parquet.DAMAGE as err:
+        raise DataError(f"{uri} is damaged or was changed ({err}); {DELETE_SHARD}") from err
+    hashes = clip_facts(shard["fbank"].combine_chunks())["fbank_hash"]
+    if not hashes.equals(shard["fbank_hash"]):
+        raise DataError(f"{uri} is damaged: its values are not those of their hashes; {DELETE_SHARD}")
+    return shard
 
 
 def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
@@ -154,22 +220,15 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
         DataError: another data set, or files of another kind, are there.
     """
     if storage.exists(dataset.labels_csv(output)):
-        uri = dataset.labels_csv(output)
-        there = LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
+        info = dataset.read_info(output)
+        there = dataset.read_labels(output, info)
         if there != labels:
             raise DataError(
                 f"{output} holds a data set with other labels ({len(there)}, these are {len(labels)}); "
                 "give another --output, or its labels.csv as --labels"
             )
-        if storage.exists(dataset.dataset_json(output)):
-            info = storage.read_json(dataset.dataset_json(output))
-            if info.get("schema_version") != dataset.SCHEMA_VERSION:
-                raise DataError(
-                    f"{output} has schema version {info.get('schema_version')}, this program writes "
-                    f"{dataset.SCHEMA_VERSION}; give another --output"
-                )
-            if info.get("features") != dataset.FEATURES:
-                raise DataError(f"{output} holds features computed with other settings; give another --output")
+        if info is not None and info["features"] != dataset.FEATURES:
+            raise DataError(f"{output} holds features computed with other settings; give another --output")
         return
     if not storage.is_empty(output):
         raise DataError(f"{output} is not empty and holds no data set; give a new folder as --output")
@@ -177,9 +236,7 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
 
 def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) -> dict[str, Any]:
     """Index, failures and norm of this run's splits (the keys of `refused`), then dataset.json; returns its content."""
-    info: dict[str, Any] = {"splits": {}}
-    if storage.exists(dataset.dataset_json(output)):
-        info = storage.read_json(dataset.dataset_json(output))
+    info: dict[str, Any] = dataset.read_info(output) or {"splits": {}}
     for split in refused:
         tidy(output, split)
     states = {split: load_split(output, split) for split in refused}  # slow; the writing after it is quick
@@ -191,10 +248,11 @@ def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) 
         "schema_version": dataset.SCHEMA_VERSION,
         "features": dataset.FEATURES,
         "labels": {"count": len(labels), "sha256": labels.sha256},
+        "row_group_clips": dataset.ROW_GROUP_CLIPS,
         "splits": info["splits"],
         "tool_versions": tool_versions(),
     }
-    storage.write_json(dataset.dataset_json(output), info)
+    dataset.write_info(output, info)
     storage.delete(todo_dir(output))
     work = dataset.work_dir(output)
     for split in states:
@@ -210,7 +268,7 @@ def _publish_split(
     prepared = state.prepared
     weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
     index = prepared.select(_INDEXED).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
-    dataset.write_table(dataset.index_file(output, split), index.cast(dataset.INDEX))
+    dataset.write_table(dataset.index_file(output, split), index.select(dataset.INDEX.names).cast(dataset.INDEX))
     frames = int(_total(prepared["num_frames"]))
     mean, mean_sq = (_total(prepared[sums]) / max(frames * NUM_MEL_BINS, 1) for sums in ("fbank_sum", "fbank_sum_sq"))
     return {
@@ -220,6 +278,10 @@ def _publish_split(
         "norm": {"mean": mean, "std": max(mean_sq - mean**2, 0.0) ** 0.5},
         "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
         "failures": ledger.by_reason(failures),
+        "sha256": {
+            "index.parquet": storage.sha256(dataset.index_file(output, split)),
+            "failures.parquet": storage.sha256(dataset.failures_file(output, split)),
+        },
     }
 
 
@@ -243,7 +305,7 @@ def clip_facts(fbanks: pa.ListArray) -> pa.Table:
     """Of each fbank the columns of SHARD that are computed from its stored values.
 
     A frame is silent when all of its bins are at the floor: one bin is always there, as its mel filter lies between two
-    points of the spectrum. The hash is the first 8 bytes of BLAKE2b of the values.
+    points of the spectrum.
     """
     values = fbanks.flatten().flatten().to_numpy().reshape(-1, NUM_MEL_BINS)
     ends = np.cumsum([0, *fbanks.value_lengths().to_numpy()])
@@ -262,19 +324,20 @@ def _facts_of(fbank: np.ndarray) -> dict[str, Any]:
         "num_silent_frames": int((frame_sums <= NUM_MEL_BINS * STORED_FLOOR).sum()),
         "fbank_sum": frame_sums.sum(),
         "fbank_sum_sq": np.vdot(wide, wide),
-        "fbank_hash": int.from_bytes(hashlib.blake2b(fbank.data).digest()[:8], "little", signed=True),
+        "fbank_hash": dataset.hash_of(fbank),
     }
 
 
 def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
-    fs, path = storage.resolve(uri)
-    try:
-        with fs.open_input_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            missing = set(dataset.SHARD.names) - set(parquet.schema_arrow.names)
-            table = parquet.read(columns=schema.names, use_threads=False)  # shard and row are not there, and come below
-    except pa.ArrowInvalid as err:
-        raise DataError(f"{uri} is no shard of ours or damaged; delete it, and its clips are prepared anew") from err
+    def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
+        file = parquet.opened(source)
+        missing = set(dataset.SHARD.names) - set(file.schema_arrow.names)
+        # shard and row are not there, and come below
+        return missing, file.read(columns=schema.names, use_threads=False)
+
+    missing, table = parquet.parsed(
+        uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared anew"
+    )
     if missing:
         raise DataError(
             f"{uri} lacks {', '.join(sorted(missing))}, as shards of an earlier version do; "
@@ -282,4 +345,17 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
         )
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
-    return table.cast(schema)
+    if other := [field.name for field in table.schema if not _same_kind(field.type, schema.field(field.name).type)]:
+        raise DataError(f"{uri} is damaged or was changed: {other[0]} is of another type; {DELETE_SHARD}")
+    return table.select(schema.names).cast(schema)
+
+
+def _same_kind(there: pa.DataType, ours: pa.DataType) -> bool:
+    """Whether a column is of our type, but for the widths and layouts in which other programs write it."""
+    if pa.types.is_string(ours):
+        return pa.types.is_string(there) or pa.types.is_large_string(there) or pa.types.is_string_view(there)
+    if pa.types.is_integer(ours):
+        return pa.types.is_integer(there)
+    if pa.types.is_list(ours):
+        return pa.types.is_nested(there) and _same_kind(there.value_type, ours.value_type)
+    return there == ours

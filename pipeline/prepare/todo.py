@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import dataset, storage
+from pipeline import dataset, parquet, storage
 from pipeline.prepare.archives import in_reading_order
 from pipeline.prepare.clip import under_way
 
@@ -38,7 +38,7 @@ def write_todo(output: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk
         of_split = in_reading_order(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
         for rows in _pieces(of_split, clips_per_chunk * CHUNKS_PER_FILE):
             uri = storage.join(folder, f"{len(chunks):08d}.parquet")
-            storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk))
+            storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk, **parquet.CHECKSUMS))
             chunks += [Chunk(uri=uri, row_group=group) for group in range(-(-len(rows) // clips_per_chunk))]
     return chunks
 
@@ -51,7 +51,7 @@ def read_chunks(chunks: pa.Table) -> pa.Table:
 def _read(uri: str, row_group: int) -> pa.Table:
     fs, path = storage.resolve(uri)
     with fs.open_input_file(path) as file:
-        return pq.ParquetFile(file).read_row_group(row_group, use_threads=False)
+        return parquet.opened(file).read_row_group(row_group, use_threads=False)
 
 
 def _pieces(rows: pa.Table, size: int) -> Iterator[pa.Table]:

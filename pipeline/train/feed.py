@@ -8,30 +8,21 @@ import hashlib
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from ast_core import augment
 from ast_core.augment import Augmentation, Patchout
-from ast_core.errors import DataError
-from ast_core.frames import NUM_MEL_BINS
 from ast_core.model import patch_grid
 from ast_core.recipe import Recipe
 from ast_core.step import Batch, Partners
-from pipeline import storage
-from pipeline.dataset import ROW_GROUP_CLIPS, Clips
-from pipeline.train.pages import UnknownLayoutError, read_values
+from pipeline.dataset import Clips
+from pipeline.train.fbank_reader import GROUPS_IN_MEMORY, FbankReader
 from pipeline.train.sampling import (
-    GROUPS_PER_WINDOW,
     LANES,
     NO_PARTNER,
     EpochOrder,
@@ -44,127 +35,16 @@ from pipeline.train.sampling import (
 from pipeline.train.shard_cache import ShardCache
 from pipeline.weights import flatten_labels
 
-GROUPS_IN_MEMORY = 4 * GROUPS_PER_WINDOW
-"""The window under way and the next one, read ahead, of clips and of mixup partners: lanes cross windows together."""
-
 PREFETCH_BATCHES = 4
 READ_AHEAD_CLIPS = 512
 """So far ahead of their use row groups are asked for: at 450 clips/s a second before, many times what S3 takes."""
 
-READ_THREADS = 8
-"""They mostly wait for storage."""
-
 T = TypeVar("T")
 
 
-class FbankReader:
-    """Random access to the fbanks of a data set, by row group, the most recently used ones kept.
-
-    `prefetch` starts reads; reading what was prefetched waits for them to end.
-    """
-
-    def __init__(self, clips: Clips, groups_in_memory: int = GROUPS_IN_MEMORY, cache: ShardCache | None = None) -> None:
-        self.clips, self.groups_in_memory, self.cache = clips, groups_in_memory, cache
-        self._files: OrderedDict[int, _SharedFile] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], Future[list[np.ndarray]]] = OrderedDict()
-        self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="feed-read")
-
-    def __enter__(self) -> "FbankReader":
-        return self
-
-    def __exit__(self, *ending: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def __getitem__(self, clip: int) -> np.ndarray:
-        """float16 `[frames, mel bins]` of one clip, a view that is not to be written to."""
-        return self._group(clip).result()[int(self.clips.row[clip]) % ROW_GROUP_CLIPS]
-
-    def prefetch(self, clips: np.ndarray) -> None:
-        for clip in clips:
-            self._group(int(clip))
-
-    def padded(self, clips: np.ndarray, num_frames: int) -> tuple[Tensor, Tensor]:
-        """float16 `[B, num_frames, mel bins]`, cut or padded with 0, and the frames that each clip has of them."""
-        fbanks = [self[int(clip)][:num_frames] for clip in clips]
-        batch = torch.empty(len(fbanks), num_frames, fbanks[0].shape[1], dtype=torch.float16)
-        for padded, clip in zip(batch.numpy(), fbanks, strict=True):
-            padded[: len(clip)] = clip
-            padded[len(clip) :] = 0
-        return batch, torch.tensor([len(clip) for clip in fbanks])
-
-    def _group(self, clip: int) -> Future[list[np.ndarray]]:
-        shard, row = int(self.clips.shard_of[clip]), int(self.clips.row[clip])
-        key = (shard, row // ROW_GROUP_CLIPS)
-        if key not in self._groups:
-            self._groups[key] = self._pool.submit(self._file(shard).read_group, key[1])
-            if len(self._groups) > self.groups_in_memory:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
-
-    def _file(self, shard: int) -> "_SharedFile":
-        if shard not in self._files:
-            self._files[shard] = _SharedFile(self.clips.shards[shard], self.cache)
-            if len(self._files) > self.groups_in_memory:
-                self._files.popitem(last=False)  # closed with the last read of it
-        self._files.move_to_end(shard)
-        return self._files[shard]
-
-
-class _SharedFile:
-    """A shard that several threads read, opened by the first; a Parquet reader takes one at a time."""
-
-    def __init__(self, uri: str, cache: ShardCache | None) -> None:
-        self._uri, self._cache = uri, cache
-        self._lock = threading.Lock()
-        self._file: pq.ParquetFile | None = None
-        self._source: pa.NativeFile
-
-    def read_group(self, group: int) -> list[np.ndarray]:
-        """float16 `[frames, mel bins]` of each clip of a row group.
-
-        Raises:
-            DataError: the shard is missing or damaged.
-            OSError: it cannot be read, now or at all; Arrow also says so of a damaged one.
-        """
-        try:
-            with self._lock:
-                if self._file is None:
-                    self._source = self._open()
-                    self._file = pq.ParquetFile(self._source)
-                num_frames = self._file.read_row_group(group, columns=["num_frames"], use_threads=False)["num_frames"]
-                values = self._values(self._file, group)
-            frames = values.reshape(-1, NUM_MEL_BINS)
-            return np.split(frames, np.cumsum(num_frames.to_numpy())[:-1])
-        except FileNotFoundError as err:
-            raise DataError(f"the shard {self._uri} is missing; restore it, or prepare the data anew") from err
-        except (ValueError, LookupError) as err:  # Arrow's errors are among them
-            raise DataError(f"the shard {self._uri} is damaged ({err}); restore it, or prepare the data anew") from err
-        except OSError as err:
-            said = f"reading the shard {self._uri}: {err.strerror or err}"
-            raise (OSError(err.errno, said) if err.errno else OSError(said)) from err
-
-    def _values(self, file: pq.ParquetFile, group: int) -> np.ndarray:
-        # Not by `file.schema`: it and the file's metadata hold each other until the garbage collector comes by.
-        about = file.metadata.row_group(group)
-        columns = map(about.column, range(about.num_columns))
-        (fbank,) = [column for column in columns if column.path_in_schema.startswith("fbank.")]
-        try:
-            return read_values(self._source, fbank)
-        except UnknownLayoutError:  # some other program wrote it
-            column = file.read_row_group(group, columns=["fbank"], use_threads=False)["fbank"]
-            return column.combine_chunks().flatten().flatten().to_numpy()
-
-    def _open(self) -> pa.NativeFile:
-        if self._cache is not None:
-            return self._cache.open(self._uri)
-        fs, path = storage.resolve(self._uri)
-        return fs.open_input_file(path)
-
-
 def row_groups(clips: Clips) -> np.ndarray:
-    """`[clips]`: a number for the row group that each clip lies in, counted over the data set."""
-    group = clips.row // ROW_GROUP_CLIPS
+    """`[clips]`: a number for the row group that each clip lay in when the index was made, over the data set."""
+    group = clips.row // clips.row_group_clips
     key = clips.shard_of.astype(np.int64) * (int(group.max()) + 1) + group
     return np.unique(key, return_inverse=True)[1]
 

@@ -2,10 +2,11 @@
 
 A general reader also decodes the repetition level of each of the 128,000 values of a clip, to learn what `num_frames`
 says already; that takes it twice as long as decompressing them. The pages are as `pq.write_table` makes them: data
-pages of version 1, PLAIN values after the run-length encoded levels. Formats:
-https://parquet.apache.org/docs/file-format/data-pages and thrift-compact-protocol.md of Apache Thrift.
+pages of version 1, PLAIN values after the run-length encoded levels, each with the CRC-32 of its compressed bytes.
+Formats: https://parquet.apache.org/docs/file-format/data-pages and thrift-compact-protocol.md of Apache Thrift.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +28,24 @@ def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData) -> np.nda
     """float16 `[values]` of a column chunk of lists, without its nulls and empty lists.
 
     Raises:
-        UnknownLayoutError, or ValueError or LookupError for bytes that are no pages.
+        UnknownLayoutError: also for a page without a checksum.
+        ValueError or LookupError: bytes that are no pages, or not those of their checksum.
     """
     if column.compression != "ZSTD" or column.has_dictionary_page or column.physical_type != "FIXED_LEN_BYTE_ARRAY":
         raise UnknownLayoutError(f"{column.compression}, {column.physical_type}")
-    chunk = source.read_at(column.total_compressed_size, column.data_page_offset)
+    size, begin = column.total_compressed_size, column.data_page_offset
+    if not 0 <= begin <= begin + size <= source.size():  # before memory is asked for
+        raise ValueError(f"{size} bytes from {begin} on are beyond its end")
+    chunk = source.read_at(size, begin)
     codec = pa.Codec("zstd")
     pages, position = [], 0
     while position < len(chunk):
         header, position = _page_header(chunk, position)
         compressed = memoryview(chunk)[position : position + header.compressed_bytes]
+        if header.num_bytes > column.total_uncompressed_size:  # before memory is asked for
+            raise ValueError(f"a page of {header.num_bytes} bytes")
+        if zlib.crc32(compressed) != header.crc32:
+            raise ValueError(f"a page before byte {begin + position} is not that of its checksum")
         try:
             page = codec.decompress(compressed, header.num_bytes)
         except OSError as err:  # Arrow's word for it, though no file is read
@@ -57,6 +66,7 @@ def _levels_end(page: pa.Buffer) -> int:
 class _PageHeader:
     num_bytes: int
     compressed_bytes: int
+    crc32: int
 
 
 def _page_header(chunk: bytes, position: int) -> tuple[_PageHeader, int]:
@@ -65,7 +75,11 @@ def _page_header(chunk: bytes, position: int) -> tuple[_PageHeader, int]:
     data_page = fields.get(5)
     if fields.get(1) != DATA_PAGE or not isinstance(data_page, dict) or data_page.get(2) != PLAIN:
         raise UnknownLayoutError(f"a page of type {fields.get(1)}")
-    return _PageHeader(num_bytes=fields[2], compressed_bytes=fields[3]), position
+    if 4 not in fields:
+        raise UnknownLayoutError("a page without a checksum")
+    if fields[2] < 0 or fields[3] < 0:
+        raise ValueError(f"a page of {fields[2]} bytes, of {fields[3]} when compressed")
+    return _PageHeader(num_bytes=fields[2], compressed_bytes=fields[3], crc32=fields[4] & 0xFFFFFFFF), position
 
 
 def _struct(data: bytes, position: int) -> tuple[dict[int, Any], int]:

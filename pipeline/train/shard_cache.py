@@ -51,14 +51,25 @@ class ShardCache:
         info = fs.get_file_info(path)
         if not info.is_file or info.size is None or info.size > self.max_bytes:
             return fs.open_input_file(path)
-        name = sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:32]
         try:
-            return self._open_kept(fs, info, Path(self.folder, f"{name}.parquet"))
+            return self._open_kept(fs, info, self._kept(uri, info))
         except OSError as err:
             if err.errno not in NO_ROOM:
                 raise
             _announce_full(self.folder)
             return fs.open_input_file(path)
+
+    def forget(self, uri: str) -> bool:
+        """Remove the copy of a file that turned out to be damaged; whether there was one."""
+        fs, path = storage.resolve(uri)
+        kept = self._kept(uri, fs.get_file_info(path))
+        was_kept = kept.exists()
+        kept.unlink(missing_ok=True)
+        return was_kept
+
+    def _kept(self, uri: str, info: pafs.FileInfo) -> Path:
+        name = sha256(f"{uri} {info.size} {info.mtime_ns}".encode()).hexdigest()[:32]
+        return Path(self.folder, f"{name}.parquet")
 
     def _open_kept(self, fs: pafs.FileSystem, info: pafs.FileInfo, kept: Path) -> pa.NativeFile:
         while True:

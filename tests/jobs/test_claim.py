@@ -18,6 +18,7 @@ from jobs import train
 from jobs.train import _resources, claim, main, parser, session
 from pipeline import dataset, storage
 from tests import fakes
+from tests.damage import record_again
 from tests.fakes import SMALL_RECIPE
 from tests.s3 import S3Server
 
@@ -69,6 +70,7 @@ def test_data_that_were_prepared_anew_in_another_order_are_refused(split: str, t
     index = pq.read_table(data / split / "index.parquet")
     order = [1, 0, *range(2, len(index))]  # within a row group: their layout is the same
     dataset.write_table(dataset.index_file(str(data), split), index.take(order))
+    record_again(str(data))
     with pytest.raises(ConfigError, match="was begun on these clips in another order, the data set was prepared anew"):
         claim(argv(str(data), run))
     forget_clip_order(run)

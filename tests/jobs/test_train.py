@@ -44,6 +44,7 @@ from pipeline.train.feed import layout
 from pipeline.train.job import TrainJob
 from pipeline.train.scores import read_scores
 from tests import fakes
+from tests.damage import record_again
 from tests.fakes import SMALL_RECIPE
 
 EPOCHS = 3
@@ -541,6 +542,7 @@ def test_data_that_were_prepared_anew_into_other_shards_are_refused_as_their_ord
     index = pq.read_table(tmp_path / "data" / "train" / "index.parquet")
     swapped = index.set_column(index.column_names.index("shard"), "shard", index["shard"][::-1])
     dataset.write_table(dataset.index_file(str(tmp_path / "data"), "train"), swapped)
+    record_again(str(tmp_path / "data"))
     with pytest.raises(ConfigError, match=r"holds another run \(train_layout was"):
         main(argv(str(tmp_path / "data"), two_workers, num_workers=2))
 

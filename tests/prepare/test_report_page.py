@@ -20,6 +20,7 @@ from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import WriteShards, publish, start_output
 from tests import fakes
 from tests.browser import browser, needs_browser
+from tests.damage import record_again
 from tests.pages import Page
 
 HOSTILE = "<script>window.harmed = 1</script>"
@@ -72,6 +73,7 @@ def write_data(output: str, *, labels_of_failures: bool = True, seconds: float =
     ]
     table = pa.Table.from_pylist(failures, schema=pa.schema([*schema, *of_labels]))
     dataset.write_table(dataset.failures_file(output, "train"), table)
+    record_again(output)
 
 
 @pytest.fixture(scope="module")

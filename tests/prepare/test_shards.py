@@ -175,9 +175,11 @@ def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
     with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data anew"):
         load_split(output, "train")
     (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
-    with pytest.raises(DataError, match="has schema version 1, this program reads 2; prepare the data anew"):
+    with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data anew"):
         PreparedDataset.open(output)
-    with pytest.raises(DataError, match="has schema version 1, this program writes 2; give another --output"):
+    with pytest.raises(
+        DataError, match="has schema version 1, this program reads 3; prepare the data anew into another"
+    ):
         start_output(output, labels)
 
 
@@ -306,7 +308,7 @@ def test_an_index_that_is_newer_than_dataset_json_is_not_trained_on(tmp_path: Pa
     fakes.write_data(output, splits=[("train", 3)])
     index = dataset.read_table(dataset.index_file(output, "train"))
     dataset.write_table(dataset.index_file(output, "train"), index.slice(0, 2))
-    with pytest.raises(DataError, match="is being prepared"):
+    with pytest.raises(DataError, match=r"index\.parquet is .* another file than was recorded .* same preparation"):
         PreparedDataset.open(output).clips(["train"])
 
 
@@ -315,7 +317,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
     fakes.write_data(output, splits=[("train", 3)])
     (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(DataError, match=f"{shard.name} is no shard of ours or damaged; delete it"):
+    with pytest.raises(DataError, match=f"{shard.name} is no shard of ours or damaged .*; delete it"):
         load_split(output, "train")
 
 

@@ -19,20 +19,22 @@ def table_of(num_frames: Sequence[int], seed: int = 0) -> tuple[pa.Table, list[n
     columns = {
         "clip_id": pa.array([f"clip{i}" for i in range(len(fbanks))]),
         "num_frames": pa.array(num_frames, pa.int16()),
+        "fbank_hash": pa.array(map(dataset.hash_of, fbanks), pa.int64()),
         "fbank": pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK),
     }
     return pa.table(columns), fbanks
 
 
-def clips_of(shards: Sequence[str], rows: Sequence[int]) -> Clips:
-    """Clip i is row `rows[i]` of the file `shards[i]`."""
+def clips_of(shards: Sequence[str], rows: Sequence[int], fbanks: Sequence[np.ndarray] = ()) -> Clips:
+    """Clip i is row `rows[i]` of the file `shards[i]`, and has the fbank `fbanks[i]`."""
     names = list(dict.fromkeys(shards))
     return Clips(
         shards=names,
         shard_of=np.array([names.index(shard) for shard in shards]),
         row=np.array(rows),
-        num_frames=np.zeros(len(rows), int),
+        num_frames=np.array(list(map(len, fbanks)) or [0] * len(rows)),
         labels=pa.array([[0]] * len(rows), dataset.LABELS),
         clip_id=pa.array([f"clip{i}" for i in range(len(rows))]),
         weight=np.ones(len(rows)),
+        fbank_hash=np.array(list(map(dataset.hash_of, fbanks)) or [0] * len(rows)),
     )

@@ -123,7 +123,8 @@ def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: C
 def test_what_was_read_ahead_is_still_there_when_its_turn_comes(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Over five windows of row groups, of clips and of partners."""
     num_clips, shard = 6000, str(tmp_path / "all.parquet")
-    pq.write_table(table_of([2] * num_clips)[0], shard, row_group_size=ROW_GROUP_CLIPS)
+    table, fbanks = table_of([2] * num_clips)
+    pq.write_table(table, shard, row_group_size=ROW_GROUP_CLIPS)
     used, gone, read = [], [], FbankReader.__getitem__
 
     def noted(reader: FbankReader, clip: int) -> np.ndarray:
@@ -134,7 +135,7 @@ def test_what_was_read_ahead_is_still_there_when_its_turn_comes(tmp_path, monkey
 
     monkeypatch.setattr(FbankReader, "__getitem__", noted)
     recipe = replace(RECIPE, input_tdim=16, timem=2, batch_size=12, sampling="uniform")
-    for _ in TrainFeed(clips_of([shard] * num_clips, range(num_clips)), recipe, 1).epoch(1, CPU):
+    for _ in TrainFeed(clips_of([shard] * num_clips, range(num_clips), fbanks), recipe, 1).epoch(1, CPU):
         pass
     assert len(used) > num_clips
     assert not gone

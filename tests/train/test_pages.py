@@ -11,7 +11,7 @@ import pytest
 
 from ast_core.errors import DataError
 from pipeline import dataset
-from pipeline.train import feed
+from pipeline.train import fbank_reader
 from pipeline.train.feed import FbankReader
 from tests.train.made import clips_of, table_of
 
@@ -21,9 +21,9 @@ def lengths(num_clips: int) -> list[int]:
     return np.random.default_rng(1).integers(0, 40, num_clips).tolist()
 
 
-def read_all(path: Path, num_clips: int) -> list[np.ndarray]:
-    with FbankReader(clips_of([str(path)] * num_clips, range(num_clips))) as reader:
-        return [reader[i] for i in range(num_clips)]
+def read_all(path: Path, fbanks: list[np.ndarray]) -> list[np.ndarray]:
+    with FbankReader(clips_of([str(path)] * len(fbanks), range(len(fbanks)), fbanks)) as reader:
+        return [reader[i] for i in range(len(fbanks))]
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_every_clip_is_what_was_written_in_few_pages_or_many(tmp_path: Path, opt
     table, fbanks = table_of(lengths(50))
     usual = {"compression": "zstd", "use_dictionary": ["clip_id"], "row_group_size": dataset.ROW_GROUP_CLIPS}
     pq.write_table(table, tmp_path / "shard.parquet", **(usual | options))
-    for got, expected in zip(read_all(tmp_path / "shard.parquet", 50), fbanks, strict=True):
+    for got, expected in zip(read_all(tmp_path / "shard.parquet", fbanks), fbanks, strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
@@ -45,17 +45,17 @@ def test_shards_of_other_programs_whose_values_may_be_null_are_read(tmp_path: Pa
         table["fbank"].cast(pa.list_(pa.list_(pa.float16(), 128))),
     )
     pq.write_table(nullable, tmp_path / "shard.parquet", row_group_size=dataset.ROW_GROUP_CLIPS)
-    for got, expected in zip(read_all(tmp_path / "shard.parquet", 20), fbanks, strict=True):
+    for got, expected in zip(read_all(tmp_path / "shard.parquet", fbanks), fbanks, strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
 def test_shards_as_we_write_them_take_the_short_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    table, _ = table_of([30] * 16)
+    table, fbanks = table_of([30] * 16)
     dataset.write_table(str(tmp_path / "shard.parquet"), table, row_group_size=dataset.ROW_GROUP_CLIPS)
     read = []
-    values = feed.read_values
-    monkeypatch.setattr(feed, "read_values", lambda *args: read.append(values(*args)) or read[-1])
-    read_all(tmp_path / "shard.parquet", 16)
+    values = fbank_reader.read_values
+    monkeypatch.setattr(fbank_reader, "read_values", lambda *args: read.append(values(*args)) or read[-1])
+    read_all(tmp_path / "shard.parquet", fbanks)
     assert [len(each) for each in read] == [16 * 30 * 128]
     metadata = pq.ParquetFile(tmp_path / "shard.parquet").metadata.row_group(0)
     assert "PLAIN" in metadata.column(table.column_names.index("fbank")).encodings
@@ -63,7 +63,7 @@ def test_shards_as_we_write_them_take_the_short_way(tmp_path: Path, monkeypatch:
 
 def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_path: Path):
     """A run opens shards without end, and a full collection is rare where as much as PyTorch is loaded."""
-    table, _ = table_of([30] * 16)
+    table, fbanks = table_of([30] * 16)
     dataset.write_table(str(tmp_path / "shard.parquet"), table, row_group_size=dataset.ROW_GROUP_CLIPS)
 
     def readers_parts() -> set[int]:
@@ -73,14 +73,14 @@ def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_pa
     gc.disable()
     try:
         others = readers_parts()
-        read_all(tmp_path / "shard.parquet", 16)
+        read_all(tmp_path / "shard.parquet", fbanks)
         assert readers_parts() <= others
     finally:
         gc.enable()
 
 
 def test_a_damaged_shard_is_said_to_be_so_whatever_is_wrong_with_it(tmp_path: Path):
-    table, _ = table_of([30] * 32)
+    table, fbanks = table_of([30] * 32)
     path = tmp_path / "shard.parquet"
     dataset.write_table(str(path), table, row_group_size=dataset.ROW_GROUP_CLIPS)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
@@ -91,13 +91,10 @@ def test_a_damaged_shard_is_said_to_be_so_whatever_is_wrong_with_it(tmp_path: Pa
             mutated[at] = rng.integers(256)
         path.write_bytes(mutated[: int(rng.integers(len(whole)))] if rng.random() < 0.1 else mutated)
         try:
-            read_all(path, 32)  # other values in a page are nobody's to know
+            for got, expected in zip(read_all(path, fbanks), fbanks, strict=True):
+                np.testing.assert_array_equal(got, expected)
         except DataError as err:
             said.append(str(err))
-        except OSError as err:
-            said.append(str(err))
-    damaged = rf"the shard {path} is damaged \(.+\); restore it, or prepare the data anew"
-    unread = rf"reading the shard {path}: .+"
-    counts = [sum(bool(re.fullmatch(text, each, re.DOTALL)) for each in said) for text in (damaged, unread)]
-    assert sum(counts) == len(said)
-    assert min(counts) > 5
+    damaged = rf"the shard {path} is damaged .+; restore it, or .+"
+    assert all(re.fullmatch(damaged, each, re.DOTALL) for each in said)
+    assert len(said) > 290  # some bits change no value, such as those of statistics

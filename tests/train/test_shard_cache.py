@@ -171,6 +171,6 @@ def test_the_feed_reads_remote_shards_through_it(fetched: list[str], tmp_path: P
     assert pq.ParquetFile(tmp_path / "far" / "s.parquet").num_row_groups == 3
     cache = ShardCache(str(tmp_path / "cache"), 1 << 20)
     for _ in range(2):
-        with FbankReader(clips_of(["far://s.parquet"] * 40, range(40)), cache=cache) as reader:
+        with FbankReader(clips_of(["far://s.parquet"] * 40, range(40), fbanks), cache=cache) as reader:
             assert all((reader[i] == fbanks[i]).all() for i in range(40))
     assert fetched == ["s.parquet"]

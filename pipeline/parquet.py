@@ -1,0 +1,86 @@
+"""Parquet files with a checksum on every page, and one line that names the file where one is damaged.
+
+Pages have checksums, headers and footers have none: what must be as it was written also has a SHA-256 elsewhere.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from pipeline import storage
+
+CHECKSUMS: dict[str, Any] = {"write_page_checksum": True}
+"""Options of every Parquet file that we write."""
+
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
+"""What Arrow raises for bytes that are no Parquet: sizes are read from them, so an absurd one is out of memory."""
+
+T = TypeVar("T")
+
+
+def opened(source: pa.NativeFile, **options: Any) -> pq.ParquetFile:
+    """A reader that verifies the checksums of the pages that have one."""
+    return pq.ParquetFile(source, page_checksum_verification=True, **options)
+
+
+def read_table(
+    uri: str, columns: list[str] | None = None, *, sha256: str | None = None, remedy: str = "restore it", **options: Any
+) -> pa.Table:
+    """All rows of a small file.
+
+    Args:
+        sha256: of the whole file, where it is known.
+        remedy: what the user can do about a damaged one.
+
+    Raises:
+        DataError: there is no such file, it is damaged, of another SHA-256, or lacks a column.
+    """
+    whole = storage.read_bytes(uri)
+    if sha256 is not None and hashlib.sha256(whole).hexdigest() != sha256:
+        raise DataError(f"{uri} is damaged, or another file than was recorded (its SHA-256 differs); {remedy}")
+    try:
+        with opened(pa.BufferReader(whole), **options) as file:
+            if missing := sorted(set(columns or ()) - set(file.schema_arrow.names)):
+                raise DataError(f"{uri} lacks the column {missing[0]}; {remedy}")
+            return file.read(columns)
+    except DAMAGE as err:
+        raise DataError(f"{uri} is damaged or no Parquet file ({_in_one_line(err)}); {remedy}") from err
+
+
+def parsed(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
+    """What `parse` makes of a large file, of which it need not read all.
+
+    Raises:
+        DataError: there is no such file, or it is damaged; then its text is `damaged`, with `{}` for the reason.
+        OSError: it cannot be read.
+    """
+    fs, path = storage.resolve(uri)
+    try:
+        with fs.open_input_file(path) as file:
+            return parse(file)
+    except FileNotFoundError as err:
+        raise DataError(f"there is no file {uri}") from err
+    except DAMAGE:
+        return parsed_whole(uri, parse, damaged=damaged)
+
+
+def parsed_whole(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
+    """The same, from a copy in memory.
+
+    Arrow raises OSError for a damaged page as it does for storage that is away. A file whose bytes can be read, and not
+    parsed, is damaged.
+    """
+    whole = storage.read_bytes(uri)
+    try:
+        with pa.BufferReader(whole) as file:
+            return parse(file)
+    except DAMAGE as err:
+        raise DataError(damaged.format(_in_one_line(err))) from err
+
+
+def _in_one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:200] or type(err).__name__

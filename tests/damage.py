@@ -1,0 +1,26 @@
+"""Damage to files on disk, and repairs as somebody with the right tools could make them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import dataset, storage
+
+
+def flip_bit(file: Path, rng: np.random.Generator) -> tuple[int, int]:
+    """Flip one bit that the generator draws; which: its byte, and its place in that."""
+    whole = bytearray(file.read_bytes())
+    at, bit = int(rng.integers(len(whole))), int(rng.integers(8))
+    whole[at] ^= 1 << bit
+    file.write_bytes(whole)
+    return at, bit
+
+
+def record_again(output: str) -> None:
+    """Make dataset.json fit the index and the failures that are there, as if they had been published like this."""
+    info = storage.read_checked_json(dataset.dataset_json(output))
+    for split, entry in info["splits"].items():
+        index, failures = dataset.index_file(output, split), dataset.failures_file(output, split)
+        entry["sha256"] = {"index.parquet": storage.sha256(index), "failures.parquet": storage.sha256(failures)}
+        entry["clips"] = len(dataset.read_table(index))
+    dataset.write_info(output, info)
