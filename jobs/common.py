@@ -3,16 +3,20 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import ray
 
 from ast_core.errors import ConfigError, UserError
+from jobs import entry
 from pipeline import storage
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def add_ray_options(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +44,21 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
         return
     ray.init(address=address, num_cpus=num_cpus if address == "local" else None, logging_level=logging.WARNING)
     try:
+        if entry.has_begun():
+            entry.take_signals()  # Ray has put a handler of its own for SIGTERM
         yield
     finally:
         ray.shutdown()
+
+
+def run(job: Callable[[], int]) -> NoReturn:
+    """Run a job as this process, from the command line to the exit status; `entry.begin` came before."""
+    try:
+        status = run_job(lambda _: job())
+    finally:
+        if entry.is_stopped():
+            entry.leave(EXIT_INTERRUPTED)  # whatever the job made of the interrupt
+    entry.leave(status)
 
 
 def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
@@ -56,4 +72,8 @@ def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
         print(f"error: {err}", file=sys.stderr)
     except OSError as err:  # ConnectionError among them; from a Ray task, the last line names it
         print(f"error: {(str(err).strip() or type(err).__name__).splitlines()[-1]}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if not entry.is_stopped():  # by no signal to this process
+            print(entry.STOPPED, file=sys.stderr)
+        return EXIT_INTERRUPTED
     return EXIT_USER_ERROR

@@ -8,9 +8,13 @@ A fold is a split of the data set. All other options, and the keys of the recipe
 OUTPUT/FOLD is a run as it makes them. Run again, the same command goes on where it stopped.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +22,7 @@ import numpy as np
 
 from ast_core.errors import ConfigError
 from jobs import train
-from jobs.common import output_uri, run_job
+from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
@@ -140,4 +144,4 @@ def table(found: Mapping[str, Any], metric: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

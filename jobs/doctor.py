@@ -12,13 +12,17 @@ Severities: serious (results will be wrong or far off), warning (worth mending b
 compared), note (differs, and is as good as it gets), ok.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import output_uri, run_job
+from jobs.common import output_uri, run
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare import findings as shown
@@ -69,4 +73,4 @@ def _official(given: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

@@ -9,8 +9,12 @@ A checkpoint is a run, whose best model is taken, a model's folder, a Hugging Fa
 sigmoid scores are averaged.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +28,7 @@ from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
 from ast_core.model import ASTModel
 from ast_core.step import for_device, set_attention
-from jobs.common import add_ray_options, output_uri, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import users_errors
@@ -164,4 +168,4 @@ def _shown(figures: dict[str, float], interval: tuple[float, float] | None = Non
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

@@ -11,8 +11,12 @@ original. What such a file is for is known of the published ones alone; for anot
 can be set, and --labels. Needs no Ray.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +29,7 @@ from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
 from ast_core.onnx_export import save_onnx
-from jobs.common import output_uri, run_job
+from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.train import models
@@ -123,4 +127,4 @@ def _write(output_format: str, target: Path, model: ASTModel, config: ModelConfi
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

@@ -6,10 +6,14 @@
 Run again, the same command goes on where it stopped.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
 import math
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +23,7 @@ import pyarrow as pa
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from jobs.common import add_ray_options, output_uri, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run
 from pipeline import dataset, storage
 from pipeline.prepare import media, pacing, report, sources
 from pipeline.prepare.clip import Reason
@@ -257,4 +261,4 @@ def _first(rows: pa.Table, limit: int) -> pa.Table:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

@@ -10,12 +10,16 @@ Any key of the recipe can be set on the command line: --lr 1e-4 --epochs 20 --im
 Run again, the same command goes on where it stopped.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
 import hashlib
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -41,7 +45,7 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from ast_core.step import Norm
-from jobs.common import add_ray_options, output_uri, ray_session, run_job
+from jobs.common import add_ray_options, output_uri, ray_session, run
 from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.cluster import hold
@@ -485,4 +489,4 @@ def _say_results(run: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

@@ -6,16 +6,20 @@ Sounds of 14 AudioSet classes are synthesised, encoded in three codecs and serve
 everything is what a real run does: the two jobs, with their own command lines, which this prints.
 """
 
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
 import argparse
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs import evaluate, prepare_audioset, train
-from jobs.common import add_ray_options, ray_session, run_job
+from jobs.common import add_ray_options, ray_session, run
 from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
 from jobs.demo.world import build_world
@@ -82,4 +86,4 @@ def _run(job: Callable[[Sequence[str]], int], script: str, argv: list[str]) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main))
+    run(main)

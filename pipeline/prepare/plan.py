@@ -6,8 +6,8 @@ worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,8 +106,12 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         if len(todo.clips):
             pace, own_addresses = settings.fetch.pace, settings.own_addresses
             fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
-            with fetching as turns, Progress(len(todo.clips), say, turns.fetching if turns else None) as progress:
-                for written in _written(_stages(todo, settings, turns, store)):
+            with (
+                fetching as turns,
+                Progress(len(todo.clips), say, turns.fetching if turns else None) as progress,
+                closing(_written(_stages(todo, settings, turns, store))) as outcomes,
+            ):
+                for written in outcomes:
                     progress.add(written["reason"], written["clips"])
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with users_errors():
@@ -236,10 +240,20 @@ def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Datas
     return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **options)
 
 
-def _written(data: Dataset) -> Iterator[dict[str, Any]]:
-    """Counts by outcome, as they come."""
-    with users_errors():
-        yield from data.iter_rows()
+def _written(data: Dataset) -> Generator[dict[str, Any]]:
+    """Counts by outcome, as they come.
+
+    Whatever ends the loop over them, the Dataset's executor has ended too: its thread would start another Ray when this
+    one is shut down. Ray ends it by itself only while it waits for a row, or when the iterator is collected as garbage.
+    """
+    rows = data.iter_rows()
+    try:
+        with users_errors():
+            yield from rows
+    finally:
+        executor = data._current_executor
+        if executor is not None:
+            executor.shutdown(force=True)
 
 
 def _leave_the_terminal_to_us() -> None:

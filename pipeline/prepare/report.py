@@ -40,8 +40,10 @@ class Progress:
         self._clock.start()
         return self
 
-    def __exit__(self, *ending: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over.set()
+        if kind is KeyboardInterrupt:
+            return
         self._clock.join(LAST_LINE_S)
         self._say(self.line(self._elapsed_s()))
 

@@ -1,14 +1,18 @@
 """How the stages are put together, on a real Ray."""
 
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data._internal.block_batching.iter_batches import BatchIterator
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError
 from pipeline.prepare.pacing import Pace
@@ -77,6 +81,27 @@ def test_no_more_than_a_chunk_of_each_download_worker_is_fetched_and_not_prepare
     gate.touch()
     job.join()
     assert len(prepared) == len(set(prepared)) == 60
+
+
+def slowly(rows: pa.Table) -> pa.Table:
+    time.sleep(0.5)
+    return rows
+
+
+@pytest.mark.parametrize("where", ["before the first row", "in the loop over the rows"])
+def test_case_26_no_executor_outlives_the_loop_over_rows(where: str, local_ray: None, monkeypatch: pytest.MonkeyPatch):
+    """Its thread would start another Ray when this one is shut down, and the job would not end."""
+
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if where == "before the first row":
+        monkeypatch.setattr(BatchIterator, "__init__", press)
+    data = ray.data.range(60, override_num_blocks=60).map_batches(slowly, batch_format="pyarrow")
+    with suppress(KeyboardInterrupt), closing(_written(data)) as rows:
+        for _ in rows:
+            press()
+    assert not [thread for thread in enumerate_threads() if isinstance(thread, StreamingExecutor)]
 
 
 def refuse(*_: Any) -> pa.Table:

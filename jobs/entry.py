@@ -1,0 +1,158 @@
+"""The process of a command: it ends when it is told to stop, and goes on when nobody reads its output.
+
+A job calls `begin` before its imports, which take seconds, and ends through `leave`. This module imports nothing that
+takes time.
+"""
+
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+STOPPED = "stopped; run the same command to go on"
+
+UNWIND_S = 5.0
+"""How long a stopped job may take to shut Ray down and remove its temporary files. Whatever a job has written can be
+gone on with after a kill, so nothing is lost when the process ends without that."""
+
+NOBODY_READS = {errno.EPIPE, errno.EIO}
+"""A closed pipe; a terminal that is gone."""
+
+_stopped_by: int | None = None
+_may_say, _may_raise = threading.Lock(), threading.Lock()
+"""Taken by the first to do so, and never released."""
+_has_begun = False
+_children: list[Any] = []
+"""When the job was stopped."""
+
+
+def begin() -> None:
+    """Take over the signals and the output of this process, the driver of a job.
+
+    Ctrl-C (SIGINT) and SIGTERM, which `ray job stop` and Kubernetes send, print one line, silence everything after it
+    and raise KeyboardInterrupt in the main thread. A thread ends the process after `UNWIND_S` where that does not:
+    the main thread may be in a library that waits or that catches it. Ray's own processes end with this one.
+    """
+    global _has_begun
+    _has_begun = True
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data's may start a Ray of its own
+    sys.excepthook = _excepthook
+    sys.stdout, sys.stderr = _Outlet.in_place_of(sys.stdout), _Outlet.in_place_of(sys.stderr)
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(read,), name="stop", daemon=True).start()
+    take_signals()
+
+
+def take_signals() -> None:
+    """Also called after Ray has set handlers of its own. A signal that the caller ignores (nohup) stays ignored."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with the status of its job, or with 130 or 143 if it was told to stop."""
+    if _stopped_by is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # the job is done: what is left is the end of the interpreter
+        sys.exit(status)
+    _exit_stopped()
+
+
+def has_begun() -> bool:
+    return _has_begun
+
+
+def is_stopped() -> bool:
+    return _stopped_by is not None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _stop(number)
+    if _may_raise.acquire(blocking=False):  # a second signal must not end the unwinding after the first
+        raise KeyboardInterrupt
+
+
+def _stop(number: int) -> None:
+    """Say that the job is stopped, once; nothing that libraries say of it is printed after that."""
+    global _stopped_by
+    if not _may_say.acquire(blocking=False):
+        return
+    _stopped_by = number
+    with suppress(OSError):  # nobody reads it
+        os.write(2, f"{STOPPED}\n".encode())  # not print: this may run within one
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(silence, descriptor)
+
+
+def _watch(wakeup: int) -> None:
+    """Hear of signals that the main thread cannot handle, being in a call that waits."""
+    while True:
+        for number in os.read(wakeup, 64):
+            if number in (signal.SIGINT, signal.SIGTERM):
+                _stop(number)
+                _children.extend(_descendants())
+                time.sleep(UNWIND_S)
+                _exit_stopped()
+
+
+def _exit_stopped() -> NoReturn:
+    """End without the interpreter's own end, in which threads may wait for each other. Ray's processes end first."""
+    assert _stopped_by is not None
+    for process in {*_children, *_descendants()}:
+        with suppress(Exception):  # it has ended
+            process.kill()  # nothing, where its number is another process's by now
+    os._exit(128 + _stopped_by)
+
+
+def _descendants() -> list[Any]:
+    """Ray's processes: some outlive their parent for seconds. Our own notice its end and remove their folders."""
+    try:
+        import psutil  # Ray brings it
+    except ImportError:
+        return []  # it ended before Ray was imported
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if not any(word.startswith("pipeline.") for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    if is_stopped():
+        _exit_stopped()
+    sys.__excepthook__(kind, error, traceback)
+
+
+class _Outlet(io.FileIO):
+    """Standard output or standard error. When it cannot be written any more, the job goes on without it."""
+
+    @classmethod
+    def in_place_of(cls, stream: TextIO) -> TextIO:
+        """A text stream that appears line by line, whoever reads it; a closed one (None) stays closed."""
+        if stream is None:
+            return stream
+        raw = cls(stream.fileno(), "wb", closefd=False)
+        return io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
+        )
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's own may be None too
+        try:
+            return super().write(data)
+        except OSError as err:
+            with open(os.devnull, "wb") as silence:
+                os.dup2(silence.fileno(), self.fileno())
+            if err.errno not in NOBODY_READS:
+                print(f"warning: output cannot be written any more ({err.strerror}); the job goes on", file=sys.stderr)
+            return len(data)

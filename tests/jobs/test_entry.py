@@ -1,0 +1,139 @@
+"""How commands end: Ctrl-C, SIGTERM, a pipe that closes. Real processes, real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray.data._internal.block_batching.iter_batches import BatchIterator
+
+from jobs import prepare_audioset
+from jobs.common import run_job
+from jobs.entry import STOPPED
+from tests import fakes
+
+BEGIN = "from jobs import entry; entry.begin(); entry.UNWIND_S = 1; import sys, time\n"
+
+
+def script(code: str, *, sigint: signal.Handlers = signal.SIG_DFL) -> "subprocess.Popen[str]":
+    """`code` in a process that has begun as a job does; a line that it prints says that it is ready."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGIN + code],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+    )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line_and_its_status(number: int, status: int):
+    job = script("print('ready'); time.sleep(60)")
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(number)
+    _, err = job.communicate(timeout=30)
+    assert (job.returncode, err) == (status, f"{STOPPED}\n")
+
+
+def test_what_libraries_make_of_an_interrupt_is_not_shown():
+    """It is caught, another error is raised of it, and what they print comes after our line."""
+    job = script(
+        "try:\n    print('ready'); time.sleep(60)\n"
+        "except BaseException as err:\n    print('aborting', file=sys.stderr); raise ValueError('x') from err"
+    )
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(signal.SIGINT)
+    assert job.communicate(timeout=30)[1] == f"{STOPPED}\n"
+    assert job.returncode == 130
+
+
+def test_a_job_that_cannot_unwind_ends_all_the_same():
+    """The main thread catches the interrupt, as a destructor does; two more presses change nothing."""
+    job = script("try:\n    print('ready'); time.sleep(60)\nexcept BaseException:\n    time.sleep(60)")
+    assert job.stdout.readline() == "ready\n"
+    pressed_s = time.monotonic()
+    for _ in range(3):
+        job.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert job.communicate(timeout=30)[1] == f"{STOPPED}\n"
+    assert job.returncode == 130
+    assert time.monotonic() - pressed_s > 0.9, "it did not hold on; the test shows nothing"
+
+
+def test_a_main_thread_in_a_library_that_waits_ends_too():
+    """No handler of Python's runs before the call returns."""
+    job = script("import hashlib; print('ready'); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)")
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(signal.SIGTERM)
+    assert job.communicate(timeout=30)[1] == f"{STOPPED}\n"
+    assert job.returncode == 143
+
+
+def test_an_interrupt_that_the_caller_ignores_stays_ignored():
+    """As under nohup, or a shell's `&`."""
+    job = script("print('ready'); time.sleep(1); print('done')", sigint=signal.SIG_IGN)
+    assert job.stdout.readline() == "ready\n"
+    job.send_signal(signal.SIGINT)
+    assert job.communicate(timeout=30) == ("done\n", "")
+    assert job.returncode == 0
+
+
+def test_a_job_goes_on_when_nobody_reads_its_lines(tmp_path: Path):
+    """`job | head -1`: also from another thread, and on standard error."""
+    done = tmp_path / "done"
+    job = script(
+        "import threading\n"
+        "def say():\n    for i in range(2000): print('line', i); print('line', i, file=sys.stderr)\n"
+        "thread = threading.Thread(target=say); thread.start(); say(); thread.join()\n"
+        f"open({str(done)!r}, 'w').close(); entry.leave(0)"
+    )
+    assert job.stdout.readline().startswith("line")
+    job.stdout.close()
+    job.stderr.close()
+    assert job.wait(30) == 0
+    assert done.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_below_the_output_is_said_once():
+    with open("/dev/full", "w") as full:
+        job = subprocess.run(
+            [sys.executable, "-c", BEGIN + "print(1); print(2); entry.leave(0)"],
+            cwd=Path(__file__).parents[2],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "warning: output cannot be written any more (No space left on device); the job goes on\n"
+    assert (job.returncode, job.stderr) == (0, said)
+
+
+@pytest.mark.parametrize("name", ["prepare_audioset", "train", "evaluate", "export", "crossval", "doctor"])
+def test_case_26_every_job_begins_before_its_imports(name: str):
+    """So that Ctrl-C while they run is one line too."""
+    source = (Path(__file__).parents[2] / "jobs" / f"{name}.py").read_text()
+    assert source.index("entry.begin()") < source.index("import argparse")
+    assert source.endswith('if __name__ == "__main__":\n    run(main)\n')
+
+
+def test_case_26_an_interrupt_before_the_first_row_can_be_gone_on_with(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The press that hung; `test_plan` has the executor that lived on."""
+
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BatchIterator, "__init__", press)
+    fakes.write_media(tmp_path / "a.wav", fakes.noise(1))
+    (tmp_path / "list.csv").write_text("path,labels\na.wav,x\n")
+    argv = ["--manifest", str(tmp_path / "list.csv"), "--output", str(tmp_path / "data")]
+    assert run_job(prepare_audioset.main, argv) == 130
+    assert capsys.readouterr().err == f"{STOPPED}\n"
+    monkeypatch.undo()
+    assert run_job(prepare_audioset.main, argv) == 0
