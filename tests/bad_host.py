@@ -4,6 +4,8 @@ with BadHost(folder) as host: ... f"{host.url}/404/sound.webm" ... host.requests
 """
 
 import shutil
+import socket
+import struct
 import time
 from collections import Counter
 from contextlib import AbstractContextManager
@@ -89,11 +91,16 @@ class _Handler(FolderHandler):
         elif behaviour == "flaky" and before < 1:
             self._status(503)
         elif behaviour == "reset" and before < 1:
-            self.connection.close()
+            self._drop()
         elif special := getattr(self, f"_{behaviour}", None):
             special(name, with_body)
         else:
             super().answer(with_body=with_body)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.close(self.connection.detach())  # at once: the handler's files would keep the socket open
 
     def _status(self, status: int) -> None:
         body = STATUSES[status].encode()
