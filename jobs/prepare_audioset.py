@@ -26,7 +26,7 @@ from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs.common import add_ray_options, output_uri, ray_session, run
 from pipeline import dataset, storage
 from pipeline.prepare import media, pacing, report, sources
-from pipeline.prepare.clip import Reason
+from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.download import FetchSettings
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
@@ -138,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     _check(args)
     listed = _limited(_read_list(args), args.limit)
+    for note in listed.notes:
+        print(f"note: {printable(note, 600)}", flush=True)
     settings = PrepareSettings(
         output=output_uri(args.output),
         keep_silent=args.keep_silent,
@@ -215,7 +217,7 @@ def _read_list(args: argparse.Namespace) -> ClipList:
         if len(set(splits)) < len(splits):
             raise ConfigError("two of the lists have one name, and so one split; prepare them one by one with --split")
         clips, refused = (pa.concat_tables([getattr(part, name) for part in lists]) for name in ("clips", "refused"))
-        return ClipList(clips, refused, lists[0].vocabulary)
+        return ClipList(clips, refused, lists[0].vocabulary, tuple(note for part in lists for note in part.notes))
     if args.datafile:
         return sources.read_datafile(args.datafile, vocabulary=vocabulary or audioset_labels(), split=args.split)
     if args.esc50:

@@ -201,14 +201,14 @@ def _check_bucket(fs: pafs.FileSystem, path: str) -> None:
 
 
 def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool = False) -> list[str]:
-    """URIs of the files below a folder, sorted; none if there is no such folder."""
+    """URIs of the files below a folder, sorted and without strays; none if there is no such folder."""
     fs, path = resolve(uri)
     if recursive and isinstance(fs, pafs.LocalFileSystem):
         found = _files_on_disk(path)
     else:
         found = [info.path for info in _below(fs, path, recursive=recursive) if info.is_file]
-    files = sorted(file for file in found if file.endswith(suffix))
-    names = [os.path.relpath(file, path) for file in files]
+    names = [os.path.relpath(file, path) for file in sorted(file for file in found if file.endswith(suffix))]
+    names = [name for name in names if not is_stray(name)]
     if "://" in os.fspath(uri):
         names = [name.replace("%", "%25").replace("?", "%3F") for name in names]
     return [join(uri, name) for name in names]
@@ -225,7 +225,7 @@ def _files_on_disk(folder: str) -> list[str]:
             continue
         with os.scandir(path) as entries:
             for entry in entries:
-                if not _is_text(entry.name):
+                if not is_text(entry.name):
                     continue
                 if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     folders.append((entry.path, above | {this}))
@@ -234,7 +234,15 @@ def _files_on_disk(folder: str) -> list[str]:
     return found
 
 
-def _is_text(name: str) -> bool:
+def is_stray(path: str) -> bool:
+    """Whether a Mac left this file: `._NAME` with the attributes of NAME, `.DS_Store`, anything in `__MACOSX`."""
+    if "._" not in path and "__MACOSX" not in path and ".DS_Store" not in path:
+        return False
+    *folders, name = path.split("/")
+    return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in folders
+
+
+def is_text(name: str) -> bool:
     """Whether a name on disk is UTF-8: Python spells other bytes as lone surrogates, which Arrow cannot store."""
     return name.isascii() or not re.search("[\ud800-\udfff]", name)
 

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ast_core.errors import DataError
+from ast_core.text_files import decode_text
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
 
@@ -68,7 +69,7 @@ class TarMember(NamedTuple):
     offset: int
     size: int
     sidecar: Any
-    """What a `.json` member holds, None for any other."""
+    """What a `.json` member holds, {"label": …} for a `.cls` member, None for any other."""
 
 
 def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
@@ -82,14 +83,14 @@ def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
         with (
             fs.open_input_file(path) as raw,
             io.BufferedReader(raw, READ_AHEAD_BYTES) as file,
-            tarfile.open(fileobj=file, mode="r:", errors="replace") as tar,  # names need not be UTF-8
+            tarfile.open(fileobj=file, mode="r:") as tar,  # names that are not UTF-8 get lone surrogates
         ):
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
-                if info.isreg() and not info.issparse():
-                    name, is_json = info.name, info.name.lower().endswith(".json")
-                    sidecar = _sidecar(tar, info) if sidecars and is_json else None
-                    yield TarMember(name, info.offset_data, info.size, sidecar)
+                if info.isreg() and not info.issparse() and not storage.is_stray(info.name):
+                    is_sidecar = info.name.lower().endswith((".json", ".cls"))
+                    sidecar = _sidecar(tar, info) if sidecars and is_sidecar else None
+                    yield TarMember(info.name, info.offset_data, info.size, sidecar)
     except FileNotFoundError as err:
         raise DataError(f"there is no file {uri}") from err
     except (OSError, ValueError, tarfile.TarError) as err:
@@ -99,13 +100,16 @@ def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
 
 
 def _sidecar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
-    """None where it is not JSON: its clip then has no label, and is refused for that."""
+    """None where it is not JSON, or no text: its clip then has no label, and is refused for that."""
     file = tar.extractfile(info)
     if file is None or info.size > MAX_SIDECAR_BYTES:
         return None
     try:
-        return json.loads(file.read())
-    except (ValueError, RecursionError):
+        text = decode_text(file.read(), info.name)
+        if info.name.lower().endswith(".json"):
+            return json.loads(text)
+        return {"label": int(text) if text.strip().isdecimal() else text.strip()}
+    except (DataError, ValueError, RecursionError):
         return None
 
 
@@ -181,7 +185,7 @@ def list_archive(uri: str, is_media: Callable[[str], bool]) -> tuple[Archive, Na
     A name is a file's without its folder and suffix; see `row_names` for those of a Parquet row.
     """
     if uri.lower().endswith(".tar"):
-        members = [member for member in tar_members(uri) if is_media(member.name)]
+        members = [m for m in tar_members(uri) if is_media(m.name) and storage.is_text(m.name)]
         ranges = np.array([(member.offset, member.size) for member in members], np.int64).reshape(-1, 2)
         names = pa.array([_stem(member.name) for member in members], pa.string())
         return Archive(uri, len(members), ranges), Names(names, np.arange(len(members)))

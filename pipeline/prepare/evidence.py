@@ -20,8 +20,8 @@ def published_for(labels: LabelVocabulary) -> PublishedInput | None:
 
 
 NO_LIST = (
-    "What is missing, labelled otherwise or too short is not known without the official list. With a network the "
-    "lists of balanced_train, unbalanced_train and eval are fetched by themselves; else give --official SPLIT=FILE."
+    "What is missing, labelled otherwise or too short is not known without the official list. It is read from "
+    "the cache of this machine; --official SPLIT=FILE gives it, and --official eval=eval fetches that of eval."
 )
 
 MISSING_MOST = (

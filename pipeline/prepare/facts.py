@@ -22,6 +22,7 @@ from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.media import Place
 from pipeline.prepare.shards import scan_shards
 from pipeline.prepare.sources import OFFICIAL_LISTS, read_segments
+from pipeline.prepare.sources.web_lists import cached
 from pipeline.weights import flatten_labels
 
 SMALL_COLUMNS = [name for name in dataset.SHARD.names if name != "fbank"]
@@ -85,7 +86,8 @@ class Facts:
 def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> Facts:
     """Read the shards' small columns, and the official lists: those given by split, and those known by its name.
 
-    A list that cannot be fetched by its name is a fact too (`SplitFacts.no_list`).
+    Nothing is fetched from the web but a list that `official` gives as a URL or a name. A list known by the split's
+    name is read if a copy of it is in the cache; that there is none is a fact too (`SplitFacts.no_list`).
 
     Raises:
         DataError: `official` names a split that is not there or a list that cannot be read, or a shard is damaged.
@@ -118,9 +120,14 @@ def _official_list(data: PreparedDataset, split: str, uri: str | None) -> tuple[
         return None, ""
     if uri is None and split not in OFFICIAL_LISTS:
         return None, f"no official list is named {split}; give its list with --official {split}=LIST"
+    if (source := uri or cached(split)) is None:
+        return None, (
+            f"the official list {split} is not in the cache of this machine, and a report fetches nothing by itself; "
+            f"give --official {split}={split} to fetch it, or {split}=FILE"
+        )
     try:
         listed = read_segments(
-            uri or split,
+            source,
             locate=lambda video_id, start_s, end_s: Place("", None, 0.0),
             vocabulary=data.labels,
             split=split,
@@ -135,15 +142,21 @@ def _official_list(data: PreparedDataset, split: str, uri: str | None) -> tuple[
 
 
 def _positions(clips: pa.Table, listed: pa.Table) -> np.ndarray:
-    found = pc.index_in(clips["clip_id"], value_set=listed["clip_id"].combine_chunks())
-    position = found.fill_null(-1).to_numpy().copy()
+    position = _index_in(clips["clip_id"], listed["clip_id"])
     lost = np.flatnonzero(position < 0)
     if len(lost):
-        row_of: dict[str, int] = {}
-        for column in ("video_id", "clip_id"):
-            row_of |= {text: row for row, text in enumerate(listed[column].to_pylist())}
-        for i, clip_id in zip(lost, clips["clip_id"].take(lost).to_pylist(), strict=True):
-            if name := _OTHER_NAME.fullmatch(clip_id):
-                start = "" if name["start"] is None else f"_{float(name['start']):.3f}"
-                position[i] = row_of.get(name["video"] + start, -1)
+        matches = map(_OTHER_NAME.fullmatch, clips["clip_id"].take(lost).to_pylist())
+        names = [
+            (m["video"], m["start"] and f"{m['video']}_{float(m['start']):.3f}") if m else (None, None) for m in matches
+        ]
+        videos = pa.array([video if section is None else None for video, section in names], pa.string())
+        sections = pa.array([section for _, section in names], pa.string())
+        by_video, by_section = _index_in(videos, listed["video_id"]), _index_in(sections, listed["clip_id"])
+        position[lost] = np.where(by_section >= 0, by_section, by_video)
     return position
+
+
+def _index_in(names: pa.Array, listed: pa.ChunkedArray) -> np.ndarray:
+    """`[names]`: the first row of each in `listed`, -1 where there is none; in Arrow, for millions of names."""
+    found = pc.index_in(names, value_set=listed.combine_chunks(), skip_nulls=True)
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -5,16 +5,18 @@ media the section begins; None if it has no such file; a `ClipError` if it can n
 
 | file below an AudioFolder                   | holds                            | media_start_s |
 |---------------------------------------------|----------------------------------|---------------|
-| `ID_START.ext`, `ID_START_END.ext`          | the section alone; preferred     | 0             |
+| `ID_START.ext`, `ID_START_END.ext`,         | the section alone; preferred     | 0             |
+| `ID_START-END.ext`, `ID-START-END.ext`      |                                  |               |
 | `ID.ext`                                    | the whole recording, or the      | None          |
 |                                             | section alone, as copies of      |               |
 |                                             | AudioSet have it                 |               |
 | `ID.ext` with `files_are_clips=True`        | the section alone                | 0             |
 
-Each may have a `Y` before the ID and lie in any folder below; START and END read `20.000` or `20`, and an END has to be
-the section's own. Nothing in the name `ID.ext` tells which of the two it is; its length does, when it is decoded: what
-is no longer than the section is the section. Of several files that fit, an ID without the `Y`, then a file before an
-archive's member, then the first in the order of paths is taken.
+Each may have a `Y` before the ID and lie in any folder below; START and END read `20.000`, `20` or `000020`, and an END
+has to be the section's own. Whole numbers further apart than a clip may be long are milliseconds, as in
+`ID_20000_30000.wav`. Nothing in the name `ID.ext` tells which of the two it is; its length does, when it is decoded:
+what is no longer than the section is the section. Of several files that fit, an ID without the `Y`, then a file before
+an archive's member, then the first in the order of paths is taken.
 
 Files may lie in tars, and in the `audio` column of Parquet files, as Hugging Face has it. A row there goes by its
 `video_id`, the file name in `audio.path` and its `clip_id`; with a `start_s` it is the section from there on, alone.
@@ -23,7 +25,8 @@ Files may lie in tars, and in the `audio` column of Parquet files, as Hugging Fa
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from posixpath import basename, splitext
 from typing import NamedTuple
 from urllib.parse import quote
@@ -34,7 +37,7 @@ import pyarrow.compute as pc
 from ast_core.errors import ConfigError, DataError
 from pipeline import storage
 from pipeline.prepare import archives
-from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
 
 
 class Place(NamedTuple):
@@ -51,7 +54,9 @@ _MEDIA_NAME = re.compile(
     r".+\.(3gp|aac|aiff?|au|avi|flac|flv|m4a|m4b|mka|mkv|mov|mp[34]|mpe?g|og[agv]|opus|ts|wav|web[am]|wm[av])",
     re.IGNORECASE | re.DOTALL,
 )
-_CUT = re.compile(r"(.+?)_(\d+(?:\.\d+)?)(?:_(\d+(?:\.\d+)?))?")
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_FROM = re.compile(rf"(.+)_({_NUMBER})", re.DOTALL)
+_FROM_TO = re.compile(rf"(.+)[_-]({_NUMBER})[_-]({_NUMBER})", re.DOTALL)
 
 
 def is_media(path: str) -> bool:
@@ -101,6 +106,12 @@ def url_template(template: str) -> Locate:
     return locate
 
 
+def _stands_alone(name: str, begin: int, end: int) -> bool:
+    """Whether `name[begin:end]` is no part of a longer word; a Y may stand in front."""
+    before = name[:begin].removesuffix("Y") if begin == 1 else name[:begin]
+    return not before[-1:].isalnum() and not name[end : end + 1].isalnum()
+
+
 class AudioFolder:
     """The media files below a folder and in its archives, listed once, when this is made.
 
@@ -110,6 +121,7 @@ class AudioFolder:
     def __init__(self, uri: str, *, files_are_clips: bool = False) -> None:
         self.files_are_clips = files_are_clips
         self._archives: list[archives.Archive] = []
+        self._names: list[pa.Array] = []
         self._begins = array("q")  # the number of each archive's first member; those of files are before them
         # "ID_20.000" and "ID_20.000_30.000", whatever the file's own way to write numbers
         self._cut: dict[str, int] = {}
@@ -133,6 +145,7 @@ class AudioFolder:
 
     def _add_archive(self, archive: archives.Archive, names: archives.Names) -> None:
         self._archives.append(archive)
+        self._names.append(names.names)
         self._begins.append(self._end)
         for name, member in zip(names.names.to_pylist(), names.of.tolist(), strict=True):
             self._add(name, self._end + member)
@@ -142,13 +155,8 @@ class AudioFolder:
         # An id may end in "_20" itself, so every reading of a name is kept and the id that is asked for decides.
         if "." not in name:  # no id has a dot
             self._whole.setdefault(name, number)
-        if match := _CUT.fullmatch(name):
-            video_id, start, end = match.groups()
-            if end is None:
-                self._cut.setdefault(f"{video_id}_{float(start):.3f}", number)
-            else:
-                self._cut.setdefault(f"{video_id}_{float(start):.3f}_{float(end):.3f}", number)
-                self._cut.setdefault(f"{video_id}_{start}_{float(end):.3f}", number)
+        for section in _sections(name):
+            self._cut.setdefault(section, number)
 
     def __call__(self, video_id: str, start_s: float, end_s: float) -> Place | None:
         for name in (video_id, f"Y{video_id}"):
@@ -159,12 +167,46 @@ class AudioFolder:
             return self._place(number, 0.0 if self.files_are_clips or not start_s else None)
         return None
 
+    def under_other_names(self, video_ids: Collection[str]) -> str:
+        """A line on files that have one of these ids in their names, and no name that is read; empty if there are none.
+
+        The ids are some for which no file was found.
+        """
+        lengths = sorted({len(video_id) for video_id in video_ids})
+        found: dict[str, str] = {}
+        stems = chain(map(stem, self._files), *(names.to_pylist() for names in self._names))
+        for name in stems:
+            for length in lengths:
+                for begin in range(len(name) - length + 1):
+                    video_id = name[begin : begin + length]
+                    if video_id in video_ids and _stands_alone(name, begin, begin + length):
+                        found.setdefault(video_id, name)
+        if not found:
+            return ""
+        video_id, name = next(iter(found.items()))
+        return (
+            f"files of {len(found)} of the {len(video_ids)} ids without a file are there, but of another section, or "
+            f"under a name that is not read: {name!r} for {video_id}; the names that are read are ID, ID_START and "
+            "ID_START_END, in seconds or milliseconds, with or without a Y in front"
+        )
+
     def _place(self, number: int, media_start_s: float | None) -> Place:
         if number < len(self._files):
             return Place(self._files[number], None, media_start_s)
         i = bisect_right(self._begins, number) - 1
         archive = self._archives[i]
         return Place(archive.uri, archive.member(number - self._begins[i]), media_start_s)
+
+
+def _sections(name: str) -> Iterator[str]:
+    """The sections that a file's name may mean: "ID_20.000", "ID_20.000_30.000"."""
+    if match := _FROM.fullmatch(name):
+        yield f"{match[1]}_{float(match[2]):.3f}"
+    if match := _FROM_TO.fullmatch(name):
+        video_id, start, end = match.groups()
+        yield f"{video_id}_{float(start):.3f}_{float(end):.3f}"
+        if "." not in start + end and int(end) - int(start) > MAX_CLIP_S:
+            yield f"{video_id}_{int(start) / 1000:.3f}_{int(end) / 1000:.3f}"
 
 
 def _listed(uri: str) -> tuple[archives.Archive, archives.Names] | None:

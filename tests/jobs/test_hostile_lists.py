@@ -100,7 +100,7 @@ def test_a_segment_list_and_a_folder_of_files_with_hostile_names(world: World):
 
     good = ["-rf", "--help", "-", "good_______", "link"]
     bad_id = [*COMMANDS, *UP, "-o/tmp/x", *UNSHOWABLE[1:], BIDI, "*", "%s", "a b"]
-    bad_id = [name for name in bad_id if "," not in name]
+    bad_id = [name for name in bad_id if "," not in name and "\0" not in name]  # a NUL makes a file no text
     bad_time = [
         "0, 0",
         "5, 4",
@@ -247,10 +247,12 @@ def test_no_row_reaches_for_a_host_through_a_file_system_or_waits_at_a_pipe(worl
     expected |= dict.fromkeys(
         [f"http:{nobody_asks}", "pipe:0", f"concat:/etc/passwd|http:{nobody_asks}"], "missing_file"
     )
-    rows = [{"path": path, "clip_id": path, "labels": "dog"} for path in ["ok.flac", *expected]]
+    rows = [{"path": path, "clip_id": path, "labels": "dog"} for path in expected]
+    good = [f"good {i}" for i in range(len(rows))]  # a list that is bad for the most part is refused as a whole
+    rows += [{"path": "ok.flac", "clip_id": clip_id, "labels": "dog"} for clip_id in good]
     pq.write_table(pa.Table.from_pylist(rows), world.inputs / "list.parquet")
     data = world.prepare("--manifest", str(world.inputs / "list.parquet"))
-    assert data.clips(["train"]).clip_id.to_pylist() == ["ok.flac"]
+    assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(good)
     assert dict(world.failures("train")) == expected
 
 
@@ -309,9 +311,9 @@ def test_an_archive_is_read_whatever_its_members_are_called_and_never_unpacked(w
             link.type, link.linkname = kind, "/etc/passwd"
             tar.addfile(link)
     data = world.prepare("--manifest", str(world.inputs / "a.tar"))
-    expected = [*(Path(name).name for name in ways_out), "\ufffd\ufffd"]
+    expected = [Path(name).name for name in ways_out]
     assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(expected)
-    assert reasons(world.failures("train")) == {"bad_id": len(refused)}
+    assert reasons(world.failures("train")) == {"bad_id": len(refused) + 1}
 
     # As a folder of audio, the same archive and one of odd columns hide nothing that is well.
     for i, start_s in enumerate(("a text", [1.0], float("nan"))):

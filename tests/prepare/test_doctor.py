@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -592,7 +593,7 @@ def test_without_a_list_its_checks_are_unknown_and_the_rest_goes_on(patient: Pat
         ("labels", "eval"): "unknown",
         ("marginals", "eval"): "unknown",
     }
-    assert "http://127.0.0.1:9/eval_segments.csv" in of(found, "clips", "eval").what
+    assert "is not in the cache of this machine" in of(found, "clips", "eval").what
     assert "--official SPLIT=FILE" in of(found, "clips", "eval").cost
 
 
@@ -604,11 +605,42 @@ def test_official_lists_are_known_by_the_splits_name(patient: Patient, monkeypat
         raise DataError(f"cannot fetch {uri}")
 
     monkeypatch.setattr(facts, "read_segments", read)
+    monkeypatch.setattr(facts, "cached", lambda split: None if split == "eval" else f"copy of {split}")
     patient.official = {}
     patient.splits["mine"] = patient.splits["eval"].slice(0, 9)
     found = patient.examined()
-    assert sorted(asked) == ["balanced_train", "eval"]
+    assert asked == ["copy of balanced_train"]
+    assert "give --official eval=eval to fetch it" in of(found, "clips", "eval").what
     assert "give its list with --official mine=LIST" in of(found, "clips", "mine").what
+
+
+def test_c17_a_report_asks_no_server_for_a_list(patient: Patient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(patient.folder / "cache"))
+    patient.official = {}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/eval_segments.csv"
+        monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", url)
+        found = patient.examined()
+        listener.settimeout(0.05)
+        with pytest.raises(TimeoutError):  # nobody has called
+            listener.accept()
+    assert of(found, "clips", "eval").severity == "unknown"
+
+
+def test_c23_names_of_other_copies_are_found_without_python_texts():
+    listed = pa.table(
+        {"video_id": ["aaaaaaaaaaa", "bbbbbbbbbbb"], "clip_id": ["aaaaaaaaaaa_0.000", "bbbbbbbbbbb_30.000"]}
+    )
+    named = [
+        "bbbbbbbbbbb_30.000",
+        "Ybbbbbbbbbbb_30",
+        "bbbbbbbbbbb_31",
+        "aaaaaaaaaaa",
+        "stranger",
+        "Yaaaaaaaaaaa_0.0_10",
+    ]
+    clips = pa.table({"clip_id": named})
+    assert facts._positions(clips, listed).tolist() == [1, 1, -1, 0, -1, 0]
 
 
 def test_a_list_for_a_split_that_is_not_there_is_refused(patient: Patient):

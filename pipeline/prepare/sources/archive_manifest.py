@@ -7,6 +7,7 @@
 | where it is from| `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
 | its split       | `split`, else that of a file named `SPLIT-00000-of-00001.parquet`           | `split`  |
 
+In place of KEY.json there may be a KEY.cls with the name or index of the one class. KEY.txt holds a caption, no label.
 KEY is a member's name without its suffix; a KEY.json that is not there may have a name that ends at the first dot, as
 WebDataset has it. Labels that are numbers are indices into the names that Hugging Face's ClassLabel brings, or into
 the `labels.csv` of a store of kept audio.
@@ -14,6 +15,7 @@ the `labels.csv` of a store of kept audio.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
@@ -44,11 +46,15 @@ class Entry(NamedTuple):
     split: Any = None
     path: Any = None
     url: Any = None
+    place: str = ""
+    """Where the row stands, for messages."""
     # of audio within
     media: str | None = None
     member: str | None = None
     video_id: Any = None
     stem: str = ""
+    inner_path: str = ""
+    """The archive's path and that of the audio in it, which no two rows share."""
     file_split: str | None = None
 
 
@@ -102,8 +108,8 @@ def own_labels(uri: str, found: list[str]) -> LabelVocabulary | None:
     """The vocabulary that archives bring: `labels.csv` in their folder, else Hugging Face's ClassLabel in the first."""
     beside = storage.join(uri, "labels.csv")
     if _is_folder(uri) and storage.exists(beside):
-        text = storage.read_bytes(beside).decode("utf-8", "replace")
-        if text.startswith(",".join(CSV_HEADER)):
+        text = storage.read_text(beside)
+        if all(column in text[:200].lower() for column in CSV_HEADER):
             return LabelVocabulary.from_csv(text, origin=beside)
     for file in found:
         if file.lower().endswith(".parquet"):
@@ -129,7 +135,8 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
     if not any_labels:
         raise DataError(
             f"{uri} has no labels: Parquet needs a column `labels`, a tar a KEY.json "
-            'with {"labels": [...]} beside each KEY.flac; or give --segments LIST with --audio-dir'
+            'with {"labels": [...]}, or a KEY.cls, beside each KEY.flac (a KEY.txt is taken for a caption, never for '
+            "labels); or give --segments LIST with --audio-dir"
         )
 
 
@@ -143,31 +150,49 @@ def _entries_of(uri: str, own: LabelVocabulary | None) -> list[Entry]:
 def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:
     names = _class_names(parquet) or (own.mids if own else ())
     match = _OF_HUGGING_FACE.fullmatch(basename(uri))
-    for row, values in enumerate(archives.small_rows(parquet, _COLUMNS)):
+    rows = list(archives.small_rows(parquet, _COLUMNS))
+    times = Counter(values["path"] for values in rows)
+    for row, values in enumerate(rows):
         path = values.pop("path")
         name = stem(path) if path else f"{stem(uri)}_{row}"
-        yield _entry(values, names, uri, archives.row_member(row), name)._replace(file_split=match and match[1])
+        own_row = f"_{row}" if times[path] > 1 and path else ""  # else nothing tells equal paths of one file apart
+        yield _entry(values, names, uri, archives.row_member(row), name)._replace(
+            file_split=match and match[1],
+            inner_path=f"{splitext(uri)[0]}{own_row}/{path or name}",
+            place=f"row {row + 1} of {basename(uri)}",
+        )
 
 
 def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
     members = list(archives.tar_members(uri, sidecars=True))
-    said = {splitext(member.name)[0]: member.sidecar for member in members if isinstance(member.sidecar, dict)}
+    said: dict[str, dict[str, Any]] = {}
+    for member in members:
+        if isinstance(member.sidecar, dict):  # a KEY.json says more than a KEY.cls
+            key, is_json = splitext(member.name)[0], member.name.lower().endswith(".json")
+            said[key] = said.get(key, {}) | member.sidecar if is_json else member.sidecar | said.get(key, {})
     for member in members:
         if is_media(member.name):
             key = splitext(member.name)[0]
             first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
             values = {name: value for name, value in said.get(key, said.get(first_dot, {})).items() if name in _COLUMNS}
             place = archives.bytes_member(member.offset, member.size)
-            yield _entry(values, own.mids if own else (), uri, place, basename(key))
+            yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
+                inner_path=f"{splitext(uri)[0]}/{member.name}", place=f"{member.name} of {basename(uri)}"
+            )
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:
     label = values.pop("label", None)
     labels = values.pop("labels", label)
     cells = labels if isinstance(labels, list) else [labels]
-    if names and any(isinstance(cell, int) for cell in cells):
-        labels = [names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell for cell in cells]
+    if names and any(isinstance(cell, int | float) for cell in cells):
+        labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
     return Entry(labels=labels, media=media, member=member, stem=name, **values)
+
+
+def _is_index(cell: Any, num_names: int) -> bool:
+    """A whole number of the names; pandas makes floats of whole numbers where a column has a gap."""
+    return isinstance(cell, int | float) and not isinstance(cell, bool) and 0 <= cell < num_names and cell == int(cell)
 
 
 def _class_names(parquet: pq.ParquetFile) -> tuple[str, ...]:

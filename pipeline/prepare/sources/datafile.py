@@ -1,0 +1,72 @@
+"""AST's data files: `{"data": [{"wav": path, "labels": "mid,mid"}]}`."""
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from pipeline.prepare.clip import ClipError
+from pipeline.prepare.media import stem
+from pipeline.prepare.sources.checks import (
+    check_times,
+    check_video_id,
+    checked_split,
+    folder_of,
+    media_in,
+    name_of,
+    one_line,
+    seconds,
+)
+from pipeline.prepare.sources.label_text import cells_of
+from pipeline.prepare.sources.rows import ClipList, Rows
+from pipeline.prepare.sources.web_lists import read_list
+
+
+def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None) -> ClipList:
+    """AST's data file, with or without its comment line on top; `labels` may be a list too.
+
+    A stem that ends in `_20.000` says where in the recording the file was cut; a bare `_20` may belong to the name.
+    """
+    split = checked_split(split or name_of(uri))
+    notes = list[str]()
+    entries = _entries(uri, read_list(uri, notes))
+    rows, folder = Rows(vocabulary or audioset_labels()), folder_of(uri)
+    for number, entry in enumerate(entries, start=1):
+        wav, labels, video_id = map((entry if isinstance(entry, dict) else {}).get, ("wav", "labels", "video_id"))
+        cells: list[str] = []
+        name = ""
+        try:
+            cells = cells_of(labels, rows.vocabulary.index_of) if isinstance(labels, str | list) else []
+            media = media_in(folder, wav, '"wav"')
+            name = unicodedata.normalize("NFC", stem(media))
+            if video_id is not None:
+                check_video_id(video_id)
+            cut = re.fullmatch(r".+_(\d+\.\d+)", name)
+            start_s = seconds(cut[1], "start") if cut else 0.0
+            check_times(start_s, None)
+            rows.keep_named(name, split, video_id, media, None, 0.0, start_s, None, rows.indices(cells))
+        except ClipError as err:
+            rows.refuse(name or f"entry {number}", split, err, cells, f"entry {number}")
+    return rows.done(uri, notes)
+
+
+def _entries(uri: str, text: str) -> list[Any]:
+    try:
+        entries = json.loads(text[max(text.find("{"), 0) :], object_pairs_hook=_no_key_twice)["data"]
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
+        raise DataError(
+            f'{uri} is not a data file {{"data": [{{"wav": …, "labels": …}}, …]}}: {one_line(err)}'
+        ) from err
+    if not isinstance(entries, list):
+        raise DataError(f'{uri} is not a data file: "data" holds {type(entries).__name__}, not a list')
+    return entries
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one entry")
+    return values

@@ -1,0 +1,152 @@
+"""Data sets as their authors ship them, one whole file a clip: ESC-50, ESC-10, Speech Commands."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from posixpath import normpath, splitext
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from ast_core.text_files import LINE_END, is_spreadsheet_damage, read_table
+from pipeline import storage
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.media import is_media, stem
+from pipeline.prepare.sources.checks import check_split, is_split, one_line, show
+from pipeline.prepare.sources.rows import ClipList, Rows
+from pipeline.prepare.sources.web_lists import read_list
+
+Listed = tuple[str | None, str | None, str, str]
+"""clip_id where it is not the file's stem, split, file, label"""
+
+
+class Tree:
+    """The files below a folder, by names whose accents are in the usual form (NFC)."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = storage.absolute(folder).rstrip("/")
+        try:
+            files = [file.removeprefix(f"{self.root}/") for file in storage.list_files(self.root, recursive=True)]
+        except (OSError, ValueError) as err:
+            raise DataError(f"cannot list the folder {folder}: {one_line(err)}") from err
+        self.on_disk = {_nfc(file): file for file in files}
+
+    def __contains__(self, file: str) -> bool:
+        return _nfc(file) in self.on_disk
+
+    def uri(self, file: str) -> str:
+        return f"{self.root}/{self.on_disk[_nfc(file)]}"
+
+
+def read_esc(folder: str) -> ClipList:
+    """ESC-50 as shipped (`audio/`, `meta/esc50.csv`), or category folders `NNN - Name` as in ESC-10."""
+    tree = Tree(folder)
+    if "meta/esc50.csv" in tree:
+        return _read_esc50(tree)
+    named = re.compile(r"(?P<category>\d{3} - (?P<label>[^/]+))/(?P<name>[^/]+)")
+    found = [match for match in map(named.fullmatch, sorted(tree.on_disk)) if match and is_media(match["name"])]
+    if not found:
+        raise DataError(f"{folder} holds neither meta/esc50.csv (ESC-50) nor audio in folders `NNN - Name` (ESC-10)")
+    name_of = {match["category"]: match["label"] for match in found}  # in the order of NNN, as `found` is sorted
+    vocabulary = _vocabulary(folder, name_of.values())
+    return _shipped(folder, tree, [(None, _esc_fold(m["name"]), m[0], m["label"]) for m in found], vocabulary)
+
+
+def _esc_fold(name: str) -> str | None:
+    match = re.fullmatch(r"([1-9])-\d+-[A-Z]+\.\w+", name)
+    return f"fold{match[1]}" if match else None
+
+
+_ESC50_COLUMNS = ("filename", "fold", "target", "category")
+
+
+def _read_esc50(tree: Tree) -> ClipList:
+    uri = tree.uri("meta/esc50.csv")
+    listed: list[Listed] = []
+    category_of: dict[int, str] = {}
+    for line, row in read_table(
+        read_list(uri, []),
+        origin=uri,
+        columns=_ESC50_COLUMNS,
+        is_header=lambda names: names.issuperset(_ESC50_COLUMNS),
+        needs=f"the columns {', '.join(_ESC50_COLUMNS)}",
+    ):
+        name, fold, target, category = (_nfc(row[column]) for column in _ESC50_COLUMNS)
+        if not (re.fullmatch("[0-9]{1,4}", fold) and re.fullmatch("[0-9]{1,4}", target) and name and category):
+            raise DataError(
+                f"{uri}, line {line}: a row needs filename, category, and whole numbers for fold and target; "
+                f"it has {show(', '.join(row.values()))}"
+            )
+        if category_of.setdefault(int(target), category) != category:
+            raise DataError(
+                f"{uri}, line {line}: target {target} is {category} here, and {category_of[int(target)]} above"
+            )
+        listed.append((None, f"fold{int(fold)}", f"audio/{name}", category))
+    if not listed or len(set(category_of.values())) < len(category_of):
+        raise DataError(f"{uri} has no row, or two targets of one category")
+    return _shipped(uri, tree, listed, _vocabulary(uri, (category_of[target] for target in sorted(category_of))))
+
+
+def read_speechcommands(folder: str) -> ClipList:
+    """Speech Commands V2 as shipped: `WORD/HASH_nohash_N.wav`, and lists of what is for validation and for testing."""
+    tree = Tree(folder)
+    split_of: dict[str, str] = {}
+    for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
+        if name not in tree:
+            raise DataError(f"{folder} holds no {name}; give the folder of Speech Commands V2 as unpacked")
+        for line, file in _lines(read_list(tree.uri(name), [])):
+            if split_of.setdefault(file, split) != split:
+                raise DataError(f"{folder}/{name}, line {line}: {show(file)} is in the other list too")
+    spoken = {
+        file for file in tree.on_disk if re.fullmatch(r"[^/_][^/]*/[^/]+\.(?i:wav)", file)
+    }  # no _background_noise_
+    if not spoken:
+        raise DataError(f"{folder} holds no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
+    gone = sorted(split_of.keys() - spoken)
+    if 2 * len(gone) > len(split_of) and len(gone) > 1:  # else all those clips would be trained on
+        raise DataError(
+            f"{len(gone)} of the {len(split_of)} files that the lists of {folder} name are not there, "
+            f"{show(gone[0])} for one; unpack all of Speech Commands V2, lists and words"
+        )
+    word_of = {file: file.partition("/")[0] for file in sorted(spoken | split_of.keys())}
+    vocabulary = _vocabulary(folder, sorted({word_of[file] for file in spoken}))
+    listed: list[Listed] = [
+        (splitext(file)[0], split_of.get(file, "train"), file, word) for file, word in word_of.items()
+    ]
+    return _shipped(folder, tree, listed, vocabulary)
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """The files that a list names, with the line of each; Windows' backslashes and `./` are no part of a name."""
+    lines = enumerate(LINE_END.split(text), start=1)
+    return [(line, _nfc(normpath(file.strip().replace("\\", "/")))) for line, file in lines if file.strip()]
+
+
+def _shipped(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: LabelVocabulary) -> ClipList:
+    rows = Rows(vocabulary)
+    for clip_id, split, file, label in listed:
+        name = clip_id or stem(file)
+        try:
+            if split is None:
+                raise ClipError(Reason.BAD_ID, f"{show(file)} is not named FOLD-ID-TAKE")
+            check_split(split)
+            labels = rows.indices([label])
+            if clip_id is not None:
+                rows.claim(clip_id, split)
+            if file not in tree:
+                raise ClipError(Reason.MISSING_FILE, f"it is listed, but there is no file {show(file)}")
+            keep = rows.keep if clip_id is not None else rows.keep_named
+            keep(name, split, None, tree.uri(file), None, 0.0, 0.0, None, labels)
+        except ClipError as err:
+            rows.refuse(name or file, split if split and is_split(split) else "unassigned", err, [label])
+    return rows.done(origin)
+
+
+def _vocabulary(origin: str, names: Iterable[str]) -> LabelVocabulary:
+    names = tuple(names)
+    if damaged := next((name for name in names if "\ufffd" in name or is_spreadsheet_damage(name)), None):
+        raise DataError(f"{origin} has a class {show(damaged)}: a spreadsheet or a conversion wrote over its name")
+    return LabelVocabulary.from_names(names)
+
+
+def _nfc(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)

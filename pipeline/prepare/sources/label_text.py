@@ -1,0 +1,225 @@
+"""What a row says of its labels, as the labels that are meant.
+
+| in the row                                              | is read as                                                |
+|---------------------------------------------------------|-----------------------------------------------------------|
+| a list (JSON, Parquet)                                  | its entries                                               |
+| `['dog', 'cat']`, `["dog"]`, `{'dog'}`, `('dog',)`,     | the list that a data frame, JSON or NumPy wrote as text   |
+| `['dog' 'cat']`, `[0, 3]`, `'dog', 'cat'`               |                                                           |
+| a text that is the name of a class                      | that class, commas and all                                |
+| another text with `;`                                   | labels between the `;`                                    |
+| another text                                            | labels between the commas                                 |
+| `3.0`, where 3 is an index of the vocabulary            | that class                                                |
+| empty, `nan`, `<NA>`                                    | no label                                                  |
+
+Empty labels at either end (`dog;`) are dropped. Without a vocabulary, where the labels found make it, the `;` and the
+comma mean the same in every row of a list: see `Separator`.
+"""
+
+import ast
+import json
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from ast_core.text_files import is_spreadsheet_damage
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.sources.checks import CONTROL, show
+
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_ITEM = rf"(?:{_QUOTED}|[+-]?\d+(?:\.\d*)?)"
+_LIST = re.compile(rf"[\[({{]\s*(?:{_ITEM}(?:(?:\s*,\s*|\s+){_ITEM})*\s*,?\s*)?[\])}}]", re.DOTALL)
+_QUOTED_LIST = re.compile(rf"{_QUOTED}(?:\s*[,;]\s*{_QUOTED})*\s*[,;]?", re.DOTALL)
+_LIKE_A_LIST = re.compile(
+    r"""[\[{]\s*["'\[{].*|.*["']\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|[a-z_.]+\(\s*[\[({].*""",
+    re.DOTALL | re.IGNORECASE,
+)
+_CLOSING = {"[": "]", "(": ")", "{": "}"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
+_MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
+_INVISIBLE = "\ufeff\u200b\u2060"
+"""A byte order mark, and spaces of no width."""
+
+
+def cells_of(value: Any, known: Collection[str], separator: str | None = None) -> list[str]:
+    """The labels that a row names, still as texts; none where it has no label.
+
+    `known` are the names of classes. Without `separator` the row tells by itself what separates.
+
+    Raises:
+        ClipError: it is neither text, number nor list, or a text that looks like a list and cannot be read as one.
+    """
+    if isinstance(value, list | tuple):
+        return _without_empty_ends([_clean(_text(cell, value)) for cell in value])
+    text = "" if value is None else _clean(_text(value, value))
+    if text in known:
+        return [text]
+    if not text or text in _MISSING:
+        return []
+    listed = _listed(text)
+    if listed is not None:
+        return _without_empty_ends([_clean(cell) for cell in listed])
+    return _split(text, separator or (";" if ";" in text else ","))
+
+
+def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list[str]:
+    """`cells`, with the ids of classes in place of their indices."""
+    known = vocabulary.index_of
+    labels = []
+    for cell in cells:
+        match = None if cell in known else _INDEX.fullmatch(cell)
+        labels.append(vocabulary.mids[int(match[1])] if match and int(match[1]) < len(vocabulary) else cell)
+    return labels
+
+
+def may_name_a_class(text: str) -> bool:
+    """Whether a label found may become a class. Numbers may not: they are indices into somebody's vocabulary."""
+    if text.isascii() and text.replace(" ", "").replace("_", "").isalpha() and text not in _MISSING:
+        return True
+    return not (
+        not text
+        or text in _MISSING
+        or "\ufffd" in text
+        or _NUMBER.fullmatch(text)
+        or text.isdecimal()
+        or CONTROL.search(text)
+        or is_spreadsheet_damage(text)
+    )
+
+
+def why_unknown(cell: str) -> str:
+    """What is wrong with a label that the vocabulary lacks."""
+    if not cell:
+        return "there is an empty label between two others"
+    if is_spreadsheet_damage(cell):
+        return f"{show(cell)} is what a spreadsheet writes over a text; take the labels from before that"
+    if "\ufffd" in cell:
+        return f"{show(cell)} has lost characters in a conversion; take the labels from before that"
+    hint = "; an index needs --labels or an index that the vocabulary has" if _NUMBER.fullmatch(cell) else ""
+    return f"{show(cell)} is not in the label vocabulary{hint}"
+
+
+class Separator:
+    """Finds the one separator of a list that brings no vocabulary.
+
+    If any row has a `;`, it separates in all of them, and a comma belongs to the name, as in "Male speech, man
+    speaking". If none has, a comma without a space behind it separates; one with a space may be either, and the list
+    is refused.
+    """
+
+    def __init__(self) -> None:
+        self._place_of: dict[str, str] = {}
+        self._names: set[str] = set()
+
+    def add(self, value: Any, place: str) -> None:
+        """Take note of a row's labels; `place` says where the row stands."""
+        try:
+            if isinstance(value, str):
+                text = _clean(value)
+                if text in self._place_of or text in _MISSING:
+                    return
+                if _listed(text) is None:
+                    self._place_of[text] = place
+                    return
+            self._names.update(cells_of(value, ()))
+        except ClipError:
+            return  # the row is refused for it when it is read
+
+    def decide(self, origin: str) -> tuple[str, set[str]]:
+        """The separator, and all labels found.
+
+        Raises:
+            DataError: a comma may separate names or belong to one.
+        """
+        separator = ";" if any(";" in text for text in self._place_of) else ","
+        names = self._names.union(*(_split(text, separator) for text in self._place_of))
+        how = "separate labels by `;`, also behind a single name that has a comma (`Inside, small room;`)"
+        for text, place in self._place_of.items():
+            if separator == ",":
+                if re.search(r",\s", text.rstrip(", ")):
+                    raise DataError(
+                        f"{origin}, {place}: the comma in {show(text)} may separate two labels or belong to one; {how}"
+                    )
+                continue
+            for name in _split(text, separator):
+                if "," in name and not names.isdisjoint(_split(name, ",")):
+                    raise DataError(
+                        f"{origin}, {place}: {show(name)} is one label, as other rows separate theirs by `;`, "
+                        f"but its parts are labels too; {how}"
+                    )
+        return separator, names
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names that differ only in case, spaces, width or characters that nobody sees."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        key = "".join(c for c in plain if c.isprintable() and not c.isspace() and c not in "_-\"'")
+        if (other := seen.setdefault(key, name)) != name:
+            pairs.append((other, name))
+    return pairs
+
+
+def _text(value: Any, whole: Any) -> str:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if value is None:
+        return ""
+    raise ClipError(Reason.UNKNOWN_LABEL, f"labels is {show(whole)}, not a text or a list of texts")
+
+
+def _clean(text: str) -> str:
+    """Without what nobody sees around it, and with each accent in the usual form."""
+    if text.isascii():
+        return text.strip()
+    return unicodedata.normalize("NFC", text.strip().strip(_INVISIBLE).strip())
+
+
+def _listed(text: str) -> list[str] | None:
+    """The entries of a list in text; None if it is no list."""
+    if not text or (text[0] not in "[({'\"" and text[-1] not in "]})"):
+        return None
+    if text[0] == "[":
+        try:
+            entries = json.loads(text)
+        except (ValueError, RecursionError):
+            entries = [None]
+        if all(isinstance(entry, str | int | float) and not isinstance(entry, bool) for entry in entries):
+            return [str(entry) for entry in entries]
+    is_list = _LIST.fullmatch(text) and text[-1] == _CLOSING[text[0]]
+    if is_list or _QUOTED_LIST.fullmatch(text):
+        try:
+            return [_unquoted(item) for item in re.findall(_ITEM, text, re.DOTALL)]
+        except (ValueError, SyntaxError):
+            pass
+    if _LIKE_A_LIST.fullmatch(text):
+        raise ClipError(
+            Reason.UNKNOWN_LABEL,
+            f"labels is {show(text)}, which looks like a list and cannot be read as one; separate labels by `;`",
+        )
+    return None
+
+
+def _unquoted(item: str) -> str:
+    if item[0] not in "'\"":
+        return item
+    return str(ast.literal_eval(item)) if "\\" in item else item[1:-1]
+
+
+def _split(text: str, separator: str) -> list[str]:
+    if separator not in text:
+        return [text]
+    return _without_empty_ends([_clean(cell) for cell in text.split(separator)])
+
+
+def _without_empty_ends(cells: list[str]) -> list[str]:
+    while cells and not cells[0]:
+        cells.pop(0)
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells

@@ -1,0 +1,170 @@
+"""Manifests: lists of files as CSV, TSV or Parquet, or archives that hold the audio itself (`archive_manifest`)."""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from ast_core.text_files import read_table
+from pipeline import storage
+from pipeline.prepare.archives import with_start
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.sources import archive_manifest
+from pipeline.prepare.sources.archive_manifest import Entry
+from pipeline.prepare.sources.checks import (
+    WEB,
+    check_split,
+    check_times,
+    check_video_id,
+    checked_split,
+    folder_of,
+    media_in,
+    name_of,
+    one_line,
+    seconds,
+    show,
+)
+from pipeline.prepare.sources.label_text import Separator, cells_of, indices_as_labels, look_alikes, may_name_a_class
+from pipeline.prepare.sources.rows import ClipList, Rows
+from pipeline.prepare.sources.web_lists import fetched, read_text
+
+COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
+
+
+def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None) -> ClipList:
+    """A list has `path` or `url`, `labels`, and where wanted `clip_id`, `start_s`, `end_s`, `split`.
+
+    `split` is for the rows without their own. Without a vocabulary it is what the archives bring, else the labels
+    found make it, sorted.
+    """
+    default_split, notes = checked_split(split or "train"), list[str]()
+    packed = archive_manifest.find(uri)
+    own = archive_manifest.own_labels(uri, packed) if packed else None
+
+    copy = uri if packed else fetched(uri, notes)
+
+    def entries() -> Iterator[Entry]:
+        return archive_manifest.entries(uri, packed, own) if packed else _rows_of(uri, copy)
+
+    vocabulary, separator = vocabulary or own, None
+    if vocabulary is None:
+        vocabulary, separator = _found(uri, entries())
+        if pairs := look_alikes(vocabulary.names):
+            notes.append(
+                f"{len(pairs)} pairs of classes of {uri} differ in case, spaces or signs alone: "
+                f"{show(pairs[0][0])} and {show(pairs[0][1])}"
+            )
+    rows, folder = Rows(vocabulary), folder_of(uri)
+    for entry in entries():
+        row_split, cells = default_split, list[str]()
+        name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
+        try:
+            cells = indices_as_labels(cells_of(entry.labels, rows.vocabulary.index_of, separator), vocabulary)
+            start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
+            end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")
+            media, media_start_s = _media_of(entry, folder, start_s)
+            check_times(start_s, end_s)
+            if not isinstance(entry.clip_id, str | int | float | None):
+                raise ClipError(Reason.BAD_ID, f"clip_id is {show(entry.clip_id)}, not a text")
+            if entry.clip_id is None:
+                name = _name_of(entry, media, start_s)
+            own_split = entry.split
+            if own_split is None and not split:
+                own_split = entry.file_split
+            if own_split is not None:
+                check_split(str(own_split))
+                row_split = str(own_split)
+            indices = rows.indices(cells)
+            row = (name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, indices)
+            if entry.clip_id is None:
+                rows.keep_named(*row, path=entry.video_id or entry.inner_path)
+            else:
+                rows.claim(name, row_split)
+                rows.keep(*row)
+        except ClipError as err:
+            rows.refuse(name or entry.place, row_split, err, cells, entry.place)
+    return rows.done(uri, notes)
+
+
+def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
+    """The vocabulary that the labels found make, and what separates them."""
+    found = Separator()
+    for entry in entries:
+        found.add(entry.labels, entry.place)
+    separator, labels = found.decide(uri)
+    names = sorted(filter(may_name_a_class, labels))
+    if not 0 < len(names) <= 2**15:
+        raise DataError(f"{uri} has {len(names)} different label names; if its labels are indices, give --labels too")
+    return LabelVocabulary.from_names(names), separator
+
+
+def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float]:
+    """The media, and where in it the clip begins: audio within an archive is the section itself."""
+    if entry.media is not None:
+        if entry.video_id is not None:
+            check_video_id(entry.video_id)
+        return entry.media, 0.0
+    path, url = entry.path, entry.url
+    if bool(path) == bool(url):
+        raise ClipError(Reason.BAD_ID, "a row needs a path or a url" + (", not both" if path else ""))
+    if url and not WEB.fullmatch(str(url)):
+        raise ClipError(Reason.BAD_ID, f"{show(url)} is not an http(s) URL")
+    return media_in(folder, path or url, "path" if path else "url"), start_s
+
+
+def _name_of(entry: Entry, media: str, start_s: float) -> str:
+    """The clip_id of a row without one."""
+    if entry.media is not None:
+        name = entry.video_id or unicodedata.normalize("NFC", entry.stem)
+        return name if entry.start_s is None else with_start(name, start_s)
+    name = unicodedata.normalize("NFC", name_of(media))
+    return name if entry.start_s is None or not name else f"{name}_{start_s:.3f}"
+
+
+def _rows_of(uri: str, copy: str) -> Iterator[Entry]:
+    """The rows of a list, which is read from its copy."""
+    kind = os.path.splitext(uri)[1].lower()
+    if kind not in (".csv", ".tsv", ".parquet"):
+        raise DataError(f"{uri} is not a manifest: give a .csv, .tsv, .parquet or .tar, or a folder of the last two")
+    if kind == ".parquet":
+        yield from _of_parquet(uri, copy)
+        return
+    for line, cells in read_table(
+        read_text(copy, uri),
+        origin=uri,
+        columns=COLUMNS,
+        is_header=_is_header,
+        needs=NEEDS,
+        separators="\t,;|" if kind == ".tsv" else ",;\t|",
+    ):
+        yield Entry(place=f"line {line}", **{column: cell or None for column, cell in cells.items()})  # type: ignore[arg-type]
+
+
+NEEDS = "the columns `labels` and `path` or `url`, or `audio` with bytes"
+
+
+def _is_header(names: set[str]) -> bool:
+    return "labels" in names and not names.isdisjoint(("path", "url"))
+
+
+def _of_parquet(uri: str, copy: str) -> Iterator[Entry]:
+    row = 0
+    try:
+        fs, path = storage.resolve(copy)
+        with pq.ParquetFile(fs.open_input_file(path)) as file:
+            name_of_column = {name.strip().lower(): name for name in reversed(file.schema_arrow.names)}
+            if not _is_header(set(name_of_column)):
+                found = ", ".join(file.schema_arrow.names) or "none"
+                raise DataError(f"{uri} needs {NEEDS}; it has: {show(found)}")
+            present = {column: name_of_column[column] for column in COLUMNS if column in name_of_column}
+            for batch in file.iter_batches(columns=list(present.values())):
+                columns = (batch[name].to_pylist() for name in present.values())
+                for values in zip(*columns, strict=True):
+                    row += 1
+                    yield Entry(**dict(zip(present, values, strict=True)), place=f"row {row}")
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as err:
+        raise DataError(f"cannot read the manifest {uri}: {one_line(err)}") from err

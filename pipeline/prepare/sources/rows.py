@@ -1,0 +1,186 @@
+"""The rows of a list as they are read: those that become clips, and those that are refused."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from pipeline.prepare.clip import CLIPS, FAILURES, ClipError, Reason
+from pipeline.prepare.sources.checks import CONTROL, LONGEST_ID, check_clip_id, show
+from pipeline.prepare.sources.clip_names import rows_of_one_name, tell_apart
+from pipeline.prepare.sources.label_text import why_unknown
+from pipeline.versions import in_words
+
+LEAST_REFUSED = 5
+"""Fewer rows that are refused for one reason are never taken for a list that was misread as a whole."""
+
+_GIVEN = None
+"""In place of a path: the clip_id is the list's own."""
+
+_NAMED_CLIPS = CLIPS.append(pa.field("named_by", pa.string()))
+"""Clips and the path that their names come from: "" for the media itself, null for a name that the list gives."""
+
+
+@dataclass(frozen=True)
+class ClipList:
+    clips: pa.Table
+    """`CLIPS`; a clip_id is unique within its split."""
+    refused: pa.Table
+    """`FAILURES` of the stage "source"."""
+    vocabulary: LabelVocabulary
+    notes: tuple[str, ...] = ()
+    """What the user should know of the list, a line each."""
+
+
+class Rows:
+    """The rows read so far. Two million fit in a gigabyte: what is complete turns to Arrow a piece at a time."""
+
+    def __init__(self, vocabulary: LabelVocabulary) -> None:
+        if len(vocabulary) > 2**15:
+            raise DataError(f"{len(vocabulary)} labels are too many; up to {2**15} can be stored")
+        self.vocabulary, self._index_of = vocabulary, vocabulary.index_of
+        self._clips, self._refused = _Pieces(_NAMED_CLIPS), _Pieces(FAILURES)
+        self._claimed: defaultdict[str, set[str]] = defaultdict(set)
+        self._num_refused: Counter[Reason] = Counter()
+        self._first_refused: dict[Reason, str] = {}
+        self._any_known = False
+        self._unknown = ""
+
+    def indices(self, cells: list[str]) -> tuple[int, ...]:
+        """The classes that `cells` name, each once."""
+        if not cells:
+            raise ClipError(Reason.NO_LABEL, "the row has no label")
+        try:
+            # A tuple: unlike lists, tuples of numbers do not slow down garbage collection.
+            return tuple(sorted({self._index_of[cell] for cell in cells}))
+        except KeyError as err:
+            self._unknown = self._unknown or show(err.args[0])
+            raise ClipError(Reason.UNKNOWN_LABEL, why_unknown(err.args[0])) from None
+
+    def claim(self, clip_id: str, split: str) -> None:
+        """Take `clip_id`, which the list itself gives, for this row."""
+        check_clip_id(clip_id)
+        claimed = self._claimed[split]
+        if clip_id in claimed:
+            raise ClipError(Reason.DUPLICATE, f"{clip_id} is in {split} already")
+        claimed.add(clip_id)
+
+    def keep(self, *row: Any) -> None:
+        """One row of `CLIPS`, its clip_id claimed before."""
+        self._clips.add((*row, _GIVEN))
+
+    def keep_named(self, *row: Any, path: str = "") -> None:
+        """One row of `CLIPS` whose clip_id comes from its media, or from `path`; it may change: `clip_names`."""
+        check_clip_id(row[0])
+        self._clips.add((*row, path))
+
+    def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str], place: str = "") -> None:
+        """Refuse a row, which stands at `place`."""
+        labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
+        self._any_known = self._any_known or labels is not None
+        self._count(err.reason, f"{place or show(name)}: {err.message}")
+        self._refuse(name, split, err, labels)
+
+    def _count(self, reason: Reason, what: str) -> None:
+        self._num_refused[reason] += 1
+        self._first_refused.setdefault(reason, what)
+
+    def _refuse(self, name: str, split: str, err: ClipError, labels: Iterable[int] | None) -> None:
+        safe_name = name if name.isprintable() else CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
+        safe_name = safe_name.replace("\ufffd", "\\ufffd")
+        if len(safe_name) > LONGEST_ID:
+            safe_name = safe_name[: LONGEST_ID - 1] + "…"  # else it might be the name of a clip that is well
+        why = (err.reason.value, err.message, 1, err.reason.retry)
+        self._refused.add((safe_name, split, "source", *why, in_words(), labels))
+
+    def done(self, origin: str, notes: Iterable[str] = ()) -> ClipList:
+        """All rows.
+
+        Raises:
+            DataError: there are none, none has a known label, or most would be refused for one reason.
+        """
+        clips = self._named_apart(self._clips.table())
+        num_refused = self._num_refused.total()
+        if not len(clips) + num_refused:
+            raise DataError(f"{origin} has no rows; give a list with at least one clip")
+        if not len(clips) and not self._any_known:
+            first = f" (the first unknown one: {self._unknown})" if self._unknown else ""
+            raise DataError(f"no row of {origin} has a known label{first}; give its own label file with --labels")
+        for reason, number in self._num_refused.most_common():
+            if reason != Reason.MISSING_FILE and number >= LEAST_REFUSED and 2 * number > len(clips) + num_refused:
+                raise DataError(
+                    f"{number} of {len(clips) + num_refused} rows of {origin} would be refused as {reason}, the first: "
+                    f"{self._first_refused[reason]}; {_REMEDY[reason]}"
+                )
+        return ClipList(clips, self._refused.table(), self.vocabulary, tuple(notes))
+
+    def _named_apart(self, clips: pa.Table) -> pa.Table:
+        """Clips of `CLIPS`, with names that are unique in their split; those that are there twice are refused."""
+        groups = rows_of_one_name(clips)
+        clips, named_by = clips.drop_columns("named_by"), clips["named_by"]
+        if not groups:
+            return clips
+        clip_ids, splits = clips["clip_id"].to_pylist(), clips["split"].to_pylist()
+        refused: dict[int, ClipError] = {}
+        for group in groups:
+            media = clips["media"].take(group).to_pylist()
+            paths = [media[i] if path == "" else path for i, path in enumerate(named_by.take(group).to_pylist())]
+            for row, name in zip(group, tell_apart(clip_ids[group[0]], paths), strict=True):
+                try:
+                    if name is None:
+                        raise ClipError(
+                            Reason.DUPLICATE, f"{clip_ids[row]} is in {splits[row]} already, from that file"
+                        )
+                    clip_ids[row] = name
+                    check_clip_id(name)
+                except ClipError as err:
+                    refused[row] = err
+        times = Counter((splits[row], name) for row, name in enumerate(clip_ids) if row not in refused)
+        for row in sorted({row for group in groups for row in group} - refused.keys(), reverse=True):
+            if times[splits[row], clip_ids[row]] > 1:  # a new name that another clip has
+                times[splits[row], clip_ids[row]] -= 1
+                refused[row] = ClipError(Reason.DUPLICATE, f"{clip_ids[row]} is in {splits[row]} already")
+        labels = clips["labels"].take(pa.array(sorted(refused), pa.int64())).to_pylist()
+        for row, indices in zip(sorted(refused), labels, strict=True):
+            self._count(refused[row].reason, f"{show(clip_ids[row])}: {refused[row].message}")
+            self._refuse(clip_ids[row], splits[row], refused[row], indices)
+        clips = clips.set_column(0, CLIPS.field("clip_id"), pa.array(clip_ids, pa.string()))
+        return clips.take(pa.array([row for row in range(len(clips)) if row not in refused], pa.int64()))
+
+
+class _Pieces:
+    """A table that grows by rows."""
+
+    def __init__(self, schema: pa.Schema, rows_a_piece: int = 1 << 14) -> None:
+        self._schema, self._rows_a_piece = schema, rows_a_piece
+        self._pieces: list[pa.RecordBatch] = []
+        self._columns: list[list[Any]] = [[] for _ in schema]
+
+    def add(self, row: tuple[Any, ...]) -> None:
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
+        if len(self._columns[0]) == self._rows_a_piece:
+            self._close_piece()
+
+    def _close_piece(self) -> None:
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, self._schema, strict=True)]
+        self._pieces.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        for column in self._columns:
+            column.clear()
+
+    def table(self) -> pa.Table:
+        self._close_piece()
+        return pa.Table.from_batches(self._pieces, schema=self._schema)
+
+
+_REMEDY = {
+    Reason.BAD_ID: "correct the list, or give the column that holds the ids",
+    Reason.BAD_TIME: "give times in seconds, with a point, and clips of at most 300 s",
+    Reason.NO_LABEL: "give the column that holds the labels",
+    Reason.UNKNOWN_LABEL: "give its own label file with --labels, or list only clips whose labels are known",
+    Reason.DUPLICATE: "list each clip once, or give a clip_id column whose ids differ",
+}

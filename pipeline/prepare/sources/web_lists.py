@@ -1,0 +1,154 @@
+"""Lists by name, path or URL. A list from the web has a copy in the user's cache.
+
+The copy is compared with its web server's at each use (ETag, Last-Modified), and used as it is, with a line that says
+so, where the server cannot be asked. Of official lists whose SHA-256 is known the copy is checked by that alone.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from posixpath import basename
+
+from ast_core.errors import DataError
+from ast_core.text_files import decode_text
+from pipeline import storage
+from pipeline.prepare.sources.checks import WEB, one_line
+
+OFFICIAL_LISTS = {
+    name: f"https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/{name}_segments.csv"
+    for name in ("balanced_train", "unbalanced_train", "eval")
+}
+SHA256 = {
+    OFFICIAL_LISTS["balanced_train"]: "3b83e5ff9ed72cfda37d4e36ce08250e107c1ea70f109f6ab6668ac200db5e94",
+    OFFICIAL_LISTS["eval"]: "f7055f53935f70e74e39494a5c8c4c78f1700fce275028bd36e31186f33d45db",
+}
+"""Of lists that never change. That of unbalanced_train (100 MB) is not known here: it is compared with the server's."""
+
+MAX_LIST_BYTES = 1 << 30
+"""Ten times the longest official list."""
+
+TIMEOUT_S = 60.0
+"""How long a server may say nothing."""
+
+DEADLINE_S = 1800.0
+"""How long a list may take in all."""
+
+
+def read_list(uri: str, notes: list[str]) -> str:
+    """The text of a list. What the user should know of how it was had is added to `notes`.
+
+    Raises:
+        DataError: it cannot be read or fetched, or is no text.
+    """
+    return read_text(fetched(uri, notes), uri)
+
+
+def read_text(copy: str, uri: str) -> str:
+    """The text of a list, which lies at `copy` and is named `uri` in messages."""
+    try:
+        return decode_text(storage.read_bytes(copy), uri)
+    except (OSError, ValueError) as err:
+        raise DataError(f"cannot read {uri}: {one_line(err)}") from err
+
+
+def fetched(uri: str, notes: list[str]) -> str:
+    """`uri`, or for the name of an official list or a URL the path of its copy.
+
+    Raises:
+        DataError: it cannot be fetched and there is no copy, or it is not the official list.
+    """
+    url = OFFICIAL_LISTS.get(uri, uri)
+    if not WEB.match(url):
+        return uri
+    copy, sha256 = _copy_of(url), SHA256.get(url)
+    if sha256 and copy.exists() and _sha256(copy.read_bytes()) == sha256:
+        return str(copy)
+    try:
+        data, said = _ask(url, _what_was_said(copy) if not sha256 else {})
+    except (OSError, ValueError, http.client.HTTPException) as err:
+        if copy.exists() and not sha256:
+            when = time.strftime("%Y-%m-%d", time.gmtime(copy.stat().st_mtime))
+            notes.append(f"{url} cannot be asked for changes ({one_line(err)}); its copy of {when} is used: {copy}")
+            return str(copy)
+        raise DataError(f"cannot fetch {url} ({one_line(err)}); download it by hand and give its path") from err
+    if data is not None:
+        if sha256 and _sha256(data) != sha256:
+            raise DataError(
+                f"{url} is not the official list: its SHA-256 is {_sha256(data)}, not {sha256}; "
+                "fetch it by another way, and give its path"
+            )
+        if copy.exists() and data != copy.read_bytes():
+            notes.append(f"{url} has changed since it was fetched; the new one is used")
+        storage.write_bytes(copy, data)
+        storage.write_json(_said_file(copy), {"url": url, "sha256": _sha256(data), **said})
+    return str(copy)
+
+
+def cached(name: str) -> str | None:
+    """The copy of an official list, without asking the web; None where there is none."""
+    url = OFFICIAL_LISTS[name]
+    copy, sha256 = _copy_of(url), SHA256.get(url)
+    is_whole = copy.exists() and (sha256 is None or _sha256(copy.read_bytes()) == sha256)
+    return str(copy) if is_whole else None
+
+
+def _copy_of(url: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ast-ray"
+    safe_basename = re.sub(r"[^A-Za-z0-9_.-]", "_", basename(re.split("[?#]", url)[0]))[-100:]
+    return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{safe_basename}"
+
+
+def _said_file(copy: Path) -> Path:
+    return copy.with_name(f"{copy.name}.json")
+
+
+def _what_was_said(copy: Path) -> dict[str, str]:
+    """Headers that ask for the list only if it has changed since its copy was fetched."""
+    try:
+        said = json.loads(_said_file(copy).read_bytes())
+        if _sha256(copy.read_bytes()) != said["sha256"]:
+            return {}
+        pairs = (("If-None-Match", said.get("etag")), ("If-Modified-Since", said.get("last_modified")))
+        return {name: value for name, value in pairs if isinstance(value, str)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _ask(url: str, headers: dict[str, str]) -> tuple[bytes | None, dict[str, str | None]]:
+    """The list, and how to ask whether it has changed; None in its place if it has not."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
+            data = _read(response)
+            said = {"etag": response.headers["ETag"], "last_modified": response.headers["Last-Modified"]}
+    except urllib.error.HTTPError as err:
+        with err:
+            if err.code == http.HTTPStatus.NOT_MODIFIED and headers:
+                return None, {}
+            raise
+    # A sign-in page must not become the list.
+    if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"", b"<") or "html" in (response.headers["Content-Type"] or ""):
+        raise ValueError("the answer is a web page or empty")
+    return data, said
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    data, ends = bytearray(), time.monotonic() + DEADLINE_S
+    while piece := response.read1(1 << 20):
+        data += piece
+        if len(data) > MAX_LIST_BYTES:
+            raise ValueError(f"it is longer than {MAX_LIST_BYTES >> 20} MB, which no list is")
+        if time.monotonic() > ends:
+            raise TimeoutError(f"not complete after {DEADLINE_S:g} s")
+    if response.length:  # read1 does not tell an answer that was cut off from a whole one
+        raise http.client.IncompleteRead(b"", response.length)
+    return bytes(data)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
