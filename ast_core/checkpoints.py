@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_core import huggingface
+from ast_core.checksums import file_sha256, with_checksum, without_checksum
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
@@ -33,6 +34,9 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 TORCH_WEIGHTS_FILE = "pytorch_model.bin"
 """What older Hugging Face folders have instead of `model.safetensors`."""
 CHECKPOINT_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, TORCH_WEIGHTS_FILE)
+WEIGHTS_KEY = "weights_sha256"
+"""The SHA-256 of `model.safetensors`, in our `config.json`."""
+RESTORE = "restore it from a copy, or take another checkpoint"
 OUR_KEY = "ast_ray"
 """Of a Hugging Face `config.json` that we wrote: our whole config, which has MIDs and the recipe too."""
 
@@ -110,17 +114,30 @@ def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], conf
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file(_on_cpu(state), target / WEIGHTS_FILE)
-    (target / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    checked = with_checksum(config.to_dict() | {WEIGHTS_KEY: file_sha256(target / WEIGHTS_FILE)})
+    (target / CONFIG_FILE).write_text(_to_json(checked), encoding="utf-8")
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[ASTModel, ModelConfig]:
-    """The model of a folder that `save_model` wrote, in evaluation mode, on the CPU."""
+    """The model of a folder that `save_model` wrote, in evaluation mode, on the CPU.
+
+    A folder without checksums, which an earlier version wrote, is read without verifying them.
+
+    Raises:
+        DataError: a file is missing or damaged, or the weights are not those that the config was written with.
+    """
     source = Path(folder)
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (source / name).is_file():
             raise DataError(f"{source} is no model folder: {name} is missing")
     file = source / CONFIG_FILE
-    config = ModelConfig.from_json(decode_text(file.read_bytes(), file), origin=file)
+    value = without_checksum(_read_json(file), origin=file, remedy=RESTORE)
+    config = ModelConfig.from_dict(value, origin=file)
+    weights = source / WEIGHTS_FILE
+    if WEIGHTS_KEY in value and file_sha256(weights) != value[WEIGHTS_KEY]:
+        raise DataError(
+            f"{weights} is damaged, or not the weights that {CONFIG_FILE} beside it was written with; {RESTORE}"
+        )
     return _filled(config, read_weights(source / WEIGHTS_FILE), source), config
 
 

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
     entry.begin()
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,8 @@ from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
-from pipeline.train.report import finite_or_null
+from pipeline.train.judge import read_records
+from pipeline.train.report import finite_or_null, read_summary
 
 LAST_EPOCHS = 5
 SET_HERE = ("--train-splits", "--eval-splits")
@@ -76,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _figures(run: str, metric: str) -> dict[str, Any]:
     """Of a finished run: the metric by epoch, and what its summary says."""
-    summary = storage.read_json(storage.join(run, "summary.json"))
-    records = map(json.loads, storage.read_text(storage.join(run, "metrics.jsonl")).splitlines())
+    summary = read_summary(run)
     return {
-        "by_epoch": {record["epoch"]: record[metric] for record in records if record["kind"] == "epoch"},
+        "by_epoch": {record["epoch"]: record[metric] for record in read_records(run)},
         "best_epoch": summary["best_epoch"],
         "averaged": summary["averaged"] and summary["averaged"][metric],
     }

@@ -55,7 +55,9 @@ from pipeline.train.beside import evaluate_beside
 from pipeline.train.checkpointing import CHECKPOINTS
 from pipeline.train.feed import layout
 from pipeline.train.job import TrainJob, stopped_json
+from pipeline.train.judge import REMEDY
 from pipeline.train.mlflow_log import check_mlflow
+from pipeline.train.report import read_summary
 from pipeline.train.report_page import write_run_report
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import train_worker
@@ -366,14 +368,14 @@ def _claim_run(
     with _sole_job(run, storage.lock(run)):
         if _is_begun(run, identity, order):  # by another job, meanwhile
             return
-        storage.write_json(storage.join(run, "config.json"), identity | {"clip_order": order} | about)
+        storage.write_checked_json(storage.join(run, "config.json"), identity | {"clip_order": order} | about)
         models.save(storage.join(run, "initial"), model.state_dict(), config)
 
 
 def _is_begun(run: str, identity: dict[str, Any], order: dict[str, str]) -> bool:
     uri = storage.join(run, "config.json")
     if storage.exists(uri):
-        _check_same_run(run, storage.read_json(uri), identity, order)
+        _check_same_run(run, storage.read_checked_json(uri, remedy=REMEDY), identity, order)
         return models.exists(storage.join(run, "initial"))
     if not storage.is_empty(run):
         raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
@@ -471,7 +473,7 @@ def _failed(err: Exception) -> UserError:
 
 
 def _say_results(run: str) -> None:
-    summary = storage.read_json(storage.join(run, "summary.json"))
+    summary = read_summary(run)
 
     def line(name: str, figures: dict[str, Any] | None) -> str:
         if figures is None:

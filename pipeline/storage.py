@@ -347,9 +347,9 @@ def read_checked_json(
         DataError: it is missing, no JSON object, or not what its checksum is of.
     """
     try:
-        value = json.loads(read_bytes(uri))
+        value = json.loads(read_text(uri))
     except ValueError as err:
-        raise DataError(f"{os.fspath(uri)} is damaged, no valid JSON ({err}); {remedy}") from err
+        raise DataError(f"{os.fspath(uri)} is damaged, it is not valid JSON ({err}); {remedy}") from err
     return without_checksum(value, origin=uri, remedy=remedy, is_required=is_required)
 
 

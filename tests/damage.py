@@ -1,9 +1,11 @@
 """Damage to files on disk, and repairs as somebody with the right tools could make them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from ast_core.errors import DataError
 from pipeline import dataset, storage
 
 
@@ -14,6 +16,15 @@ def flip_bit(file: Path, rng: np.random.Generator) -> tuple[int, int]:
     whole[at] ^= 1 << bit
     file.write_bytes(whole)
     return at, bit
+
+
+def refusal(read: Callable[[], object]) -> str:
+    """The line of the DataError that `read` ends with; empty where it ends well."""
+    try:
+        read()
+    except DataError as err:
+        return str(err)
+    return ""
 
 
 def record_again(output: str) -> None:

@@ -24,7 +24,7 @@ from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
 from jobs.demo.world import build_world
 from pipeline import storage
-from pipeline.train.report import per_class_table
+from pipeline.train.report import per_class_table, read_summary
 
 NUM_TRAIN, NUM_EVAL = 440, 110
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(evaluate.main, "jobs/evaluate.py", score)
 
     print("\n" + per_class_table(storage.read_bytes(storage.join(run, "per_class.csv")).decode()))
-    summary = storage.read_json(storage.join(run, "summary.json"))
+    summary = read_summary(run)
     print(
         f"\neval mAP {summary['map']:.3f} (averaged weights {summary['averaged']['map']:.3f}) after "
         f"{time.monotonic() - began_s:.0f} s in all\n"

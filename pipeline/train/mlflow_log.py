@@ -71,7 +71,7 @@ class MlflowLog:
 
         note = storage.join(run, "mlflow.json")
         if storage.exists(note):
-            run_id = storage.read_json(note)["run_id"]
+            run_id = storage.read_checked_json(note, remedy="delete it, and a new MLflow run begins")["run_id"]
             if self._is_there(run_id):
                 self._client.update_run(run_id, status="RUNNING")
                 return run_id, False
@@ -83,7 +83,7 @@ class MlflowLog:
         given = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in params.items()]
         for first in range(0, len(given), BATCH_PARAMS):
             self._client.log_batch(begun.info.run_id, params=given[first : first + BATCH_PARAMS])
-        storage.write_json(note, {"run_id": begun.info.run_id, "experiment": name})
+        storage.write_checked_json(note, {"run_id": begun.info.run_id, "experiment": name})
         return begun.info.run_id, True
 
     def _is_there(self, run_id: str) -> bool:

@@ -7,13 +7,14 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 from torch.utils.tensorboard import SummaryWriter
 
+from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import TaggingMetrics
 from pipeline import storage
@@ -50,8 +51,7 @@ class RunLog:
         self._metrics = storage.join(run, "metrics.jsonl")
         self._lines: list[str] = []
         if storage.exists(self._metrics):
-            lines = storage.read_text(self._metrics).splitlines()
-            self._lines = [line for line in lines if json.loads(line)["step"] <= last_step]
+            self._lines = list(_lines_up_to(self._metrics, last_step))
         self.epochs = {line["epoch"] for line in map(json.loads, self._lines) if line["kind"] == "epoch"}
         """Those that are logged."""
         # A local run is watched while it goes on; elsewhere event files are copied at each flush.
@@ -100,6 +100,22 @@ class RunLog:
             self._mlflow.add(points, step)
 
 
+def _lines_up_to(uri: str, last_step: int) -> Iterator[str]:
+    for number, line in enumerate(storage.read_text(uri).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            kind, epoch, step = record["kind"], record["epoch"], record["step"]
+        except (ValueError, KeyError, TypeError):
+            kind, epoch, step = "", 0, 0
+        if kind not in ("step", "epoch") or not isinstance(epoch, int) or not isinstance(step, int):
+            raise DataError(
+                f"{uri}: line {number} is damaged; restore the file, or delete it: training goes on, and its records "
+                "begin there"
+            )
+        if step <= last_step:
+            yield line
+
+
 def finite_or_null(values: Mapping[str, float | None]) -> dict[str, float | None]:
     """JSON knows neither infinity (d′ of a perfect AUC) nor NaN (no class has both kinds of clips)."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
@@ -133,4 +149,10 @@ def per_class_table(text: str) -> str:
 
 
 def write_summary(run: str, summary: Mapping[str, Any]) -> None:
-    storage.write_json(storage.join(run, "summary.json"), dict(summary))
+    storage.write_checked_json(storage.join(run, "summary.json"), summary)
+
+
+def read_summary(run: str) -> dict[str, Any]:
+    """Raises DataError where it is missing or damaged."""
+    remedy = "restore it, or delete it and run the same training again, which writes it again"
+    return storage.read_checked_json(storage.join(run, "summary.json"), remedy=remedy)

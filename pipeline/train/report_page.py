@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from markupsafe import Markup
 
+from ast_core.checksums import without_checksum
 from ast_core.errors import DataError
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from pipeline import page, storage
@@ -106,10 +107,7 @@ def _read(run: str, name: str, parse: Callable[[str], T], gaps: list[str]) -> T 
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
+    return without_checksum(json.loads(text), origin="the file", remedy="restore it")
 
 
 def _records(text: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ast_core.errors import DataError
-from pipeline import dataset, storage
+from pipeline import dataset, parquet, storage
 from pipeline.dataset import Clips
 from pipeline.weights import flatten_labels
 
@@ -50,7 +50,9 @@ def write_scores(run: str, scores: np.ndarray, clips: Clips) -> None:
     )
     storage.write_file(
         scores_file(run),
-        lambda file: pq.write_table(table, file, compression="zstd", use_dictionary=False, write_statistics=False),
+        lambda file: pq.write_table(
+            table, file, compression="zstd", use_dictionary=False, write_statistics=False, **parquet.CHECKSUMS
+        ),
     )
 
 
@@ -67,7 +69,7 @@ def read_scores(run: str) -> Scores | None:
         table = dataset.read_table(uri, ["clip_id", "labels", "scores"]).combine_chunks()
         clip_id, labels, scores = (table[name].combine_chunks() for name in table.column_names)
         scores = scores.flatten().to_numpy().reshape(len(table), scores.type.list_size)
-    except (OSError, ValueError, KeyError, AttributeError) as err:
+    except (ValueError, KeyError, AttributeError) as err:
         raise DataError(f"{uri} cannot be read: {err}") from err
     flat, _ = flatten_labels(labels)
     if len(flat) and not 0 <= flat.min() <= flat.max() < scores.shape[1]:

@@ -33,7 +33,7 @@ from pipeline.train.beside import unevaluated
 from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
 from pipeline.train.job import TrainJob, initial_model, stopped_json
-from pipeline.train.judge import Judge
+from pipeline.train.judge import Judge, headline_order
 from pipeline.train.report import RunLog, delete_left_over, finite_or_null, write_summary
 from pipeline.train.report_page import write_run_report
 from pipeline.train.sampling import NO_PARTNER
@@ -175,8 +175,8 @@ class Run:
         patience = self.recipe.patience
         if patience is None:
             return False
-        headlines = [r["headline"] for r in self.judge.records(self.progress.epochs_done)] if self.rank == 0 else []
-        since_best = len(headlines) - 1 - int(np.argmax(headlines)) if headlines else 0
+        records = self.judge.records(self.progress.epochs_done) if self.rank == 0 else []
+        since_best = records[-1]["epoch"] - max(records, key=headline_order)["epoch"] if records else 0
         return self._from_rank_0(since_best) >= patience
 
     def _train_epoch(self, epoch: int) -> float:

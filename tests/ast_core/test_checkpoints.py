@@ -2,11 +2,13 @@
 
 import contextlib
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,7 +21,7 @@ from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.pretrained import from_audioset, to_huggingface, to_original, under_our_names
 from ast_core.published import published, speechcommands_labels
 from ast_core.step import Norm
-from tests import reference
+from tests import damage, reference
 from tests.ast_core import hostile, small
 
 LABELS = LabelVocabulary(tuple("abcde"), ("Speech, man", "“Ping”", "Éclair", "犬", "Tab\there"))
@@ -155,6 +157,41 @@ def test_a_torn_config_in_a_model_folder_is_a_data_error(tmp_path: Path):
     (tmp_path / "config.json").write_text(CONFIG.to_json()[:200])
     with pytest.raises(DataError, match=str(tmp_path)):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_each_flipped_bit_of_a_models_folder_is_named_or_changes_nothing(tmp_path: Path, name: str):
+    save_model(tmp_path, small.model().state_dict(), CONFIG)
+    expected, config = load_model(tmp_path)
+    file, rng, lines = tmp_path / name, np.random.default_rng(0), []
+    whole = file.read_bytes()
+    for _ in range(30):
+        file.write_bytes(whole)
+        damage.flip_bit(file, rng)
+        lines.append(damage.refusal(lambda: load_model(tmp_path)))
+        if not lines[-1]:
+            again, other = load_model(tmp_path)
+            assert other == config
+            assert all(map(torch.equal, again.state_dict().values(), expected.state_dict().values()))
+    assert all(str(file) in line for line in lines if line)
+    assert sum(map(bool, lines)) > 15
+
+
+def test_a_folder_that_an_earlier_version_wrote_is_read_without_checksums(tmp_path: Path):
+    model = small.model()
+    save_model(tmp_path, model.state_dict(), CONFIG)
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
+    again, config = load_model(tmp_path)
+    assert config == CONFIG
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+
+
+def test_other_weights_under_the_config_of_a_model_are_refused(tmp_path: Path):
+    save_model(tmp_path / "one", small.model(seed=1).state_dict(), CONFIG)
+    save_model(tmp_path / "two", small.model(seed=2).state_dict(), CONFIG)
+    shutil.copy(tmp_path / "one" / "model.safetensors", tmp_path / "two" / "model.safetensors")
+    with pytest.raises(DataError, match=r"two/model\.safetensors is damaged, or not the weights that config\.json"):
+        load_model(tmp_path / "two")
 
 
 # --- any naming

@@ -36,6 +36,7 @@ def options_of(text: str) -> argparse.Namespace:
 def forget_clip_order(run: Path) -> None:
     """As if an earlier version had begun the run."""
     config = json.loads((run / "config.json").read_text())
+    del config["sha256"]
     del config["clip_order"]
     (run / "config.json").write_text(json.dumps(config))
 
