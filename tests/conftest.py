@@ -89,7 +89,9 @@ def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
     """Ray on this machine, whose workers run in a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own_folders.ray_cwd)
-        ray.init(address="local", num_cpus=2, _temp_dir=str(own_folders.root / "ray"), log_to_driver=False)
+        temp_dir = str(own_folders.root / "ray")
+        # Half of the processes of a Ray on one machine are its dashboard's.
+        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=temp_dir, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -56,7 +56,7 @@ class S3Server:
             counts |= self._control("?share=0&following=0")
 
     def _control(self, query: str) -> dict[str, int]:
-        with urllib.request.urlopen(f"{self.endpoint}{CONTROL}{query}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.endpoint}{CONTROL}{query}", timeout=60) as answer:
             return json.load(answer)
 
 
@@ -67,7 +67,7 @@ def serve() -> Iterator[S3Server]:
         try:
             server = S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
             make_bucket = urllib.request.Request(f"{server.endpoint}/{server.bucket}", method="PUT")
-            urllib.request.urlopen(make_bucket, timeout=10).close()
+            urllib.request.urlopen(make_bucket, timeout=60).close()
             yield server
         finally:
             process.terminate()

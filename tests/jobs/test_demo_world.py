@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_finished_world_is_kept(small_w
 
 
 def ask(base_url: str, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=5)
+    connection = http.client.HTTPConnection(urlsplit(base_url).netloc, timeout=60)
     connection.request(method, path, headers=headers)
     response = connection.getresponse()
     body = response.read()
