@@ -193,7 +193,7 @@ def _ray_rate(clips: Clips) -> tuple[float, float]:
     import ray
 
     from benchmarks.prepare import Spent
-    from jobs.common import ray_session
+    from jobs.ray_session import ray_session
 
     with ray_session("local", 2):
         data = ray.data.read_parquet(clips.shards, columns=["fbank"])

@@ -25,9 +25,9 @@ import pyarrow as pa
 import torch
 
 from ast_core.labels import audioset_labels
-from jobs.common import ray_session
 from jobs.demo.sounds import GENERATORS, mixture
 from jobs.prepare_audioset import main as prepare
+from jobs.ray_session import ray_session
 from pipeline import dataset
 from pipeline.prepare.decode import decode_media
 from pipeline.prepare.features import clip_fbank

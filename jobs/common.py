@@ -1,15 +1,11 @@
-"""What jobs share: Ray joined or started, and errors that the user can mend as one line."""
+"""What jobs share: options, and errors that the user can fix as one line."""
 
 import argparse
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NoReturn
-
-import ray
 
 from ast_core.errors import ConfigError, UserError
 from jobs import entry
@@ -23,7 +19,7 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Ray")
     group.add_argument(
         "--address",
-        default=os.environ.get("RAY_ADDRESS", "local"),
+        default=os.environ.get("RAY_ADDRESS") or "local",
         help="cluster to join (default: $RAY_ADDRESS, which `ray job submit` sets; else Ray starts on this machine)",
     )
     group.add_argument("--num-cpus", type=int, default=None, help="CPUs to use when Ray is started on this machine")
@@ -34,21 +30,6 @@ def output_uri(given: str, option: str = "--output") -> str:
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in given and not os.path.isabs(given):
         raise ConfigError(f"{option} {given} would be lost with the submitted job; give an absolute path or a URI")
     return storage.absolute(given)
-
-
-@contextmanager
-def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of a job. One that is up in this process already is used and left alone."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address=address, num_cpus=num_cpus if address == "local" else None, logging_level=logging.WARNING)
-    try:
-        if entry.has_begun():
-            entry.take_signals()  # Ray has put a handler of its own for SIGTERM
-        yield
-    finally:
-        ray.shutdown()
 
 
 def run(job: Callable[[], int]) -> NoReturn:

@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -67,6 +68,29 @@ def leave(status: int) -> NoReturn:
     _exit_stopped()
 
 
+@contextmanager
+def deadline(seconds: float, line: str, status: int) -> Iterator[None]:
+    """End a job's process with a line and a status where the block, a library's call without a limit, takes longer.
+
+    Nothing happens in a process that is not a job's own.
+    """
+
+    def end() -> None:
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode())
+        _kill_children()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    if _has_begun:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def has_begun() -> bool:
     return _has_begun
 
@@ -108,10 +132,14 @@ def _watch(wakeup: int) -> None:
 def _exit_stopped() -> NoReturn:
     """End without the interpreter's own end, in which threads may wait for each other. Ray's processes end first."""
     assert _stopped_by is not None
+    _kill_children()
+    os._exit(128 + _stopped_by)
+
+
+def _kill_children() -> None:
     for process in {*_children, *_descendants()}:
         with suppress(Exception):  # it has ended
             process.kill()  # nothing, where its number is another process's by now
-    os._exit(128 + _stopped_by)
 
 
 def _descendants() -> list[Any]:

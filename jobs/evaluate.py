@@ -28,7 +28,8 @@ from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
 from ast_core.model import ASTModel
 from ast_core.step import for_device, set_attention
-from jobs.common import add_ray_options, output_uri, ray_session, run
+from jobs.common import add_ray_options, output_uri, run
+from jobs.ray_session import ray_session
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import users_errors

@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from jobs.common import add_ray_options, output_uri, ray_session, run
+from jobs.common import add_ray_options, output_uri, run
+from jobs.ray_session import ray_session
 from pipeline import dataset, storage
 from pipeline.prepare import media, pacing, report, sources
 from pipeline.prepare.clip import Reason, printable

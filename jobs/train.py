@@ -39,13 +39,15 @@ from ray.train import (
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from ast_core.step import Norm
-from jobs.common import add_ray_options, output_uri, ray_session, run
+from jobs.common import add_ray_options, output_uri, run
+from jobs.ray_session import ray_session
 from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
 from pipeline.cluster import hold
@@ -452,6 +454,8 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
 
 
 def _fit(trainer: TorchTrainer) -> None:
+    # A thread of Ray Train's own, in another process, asks which cluster is its own, and fails where several run.
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
         trainer.fit()
     except WorkerGroupError as err:

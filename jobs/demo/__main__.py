@@ -19,10 +19,11 @@ from pathlib import Path
 
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs import evaluate, prepare_audioset, train
-from jobs.common import add_ray_options, ray_session, run
+from jobs.common import add_ray_options, run
 from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
 from jobs.demo.world import build_world
+from jobs.ray_session import ray_session
 from pipeline import storage
 from pipeline.train.report import per_class_table, read_summary
 

@@ -1,0 +1,87 @@
+"""Ray that cannot be joined or started is one line, which names the setting and the remedy."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray._private import services
+
+from ast_core.errors import ConfigError, UserError
+from jobs import ray_session as session
+from jobs.ray_session import _join
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield server
+
+
+def test_case_5_ray_address_of_a_cluster_that_is_gone(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
+    address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, and nobody listens
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as said:
+        _join(address)
+    assert str(said.value) == (
+        f"{address} (RAY_ADDRESS) does not answer (Connection refused); start the cluster, or unset RAY_ADDRESS "
+        "to start Ray on this machine"
+    )
+    monkeypatch.delenv("RAY_ADDRESS")
+    with pytest.raises(UserError, match="or leave out --address to start Ray on this machine"):
+        _join(address)
+
+
+def test_case_5_what_answers_and_is_no_cluster(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
+    """`ray.init` would wait without a limit."""
+    listener.listen()
+    monkeypatch.setattr(session, "ANSWER_S", 4.0)
+    with pytest.raises(UserError, match="is no Ray cluster, or does not answer; start the cluster, or leave out"):
+        _join(f"127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "head", ":6379", "head:", "head:70000", "head:x", "a b:1"],
+)
+def test_case_6_ray_address_of_another_form(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="which is no cluster's address: that is HOST:PORT") as said:
+        _join(address)
+    assert ("dashboard" in str(said.value)) == ("://" in address)
+
+
+@pytest.mark.parametrize(
+    ("running", "said"),
+    [
+        (set(), "--address is auto, and no Ray cluster runs on this machine; start one, or leave out"),
+        ({"10.0.0.1:1", "10.0.0.1:2"}, "several Ray clusters run here; name one: 10.0.0.1:1, 10.0.0.1:2"),
+    ],
+)
+def test_auto_wants_one_cluster(running: set[str], said: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
+    with pytest.raises(UserError, match=said):
+        _join("auto")
+
+
+def test_case_20_a_long_temporary_folder_is_answered_with_the_remedy(tmp_path: Path):
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    code = "from jobs.common import run_job; from jobs.ray_session import ray_session\n"
+    code += "raise SystemExit(run_job(lambda _: ray_session('local').__enter__()))"
+    job = subprocess.run(
+        [sys.executable, "-c", code],
+        env={key: value for key, value in os.environ.items() if key != "RAY_TMPDIR"} | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert job.returncode == 2
+    assert job.stderr.startswith("error: Ray does not start on this machine: ")
+    assert job.stderr.endswith("set RAY_TMPDIR or TMPDIR to a shorter folder, such as /tmp\n")
+    assert job.stderr.count("\n") == 1
