@@ -70,9 +70,15 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Two threads that wait for each other in every small operation take minutes where the machine is busy."""
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other in every small operation take minutes where the machine is busy.
+
+    A job in this process, which asks for a thread of each CPU, changes nothing for itself or the tests that follow.
+    """
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
