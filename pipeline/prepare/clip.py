@@ -59,6 +59,8 @@ class Reason(StrEnum):
     NOT_AUDIO = "not_audio"
     TRUNCATED = "truncated"
     SILENT = "silent"
+    OUT_OF_PHASE = "out_of_phase"
+    OUT_OF_RANGE = "out_of_range"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     CRASHED = "crashed"

@@ -3,7 +3,6 @@
 import errno
 import functools
 import io
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -15,28 +14,24 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import soxr
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from ast_core.errors import DataError
 from ast_core.frames import SAMPLE_RATE_HZ, num_frames_of
 from pipeline import storage
+from pipeline.prepare import headers
 from pipeline.prepare.archives import read_member
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.isolated import Isolated
 from pipeline.prepare.memory import keep_freed_memory
+from pipeline.prepare.sections import Section, chosen_track, is_longer, read_section
 
 DEADLINE_S = 120.0
 """A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
 
 MEMORY_BYTES = 2 << 30
 """That the process which decodes may write to."""
-
-SEEK_MARGIN_S = 1.0
-"""Decoding starts this much before the section: codecs with a memory (Opus, AAC) need a run-up."""
-
-GAP_S = 0.05
-"""A timestamp this far from where the samples stand is a hole in the recording; less is the container's rounding."""
 
 SHORTFALL_SHARE = 0.05
 """A clip may lack this share of what was asked for (recordings end a little early); more is `truncated`."""
@@ -45,10 +40,16 @@ SILENCE_PEAK = 2.0**-15
 """Below one step of 16-bit PCM there is no sound."""
 
 CODEC_DELAY_S = 0.1
-"""A first timestamp within this of 0 is a codec's delay; beyond it, the recording was cut out of a longer one."""
+"""A header may speak of this much more than the decoder gives: delays and padding of codecs."""
 
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
-"""Of sound. A header may claim anything, and seconds of it would be a handful of samples or gigabytes."""
+MIN_DECODED_SHARE = 0.5
+"""A clip with more silence than sound, where no packets came and none are known to be lost, is `truncated`."""
+
+CANCELLED_SHARE = 0.05
+"""If the mean of the channels has less of their level, they cancel each other (a correlation below -0.995)."""
+
+MAX_PEAK = 10.0
+"""Floating-point samples may exceed full scale (1.0) by 20 dB; beyond that they are integers, or percent."""
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
@@ -56,21 +57,6 @@ FORMATS = (
 )
 """What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
 sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
-
-DURATION_IN_HEADER = {"flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
-"""By FFmpeg's names. An MP3's may be a guess by its first frames, and a WAV file's is capped by the file's size."""
-
-DTYPES: dict[str, type[np.generic]] = {
-    "u8": np.uint8,
-    "s16": np.int16,
-    "s32": np.int32,
-    "flt": np.float32,
-    "dbl": np.float64,
-}
-"""By FFmpeg's name of the kind of sample, without the `p` of those that have a plane a channel."""
-
-VALUES_AT_ONCE = 1 << 20
-"""Of all channels, before they become mono: FFmpeg's frames wait in memory for so long."""
 
 
 @dataclass(frozen=True)
@@ -182,67 +168,115 @@ def decode_section(
 ) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
 
-    The cut is exact to a sample where the container's timestamps are. In a `whole` recording times count from its
-    beginning, even where its timestamps start elsewhere; a section cut out of one has the timestamps of the whole.
-    A file that `may_be_clip` is read from its beginning if it is no longer than the section: then it is the section.
+    The samples are those that FFmpeg's program gives for the track that it chooses, and no silence is added at either
+    end; `pipeline.prepare.sections` says how times count and what becomes of holes. The cut is exact to a sample where
+    the container's timestamps are. In a `whole` recording times count from its beginning, even where its timestamps
+    start elsewhere; a section cut out of one has the timestamps of the whole. A file that `may_be_clip` is read from
+    its beginning if its sound is no longer than the section: then it is the section.
 
     Raises:
-        ClipError: not_audio, truncated, too_long, too_short for one frame, too_large for memory, or network.
+        ClipError: not_audio, truncated, too_long, too_short for one frame, out_of_phase, out_of_range, too_large for
+            memory, or network.
     """
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
     try:
-        with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
-            if not container.streams.audio:
-                raise ClipError(Reason.NOT_AUDIO, f"no audio stream ({container.format.name})")
-            declared_s = _declared_s(container)
-            if may_be_clip and _is_no_longer(container, duration_s):
-                start_s = 0.0
-            section = _read(container, start_s, duration_s, whole=whole)
+        if may_be_clip and duration_s is not None and start_s > 0 and not _is_longer(file, duration_s):
+            start_s = 0.0
+        with _opened(file) as (container, track):
+            declared_s = None if duration_s is not None else _declared_s(file, container, track)
+            may_seek = container.format.name != "ogg" or not _is_chained_ogg(file)
+            section = read_section(container, track, start_s, duration_s, whole=whole, may_seek=may_seek)
     except FFmpegError as err:
         raise _classified(err, file) from err
     except OSError as err:  # of a remote file, from our own file system
         raise ClipError(Reason.NETWORK, f"reading it: {err}") from err
-    covered_s = section.num_decoded / section.rate_hz
-    length_s = len(section.samples) / section.rate_hz
-    if duration_s is not None and covered_s < (1 - SHORTFALL_SHARE) * duration_s:
-        raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of {duration_s:.2f} s asked for")
-    if duration_s is None and covered_s < (1 - SHORTFALL_SHARE) * length_s:
-        raise ClipError(Reason.TRUNCATED, f"{covered_s:.2f} s of sound in {length_s:.2f} s, by its timestamps")
-    if duration_s is None and length_s > MAX_CLIP_S:
-        raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
-    if duration_s is None and declared_s is not None:
-        shortfall_s = declared_s - start_s - length_s
-        if shortfall_s > max(SHORTFALL_SHARE * (declared_s - start_s), CODEC_DELAY_S):
-            raise ClipError(Reason.TRUNCATED, f"{length_s:.2f} s of {declared_s - start_s:.2f} s by its header")
-    waveform = section.samples
-    if section.rate_hz != SAMPLE_RATE_HZ:
-        waveform = soxr.resample(waveform, section.rate_hz, SAMPLE_RATE_HZ)
+    _check_complete(section, start_s, duration_s, declared_s)
+    waveform = section.waveform
     if duration_s is not None:
         waveform = waveform[: round(duration_s * SAMPLE_RATE_HZ)]
     if num_frames_of(len(waveform)) < 1:
         raise ClipError(Reason.TOO_SHORT, f"{len(waveform) / SAMPLE_RATE_HZ * 1000:.1f} ms, less than one frame")
-    if not np.isfinite(waveform).all():  # samples may be floating point
-        raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")
+    _check_samples(waveform, section.level_share)
     return waveform
 
 
-def _declared_s(container: av.container.InputContainer) -> float | None:
-    """How long the sound is by the file's header, where FFmpeg takes it from there and does not reckon it by the size.
+@contextmanager
+def _opened(file: BinaryIO | str) -> Iterator[tuple[InputContainer, av.AudioStream]]:
+    """The container, from its beginning, and the track to take."""
+    if not isinstance(file, str) and file.seekable():
+        file.seek(0)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
+    with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
+        if (track := chosen_track(container)) is None:
+            raise ClipError(Reason.NOT_AUDIO, f"no audio stream that FFmpeg decodes ({container.format.name})")
+        yield container, track
 
-    Matroska says it of the whole, so of the sound only where that is all there is.
-    """
-    if container.format.name not in DURATION_IN_HEADER:
+
+@contextmanager
+def _bytes_of(file: BinaryIO | str) -> Iterator[BinaryIO]:
+    """The file from its beginning, whatever has been read of it; where it was is restored."""
+    if isinstance(file, str):
+        with open(file.removeprefix("file:"), "rb") as opened:
+            yield opened
+        return
+    before = file.tell()
+    file.seek(0)
+    yield file
+    file.seek(before)
+
+
+def _declared_s(file: BinaryIO | str, container: InputContainer, track: av.AudioStream) -> float | None:
+    if not isinstance(file, str) and not file.seekable():
         return None
-    stream = container.streams.audio[0]
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return None if container.duration is None or len(container.streams) > 1 else container.duration / av.time_base
+    with _bytes_of(file) as opened:
+        return headers.declared_s(container, track, opened)
 
 
-def _is_no_longer(container: av.container.InputContainer, duration_s: float | None) -> bool:
-    if container.duration is None or duration_s is None:
-        return False
-    return container.duration / av.time_base <= (1 + SHORTFALL_SHARE) * duration_s
+def _is_chained_ogg(file: BinaryIO | str) -> bool:
+    """Times start again within a chain, so a seek may land in any of its links."""
+    if not isinstance(file, str) and not file.seekable():
+        return True
+    with _bytes_of(file) as opened:
+        return headers.is_chained_ogg(opened)
+
+
+def _is_longer(file: BinaryIO | str, duration_s: float) -> bool:
+    """Whether the sound lasts longer than a clip: by its header where that says so, else by its packets."""
+    limit_s = (1 + SHORTFALL_SHARE) * duration_s
+    with _opened(file) as (container, track):
+        declared_s = _declared_s(file, container, track)
+        return (declared_s is not None and declared_s > limit_s) or is_longer(container, track, limit_s)
+
+
+def _check_complete(section: Section, start_s: float, duration_s: float | None, declared_s: float | None) -> None:
+    """Raises ClipError if too little of the sound is there."""
+    length_s, there_s = section.length_s, section.length_s - section.missing_s
+    if duration_s is not None and there_s < (1 - SHORTFALL_SHARE) * duration_s:
+        raise ClipError(Reason.TRUNCATED, f"{there_s:.2f} s of {duration_s:.2f} s asked for")
+    if duration_s is None and there_s < (1 - SHORTFALL_SHARE) * length_s:
+        raise ClipError(Reason.TRUNCATED, f"{section.missing_s:.2f} s of {length_s:.2f} s are damaged")
+    if section.decoded_s < MIN_DECODED_SHARE * length_s:
+        raise ClipError(Reason.TRUNCATED, f"{section.decoded_s:.2f} s of sound in {length_s:.2f} s, by its timestamps")
+    if duration_s is not None:
+        return
+    if length_s > MAX_CLIP_S:
+        raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
+    if declared_s is not None:
+        shortfall_s = declared_s - start_s - length_s
+        if shortfall_s > max(SHORTFALL_SHARE * (declared_s - start_s), CODEC_DELAY_S):
+            raise ClipError(Reason.TRUNCATED, f"{length_s:.2f} s of {declared_s - start_s:.2f} s by its header")
+
+
+def _check_samples(waveform: np.ndarray, level_share: float) -> None:
+    """Raises ClipError for sound that is not in the waveform, or not of the waveform's scale."""
+    if not np.isfinite(waveform).all():  # samples may be floating point
+        raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")
+    if level_share < CANCELLED_SHARE:
+        message = f"its channels cancel each other: their mean has {100 * level_share:.2g} % of their level"
+        raise ClipError(Reason.OUT_OF_PHASE, message)
+    if (peak := float(np.abs(waveform).max(initial=0))) > MAX_PEAK:
+        raise ClipError(
+            Reason.OUT_OF_RANGE, f"its samples reach {peak:,.0f} where 1 is full scale: integers as floats?"
+        )
 
 
 def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
@@ -256,121 +290,3 @@ def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
         return ClipError(Reason.TRUNCATED, f"FFmpeg: {err.strerror}")
     note = "; or of a format that is not read, as playlists are" if err.errno == errno.EINVAL else ""
     return ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}{note}")
-
-
-@dataclass(frozen=True)
-class _Section:
-    samples: np.ndarray
-    rate_hz: int
-    num_decoded: int
-    """Samples that came out of the decoder; the rest fill holes."""
-
-
-def _read(container: av.container.InputContainer, start_s: float, duration_s: float | None, *, whole: bool) -> _Section:
-    """Mono samples of the section at the source's rate. What is missing at the end is not there, holes within are 0."""
-    stream = container.streams.audio[0]
-    first_stamp_s = (container.start_time or 0) / av.time_base
-    zero_s = first_stamp_s if whole and abs(first_stamp_s) > CODEC_DELAY_S else 0.0
-    run_up_s = zero_s + start_s - SEEK_MARGIN_S
-    if start_s > SEEK_MARGIN_S:
-        container.seek(round(run_up_s * av.time_base))
-    rate_hz = next_wanted = end = 0  # of the first frame: a stream's own rate may be half of what its decoder gives
-    mono = _Mono()
-    position: int | None = None  # of the next sample, counted from the beginning of the recording
-    try:
-        for frame in _frames(container, stream, run_up_s):
-            if not rate_hz:
-                rate_hz = frame.rate
-                if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-                    raise ClipError(Reason.NOT_AUDIO, f"a sample rate of {rate_hz} Hz")
-                next_wanted = round(start_s * rate_hz)
-                num_wanted = MAX_CLIP_S * rate_hz + 1 if duration_s is None else duration_s * rate_hz
-                end = next_wanted + math.ceil(num_wanted)
-            elif frame.rate != rate_hz:
-                raise ClipError(Reason.NOT_AUDIO, f"its sample rate changes from {rate_hz} to {frame.rate} Hz")
-            stamped = None if frame.time is None else round((frame.time - zero_s) * rate_hz)
-            if position is None or (stamped is not None and abs(stamped - position) > GAP_S * rate_hz):
-                position = stamped or 0
-            begin, position = position, position + frame.samples
-            if position <= next_wanted:
-                continue  # not yet there; hours of this must not pile up
-            if begin > next_wanted:
-                mono.add_silence(min(begin, end) - next_wanted)
-                next_wanted = min(begin, end)
-            mono.add(frame, next_wanted - begin, min(position, end) - begin)
-            next_wanted = min(position, end)
-            if next_wanted >= end:
-                break
-    except FFmpegError as err:
-        # A damaged end: what came before it counts, and the caller measures it.
-        if not mono.num_decoded:
-            raise
-        if duration_s is None:
-            decoded_s = mono.num_decoded / rate_hz
-            raise ClipError(Reason.TRUNCATED, f"damaged after {decoded_s:.2f} s ({err.strerror})") from err
-    return _Section(mono.samples(), rate_hz or SAMPLE_RATE_HZ, mono.num_decoded)
-
-
-def _frames(container: av.container.InputContainer, stream: av.AudioStream, run_up_s: float) -> Iterator[av.AudioFrame]:
-    """Decoded from a time on. A container is sought by clusters of seconds; what lies before costs no decoding."""
-    run_up = run_up_s / float(stream.time_base or 1)
-    for packet in container.demux(stream):
-        if packet.pts is None or packet.pts + (packet.duration or 0) > run_up:  # FLAC has packets of many seconds
-            yield from packet.decode()
-
-
-class _Mono:
-    """Frames in, one float32 waveform `[samples]` in [-1, 1] out: the mean of the channels.
-
-    A frame lasts some 20 ms, and to make arrays of each took longer than decoding it; so frames of one kind wait for
-    each other.
-    """
-
-    def __init__(self) -> None:
-        self.num_decoded = 0
-        self._done: list[np.ndarray] = []
-        self._waiting: list[tuple[av.AudioFrame, int, int]] = []
-        self._kind: tuple[str, int] = ("", 0)
-        self._values_waiting = 0
-
-    def add(self, frame: av.AudioFrame, begin: int, end: int) -> None:
-        """Samples `begin` to `end` of a frame."""
-        kind = (frame.format.name, frame.layout.nb_channels)
-        if kind != self._kind or self._values_waiting >= VALUES_AT_ONCE:
-            self._flush()
-            self._kind = kind
-        self._waiting.append((frame, begin, end))
-        self._values_waiting += frame.samples * kind[1]
-        self.num_decoded += end - begin
-
-    def add_silence(self, num_samples: int) -> None:
-        self._flush()
-        self._done.append(np.zeros(num_samples, np.float32))
-
-    def samples(self) -> np.ndarray:
-        self._flush()
-        return np.concatenate([np.empty(0, np.float32), *self._done])
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        (name, num_channels), planar = self._kind, self._kind[0].endswith("p")
-        if (dtype := DTYPES.get(name.removesuffix("p"))) is None:
-            raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {name}")
-        step = 1 if planar else num_channels
-        planes = [
-            np.concatenate(
-                [
-                    np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
-                    for frame, begin, end in self._waiting
-                ]
-            )
-            for i in range(num_channels if planar else 1)
-        ]
-        values = np.stack(planes) if planar else planes[0].reshape(-1, num_channels).T
-        if dtype == np.uint8:
-            values = (values.astype(np.float32) - 128) / 128
-        elif np.issubdtype(dtype, np.integer):
-            values = values.astype(np.float32) / np.float32(1 << (8 * values.itemsize - 1))
-        self._done.append(values.mean(axis=0, dtype=np.float32))
-        self._waiting, self._values_waiting = [], 0

@@ -47,8 +47,9 @@ CONTAINERS = "matroska,mov,ogg,mp3,flac,wav,aac,aiff,caf,amr,ac3,avi,flv,asf,mpe
 """That FFmpeg may take what it gets for. It looks at the content: a DASH manifest or a list of files called audio/webm
 would have it open what they name. `hls` is for sites that offer nothing else: FFmpeg asks for its type."""
 
-WITHOUT_TIMESTAMPS = {"mp3"}
-"""Containers in which a section cut out would begin at 0; Matroska keeps the time, to a millisecond."""
+WITHOUT_TIMESTAMPS = {"aac", "ac3", "aif", "aiff", "amr", "caf", "mp3", "wav"}
+"""Containers in which a section cut out would begin at 0. NUT keeps the time of any codec; MP4 that of MP3, and where
+the encoder's delay ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +127,10 @@ def fetch_with_ytdlp(
             section = yt_dlp.utils.download_range_func(None, [(begin_s, math.inf if end_s is None else end_s)])
 
             def with_timestamps(info: dict[str, Any], downloader: yt_dlp.YoutubeDL) -> Any:
-                if {offer.get("ext") for offer in info.get("formats") or [info]} <= WITHOUT_TIMESTAMPS:
-                    downloader.params["external_downloader_args"]["ffmpeg_o"] = ["-f", "matroska"]
+                names = {offer.get("ext") for offer in info.get("formats") or [info]}
+                if names <= WITHOUT_TIMESTAMPS:
+                    container = "mp4" if names == {"mp3"} else "nut"
+                    downloader.params["external_downloader_args"]["ffmpeg_o"] = ["-f", container]
                 return section(info, downloader)
 
             options["download_ranges"] = with_timestamps
@@ -147,7 +150,7 @@ def fetch_with_ytdlp(
 EMPTY, STOPPED = "nothing was encoded", "Error during demuxing: Input/output error"
 
 OTHER_WAYS: tuple[tuple[str, dict[str, list[str]]], ...] = (
-    (EMPTY, {"ffmpeg_i": ["-start_at_zero"], "ffmpeg_o": ["-f", "nut"]}),  # WAV itself holds no times
+    (EMPTY, {"ffmpeg_o": ["-f", "nut"]}),  # WAV itself holds no times
     ("Could not write header", {"ffmpeg_o": ["-f", "nut"]}),
     ("Unable to choose an output format", {"ffmpeg_o": ["-f", "nut"]}),
 )
@@ -195,8 +198,9 @@ def _said_by_ffmpeg(log: Path) -> str:
 def _options(settings: YtDlp, folder: str, address: str | None, *, every_client: bool) -> dict[str, Any]:
     given = dict(options_of(settings.args))
     # ffmpeg cuts the section and has no time-out of its own: microseconds without a byte.
-    # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near.
-    ffmpeg_input = ["-rw_timeout", str(int(settings.timeout_s * 1e6)), "-copyts"]
+    # With the original timestamps kept, the cut after decoding is exact; a copied stream starts somewhere near. Lists
+    # count from the beginning of a recording, wherever its timestamps begin.
+    ffmpeg_input = ["-rw_timeout", str(int(settings.timeout_s * 1e6)), "-copyts", "-start_at_zero"]
     ffmpeg_input += ["-format_whitelist", CONTAINERS]
     ffmpeg_input += ["-protocol_whitelist", "http,https,httpproxy,tcp,tls,crypto"]  # a playlist names no file of ours
     if settings.cookies is not None:

@@ -1,0 +1,155 @@
+"""How long the sound of a file is by the file's own header, where a header says it and FFmpeg does not pass it on.
+
+FFmpeg caps the length of WAV, W64, CAF and AVI at what the file's size has room for, and guesses that of an MP3 file by
+the bit rate of its first frames: neither tells a whole file from one that was cut.
+"""
+
+import re
+import struct
+from typing import BinaryIO
+
+import av
+
+DECLARED_BY_STREAM = {
+    "aiff",
+    "ape",
+    "au",
+    "dsf",
+    "flac",
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "nistsphere",
+    "rm",
+    "tak",
+    "tta",
+    "wv",
+}
+"""FFmpeg's names of formats whose header gives the length of a stream, which FFmpeg passes on as it stands."""
+
+DECLARED_BY_FILE = {"matroska,webm", "flv"}
+"""Formats whose header gives the length of the whole file: that of the sound only where there is nothing else."""
+
+COUNTED_BY_STREAM = {"avi", "caf"}
+"""Formats whose header counts a stream's ticks (`frames`)."""
+
+STREAMED_BYTES = {0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
+"""Sizes that a writer leaves in a RIFF header if it cannot go back to fill in the right one (0x7FFFF000 is SoX's)."""
+
+HEAD_BYTES = 1 << 20
+"""Where the chunks before the samples end, in all files that are not made to deceive."""
+
+W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def declared_s(container: av.container.InputContainer, track: av.AudioStream, file: BinaryIO) -> float | None:
+    """Length of the track in seconds by the file's header; None where no header says it.
+
+    `file` is the container's, opened a second time or rewound: only its head is read.
+    """
+    name = container.format.name
+    tick_s = float(track.time_base or 0)
+    if name in DECLARED_BY_STREAM:
+        return None if track.duration is None else track.duration * tick_s
+    if name in DECLARED_BY_FILE:
+        duration = container.duration if len(container.streams) == 1 else None
+        return None if duration is None else duration / av.time_base
+    if name == "caf":
+        return (track.frames or 0) / track.codec_context.sample_rate or None if _is_pcm(track) else None
+    if name == "avi":
+        return (track.frames or 0) * tick_s or None
+    if name not in _PARSERS:
+        return None
+    file.seek(0)
+    return _PARSERS[name](file, track)
+
+
+def _is_pcm(track: av.AudioStream) -> bool:
+    return track.codec_context.name.startswith("pcm_")
+
+
+def _wav_s(file: BinaryIO, track: av.AudioStream) -> float | None:
+    """RIFF, RF64 and BW64: the size of the chunk `data` over the bytes a second."""
+    if file.read(4) not in {b"RIFF", b"RF64", b"BW64"}:
+        return None
+    file.seek(12)
+    bytes_per_s, size_64 = 0.0, None
+    while len(head := file.read(8)) == 8 and file.tell() < HEAD_BYTES:
+        name, size = head[:4], int.from_bytes(head[4:], "little")
+        if name == b"data":
+            if size == 0xFFFFFFFF and size_64:
+                size = size_64
+            elif size in STREAMED_BYTES:
+                return None
+            return size / bytes_per_s if bytes_per_s else None
+        body = file.read(min(size, 32)) if name in {b"fmt ", b"ds64"} else b""
+        if name == b"fmt " and len(body) >= 16:
+            bytes_per_s = _bytes_per_s(track) or struct.unpack_from("<I", body, 8)[0]
+        elif name == b"ds64" and len(body) >= 16:
+            size_64 = struct.unpack_from("<Q", body, 8)[0]
+        file.seek(size + size % 2 - len(body), 1)
+    return None
+
+
+def _w64_s(file: BinaryIO, track: av.AudioStream) -> float | None:
+    head = file.read(HEAD_BYTES)
+    at = head.find(W64_DATA)
+    if at < 0 or len(head) < at + 24 or not (bytes_per_s := _bytes_per_s(track)):
+        return None
+    size = struct.unpack_from("<Q", head, at + 16)[0] - 24
+    return size / bytes_per_s if 0 < size < 1 << 62 else None
+
+
+def _bytes_per_s(track: av.AudioStream) -> float:
+    """Bytes a second of PCM samples; 0 for other codecs."""
+    codec = track.codec_context
+    bits = re.search(r"\d+", codec.name.removeprefix("pcm_")) if _is_pcm(track) else None
+    width = {"pcm_alaw": 8, "pcm_mulaw": 8}.get(codec.name, int(bits[0]) if bits else 0)
+    return codec.sample_rate * codec.channels * width / 8
+
+
+def _asf_s(file: BinaryIO, track: av.AudioStream) -> float | None:
+    """The play duration of the file properties, of which `preroll` is none of the sound."""
+    head = file.read(HEAD_BYTES)
+    at = head.find(ASF_PROPERTIES)
+    if at < 0 or len(head) < at + 92:
+        return None
+    duration, _, preroll_ms, flags = struct.unpack_from("<QQQI", head, at + 64)
+    length_s = duration / 1e7 - preroll_ms / 1e3
+    return length_s if length_s > 0 and not flags & 1 else None  # flag 1: it is being broadcast, nobody knows
+
+
+def _mp3_s(file: BinaryIO, track: av.AudioStream) -> float | None:
+    """The number of frames that the first frame gives (Xing, Info, VBRI)."""
+    at = 0
+    while True:
+        file.seek(at)
+        tag = file.read(10)
+        if len(tag) < 10 or tag[:3] != b"ID3":
+            break
+        at += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
+    file.seek(at)
+    first = file.read(4096)
+    num_frames = 0
+    if (found := re.search(b"Xing|Info", first)) and len(first) >= found.end() + 8:
+        flags, num_frames = struct.unpack_from(">II", first, found.end())
+        num_frames *= flags & 1
+    elif (vbri := first.find(b"VBRI")) >= 0 and len(first) >= vbri + 18:
+        num_frames = struct.unpack_from(">I", first, vbri + 14)[0]
+    rate_hz = track.codec_context.sample_rate
+    return num_frames * (1152 if rate_hz >= 32_000 else 576) / rate_hz if num_frames and rate_hz else None
+
+
+_PARSERS = {"wav": _wav_s, "w64": _w64_s, "asf": _asf_s, "mp3": _mp3_s}
+
+
+def is_chained_ogg(file: BinaryIO) -> bool:
+    """Whether a logical stream begins after others have gone on: several Ogg files in one."""
+    goes_on, tail = False, b""
+    while block := file.read(1 << 20):
+        for page in re.finditer(rb"OggS\0(.)", data := tail + block, re.DOTALL):
+            is_first = bool(page[1][0] & 2)
+            if is_first and goes_on:
+                return True
+            goes_on = goes_on or not is_first
+        tail = data[-5:]
+    return False

@@ -1,0 +1,117 @@
+"""Decoded frames of any kind of sample → one mono float32 waveform, the mean of the channels."""
+
+import math
+
+import av
+import numpy as np
+import soxr
+
+from ast_core.frames import SAMPLE_RATE_HZ
+from pipeline.prepare.clip import ClipError, Reason
+
+DTYPES: dict[str, type[np.generic]] = {
+    "u8": np.uint8,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "flt": np.float32,
+    "dbl": np.float64,
+}
+"""FFmpeg's names of sample formats, without the `p` of those that have a plane a channel."""
+
+VALUES_AT_ONCE = 1 << 20
+"""Values of all channels that wait as FFmpeg's frames before they become mono."""
+
+
+class Mono:
+    """Frames in, one waveform out.
+
+    A frame lasts some 20 ms, and making arrays of each took longer than decoding it, so frames of one kind wait for
+    each other.
+    """
+
+    def __init__(self) -> None:
+        self.num_decoded = 0
+        """Samples of frames, without the silence that was added."""
+        self._pieces: list[tuple[int, np.ndarray]] = []
+        self._waiting: list[tuple[av.AudioFrame, int, int]] = []
+        self._kind: tuple[str, int, int] = ("", 0, 0)
+        self._values_waiting = 0
+        self._variance = 0.0
+        self._channel_variance = 0.0
+
+    def add(self, frame: av.AudioFrame, begin: int, end: int) -> None:
+        """Take samples `begin` to `end` of a frame."""
+        kind = (frame.format.name, frame.layout.nb_channels, frame.rate)
+        if kind != self._kind or self._values_waiting >= VALUES_AT_ONCE:
+            self._flush()
+            self._kind = kind
+        self._waiting.append((frame, begin, end))
+        self._values_waiting += frame.samples * kind[1]
+        self.num_decoded += end - begin
+
+    def add_silence(self, num_samples: int, rate_hz: int) -> None:
+        self._flush()
+        self._pieces.append((rate_hz, np.zeros(num_samples, np.float32)))
+
+    def waveform(self) -> np.ndarray:
+        """float32 `[samples]` at 16 kHz. Where the rate changes within a recording, each part is resampled alone."""
+        self._flush()
+        parts: list[list[np.ndarray]] = []
+        rates: list[int] = []
+        for rate_hz, samples in self._pieces:
+            if not rates or rates[-1] != rate_hz:
+                rates.append(rate_hz)
+                parts.append([])
+            parts[-1].append(samples)
+        resampled = [_resample(np.concatenate(part), rate_hz) for part, rate_hz in zip(parts, rates, strict=True)]
+        return np.concatenate([np.empty(0, np.float32), *resampled])
+
+    def level_share(self) -> float:
+        """RMS of the mean of the channels over the RMS of the channels, constant parts left out: 1 if all are equal.
+
+        1 too where there is no sound at all. Below some per cent the channels cancel each other.
+        """
+        self._flush()
+        return math.sqrt(self._variance / self._channel_variance) if self._channel_variance else 1.0
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        (name, num_channels, rate_hz), planar = self._kind, self._kind[0].endswith("p")
+        if (dtype := DTYPES.get(name.removesuffix("p"))) is None:
+            raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {name}")
+        step = 1 if planar else num_channels
+        planes = [
+            np.concatenate(
+                [
+                    np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
+                    for frame, begin, end in self._waiting
+                ]
+            )
+            for i in range(num_channels if planar else 1)
+        ]
+        values = np.stack(planes) if planar else planes[0].reshape(-1, num_channels).T
+        if dtype == np.uint8:
+            values = (values.astype(np.float32) - 128) / 128
+        elif np.issubdtype(dtype, np.integer):
+            values = values.astype(np.float32) / np.float32(2.0 ** (8 * values.itemsize - 1))
+        mono = values.mean(axis=0, dtype=np.float32)
+        if num_channels > 1:
+            self._variance += _sum_of_squares(mono)
+            self._channel_variance += sum(map(_sum_of_squares, values)) / num_channels
+        self._pieces.append((rate_hz, mono))
+        self._waiting, self._values_waiting = [], 0
+
+
+def _sum_of_squares(samples: np.ndarray) -> float:
+    """Sum of squares about the mean. Infinite and NaN samples are refused later, by the waveform that they leave."""
+    if not len(samples):
+        return 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = float(np.dot(samples, samples) - len(samples) * float(samples.mean(dtype=np.float64)) ** 2)
+    return max(total, 0.0) if math.isfinite(total) else 0.0
+
+
+def _resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    return samples if rate_hz == SAMPLE_RATE_HZ else soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ)

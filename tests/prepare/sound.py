@@ -1,0 +1,92 @@
+"""A known signal, files of it made by FFmpeg's program, and what the program itself reads from a file."""
+
+import functools
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from ast_core.frames import SAMPLE_RATE_HZ
+
+SINUSOIDS, HIGHEST_HZ, LEVEL = 240, 6200.0, 0.015
+
+
+@functools.cache
+def signal(length_s: float, rate_hz: int = SAMPLE_RATE_HZ, start_s: float = 0.0, seed: int = 0) -> np.ndarray:
+    """float32 `[samples]`: sinusoids below 6.2 kHz and 0.4 of the rate, the same sound at any rate that holds them."""
+    rng = np.random.default_rng(seed)
+    turns_a_s = 2 * np.pi * rng.uniform(50, min(HIGHEST_HZ, 0.4 * rate_hz), SINUSOIDS)
+    phase = rng.uniform(0, 2 * np.pi, SINUSOIDS)
+    num_samples, block = round(length_s * rate_hz), 4096
+    begins_s = start_s + np.arange(0, num_samples, block) / rate_hz
+    at_begin = np.exp(1j * (np.outer(begins_s, turns_a_s) + phase))
+    within = np.exp(1j * np.outer(turns_a_s, np.arange(block) / rate_hz))
+    total = (at_begin.real @ within.real - at_begin.imag @ within.imag).reshape(-1)[:num_samples]
+    samples = (LEVEL * total).astype(np.float32)
+    samples.setflags(write=False)
+    return samples
+
+
+def ffmpeg(*args: object, stdin: bytes | None = None, check: bool = True) -> bytes:
+    """What FFmpeg's program writes to standard output."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *map(str, args)]
+    ended = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    if check and ended.returncode:
+        raise AssertionError(f"{command[4:]}: {ended.stderr.decode(errors='replace')[-400:]}")
+    return ended.stdout
+
+
+def write(path: Path, samples: np.ndarray, rate_hz: int, *options: object) -> Path:
+    """Encode float32 `[samples]` or `[channels, samples]` as the path and the options say."""
+    planes = np.atleast_2d(samples)
+    raw = ("-f", "f32le", "-ar", rate_hz, "-ac", len(planes), "-i", "-")
+    ffmpeg(*raw, *options, path, stdin=planes.T.astype("<f4").tobytes())
+    return path
+
+
+def program(
+    path: Path,
+    start_s: float | None = None,
+    duration_s: float | None = None,
+    *,
+    channels: int = 1,
+    resampler: str | None = None,
+) -> np.ndarray:
+    """float32 `[samples]`: what the program decodes, the mean of the channels, at 16 kHz.
+
+    `resampler`: "soxr" is ours, of which the program has another build; None is the program's own.
+    """
+    filters = []
+    if start_s is not None:  # as -ss and -t do, but at the file's rate
+        filters.append(f"atrim=start={start_s}" + (f":end={start_s + duration_s}" if duration_s is not None else ""))
+    if channels > 1:
+        filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{i}' for i in range(channels))}")
+    if resampler is not None:
+        filters.append(f"aresample={SAMPLE_RATE_HZ}:resampler={resampler}")
+    mono = ["-ac", 1, "-ar", SAMPLE_RATE_HZ, *(["-af", ",".join(filters)] if filters else [])]
+    return np.frombuffer(ffmpeg("-i", path, *mono, "-f", "f32le", "-", check=False), "<f4")
+
+
+def lag(waveform: np.ndarray, original: np.ndarray) -> tuple[int, float]:
+    """By how many samples `waveform` is later than `original`, and the correlation of what they then share."""
+    size = 1 << (len(waveform) + len(original)).bit_length()
+    products = np.fft.irfft(np.fft.rfft(waveform, size) * np.conj(np.fft.rfft(original, size)))
+    late = int(np.argmax(products))
+    late = late if late < size // 2 else late - size
+    ours, theirs = waveform[max(0, late) :], original[max(0, -late) :]
+    shared = min(len(ours), len(theirs))
+    return late, float(np.corrcoef(ours[:shared], theirs[:shared])[0, 1])
+
+
+def error_level(waveform: np.ndarray, expected: np.ndarray) -> float:
+    """RMS of the difference over that of what is expected, of the samples that both have."""
+    shared = min(len(waveform), len(expected))
+    difference = waveform[:shared].astype(np.float64) - expected[:shared]
+    return float(np.sqrt((difference**2).mean() / max((expected[:shared].astype(np.float64) ** 2).mean(), 1e-12)))
+
+
+@functools.cache
+def muxers() -> frozenset[str]:
+    lines = ffmpeg("-muxers").decode().splitlines()
+    return frozenset(name for line in lines if len(line.split()) > 1 for name in line.split()[1].split(","))
