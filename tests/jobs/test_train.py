@@ -35,7 +35,7 @@ from ast_core.step import Norm
 from jobs import evaluate, train
 from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
-from pipeline import dataset
+from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train import beside as evaluation_beside
 from pipeline.train import checkpointing, worker
@@ -355,8 +355,8 @@ def test_the_summary_says_what_is_in_the_folder_of_the_best_model(tone_data: str
     command = argv(tone_data, run := tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main(command) == 0
     (run / "summary.json").unlink()
-    best = json.loads((said := run / "best" / "epoch.json").read_text())
-    said.write_text(json.dumps(best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6}))
+    best = storage.read_checked_json(said := run / "best" / "epoch.json")
+    storage.write_checked_json(said, best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6})
     assert main(command) == 0
     assert json.loads((run / "summary.json").read_text())["map"] == best["map"] + 1e-6
 
