@@ -2,17 +2,19 @@
 
 The checks form a chain. dataset.json has a checksum of itself and the SHA-256 of each index. The index has each clip's
 name, frames and fbank hash, which the shard's row must have too. The fbank is verified by the checksums of its pages,
-or by that hash where another program wrote pages without checksums.
+or by that hash where another program wrote pages without checksums or in other places.
 """
 
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -180,10 +182,8 @@ class _Shard:
         """First row of each row group, then the end."""
 
     def read_rows(self, begin: int, end: int) -> _Rows:
-        first, last = np.searchsorted(self._bounds, (begin, end), side="right") - (1, 0)
-        groups = range(int(first), min(int(last), len(self._bounds) - 1))
-        is_empty = np.diff(self._bounds) == 0
-        parts = [self._read_group(group, begin, end) for group in groups if not is_empty[group]]
+        overlaps = np.minimum(self._bounds[1:], end) > np.maximum(self._bounds[:-1], begin)
+        parts = [self._read_group(int(group), begin, end) for group in np.flatnonzero(overlaps)]
         return _Rows(
             begin,
             [clip_id for part in parts for clip_id in part.clip_ids],
@@ -196,32 +196,42 @@ class _Shard:
         facts = self._file.read_row_group(group, columns=FACTS, use_threads=False)
         if any(column.null_count for column in facts.columns):
             raise ValueError("a row without name, frames or hash")
-        clip_ids, hashes = facts["clip_id"].to_pylist(), facts["fbank_hash"].to_numpy()
-        num_frames = facts["num_frames"].cast(pa.int64()).to_numpy()
+        hashes, num_frames = facts["fbank_hash"].to_numpy(), facts["num_frames"].to_numpy().astype(np.int64)
         values, is_checked = self._values(group)
-        if (num_frames < 0).any() or len(values) != NUM_MEL_BINS * num_frames.sum():
+        if num_frames.min() < 0 or len(values) != NUM_MEL_BINS * num_frames.sum():
             raise ValueError(f"{len(values)} values of {num_frames.sum()} frames")
         fbanks = np.split(values.reshape(-1, NUM_MEL_BINS), np.cumsum(num_frames)[:-1])
         kept = slice(max(begin - int(self._bounds[group]), 0), end - int(self._bounds[group]))
-        # Where pages have checksums, one clip's hash shows that these are the pages of these rows.
-        for fbank, expected in list(zip(fbanks, hashes, strict=True))[slice(1) if is_checked else kept]:
-            if dataset.hash_of(fbank) != expected:
-                raise ValueError("the values of a clip are not those of its hash")
+        if not is_checked and [dataset.hash_of(fbank) for fbank in fbanks[kept]] != hashes[kept].tolist():
+            raise ValueError("the values of a clip are not those of its hash")
         if len(fbanks[kept]) < len(fbanks):  # a view would keep the whole row group in memory
             fbanks = [fbank.copy() for fbank in fbanks[kept]]
-        return _Rows(max(begin, int(self._bounds[group])), clip_ids[kept], hashes[kept], fbanks)
+        return _Rows(max(begin, int(self._bounds[group])), facts["clip_id"].to_pylist()[kept], hashes[kept], fbanks)
 
     def _values(self, group: int) -> tuple[np.ndarray, bool]:
-        """float16 `[values]` of a row group, and whether checksums of their pages were verified."""
+        """float16 `[values]` of a row group, and whether checksums show that they are those of its rows."""
         # Not by `file.schema`: it and the file's metadata hold each other until the garbage collector comes by.
         about = self._file.metadata.row_group(group)
-        columns = map(about.column, range(about.num_columns))
+        columns = [about.column(column) for column in range(about.num_columns)]
         (fbank,) = [column for column in columns if column.path_in_schema.startswith("fbank.")]
         try:
-            return read_values(self._source, fbank), True
+            return read_values(self._source, fbank), _follow_each_other(columns)
         except UnknownLayoutError:  # some other program wrote it
             column = self._file.read_row_group(group, columns=["fbank"], use_threads=False)["fbank"].combine_chunks()
             return _flat(column), False
+
+
+def _follow_each_other(columns: Sequence[pq.ColumnChunkMetaData]) -> bool:
+    """Whether each column of a row group begins where the one before it ends.
+
+    The footer has no checksum. By a wrong place in it, whole pages of other rows could be read, whose checksums hold.
+    """
+    begins = [
+        min(offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset is not None)
+        for column in columns
+    ]
+    ends = [begin + column.total_compressed_size for begin, column in zip(begins, columns, strict=True)]
+    return begins[1:] == ends[:-1]
 
 
 def _flat(column: pa.Array) -> np.ndarray:
