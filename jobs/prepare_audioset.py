@@ -20,13 +20,14 @@ from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs.common import add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import dataset, storage
-from pipeline.prepare import media, pacing, report, sources
+from pipeline.prepare import media, membership, pacing, report, sources
 from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.download import FetchSettings
 from pipeline.prepare.pacing import Pace
@@ -138,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     _check(args)
-    listed = _limited(_read_list(args), args.limit)
+    listed = _limited(membership.once_each(_read_list(args)), args.limit)
     for note in listed.notes:
         print(f"note: {printable(note, 600)}", flush=True)
     settings = PrepareSettings(
@@ -152,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.dry_run:
         todo = what_is_left(listed, settings)
+        if line := todo.line():
+            print(line)
         own = settings.own_addresses
         print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace, own_addresses=own))
         return 0
@@ -160,7 +163,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{report.table(reports)}\n{report.advice(reports)}\ndata set: {settings.output}")
     if not any(split.info["clips"] for split in reports):
         raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
+    _check_all_accounted_for(reports)
     return 0
+
+
+def _check_all_accounted_for(reports: Sequence[report.SplitReport]) -> None:
+    for split in reports:
+        if split.num_unaccounted:
+            raise DataError(
+                f"split {split.split}: {split.num_listed:,} clips are listed, {split.info['clips']:,} prepared and "
+                f"{sum(split.info['failures'].values()):,} failed, so {split.num_unaccounted:,} are not accounted for; "
+                "run the same command again, while no other job writes to this output"
+            )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -248,19 +262,29 @@ def _locate(args: argparse.Namespace) -> sources.Locate:
 
 
 def _limited(listed: ClipList, limit: int | None) -> ClipList:
-    """The first clips of each split, and as many of the rows that are refused."""
+    """The first clips of each split, and as many of the rows that are refused.
+
+    Clips beyond them are listed all the same: they stay in the data set if they are there, and are not worked on.
+    """
     if limit is None:
         return listed
-    return replace(listed, clips=_first(listed.clips, limit), refused=_first(listed.refused, limit))
+    is_first = _is_first(listed.clips, limit)
+    return replace(
+        listed,
+        clips=listed.clips.filter(is_first),
+        refused=listed.refused.filter(_is_first(listed.refused, limit)),
+        beyond=listed.clips.filter(pc.invert(is_first)),
+    )
 
 
-def _first(rows: pa.Table, limit: int) -> pa.Table:
+def _is_first(rows: pa.Table, limit: int) -> pa.Array:
+    """bool `[rows]`: whether a row is among the first `limit` of its split."""
     seen: Counter[str] = Counter()
-    keep = []
+    is_first = []
     for split in rows["split"].to_pylist():
         seen[split] += 1
-        keep.append(seen[split] <= limit)
-    return rows.filter(pa.array(keep, pa.bool_()))
+        is_first.append(seen[split] <= limit)
+    return pa.array(is_first, pa.bool_())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -255,6 +256,32 @@ def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, fl
     return {info.base_name: info.mtime_ns / 1e9 for info in files if info.mtime_ns is not None}
 
 
+def size_and_time(uris: Sequence[str]) -> list[tuple[int | None, int | None]]:
+    """Bytes of each file, and when it was written last in microseconds since 1970; None, None where there is none."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(_size_and_time, uris))
+
+
+def _size_and_time(uri: str) -> tuple[int | None, int | None]:
+    try:
+        fs, path = resolve(uri)
+        info = fs.get_file_info(path)
+    except (OSError, DataError):
+        return None, None
+    return (info.size, None if info.mtime_ns is None else info.mtime_ns // 1000) if info.is_file else (None, None)
+
+
+def modified_s_below(uri: str | os.PathLike[str]) -> dict[str, float]:
+    """When a file was written last below each folder of a folder, by the folder's name, in seconds since 1970."""
+    fs, path = resolve(uri)
+    latest: dict[str, float] = {}
+    for info in fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
+        name, is_below, _ = info.path.removeprefix(f"{path.rstrip('/')}/").partition("/")
+        if is_below and info.is_file:
+            latest[name] = max(latest.get(name, 0.0), (info.mtime_ns or 0) / 1e9)
+    return latest
+
+
 def is_empty(uri: str | os.PathLike[str]) -> bool:
     """Whether there is no folder, or one in which there is nothing, or a file at most that a kill left unfinished."""
     return all(info.is_file and _UNFINISHED_FILE.search(info.path) for info in _below(*resolve(uri)))
@@ -392,6 +419,12 @@ def _lock(handle: int) -> bool:
         if err.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
     return True
+
+
+def delete_if_empty(uri: str | os.PathLike[str]) -> None:
+    """Remove a folder in which, at any depth, there is no file."""
+    if not list_files(uri, recursive=True):
+        delete(uri)
 
 
 def delete(uri: str | os.PathLike[str]) -> None:

@@ -53,8 +53,11 @@ def is_archive(path: str) -> bool:
     return path.lower().endswith(SUFFIXES)
 
 
+ROW = "row "
+
+
 def row_member(row: int) -> str:
-    return f"row {row:012d}"
+    return f"{ROW}{row:012d}"
 
 
 def bytes_member(offset: int, size: int) -> str:
@@ -250,11 +253,14 @@ def ahead(work: Callable[[str], T], uris: Iterable[str]) -> Iterator[T]:
                 future.cancel()
 
 
-def in_reading_order(clips: pa.Table) -> pa.Table:
-    """Clips of archives as they lie there, as reading one of a Parquet file reads its neighbours; others as listed."""
-    if clips["member"].null_count == len(clips):
-        return clips
-    return clips.sort_by([("media", "ascending"), ("member", "ascending")])
+def first_rows(uri: str) -> list[int]:
+    """The first row of each row group of a Parquet file; of one that cannot be read now, as if it had a single one."""
+    try:
+        with open_parquet(uri) as parquet:
+            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+    except DataError:
+        return [0]  # its clips will say so
+    return list(accumulate(sizes, initial=0))[:-1] or [0]
 
 
 # Reading, in the process that decodes

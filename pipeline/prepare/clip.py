@@ -93,17 +93,26 @@ class ClipError(Exception):
         return f"{self.reason}: {self.message}"
 
 
+MEDIA_STATE = pa.schema(
+    [
+        pa.field("media_bytes", pa.int64()),  # size of the file, or of the archive, that the clip was read from
+        pa.field("media_modified", pa.timestamp("us", "UTC")),  # when it was written last
+    ]
+)
+"""What a file that failed was like: one that has changed since is tried again. Null for fetched media."""
+
 FAILURES = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),  # source, download, decode
+        pa.field("stage", pa.string(), nullable=False),  # source, download, decode, prepare (the task of a chunk)
         pa.field("reason", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("retry", pa.bool_(), nullable=False),
         pa.field("tool_versions", pa.string(), nullable=False),
         pa.field("labels", pa.list_(pa.int16())),  # null: the list named none that the vocabulary has
+        *MEDIA_STATE,
     ]
 )
 """One row a clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""

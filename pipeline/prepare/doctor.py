@@ -501,7 +501,7 @@ def check_index(facts: Facts) -> Iterator[Finding]:
         if "fbank_hash" in indexed.column_names:
             agrees = pc.and_(agrees, pc.equal(indexed["fbank_hash"], pointed["fbank_hash"]))
         nowhere, wrong = int((at < 0).sum()), len(indexed) - int(pc.sum(agrees).as_py() or 0)
-        unlisted = int((~_is_in(split.clips["clip_id"], index["clip_id"])).sum())
+        unlisted = split.num_lost
         stale = dataset.fingerprint(index["clip_id"], index["labels"]) != split.info["fingerprint"]
         problems = [
             f"{nowhere:,} rows point at no stored clip" if nowhere else "",

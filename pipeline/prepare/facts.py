@@ -57,9 +57,17 @@ class SplitFacts:
 
     @cached_property
     def clips(self) -> pa.Table:
-        """`stored`, one row a clip."""
+        """`stored`, one row a clip of the index: what is no longer listed stays in the shards."""
         first = np.unique(self.stored["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
-        return self.stored.take(np.sort(first))
+        distinct = self.stored.take(np.sort(first))
+        return distinct.filter(pc.is_in(distinct["clip_id"], value_set=self.index["clip_id"].combine_chunks()))
+
+    @property
+    def num_lost(self) -> int:
+        """Clips that the shards have and the index lacks, though no list has left them out."""
+        left_out = self.info.get("stored", 0) - self.info["clips"]
+        not_indexed = pc.count_distinct(self.stored["clip_id"]).as_py() - len(self.clips)
+        return max(0, int(not_indexed - max(0, left_out)))
 
     @cached_property
     def position(self) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ast_core.errors import DataError
 from pipeline import dataset, parquet, storage
-from pipeline.prepare.clip import FAILED_AT, FAILURES, Reason
+from pipeline.prepare.clip import FAILED_AT, FAILURES, MEDIA_STATE, Reason
 from pipeline.versions import in_words
 
 WORDS = ["split", "stage", "reason", "message", "tool_versions"]
@@ -26,16 +26,23 @@ LEDGER = pa.schema([f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.nam
 
 ROWS_AT_ONCE = 1 << 16
 
+TIME = MEDIA_STATE.field("media_modified").type
+
+CHUNK_STAGE = "prepare"
+"""The stage of clips whose chunk failed as a whole: each of them may be well, so the next run tries them again."""
+
+_ON_ITS_WAY = {"clip_id", "split", "labels", *FAILED_AT.names, *MEDIA_STATE.names}
+
 
 def write_part(output: str, split: str, failed: pa.Table) -> None:
     """Rows under way that failed, under a name that a task which runs twice gives twice."""
     rows = [
         row
         | {
-            "retry": Reason(row["reason"]).retry,
+            "retry": Reason(row["reason"]).retry or row["stage"] == CHUNK_STAGE,
             "tool_versions": _versions_at(row["stage"]),
         }
-        for row in failed.select(["clip_id", "split", "labels", *FAILED_AT.names]).to_pylist()
+        for row in failed.select(list(_ON_ITS_WAY & set(failed.column_names))).to_pylist()
     ]
     uri = storage.join(_parts_dir(output, split), f"{dataset.name_of(failed['clip_id'])}.parquet")
     dataset.write_table(uri, pa.Table.from_pylist(rows, schema=FAILURES))
@@ -43,7 +50,7 @@ def write_part(output: str, split: str, failed: pa.Table) -> None:
 
 @functools.cache
 def _versions_at(stage: str) -> str:
-    of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr")}
+    of_stage = {"download": ("yt-dlp",), "decode": ("av", "soxr"), CHUNK_STAGE: ("av", "soxr")}
     return in_words(of_stage[stage])
 
 
@@ -52,7 +59,14 @@ def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
 
     Left out are clips that are `prepared` by now, and rows that the list itself caused: every run judges those anew.
     """
-    parts = storage.list_files(_parts_dir(output, split), suffix=".parquet")
+    return _gathered(output, split, prepared, _parts(output, split))
+
+
+def _parts(output: str, split: str) -> list[str]:
+    return storage.list_files(_parts_dir(output, split), suffix=".parquet")
+
+
+def _gathered(output: str, split: str, prepared: pa.ChunkedArray, parts: list[str]) -> pa.Table:
     tables = [LEDGER.empty_table()]
     if storage.exists(dataset.failures_file(output, split)):
         sha256 = dataset.published_sha256(output, split, "failures.parquet")
@@ -68,11 +82,18 @@ def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     return gathered.set_column(attempts, LEDGER.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
 
 
-def settle(output: str, split: str, prepared: pa.ChunkedArray) -> None:
-    """Put what unfinished runs left on record."""
-    if not storage.is_empty(_parts_dir(output, split)):
-        write(output, split, gather(output, split, prepared))
-        storage.delete(_parts_dir(output, split))
+def settle(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
+    """Put what unfinished runs left on record; returns what `gather` does.
+
+    Only files that were read are deleted: where the output is not locked, a task of another job may write one.
+    """
+    parts = _parts(output, split)
+    failures = _gathered(output, split, prepared, parts)
+    if parts:
+        write(output, split, failures)
+        for part in parts:
+            storage.delete(part)
+    return failures
 
 
 def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray) -> pa.Table:
@@ -98,16 +119,56 @@ def by_reason(failures: pa.Table) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.ChunkedArray:
-    """Names of the clips that are not to be tried again, `retry` being the reasons that are tried all the same."""
+def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.Table:
+    """The clips that are not to be tried again, `retry` being the reasons that are tried all the same."""
     asked_again = pc.is_in(failures["reason"].cast(pa.string()), pa.array(map(str, retry), pa.string()))
-    return failures.filter(pc.invert(pc.or_(failures["retry"], asked_again)))["clip_id"]
+    return failures.filter(pc.invert(pc.or_(failures["retry"], asked_again)))
+
+
+def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
+    """bool `[failures]`: whether the file that failed is another by now, by its size and time.
+
+    Args:
+        failures: rows of LEDGER.
+        clips: rows of CLIPS, which have all these clips.
+    """
+    changed = np.zeros(len(failures), bool)
+    known = np.flatnonzero(pc.is_valid(failures["media_bytes"]).to_numpy())
+    if len(known):
+        then = failures.take(pa.array(known))
+        row = pc.index_in(then["clip_id"], value_set=clips["clip_id"].combine_chunks())
+        now = states_of(clips["media"].take(row))
+        pairs = ((then[name], now[name]) for name in MEDIA_STATE.names)
+        differs = [pc.fill_null(pc.not_equal(one, other), True).to_numpy() for one, other in pairs]
+        changed[known] = np.logical_or.reduce(differs)
+    return changed
+
+
+def note_media(rows: pa.Table) -> pa.Table:
+    """A stage: rows under way in; out come the same with what the file of each failed clip was like.
+
+    It follows the decoder at once: what is noted has to be the file that failed, not the whole one that replaced it.
+    """
+    failed = pc.and_(pc.is_valid(rows["reason"]), pc.invert(pc.match_substring_regex(rows["media"], "(?i)^https?://")))
+    states = states_of(pc.if_else(failed, rows["media"], pa.scalar(None, pa.string())))
+    for field in MEDIA_STATE:
+        rows = rows.append_column(field, states[field.name])
+    return rows
+
+
+def states_of(media: pa.ChunkedArray) -> pa.Table:
+    """MEDIA_STATE of files; null for one that is not there, or of which nothing is asked (null)."""
+    uris = pc.unique(media).drop_null().to_pylist()
+    known = dict(zip(uris, storage.size_and_time(uris), strict=True)) if uris else {}
+    states = [known.get(uri, (None, None)) for uri in media.to_pylist()]
+    sizes, times_us = ([state[i] for state in states] for i in (0, 1))
+    return pa.table([pa.array(sizes, pa.int64()), pa.array(times_us, pa.int64()).cast(TIME)], schema=MEDIA_STATE)
 
 
 def _read(uri: str, sha256: str | None = None) -> pa.Table:
     table = parquet.read_table(uri, sha256=sha256, remedy=dataset.FAILURES_REMEDY, read_dictionary=WORDS)
-    if "labels" not in table.column_names:  # as an earlier program wrote it
-        table = table.append_column(LEDGER.field("labels"), pa.nulls(len(table), LEDGER.field("labels").type))
+    for name in {"labels", *MEDIA_STATE.names} - set(table.column_names):  # as an earlier program wrote it
+        table = table.append_column(LEDGER.field(name), pa.nulls(len(table), LEDGER.field(name).type))
     try:
         return table.select(LEDGER.names).cast(LEDGER)
     except (KeyError, pa.ArrowException) as err:

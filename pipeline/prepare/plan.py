@@ -6,6 +6,7 @@ worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
@@ -19,17 +20,20 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ast_core.errors import DataError
 from pipeline import dataset
 from pipeline.prepare import ledger
-from pipeline.prepare.clip import Reason
+from pipeline.prepare.clip import FAILED_AT, Reason
 from pipeline.prepare.decode import Decode
 from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
 from pipeline.prepare.features import features
 from pipeline.prepare.keep import AudioStore, keep_audio
+from pipeline.prepare.ledger import note_media
+from pipeline.prepare.membership import listed_in
+from pipeline.prepare.order import shuffled
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
 from pipeline.prepare.shared import ClusterTurns, cluster_turns, sole_writer
 from pipeline.prepare.sources import ClipList
-from pipeline.prepare.todo import read_chunks, write_todo
+from pipeline.prepare.todo import read_chunks, work_list, write_todo
 from pipeline.prepare.ytdlp import check_tools
 from pipeline.ray_errors import users_errors
 
@@ -47,6 +51,9 @@ any, download workers would go to a head that is to do no work."""
 
 LEAST_CPUS = 1e-4
 """Ray counts no finer."""
+
+MAX_DEATHS = 3
+"""Of the task of a chunk, by a crash of its process, by Ray's memory monitor or with its node."""
 
 Stage = Callable[[pa.Table], pa.Table]
 
@@ -69,10 +76,28 @@ class PrepareSettings:
 class Todo:
     clips: pa.Table
     num_listed: int
+    failed: dict[str, int]
+    """Clips that stay failed, by reason."""
+    num_changed: int
+    """Clips that had failed for good, and whose file has changed since."""
 
     @property
     def num_done(self) -> int:
         return self.num_listed - len(self.clips)
+
+    def line(self) -> str:
+        """What an earlier run has done, empty if there was none."""
+        if not self.num_done and not self.num_changed:
+            return ""
+        parts = [f"{self.num_done:,} clips are done by an earlier run, {len(self.clips):,} to do"]
+        if self.num_changed:
+            parts.append(f"{self.num_changed:,} of these had failed, and their files have changed since")
+        if self.failed:
+            why = ", ".join(f"{n:,} {reason}" for reason, n in self.failed.items())
+            parts.append(
+                f"{sum(self.failed.values()):,} of those done have failed ({why}): --retry REASON tries them again"
+            )
+        return "; ".join(parts)
 
     @property
     def num_fetches(self) -> int:
@@ -86,9 +111,7 @@ def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
         DataError: where the output holds something else.
     """
     check_output(settings.output, listed.vocabulary)
-    states = {split: load_split(settings.output, split) for split in _splits(listed)}
-    todo = _not_yet_done(listed.clips, listed.refused, states, settings.retry)
-    return Todo(todo, len(listed.clips))
+    return _left(listed, {split: load_split(settings.output, split) for split in _splits(listed)}, settings)
 
 
 def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> list[SplitReport]:
@@ -99,43 +122,55 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     """
     splits = _splits(listed)
     with sole_writer(settings.output):
-        store = _open_output(listed, settings)
-        todo = what_is_left(listed, settings)
-        if todo.num_done:
-            say(f"{todo.num_done:,} clips are done by an earlier run, {len(todo.clips):,} to do")
+        store, states = _open_output(listed, settings)
+        todo = _left(listed, states, settings)
+        del states
+        if line := todo.line():
+            say(line)
         if len(todo.clips):
-            pace, own_addresses = settings.fetch.pace, settings.own_addresses
-            fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
-            with (
-                fetching as turns,
-                Progress(len(todo.clips), say, turns.fetching if turns else None) as progress,
-                closing(_written(_stages(todo, settings, turns, store))) as outcomes,
-            ):
-                for written in outcomes:
-                    progress.add(written["reason"], written["clips"])
+            _work_off(todo, settings, store, say)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with users_errors():
-            info = _in_a_task(publish, settings.output, listed.vocabulary, refused)
+            named = {split: listed_in(listed, split) for split in splits}
+            info, lines = _in_a_task(publish, settings.output, listed.vocabulary, refused, named)
+        for line in lines:
+            say(line)
         if store is not None:
             for split in splits:
                 index = dataset.index_file(settings.output, split)
                 store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
-        reports = [SplitReport(split, _num_listed(listed, split), info["splits"][split]) for split in splits]
+        reports = [SplitReport(split, info["splits"][split]) for split in splits]
         _write_page(settings.output, {report.split: report.num_listed for report in reports}, say)
     return reports
 
 
-def _open_output(listed: ClipList, settings: PrepareSettings) -> AudioStore | None:
-    """Claim the output, and the store if audio is to be kept; tidy what a kill left there."""
+def _work_off(todo: Todo, settings: PrepareSettings, store: AudioStore | None, say: Callable[[str], None]) -> None:
+    pace, own_addresses = settings.fetch.pace, settings.own_addresses
+    fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
+    with (
+        work_list(settings.output) as folder,
+        fetching as turns,
+        Progress(len(todo.clips), say, turns.fetching if turns else None) as progress,
+        closing(_written(_stages(todo, folder, settings, turns, store))) as outcomes,
+    ):
+        for written in outcomes:
+            progress.add(written["reason"], written["clips"])
+
+
+def _open_output(listed: ClipList, settings: PrepareSettings) -> tuple[AudioStore | None, dict[str, SplitState]]:
+    """Claim the output, and the store if audio is to be kept; tidy what a kill left there, and read back the rest."""
     start_output(settings.output, listed.vocabulary)
     store = AudioStore(settings.keep_audio, listed.vocabulary) if settings.keep_audio else None
     if store is not None:
         store.claim()
+    states = {}
     for split in _splits(listed):
-        tidy(settings.output, split)
+        states[split] = tidy(settings.output, split)
         if store is not None:
-            store.check_has(split, load_split(settings.output, split).prepared["clip_id"])
-    return store
+            prepared = states[split].prepared["clip_id"]
+            is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
+            store.check_has(split, prepared.filter(is_listed))
+    return store, states
 
 
 def _in_a_task(work: Callable[..., Any], *args: Any) -> Any:
@@ -157,17 +192,20 @@ def _report(output: str, listed: dict[str, int]) -> str:
     return write_report(output, listed=listed)
 
 
-def _stages(todo: Todo, settings: PrepareSettings, turns: ClusterTurns | None, store: AudioStore | None) -> Dataset:
+def _stages(
+    todo: Todo, folder: str, settings: PrepareSettings, turns: ClusterTurns | None, store: AudioStore | None
+) -> Dataset:
     _leave_the_terminal_to_us()
     DataContext.get_current().raise_original_map_exception = True  # Ray's own in its place would not name the cause
     clips_per_chunk = _clips_per_chunk(todo, settings)
-    chunks = write_todo(settings.output, todo.clips, clips_per_chunk)
+    chunks = write_todo(folder, todo.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
-    per_clip: list[Stage] = [Decode(keep_silent=settings.keep_silent), KeepSamples(settings.output, todo.num_listed)]
+    per_clip: list[Stage] = [Decode(keep_silent=settings.keep_silent), note_media]
+    per_clip.append(KeepSamples(settings.output, todo.num_listed))
     if store is not None:
         per_clip.append(keep_audio)
     write = WriteShards(settings.output, keep=store.write if store else None)
-    prepare_chunk = (AFewAtOnce(Stages((*per_clip, features))), write)
+    prepare_chunk = (give_up, AFewAtOnce(Stages((*per_clip, features))), shuffled, write)
     if turns is None:
         return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
     check_tools()
@@ -203,6 +241,27 @@ class AFewAtOnce:
     def __call__(self, rows: pa.Table) -> pa.Table:
         pieces = (rows.slice(begin, CLIPS_AT_ONCE) for begin in range(0, len(rows), CLIPS_AT_ONCE))
         return pa.concat_tables(map(self.stage, pieces))
+
+
+def give_up(rows: pa.Table) -> pa.Table:
+    """A stage: rows under way in and out, all of them failed if the task that reads them has died too often.
+
+    Ray runs a task again whatever ended it, for ever. What kills each of them is one of its clips, or all of them
+    together: too little memory, most often. The job goes on with the other chunks.
+    """
+    worker: Any = ray._private.worker.global_worker  # Ray tells a task's number of attempts nowhere else
+    num_deaths = worker.core_worker.get_current_task_attempt_number()
+    if num_deaths < MAX_DEATHS:
+        return rows
+    message = (
+        f"the task that prepared it and {len(rows) - 1} other clips ended {num_deaths} times, killed or out of memory"
+    )
+    why = {"stage": ledger.CHUNK_STAGE, "reason": str(Reason.CRASHED), "message": message, "attempts": num_deaths}
+    is_well = pc.is_null(rows["reason"])
+    for column in FAILED_AT:
+        filled = pc.if_else(is_well, pa.scalar(why[column.name], column.type), rows[column.name])
+        rows = rows.set_column(rows.column_names.index(column.name), column.with_nullable(True), filled)
+    return rows
 
 
 class FetchAndPrepare:
@@ -275,30 +334,38 @@ def _splits(listed: ClipList) -> list[str]:
     return pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
 
 
-def _not_yet_done(
-    clips: pa.Table, refused: pa.Table, states: dict[str, SplitState], retry: frozenset[Reason]
-) -> pa.Table:
-    todo = []
+def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> Todo:
+    clips = listed.clips
+    todo, failed, num_changed = [], Counter[str](), 0
     for split, state in states.items():
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
-        _check_same_clips(split, of_split, refused.filter(pc.equal(refused["split"], split)), state.prepared)
-        done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *ledger.final(state.failures, retry).chunks])
+        if len(state.prepared):
+            _check_same_clips(split, of_split, listed, state.prepared)
+        final = ledger.final(state.failures, settings.retry)
+        final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
+        has_changed = ledger.has_changed(final, of_split)
+        num_changed += int(has_changed.sum())
+        final = final.filter(pa.array(~has_changed))
+        failed.update(ledger.by_reason(final))
+        done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
         # Two million clips of one new split are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
         todo.append(of_split if is_left is None else of_split.filter(is_left))
-    return pa.concat_tables(todo)
+    return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed)
 
 
-def _check_same_clips(split: str, listed: pa.Table, refused: pa.Table, prepared: pa.Table) -> None:
-    """A split may grow; it may not turn into another one, nor may labels change under a prepared clip."""
-    position = pc.index_in(prepared["clip_id"], value_set=listed["clip_id"].combine_chunks())
-    known = prepared.filter(pc.is_valid(position))
-    named = pc.is_in(prepared["clip_id"], value_set=refused["clip_id"].combine_chunks())  # no file in this folder, say
-    if len(prepared) and not len(known) and not pc.any(named).as_py():
+def _check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared: pa.Table) -> None:
+    """A split may grow and shrink; it may not turn into another one, nor may labels change under a prepared clip."""
+    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too: no file in this folder, say
+    if not any(
+        pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
+    ):
         raise DataError(
             f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
         )
-    asked = listed["labels"].take(position.drop_null())
+    position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
+    known = prepared.filter(pc.is_valid(position))
+    asked = of_split["labels"].take(position.drop_null())
     differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked))).as_py() or 0
     if differs:
         raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
@@ -307,7 +374,3 @@ def _check_same_clips(split: str, listed: pa.Table, refused: pa.Table, prepared:
 def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     """Arrow compares no lists."""
     return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
-
-
-def _num_listed(listed: ClipList, split: str) -> int:
-    return sum(pc.sum(pc.equal(table["split"], split)).as_py() or 0 for table in (listed.clips, listed.refused))

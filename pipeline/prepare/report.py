@@ -88,9 +88,18 @@ def duration(seconds: float) -> str:
 @dataclass(frozen=True)
 class SplitReport:
     split: str
-    num_listed: int
     info: dict[str, Any]
     """The split's entry of dataset.json."""
+
+    @property
+    def num_listed(self) -> int:
+        num_listed: int = self.info["listed"]
+        return num_listed
+
+    @property
+    def num_unaccounted(self) -> int:
+        """Listed clips that are neither prepared nor failed: none, if all is well."""
+        return self.num_listed - self.info["clips"] - sum(self.info["failures"].values())
 
 
 def advice(reports: Sequence["SplitReport"]) -> str:
@@ -112,12 +121,16 @@ def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace, *, own_
 
 
 def table(reports: Sequence[SplitReport]) -> str:
-    """Listed, prepared and failed clips of each split, and the failures by reason."""
+    """Listed, prepared and failed clips of each split, the failures by reason, and who left the split's index."""
     width = max(len("split"), *(len(report.split) for report in reports))
     lines = [f"{'split':{width}}  {'listed':>9}  {'prepared':>9}  {'failed':>7}  why"]
     for report in reports:
         failures = report.info["failures"]
-        why = ", ".join(f"{n} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1]))
+        left = {"no longer listed": report.info["no_longer_listed"], "moved": report.info["moved"]}
+        why = ", ".join(
+            [f"{n} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1])]
+            + [f"{what} {n}" for what, n in left.items() if n]
+        )
         counts = f"{report.num_listed:>9,}  {report.info['clips']:>9,}  {sum(failures.values()):>7,}"
         lines.append(f"{report.split:{width}}  {counts}  {why}".rstrip())
     return "\n".join(lines)

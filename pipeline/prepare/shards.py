@@ -3,9 +3,10 @@
 Shards are the truth: the index is made by reading them back, so a job that was killed goes on from what is on disk.
 """
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,9 +20,9 @@ from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
-from pipeline.prepare import ledger
+from pipeline.prepare import ledger, membership
+from pipeline.prepare.membership import Listed
 from pipeline.prepare.samples import samples_dir
-from pipeline.prepare.todo import todo_dir
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
 
@@ -76,30 +77,36 @@ _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
 
+_SCANNED = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq", "fbank_hash"]
 
-def tidy(output: str, split: str) -> None:
-    """Undo what a kill leaves behind. No task may be writing meanwhile.
+
+def tidy(output: str, split: str) -> SplitState:
+    """Undo what a kill leaves behind, and read back the rest. No task may be writing meanwhile.
 
     Removed are files that were never finished, and second copies of a clip: a task that runs again makes another shard
     where other clips of its failed the second time. Failures are gathered into one file.
     """
     storage.delete_unfinished(storage.join(output, split), recursive=True)
-    stored = _indexed_first(output, split, scan_shards(output, split, ["clip_id"]))
+    stored = _indexed_first(output, split, scan_shards(output, split, _SCANNED))
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
-    ledger.settle(output, split, stored["clip_id"])
+        stored = scan_shards(output, split, _SCANNED)
+    return _state(output, split, stored, ledger.settle(output, split, stored["clip_id"]))
 
 
 def load_split(output: str, split: str) -> SplitState:
     """Read back what earlier runs left, finished or not."""
-    columns = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq", "fbank_hash"]
-    stored = scan_shards(output, split, columns)
+    stored = scan_shards(output, split, _SCANNED)
+    return _state(output, split, stored, ledger.gather(output, split, stored["clip_id"]))
+
+
+def _state(output: str, split: str, stored: pa.Table, failures: pa.Table) -> SplitState:
     _check_against_index(output, split, stored)
     is_first = _is_first(stored["clip_id"])
     prepared = stored if is_first.all() else stored.filter(pa.array(is_first))
     prepared = prepared.take(pc.sort_indices(prepared["clip_id"]))  # one order, whatever shards filled first
-    return SplitState(prepared, ledger.gather(output, split, prepared["clip_id"]))
+    return SplitState(prepared, failures)
 
 
 def _indexed_first(output: str, split: str, stored: pa.Table) -> pa.Table:
@@ -234,38 +241,107 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
         raise DataError(f"{output} is not empty and holds no data set; give a new folder as --output")
 
 
-def publish(output: str, labels: LabelVocabulary, refused: dict[str, pa.Table]) -> dict[str, Any]:
-    """Index, failures and norm of this run's splits (the keys of `refused`), then dataset.json; returns its content."""
-    info: dict[str, Any] = dataset.read_info(output) or {"splits": {}}
-    for split in refused:
-        tidy(output, split)
-    states = {split: load_split(output, split) for split in refused}  # slow; the writing after it is quick
+def publish(
+    output: str,
+    labels: LabelVocabulary,
+    refused: dict[str, pa.Table],
+    listed: Mapping[str, Listed] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Index, failures and norm of this run's splits (the keys of `refused`), then dataset.json.
+
+    Args:
+        listed: what the last list says of each of these splits; None where the shards are the list.
+
+    Returns:
+        The content of dataset.json, and lines for the user.
+
+    Raises:
+        DataError: another job wrote dataset.json at the same time.
+    """
+    states = {split: tidy(output, split) for split in refused}  # slow; the writing after it is quick
+    prepared = {split: state.prepared for split, state in states.items()}
+    if listed is None:
+        listed = {split: _as_stored(states[split], refused[split]) for split in refused}
+        members = membership.as_stored(prepared)
+    else:
+        members = membership.settle(prepared, listed, _namesakes_elsewhere(output, states))
+    infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
-        failures = ledger.add_refused(state.failures, refused[split], state.prepared["clip_id"])
+        standing = members.standing[split]
+        failures = _failures(state, listed[split], refused[split], standing, members.twice.get(split))
         ledger.write(output, split, failures)
-        info["splits"][split] = _publish_split(output, split, state, failures, labels)
+        infos[split] = {
+            "failures": ledger.by_reason(failures),
+            "stored": len(state.prepared),
+            "listed": listed[split].num_rows + _num_done(listed[split].beyond, standing, failures),
+        }
+    splits = _published_splits(output)  # as late as can be: another cluster may have added one
+    for split, standing in members.standing.items():
+        storage.write_bytes(dataset.unpublished_file(output, split), b"")
+        splits[split] = (
+            splits.get(split, {})
+            | infos.get(split, {})
+            | _publish_index(output, split, standing, labels)
+            | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
+        )
     info = {
         "schema_version": dataset.SCHEMA_VERSION,
         "features": dataset.FEATURES,
         "labels": {"count": len(labels), "sha256": labels.sha256},
         "row_group_clips": dataset.ROW_GROUP_CLIPS,
-        "splits": info["splits"],
+        "splits": splits,
         "tool_versions": tool_versions(),
     }
     dataset.write_info(output, info)
-    storage.delete(todo_dir(output))
-    work = dataset.work_dir(output)
-    for split in states:
-        storage.delete(storage.join(work, split))
-    if storage.is_empty(work):
-        storage.delete(work)
-    return info
+    there = _published_splits(output)
+    if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
+        raise DataError(f"another job has written to {output} at the same time; run the same command again, alone")
+    for split in members.standing:
+        storage.delete(dataset.unpublished_file(output, split))
+    storage.delete_unfinished(dataset.work_dir(output), recursive=True)
+    storage.delete_if_empty(dataset.work_dir(output))
+    return info, members.remarks
 
 
-def _publish_split(
-    output: str, split: str, state: SplitState, failures: pa.Table, labels: LabelVocabulary
-) -> dict[str, Any]:
-    prepared = state.prepared
+def _published_splits(output: str) -> dict[str, Any]:
+    info: dict[str, Any] = dataset.read_info(output) or {"splits": {}}
+    splits: dict[str, Any] = info["splits"]
+    return splits
+
+
+def _as_stored(state: SplitState, refused: pa.Table) -> Listed:
+    ids = pa.concat_arrays([*state.prepared["clip_id"].chunks, *state.failures["clip_id"].chunks])
+    return Listed(len(ids) + len(refused), ids, ids.slice(0, 0))
+
+
+def _namesakes_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[str, pa.Table]:
+    """Clips in the indexes of splits that the run does not name, of those splits alone that have an id of its clips."""
+    found = {}
+    for split in _published_splits(output).keys() - states.keys():
+        ids = dataset.read_table(dataset.index_file(output, split), ["clip_id"])["clip_id"].combine_chunks()
+        if any(pc.any(pc.is_in(state.prepared["clip_id"], value_set=ids)).as_py() for state in states.values()):
+            prepared = load_split(output, split).prepared
+            found[split] = prepared.filter(pc.is_in(prepared["clip_id"], value_set=ids))
+    return found
+
+
+def _failures(
+    state: SplitState, listed: Listed, refused: pa.Table, standing: pa.Table, twice: pa.Table | None
+) -> pa.Table:
+    """Of the clips that are listed: what the runs and the list have against them."""
+    known = state.failures.filter(pc.is_in(state.failures["clip_id"], value_set=listed.may_stay))
+    if twice is not None:
+        refused = pa.concat_tables([refused, twice])
+    return ledger.add_refused(known, refused, standing["clip_id"])
+
+
+def _num_done(clip_ids: pa.Array, standing: pa.Table, failures: pa.Table) -> int:
+    done = pa.concat_arrays([*standing["clip_id"].chunks, *failures["clip_id"].chunks])
+    return pc.sum(pc.is_in(clip_ids, value_set=done)).as_py() or 0
+
+
+def _publish_index(output: str, split: str, prepared: pa.Table, labels: LabelVocabulary) -> dict[str, Any]:
+    """Write the index of these clips; return what dataset.json says of them."""
     weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
     index = prepared.select(_INDEXED).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
     dataset.write_table(dataset.index_file(output, split), index.select(dataset.INDEX.names).cast(dataset.INDEX))
@@ -277,7 +353,6 @@ def _publish_split(
         "clipped_samples": int(_total(prepared["num_clipped"])),
         "norm": {"mean": mean, "std": max(mean_sq - mean**2, 0.0) ** 0.5},
         "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
-        "failures": ledger.by_reason(failures),
         "sha256": {
             "index.parquet": storage.sha256(dataset.index_file(output, split)),
             "failures.parquet": storage.sha256(dataset.failures_file(output, split)),

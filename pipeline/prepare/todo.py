@@ -1,9 +1,13 @@
-"""The clips still to do, as Parquet below `OUT/_work`: tasks read them there, and the driver lets go of them.
+"""The clips still to do, as Parquet below `OUT/_work/todo`: tasks read them there, and the driver lets go of them.
 
-A *chunk*, a row group of these files, becomes one shard. Its clips are of one split and follow each other in the list.
+A *chunk*, a row group of these files, becomes one shard. Its clips are of one split, in the order of
+`pipeline.prepare.order`. Each run has a folder of its own, so that no task ever reads another run's list.
 """
 
+import threading
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TypedDict
 
@@ -12,11 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import dataset, parquet, storage
-from pipeline.prepare.archives import in_reading_order
 from pipeline.prepare.clip import under_way
+from pipeline.prepare.order import in_work_order
 
 CHUNKS_PER_FILE = 64
 """A task reads the footer of a file for one chunk of it."""
+
+ALIVE = "alive"
+"""The file that a run writes again and again while it needs its list."""
+
+ALIVE_EVERY_S = 60.0
+DEAD_AFTER_S = 900.0
+"""A list on shared storage whose run has not said for so long that it lives is left over from a run that was killed."""
 
 
 class Chunk(TypedDict):
@@ -28,14 +39,48 @@ def todo_dir(output: str) -> str:
     return storage.join(dataset.work_dir(output), "todo")
 
 
-def write_todo(output: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
-    """Write rows of CLIPS, in place of what is there."""
+@contextmanager
+def work_list(output: str) -> Iterator[str]:
+    """A folder for this run's list, which goes when the run is over, and with it those of dead runs.
+
+    On a local disk, where an output has one writer, all others are of dead runs. On an object store another cluster may
+    be at work; there a run is taken for dead by the time of its last sign of life, by the store's own clock.
+    """
+    folder = storage.join(todo_dir(output), uuid.uuid4().hex)
+    over = threading.Event()
+    storage.write_bytes(storage.join(folder, ALIVE), b"")
+    _delete_dead(output, folder)
+
+    def stay_alive() -> None:
+        while not over.wait(ALIVE_EVERY_S):
+            storage.write_bytes(storage.join(folder, ALIVE), b"")
+
+    clock = threading.Thread(target=stay_alive, daemon=True)
+    clock.start()
+    try:
+        yield folder
+    finally:
+        over.set()
+        clock.join(ALIVE_EVERY_S)  # or it would write its sign after the folder has gone
+        storage.delete(folder)
+
+
+def _delete_dead(output: str, own: str) -> None:
     folder = todo_dir(output)
-    storage.delete(folder)
+    latest = storage.modified_s_below(folder)
+    now_s = latest.pop(own.rsplit("/", 1)[1])
+    alone = storage.is_local(output)
+    for name, modified_s in latest.items():
+        if alone or now_s - modified_s > DEAD_AFTER_S:
+            storage.delete(storage.join(folder, name))
+
+
+def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
+    """Write rows of CLIPS into the folder of a `work_list`."""
     chunks: list[Chunk] = []
     splits = pc.unique(clips["split"]).to_pylist()
     for split in splits:
-        of_split = in_reading_order(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
+        of_split = in_work_order(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
         for rows in _pieces(of_split, clips_per_chunk * CHUNKS_PER_FILE):
             uri = storage.join(folder, f"{len(chunks):08d}.parquet")
             storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk, **parquet.CHECKSUMS))

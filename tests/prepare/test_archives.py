@@ -11,7 +11,7 @@ import pytest
 
 from ast_core.errors import DataError
 from pipeline.prepare import archives
-from pipeline.prepare.archives import bytes_member, in_reading_order, list_archive, read_member, row_member, tar_members
+from pipeline.prepare.archives import bytes_member, list_archive, read_member, row_member, tar_members
 from pipeline.prepare.clip import ClipError, Reason, under_way
 from pipeline.prepare.decode import Decode, decode_section
 from pipeline.prepare.media import AudioFolder, is_media
@@ -192,14 +192,6 @@ def test_a_bad_member_costs_its_own_clip_only(tmp_path: Path):
     rows = fakes.clips(*({"clip_id": f"c{i}", "media": uri, "member": row_member(i)} for i in range(4)))
     out = Decode()(under_way(rows))
     assert out["reason"].to_pylist() == [None, "not_audio", "missing_file", "missing_file"]
-
-
-def test_members_sort_as_they_lie_and_files_stay_in_the_order_of_their_list():
-    rows = [("b", row_member(2)), ("b", row_member(10)), ("a", row_member(5))]
-    clips = fakes.clips(*({"clip_id": m[-2:], "media": a, "member": m} for a, m in reversed(rows)))
-    assert in_reading_order(clips)["clip_id"].to_pylist() == ["05", "02", "10"]
-    files = fakes.clips(*({"clip_id": name, "media": name} for name in ("c", "a", "b")))
-    assert in_reading_order(files)["clip_id"].to_pylist() == ["c", "a", "b"]
 
 
 # Folders

@@ -34,7 +34,7 @@ from tests import fakes
 def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_clips: int) -> Dataset:
     """Chunks of four clips through two download workers."""
     clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(num_clips)))
-    chunks = write_todo(str(folder), clips, 4)
+    chunks = write_todo(str(folder / "todo"), clips, 4)
     return ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
         FetchAndPrepare,
         batch_size=1,

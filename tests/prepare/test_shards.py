@@ -98,7 +98,7 @@ def test_a_clip_in_two_shards_counts_once_in_the_norm_and_in_the_totals(tmp_path
     write(prepared_rows("quiet", "loud"))
     write(prepared_rows("loud", "other"))
     write(prepared_rows("alone", split="eval"))
-    info = publish(output, labels, {split: FAILURES.empty_table() for split in ("train", "eval")})["splits"]
+    info = publish(output, labels, {split: FAILURES.empty_table() for split in ("train", "eval")})[0]["splits"]
     assert (info["train"]["clips"], info["train"]["frames"]) == (3, 3 * 48)
     opened = PreparedDataset.open(output)
     for splits in (["train"], ["train", "eval"]):
@@ -286,7 +286,7 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
         "c": 1,
     }
     write(prepared_rows("b", failed=("c",)))
-    info = publish(output, labels, {"train": FAILURES.empty_table()})
+    info, _ = publish(output, labels, {"train": FAILURES.empty_table()})
     failures = dataset.read_table(dataset.failures_file(output, "train"))
     assert failures.select(["clip_id", "attempts", "retry"]).to_pylist() == [
         {"clip_id": "c", "attempts": 2, "retry": True}

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,8 @@ class ClipList:
     vocabulary: LabelVocabulary
     notes: tuple[str, ...] = ()
     """What the user should know of the list, a line each."""
+    beyond: pa.Table = field(default_factory=CLIPS.empty_table)
+    """`CLIPS` beyond --limit: not to be worked on, yet listed, so that those which are prepared stay."""
 
 
 class Rows:
@@ -95,7 +97,7 @@ class Rows:
         if len(safe_name) > LONGEST_ID:
             safe_name = safe_name[: LONGEST_ID - 1] + "…"  # else it might be the name of a clip that is well
         why = (err.reason.value, err.message, 1, err.reason.retry)
-        self._refused.add((safe_name, split, "source", *why, in_words(), labels))
+        self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None))
 
     def done(self, origin: str, notes: Iterable[str] = ()) -> ClipList:
         """All rows.

@@ -1,0 +1,197 @@
+"""What a second run of the preparation makes of the first: the data set is the last list."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ast_core.errors import DataError
+from jobs.prepare_audioset import main
+from pipeline.dataset import PreparedDataset
+from tests import fakes
+
+
+class Folder:
+    """Sounds of half a second, lists of them, and a data set."""
+
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path, self.data, self._capsys = path, path / "data", capsys
+
+    def sounds(self, *names: str) -> None:
+        for name in names:
+            fakes.write_media(self.path / f"{name}.wav", fakes.noise(0.5, seed=sum(name.encode())))
+
+    def run(self, rows: Sequence[tuple[str, str]], *options: str, status: int = 0) -> str:
+        """Prepare a list of (name of a sound, split); what the job printed."""
+        lines = ["path,labels,split", *(f"{name}.wav,a,{split}" for name, split in rows)]
+        (self.path / "list.csv").write_text("\n".join(lines))
+        return self.run_with("--manifest", str(self.path / "list.csv"), *options, status=status)
+
+    def run_with(self, *options: str, status: int = 0) -> str:
+        self._capsys.readouterr()
+        try:
+            ended = main([*options, "--output", str(self.data)])
+        except DataError as err:
+            ended = 2
+            print(f"error: {err}")
+        printed = self._capsys.readouterr().out
+        assert ended == status, printed
+        return printed
+
+    def index(self) -> dict[str, list[str]]:
+        """Clips of each split, as pandas reads the index."""
+        splits = json.loads((self.data / "dataset.json").read_text())["splits"]
+        read = {split: pd.read_parquet(self.data / split / "index.parquet") for split in splits}
+        assert {split: len(index) for split, index in read.items()} == {s: i["clips"] for s, i in splits.items()}
+        return {split: list(index["clip_id"]) for split, index in read.items()}
+
+    def failures(self, split: str = "train") -> dict[str, str]:
+        read = pd.read_parquet(self.data / split / "failures.parquet")
+        return dict(zip(read["clip_id"], read["reason"], strict=True))
+
+    def shards(self) -> Mapping[Path, Any]:
+        return {file: file.stat().st_mtime_ns for file in self.data.glob("*/shards/*.parquet")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Folder:
+    return Folder(tmp_path, capsys)
+
+
+def in_train(names: str) -> list[tuple[str, str]]:
+    return [(name, "train") for name in names]
+
+
+def row_of(split: str, printed: str) -> list[str]:
+    """Of the table at the end: listed, prepared, failed and the rest."""
+    (line,) = (line for line in printed.splitlines() if line.startswith(f"{split} "))
+    return line.split(maxsplit=4)[1:]
+
+
+def test_case_16_rows_no_longer_listed_leave_the_index(local_ray: None, folder: Folder):
+    folder.sounds(*"abcde")
+    folder.run(in_train("abcde"))
+    shards = folder.shards()
+    printed = folder.run(in_train("abc"))
+    assert row_of("train", printed) == ["3", "3", "0", "no longer listed 2"]
+    assert folder.index() == {"train": ["a", "b", "c"]}
+    clips = PreparedDataset.open(str(folder.data)).clips(["train"])
+    assert clips.clip_id.to_pylist() == ["a", "b", "c"]
+    assert json.loads((folder.data / "dataset.json").read_text())["splits"]["train"]["frames"] == 3 * 48
+
+    printed = folder.run(in_train("abcde"))  # listed again, they come back for nothing
+    assert (row_of("train", printed), folder.shards()) == (["5", "5", "0"], shards)
+    assert folder.index() == {"train": list("abcde")}
+
+
+def test_failures_of_clips_no_longer_listed_leave_too(local_ray: None, folder: Folder):
+    folder.sounds("a")
+    printed = folder.run(in_train("abc"))
+    assert folder.failures() == {"b": "missing_file", "c": "missing_file"}
+    printed = folder.run(in_train("ab"))
+    assert (row_of("train", printed)[:3], folder.failures()) == (["2", "1", "1"], {"b": "missing_file"})
+
+
+def test_a_split_that_a_list_does_not_name_is_left_alone(local_ray: None, folder: Folder):
+    folder.sounds(*"abc")
+    folder.run([("a", "train"), ("b", "train")])
+    folder.run([("c", "test")])
+    assert folder.index() == {"train": ["a", "b"], "test": ["c"]}
+
+
+def test_a_limit_leaves_the_clips_beyond_it(local_ray: None, folder: Folder):
+    folder.sounds(*"abc")
+    folder.run(in_train("abcx"))
+    printed = folder.run(in_train("abcx"), "--limit", "1")
+    assert row_of("train", printed)[:3] == ["4", "3", "1"]
+    assert folder.index() == {"train": ["a", "b", "c"]}
+    assert folder.failures() == {"x": "missing_file"}
+
+
+def test_a_limit_on_a_new_output_lists_so_many(local_ray: None, folder: Folder):
+    folder.sounds(*"abc")
+    printed = folder.run(in_train("abc"), "--limit", "2")
+    assert (row_of("train", printed), folder.index()) == (["2", "2", "0"], {"train": ["a", "b"]})
+
+
+def test_a_clip_that_moves_to_another_split_leaves_the_first(local_ray: None, folder: Folder):
+    folder.sounds(*"abc")
+    folder.run([("a", "train"), ("b", "train"), ("c", "test")])
+    printed = folder.run([("a", "train"), ("b", "test"), ("c", "test")])
+    assert row_of("train", printed) == ["1", "1", "0", "moved 1"]
+    assert "1 clips moved from train to test" in printed
+    assert folder.index() == {"train": ["a"], "test": ["b", "c"]}
+
+
+def test_a_clip_moves_out_of_a_split_that_the_list_does_not_name(local_ray: None, folder: Folder):
+    folder.sounds(*"abc")
+    folder.run(in_train("ab"))
+    printed = folder.run([("b", "test"), ("c", "test")])
+    assert "1 clips moved from train to test" in printed
+    assert folder.index() == {"train": ["a"], "test": ["b", "c"]}
+    folder.run(in_train("ab"))  # and back, for nothing
+    assert folder.index() == {"train": ["a", "b"], "test": ["c"]}
+
+
+def test_equal_ids_of_different_sound_stay_in_both_splits(local_ray: None, folder: Folder):
+    folder.sounds("a", "b")
+    folder.run(in_train("a"))
+    fakes.write_media(folder.path / "a.wav", fakes.noise(0.5, seed=7))
+    printed = folder.run([("a", "test")])
+    assert "1 clip ids occur in train and in test with different sound; both clips stay" in printed
+    assert folder.index() == {"train": ["a"], "test": ["a"]}
+
+
+def test_a_section_listed_in_two_splits_stays_in_the_first(local_ray: None, folder: Folder):
+    folder.sounds(*"ab")
+    printed = folder.run([("a", "train"), ("b", "train"), ("a", "test")])
+    assert folder.index() == {"train": ["a", "b"], "test": []}
+    assert row_of("test", printed) == ["1", "0", "1", "1 duplicate"]
+    (message,) = pd.read_parquet(folder.data / "test" / "failures.parquet")["message"]
+    assert message == "its sound is in the split train too, as a; it stays there and leaves test"
+
+
+def test_a_copy_of_a_clip_in_two_splits_of_a_list_stays_in_the_first(local_ray: None, folder: Folder):
+    for split in ("train", "test"):
+        (folder.path / split).mkdir()
+    folder.sounds("train/a", "train/b", "test/b")
+    (folder.path / "test" / "a.wav").write_bytes((folder.path / "train" / "a.wav").read_bytes())
+    (folder.path / "list.csv").write_text(
+        "clip_id,path,labels,split\n"
+        "a,train/a.wav,x,train\nb,train/b.wav,x,train\na,test/a.wav,x,test\nb,test/b.wav,x,test\n"
+    )
+    printed = folder.run_with("--manifest", str(folder.path / "list.csv"))
+    assert folder.index() == {"train": ["a", "b"], "test": ["b"]}
+    assert row_of("test", printed) == ["2", "1", "1", "1 duplicate"]
+    assert "1 clip ids occur in train and in test with different sound" in printed
+
+
+def test_case_19_a_failed_file_that_has_changed_is_tried_again(local_ray: None, folder: Folder):
+    folder.sounds("a")
+    (folder.path / "b.wav").write_bytes(b"")
+    (folder.path / "c.wav").write_bytes(b"RIFF" + bytes(26))
+    printed = folder.run(in_train("abc"))
+    assert row_of("train", printed)[:3] == ["3", "1", "2"]
+    printed = folder.run(in_train("abc"))  # nothing has changed
+    assert "2 of those done have failed (2 not_audio): --retry REASON tries them again" in printed
+    folder.sounds("b", "c")
+    printed = folder.run(in_train("abc"))
+    assert "2 of these had failed, and their files have changed since" in printed
+    assert (row_of("train", printed), folder.index()) == (["3", "3", "0"], {"train": ["a", "b", "c"]})
+
+
+def test_a_failed_file_of_the_same_size_is_tried_again_by_its_time(local_ray: None, folder: Folder):
+    folder.sounds("a", "b")
+    whole = (folder.path / "b.wav").read_bytes()
+    (folder.path / "b.wav").write_bytes(bytes(len(whole)))
+    folder.run(in_train("ab"))
+    then_ns = (folder.path / "b.wav").stat().st_mtime_ns
+    while (folder.path / "b.wav").stat().st_mtime_ns // 1000 == then_ns // 1000:
+        (folder.path / "b.wav").write_bytes(whole)
+        time.sleep(0.001)
+    folder.run(in_train("ab"))
+    assert folder.index() == {"train": ["a", "b"]}
