@@ -65,9 +65,8 @@ class SplitFacts:
     @property
     def num_lost(self) -> int:
         """Clips that the shards have and the index lacks, though no list has left them out."""
-        left_out = self.info.get("stored", 0) - self.info["clips"]
         not_indexed = pc.count_distinct(self.stored["clip_id"]).as_py() - len(self.clips)
-        return max(0, int(not_indexed - max(0, left_out)))
+        return max(0, int(not_indexed - self.info.get("left_out", 0)))
 
     @cached_property
     def position(self) -> np.ndarray:

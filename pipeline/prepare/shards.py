@@ -272,7 +272,7 @@ def publish(
         ledger.write(output, split, failures)
         infos[split] = {
             "failures": ledger.by_reason(failures),
-            "stored": len(state.prepared),
+            "left_out": len(state.prepared) - len(standing),
             "listed": listed[split].num_rows + _num_done(listed[split].beyond, standing, failures),
         }
     splits = _published_splits(output)  # as late as can be: another cluster may have added one
@@ -280,7 +280,7 @@ def publish(
         storage.write_bytes(dataset.unpublished_file(output, split), b"")
         splits[split] = (
             splits.get(split, {})
-            | infos.get(split, {})
+            | infos.get(split, _without_moved(splits.get(split, {}), members.moved[split]))
             | _publish_index(output, split, standing, labels)
             | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
         )
@@ -301,6 +301,11 @@ def publish(
     storage.delete_unfinished(dataset.work_dir(output), recursive=True)
     storage.delete_if_empty(dataset.work_dir(output))
     return info, members.remarks
+
+
+def _without_moved(info: dict[str, Any], num_moved: int) -> dict[str, Any]:
+    """What changes for a split that the list does not name, besides its index."""
+    return {"left_out": info.get("left_out", 0) + num_moved}
 
 
 def _published_splits(output: str) -> dict[str, Any]:
