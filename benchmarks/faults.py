@@ -119,7 +119,7 @@ def moments_of(kind: Kind, count: int, rng: np.random.Generator) -> list[Moment]
 
 @dataclass(frozen=True)
 class World:
-    """Two segment lists with clips that stand in both, and media files of a second, some of which are of no use."""
+    """Two segment lists with clips that stand in both (and are refused in the second), and media files of a second, some of which are of no use."""
 
     lists: tuple[Path, Path]
     media: Path
