@@ -119,7 +119,10 @@ def moments_of(kind: Kind, count: int, rng: np.random.Generator) -> list[Moment]
 
 @dataclass(frozen=True)
 class World:
-    """Two segment lists with clips that stand in both (and are refused in the second), and media files of a second, some of which are of no use."""
+    """Two segment lists and media files of a second, some of which are of no use.
+
+    Some clips stand in both lists; they are refused in the second.
+    """
 
     lists: tuple[Path, Path]
     media: Path
