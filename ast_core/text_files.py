@@ -84,12 +84,13 @@ def read_table(
     is_header: Callable[[set[str]], bool],
     needs: str,
     separators: str = ",;\t|",
+    on_header: Callable[[list[str]], None] = lambda names: None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a text table: the line in which each begins, and its cells by column, without outer spaces.
 
     The header tells the separator: the first of `separators` by which `is_header` accepts the column names, whose case
-    and outer spaces do not matter. `columns` are those to read, where they are there. A row may end early, and its
-    last cells are then empty; rows with nothing in them are passed over.
+    and outer spaces do not matter. `columns` are those to read, where they are there; `on_header` is told all. A row
+    may end early, and its last cells are then empty; rows with nothing in them are passed over.
 
     Raises:
         DataError: there is no such header (`needs` says what it should hold), a column is there twice, a row has more
@@ -112,6 +113,7 @@ def read_table(
     for column in columns:
         if lowered.count(column) > 1:
             raise DataError(f"{origin} has the column {column} twice; rename or remove one of them")
+    on_header(lowered)
     places = {column: lowered.index(column) for column in columns if column in lowered}
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=separator != "\t"

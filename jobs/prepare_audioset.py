@@ -239,7 +239,9 @@ def _read_list(args: argparse.Namespace) -> ClipList:
         return sources.read_esc(args.esc50)
     if args.speechcommands:
         return sources.read_speechcommands(args.speechcommands)
-    return sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split)
+    return sources.read_manifest(
+        args.manifest, vocabulary=vocabulary, split=args.split, indices=args.labels is not None or vocabulary is None
+    )
 
 
 def _splits_of(listed: ClipList) -> set[str]:

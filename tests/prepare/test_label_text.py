@@ -244,6 +244,17 @@ def test_a_manifest_separated_otherwise_is_known_by_its_header(tmp_path: Path, s
     assert out.clips["clip_id"].to_pylist() == ["a_1.500", "b_2.000"]
 
 
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_column_that_is_nearly_one_of_ours_is_pointed_out(tmp_path: Path, name: str):
+    frame = pd.DataFrame(
+        {"path": ["a.wav"], "labels": ["dog"], "start": [1.0], "label": ["x"], "splits": ["eval"], "note": [""]}
+    )
+    frame.to_parquet(tmp_path / name) if name.endswith("parquet") else frame.to_csv(tmp_path / name, index=False)
+    notes = read_manifest(str(tmp_path / name)).notes
+    assert [note.partition(" of ")[0] for note in notes] == ["the column 'start'", "the column 'splits'"]
+    assert notes[0].endswith("is not read; if start_s is meant, rename it")
+
+
 def test_rows_that_hold_nothing_are_no_rows(tmp_path: Path):
     (tmp_path / "m.csv").write_text("path,labels,split,\na.wav,dog,,\n,,,\n\n , , ,\nb.wav,cat,,\n")
     out = read_manifest(str(tmp_path / "m.csv"))

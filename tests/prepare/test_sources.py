@@ -475,8 +475,10 @@ def test_without_a_vocabulary_the_labels_found_make_it_sorted(tmp_path):
 
 
 def test_without_a_vocabulary_an_index_means_nothing(tmp_path):
-    out = read_manifest(manifest(tmp_path, "path,labels\nx.wav,dog\ny.wav,3\n"))
-    assert (reasons(out), out.vocabulary.names) == (["unknown_label"], ("dog",))
+    out = read_manifest(manifest(tmp_path, "path,labels\nx.wav,dog\ny.wav,0\nz.wav,3\n"))
+    assert (reasons(out), out.vocabulary.names) == (["unknown_label"] * 2, ("dog",))
+    again = read_manifest(str(tmp_path / "list.csv"), vocabulary=out.vocabulary, indices=False)  # a second run's
+    assert again.refused.equals(out.refused)
     with pytest.raises(DataError, match="--labels"):
         read_manifest(manifest(tmp_path, "path,labels\nx.wav,0\ny.wav,1\n"))
 

@@ -98,7 +98,7 @@ def why_unknown(cell: str) -> str:
         return f"{show(cell)} is what a spreadsheet writes over a text; take the labels from before that"
     if "\ufffd" in cell:
         return f"{show(cell)} has lost characters in a conversion; take the labels from before that"
-    hint = "; an index needs --labels or an index that the vocabulary has" if _NUMBER.fullmatch(cell) else ""
+    hint = "; for an index, --labels says of which class it is" if _NUMBER.fullmatch(cell) else ""
     return f"{show(cell)} is not in the label vocabulary{hint}"
 
 

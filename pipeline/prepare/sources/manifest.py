@@ -1,8 +1,9 @@
 """Manifests: lists of files as CSV, TSV or Parquet, or archives that hold the audio itself (`archive_manifest`)."""
 
+import difflib
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,11 +36,14 @@ from pipeline.prepare.sources.web_lists import fetched, read_text
 COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
 
 
-def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None) -> ClipList:
+def read_manifest(
+    uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None, indices: bool = True
+) -> ClipList:
     """A list has `path` or `url`, `labels`, and where wanted `clip_id`, `start_s`, `end_s`, `split`.
 
     `split` is for the rows without their own. Without a vocabulary it is what the archives bring, else the labels
-    found make it, sorted.
+    found make it, sorted. A label that is a number is an index into the vocabulary, but not into one that labels found
+    make, or have made (`indices=False`): it would mean another class in another list.
     """
     default_split, notes = checked_split(split or "train"), list[str]()
     packed = archive_manifest.find(uri)
@@ -48,10 +52,11 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
     copy = uri if packed else fetched(uri, notes)
 
     def entries() -> Iterator[Entry]:
-        return archive_manifest.entries(uri, packed, own) if packed else _rows_of(uri, copy)
+        return archive_manifest.entries(uri, packed, own) if packed else _rows_of(uri, copy, notes)
 
     vocabulary, separator = vocabulary or own, None
     if vocabulary is None:
+        indices = False
         vocabulary, separator = _found(uri, entries())
         if pairs := look_alikes(vocabulary.names):
             notes.append(
@@ -63,7 +68,8 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
         row_split, cells = default_split, list[str]()
         name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
-            cells = indices_as_labels(cells_of(entry.labels, rows.vocabulary.index_of, separator), vocabulary)
+            cells = cells_of(entry.labels, rows.vocabulary.index_of, separator)
+            cells = indices_as_labels(cells, vocabulary) if indices else cells
             start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
             end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")
             media, media_start_s = _media_of(entry, folder, start_s)
@@ -78,8 +84,8 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
             if own_split is not None:
                 check_split(str(own_split))
                 row_split = str(own_split)
-            indices = rows.indices(cells)
-            row = (name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, indices)
+            classes = rows.indices(cells)
+            row = (name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, classes)
             if entry.clip_id is None:
                 rows.keep_named(*row, path=entry.video_id or entry.inner_path)
             else:
@@ -87,7 +93,7 @@ def read_manifest(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
                 rows.keep(*row)
         except ClipError as err:
             rows.refuse(name or entry.place, row_split, err, cells, entry.place)
-    return rows.done(uri, notes)
+    return rows.done(uri, dict.fromkeys(notes))  # a list is read twice where its labels make the vocabulary
 
 
 def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
@@ -125,13 +131,20 @@ def _name_of(entry: Entry, media: str, start_s: float) -> str:
     return name if entry.start_s is None or not name else f"{name}_{start_s:.3f}"
 
 
-def _rows_of(uri: str, copy: str) -> Iterator[Entry]:
+def _rows_of(uri: str, copy: str, notes: list[str]) -> Iterator[Entry]:
     """The rows of a list, which is read from its copy."""
+
+    def point_out(names: list[str]) -> None:
+        for name in names:
+            near = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.7)
+            if name not in COLUMNS and near and near[0] not in names:
+                notes.append(f"the column {show(name)} of {uri} is not read; if {near[0]} is meant, rename it")
+
     kind = os.path.splitext(uri)[1].lower()
     if kind not in (".csv", ".tsv", ".parquet"):
         raise DataError(f"{uri} is not a manifest: give a .csv, .tsv, .parquet or .tar, or a folder of the last two")
     if kind == ".parquet":
-        yield from _of_parquet(uri, copy)
+        yield from _of_parquet(uri, copy, point_out)
         return
     for line, cells in read_table(
         read_text(copy, uri),
@@ -140,6 +153,7 @@ def _rows_of(uri: str, copy: str) -> Iterator[Entry]:
         is_header=_is_header,
         needs=NEEDS,
         separators="\t,;|" if kind == ".tsv" else ",;\t|",
+        on_header=point_out,
     ):
         yield Entry(place=f"line {line}", **{column: cell or None for column, cell in cells.items()})  # type: ignore[arg-type]
 
@@ -151,16 +165,19 @@ def _is_header(names: set[str]) -> bool:
     return "labels" in names and not names.isdisjoint(("path", "url"))
 
 
-def _of_parquet(uri: str, copy: str) -> Iterator[Entry]:
+def _of_parquet(uri: str, copy: str, on_header: Callable[[list[str]], None]) -> Iterator[Entry]:
     row = 0
     try:
         fs, path = storage.resolve(copy)
         with pq.ParquetFile(fs.open_input_file(path)) as file:
-            name_of_column = {name.strip().lower(): name for name in reversed(file.schema_arrow.names)}
-            if not _is_header(set(name_of_column)):
-                found = ", ".join(file.schema_arrow.names) or "none"
-                raise DataError(f"{uri} needs {NEEDS}; it has: {show(found)}")
-            present = {column: name_of_column[column] for column in COLUMNS if column in name_of_column}
+            names = file.schema_arrow.names
+            lowered = [name.strip().lower() for name in names]
+            if not _is_header(set(lowered)):
+                raise DataError(f"{uri} needs {NEEDS}; it has: {show(', '.join(names) or 'none')}")
+            if twice := next((column for column in COLUMNS if lowered.count(column) > 1), None):
+                raise DataError(f"{uri} has the column {twice} twice; rename or remove one of them")
+            on_header(lowered)
+            present = {column: names[lowered.index(column)] for column in COLUMNS if column in lowered}
             for batch in file.iter_batches(columns=list(present.values())):
                 columns = (batch[name].to_pylist() for name in present.values())
                 for values in zip(*columns, strict=True):
