@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,14 +25,18 @@ ESC10 = SHARED / "data" / "esc10"
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+PORTS = range(20_000, 32_000)
+"""Neither those of Ray's workers nor those that the system gives to connections, which may take one at any time."""
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.socket() as bound:
+            bound.bind(("127.0.0.1", port))
+            ports.add(port)
+    return list(ports)
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,22 @@ class Cluster:
         argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
         for _ in range(12):
             done = subprocess.run(
-                argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=280, check=False
+                argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=600, check=False
             )
             # The head waits ten seconds for its own agent, which on a busy machine takes longer to start.
             if "No available agent to submit job" not in done.stderr:
                 break
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+def lists_jobs(env: dict[str, str]) -> bool:
+    return subprocess.run([RAY, "job", "list"], env=env, capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +81,9 @@ def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
             head = subprocess.Popen(start, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             client_env = env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-            for _ in range(60):
-                if (
-                    subprocess.run([RAY, "job", "list"], env=client_env, capture_output=True, check=False).returncode
-                    == 0
-                ):
-                    break
+            while not (listens(dashboard) and lists_jobs(client_env)):
                 assert head.poll() is None, (Path(folder) / "head.log").read_text()
+                time.sleep(0.2)
             yield Cluster(client_env)
         finally:
             # Asked to end, a head takes half a minute over it.
@@ -93,7 +104,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--segments", str(world.train_list), str(world.eval_list), "--audio-dir", str(world.media_dir)]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list[str], tmp_path: Path):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
     said = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)

@@ -169,7 +169,8 @@ def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path:
     assert row["reason"] in (Reason.TIMEOUT, Reason.TOO_LARGE, Reason.TRUNCATED, Reason.NETWORK)
     fetch.stop()
     assert list(tmp_path.iterdir()) == []  # nor does it leave temporary files
-    assert not [p for p in psutil.Process().children(recursive=True) if "ffmpeg" in p.name()]
+    programs = [p for p in psutil.Process().children(recursive=True) if "ffmpeg" in p.as_dict(["name"])["name"]]
+    assert psutil.wait_procs(programs, timeout=DEADLINE_S)[1] == []
 
 
 def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypatch: pytest.MonkeyPatch):

@@ -39,7 +39,10 @@ def isolated() -> Iterator[Callable[..., Isolated]]:
 def is_gone(pid: int, within_s: float = DEADLINE_S) -> bool:
     end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.05)
     return False
