@@ -70,4 +70,4 @@ def browser(profile: Path) -> Iterator[Browser]:
             opened.close()
     finally:
         driver.terminate()
-        driver.wait(10)
+        driver.wait(60)

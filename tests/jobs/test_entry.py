@@ -15,6 +15,7 @@ from jobs.common import run_job
 from jobs.entry import STOPPED
 from tests import fakes
 
+WAIT_S = 120.0
 BEGIN = "from jobs import entry; entry.begin(); entry.UNWIND_S = 1; import sys, time\n"
 
 
@@ -35,7 +36,7 @@ def test_a_signal_is_one_line_and_its_status(number: int, status: int):
     job = script("print('ready'); time.sleep(60)")
     assert job.stdout.readline() == "ready\n"
     job.send_signal(number)
-    _, err = job.communicate(timeout=30)
+    _, err = job.communicate(timeout=WAIT_S)
     assert (job.returncode, err) == (status, f"{STOPPED}\n")
 
 
@@ -47,7 +48,7 @@ def test_what_libraries_make_of_an_interrupt_is_not_shown():
     )
     assert job.stdout.readline() == "ready\n"
     job.send_signal(signal.SIGINT)
-    assert job.communicate(timeout=30)[1] == f"{STOPPED}\n"
+    assert job.communicate(timeout=WAIT_S)[1] == f"{STOPPED}\n"
     assert job.returncode == 130
 
 
@@ -59,7 +60,7 @@ def test_a_job_that_cannot_unwind_ends_all_the_same():
     for _ in range(3):
         job.send_signal(signal.SIGINT)
         time.sleep(0.1)
-    assert job.communicate(timeout=30)[1] == f"{STOPPED}\n"
+    assert job.communicate(timeout=WAIT_S)[1] == f"{STOPPED}\n"
     assert job.returncode == 130
     assert time.monotonic() - pressed_s > 0.9, "it did not hold on; the test shows nothing"
 
@@ -69,7 +70,7 @@ def test_a_main_thread_in_a_library_that_waits_ends_too():
     job = script("import hashlib; print('ready'); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)")
     assert job.stdout.readline() == "ready\n"
     job.send_signal(signal.SIGTERM)
-    assert job.communicate(timeout=30)[1] == f"{STOPPED}\n"
+    assert job.communicate(timeout=WAIT_S)[1] == f"{STOPPED}\n"
     assert job.returncode == 143
 
 
@@ -78,7 +79,7 @@ def test_an_interrupt_that_the_caller_ignores_stays_ignored():
     job = script("print('ready'); time.sleep(1); print('done')", sigint=signal.SIG_IGN)
     assert job.stdout.readline() == "ready\n"
     job.send_signal(signal.SIGINT)
-    assert job.communicate(timeout=30) == ("done\n", "")
+    assert job.communicate(timeout=WAIT_S) == ("done\n", "")
     assert job.returncode == 0
 
 
@@ -94,7 +95,7 @@ def test_a_job_goes_on_when_nobody_reads_its_lines(tmp_path: Path):
     assert job.stdout.readline().startswith("line")
     job.stdout.close()
     job.stderr.close()
-    assert job.wait(30) == 0
+    assert job.wait(WAIT_S) == 0
     assert done.exists()
 
 

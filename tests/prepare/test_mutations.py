@@ -406,7 +406,7 @@ def test_text_that_names_other_files_and_hosts_opens_none_of_them(
         assert refusal(folder / name, 0.0, 2.0).reason is Reason.NOT_AUDIO
     assert refusal(text, 0.0, 2.0).reason is Reason.NOT_AUDIO
     assert asked == []
-    assert time.monotonic() - began_s < 10  # nor is a port listened at
+    assert time.monotonic() - began_s < 60  # nor is a port listened at
 
 
 def test_every_format_that_is_read_is_one_that_ffmpeg_has():
