@@ -1,6 +1,7 @@
 """A trained model as one ONNX file, checked against PyTorch before it gets its name."""
 
 import json
+import logging
 import os
 import warnings
 from importlib.util import find_spec
@@ -37,6 +38,8 @@ def save_onnx(file: str | os.PathLike[str], model: ASTModel, config: ModelConfig
         raise ConfigError(
             f"ONNX takes packages that are not here ({', '.join(missing)}): pip install 'ast-ray[export]'"
         )
+    # It warns that it leaves some operations as they are.
+    logging.getLogger("onnxscript.optimizer._constant_folding").setLevel(logging.ERROR)
     unfinished = Path(f"{os.fspath(file)}.unfinished")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter of PyTorch's own tree specs

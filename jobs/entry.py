@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +23,16 @@ UNWIND_S = 5.0
 """How long a stopped job may take to shut Ray down and remove its temporary files. Whatever a job has written can be
 gone on with after a kill, so nothing is lost when the process ends without that."""
 
+NO_NEWS = b"has constructor arguments in the object store and max_restarts > 0"
+"""Ray says so, as an error, of actors that Ray Data and Ray Train themselves make; nobody can do anything about it."""
+
+_PASS_ON = f"""
+import os, sys
+for line in sys.stdin.buffer:
+    if {NO_NEWS!r} not in line:
+        os.write(2, line)
+"""
+
 NOBODY_READS = {errno.EPIPE, errno.EIO}
 """A closed pipe; a terminal that is gone."""
 
@@ -29,6 +40,7 @@ _stopped_by: int | None = None
 _may_say, _may_raise = threading.Lock(), threading.Lock()
 """Taken by the first to do so, and never released."""
 _has_begun = False
+_stderr = 2
 _children: list[Any] = []
 """When the job was stopped."""
 
@@ -44,12 +56,31 @@ def begin() -> None:
     _has_begun = True
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data's may start a Ray of its own
     sys.excepthook = _excepthook
-    sys.stdout, sys.stderr = _Outlet.in_place_of(sys.stdout), _Outlet.in_place_of(sys.stderr)
+    sys.stdout, sys.stderr = (
+        _Outlet.in_place_of(sys.stdout, 1),
+        _Outlet.in_place_of(sys.stderr, _apart_from_libraries()),
+    )
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), name="stop", daemon=True).start()
     take_signals()
+
+
+def _apart_from_libraries() -> int:
+    """A descriptor for what Python writes to standard error; what C++ writes there goes past `NO_NEWS`.
+
+    That is done by a process of its own: so the last words of a library that crashes this one are passed on too.
+    """
+    global _stderr
+    _stderr = os.dup(2)
+    with suppress(OSError):  # no room for a process: all lines are shown
+        command = [sys.executable, "-ISc", _PASS_ON]
+        pass_on = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        assert pass_on.stdin is not None
+        os.dup2(pass_on.stdin.fileno(), 2)
+        pass_on.stdin.close()
+    return _stderr
 
 
 def take_signals() -> None:
@@ -77,7 +108,7 @@ def deadline(seconds: float, line: str, status: int) -> Iterator[None]:
 
     def end() -> None:
         with suppress(OSError):
-            os.write(2, f"{line}\n".encode())
+            os.write(_stderr, f"{line}\n".encode())
         _kill_children()
         os._exit(status)
 
@@ -112,9 +143,9 @@ def _stop(number: int) -> None:
         return
     _stopped_by = number
     with suppress(OSError):  # nobody reads it
-        os.write(2, f"{STOPPED}\n".encode())  # not print: this may run within one
+        os.write(_stderr, f"{STOPPED}\n".encode())  # not print: this may run within one
     silence = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
+    for descriptor in (1, 2, _stderr):
         os.dup2(silence, descriptor)
 
 
@@ -166,16 +197,20 @@ class _Outlet(io.FileIO):
     """Standard output or standard error. When it cannot be written any more, the job goes on without it."""
 
     @classmethod
-    def in_place_of(cls, stream: TextIO) -> TextIO:
+    def in_place_of(cls, stream: TextIO, descriptor: int) -> TextIO:
         """A text stream that appears line by line, whoever reads it; a closed one (None) stays closed."""
         if stream is None:
             return stream
-        raw = cls(stream.fileno(), "wb", closefd=False)
+        raw = cls(descriptor, "wb", closefd=False)
         return io.TextIOWrapper(
             io.BufferedWriter(raw), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
         )
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's own may be None too
+        if NO_NEWS in bytes(data):  # from a worker
+            kept = b"".join(line for line in bytes(data).splitlines(keepends=True) if NO_NEWS not in line)
+            super().write(kept)
+            return len(data)
         try:
             return super().write(data)
         except OSError as err:

@@ -244,6 +244,7 @@ def train_run(claimed: ClaimedRun) -> None:
         return
     if args.num_workers == IN_PROCESS:
         logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
+        logging.getLogger("ray").setLevel(logging.WARNING)  # as in workers
     use_gpu, cpus = _resources(args)
     # In this process Ray keeps no list; what workers saved before is there all the same.
     find_checkpoints = checkpoint_folders if args.num_workers == IN_PROCESS else unlisted_checkpoints

@@ -1,6 +1,7 @@
 """How commands end: Ctrl-C, SIGTERM, a pipe that closes. Real processes, real signals."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 
 from jobs import prepare_audioset
 from jobs.common import run_job
+from jobs.demo.media_server import serve
 from jobs.entry import STOPPED
 from tests import fakes
 
@@ -112,6 +114,58 @@ def test_a_full_disk_below_the_output_is_said_once():
         )
     said = "warning: output cannot be written any more (No space left on device); the job goes on\n"
     assert (job.returncode, job.stderr) == (0, said)
+
+
+def test_an_error_of_ray_that_nobody_can_act_on_is_left_out():
+    """By C++ to descriptor 2, and from a worker by Python; a library's last words before a crash are shown."""
+    ray_says = "Actor x has constructor arguments in the object store and max_restarts > 0. If …"
+    job = script(
+        f"import os; os.write(2, {ray_says.encode()!r} + b'\\n'); print('(pid=1)', {ray_says!r}, file=sys.stderr)\n"
+        "print('ours', file=sys.stderr); os.write(2, b'last words\\n'); os.abort()"
+    )
+    assert job.communicate(timeout=30)[1] == "ours\nlast words\n"
+    assert job.returncode == -signal.SIGABRT
+
+
+OURS = re.compile(
+    r"(?:\x1b\[\d+m)?(?:\(RayTrainWorker pid=\d+[^)]*\))?(?:\x1b\[0m)? ?(?:"
+    r"epoch \d+.*|wa_(?:start|end) is .*|warning: .*)"
+)
+
+
+@pytest.mark.slow
+def test_case_16_no_line_of_a_job_is_ray_s_own(tmp_path: Path):
+    """With another Ray on the machine: fetching, training with workers and in process, evaluation."""
+    (tmp_path / "media").mkdir()
+    for i in range(8):
+        fakes.write_media(tmp_path / "media" / f"clip{i}.wav", fakes.noise(1, seed=i))
+    data, silent = tmp_path / "data", {"cwd": Path(__file__).parents[2], "check": False, "text": True}
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import ray; ray.init(address='local', num_cpus=1); print('up', flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with serve(tmp_path / "media") as url, other:
+        other.stdout.readline()
+        rows = [f"{url}/clip{i}.wav,{'ab'[i % 2]},{'test' if i > 5 else 'train'}" for i in range(8)]
+        (tmp_path / "list.csv").write_text("\n".join(["url,labels,split", *rows]))
+        hosts = ["--allow-private-hosts"] if "--allow-private-hosts" in prepare_audioset.parser().format_help() else []
+        train = ["train", "--recipe", "audioset-balanced", "--data", str(data), "--train-splits", "train"]
+        train += [*("--eval-splits", "test", "--epochs", "2"), *(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
+        for job in (
+            ["prepare_audioset", "--manifest", str(tmp_path / "list.csv"), "--output", str(data), *hosts],
+            [*train, "--output", str(tmp_path / "run"), "--num-workers", "2"],
+            [*train, "--output", str(tmp_path / "in_process"), "--num-workers", "0"],
+            ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(data), "--split", "test"],
+        ):
+            command = [sys.executable, f"jobs/{job[0]}.py", *job[1:]]
+            ended = subprocess.run(command, capture_output=True, **silent)
+            assert ended.returncode == 0, ended.stderr
+            assert [line for line in ended.stderr.splitlines() if not OURS.fullmatch(line)] == [], job[0]
+            assert "Ray" not in ended.stdout, ended.stdout
+        other.stdin.close()
 
 
 @pytest.mark.parametrize("name", ["prepare_audioset", "train", "evaluate", "export", "crossval", "doctor"])
