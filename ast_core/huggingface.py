@@ -59,7 +59,7 @@ _EXTRACTOR_DEFAULTS: dict[str, Any] = {
 
 def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of `config.json` and `preprocessor_config.json`."""
-    names = _distinct(labels)
+    names = distinct_names(labels)
     config = {
         "architectures": ["ASTForAudioClassification"],
         "model_type": MODEL_TYPE,
@@ -170,7 +170,7 @@ def _labels(id2label: Any, origin: object) -> LabelVocabulary:
     return vocabulary_of(names)
 
 
-def _distinct(labels: LabelVocabulary) -> list[str]:
+def distinct_names(labels: LabelVocabulary) -> list[str]:
     """Display names; with the MID behind one that several classes bear, so that `label2id` has them all."""
     times = Counter(labels.names)
     shown = [n if times[n] == 1 else f"{n} ({mid})" for mid, n in zip(labels.mids, labels.names, strict=True)]

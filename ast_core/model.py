@@ -4,6 +4,7 @@ B clips, T frames of 10 ms, M mel bins, F × P patches (frequency × time), N = 
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ast_core.augment import Patchout
 from ast_core.errors import ConfigError, DataError
-from ast_core.pretrained import Grid, from_audioset, from_deit
+from ast_core.pretrained import Grid, from_audioset, from_deit, on_grid
 from ast_core.transfer import to_device
 from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
 
@@ -129,6 +130,26 @@ class ASTModel(nn.Module):
             state = _timm_weights(timm_name) if imagenet_weights is None else read_weights(imagenet_weights)
             load_weights(self.v, from_deit(state, grid), imagenet_weights or timm_name)
 
+    def start_from(self, source: "ASTModel", head_rows: Sequence[int] | None = None) -> None:
+        """Take over the weights of another model of the same size, positions fitted to this one's patches.
+
+        Args:
+            source: of any input shape and strides.
+            head_rows: for each class of this model the index of that class in `source`; None leaves the head, with its
+                norm, as it is.
+
+        Raises:
+            DataError: `source` is of another size.
+        """
+        theirs = {key: value.detach().cpu() for key, value in source.state_dict().items()}
+        if head_rows is None:
+            theirs = {key: value for key, value in theirs.items() if not key.startswith("mlp_head")}
+        else:
+            for key in ("mlp_head.1.weight", "mlp_head.1.bias"):
+                theirs[key] = theirs[key][list(head_rows)]
+        state = on_grid(theirs, source.v.patch_embed.grid_size, self.v.patch_embed.grid_size)
+        load_weights(self, state, "the model to start from", may_lack="mlp_head" if head_rows is None else None)
+
     def set_fused_attention(self, fused: bool) -> None:
         """Fused (SDPA) or plain attention: one function, up to rounding, at different speeds."""
         for module in self.v.modules():
@@ -199,9 +220,16 @@ def first_tokens_after(block: Any, tokens_BND: Tensor, num_tokens: int) -> Tenso
     query = F.linear(normed_BND[:, :num_tokens], weight_q, bias_q).unflatten(2, (attention.num_heads, -1))
     key, value = F.linear(normed_BND, weight_kv, bias_kv).unflatten(2, (2, attention.num_heads, -1)).unbind(2)
     heads = (part.transpose(1, 2) for part in (query, key, value))
-    attended_BND = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    attend = F.scaled_dot_product_attention if attention.fused_attn else plain_attention
+    attended_BND = attend(*heads).transpose(1, 2).flatten(2)
     first_BND = tokens_BND[:, :num_tokens] + attention.proj(attended_BND)
     return first_BND + block.mlp(block.norm2(first_BND))
+
+
+def plain_attention(query_BHQK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor) -> Tensor:
+    """`softmax(q kᵀ / √d) v` as two matrix products, H heads, Q queries, K dimensions of a head."""
+    scaled_BHQK = query_BHQK * query_BHQK.shape[-1] ** -0.5
+    return (scaled_BHQK @ key_BHNK.transpose(-2, -1)).softmax(dim=-1) @ value_BHNK
 
 
 def _timm_weights(timm_name: str) -> dict[str, Tensor]:

@@ -153,7 +153,12 @@ def from_audioset(state: Mapping[str, Tensor], new_grid: Grid) -> dict[str, Tens
     num_tokens = NUM_PREFIX_TOKENS + AUDIOSET_GRID[0] * AUDIOSET_GRID[1]
     if "v.pos_embed" not in renamed or renamed["v.pos_embed"].shape[1] != num_tokens:
         raise DataError(
-            f"not an AudioSet checkpoint at stride 10 and 1024 frames: v.pos_embed of {num_tokens} tokens expected"
+            f"not an AudioSet checkpoint at stride 10 and 1024 frames: v.pos_embed of {num_tokens} tokens expected; "
+            "a model of another shape is one to start from by --init-from"
         )
-    renamed["v.pos_embed"] = resize_pos_embed(renamed["v.pos_embed"], AUDIOSET_GRID, new_grid)
-    return renamed
+    return on_grid(renamed, AUDIOSET_GRID, new_grid)
+
+
+def on_grid(state: Mapping[str, Tensor], grid: Grid, new_grid: Grid) -> dict[str, Tensor]:
+    """The weights of an AST on `grid`, under our names, for one on `new_grid`."""
+    return {**state, "v.pos_embed": resize_pos_embed(state["v.pos_embed"], grid, new_grid)}

@@ -13,13 +13,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-import yaml
-
 from ast_core.augment import MixupDomain
 from ast_core.errors import ConfigError
 from ast_core.model import MODEL_SIZES, check_start, patch_grid
+from ast_core.recipe_yaml import read_yaml
 
 logger = logging.getLogger(__name__)
+
+MAX_SEED = 2**64 - 1
+"""The largest seed that torch takes."""
+
+UPPER_BOUNDS = {
+    "label_dim": 32_767,  # shards store labels as int16
+    "input_fdim": 1024,
+    "input_tdim": 30_000,  # 300 s, the longest clip of a data set
+    "batch_size": 1_000_000,
+    "micro_batch_size": 1_000_000,
+    "epochs": 100_000,
+    "patience": 100_000,
+    "lrscheduler_start": 100_000,
+    "lrscheduler_step": 100_000,
+    "warmup_steps": 1_000_000_000,
+    "seed": MAX_SEED,
+}
+"""Largest values of whole numbers; larger ones are typing errors, or would overflow far from where they were typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +94,9 @@ class Recipe:
     lrscheduler_step: int = 1
     lrscheduler_decay: float = 0.5
     warmup: bool = True
+    """Raise the rate from 0 to lr over the first `warmup_steps`."""
+    warmup_steps: int | None = None
+    """null: the original's 1,000, or a tenth of the run's steps where the run has fewer than 10,000."""
     adam_beta1: float = 0.95
     adam_beta2: float = 0.999
     weight_decay: float = 5e-7
@@ -111,6 +131,9 @@ class Recipe:
         if self.audioset_weights is not None and not self.audioset_pretrain:
             raise ConfigError("audioset_weights is given and audioset_pretrain is false; set one of them otherwise")
         check_start(self.model_size, self.imagenet_pretrain, self.audioset_pretrain)
+        for key, most in UPPER_BOUNDS.items():
+            value = getattr(self, key)
+            self._require(value is None or value <= most, key, f"{most} or less")
         num_rows, num_columns = patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
         for key, num, which in (("patchout_f", num_rows, "rows"), ("patchout_t", num_columns, "columns")):
             self._require(0 <= getattr(self, key) < num, key, f"0 to {num - 1} (of {num} {which} of patches)")
@@ -127,6 +150,7 @@ class Recipe:
         self._require(0 <= self.mixup <= 1, "mixup", "0 to 1")
         self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
         self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")
+        self._require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more, or null")
         self._require(self.patience is None or self.patience >= 1, "patience", "1 or more")
         self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")
         self._require(math.isfinite(self.dataset_mean), "dataset_mean", "a finite number")
@@ -164,11 +188,10 @@ NO_MORE_THAN = {"wa_start": "epochs", "wa_end": "epochs", "freqm": "input_fdim",
 
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:
     """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top; what gives way is announced."""
-    try:
-        values = yaml.safe_load(text) or {}
-        given = {key: yaml.safe_load(value) for key, value in overrides.items()}
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(err).split())}") from err
+    values = read_yaml(text, origin=origin)
+    given = {key: read_yaml(value, origin=f"--{key}") for key, value in overrides.items()}
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping from keys to values, not {type(values).__name__}")
     typed = {key: _typed(key, value) for key, value in (values | given).items()}
@@ -191,11 +214,10 @@ def _typed(key: Any, value: Any) -> Any:
     for kind in allowed:
         if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
             return value
-        if kind is float and not isinstance(value, bool):
-            # YAML 1.1 reads 1e-5, which has no point, as text.
+        if kind is float and type(value) is int:
             try:
                 return float(value)
-            except (TypeError, ValueError):
+            except OverflowError:
                 continue
         if isinstance(kind, type) and type(value) is kind:
             return value

@@ -160,28 +160,42 @@ def _announce(text: str) -> None:
     logger.warning(text)
 
 
-def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
-    """By default fused attention, except in bf16 on a CPU, where PyTorch 2.11's is slower than plain products.
+def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> bool:
+    """Set fused or plain attention, and return whether it is fused.
+
+    By default it is, except in bf16 on a CPU, where PyTorch 2.11's is slower than plain products.
 
     `python -m benchmarks.attention` measures by how much.
     """
     slow_when_fused = device.type == "cpu" and recipe.precision == "bf16"
-    model.set_fused_attention(not slow_when_fused if recipe.attention == "auto" else recipe.attention == "fused")
+    fused = not slow_when_fused if recipe.attention == "auto" else recipe.attention == "fused"
+    model.set_fused_attention(fused)
+    return fused
 
 
-def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> None:
+def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> dict[str, Any]:
     """The recipe's switches of how training computes; none changes what is computed beyond rounding.
 
-    The model may still be on another device than the one it will train on.
+    `recipe` is that of `for_device`. The model may still be on another device than the one it will train on.
+
+    Returns what was decided: `device`, `precision`, `compile`, `cuda_graphs` and `attention` (fused or plain).
     """
-    set_attention(model, device, recipe)
+    fused, compiled = set_attention(model, device, recipe), False
     model.set_activation_checkpointing(recipe.activation_checkpointing)
     if recipe.compile:
         reason = _why_not_compiled(model, device, recipe)
         if reason is None:
             model.compile_blocks(**_how_to_compile(device, recipe))
+            compiled = True
         else:
             logger.warning(f"training goes on without torch.compile, which fails here: {reason}")
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": recipe.precision,
+        "compile": compiled,
+        "cuda_graphs": compiled and _has_graphs(device, recipe),
+        "attention": "fused" if fused else "plain",
+    }
 
 
 def _how_to_compile(device: torch.device, recipe: Recipe) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     python jobs/evaluate.py --checkpoint runs/1/averaged --data data --split eval
     python jobs/evaluate.py --checkpoint runs/1 runs/2 runs/3 --data data --split eval
     python jobs/evaluate.py --checkpoint audioset_10_10_0.4593.pth --data data --split eval
+    python jobs/evaluate.py --checkpoint runs/1 --data data --split eval --scores scores.csv
 
 A checkpoint is a run, whose best model is taken, a model's folder, a Hugging Face folder, or one of the published
 `.pth` files; `jobs/export.py` makes a folder of any other. The members of an ensemble may differ in shape; their
@@ -34,9 +35,15 @@ from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import users_errors
 from pipeline.train import models
+from pipeline.train.data_checks import length_lines
 from pipeline.train.evaluation import class_counts, evaluate, score_metrics
 from pipeline.train.feed import Targets
+from pipeline.train.models import class_order
 from pipeline.train.report import finite_or_null, per_class_csv, per_class_table
+from pipeline.train.score_table import check_suffix, write_score_table
+
+CLASSES_SHOWN = 5
+"""Of those that a refusal names."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
         help="resamples of the clips for the 95 %% interval of the mAP (default 1000; 0 is off)",
     )
     parser.add_argument("--per-class", action="store_true", help="print the classes, best first")
+    parser.add_argument(
+        "--scores", metavar="FILE", help="write each clip's scores here: .csv or .parquet, a column a class"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures here too")
     add_ray_options(parser)
     return parser
@@ -65,11 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) or more")
     json_uri = output_uri(args.json, "--json") if args.json else None
+    scores_uri = output_uri(args.scores, "--scores") if args.scores else None
+    if scores_uri:
+        check_suffix(scores_uri, "--scores")
     dataset = PreparedDataset.open(args.data)
     clips = dataset.clips(args.split)
     checkpoints = [models.find(uri) for uri in args.checkpoint]
     loaded = [models.read(uri) for uri in checkpoints]
     columns = [_check(uri, config, dataset) for uri, (_, config) in zip(checkpoints, loaded, strict=True)]
+    for line in _length_lines(clips, [config for _, config in loaded]):
+        print(line, flush=True)
     with ray_session(args.address, args.num_cpus):
         use_gpu = _use_gpu(args)
         device = args.device if use_gpu else "cpu"
@@ -91,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"  ensemble of {len(members)}" if len(members) > 1 else ""
     print(f"{_shown(metrics.scalars(), interval)}{name}  on {len(clips):,} clips of {', '.join(args.split)}")
     if args.per_class:
-        none = [0] * len(dataset.labels)
-        print(per_class_table(per_class_csv(dataset.labels, metrics, none, class_counts(clips, len(dataset.labels)))))
+        print(per_class_table(per_class_csv(dataset.labels, metrics, None, class_counts(clips, len(dataset.labels)))))
+    if scores_uri:
+        write_score_table(scores_uri, clips.clip_id, dataset.labels, ensemble)
     if json_uri:
         value: dict[str, Any] = {"checkpoints": checkpoints} | finite_or_null(metrics.scalars())
         value["map_interval"] = interval if interval is not None and np.isfinite(interval).all() else None
@@ -125,22 +141,31 @@ def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]
         raise DataError(f"{uri} takes {config.recipe.input_fdim} mel bins; {dataset.uri} has {mel_bins}")
     order = class_order(config.labels, dataset.labels)
     if order is None:
-        raise DataError(f"{uri} was trained for other labels ({len(config.labels)} classes) than {dataset.uri} has")
+        raise DataError(
+            f"{uri} was trained for other labels ({len(config.labels)} classes) than {dataset.uri} has "
+            f"({len(dataset.labels)}): {differing(config.labels, dataset.labels)}"
+        )
     return order
 
 
-def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int] | None:
-    """The model's index of each class of the data, or None if they have not the same classes.
+def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
+    """Which classes one of two vocabularies lacks, a few by name."""
+    parts = []
+    for who, ours, theirs in (("the model alone has", of_model, of_data), ("the data alone has", of_data, of_model)):
+        known = {*theirs.mids, *theirs.names}
+        alone = [
+            name for mid, name in zip(ours.mids, ours.names, strict=True) if mid not in known and name not in known
+        ]
+        if alone:
+            more = f" and {len(alone) - CLASSES_SHOWN:,} more" if len(alone) > CLASSES_SHOWN else ""
+            parts.append(f"{who} {', '.join(map(repr, alone[:CLASSES_SHOWN]))}{more}")
+    return "; ".join(parts) or "several classes bear the same name"
 
-    Classes are the same by their MIDs, or else by their names, which are all that a Hugging Face folder has. The order
-    may differ: the published Speech Commands checkpoint has one of its own.
-    """
-    for theirs, ours in ((of_model.mids, of_data.mids), (of_model.names, of_data.names)):
-        if theirs == ours:
-            return list(range(len(ours)))
-        if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
-            return [theirs.index(label) for label in ours]
-    return None
+
+def _length_lines(clips: Clips, configs: Sequence[ModelConfig]) -> list[str]:
+    """What of the clips the models do not hear, once for each length of input."""
+    lengths = sorted({config.recipe.input_tdim for config in configs})
+    return [line for frames in lengths for line in length_lines(clips.num_frames, frames, "evaluation")]
 
 
 def _score(

@@ -23,11 +23,11 @@ def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
         text = storage.read_text(name)
     else:
         raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file")
-    return load_recipe(text, _overrides(rest), origin=name)
+    return load_recipe(text, overridden(rest), origin=name)
 
 
-def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--key value` or `--key=value`; dashes in a key read as underscores."""
+def overridden(rest: Sequence[str]) -> dict[str, str]:
+    """Keys of a recipe and their values as typed: `--key value` or `--key=value`; dashes read as underscores."""
     overrides = {}
     words = iter(rest)
     for word in words:
@@ -37,5 +37,8 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
         given = value if equals else next(words, None)
         if given is None:
             raise ConfigError(f"--{key} needs a value")
-        overrides[key.replace("-", "_")] = given
+        key = key.replace("-", "_")
+        if key in overrides:
+            raise ConfigError(f"--{key} is given twice; keep one")
+        overrides[key] = given
     return overrides

@@ -16,19 +16,15 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
     entry.begin()
 
 import argparse
-import hashlib
 import logging
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import torch
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -43,36 +39,33 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ast_core.checkpoints import ModelConfig
-from ast_core.errors import ConfigError, DataError, UserError
-from ast_core.recipe import EXECUTION_KEYS, Recipe
+from ast_core.errors import ConfigError, UserError
+from ast_core.model import ASTModel
+from ast_core.recipe import Recipe
 from ast_core.step import Norm
 from jobs.common import add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
-from jobs.recipe_option import read_recipe, recipe_names
+from jobs.recipe_option import overridden, read_recipe, recipe_names
 from pipeline import storage
 from pipeline.cluster import hold
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.train import models
+from pipeline.train import data_checks, models, run_folder
 from pipeline.train.beside import evaluate_beside
 from pipeline.train.checkpointing import CHECKPOINTS
-from pipeline.train.feed import layout
 from pipeline.train.job import TrainJob, stopped_json
-from pipeline.train.judge import REMEDY
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.report import read_summary
 from pipeline.train.report_page import write_run_report
+from pipeline.train.resources import (
+    CPUS_BESIDE_GPU,
+    IN_PROCESS,
+    check_precision,
+    known_resources,
+    worker_resources,
+)
+from pipeline.train.run_folder import RunIdentity
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import train_worker
-from pipeline.versions import tool_versions
-
-IN_PROCESS = (0, 0)
-"""As --num-workers."""
-
-MAY_CHANGE = [f"recipe.{key}" for key in EXECUTION_KEYS]
-"""Where a command may differ from what RUN/config.json says of the run that it goes on with."""
-
-CPUS_BESIDE_GPU = 4
-"""CPUs of a worker with a GPU, if there are as many: one computes the step, the others read shards."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -146,6 +139,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="evaluate an epoch while the next is trained, on CPUs (and a GPU) of one worker more; not with MIN:MAX",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="MODEL",
+        help="start from a trained model instead of what the recipe names: a run, a model's folder, a Hugging Face "
+        "folder or a published .pth; its norm is taken over, and its head where the classes are the same",
+    )
     parser.add_argument("--mlflow", metavar="URI", help="also log to this MLflow tracking server or store")
     add_ray_options(parser)
     return parser
@@ -164,8 +163,11 @@ class ClaimedRun:
     uri: str
     data: str
     recipe: Recipe
-    about: str
-    """One line."""
+    about: Sequence[str]
+    """What is trained on what, and what to know of it, a line each."""
+    identity: RunIdentity
+    take_over: Callable[[], None] | None
+    """To be called before training starts (`run_folder.claim_folder`)."""
 
     @property
     def is_finished(self) -> bool:
@@ -173,7 +175,7 @@ class ClaimedRun:
 
 
 def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
-    """Check a command line against its data and RUN, and write down there what the run is.
+    """Check a command line against its data, this machine and RUN, and write down there what the run is.
 
     Raises:
         ConfigError: options or keys of the recipe do not fit the data or each other, or RUN is that of another run.
@@ -183,21 +185,42 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
     _check_options(args)
     recipe = read_recipe(args.recipe, rest)
     dataset = PreparedDataset.open(args.data)
-    train_clips, eval_clips = dataset.clips(args.train_splits), dataset.clips(args.eval_splits)
-    recipe = _fit_to_data(recipe, dataset, train_clips, eval_clips)
-    norm = choose_norm(recipe, dataset, args.train_splits)
+    splits = {"train": args.train_splits, "eval": args.eval_splits}
+    clips = {what: dataset.clips(of) for what, of in splits.items()}
+    recipe = _fit_to_data(recipe, dataset, *clips.values())
+    recipe, lines = data_checks.fit_warmup(recipe, len(clips["train"]))
+    lines += data_checks.step_lines(recipe, len(clips["train"]))
+    lines += data_checks.check_classes(recipe, dataset.labels, *clips.values())
+    for what, name in {"train": "training", "eval": "evaluation"}.items():
+        lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
+    lines += data_checks.overlap_lines(clips["train"], clips["eval"], args.train_splits, args.eval_splits)
     run = output_uri(args.output)
     if args.evaluate_beside and recipe.patience is not None:
         raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
     if args.mlflow:
         check_mlflow(args.mlflow)
+    has = known_resources(args.address, args.num_cpus)
+    if has is not None and not storage.exists(storage.join(run, "summary.json")):
+        check_precision(recipe, use_gpu=_resources(args, has)[0])
+    init_from = None
+    if args.init_from is not None:
+        if recipe.audioset_pretrain:
+            raise ConfigError("--init-from and audioset_pretrain both name weights to start from; give one")
+        start = cache(partial(models.start_from, args.init_from, recipe))
+        model = storage.absolute(args.init_from)  # which need not be there any more where the run began from it
+        init_from = model, run_folder.norm_begun_from(run, model) or start().config.norm
+        recipe = _from_own_model(recipe, init_from[1], overridden(rest))
+    norm = choose_norm(recipe, dataset, args.train_splits)
+    config = ModelConfig(recipe, norm, dataset.labels)
+    identity = RunIdentity.of(config, dataset, splits, clips, init_from=init_from, num_workers=args.num_workers)
+    make_model = partial(_initial_model, config, None if args.init_from is None else start)
+    take_over = run_folder.claim_folder(run, identity, config, make_model)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
     about = (
-        f"{len(train_clips):,} clips to train on, {len(eval_clips):,} to evaluate on, {len(dataset.labels)} classes; "
-        f"normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
+        f"{len(clips['train']):,} clips to train on, {len(clips['eval']):,} to evaluate on, "
+        f"{len(dataset.labels)} classes; normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
-    _claim_run(run, ModelConfig(recipe, norm, dataset.labels), dataset, train_clips, eval_clips, args)
-    return ClaimedRun(args, run, dataset.uri, recipe, about)
+    return ClaimedRun(args, run, dataset.uri, recipe, [about, *lines], identity, take_over)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -217,27 +240,19 @@ def session(*runs: ClaimedRun) -> Iterator[None]:
     args, unfinished = runs[0].args, [run for run in runs if not run.is_finished]
     with ExitStack() as held:
         for run in unfinished:
-            held.enter_context(_sole_job(run.uri, storage.lock(run.uri)))
+            held.enter_context(run_folder.sole_job(run.uri, storage.lock(run.uri)))
         if unfinished and args.num_workers != IN_PROCESS:
             held.enter_context(ray_session(args.address, args.num_cpus))
             for run in unfinished:
                 if not storage.is_local(run.uri):  # there two clusters, and jobs without workers, are not kept apart
-                    held.enter_context(_sole_job(run.uri, hold("train", run.uri)))
-        yield
-
-
-@contextmanager
-def _sole_job(run: str, lock: AbstractContextManager[bool]) -> Iterator[None]:
-    with lock as is_ours:
-        if not is_ours:
-            raise DataError(f"another job is training {run}; wait for its end, or stop it")
+                    held.enter_context(run_folder.sole_job(run.uri, hold("train", run.uri)))
         yield
 
 
 def train_run(claimed: ClaimedRun) -> None:
     """Train to the end, or go on where an earlier command stopped, within a `session`; say how it ended."""
     args, run = claimed.args, claimed.uri
-    print(claimed.about)
+    print(*claimed.about, sep="\n", flush=True)
     if claimed.is_finished:
         print("this run is finished")
         _say_results(run)
@@ -246,6 +261,10 @@ def train_run(claimed: ClaimedRun) -> None:
         logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
         logging.getLogger("ray").setLevel(logging.WARNING)  # as in workers
     use_gpu, cpus = _resources(args)
+    check_precision(claimed.recipe, use_gpu=use_gpu)
+    if claimed.take_over is not None:
+        claimed.take_over()
+    run_folder.check_claim(run, claimed.identity)
     # In this process Ray keeps no list; what workers saved before is there all the same.
     find_checkpoints = checkpoint_folders if args.num_workers == IN_PROCESS else unlisted_checkpoints
     fs, path = storage.resolve(run)
@@ -336,114 +355,45 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
     return replace(recipe, label_dim=num_classes)
 
 
+def _initial_model(config: ModelConfig, start: Callable[[], models.Start] | None) -> ASTModel:
+    return models.initial_model(config.recipe, None if start is None else start(), config.labels)
+
+
+def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> Recipe:
+    """`recipe` for a run that starts from a model of that norm: it takes the norm over and names no other weights."""
+    recipe = replace(recipe, imagenet_pretrain=False, imagenet_weights=None)
+    if recipe.norm_stats == "data" or {"dataset_mean", "dataset_std"} & set(overrides):
+        return recipe
+    return replace(recipe, dataset_mean=norm.mean, dataset_std=norm.std)
+
+
 def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
     """The recipe's published figures, or those of the training splits."""
     if recipe.norm_stats == "recipe":
         return Norm(recipe.dataset_mean, recipe.dataset_std)
     if recipe.audioset_pretrain:
         print("warning: the AudioSet weights expect the recipe's mean and std; norm_stats data gives them others")
-    return Norm(*dataset.norm(train_splits))
+    norm = Norm(*dataset.norm(train_splits))
+    data_checks.check_norm(norm, train_splits)
+    return norm
 
 
-def _claim_run(
-    run: str,
-    config: ModelConfig,
-    dataset: PreparedDataset,
-    train_clips: Clips,
-    eval_clips: Clips,
-    args: argparse.Namespace,
-) -> None:
-    """Write RUN/config.json and RUN/initial, or see that those there are of this same run.
-
-    The model to start from is made here, once, so that only this machine needs the network or the weight file.
-    """
-    identity: dict[str, Any] = {
-        "recipe": config.recipe.to_dict(),
-        "train_splits": dataset.fingerprint(args.train_splits),
-        "eval_splits": dataset.fingerprint(args.eval_splits),
-        "train_layout": layout(train_clips),
-    }
-    order = {"train": clip_order(train_clips), "eval": clip_order(eval_clips)}
-    if _is_begun(run, identity, order):
-        return
-    model = models.initial_model(config.recipe)
-    about = {"data": dataset.uri, "num_workers": list(args.num_workers), "tool_versions": tool_versions()}
-    with _sole_job(run, storage.lock(run)):
-        if _is_begun(run, identity, order):  # by another job, meanwhile
-            return
-        storage.write_checked_json(storage.join(run, "config.json"), identity | {"clip_order": order} | about)
-        models.save(storage.join(run, "initial"), model.state_dict(), config)
-
-
-def _is_begun(run: str, identity: dict[str, Any], order: dict[str, str]) -> bool:
-    uri = storage.join(run, "config.json")
-    if storage.exists(uri):
-        _check_same_run(run, storage.read_checked_json(uri, remedy=REMEDY), identity, order)
-        return models.exists(storage.join(run, "initial"))
-    if not storage.is_empty(run):
-        raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
-    return False
-
-
-def _check_same_run(run: str, there: dict[str, Any], identity: dict[str, Any], order: dict[str, str]) -> None:
-    """`there` is RUN's config.json. The same clips in another order are other batches, and other sums of scores."""
-    for what in order:
-        began_with, given = (list(config.get(f"{what}_splits", {})) for config in (there, identity))
-        if given != began_with and set(given) == set(began_with):
-            raise ConfigError(
-                f"{run} was begun with --{what}-splits {' '.join(began_with)}; give them in this order, or another "
-                "--output"
-            )
-    if differences := _differences({key: there.get(key) for key in identity}, identity):
-        raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
-    if there.get("clip_order", order) != order:  # earlier versions noted the order of splits alone
-        raise ConfigError(
-            f"{run} was begun on these clips in another order, the data set was prepared anew; give another --output"
-        )
-
-
-def clip_order(clips: Clips) -> str:
-    """A hash of the clips in their order. Without a loop over them in Python: there may be two million."""
-    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(clips)], clips.clip_id), "\n")
-    return hashlib.sha256(joined[0].as_buffer()).hexdigest()
-
-
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [*here, *(key for key in there if key not in here)]
-        return [d for key in keys for d in _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if there == here or path in MAY_CHANGE else [f"{path} was {there}, is {here}"]
-
-
-def _resources(args: argparse.Namespace) -> tuple[bool, int]:
-    """Whether workers take a GPU each, and CPUs a worker."""
-    if args.num_workers == IN_PROCESS:
-        use_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-        return use_gpu, args.cpus_per_worker or os.cpu_count() or 1
-    has, (least, most) = ray.cluster_resources(), args.num_workers
-    use_gpu = args.device == "cuda" or (args.device == "auto" and has.get("GPU", 0) >= least)
-    cpus = args.cpus_per_worker or _share_of_cpus(has, most + args.evaluate_beside, use_gpu, args.address)
-    num_tasks = least + args.evaluate_beside
-    for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
-        if wanted > has.get(kind, 0):
-            beside = " with the evaluation beside them" if args.evaluate_beside else ""
-            said = f" (--cpus-per-worker {cpus})" if kind == "CPU" and args.cpus_per_worker else ""
-            have = f"{least} workers{beside} take {wanted} {kind}s{said}, {{}} has {has.get(kind, 0):.0f}"
-            if args.address == "local":
-                raise ConfigError(have.format("this machine"))
-            print(have.format("the cluster") + " now; training begins when it has grown")
+def _resources(args: argparse.Namespace, has: Mapping[str, float] | None = None) -> tuple[bool, int]:
+    """Whether workers take a GPU each, and CPUs a worker, where `has` is what there is: by default what Ray has."""
+    is_joined = has is None
+    if has is None:
+        has = {} if args.num_workers == IN_PROCESS else ray.cluster_resources()
+    use_gpu, cpus, lacking = worker_resources(
+        num_workers=args.num_workers,
+        device=args.device,
+        cpus_per_worker=args.cpus_per_worker,
+        evaluate_beside=args.evaluate_beside,
+        is_local=args.address == "local",
+        has=has,
+    )
+    if is_joined:
+        print("".join(f"{line}\n" for line in lacking), end="", flush=True)
     return use_gpu, cpus
-
-
-def _share_of_cpus(has: Mapping[str, float], num_tasks: int, use_gpu: bool, address: str) -> int:
-    """CPUs of a worker, where the command names none; `has` is what Ray has."""
-    num_cpus = int(has.get("CPU", 1))
-    if not use_gpu:
-        return max(1, num_cpus // num_tasks)
-    num_gpus = int(has.get("GPU", 0))
-    if address != "local" and num_gpus < num_tasks:  # the nodes that are to come bring CPUs too
-        return CPUS_BESIDE_GPU
-    return max(1, min(CPUS_BESIDE_GPU, num_cpus // max(1, min(num_tasks, num_gpus))))
 
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:

@@ -124,14 +124,20 @@ def write_data(
     splits: Sequence[tuple[str, int]] = (("train", 48), ("eval", 21)),
     num_classes: int = 4,
     clips_a_shard: int = 20,
+    waveform: np.ndarray | None = None,
 ) -> None:
-    """A prepared data set of tones in noise, half a second each, made by the real stages from the waveform on."""
+    """A prepared data set of tones in noise, half a second each, made by the real stages from the waveform on.
+
+    Each clip is `waveform` where that is given.
+    """
     rng = np.random.default_rng(5)
     labels = LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
     start_output(output, labels)
     for split, num_clips in splits:
         classes = [int(rng.integers(num_classes)) for _ in range(num_clips)]
         waveforms = [tone(300.0 * 2**c, 0.5) + noise(0.5, seed=int(rng.integers(1 << 30))) for c in classes]
+        if waveform is not None:
+            waveforms = [waveform] * num_clips
         rows = under_way(
             clips(
                 *(

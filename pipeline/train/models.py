@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,63 @@ from ast_core.checkpoints import (
     read_checkpoint,
     save_model,
 )
-from ast_core.errors import DataError, UserError
-from ast_core.model import ASTModel
+from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.labels import LabelVocabulary
+from ast_core.model import MODEL_SIZES, ASTModel
 from ast_core.recipe import Recipe
 from pipeline import storage
 
 COPY_BYTES = 1 << 24
 
 
-def initial_model(recipe: Recipe) -> ASTModel:
+@dataclass(frozen=True)
+class Start:
+    """A trained model to start from."""
+
+    uri: str
+    model: ASTModel
+    config: ModelConfig
+
+
+def start_from(uri: str, recipe: Recipe) -> Start:
+    """The model at `uri`, in any format, for a run of `recipe`. Raises ConfigError where its size is another."""
+    found = find(uri)
+    model, config = read(found)
+    sizes = config.recipe.model_size, recipe.model_size
+    shapes = [MODEL_SIZES[size][1] for size in sizes]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"--init-from {uri} is of model_size {sizes[0]}, this run is of {sizes[1]}; give --model_size {sizes[0]}"
+        )
+    return Start(found, model, config)
+
+
+def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int] | None:
+    """The model's index of each class of the data, or None if they have not the same classes.
+
+    Classes are the same by their MIDs, or else by their names, which are all that a Hugging Face folder has. The order
+    may differ: the published Speech Commands checkpoint has one of its own.
+    """
+    for theirs, ours in ((of_model.mids, of_data.mids), (of_model.names, of_data.names)):
+        if theirs == ours:
+            return list(range(len(ours)))
+        if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
+            return [theirs.index(label) for label in ours]
+    return None
+
+
+def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocabulary | None = None) -> ASTModel:
     """The model that training starts from: pretrained as the recipe says; what is new in it is drawn by the seed.
+
+    With `start` it has that model's weights, its head too where `labels` are the same classes.
 
     Raises DataError where weights cannot be fetched or do not fit.
     """
     torch.manual_seed(recipe.seed)
+    if start is not None:
+        model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+        model.start_from(start.model, None if labels is None else class_order(start.config.labels, labels))
+        return model
     with ExitStack() as stack:
 
         def local(uri: str | None) -> str | None:

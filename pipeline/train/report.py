@@ -4,21 +4,25 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 from torch.utils.tensorboard import SummaryWriter
 
-from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import TaggingMetrics
 from pipeline import storage
+from pipeline.train.metrics_files import MetricsFile
 from pipeline.train.mlflow_log import MlflowLog
+
+logger = logging.getLogger(__name__)
 
 
 def temporary_prefix(what: str, run: str) -> str:
@@ -32,8 +36,19 @@ def delete_left_over(prefix: str) -> None:
         shutil.rmtree(folder)
 
 
+LOCAL_FLUSH_S = 5
+"""TensorBoard's events of a local run are on disk after so many seconds, and can be watched while training runs."""
+
+REMOTE_FLUSH_S = 120.0
+"""How often records go to object storage, besides at each checkpoint."""
+
+
 class RunLog:
-    """Records of a run, on rank 0. Files are written whole at each `flush`, so they may lie on object storage.
+    """Records of a run, on rank 0: metrics.jsonl, TensorBoard and MLflow, all of which can be watched while it runs.
+
+    On object storage each flush adds files with what has come since, so that the bytes sent grow with the number of
+    records and no faster: a part of metrics.jsonl (`metrics_files`), and an event file of TensorBoard, which reads all
+    event files of a folder.
 
     On resume the records after `last_step` are dropped: the run writes them again.
 
@@ -48,13 +63,9 @@ class RunLog:
         mlflow_uri: str | None = None,
         mlflow_params: Mapping[str, Any] | None = None,
     ) -> None:
-        self._metrics = storage.join(run, "metrics.jsonl")
-        self._lines: list[str] = []
-        if storage.exists(self._metrics):
-            self._lines = list(_lines_up_to(self._metrics, last_step))
-        self.epochs = {line["epoch"] for line in map(json.loads, self._lines) if line["kind"] == "epoch"}
+        self._metrics = MetricsFile(run, last_step)
+        self.epochs = {line["epoch"] for line in map(json.loads, self._metrics.lines) if line["kind"] == "epoch"}
         """Those that are logged."""
-        # A local run is watched while it goes on; elsewhere event files are copied at each flush.
         fs, path = storage.resolve(storage.join(run, "tensorboard"))
         self._remote = None if isinstance(fs, pafs.LocalFileSystem) else (fs, path)
         if self._remote is None:
@@ -62,7 +73,10 @@ class RunLog:
         else:
             delete_left_over(prefix := temporary_prefix("tensorboard", run))
             self._events = tempfile.mkdtemp(prefix=prefix)
-        self._board = SummaryWriter(self._events, purge_step=last_step + 1 if last_step else None)
+        purge_step = last_step + 1 if last_step else None
+        self._board = SummaryWriter(self._events, purge_step=purge_step, flush_secs=LOCAL_FLUSH_S)
+        self._has_new_events = purge_step is not None
+        self._flushed_s = time.monotonic()
         self._mlflow = None if mlflow_uri is None else MlflowLog(run, mlflow_uri, mlflow_params or {})
 
     def step(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
@@ -73,47 +87,51 @@ class RunLog:
         self.epochs.add(epoch)
 
     def flush(self) -> None:
-        storage.write_bytes(self._metrics, "".join(f"{line}\n" for line in self._lines).encode())
-        self._board.flush()
+        """All records are where the run lies when this returns, but for MLflow's, which are on their way."""
+        self._metrics.flush()
         if self._mlflow is not None:
             self._mlflow.send()
-        if self._remote is not None:
-            fs, path = self._remote
-            fs.create_dir(path, recursive=True)
-            pafs.copy_files(self._events, path, destination_filesystem=fs, use_threads=False)
+        if self._remote is None:
+            self._board.flush()
+        else:
+            self._upload_events(*self._remote)
+        self._flushed_s = time.monotonic()
 
     def close(self, *, failed: bool = False) -> None:
         self.flush()
+        self._metrics.close()
         self._board.close()
         if self._remote is not None:
             shutil.rmtree(self._events)
         if self._mlflow is not None:
             self._mlflow.close("FAILED" if failed else "FINISHED")
 
+    def _upload_events(self, fs: pafs.FileSystem, path: str) -> None:
+        """Finish the event file, copy it, and let the next event begin another."""
+        if not self._has_new_events:
+            return
+        self._board.close()  # the writer opens a new file with the next event
+        fs.create_dir(path, recursive=True)
+        pafs.copy_files(self._events, path, destination_filesystem=fs, use_threads=False)
+        for file in Path(self._events).iterdir():
+            file.unlink()
+        self._has_new_events = False
+
     def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float | None], group: str) -> None:
         known = finite_or_null(values)
-        self._lines.append(json.dumps({"kind": kind, "epoch": epoch, "step": step} | known))
+        self._metrics.add({"kind": kind, "epoch": epoch, "step": step} | known)
         points = {f"{group}/{name}": value for name, value in known.items() if value is not None}
         for name, value in points.items():
             self._board.add_scalar(name, value, step)
+            self._has_new_events = True
         if self._mlflow is not None:
             self._mlflow.add(points, step)
-
-
-def _lines_up_to(uri: str, last_step: int) -> Iterator[str]:
-    for number, line in enumerate(storage.read_text(uri).splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            kind, epoch, step = record["kind"], record["epoch"], record["step"]
-        except (ValueError, KeyError, TypeError):
-            kind, epoch, step = "", 0, 0
-        if kind not in ("step", "epoch") or not isinstance(epoch, int) or not isinstance(step, int):
-            raise DataError(
-                f"{uri}: line {number} is damaged; restore the file, or delete it: training goes on, and its records "
-                "begin there"
-            )
-        if step <= last_step:
-            yield line
+        if self._remote is not None and time.monotonic() - self._flushed_s > REMOTE_FLUSH_S:
+            try:
+                self.flush()
+            except OSError as err:  # the next flush has these records too; that of a checkpoint may not fail
+                self._flushed_s = time.monotonic()
+                logger.warning(f"the records of the last minutes could not be written yet: {err}")
 
 
 def finite_or_null(values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -122,16 +140,21 @@ def finite_or_null(values: Mapping[str, float | None]) -> dict[str, float | None
 
 
 def per_class_csv(
-    labels: LabelVocabulary, metrics: TaggingMetrics, train_clips: Sequence[int], eval_clips: Sequence[int]
+    labels: LabelVocabulary, metrics: TaggingMetrics, train_clips: Sequence[int] | None, eval_clips: Sequence[int]
 ) -> str:
-    """`index,mid,display_name,ap,auc,train_clips,eval_clips`; empty where a figure is undefined."""
+    """`index,mid,display_name,ap,auc,train_clips,eval_clips`; empty where a figure is undefined.
+
+    Without `train_clips`, where nobody knows what a model was trained on, there is no such column.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["index", "mid", "display_name", "ap", "auc", "train_clips", "eval_clips"])
+    counts = {"train_clips": train_clips, "eval_clips": eval_clips}
+    known = {name: clips for name, clips in counts.items() if clips is not None}
+    writer.writerow(["index", "mid", "display_name", "ap", "auc", *known])
     figures = [
         ["" if math.isnan(value) else f"{value:.6f}" for value in column] for column in (metrics.ap, metrics.auc)
     ]
-    writer.writerows(zip(range(len(labels)), labels.mids, labels.names, *figures, train_clips, eval_clips, strict=True))
+    writer.writerows(zip(range(len(labels)), labels.mids, labels.names, *figures, *known.values(), strict=True))
     return out.getvalue()
 
 
@@ -140,11 +163,12 @@ def per_class_table(text: str) -> str:
     rows = [row for row in csv.DictReader(io.StringIO(text)) if row["ap"]]
     rows.sort(key=lambda row: -float(row["ap"]))
     width = max([len("class"), *(len(row["display_name"]) for row in rows)])
-    lines = [f"{'class':{width}}      AP     AUC  train  eval"]
+    has_train = bool(rows) and "train_clips" in rows[0]
+    lines = [f"{'class':{width}}      AP     AUC{'  train' if has_train else ''}  eval"]
     for row in rows:
         auc = f"{float(row['auc']):7.3f}" if row["auc"] else "      –"
-        counts = f"{row['train_clips']:>5}  {row['eval_clips']:>4}"
-        lines.append(f"{row['display_name']:{width}}  {float(row['ap']):6.3f} {auc}  {counts}")
+        train = f"  {row['train_clips']:>5}" if has_train else ""
+        lines.append(f"{row['display_name']:{width}}  {float(row['ap']):6.3f} {auc}{train}  {row['eval_clips']:>4}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from ast_core.recipe import EXECUTION_KEYS, Recipe
 from pipeline import page, storage
 from pipeline.page import Cell, Column, Series, Table
 from pipeline.train import analysis
+from pipeline.train.metrics_files import read_records
 from pipeline.train.scores import Scores, read_scores
 from pipeline.versions import VERSION
 
@@ -62,7 +63,7 @@ def _page(run: str) -> str:
     gaps: list[str] = []
     config = _read(run, "config.json", _mapping, gaps) or {}
     summary = _read(run, "summary.json", _mapping, gaps)
-    records = _read(run, "metrics.jsonl", _records, gaps) or []
+    records = _records(run, gaps)
     classes = _read(run, "per_class.csv", _classes, gaps) or []
     scores = _scores(run, gaps)
     recipe = config["recipe"] if isinstance(config.get("recipe"), dict) else {}
@@ -110,8 +111,12 @@ def _mapping(text: str) -> dict[str, Any]:
     return without_checksum(json.loads(text), origin="the file", remedy="restore it")
 
 
-def _records(text: str) -> list[dict[str, Any]]:
-    return [_mapping(line) for line in text.splitlines() if line]
+def _records(run: str, gaps: list[str]) -> list[dict[str, Any]]:
+    try:
+        return read_records(run)
+    except (ValueError, DataError) as err:
+        gaps.append(f"metrics.jsonl cannot be read ({type(err).__name__}: {page.without_secrets(str(err))}).")
+        return []
 
 
 def _classes(text: str) -> list[dict[str, Any]]:
@@ -250,8 +255,9 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
         y_label = "loss (log scale)" if log_from else "loss"
         yield page.chart([loss], title="Training loss", x_label="steps", y_label=y_label, log_y_from=log_from)
     rate = _series(steps, "lr", "learning rate")
-    if rate is not None and rate.y.max() > 0:
-        power = math.floor(math.log10(rate.y.max()))
+    if rate is not None:
+        highest = float(rate.y.max())
+        power = math.floor(math.log10(highest)) if highest > 0 else 0  # a rate that stays 0 is what one has to see
         scaled = Series(rate.name, rate.x, rate.y / 10.0**power)
         yield page.chart(
             [scaled], title="Learning rate", x_label="steps", y_label=f"learning rate, 10{_superscript(power)}"

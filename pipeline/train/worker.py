@@ -28,7 +28,7 @@ from ast_core.schedule import learning_rate
 from ast_core.step import for_device, make_optimizer, make_scaler, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.train import checkpointing, models
+from pipeline.train import checkpointing, models, run_folder
 from pipeline.train.beside import unevaluated
 from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
@@ -114,7 +114,9 @@ class Run:
         self.judge = Judge(job.run, self.config, train_clips, self.eval_clips)
         self.cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
         self.feed = TrainFeed(train_clips, self.recipe, len(self.labels), self.rank, self.world_size, self.cache)
-        set_execution(model, self.device, self.recipe)
+        computed = set_execution(model, self.device, self.recipe)
+        if self.rank == 0:
+            run_folder.record_computed(job.run, computed)
         self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = make_scaler(self.recipe, self.device)

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -189,6 +191,18 @@ def test_every_parameter_gets_a_gradient():
     (logits * torch.randn_like(logits)).sum().backward()
     names = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert names == []
+
+
+def test_c20_plain_attention_reaches_the_last_block_too(monkeypatch: pytest.MonkeyPatch):
+    model, fbank = small.model().eval(), small.log_mel(2)
+    model.set_fused_attention(True)
+    expected = model(fbank)
+    model.set_fused_attention(False)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", Mock(side_effect=AssertionError("fused")))
+    torch.testing.assert_close(model(fbank), expected, rtol=1e-4, atol=1e-5)
+    model.set_fused_attention(True)
+    with pytest.raises(AssertionError, match="fused"):
+        model(fbank)
 
 
 @pytest.mark.parametrize("fused", [False, True])

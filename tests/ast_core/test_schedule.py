@@ -1,12 +1,13 @@
 """The rate at every step is the one that the original's loop would use."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ast_core.recipe import Recipe, load_recipe
-from ast_core.schedule import learning_rate
+from ast_core.schedule import learning_rate, warmup_steps_of
 from tests.reference import learning_rates
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -45,8 +46,10 @@ def test_every_rate_of_a_shipped_recipe_is_the_originals(name: str, steps_per_ep
 def test_every_rate_of_a_whole_run_on_the_official_lists_is_the_originals(name: str, num_clips: int):
     recipe = shipped(name)
     steps_per_epoch = -(-num_clips // recipe.batch_size)
+    fitted = replace(recipe, warmup_steps=warmup_steps_of(recipe, recipe.epochs * steps_per_epoch))
+    assert fitted.warmup_steps == (1000 if recipe.warmup else 0)
     expected = list(learning_rates(recipe, steps_per_epoch))
-    np.testing.assert_allclose(our_rates(recipe, steps_per_epoch), expected, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(our_rates(fitted, steps_per_epoch), expected, rtol=1e-12, atol=0)
 
 
 def test_a_long_epoch_warms_up_within_the_first_and_then_halves():
@@ -56,3 +59,23 @@ def test_a_long_epoch_warms_up_within_the_first_and_then_halves():
     assert [expected[step] / recipe.lr for step in (0, 49, 50, 999, 1000, 4999, 5000, 7500, 10_000)] == pytest.approx(
         [0, 0, 0.05, 0.95, 1, 1, 0.5, 0.25, 0.125]
     )
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup_steps"), [(1, 0), (9, 0), (25, 2), (999, 99), (9_999, 999), (10_000, 1000), (10**7, 1000)]
+)
+def test_case_1_warm_up_is_a_tenth_of_a_short_run(num_steps: int, warmup_steps: int):
+    recipe = shipped("audioset-balanced")
+    assert warmup_steps_of(recipe, num_steps) == warmup_steps
+    assert warmup_steps_of(replace(recipe, warmup=False), num_steps) == 0
+    assert warmup_steps_of(replace(recipe, warmup_steps=1000), num_steps) == 1000
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 2, 19, 50, 1037])
+def test_a_warm_up_of_any_length_rises_from_0_and_ends_at_the_full_rate(warmup_steps: int):
+    recipe = shipped("audioset-balanced", warmup_steps=str(warmup_steps), lrscheduler_start="20")
+    rates = np.array(our_rates(recipe, 100)[:1900]) / recipe.lr
+    assert (rates[warmup_steps:] == 1).all()
+    assert (np.diff(rates[: warmup_steps + 1]) >= 0).all()
+    assert warmup_steps == 0 or (rates[0] == 0 and (rates[:warmup_steps] < 1).all())
+    assert len(np.unique(rates)) <= 26  # about twenty stages

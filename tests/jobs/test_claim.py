@@ -17,6 +17,7 @@ from ast_core.recipe import Recipe
 from jobs import train
 from jobs.train import _resources, claim, main, parser, session
 from pipeline import dataset, storage
+from pipeline.train.report import RunLog
 from tests import fakes
 from tests.damage import record_again
 from tests.fakes import SMALL_RECIPE
@@ -24,7 +25,8 @@ from tests.s3 import S3Server
 
 
 def argv(data: str, run: str | Path, *more: str) -> list[str]:
-    keys = [word for key, value in SMALL_RECIPE.items() for word in (f"--{key}", value)]
+    usual = {key: value for key, value in SMALL_RECIPE.items() if f"--{key}" not in more}
+    keys = [word for key, value in usual.items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]
 
@@ -41,6 +43,13 @@ def forget_clip_order(run: Path) -> None:
     (run / "config.json").write_text(json.dumps(config))
 
 
+def log_a_step(run: Path) -> None:
+    """As if a step had been trained: from then on the folder is that run's alone."""
+    log = RunLog(str(run), 0)
+    log.step(epoch=1, step=1, values={"loss": 1.0})
+    log.close()
+
+
 @pytest.mark.parametrize("what", ["train", "eval"])
 def test_the_same_splits_in_another_order_are_refused_as_batches_and_sums_of_scores_are_others(
     what: str, tmp_path: Path
@@ -54,6 +63,7 @@ def test_the_same_splits_in_another_order_are_refused_as_batches_and_sums_of_sco
         return argv(data, run, "--train-splits", *splits["train"], "--eval-splits", *splits["eval"])
 
     claim(command(splits))
+    log_a_step(run)
     refusal = f"was begun with --{what}-splits a b c; give them in this order, or another --output"
     with pytest.raises(ConfigError, match=refusal):
         claim(command(swapped))
@@ -68,6 +78,7 @@ def test_data_that_were_prepared_anew_in_another_order_are_refused(split: str, t
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tone_data, data)
     claim(argv(str(data), run))
+    log_a_step(run)
     index = pq.read_table(data / split / "index.parquet")
     order = [1, 0, *range(2, len(index))]  # within a row group: their layout is the same
     dataset.write_table(dataset.index_file(str(data), split), index.take(order))
@@ -106,10 +117,10 @@ def test_two_jobs_that_begin_a_run_at_once_do_not_mix_it_up(
     """The model to start from may take minutes to fetch; the job that has it first begins the run."""
     run, initial_model = tmp_path / "run", train.models.initial_model
 
-    def slowly(recipe: Recipe) -> ASTModel:
+    def slowly(recipe: Recipe, *more: object) -> ASTModel:
         monkeypatch.undo()
         claim(argv(tone_data, run, "--lr", "1e-3"))
-        return initial_model(recipe)
+        return initial_model(recipe, *more)
 
     monkeypatch.setattr(train.models, "initial_model", slowly)
     with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.001, is 0\.0003\)"):
@@ -124,6 +135,63 @@ def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
         for run in runs:
             with storage.lock(run.uri) as is_ours:
                 assert not is_ours
+
+
+def test_case_17_a_folder_of_a_refused_command_can_be_claimed_again(tone_data: str, tmp_path: Path):
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"^precision fp16 takes a GPU"):
+        main(argv(tone_data, run, "--num-workers", "0", "--device", "cpu", "--precision", "fp16"))
+    assert not run.exists()
+    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2"))  # and no step is trained
+    claimed = claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "3"))
+    assert (claimed.recipe.precision, claimed.recipe.epochs) == ("fp32", 3)
+    there = json.loads((run / "config.json").read_text())["recipe"]
+    assert (there["precision"], there["epochs"]) == ("fp32", 3)
+    log_a_step(run)
+    with pytest.raises(ConfigError, match=r"holds another run \(recipe\.epochs was 3, is 5"):
+        claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "5"))
+
+
+def test_c6_workers_that_find_no_room_leave_the_folder_free(tone_data: str, tmp_path: Path):
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"^100000 workers take 100000 CPUs, this machine has \d+$"):
+        main(argv(tone_data, run, "--num-workers", "100000"))
+    with pytest.raises(ConfigError, match=r"^--device cuda takes a GPU, this machine has none"):
+        main(argv(tone_data, run, "--num-workers", "0", "--device", "cuda"))
+    assert not run.exists()
+
+
+def test_a_command_whose_folder_another_one_took_over_does_not_train_in_it(tone_data: str, tmp_path: Path):
+    run = tmp_path / "run"
+    first = claim(argv(tone_data, run, "--num-workers", "0", "--lr", "1e-3"))
+    claim(argv(tone_data, run, "--num-workers", "0"))
+    with session(first), pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
+        train.train_run(first)
+
+
+def test_a_folder_on_s3_is_taken_over_when_training_starts(tone_data: str, s3: S3Server):
+    """Another command may be training there by now, which only the cluster knows."""
+    run = s3.uri("claims", "run")
+    claim(argv(tone_data, run, "--num-workers", "0", "--lr", "1e-3"))
+    second = claim(argv(tone_data, run, "--num-workers", "0"))
+    assert storage.read_json(f"{run}/config.json")["recipe"]["lr"] == 1e-3
+    assert second.take_over is not None
+    second.take_over()
+    assert storage.read_json(f"{run}/config.json")["recipe"]["lr"] == 3e-4
+    assert claim(argv(tone_data, run, "--num-workers", "0")).take_over is None
+
+
+def test_a_run_of_a_version_without_warmup_steps_goes_on(tone_data: str, tmp_path: Path):
+    """It warmed up over 1,000 steps, however short it is."""
+    run = tmp_path / "run"
+    claim(argv(tone_data, run, "--warmup", "true", "--warmup_steps", "1000"))
+    log_a_step(run)
+    there = storage.read_checked_json(run / "config.json")
+    del there["recipe"]["warmup_steps"]
+    storage.write_json(run / "config.json", there)
+    claim(argv(tone_data, run, "--warmup", "true", "--warmup_steps", "1000"))
+    with pytest.raises(ConfigError, match=r"recipe\.warmup_steps was 1000, is 2"):
+        claim(argv(tone_data, run, "--warmup", "true"))
 
 
 @pytest.mark.parametrize(

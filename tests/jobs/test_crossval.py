@@ -22,7 +22,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def argv(data: str, output: Path, *more: str) -> list[str]:
     recipe = SMALL_RECIPE | {"norm_stats": "data", "epochs": "2", "wa_start": "2", "wa_end": "2"}
-    keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]
+    usual = {key: value for key, value in recipe.items() if f"--{key}" not in more}
+    keys = [word for key, value in usual.items() for word in (f"--{key}", value)]
     return ["--recipe", "esc10", "--data", data, "--output", str(output), "--num-workers", "0", *keys, *more]
 
 

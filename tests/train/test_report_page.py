@@ -112,6 +112,15 @@ def html(run: Path) -> str:
     return storage.read_bytes(uri).decode()
 
 
+def test_case_1_a_rate_that_stays_0_has_its_chart(tmp_path: Path):
+    write_run(tmp_path)
+    log = RunLog(str(tmp_path), 0)
+    for step in range(1, 6):
+        log.step(epoch=1, step=step, values={"loss": 0.7, "lr": 0.0})
+    log.close()
+    assert "Learning rate" in Path(write_run_report(str(tmp_path))).read_text()
+
+
 def test_the_figures_are_the_summarys_and_the_epochs_those_of_the_records(html: str):
     parsed = Page(html)
     assert parsed.tables[FIGURES][1:] == [

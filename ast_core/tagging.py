@@ -1,0 +1,45 @@
+"""Scores of one waveform, as preparation, feed and evaluation give them together.
+
+N samples, T frames, M mel bins, C classes.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ast_core.augment import normalise
+from ast_core.checkpoints import ModelConfig
+from ast_core.fbank import fbank
+from ast_core.model import ASTModel
+
+
+def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor:
+    """The network's input `[1, T, M]` for a waveform `[N]`, mono, 16 kHz, in [-1, 1].
+
+    Its mean is taken off, its log-mel padded with 0 or cut to the model's `input_tdim` frames, and normalised:
+    `(x - mean) / (2 std)`. What is longer than the model's input is not heard: give it in pieces.
+
+    Raises:
+        ValueError: the waveform is no single channel, or shorter than a frame of 25 ms.
+    """
+    samples_N = torch.as_tensor(waveform, dtype=torch.float32)
+    if samples_N.ndim != 1:
+        raise ValueError(f"the waveform has shape {tuple(samples_N.shape)}; give one channel, [samples]")
+    samples_N = samples_N.clamp(-1, 1)
+    fbank_TM = fbank(samples_N - samples_N.mean())
+    if not len(fbank_TM):
+        raise ValueError(f"the waveform has {len(samples_N)} samples, less than one frame of 25 ms at 16 kHz")
+    num_frames = config.recipe.input_tdim
+    fitted_TM = F.pad(fbank_TM[:num_frames], (0, 0, 0, max(0, num_frames - len(fbank_TM))))
+    return normalise(fitted_TM[None], config.norm.mean, config.norm.std)
+
+
+@torch.inference_mode()
+def tag(model: ASTModel, config: ModelConfig, waveform: np.ndarray | Tensor) -> Tensor:
+    """Sigmoid scores `[C]` on the CPU for a waveform `[N]`, mono, 16 kHz, in [-1, 1]; see `model_input_of`.
+
+    Class i is `config.labels.names[i]`. `model` is in evaluation mode, as `load_model` returns it.
+    """
+    device = next(model.parameters()).device
+    return model(model_input_of(waveform, config).to(device)).sigmoid()[0].cpu()

@@ -1,0 +1,213 @@
+"""What a data set means for a recipe, said before training starts: one line for each thing that one would want to know.
+
+What cannot train at all is a ConfigError; what trains, though hardly as meant, is a warning. Nothing here reads fbanks.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ast_core.errors import ConfigError
+from ast_core.frames import FRAME_SHIFT_MS
+from ast_core.labels import LabelVocabulary
+from ast_core.recipe import Recipe
+from ast_core.schedule import WARMUP_STEPS, warmup_steps_of
+from ast_core.step import Norm
+from pipeline import storage
+from pipeline.dataset import Clips
+from pipeline.train.sampling import num_steps
+from pipeline.weights import flatten_labels
+
+FEW_STEPS = 100
+"""A run with fewer is said to have few."""
+
+MUCH_PADDING = 0.5
+"""Share of the model's input, over all clips, from which padding is pointed out."""
+
+SMALLEST_STD = 1e-3
+"""Of raw log-mel. Below it all values are the same but for rounding; the std of any real recording is above 1."""
+
+MAX_HASHED_SHARDS = 1000
+"""Up to so many shards are read for copies of clips: two small reads each. Above, jobs/doctor.py looks for them."""
+
+NAMES_SHOWN = 3
+
+
+def fit_warmup(recipe: Recipe, num_clips: int) -> tuple[Recipe, list[str]]:
+    """The recipe with `warmup_steps` decided for a run over `num_clips`, and a line if that needs to be known."""
+    if not recipe.warmup:
+        return recipe, []
+    steps = recipe.epochs * num_steps(num_clips, recipe.batch_size)
+    warmup_steps = warmup_steps_of(recipe, steps)
+    lines = []
+    if recipe.warmup_steps is None and warmup_steps < WARMUP_STEPS:
+        lines.append(
+            f"warm-up takes {WARMUP_STEPS:,} steps, this run has {steps:,}; warmup_steps is now {warmup_steps:,} "
+            f"(--warmup_steps {WARMUP_STEPS} keeps the original's)"
+        )
+    elif warmup_steps >= steps:
+        lines.append(
+            f"warning: warm-up takes {warmup_steps:,} steps, this run has {steps:,}: the learning rate never reaches "
+            "lr; lower warmup_steps, or leave it out"
+        )
+    return replace(recipe, warmup_steps=warmup_steps), lines
+
+
+def check_norm(norm: Norm, splits: Sequence[str]) -> None:
+    """Raise ConfigError where the splits' own mean and std cannot normalise anything."""
+    if not (np.isfinite(norm.mean) and np.isfinite(norm.std)):
+        raise ConfigError(f"norm_stats data: mean and std of {', '.join(splits)} are {norm.mean} and {norm.std}")
+    if norm.std < SMALLEST_STD:
+        raise ConfigError(
+            f"norm_stats data: the std of {', '.join(splits)} is 0, all clips are the same sound or silence; "
+            "look at the clips, or use norm_stats recipe"
+        )
+
+
+def check_classes(recipe: Recipe, labels: LabelVocabulary, train: Clips, evaluation: Clips) -> list[str]:
+    """Warnings about classes that cannot be learnt or measured.
+
+    Raises:
+        ConfigError: the loss has no meaning for such labels.
+    """
+    num_classes = len(labels)
+    if recipe.loss == "CE" and num_classes < 2:
+        raise ConfigError("loss CE takes two classes or more, its loss of one class is 0; use loss BCE, or add classes")
+    in_train, in_evaluation = (clips_by_class(clips, num_classes) for clips in (train, evaluation))
+    lines = []
+    if (in_train == len(train)).all():
+        lines.append(
+            f"every training clip has every class ({num_classes}): there is nothing to tell apart, and any model "
+            "scores 1; add clips without them"
+        )
+    elif (always := in_train == len(train)).any():
+        lines.append(f"every training clip has {_names(labels, always)}: nothing teaches what its absence sounds like")
+    if (never := in_train == 0).any():
+        lines.append(f"no training clip has {_names(labels, never)}: nothing teaches what it sounds like")
+    if not in_evaluation.any():
+        lines.append("no evaluation clip has a label: mAP and AUC are undefined")
+    elif (never := in_evaluation == 0).any():
+        lines.append(
+            f"no evaluation clip has {_names(labels, never)}: its AP and AUC are undefined and left out of the means"
+        )
+    if (always := in_evaluation == len(evaluation)).any():
+        lines.append(f"every evaluation clip has {_names(labels, always)}: its AP is 1 whatever the scores")
+    return [f"warning: {line}" for line in lines]
+
+
+def clips_by_class(clips: Clips, num_classes: int) -> np.ndarray:
+    """`[C]`: clips that have a class."""
+    return np.bincount(flatten_labels(clips.labels)[0], minlength=num_classes)
+
+
+def _names(labels: LabelVocabulary, classes: np.ndarray) -> str:
+    """`the class 'dog'`, or `5 of the classes ('dog', 'cat', 'rain', …)`."""
+    names = [repr(labels.names[i]) for i in np.flatnonzero(classes)[:NAMES_SHOWN]]
+    num_classes = int(classes.sum())
+    if num_classes == 1:
+        return f"the class {names[0]}"
+    return f"{num_classes:,} of the classes ({', '.join(names)}{', …' if num_classes > NAMES_SHOWN else ''})"
+
+
+def length_lines(num_frames: np.ndarray, input_tdim: int, what: str) -> list[str]:
+    """Warnings about clips of `num_frames` that are cut to the model's input, or hardly fill it."""
+    num_frames = num_frames.astype(np.int64)
+    longer = num_frames[num_frames > input_tdim]
+    lines = []
+    model_s = f"input_tdim {input_tdim}, {input_tdim * FRAME_SHIFT_MS / 1000:.2f} s"
+    if len(longer):
+        unheard = (longer - input_tdim).sum() / longer.sum()
+        lines.append(
+            f"warning: {len(longer):,} of {len(num_frames):,} {what} clips are longer than the model's input "
+            f"({model_s}): {_percent(unheard)} of their sound is not heard"
+        )
+    padding = 1 - np.minimum(num_frames, input_tdim).sum() / (len(num_frames) * input_tdim)
+    if padding > MUCH_PADDING:
+        lines.append(
+            f"warning: {_percent(padding)} of the model's input ({model_s}) is padding, as the {what} clips are "
+            f"shorter; --input_tdim {max(16, int(num_frames.max()))} holds the longest and takes less time"
+        )
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else f"{100 * share:.2g} %"
+
+
+def step_lines(recipe: Recipe, num_clips: int) -> list[str]:
+    """Warnings about runs of few steps."""
+    lines = []
+    if recipe.batch_size > num_clips:
+        lines.append(
+            f"warning: batch_size {recipe.batch_size} is larger than the {num_clips:,} training clips: "
+            "an epoch is one step; lower batch_size, or raise epochs"
+        )
+    steps = recipe.epochs * num_steps(num_clips, recipe.batch_size)
+    if steps < FEW_STEPS:
+        lines.append(
+            f"warning: this run has {steps:,} steps ({recipe.epochs:,} epochs of {num_clips:,} clips), which are few; "
+            "if its loss is still high at the end, raise epochs, or lower batch_size"
+        )
+    return lines
+
+
+def overlap_lines(
+    train: Clips, evaluation: Clips, train_splits: Sequence[str], eval_splits: Sequence[str]
+) -> list[str]:
+    """Warnings about evaluation clips that the model is trained on, by split, by sound and by id."""
+    if shared := [split for split in eval_splits if split in train_splits]:
+        return [
+            f"warning: {', '.join(shared)} is trained on and evaluated on: the figures say what the model remembers, "
+            "not what it knows of other clips"
+        ]
+    lines = []
+    hashes = _hashes(train, evaluation)
+    if hashes is not None:
+        in_train = np.isin(hashes[1], hashes[0])
+        if in_train.any():
+            example = evaluation.clip_id[int(np.argmax(in_train))]
+            lines.append(
+                f"warning: {in_train.sum():,} of {len(evaluation):,} evaluation clips are copies of training clips "
+                f"(equal fbank_hash), {example} first: the figures are too good"
+            )
+            return lines
+    same_id = pc.sum(pc.is_in(evaluation.clip_id, train.clip_id)).as_py() or 0
+    if same_id:
+        lines.append(
+            f"warning: {same_id:,} of {len(evaluation):,} evaluation clips have the clip_id of a training clip; if "
+            "they are the same, the figures are too good"
+        )
+    return lines
+
+
+def _hashes(*groups: Clips) -> list[np.ndarray] | None:
+    """`[clips]` of each group: the `fbank_hash` of its clips. None where the shards are too many to read.
+
+    Nor where one cannot be read: training ends at it, with its name.
+    """
+    shards = {shard for clips in groups for shard in clips.shards}
+    if len(shards) > MAX_HASHED_SHARDS:
+        return None
+
+    def read(shard: str) -> np.ndarray:
+        filesystem, path = storage.resolve(shard)
+        return pq.read_table(path, filesystem=filesystem, columns=["fbank_hash"])["fbank_hash"].to_numpy()
+
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            by_shard = dict(zip(shards, threads.map(read, shards), strict=True))
+        return [_of_clips(clips, by_shard) for clips in groups]
+    except (OSError, ValueError, LookupError):  # Arrow's errors are among them
+        return None
+
+
+def _of_clips(clips: Clips, by_shard: Mapping[str, np.ndarray]) -> np.ndarray:
+    hashes = np.zeros(len(clips), np.int64)
+    for number, shard in enumerate(clips.shards):
+        here = clips.shard_of == number
+        hashes[here] = by_shard[shard][clips.row[here]]
+    return hashes
