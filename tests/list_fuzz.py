@@ -477,7 +477,7 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                 if isinstance(label, str):
                     cells = _cells(label, separator or (";" if ";" in label else ","), vocabulary)
                 else:
-                    cells = [_tidy(str(cell)) for cell in label]
+                    cells = [_tidy(str(cell)) for cell in (label if label is not None else ())]
                 split = row.get("split", "") or "train"
                 clip_id = row.get("clip_id", "")
                 if (

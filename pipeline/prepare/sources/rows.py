@@ -122,8 +122,9 @@ class Rows:
 
     def _named_apart(self, clips: pa.Table) -> pa.Table:
         """Clips of `CLIPS`, with names that are unique in their split; those that are there twice are refused."""
-        groups = rows_of_one_name(clips)
-        clips, named_by = clips.drop_columns("named_by"), clips["named_by"]
+        named_by = clips["named_by"]
+        groups = rows_of_one_name(clips) if named_by.null_count < len(clips) else []
+        clips = clips.drop_columns("named_by")
         if not groups:
             return clips
         clip_ids, splits = clips["clip_id"].to_pylist(), clips["split"].to_pylist()
