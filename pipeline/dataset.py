@@ -173,6 +173,8 @@ def read_info(output: str) -> dict[str, Any] | None:
         return None
     remedy = "restore it, or delete it and run the preparation of each split again, which reads the shards back"
     info = storage.read_checked_json(uri, remedy=remedy, is_required=lambda value: _version(value) == SCHEMA_VERSION)
+    if _version(info) is None:
+        raise DataError(f"{uri} is damaged, it lacks schema_version; {remedy}")
     if _version(info) not in (UNCHECKED_VERSION, SCHEMA_VERSION):
         raise DataError(
             f"{output} has schema version {_version(info)}, this program reads {SCHEMA_VERSION}; "

@@ -87,7 +87,9 @@ def tidy(output: str, split: str) -> SplitState:
     where other clips of its failed the second time. Failures are gathered into one file.
     """
     storage.delete_unfinished(storage.join(output, split), recursive=True)
-    stored = _indexed_first(output, split, scan_shards(output, split, _SCANNED))
+    scanned = scan_shards(output, split, _SCANNED)
+    _check_against_index(output, split, scanned)  # before anything of a shard is removed
+    stored = _indexed_first(output, split, scanned)
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
@@ -179,24 +181,22 @@ def _remove_rows(output: str, split: str, surplus: pa.Table) -> None:
     for name in pc.unique(surplus["shard"]).to_pylist():
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
-        shard = _read_whole(uri)
+        shard = dataset.read_table(uri, dataset.SHARD.names, remedy=DELETE_SHARD)
         kept = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
         if len(kept):
-            _write_rows(dataset.shards_dir(output, split), kept)
+            _write_rows(dataset.shards_dir(output, split), _verified(kept, uri))
         storage.delete(uri)
 
 
-def _read_whole(uri: str) -> pa.Table:
-    """All rows of a shard, whose values are held against their hashes: they are about to get new checksums."""
-    shard = dataset.read_table(uri, dataset.SHARD.names, remedy=DELETE_SHARD)
+def _verified(rows: pa.Table, uri: str) -> pa.Table:
+    """Rows of a shard as SHARD; DataError if values are not those of their hashes: they are to get new checksums."""
     try:
-        shard = shard.cast(dataset.SHARD)  # another program may have written it with other types
+        rows = rows.cast(dataset.SHARD)  # another program may have written it with other types
     except parquet.DAMAGE as err:
         raise DataError(f"{uri} is damaged or was changed ({err}); {DELETE_SHARD}") from err
-    hashes = clip_facts(shard["fbank"].combine_chunks())["fbank_hash"]
-    if not hashes.equals(shard["fbank_hash"]):
+    if not clip_facts(rows["fbank"].combine_chunks())["fbank_hash"].equals(rows["fbank_hash"]):
         raise DataError(f"{uri} is damaged: its values are not those of their hashes; {DELETE_SHARD}")
-    return shard
+    return rows
 
 
 def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:

@@ -1,6 +1,7 @@
 """A checkpoint's files: the whole state of a run, and a digest by which a damaged one is known."""
 
 import hashlib
+import logging
 import posixpath
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 
 from ast_core.errors import DataError
 from pipeline import storage
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE, DIGEST_FILE = "state.pt", "state.sha256"
 RAYS_LIST = "checkpoint_manager_snapshot.json"
@@ -49,13 +52,32 @@ def unlisted_checkpoints(checkpoints: str) -> list[str]:
     listed = storage.join(checkpoints, RAYS_LIST)
     if storage.exists(listed):
         try:
-            names = [result["checkpoint_dir_name"] for result in storage.read_json(listed)["checkpoint_results"]]
-        except (DataError, KeyError, TypeError):
+            names = _listed_names(storage.read_json(listed))
+        except (DataError, KeyError, TypeError, ValueError):
             names = []
         if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
             return []
+        logger.warning(
+            f"{listed} is damaged, or lists a checkpoint that is gone: taking the checkpoints that are there"
+        )
         storage.delete(listed)
     return checkpoint_folders(checkpoints)
+
+
+def _listed_names(listed: dict[str, Any]) -> list[str]:
+    """The folders in Ray's list. KeyError, TypeError or ValueError where Ray would not accept the list."""
+    results, pending = listed["checkpoint_results"], listed["pending_training_results"]
+    names = [result["checkpoint_dir_name"] for result in results]
+    latest = [] if listed["latest_checkpoint_result"] is None else [listed["latest_checkpoint_result"]]
+    for result in (*results, *pending, *latest):
+        if result["checkpoint_dir_name"] not in names or not isinstance(result["metrics"], dict):
+            raise ValueError("a result that is not listed, or has no metrics")
+    for some, others in ((results, "checkpoint_report_indices"), (pending, "pending_validation_specs")):
+        if len(some) != len(listed[others]):
+            raise ValueError(f"{others} of another length")
+    if not isinstance(listed["current_report_index"], int):
+        raise ValueError("current_report_index is no number")
+    return names
 
 
 def _digest(folder: str) -> str:

@@ -25,7 +25,15 @@ def folders(tmp_path: Path) -> list[Path]:
         folder.mkdir()
         save_state(str(folder), {"progress": {}})
     results = [{"checkpoint_dir_name": folder.name, "metrics": {}} for folder in folders]
-    (tmp_path / RAYS_LIST).write_text(json.dumps({"checkpoint_results": results}))
+    listed = {
+        "checkpoint_results": results,
+        "checkpoint_report_indices": [0, 1],
+        "latest_checkpoint_result": results[1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 2,
+    }
+    (tmp_path / RAYS_LIST).write_text(json.dumps(listed))
     return folders
 
 
@@ -48,6 +56,24 @@ def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: P
     (tmp_path / RAYS_LIST).write_text(text)
     assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
     assert not (tmp_path / RAYS_LIST).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_report_indices": [0]},
+        {"latest_checkpoint_result": {"checkpoint_dir_name": "epoch-0003-step-000000-c", "metrics": {}}},
+        {"pending_validation_specs": [True]},
+        {"current_report_index": None},
+    ],
+)
+def test_a_list_that_ray_would_end_on_is_dropped_and_named(
+    tmp_path: Path, folders: list[Path], change: dict[str, object], caplog: pytest.LogCaptureFixture
+):
+    listed = json.loads((tmp_path / RAYS_LIST).read_text())
+    (tmp_path / RAYS_LIST).write_text(json.dumps(listed | change))
+    assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
+    assert f"{tmp_path / RAYS_LIST} is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("name", [STATE_FILE, DIGEST_FILE])

@@ -1,0 +1,308 @@
+"""A campaign of flipped bits over all files of a data set and of a run: each is noticed by name, or changes nothing.
+
+    python -m benchmarks.bit_flips [--flips 200] [--shard-flips 1000] [--seed 0]
+
+A small data set and a run over it are made here. For each flip, one bit of one file is flipped in a copy, and all that
+reads the file is asked again: the feed, the doctor and a second preparation; evaluation, export, cross-validation and
+what a resumed run begins from. Files take turns, and every second flip of a Parquet file is in its footer. An outcome
+is one of
+
+    noticed     one line that names the file: an error, or a warning where the file is replaced or passed over
+    no matter   everything read is equal to what was read before the flip
+    a report    a file that no command computes from shows something else
+    UNNOTICED   something else was read, without a word
+    CRASHED     an error that is no line, or does not name the file
+
+The exit status is 1 if there is one of the last two.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ast_core.checkpoints import load_model
+from ast_core.errors import UserError
+from jobs import crossval, train
+from pipeline import dataset
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare import doctor, findings
+from pipeline.prepare.clip import FAILURES
+from pipeline.prepare.report_page import write_report
+from pipeline.prepare.shards import check_output, publish
+from pipeline.train.checkpointing import CHECKPOINTS
+from pipeline.train.fbank_reader import FbankReader
+from pipeline.train.judge import Judge
+from pipeline.train.report import RunLog
+from pipeline.train.scores import read_scores
+from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, unlisted_checkpoints
+from tests import fakes
+
+SPLITS = ("train", "eval")
+REPORTS = ("report.html", "metrics.jsonl", "per_class.csv", "events.out.tfevents", "/_report/", "scores.parquet")
+"""Parts of the names of files that are read by people, or by reports alone."""
+
+OUTCOMES = ("noticed", "no matter", "a report", "UNNOTICED", "CRASHED")
+Reader = Callable[[Path], str]
+"""What is read below a folder, as a digest; raises UserError where it is refused."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flips", type=int, default=200, help="over all files, half of them those of the data set")
+    parser.add_argument("--shard-flips", type=int, default=1000, help="over shards alone, which the feed reads")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    rng = np.random.default_rng(args.seed)
+    with tempfile.TemporaryDirectory(prefix="ast-bits-") as folder:
+        data, run = Path(folder, "data"), Path(folder, "run")
+        make_data(data)
+        command = make_run(data, run)
+        counted: dict[str, Counter[str]] = defaultdict(Counter)
+        of_shards = [file for file in files_of(data) if file.parent.name == "shards"]
+        campaigns = (
+            (data, files_of(data), DATA_READERS, args.flips // 2),
+            (run, files_of(run), run_readers(command), args.flips - args.flips // 2),
+            (data, of_shards, {"feed": read_clips}, args.shard_flips),
+        )
+        for whole, files, readers, num_flips in campaigns:
+            for file, outcome, said in flips(whole, files, readers, num_flips, rng):
+                counted[kind_of(file.relative_to(whole))][outcome] += 1
+                if outcome in OUTCOMES[-2:]:
+                    print(f"{outcome}: {file.relative_to(whole)}: {said}", flush=True)
+    print(f"| file | flips | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (1 + len(OUTCOMES))}")
+    for kind, outcomes in sorted(counted.items()):
+        print(f"| `{kind}` | {outcomes.total()} | {' | '.join(str(outcomes[outcome]) for outcome in OUTCOMES)} |")
+    total = sum(counted.values(), Counter())
+    print(f"| all | {total.total()} | {' | '.join(str(total[outcome]) for outcome in OUTCOMES)} |")
+    return int(any(total[outcome] for outcome in OUTCOMES[-2:]))
+
+
+def make_data(output: Path) -> None:
+    """A data set with a clip that failed, and its report."""
+    fakes.write_data(str(output), splits=[("train", 40), ("eval", 21)])
+    labels = PreparedDataset.open(str(output)).labels
+    failed = {"clip_id": "lost", "stage": "source", "reason": "bad_time", "message": "start_s is x", "attempts": 1}
+    missing = pa.Table.from_pylist(
+        [failed | {"split": split, "retry": False, "tool_versions": "", "labels": [1]} for split in SPLITS], FAILURES
+    )
+    publish(str(output), labels, {split: missing.slice(i, 1) for i, split in enumerate(SPLITS)})
+    write_report(str(output))
+
+
+def make_run(data: Path, run: Path) -> list[str]:
+    """A run of two epochs on Ray, with averaged weights; returns its command line."""
+    recipe = fakes.SMALL_RECIPE | {"epochs": "2", "wa_start": "1", "wa_end": "2", "batch_size": "16", "mixup": "0"}
+    keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]
+    splits = ["--train-splits", "train", "--eval-splits", "eval", "--log-every-steps", "1"]
+    command = ["--recipe", "audioset-full", "--data", str(data), *splits, "--output", str(run), *keys]
+    assert train.main([*command, "--num-workers", "1", "--cpus-per-worker", "1"]) == 0
+    return [*command, "--num-workers", "1"]
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def kind_of(file: Path) -> str:
+    """Its name, without what differs from file to file of a kind."""
+    name = (
+        str(file.parent / ("*" + file.suffix)) if file.parent.name in ("shards", "evaluation", "tensorboard") else file
+    )
+    parts = Path(name).parts
+    return "/".join("SPLIT" if part in SPLITS else "*" if part.startswith("epoch-") else part for part in parts)
+
+
+def flips(
+    whole: Path, files: Sequence[Path], readers: Mapping[str, Reader], num_flips: int, rng: np.random.Generator
+) -> Iterator[tuple[Path, str, str]]:
+    """File, outcome and what was said of each flip. The files are left as they are."""
+    copy = whole.parent / f"{whole.name}-copy"
+    expected = {}
+    for name, read in readers.items():
+        with copied(whole, copy):
+            expected[name] = read(copy)
+    for i in range(num_flips):
+        file = files[i % len(files)]
+        is_report = any(part in str(file) for part in REPORTS)
+        outcome, said = "no matter", ""
+        at = flipped_bit(file, rng, in_footer=i // len(files) % 2 == 1)
+        for name, read in readers.items():
+            with copied(whole, copy), heard() as lines:
+                flip(copy / file.relative_to(whole), *at)
+                try:
+                    is_same = read(copy) == expected[name]
+                except UserError as err:
+                    lines.append(str(err))
+                    is_same = False
+                except Exception as err:
+                    outcome, said = "CRASHED", f"{name}, bit {at}: {type(err).__name__}: {err}"
+                    break
+            named = [line for line in lines if file.name in line or file.parent.name in line]
+            if named and "\n" not in named[0]:
+                outcome, said = "noticed", named[0]
+            elif not is_same and is_report:
+                outcome = "a report"
+            elif not is_same:
+                outcome, said = "CRASHED" if lines else "UNNOTICED", f"{name}, bit {at}: {lines}"
+                break
+        yield file, outcome, said
+
+
+def flipped_bit(file: Path, rng: np.random.Generator, *, in_footer: bool) -> tuple[int, int]:
+    """A byte, and a bit in it, anywhere in the file or in the footer of a Parquet file."""
+    first, size = 0, file.stat().st_size
+    if in_footer and file.suffix == ".parquet":
+        first = size - 8 - int.from_bytes(file.read_bytes()[-8:-4], "little")
+    return int(rng.integers(first, size)), int(rng.integers(8))
+
+
+def flip(file: Path, byte: int, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[byte] ^= 1 << bit
+    file.write_bytes(data)
+
+
+@contextlib.contextmanager
+def copied(whole: Path, copy: Path) -> Iterator[None]:
+    """The same files in another place, where a reader may write."""
+    shutil.copytree(whole, copy)
+    try:
+        yield
+    finally:
+        shutil.rmtree(copy)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """The warnings of this project, as they are logged."""
+    lines: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    listener, logger = Listener(logging.WARNING), logging.getLogger("pipeline")
+    logger.addHandler(listener)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(listener)
+
+
+def digest(*values: object) -> str:
+    made = hashlib.sha256()
+    for value in values:
+        made.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    return made.hexdigest()
+
+
+# --- what reads a data set
+
+
+def read_clips(data: Path) -> str:
+    """All that training and evaluation take."""
+    opened = PreparedDataset.open(str(data))
+    clips = opened.clips(SPLITS)
+    with FbankReader(clips) as reader:
+        fbanks = [reader[i].copy() for i in range(len(clips))]
+    facts = (clips.num_frames, clips.weight, clips.labels.to_pylist(), clips.clip_id.to_pylist())
+    return digest(*fbanks, *facts, opened.norm(SPLITS), opened.labels, opened.info["features"])
+
+
+def read_doctor(data: Path) -> str:
+    found = findings.as_json("", doctor.examine(PreparedDataset.open(str(data))))
+    return digest(json.dumps(found, sort_keys=True))
+
+
+def prepare_again(data: Path) -> str:
+    """A second preparation from the check on, but for its list and the clips that it would prepare."""
+    output = str(data)
+    info = dataset.read_info(output)
+    labels = dataset.read_labels(output, info)
+    check_output(output, labels)
+    made = publish(output, labels, {split: FAILURES.empty_table() for split in SPLITS})
+    return digest(json.dumps(made["splits"], sort_keys=True), labels)
+
+
+def prepare_report(data: Path) -> str:
+    write_report(str(data))
+    return ""
+
+
+DATA_READERS: dict[str, Reader] = {
+    "feed": read_clips,
+    "doctor": read_doctor,
+    "prepare": prepare_again,
+    "report": prepare_report,
+}
+
+
+# --- what reads a run
+
+
+def run_readers(command: Sequence[str]) -> dict[str, Reader]:
+    """`command` is that of the run; a run in another place is one of the same command there."""
+
+    def resume(run: Path) -> str:
+        """The command again, up to the first batch."""
+        claimed = train.claim(
+            [str(run) if word == command[command.index("--output") + 1] else word for word in command]
+        )
+        opened = PreparedDataset.open(claimed.data)
+        clips = [opened.clips([split]) for split in SPLITS]
+        _, config = load_model(run / "initial")
+        judge = Judge(str(run), config, *clips)
+        log = RunLog(str(run), 10**6)
+        log.close()
+        scores = np.full((len(clips[1]), len(opened.labels)), 0.5, np.float32)
+        records = [judge.records(2), judge.best(), judge.first_missing()]
+        sums = judge.note(3, 0.5, scores, load_model(run / "averaged")[0].state_dict())["score_sum_sha256"]
+        unlisted = [Path(uri).name for uri in unlisted_checkpoints(str(run / CHECKPOINTS))]
+        return digest(claimed.recipe, records, sums, log.epochs, unlisted if unlisted else "listed")
+
+    def checkpoints(run: Path) -> str:
+        """Those that are whole; a resumed run passes over others, and says so."""
+        values: list[object] = []
+        for folder in checkpoint_folders(str(run / CHECKPOINTS)):
+            try:
+                state = load_state(folder)
+            except DamagedStateError as err:
+                raise UserError(f"passing over the checkpoint {folder}: {err}") from err
+            values += [*(value.numpy() for value in state["model"].values()), state["progress"]["epochs_done"]]
+        return digest(*values)
+
+    return {"models": read_models, "resume": resume, "checkpoints": checkpoints, "results": read_results}
+
+
+def read_models(run: Path) -> str:
+    """As evaluation and export read them."""
+    loaded = [load_model(run / name) for name in ("initial", "best", "averaged")]
+    return digest(
+        *(value.numpy() for model, _ in loaded for value in model.state_dict().values()),
+        *(config for _, config in loaded),
+    )
+
+
+def read_results(run: Path) -> str:
+    """What cross-validation takes from a run, and what a finished run says again."""
+    figures = crossval._figures(str(run), "map")
+    with contextlib.redirect_stdout(io.StringIO()):
+        train._say_results(str(run))
+    read_scores(str(run))
+    return digest(json.dumps(figures, sort_keys=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
