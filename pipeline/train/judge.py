@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 REMEDY = "restore it from a copy, or train into another --output"
 """For a damaged file that nothing but another training could write."""
 
+PERFECT = 1 - 1e-9
+"""A mean of ones over classes, but for rounding."""
+
 NUM_SUMS_KEPT = 3
 """A run resumes from one of two checkpoints, and then asks for the sum of the epoch before."""
 
@@ -83,12 +86,17 @@ def _best_file(run: str) -> str:
 
 
 def headline_order(record: Mapping[str, Any]) -> tuple[float, int]:
-    """A sort key for epochs: the best has the highest. Equal epochs count as the earlier, the better.
+    """A sort key for epochs: the best has the highest. Of equal epochs the earlier is better, as in the original.
+
+    Only where the figure is perfect, as with a handful of evaluation clips from the first epochs on, does it no longer
+    tell epochs apart: then the later one is better, which was trained for longer.
 
     An epoch that was evaluated twice replaces itself where the figures are equal, so its files are written again.
     """
-    figure = record["headline"]
-    return -math.inf if figure is None or math.isnan(figure) else figure, -record["epoch"]
+    figure, epoch = record["headline"], record["epoch"]
+    if figure is None or math.isnan(figure):
+        return -math.inf, -epoch
+    return figure, epoch if figure >= PERFECT else -epoch
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,18 @@ def test_the_published_models_fit_the_data_sets_that_are_prepared_for_them():
     assert evaluate.class_order(names_alone, audioset_labels()) == list(range(527))
 
 
+def test_case_34_a_refusal_names_the_classes_that_differ():
+    two, seven = (LabelVocabulary.from_names(names) for names in (["dog", "cat"], "abcdefg"))
+    assert evaluate.differing(two, LabelVocabulary.from_names(["dog"])) == "the model alone has 'cat'"
+    assert evaluate.differing(two, seven) == (
+        "the model alone has 'dog', 'cat'; the data alone has 'a', 'b', 'c', 'd', 'e' and 2 more"
+    )
+
+
 def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: str, tmp_path: Path, model: ASTModel):
     save_model(tmp_path / "cats", model.state_dict(), replace(CONFIG, labels=LabelVocabulary.from_names("abcd")))
-    with pytest.raises(DataError, match=r"cats was trained for other labels \(4 classes\)"):
+    refusal = r"cats was trained for other labels \(4 classes\) than .* \(4\): the model alone has 'a', 'b', 'c', 'd'"
+    with pytest.raises(DataError, match=refusal):
         figures(tone_data, tmp_path, str(tmp_path / "cats"))
     recipe = small.recipe(label_dim=4, input_fdim=64)
     coarse = ASTModel(**recipe.model_args(), imagenet_pretrain=False)

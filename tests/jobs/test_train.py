@@ -129,11 +129,22 @@ def test_the_model_before_training_is_kept_and_scores_far_less(two_workers: Path
     assert json.loads((tmp_path / "figures.json").read_text())["map"] < summary["map"] - 0.1
 
 
-def test_several_checkpoints_make_an_ensemble(two_workers: Path, tone_data: str, capsys: pytest.CaptureFixture[str]):
-    checkpoints = [str(two_workers), str(two_workers / "averaged")]
-    assert evaluate.main(["--checkpoint", *checkpoints, "--data", tone_data, "--split", "eval", "--per-class"]) == 0
+def test_several_checkpoints_make_an_ensemble(
+    two_workers: Path, tone_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Case 11: its scores as a table; case 22: no column for training clips, which it cannot know."""
+    checkpoints, figures = [str(two_workers), str(two_workers / "averaged")], tmp_path / "figures.json"
+    command = ["--checkpoint", *checkpoints, "--data", tone_data, "--split", "eval", "--per-class"]
+    assert evaluate.main([*command, "--scores", str(tmp_path / "scores.csv"), "--json", str(figures)]) == 0
     assert "on 21 clips of eval" in (said := capsys.readouterr().out)
     assert "tone 3" in said
+    assert "AUC  eval\n" in said
+    header, *rows = csv.reader((tmp_path / "scores.csv").open(newline=""))
+    assert header == ["clip_id", *(f"tone {i}" for i in range(4))]
+    kept = read_scores(str(two_workers))
+    assert [row[0] for row in rows] == kept.clip_id.to_pylist()
+    table = np.array([row[1:] for row in rows], np.float32)
+    assert tagging_metrics(table, kept.targets()).map == pytest.approx(json.loads(figures.read_text())["map"], abs=1e-6)
 
 
 @pytest.mark.slow

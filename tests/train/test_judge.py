@@ -49,6 +49,14 @@ def test_the_best_of_equal_epochs_is_the_earliest(tmp_path: Path, monkeypatch: p
     assert best_of(tmp_path) == (2, 0.7, 2.0)
 
 
+def test_case_1_of_perfect_epochs_the_later_is_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With two evaluation clips the mAP is 1 from the first epoch on, of a model that knows nothing yet."""
+    figures = (1.0, 0.5, 1.0, 0.9)
+    bests = [note(tmp_path, epoch, figure, epoch, monkeypatch) for epoch, figure in enumerate(figures, start=1)]
+    assert bests == [True, False, True, False]
+    assert best_of(tmp_path) == (3, 1.0, 3.0)
+
+
 def test_the_best_model_stays_though_its_epoch_is_trained_again_and_is_not_as_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
