@@ -32,13 +32,12 @@ _SAVE_AGAIN = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
 LINE_END = re.compile(r"\r\n|\r|\n")
 """What ends a line. `str.splitlines` knows more, among them characters that may stand within a name."""
 
-_SPREADSHEET_DAMAGE = re.compile(
+_SPREADSHEET_ERROR = re.compile(
     r"#[A-ZÀ-Ý0-9_/]+[!?]|#N/A|#NV|#{3,}|Err:\d{3}"  # an error's name, in any language; a column too narrow
     r"|[+-]?\d(\.\d+)?E\+\d{2,}"  # a number in place of digits
-    r"|\d{1,2}-(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"  # a date in place of "2-3" or "Feb 3"
-    r"|(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)-\d{2}"
-    r"|\d{4}-\d{2}-\d{2} 00:00:00"
 )
+_MONTH = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_SPREADSHEET_DATE = re.compile(rf"\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{2}}|\d{{4}}-\d{{2}}-\d{{2}} 00:00:00")
 
 
 def decode_text(data: bytes, origin: object) -> str:
@@ -71,9 +70,12 @@ def decode_text(data: bytes, origin: object) -> str:
     return text.lstrip("\ufeff")
 
 
-def is_spreadsheet_damage(text: str) -> bool:
-    """Whether a spreadsheet wrote `text` in place of what it was given: `#NAME?`, `1.2E+05`, `3-Feb`."""
-    return _SPREADSHEET_DAMAGE.fullmatch(text) is not None
+def is_spreadsheet_damage(text: str, *, dates: bool = True) -> bool:
+    """Whether a spreadsheet wrote `text` in place of what it was given: `#NAME?`, `1.2E+05`, `3-Feb`.
+
+    A date may be meant where files or ids are named by days; `dates=False` lets it pass.
+    """
+    return bool(_SPREADSHEET_ERROR.fullmatch(text) or (dates and _SPREADSHEET_DATE.fullmatch(text)))
 
 
 def read_table(

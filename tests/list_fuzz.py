@@ -478,6 +478,8 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                     cells = _cells(label, separator or (";" if ";" in label else ","), vocabulary)
                 else:
                     cells = [_tidy(str(cell)) for cell in (label if label is not None else ())]
+                if known and cells:  # a number is an index
+                    cells = [NAMES[int(float(cell))] if re.fullmatch(r"[0-6](\.0*)?", cell) else cell for cell in cells]
                 split = row.get("split", "") or "train"
                 clip_id = row.get("clip_id", "")
                 if (

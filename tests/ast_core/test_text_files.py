@@ -115,3 +115,7 @@ def test_case_9_what_a_spreadsheet_leaves_behind_is_known(text: str):
 )
 def test_names_that_only_resemble_that_are_left_alone(text: str):
     assert not is_spreadsheet_damage(text)
+
+
+def test_a_date_may_name_a_file_and_an_error_may_not():
+    assert [is_spreadsheet_damage(text, dates=False) for text in ("3-Feb", "Feb-03", "#NAME?")] == [False, False, True]

@@ -92,6 +92,11 @@ def test_folders_of_classes_in_a_manifest_keep_all_their_clips(tmp_path: Path):
     assert [clip_id for clip_id, _ in named(out)] == ["a/dog/1", "a/cat/1", "b/cat/1", "2", "3.wav", "3.flac"]
 
 
+def test_files_named_by_days_are_clips(tmp_path: Path):
+    (tmp_path / "m.csv").write_text("path,labels,clip_id\na/3-Feb.wav,dog,\nb/x.wav,dog,Mar-04\n")
+    assert [clip_id for clip_id, _ in named(read_manifest(str(tmp_path / "m.csv")))] == ["3-Feb", "Mar-04"]
+
+
 def test_names_do_not_depend_on_the_order_of_a_list(tmp_path: Path):
     paths = [f"{a}/{b}/{c}.wav" for a in "xy" for b in "pqr" for c in "123"] + ["solo.wav", "z/4.wav"]
     maps = []
@@ -178,6 +183,12 @@ def test_case_30_what_a_mac_leaves_behind_is_no_clip(tmp_path: Path):
     assert (len(out.clips), len(out.refused)) == (6, 0)
     esc = touch(tmp_path / "esc", "001 - Dog/1-3-A.ogg", "001 - Dog/._1-3-A.ogg")
     assert (len(read_esc(esc).clips), len(read_esc(esc).refused)) == (1, 0)
+
+
+def test_one_name_with_accents_composed_and_apart_is_no_folder_to_read(tmp_path: Path):
+    folder = touch(tmp_path, "001 - B\u00e9b\u00e9/1-3-A.ogg", "001 - Be\u0301be\u0301/1-3-A.ogg")
+    with pytest.raises(DataError, match="accents composed and apart"):
+        read_esc(folder)
 
 
 def test_speech_commands_lists_are_read_as_people_save_them(tmp_path: Path):

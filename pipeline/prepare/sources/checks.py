@@ -51,10 +51,11 @@ def check_video_id(video_id: Any) -> None:
         raise ClipError(Reason.BAD_ID, f"{show(video_id)} is not a video id")
 
 
-def check_clip_id(clip_id: str) -> None:
+def check_clip_id(clip_id: str, *, is_given: bool = True) -> None:
+    """Check an id that the list itself gives, or one that comes from a file's name."""
     if not 0 < len(clip_id) <= LONGEST_ID or (not clip_id.isprintable() and CONTROL.search(clip_id)):
         raise ClipError(Reason.BAD_ID, f"{show(clip_id)} is not 1 to {LONGEST_ID} characters, none for control")
-    if "\ufffd" in clip_id or is_spreadsheet_damage(clip_id):
+    if "\ufffd" in clip_id or (is_given and is_spreadsheet_damage(clip_id, dates=False)):
         raise ClipError(Reason.BAD_ID, f"{show(clip_id)} is no id: a spreadsheet or a conversion wrote over it")
 
 
@@ -88,7 +89,7 @@ def media_in(folder: str, path: Any, what: str) -> str:
     """The media that a list in `folder` names by `path`."""
     if not isinstance(path, str) or not path or CONTROL.search(path):
         raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}, not a path")
-    if "\ufffd" in path or is_spreadsheet_damage(path):
+    if "\ufffd" in path or is_spreadsheet_damage(path, dates=False):
         raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}: a spreadsheet or a conversion wrote over it")
     scheme, is_uri, rest = path.partition("://")
     if not is_uri:

@@ -28,7 +28,12 @@ class Tree:
             files = [file.removeprefix(f"{self.root}/") for file in storage.list_files(self.root, recursive=True)]
         except (OSError, ValueError) as err:
             raise DataError(f"cannot list the folder {folder}: {one_line(err)}") from err
-        self.on_disk = {_nfc(file): file for file in files}
+        self.on_disk: dict[str, str] = {}
+        for file in files:
+            if self.on_disk.setdefault(_nfc(file), file) != file:
+                raise DataError(
+                    f"{folder} holds {show(file)} twice, with accents composed and apart; remove one of them"
+                )
 
     def __contains__(self, file: str) -> bool:
         return _nfc(file) in self.on_disk

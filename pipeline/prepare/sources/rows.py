@@ -77,7 +77,7 @@ class Rows:
 
     def keep_named(self, *row: Any, path: str = "") -> None:
         """One row of `CLIPS` whose clip_id comes from its media, or from `path`; it may change: `clip_names`."""
-        check_clip_id(row[0])
+        check_clip_id(row[0], is_given=False)
         self._clips.add((*row, path))
 
     def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str], place: str = "") -> None:
@@ -139,7 +139,7 @@ class Rows:
                             Reason.DUPLICATE, f"{clip_ids[row]} is in {splits[row]} already, from that file"
                         )
                     clip_ids[row] = name
-                    check_clip_id(name)
+                    check_clip_id(name, is_given=False)
                 except ClipError as err:
                     refused[row] = err
         times = Counter((splits[row], name) for row, name in enumerate(clip_ids) if row not in refused)
