@@ -1,0 +1,73 @@
+"""The S3 server of tests, moto's, which takes long to import: `python -m tests.s3_server` prints its port.
+
+A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse.
+"""
+
+import json
+import threading
+from random import Random
+from typing import Any
+from urllib.parse import parse_qs
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.wsgi import get_input_stream
+
+from tests.s3 import CONTROL
+
+SLOW_DOWN = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code>'
+    b"<Message>Please reduce your request rate.</Message><RequestId>1</RequestId></Error>"
+)
+
+
+class Busy:
+    """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self.app, self.lock = app, threading.Lock()
+        self.share, self.following, self.draw = 0.0, 0, Random(0)
+        self.counts = {"requests": 0, "refused": 0}
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        if environ["PATH_INFO"] == CONTROL:
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(self._reset(parse_qs(environ["QUERY_STRING"]))).encode()]
+        if not self._refuse():
+            return self.app(environ, start_response)
+        get_input_stream(environ).read()  # else the next request on this connection begins with the rest of this one
+        start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]
+
+    def _reset(self, query: dict[str, list[str]]) -> dict[str, int]:
+        with self.lock:
+            before, self.counts = self.counts, {"requests": 0, "refused": 0}
+            self.share, self.following, self.draw = float(query["share"][0]), int(query["following"][0]), Random(0)
+            return before
+
+    def _refuse(self) -> bool:
+        with self.lock:
+            refuse = self.following > 0 or self.draw.random() < self.share
+            self.following = max(0, self.following - 1)
+            self.counts["requests"] += 1
+            self.counts["refused"] += refuse
+            return refuse
+
+
+class Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept, as S3 keeps them
+
+    def log(self, *_: object) -> None:
+        pass
+
+
+def main() -> None:
+    app = Busy(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
