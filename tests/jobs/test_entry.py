@@ -123,7 +123,7 @@ def test_an_error_of_ray_that_nobody_can_act_on_is_left_out():
         f"import os; os.write(2, {ray_says.encode()!r} + b'\\n'); print('(pid=1)', {ray_says!r}, file=sys.stderr)\n"
         "print('ours', file=sys.stderr); os.write(2, b'last words\\n'); os.abort()"
     )
-    assert job.communicate(timeout=30)[1] == "ours\nlast words\n"
+    assert job.communicate(timeout=WAIT_S)[1] == "ours\nlast words\n"
     assert job.returncode == -signal.SIGABRT
 
 
