@@ -10,13 +10,14 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
 
 from ast_core import ASTModel
 from ast_core.checkpoints import ModelConfig, save_huggingface, save_model
-from ast_core.errors import ConfigError, DataError
+from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import bootstrap_map
 from ast_core.published import speechcommands_labels
@@ -268,3 +269,17 @@ def test_a_checkpoint_that_was_trained_in_fp16_is_scored_on_a_cpu(tone_data: str
     dataset = PreparedDataset.open(tone_data)
     scores = evaluate._score(model, half, dataset, dataset.clips(["eval"]), "cpu", threads=1)
     assert np.array_equal(scores, scored(tone_data, folder))
+
+
+def test_case_4_a_flipped_bit_of_a_shard_is_said_with_its_name_and_no_score(
+    local_ray: None, tone_data: str, tmp_path: Path, folder: str
+):
+    shutil.copytree(tone_data, tmp_path / "data")
+    shard = max((tmp_path / "data" / "eval" / "shards").iterdir(), key=lambda file: file.stat().st_size)
+    about = pq.ParquetFile(shard).metadata.row_group(0)
+    whole = bytearray(shard.read_bytes())
+    whole[about.column(about.num_columns - 1).data_page_offset + 5000] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(UserError, match=f"the shard {shard} is damaged .*; restore it, or prepare the data anew"):
+        figures(str(tmp_path / "data"), tmp_path, folder)
+    assert not (tmp_path / "f.json").exists()

@@ -36,6 +36,17 @@ def test_what_is_not_known_is_null_in_the_records_and_no_point_elsewhere(tmp_pat
     assert not (tmp_path / "mlflow.json").exists()
 
 
+@pytest.mark.parametrize("damaged", ["{", '{"kind": "sTep", "epoch": 1, "step": 20}', '{"kind": "step"}', "7"])
+def test_a_damaged_record_is_named_with_its_line_when_a_run_goes_on(tmp_path: Path, damaged: str):
+    log = RunLog(str(tmp_path), 0)
+    log.step(epoch=1, step=20, values={"loss": 0.5})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(f"{damaged}\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged; restore the file, or delete it"):
+        RunLog(str(tmp_path), 20)
+
+
 def test_events_on_their_way_to_object_storage_leave_nothing_in_the_temporary_folder(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.dataset import ROW_GROUP_CLIPS, write_table
 from pipeline.train.feed import FbankReader
 from pipeline.train.shard_cache import ShardCache
+from tests.damage import refusal
 from tests.train.made import clips_of, table_of
 
 
@@ -174,3 +175,29 @@ def test_the_feed_reads_remote_shards_through_it(fetched: list[str], tmp_path: P
         with FbankReader(clips_of(["far://s.parquet"] * 40, range(40), fbanks), cache=cache) as reader:
             assert all((reader[i] == fbanks[i]).all() for i in range(40))
     assert fetched == ["s.parquet"]
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_is_named(
+    fetched: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    table, fbanks = table_of([5] * 40)
+    write_table(str(tmp_path / "far" / "s.parquet"), table, row_group_size=ROW_GROUP_CLIPS)
+    clips, cache = clips_of(["far://s.parquet"] * 40, range(40), fbanks), ShardCache(str(tmp_path / "cache"), 1 << 20)
+
+    def read_all() -> None:
+        with FbankReader(clips, cache=cache) as reader:
+            assert all((reader[i] == fbanks[i]).all() for i in range(40))
+
+    read_all()
+    (kept,) = (tmp_path / "cache").iterdir()
+    about = pq.ParquetFile(kept).metadata.row_group(1)
+    at = about.column(about.num_columns - 1).data_page_offset + 1000
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    read_all()
+    assert "the copy of far://s.parquet on this node's disk was damaged, and is fetched again" in caplog.text
+    read_all()
+    assert kept.read_bytes() == whole
+    kept.unlink()
+    (tmp_path / "far" / "s.parquet").write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    assert refusal(read_all).startswith("the shard far://s.parquet is damaged (")
