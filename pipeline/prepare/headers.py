@@ -52,7 +52,9 @@ def declared_s(container: av.container.InputContainer, track: av.AudioStream, fi
         return None if track.duration is None else track.duration * tick_s
     if name in DECLARED_BY_FILE:
         duration = container.duration if len(container.streams) == 1 else None
-        return None if duration is None else duration / av.time_base
+        if duration is None:
+            return None
+        return (duration - max(0, container.start_time or 0)) / av.time_base  # it counts from timestamp 0
     if name == "caf":
         return (track.frames or 0) / track.codec_context.sample_rate or None if _is_pcm(track) else None
     if name == "avi":
@@ -68,22 +70,22 @@ def _is_pcm(track: av.AudioStream) -> bool:
 
 
 def _wav_s(file: BinaryIO, track: av.AudioStream) -> float | None:
-    """RIFF, RF64 and BW64: the size of the chunk `data` over the bytes a second."""
+    """RIFF, RF64 and BW64: of PCM the size of the chunk `data`, else the number of samples in the chunk `fact`."""
     if file.read(4) not in {b"RIFF", b"RF64", b"BW64"}:
         return None
     file.seek(12)
-    bytes_per_s, size_64 = 0.0, None
+    bytes_per_s, rate_hz = _bytes_per_s(track), track.codec_context.sample_rate
+    num_samples = size_64 = 0
     while len(head := file.read(8)) == 8 and file.tell() < HEAD_BYTES:
         name, size = head[:4], int.from_bytes(head[4:], "little")
         if name == b"data":
-            if size == 0xFFFFFFFF and size_64:
-                size = size_64
-            elif size in STREAMED_BYTES:
-                return None
-            return size / bytes_per_s if bytes_per_s else None
-        body = file.read(min(size, 32)) if name in {b"fmt ", b"ds64"} else b""
-        if name == b"fmt " and len(body) >= 16:
-            bytes_per_s = _bytes_per_s(track) or struct.unpack_from("<I", body, 8)[0]
+            if not bytes_per_s:
+                return num_samples / rate_hz if num_samples and rate_hz else None
+            size = size_64 if size == 0xFFFFFFFF and size_64 else size
+            return None if size in STREAMED_BYTES else size / bytes_per_s
+        body = file.read(min(size, 32)) if name in {b"fact", b"ds64"} else b""
+        if name == b"fact" and len(body) >= 4:
+            num_samples = struct.unpack_from("<I", body)[0]
         elif name == b"ds64" and len(body) >= 16:
             size_64 = struct.unpack_from("<Q", body, 8)[0]
         file.seek(size + size % 2 - len(body), 1)
@@ -129,14 +131,20 @@ def _mp3_s(file: BinaryIO, track: av.AudioStream) -> float | None:
         at += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
     file.seek(at)
     first = file.read(4096)
-    num_frames = 0
-    if (found := re.search(b"Xing|Info", first)) and len(first) >= found.end() + 8:
+    num_frames = num_padding = 0
+    if (found := re.search(b"Xing|Info", first)) and len(first) >= found.end() + 140:
         flags, num_frames = struct.unpack_from(">II", first, found.end())
         num_frames *= flags & 1
+        encoder = found.end() + 4 + 4 * (flags & 1) + 2 * (flags & 2) + 25 * (flags & 4) + (flags & 8) // 2
+        if first[encoder : encoder + 4] in {b"LAME", b"Lavc", b"Lavf"}:  # 12 bits at the beginning, 12 at the end
+            delays = int.from_bytes(first[encoder + 21 : encoder + 24])
+            num_padding = (delays >> 12) + (delays & 0xFFF)
     elif (vbri := first.find(b"VBRI")) >= 0 and len(first) >= vbri + 18:
         num_frames = struct.unpack_from(">I", first, vbri + 14)[0]
     rate_hz = track.codec_context.sample_rate
-    return num_frames * (1152 if rate_hz >= 32_000 else 576) / rate_hz if num_frames and rate_hz else None
+    if not num_frames or not rate_hz:
+        return None
+    return (num_frames * (1152 if rate_hz >= 32_000 else 576) - num_padding) / rate_hz
 
 
 _PARSERS = {"wav": _wav_s, "w64": _w64_s, "asf": _asf_s, "mp3": _mp3_s}

@@ -1,9 +1,9 @@
 """The samples of a section of a recording: which frames of which track, at which time, and what is missing.
 
 Time. A section's times count from the beginning of the file as FFmpeg's program counts them (`-ss`): from the
-container's start time, which may lie before the first sample of the sound. A section that starts at 0 begins with the
-first sample. Within a recording, samples are counted; a timestamp only matters where it leaves the count by more than
-`GAP_S`. There, as for FFmpeg's program,
+container's start time, which may lie before the first sample of the sound; in MPEG-TS and the like from the first sample.
+A section that starts at 0 begins with the first sample. Within a recording, samples are counted; a timestamp only matters
+where it leaves the count by more than `GAP_S`. There, as for FFmpeg's program,
 
 - times that start again, as in chained Ogg or files that were joined, go on where the samples stand;
 - a jump of more than `DISCONTINUITY_S` in a format whose clock may jump (MPEG-TS, Ogg) is another clock, not a pause.
@@ -39,18 +39,20 @@ GAP_S = 0.05
 DISCONTINUITY_S = 10.0
 """The program's `-dts_delta_threshold`."""
 
-START_TOLERANCE_S = 0.1
-"""A first frame this close to the start time of its track is the first of the recording: codecs have delays."""
-
 LOST_SHARE = 0.5
 """A hole is one of lost data if this share of the bytes that it would take at the rate so far belongs to no packet."""
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Sample rates of sound. A header may claim any, and seconds of it would be a handful of samples or gigabytes."""
 
-SEEKABLE = {"aiff", "au", "caf", "flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "ogg", "w64", "wav"}
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+
+SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "ogg", "w64", "wav"}
 """FFmpeg's names of formats in which a seek is exact to a sample. Others are read, not decoded, from the beginning."""
 
+
+OF_SAMPLES = {"aiff", "au", "w64", "wav"}
+"""FFmpeg's names of formats whose times it reckons by bytes. They are wrong for G.722 in WAV, so only PCM's are used."""
 
 UNTIMED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3"}
 """FFmpeg's names of formats without timestamps: those that it makes up count bytes that are no sound as well."""
@@ -98,26 +100,29 @@ def read_section(
         ClipError: not_audio.
         FFmpegError: nothing could be decoded, or memory did not suffice.
     """
-    zero_s = (container.start_time or 0) / av.time_base if whole else 0.0
-    run_up_s = zero_s + start_s - SEEK_MARGIN_S if may_seek else -math.inf
-    tick_s = float(track.time_base or 1)
+    zero_s = _start_s(container, track) if whole else 0.0
     packets = _Packets(container, track)
-    cutter = _Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=tick_s)
-    if start_s > SEEK_MARGIN_S and may_seek and container.format.name in SEEKABLE:
-        if whole and (first := next(packets.frames(-math.inf), None)) and first[0].time is not None:
-            cutter.set_grid(first[0], first[0].time - zero_s)
-        container.seek(round(run_up_s * av.time_base))
-    track_start_s = None if track.start_time is None else track.start_time * tick_s
-    for frame, after_damage in packets.frames(run_up_s):
-        is_first = track_start_s is None or frame.time is None or frame.time - track_start_s < START_TOLERANCE_S
-        stamp_s = None if frame.time is None else frame.time - zero_s
+    run_up_s = zero_s + start_s - SEEK_MARGIN_S if may_seek and not packets.must_count else -math.inf
+    cutter = _Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=float(track.time_base or 1))
+    for decoded in packets.frames(run_up_s):
         if packets.end_s is not None:
             cutter.end_at(packets.end_s - zero_s)
-        if cutter.take(frame, stamp_s, is_first=is_first, after_damage=after_damage):
+        if cutter.take(decoded, zero_s):
             break
     if packets.error is not None and not cutter.has_begun:
         raise packets.error
     return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s])
+
+
+def _start_s(container: InputContainer, track: av.AudioStream) -> float:
+    """When the recording begins, by its clock: with its first track, or where the clock may jump, with this one."""
+    if _clock_may_jump(container) and track.start_time is not None and track.time_base is not None:
+        return float(track.start_time * track.time_base)
+    return (container.start_time or 0) / av.time_base
+
+
+def _clock_may_jump(container: InputContainer) -> bool:
+    return Flags.ts_discont in Flags(container.format.flags)
 
 
 def is_longer(container: InputContainer, track: av.AudioStream, limit_s: float) -> bool:
@@ -134,6 +139,14 @@ def is_longer(container: InputContainer, track: av.AudioStream, limit_s: float) 
     return False
 
 
+class _Decoded(NamedTuple):
+    frame: av.AudioFrame
+    after_damage: bool
+    """A packet before it could not be decoded."""
+    after_skip: bool
+    """Packets before it were passed over."""
+
+
 class _Read(NamedTuple):
     packet: av.Packet
     num_claimed: int
@@ -147,21 +160,37 @@ class _Packets:
 
     def __init__(self, container: InputContainer, track: av.AudioStream) -> None:
         self.container, self.track = container, track
-        self.is_timed = container.format.name not in UNTIMED
+        self.must_count = container.format.name in OF_SAMPLES and not track.codec_context.name.startswith("pcm_")
+        self.is_timed = container.format.name not in UNTIMED and not self.must_count
+        self._packets = self.continuous()
         self.error: FFmpegError | None = None
         """The last that the demuxer or the decoder had."""
         self.lost_s: list[tuple[float, float]] = []
         """From when to when, on the container's clock, data were lost."""
         self.end_s: float | None = None
-        """When the sound ends on the container's clock, where an edit list of MP4 cuts the last packet."""
+        """When the sound ends on the container's clock, if that is within the last packet."""
 
-    def frames(self, run_up_s: float) -> Iterator[tuple[av.AudioFrame, bool]]:
-        """Decode from a time on; what lies before costs no decoding. A packet that cannot be decoded is passed over.
+    def frames(self, run_up_s: float) -> Iterator[_Decoded]:
+        """The first frame, and all from a time on; what lies between costs no decoding, and where a seek is exact no
+        reading. A packet that cannot be decoded is passed over."""
+        for decoded in self._decoded(-math.inf):
+            yield decoded
+            frame = decoded.frame
+            if frame.time is not None and frame.time + frame.samples / frame.rate < run_up_s:
+                break
+        else:
+            return
+        if self.container.format.name in SEEKABLE:
+            self.container.seek(round(run_up_s * av.time_base))
+            self._packets = self.continuous()
+        after_skip = True
+        for decoded in self._decoded(run_up_s):
+            yield decoded._replace(after_skip=after_skip)
+            after_skip = False
 
-        Yields frames, and whether such a packet came before.
-        """
+    def _decoded(self, run_up_s: float) -> Iterator[_Decoded]:
         damaged = False
-        for packet in self.continuous():
+        for packet in self._packets:
             tick_s = float(packet.time_base)
             end_s = None if packet.pts is None else (packet.pts + (packet.duration or 0)) * tick_s
             if end_s is not None and end_s <= run_up_s:
@@ -175,12 +204,12 @@ class _Packets:
                     self.lost_s.append((end_s - packet.duration * tick_s, end_s))
                 continue
             for frame in frames:
-                yield frame, damaged
+                yield _Decoded(frame, damaged, False)
                 damaged = False
         try:
             flushed: Any = self.track.codec_context.decode(None)
             for frame in flushed:
-                yield frame, damaged
+                yield _Decoded(frame, damaged, False)
         except FFmpegError as err:
             self._fail(err)
 
@@ -188,7 +217,7 @@ class _Packets:
         """Packets with their timestamps moved where the clock starts again. See the head of this file."""
         tick_s = float(self.track.time_base or 1)
         gap, discontinuity = GAP_S / tick_s, DISCONTINUITY_S / tick_s
-        clock_may_jump = Flags.ts_discont in Flags(self.container.format.flags)
+        clock_may_jump = _clock_may_jump(self.container)
         offset, first = 0, 0
         expected: int | None = None  # timestamp of the next packet
         unclaimed_before = 0
@@ -218,6 +247,7 @@ class _Packets:
                 yield waiting, read.packet.pts
             waiting = read
         if waiting is not None:
+            self.end_s = self._end_in_last(waiting.packet)
             yield waiting, None
 
     def _read(self) -> Iterator[_Read]:
@@ -232,21 +262,22 @@ class _Packets:
                     first_byte = packet.pos if first_byte is None else first_byte
                     num_unclaimed = packet.pos - first_byte - num_claimed
                 if packet.stream_index == self.track.index:
-                    if packet.pos == first_byte and packet.has_sidedata("skip_samples"):
-                        self.end_s = self._edited_end_s()
                     yield _Read(packet, num_claimed, num_unclaimed)
                 num_claimed += packet.size
         except FFmpegError as err:
             self._fail(err)
 
-    def _edited_end_s(self) -> float | None:
-        """FFmpeg's program cuts what lies behind an edit list that has cut the beginning, but for these codecs."""
-        name, track = self.track.codec_context.codec.name, self.track
-        if self.container.format.name != "mov,mp4,m4a,3gp,3g2,mj2" or name in {"opus", "libopus", "dca", "vorbis"}:
+    def _end_in_last(self, packet: av.Packet) -> float | None:
+        """When the sound ends within the last packet, which FFmpeg's program cuts there in these formats and codecs.
+
+        A fragmented file has no table of packets, and so no such end.
+        """
+        track, name = self.track, self.track.codec_context.codec.name
+        if self.container.format.name != MP4 or not track.frames or name in {"opus", "libopus", "dca"}:
             return None
-        if track.duration is None or track.time_base is None:
+        if track.duration is None or packet.pts is None or packet.pts >= track.duration:
             return None
-        return float(((track.start_time or 0) + track.duration) * track.time_base)
+        return float(track.duration * packet.time_base)
 
     def _fail(self, err: FFmpegError) -> None:
         if err.errno == errno.ENOMEM:
@@ -265,9 +296,9 @@ class _Cutter:
         self._zero = 0  # of the timestamps
         self._position: int | None = None  # of the next sample
         self._next_wanted = self._end = 0
-        self._drifts: list[int] | None = None  # timestamp less position of the run-up's frames
-        self._sizes: set[int] = set()  # of the run-up's frames
-        self._grid: int | None = None  # where the recording's second frame begins
+        self._grid = 0  # where the recording's second frame begins, and others of the same size may
+        self._drifts: list[int] | None = None  # timestamp less position of frames after a skip
+        self._sizes: set[int] = set()  # of these frames
         self._decoded_s = self._length_s = 0.0
 
     @property
@@ -278,30 +309,26 @@ class _Cutter:
         """The sound has no samples from this time on, by the timestamps."""
         self._end = min(self._end, round(end_s * self._rate_hz) - self._zero) if self._rate_hz else self._end
 
-    def set_grid(self, first: av.AudioFrame, stamp_s: float) -> None:
-        """If all frames but the first are of one size, the recording's `first` tells where they may begin."""
-        self._change_rate(first.rate)
-        self._grid = round(stamp_s * first.rate) + first.samples
-
-    def take(self, frame: av.AudioFrame, stamp_s: float | None, *, is_first: bool, after_damage: bool) -> bool:
-        """Returns whether the section is complete."""
+    def take(self, decoded: _Decoded, zero_s: float) -> bool:
+        """Returns whether the section is complete. `zero_s`: the timestamp of time 0."""
+        frame = decoded.frame
         if frame.rate != self._rate_hz:
             self._change_rate(frame.rate)
-        stamp = None if stamp_s is None else round(stamp_s * frame.rate) - self._zero
+        stamp = None if frame.time is None else round((frame.time - zero_s) * frame.rate) - self._zero
         if self._position is None:
-            self._begin(stamp or 0, is_first=is_first)
+            self._begin(stamp or 0, frame.samples)
+        elif decoded.after_skip:
+            assert stamp is not None, "only packets with a timestamp are passed over"
+            self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {frame.samples}
         elif stamp is not None and self.is_timed:
-            self._follow(stamp, frame.samples, after_damage=after_damage)
+            self._follow(stamp, frame.samples, after_damage=decoded.after_damage)
         assert self._position is not None
-        self._sizes.add(frame.samples)
         begin, self._position = self._position, self._position + frame.samples
-        if self._position <= self._next_wanted:
-            return False  # not yet there; hours of this must not pile up
-        if self._drifts:
+        if self._position > self._next_wanted and self._drifts:
             begin = self._settled(begin, frame.samples)
             self._position = begin + frame.samples
-            if self._position <= self._next_wanted:
-                return False
+        if self._position <= self._next_wanted:
+            return False  # not yet there; hours of this must not pile up
         if begin > self._next_wanted:
             hole = min(begin, self._end) - self._next_wanted
             self._mono.add_silence(hole, self._rate_hz)
@@ -322,36 +349,36 @@ class _Cutter:
         missing_s = sum(max(0.0, min(end, end_s) - max(begin, begin_s)) for begin, end in lost_s)
         return Section(self._mono.waveform(), self._length_s, self._decoded_s, missing_s, self._mono.level_share())
 
-    def _begin(self, stamp: int, *, is_first: bool) -> None:
+    def _begin(self, stamp: int, num_samples: int) -> None:
         if self.start_s == 0:
             self._zero, self._position = stamp, 0
-            return
-        self._position = stamp
-        if is_first:
-            self._next_wanted = max(self._next_wanted, stamp)  # before it there was no sound, and silence is none
         else:
-            self._drifts = [0]
+            self._position = stamp
+            self._next_wanted = max(self._next_wanted, stamp)  # before it there was no sound, and silence is none
+        self._grid = self._position + num_samples
+
+    def _follow(self, stamp: int, num_samples: int, *, after_damage: bool) -> None:
+        assert self._position is not None
+        drift = stamp - self._position
+        if drift > (num_samples // 2 if after_damage else GAP_S * self._rate_hz):
+            frames = round(drift / num_samples) * num_samples  # of the size of this one, as most are that are missing
+            self._position += frames if self._is_rounding(frames - drift) else drift
+            if self._drifts:
+                self._drifts, self._sizes = [0], set()
+        elif self._drifts:
+            self._drifts.append(drift)
+        self._sizes.add(num_samples)
 
     def _settled(self, begin: int, num_samples: int) -> int:
         """Where a frame begins, by the timestamps of the run-up: one alone is rounded, or a block off (Vorbis)."""
         begin += statistics.median_low(self._drifts or [0])
         self._drifts = None
-        if self._grid is None or self._sizes != {num_samples}:
-            return begin
         on_grid = self._grid + round((begin - self._grid) / num_samples) * num_samples
-        return on_grid if abs(on_grid - begin) <= self.tick_s * self._rate_hz + 1 else begin
+        return on_grid if self._sizes == {num_samples} and self._is_rounding(on_grid - begin) else begin
 
-    def _follow(self, stamp: int, num_samples: int, *, after_damage: bool) -> None:
-        assert self._position is not None
-        tolerance = num_samples // 2 if after_damage else round(GAP_S * self._rate_hz)
-        drift = stamp - self._position
-        if drift > tolerance:
-            frames = round(drift / num_samples) * num_samples  # of the size of this one, as most are that are missing
-            self._position += frames if abs(frames - drift) <= self.tick_s * self._rate_hz + 1 else drift
-            if self._drifts:
-                self._drifts, self._sizes = [0], set()
-        elif self._drifts:
-            self._drifts.append(drift)
+    def _is_rounding(self, num_samples: int) -> bool:
+        """Whether a difference is no more than a tick of the container's clock."""
+        return abs(num_samples) <= self.tick_s * self._rate_hz + 1
 
     def _change_rate(self, rate_hz: int) -> None:
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
@@ -364,4 +391,5 @@ class _Cutter:
             self._zero, self._next_wanted = round(self._zero * ratio), round(self._next_wanted * ratio)
             self._end = math.ceil(self._end * ratio)
             self._position = None if self._position is None else round(self._position * ratio)
+            self._grid, self._drifts = self._position or 0, None
         self._rate_hz = rate_hz

@@ -57,14 +57,14 @@ def program(
 
     `resampler`: "soxr" is ours, of which the program has another build; None is the program's own.
     """
-    filters = []
+    filters = ["aformat=sample_fmts=flt"]
     if start_s is not None:  # as -ss and -t do, but at the file's rate
         filters.append(f"atrim=start={start_s}" + (f":end={start_s + duration_s}" if duration_s is not None else ""))
     if channels > 1:
         filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{i}' for i in range(channels))}")
     if resampler is not None:
         filters.append(f"aresample={SAMPLE_RATE_HZ}:resampler={resampler}")
-    mono = ["-ac", 1, "-ar", SAMPLE_RATE_HZ, *(["-af", ",".join(filters)] if filters else [])]
+    mono = ["-ac", 1, "-ar", SAMPLE_RATE_HZ, "-af", ",".join(filters)]
     return np.frombuffer(ffmpeg("-i", path, *mono, "-f", "f32le", "-", check=False), "<f4")
 
 

@@ -1,0 +1,444 @@
+"""Files of every kind that FFmpeg's program can make and people have, and whether we read them as the program does.
+
+A file is a pure function of its number: a container and codec, a rate, channels, and one thing that is odd about it.
+`verdict` reads it as a whole and in a section and says how the outcome stands beside the program's.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from ast_core.frames import SAMPLE_RATE_HZ
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.decode import decode_section
+from pipeline.prepare.sections import chosen_track
+from tests.prepare.sound import error_level, ffmpeg, lag, program, signal, write
+
+LENGTH_S = 2.4
+RATES_HZ = (8000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000)
+NOT_RANDOM = ("-aac_pns", 0)
+"""AAC may leave noise to the decoder's dice, which fall differently after a seek."""
+EXPERIMENTAL = ("-strict", -2)
+
+ENCODINGS: dict[str, tuple[str, tuple[object, ...]]] = {
+    "mp3": ("mp3", ("-b:a", "128k")),
+    "mp3 vbr, id3v1": ("mp3", ("-q:a", 4, "-write_id3v1", 1)),
+    "mp3 without xing": ("mp3", ("-write_xing", 0, "-id3v2_version", 0)),
+    "mp2": ("mp2", ()),
+    "aac in adts": ("aac", ("-c:a", "aac", *NOT_RANDOM)),
+    "aac in latm": ("latm", ("-c:a", "aac", "-f", "latm", *NOT_RANDOM)),
+    "ac3": ("ac3", ()),
+    "eac3": ("eac3", ()),
+    "dts": ("dts", ("-c:a", "dca", *EXPERIMENTAL)),
+    "amr": ("amr", ("-ar", 8000, "-ac", 1)),
+    "aac in m4a": ("m4a", ("-c:a", "aac", *NOT_RANDOM)),
+    "aac in m4a, faststart": ("m4a", ("-c:a", "aac", *NOT_RANDOM, "-movflags", "faststart")),
+    "aac in mp4, fragmented": ("mp4", ("-c:a", "aac", *NOT_RANDOM, "-movflags", "frag_keyframe+empty_moov")),
+    "aac in mp4, no edit list": ("mp4", ("-c:a", "aac", *NOT_RANDOM, "-use_editlist", 0)),
+    "alac in m4a": ("m4a", ("-c:a", "alac")),
+    "mp3 in mp4": ("mp4", ("-c:a", "libmp3lame", "-ar", 44_100)),
+    "opus in mp4": ("mp4", ("-c:a", "libopus", *EXPERIMENTAL)),
+    "ac3 in mp4": ("mp4", ("-c:a", "ac3")),
+    "flac in mp4": ("mp4", ("-c:a", "flac", *EXPERIMENTAL)),
+    "pcm in mov": ("mov", ("-c:a", "pcm_s16le")),
+    "opus in webm": ("webm", ("-c:a", "libopus")),
+    "opus in webm, live": ("webm", ("-c:a", "libopus", "-live", 1)),
+    "vorbis in webm": ("webm", ("-c:a", "libvorbis")),
+    "aac in matroska": ("mka", ("-c:a", "aac", *NOT_RANDOM)),
+    "mp3 in matroska": ("mka", ("-c:a", "libmp3lame")),
+    "flac in matroska": ("mka", ("-c:a", "flac")),
+    "ac3 in matroska": ("mka", ("-c:a", "ac3")),
+    "pcm in matroska": ("mka", ("-c:a", "pcm_s24le")),
+    "opus in ogg": ("ogg", ("-c:a", "libopus")),
+    "vorbis in ogg": ("ogg", ("-c:a", "libvorbis")),
+    "flac in ogg": ("ogg", ("-c:a", "flac")),
+    "flac": ("flac", ()),
+    "wavpack": ("wv", ()),
+    "tta": ("tta", ()),
+    "wav": ("wav", ("-c:a", "pcm_s16le")),
+    **{f"wav, {codec}": ("wav", ("-c:a", codec)) for codec in (
+        "pcm_u8", "pcm_s24le", "pcm_s32le", "pcm_s64le", "pcm_f32le", "pcm_f64le", "pcm_alaw", "pcm_mulaw",
+        "adpcm_ima_wav", "adpcm_ms", "g722",
+    )},
+    "rf64": ("wav", ("-c:a", "pcm_s16le", "-rf64", "always")),
+    "w64": ("w64", ()),
+    "aiff": ("aiff", ()),
+    "aiff, 24 bits": ("aiff", ("-c:a", "pcm_s24be")),
+    "caf": ("caf", ("-c:a", "pcm_s16be")),
+    "alac in caf": ("caf", ("-c:a", "alac")),
+    "au": ("au", ()),
+    "voc": ("voc", ()),
+    "aac in mpegts": ("ts", ("-c:a", "aac", *NOT_RANDOM)),
+    "mp2 in mpegts": ("ts", ("-c:a", "mp2")),
+    "ac3 in mpegts": ("ts", ("-c:a", "ac3")),
+    "mp2 in mpeg": ("mpg", ("-c:a", "mp2")),
+    "ac3 in mpeg": ("vob", ("-c:a", "ac3")),
+    "mp3 in avi": ("avi", ("-c:a", "libmp3lame")),
+    "pcm in avi": ("avi", ("-c:a", "pcm_s16le")),
+    "aac in flv": ("flv", ("-c:a", "aac", *NOT_RANDOM)),
+    "mp3 in flv": ("flv", ("-c:a", "libmp3lame", "-ar", 44_100)),
+    "wma": ("wma", ("-c:a", "wmav2")),
+    "wma 1": ("wma", ("-c:a", "wmav1")),
+    "ac3 in rm": ("rm", ("-c:a", "ac3")),
+    "flac in nut": ("nut", ("-c:a", "flac")),
+    "pcm in nut": ("nut", ("-c:a", "pcm_s16le")),
+    "opus in nut": ("nut", ("-c:a", "libopus")),
+}  # fmt: skip
+"""Ending of the file's name, and options of the program."""
+
+TIMED = {"mp4", "mov", "m4a", "webm", "mka", "ts", "mpg", "vob", "flv", "nut", "wma", "ogg"}
+WITH_PICTURE = {"mp4", "mov", "m4a", "mka", "ts", "mpg", "vob", "nut"}
+LENGTH_AT: dict[str, Callable[[bytes], int]] = {
+    "wav": lambda media: media.find(b"data") + 4,
+    "au": lambda media: 8,
+    "aiff": lambda media: media.find(b"SSND") + 4,
+    "caf": lambda media: media.find(b"data") + 8,
+    "w64": lambda media: media.find(b"data\xf3\xac") + 16,
+}
+
+
+class Odd(NamedTuple):
+    """One odd thing. `make` gets a random generator, the file that it is to change, and a second one."""
+
+    make: Callable[["Maker", str, np.random.Generator], bytes]
+    endings: set[str] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    number: int
+    encoding: str
+    odd: str
+    path: Path
+    channels: int
+    start_s: float
+    """Of the section."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}: {self.encoding}, {self.odd}, section from {self.start_s:.3f} s ({self.path.name})"
+
+
+class Maker:
+    """Encoded files by encoding, rate, channels and what they hold; each is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.encoded = functools.cache(self._encoded)
+        self.sound = functools.cache(self._sound)
+
+    def make(self, number: int) -> Made:
+        rng = np.random.default_rng([15, number])
+        encoding = list(ENCODINGS)[number % len(ENCODINGS)]
+        ending, _ = ENCODINGS[encoding]
+        odds = [name for name, odd in ODDS.items() if odd.endings is None or ending in odd.endings]
+        odd = str(rng.choice(odds))
+        key = (encoding, int(rng.choice(RATES_HZ[2:5])), int(rng.integers(1, 3)))
+        if number % 3 == 0:
+            key = (encoding, int(rng.choice(RATES_HZ)), int(rng.choice([1, 2, 6], p=[0.4, 0.4, 0.2])))
+        self.key = key
+        media = ODDS[odd].make(self, ending, rng)
+        path = self.folder / f"made-{number}.{ending}"
+        path.write_bytes(media)
+        start_s = float(rng.choice([0.0, 0.3, 1.2, 1.437, round(float(rng.uniform(0, 2)), 3)]))
+        return Made(number, encoding, odd, path, key[2], start_s)
+
+    def plain(self) -> bytes:
+        return self.encoded(*self.key, 0, ())
+
+    def second(self) -> bytes:
+        return self.encoded(*self.key, 1, ())
+
+    def with_options(self, *options: object) -> bytes:
+        return self.encoded(*self.key, 0, options)
+
+    def _sound(self, rate_hz: int, channels: int, seed: int) -> Path:
+        planes = np.stack([signal(LENGTH_S, rate_hz, seed=10 * seed + channel) for channel in range(channels)])
+        return write(self.folder / f"sound-{rate_hz}-{channels}-{seed}.wav", planes, rate_hz, "-c:a", "pcm_s24le")
+
+    def _encoded(self, encoding: str, rate_hz: int, channels: int, seed: int, more: tuple[object, ...]) -> bytes:
+        ending, options = ENCODINGS[encoding]
+        path = self.folder / f"encoded.{ending}"
+        inputs: list[object] = ["-i", self.sound(rate_hz, channels, seed)]
+        if "picture" in more:
+            at = more.index("picture")
+            length_s, offset_s = more[at + 1 : at + 3]
+            more = (*more[:at], *more[at + 3 :])
+            picture = ["-f", "lavfi", "-i", f"color=s=64x64:r=25:d={length_s}"]
+            codec = ["-c:v", "mpeg1video" if ending in {"mpg", "vob"} else "mpeg4"]
+            inputs = [*picture, "-itsoffset", offset_s, *inputs, "-map", "0:v", "-map", "1:a", *codec]
+        if "tracks" in more:
+            default = more[more.index("tracks") + 1]
+            more = more[2:]
+            flags = [
+                "-disposition:a:0",
+                ["0", "default"][default == 0],
+                "-disposition:a:1",
+                ["0", "default"][default == 1],
+            ]
+            inputs = [*inputs, "-i", self.sound(rate_hz, channels, 7), "-map", 0, "-map", 1, *flags]
+        try:
+            ffmpeg(*inputs, *options, *more, path)
+        except AssertionError:  # not at this rate, or of so many channels
+            ffmpeg(*inputs, *options, *more, "-ar", 44_100, "-ac", 2, path)
+        return path.read_bytes()
+
+
+def _zeroed(media: bytes, begin: int, size: int) -> bytes:
+    return media[:begin] + bytes(len(media[begin : begin + size])) + media[begin + size :]
+
+
+def _damaged(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    media = maker.plain()
+    for _ in range(rng.integers(1, 4)):
+        media = _zeroed(media, int(rng.integers(len(media) // 5, len(media) * 4 // 5)), int(2 ** rng.uniform(3, 10)))
+    return media
+
+
+def _much_damaged(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    media = maker.plain()
+    return _zeroed(media, int(len(media) * rng.uniform(0.2, 0.5)), int(len(media) * rng.uniform(0.1, 0.4)))
+
+
+def _flipped(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    media = np.frombuffer(maker.plain(), np.uint8).copy()
+    places = rng.integers(len(media) // 5, len(media) * 4 // 5, size=rng.integers(1, 6))
+    media[places] ^= (1 << rng.integers(8, size=len(places))).astype(np.uint8)
+    return media.tobytes()
+
+
+def _tag_before(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    return _id3(rng) + maker.plain()
+
+
+def _id3(rng: np.random.Generator) -> bytes:
+    """A tag of ID3v2.4 with a picture."""
+    size = int(2 ** rng.uniform(7, 15))
+    frame = b"APIC" + _synchsafe(size) + b"\0\0" + rng.bytes(size)
+    return b"ID3\4\0\0" + _synchsafe(len(frame)) + frame
+
+
+def _synchsafe(size: int) -> bytes:
+    return bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0))
+
+
+def _tag_between(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    media = maker.plain()
+    at = int(rng.integers(len(media) // 4, len(media) * 3 // 4))
+    return media[:at] + _id3(rng) + media[at:]
+
+
+BEHIND = (
+    bytes(5000),
+    b"LYRICSBEGININD0000200.000021LYRICS200TAG" + bytes(125),
+    b"TAG" + b"title".ljust(125, b"\0"),
+    b"<html><body>404 not found</body></html>\n",
+    b"APETAGEX\xd0\x07\0\0\x20\0\0\0\0\0\0\0\0\0\0\x80" + bytes(8),
+)
+
+
+def _behind(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    return maker.plain() + BEHIND[rng.integers(len(BEHIND))]
+
+
+def _lying_length(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    media, at = maker.plain(), LENGTH_AT[ending](maker.plain())
+    wide = ending in {"caf", "w64"}
+    order = "<" if ending in {"wav", "w64"} else ">"
+    size = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", media, at)[0]
+    lies = [size // 2, size * 2, 2**64 - 1] if wide else [0, 0xFFFFFFFF, 0x7FFFF000, size // 2, size * 2]
+    lie = lies[rng.integers(len(lies))]
+    return media[:at] + struct.pack(f"{order}{'Q' if wide else 'I'}", lie) + media[at + (8 if wide else 4) :]
+
+
+def _without_packets(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
+    """A hole in the timestamps: the recorder sent nothing for a while."""
+    begin_s, length_s = rng.uniform(0.4, 1.2), rng.choice([0.06, 0.1, 0.4, 0.9])
+    source, target = maker.folder / f"whole.{ending}", maker.folder / f"holed.{ending}"
+    source.write_bytes(maker.plain())
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        track = written.add_stream_from_template(read.streams.audio[0])
+        for packet in read.demux(read.streams.audio[0]):
+            if packet.dts is not None and not begin_s <= packet.dts * packet.time_base < begin_s + length_s:
+                packet.stream = track
+                written.mux(packet)
+    return target.read_bytes()
+
+
+ODDS: dict[str, Odd] = {
+    "nothing": Odd(lambda maker, ending, rng: maker.plain()),
+    "cut short": Odd(lambda maker, ending, rng: (m := maker.plain())[: int(len(m) * rng.uniform(0.3, 1))]),
+    "damaged": Odd(_damaged),
+    "much damaged": Odd(_much_damaged),
+    "flipped bits": Odd(_flipped),
+    "tag before": Odd(_tag_before, {"mp3", "mp2", "aac", "flac", "tta", "ac3"}),
+    "tag between": Odd(_tag_between, {"mp3", "mp2", "aac", "ac3", "eac3", "ogg", "ts"}),
+    "bytes behind": Odd(_behind),
+    "joined": Odd(
+        lambda maker, ending, rng: maker.plain() + maker.second(),
+        {"mp3", "mp2", "aac", "latm", "ac3", "eac3", "dts", "ogg", "ts", "mpg", "vob", "mka", "webm", "flv", "flac"},
+    ),
+    "lying length": Odd(_lying_length, set(LENGTH_AT)),
+    "starts later": Odd(
+        lambda maker, ending, rng: maker.with_options("-output_ts_offset", float(rng.choice([0.02, 0.09, 0.3, 7.5]))),
+        TIMED - {"ogg", "wma"},
+    ),
+    "longer picture": Odd(lambda maker, ending, rng: maker.with_options("picture", 3.2, 0), WITH_PICTURE),
+    "late sound": Odd(
+        lambda maker, ending, rng: maker.with_options("picture", 2.8, float(rng.choice([0.04, 0.15, 0.3]))),
+        WITH_PICTURE,
+    ),
+    "two tracks": Odd(
+        lambda maker, ending, rng: maker.with_options("tracks", int(rng.integers(3))),
+        {"mka", "m4a", "mp4", "mov", "ts", "nut"},
+    ),
+    "hole": Odd(_without_packets, {"mp4", "m4a", "webm", "mka", "flv", "nut"}),
+}  # fmt: skip
+
+BROKEN = {
+    "cut short",
+    "damaged",
+    "much damaged",
+    "flipped bits",
+    "tag between",
+    "lying length",
+    "hole",
+    "joined",
+    "late sound",
+}
+"""Odd things after which sound may be missing."""
+
+SAME = 0.01
+"""RMS of a difference over that of the sound; resamplers and rounding to 16 bits are well below."""
+TICK = 9
+"""Whole millisecond timestamps: half a millisecond, and the rounding of the cut."""
+LAST = 2400
+"""Samples of the last packets: what two versions of FFmpeg make of a part of a packet may differ."""
+
+
+def verdict(made: Made) -> str:
+    """`equal`, `refused: REASON`, `rule: …` for a difference that README or a decision states, `UNEXPLAINED: …`."""
+    whole = _verdict_whole(made)
+    if whole != "equal":
+        return whole
+    section = _verdict_section(made)
+    return section if section != "equal" else "equal"
+
+
+def _channels(path: Path) -> int:
+    with av.open(str(path)) as container:
+        track = chosen_track(container)
+        return 1 if track is None else track.codec_context.channels
+
+
+def _decoded(path: Path, start_s: float, duration_s: float | None) -> np.ndarray | ClipError:
+    try:
+        return decode_section(str(path), start_s, duration_s)
+    except ClipError as err:
+        return err
+
+
+def _programs(made: Made, start_s: float | None = None, duration_s: float | None = None) -> np.ndarray:
+    try:
+        channels = _channels(made.path)
+    except av.FFmpegError:
+        channels = 1
+    return program(made.path, start_s, duration_s, channels=channels, resampler="soxr")
+
+
+def _verdict_whole(made: Made) -> str:
+    ours, theirs = _decoded(made.path, 0.0, None), _programs(made)
+    if isinstance(ours, ClipError):
+        return _verdict_refused(made, ours, theirs)
+    if abs(len(ours) - len(theirs)) <= 2 and error_level(ours, theirs) < SAME:
+        return "equal"
+    if made.odd in BROKEN and abs(len(ours) - len(theirs)) <= LAST and error_level(ours[:-LAST], theirs[:-LAST]) < SAME:
+        return "rule: a packet that was cut off"
+    if len(theirs) < len(ours) and _is_with_holes(ours, theirs):
+        return "rule: a hole is silence" if made.odd in BROKEN else "UNEXPLAINED: holes"
+    late, correlation = lag(ours, theirs)
+    return (
+        f"UNEXPLAINED: {len(ours)} for {len(theirs)} samples, lag {late}, correlation {correlation:.4f}, "
+        f"difference {error_level(ours, theirs):.3f}"
+    )
+
+
+def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
+    expected_s, there_s = LENGTH_S * (2 if made.odd == "joined" else 1), len(theirs) / SAMPLE_RATE_HZ
+    peak = float(np.abs(theirs).max(initial=0))
+    explained = {
+        Reason.NOT_AUDIO: there_s < 0.025 or not np.isfinite(theirs).all(),
+        Reason.TOO_SHORT: there_s < 0.03,
+        Reason.TRUNCATED: made.odd in BROKEN or there_s < 0.96 * expected_s,
+        Reason.OUT_OF_RANGE: peak > 10,
+    }.get(error.reason, False)
+    return f"refused: {error.reason}" if explained else f"UNEXPLAINED: {error}, and the program has {there_s:.2f} s"
+
+
+def _verdict_section(made: Made) -> str:
+    ours, theirs = _decoded(made.path, made.start_s, 1.0), _programs(made, made.start_s, 1.0)
+    if isinstance(ours, ClipError):
+        if ours.reason is Reason.TRUNCATED and len(theirs) < 0.96 * SAMPLE_RATE_HZ:
+            return "equal"  # the section is past the end
+        if ours.reason is Reason.TRUNCATED and made.odd in BROKEN:
+            return "refused: truncated"
+        return f"UNEXPLAINED: section {ours}, and the program has {len(theirs)} samples"
+    if made.start_s == 0 and len(theirs) < len(ours):  # sound that begins late
+        theirs = _programs(made)[: len(ours)]
+    for expected in (lambda: theirs, lambda: _programs(made)[round(made.start_s * SAMPLE_RATE_HZ) :][: len(ours)]):
+        late, correlation = lag(_low(ours), _low(expected()))
+        if abs(late) <= TICK and correlation > 0.95 and abs(len(ours) - len(expected())) <= TICK:
+            return "equal"
+    if _is_with_holes(ours, theirs) and made.odd in BROKEN:
+        return "rule: a hole is silence"
+    late, correlation = lag(ours, theirs)
+    return f"UNEXPLAINED: section {len(ours)} for {len(theirs)} samples, lag {late}, correlation {correlation:.4f}"
+
+
+def _low(samples: np.ndarray) -> np.ndarray:
+    """What is below 1 kHz, where a fraction of a sample does not count."""
+    spectrum = np.fft.rfft(samples)
+    spectrum[len(samples) * 1000 // SAMPLE_RATE_HZ :] = 0
+    return np.fft.irfft(spectrum, len(samples)) if len(samples) > 1 else samples
+
+
+def _is_with_holes(ours: np.ndarray, theirs: np.ndarray, block: int = 800) -> bool:
+    """Whether ours are the program's samples in their order, with silence between some of them."""
+    if not len(theirs):
+        return False
+    ours, theirs = _low(ours), _low(theirs)
+    ahead, strange, level = 0, 0, float(np.abs(theirs).max())
+    total = max(0, len(ours) - len(theirs))
+    for begin in range(0, len(ours) - block, block):
+        mine = ours[begin : begin + block]
+        same = theirs[max(0, begin - ahead) :][:block]
+        if len(same) == block and _place_of(mine, same) == 0:
+            continue
+        if float(np.abs(mine).max()) < 0.05 * level:
+            continue
+        first = max(0, begin - total - 100)
+        window = theirs[first : begin - ahead + block + 100]
+        found = _place_of(mine, window)
+        if found is None:
+            strange += 1
+        else:
+            ahead = begin - first - found
+    return strange <= 8
+
+
+def _place_of(block: np.ndarray, within: np.ndarray) -> int | None:
+    """Where a block stands in others, if it does."""
+    if len(within) < len(block):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(within, len(block))
+    scale = np.linalg.norm(block) * np.sqrt(np.convolve(within**2, np.ones(len(block)), "valid"))
+    correlation = windows @ block / np.maximum(scale, 1e-9)
+    best = int(np.argmax(correlation))
+    return best if correlation[best] > 0.9 else None
