@@ -2,8 +2,8 @@
 
     python -m benchmarks.decode_campaign [--files 5000] [--first 0] [--processes 2]
 
-Prints a table by what is odd about the files, and each file whose difference no stated rule explains. With one such file
-the exit status is 1. `python -m benchmarks.decode_campaign --first 57 --files 1 --keep DIR` leaves file 57 in DIR.
+Prints a table by what is odd about the files, and each file whose difference no stated rule explains. With one such
+file the exit status is 1. `python -m benchmarks.decode_campaign --first 57 --files 1 --keep DIR` leaves file 57 in DIR.
 """
 
 import argparse

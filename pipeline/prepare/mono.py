@@ -82,26 +82,36 @@ class Mono:
         if (dtype := DTYPES.get(name.removesuffix("p"))) is None:
             raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {name}")
         step = 1 if planar else num_channels
-        planes = [
-            np.concatenate(
-                [
-                    np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
-                    for frame, begin, end in self._waiting
-                ]
-            )
-            for i in range(num_channels if planar else 1)
-        ]
-        values = np.stack(planes) if planar else planes[0].reshape(-1, num_channels).T
-        if dtype == np.uint8:
-            values = (values.astype(np.float32) - 128) / 128
-        elif np.issubdtype(dtype, np.integer):
-            values = values.astype(np.float32) / np.float32(2.0 ** (8 * values.itemsize - 1))
-        mono = values.mean(axis=0, dtype=np.float32)
+
+        def plane(i: int) -> np.ndarray:
+            parts = [
+                np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
+                for frame, begin, end in self._waiting
+            ]
+            return _as_float(np.concatenate(parts))
+
+        planes = [plane(i) for i in range(num_channels if planar else 1)]
+        channels = planes if planar else [planes[0][i::num_channels] for i in range(num_channels)]
+        mono = channels[0]
         if num_channels > 1:
+            mono = channels[0] + channels[1]
+            for channel in channels[2:]:
+                mono += channel
+            mono /= num_channels
             self._variance += _sum_of_squares(mono)
-            self._channel_variance += sum(map(_sum_of_squares, values)) / num_channels
+            self._channel_variance += sum(map(_sum_of_squares, channels)) / num_channels
+        mono = mono.astype(np.float32, copy=False)
         self._pieces.append((rate_hz, mono))
         self._waiting, self._values_waiting = [], 0
+
+
+def _as_float(values: np.ndarray) -> np.ndarray:
+    """Samples of any kind in [-1, 1], as floats."""
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - 128) / 128
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.float32) / np.float32(2.0 ** (8 * values.itemsize - 1))
+    return values
 
 
 def _sum_of_squares(samples: np.ndarray) -> float:
@@ -109,7 +119,7 @@ def _sum_of_squares(samples: np.ndarray) -> float:
     if not len(samples):
         return 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        total = float(np.dot(samples, samples) - len(samples) * float(samples.mean(dtype=np.float64)) ** 2)
+        total = float(np.dot(samples, samples)) - float(samples.sum()) ** 2 / len(samples)
     return max(total, 0.0) if math.isfinite(total) else 0.0
 
 

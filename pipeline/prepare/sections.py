@@ -1,8 +1,8 @@
 """The samples of a section of a recording: which frames of which track, at which time, and what is missing.
 
 Time. A section's times count from the beginning of the file as FFmpeg's program counts them (`-ss`): from the
-container's start time, which may lie before the first sample of the sound; in MPEG-TS and the like from the first sample.
-A section that starts at 0 begins with the first sample. Within a recording, samples are counted; a timestamp only matters
+container's start time, which may lie before the first sample of the sound; in MPEG-TS and the like from that sample. A
+section that starts at 0 begins with the first sample. Within a recording, samples are counted; a timestamp only matters
 where it leaves the count by more than `GAP_S`. There, as for FFmpeg's program,
 
 - times that start again, as in chained Ogg or files that were joined, go on where the samples stand;
@@ -52,7 +52,7 @@ SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "ogg", "w64", "wa
 
 
 OF_SAMPLES = {"aiff", "au", "w64", "wav"}
-"""FFmpeg's names of formats whose times it reckons by bytes. They are wrong for G.722 in WAV, so only PCM's are used."""
+"""FFmpeg's names of formats whose times it reckons by bytes: wrongly for G.722 in WAV, so only PCM's are used."""
 
 UNTIMED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3"}
 """FFmpeg's names of formats without timestamps: those that it makes up count bytes that are no sound as well."""
@@ -104,9 +104,8 @@ def read_section(
     packets = _Packets(container, track)
     run_up_s = zero_s + start_s - SEEK_MARGIN_S if may_seek and not packets.must_count else -math.inf
     cutter = _Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=float(track.time_base or 1))
+    cutter.sound_end_s = None if packets.end_s is None else packets.end_s - zero_s
     for decoded in packets.frames(run_up_s):
-        if packets.end_s is not None:
-            cutter.end_at(packets.end_s - zero_s)
         if cutter.take(decoded, zero_s):
             break
     if packets.error is not None and not cutter.has_begun:
@@ -155,6 +154,28 @@ class _Read(NamedTuple):
     """Bytes before this packet that belong to none."""
 
 
+@dataclass
+class _Clock:
+    """Where the timestamps of a track have come to."""
+
+    offset: int = 0
+    """What the timestamps of the file are moved by."""
+    first: int = 0
+    expected: int | None = None
+    """The next packet's timestamp, moved."""
+    num_unclaimed: int = 0
+    """See `_Read`; before the last packet."""
+
+    def move(self, packet: av.Packet) -> None:
+        assert packet.pts is not None
+        if self.offset:
+            packet.pts += self.offset
+            packet.dts = packet.pts
+        if self.expected is None:
+            self.first = packet.pts
+        self.expected = packet.pts + (packet.duration or 0)
+
+
 class _Packets:
     """A track's packets and frames, with a clock that goes on, and what was lost between and within packets."""
 
@@ -162,12 +183,13 @@ class _Packets:
         self.container, self.track = container, track
         self.must_count = container.format.name in OF_SAMPLES and not track.codec_context.name.startswith("pcm_")
         self.is_timed = container.format.name not in UNTIMED and not self.must_count
+        self._tick_s = float(track.time_base or 1)
         self._packets = self.continuous()
         self.error: FFmpegError | None = None
         """The last that the demuxer or the decoder had."""
         self.lost_s: list[tuple[float, float]] = []
         """From when to when, on the container's clock, data were lost."""
-        self.end_s: float | None = None
+        self.end_s = self._end_s()
         """When the sound ends on the container's clock, if that is within the last packet."""
 
     def frames(self, run_up_s: float) -> Iterator[_Decoded]:
@@ -183,25 +205,26 @@ class _Packets:
         if self.container.format.name in SEEKABLE:
             self.container.seek(round(run_up_s * av.time_base))
             self._packets = self.continuous()
-        after_skip = True
-        for decoded in self._decoded(run_up_s):
-            yield decoded._replace(after_skip=after_skip)
-            after_skip = False
+        rest = self._decoded(run_up_s)
+        for decoded in rest:
+            yield decoded._replace(after_skip=True)
+            break
+        yield from rest
 
     def _decoded(self, run_up_s: float) -> Iterator[_Decoded]:
         damaged = False
+        run_up = run_up_s / self._tick_s
         for packet in self._packets:
-            tick_s = float(packet.time_base)
-            end_s = None if packet.pts is None else (packet.pts + (packet.duration or 0)) * tick_s
-            if end_s is not None and end_s <= run_up_s:
+            end = None if packet.pts is None else packet.pts + (packet.duration or 0)
+            if end is not None and end <= run_up:
                 continue  # by its end: FLAC has packets of many seconds
             try:
                 frames: Any = packet.decode()
             except FFmpegError as err:
                 self._fail(err)
                 damaged = True
-                if end_s is not None and packet.duration and self.is_timed:
-                    self.lost_s.append((end_s - packet.duration * tick_s, end_s))
+                if packet.pts is not None and end is not None and self.is_timed:
+                    self.lost_s.append((packet.pts * self._tick_s, end * self._tick_s))
                 continue
             for frame in frames:
                 yield _Decoded(frame, damaged, False)
@@ -215,40 +238,42 @@ class _Packets:
 
     def continuous(self) -> Iterator[av.Packet]:
         """Packets with their timestamps moved where the clock starts again. See the head of this file."""
-        tick_s = float(self.track.time_base or 1)
-        gap, discontinuity = GAP_S / tick_s, DISCONTINUITY_S / tick_s
-        clock_may_jump = _clock_may_jump(self.container)
-        offset, first = 0, 0
-        expected: int | None = None  # timestamp of the next packet
-        unclaimed_before = 0
-        for (packet, num_claimed, num_unclaimed), following_pts in self._with_following_pts():
-            if packet.pts is not None:
-                packet.pts += offset
-                if expected is None:
-                    first = packet.pts
-                elif abs(jump := packet.pts - expected) > gap:
-                    after = expected + (packet.duration or 0)
-                    if following_pts is not None and abs(following_pts + offset - after) <= gap:
-                        packet.pts = expected  # this timestamp alone is wrong
-                    elif jump < 0 or (clock_may_jump and jump > discontinuity):
-                        offset -= jump
-                        packet.pts = expected
-                    elif (num_unclaimed - unclaimed_before) * (expected - first) > LOST_SHARE * num_claimed * jump:
-                        self.lost_s.append((expected * tick_s, packet.pts * tick_s))
-                expected = packet.pts + (packet.duration or 0)
-                packet.dts = packet.pts
-            unclaimed_before = num_unclaimed
-            yield packet
-
-    def _with_following_pts(self) -> Iterator[tuple[_Read, int | None]]:
-        waiting: _Read | None = None
+        gap = GAP_S / self._tick_s
+        self._clock = clock = _Clock()
+        jumped: _Read | None = None
         for read in self._read():
-            if waiting is not None:
-                yield waiting, read.packet.pts
-            waiting = read
-        if waiting is not None:
-            self.end_s = self._end_in_last(waiting.packet)
-            yield waiting, None
+            if jumped is not None:
+                self._settle(jumped, read.packet.pts)
+                yield jumped.packet
+                jumped = None
+            packet = read.packet
+            if packet.pts is not None:
+                if clock.expected is not None and not -gap <= packet.pts + clock.offset - clock.expected <= gap:
+                    jumped = read
+                    continue
+                clock.move(packet)
+            clock.num_unclaimed = read.num_unclaimed
+            yield packet
+        if jumped is not None:
+            self._settle(jumped, None)
+            yield jumped.packet
+
+    def _settle(self, read: _Read, following_pts: int | None) -> None:
+        """Say what a jump is: a lone wrong timestamp, another clock, lost data or a pause."""
+        clock, packet = self._clock, read.packet
+        assert clock.expected is not None
+        assert packet.pts is not None
+        jump = packet.pts + clock.offset - clock.expected
+        after = clock.expected + (packet.duration or 0)
+        lost_bytes = read.num_unclaimed - clock.num_unclaimed
+        if following_pts is not None and abs(following_pts + clock.offset - after) <= GAP_S / self._tick_s:
+            packet.pts = clock.expected - clock.offset
+        elif jump < 0 or (_clock_may_jump(self.container) and jump > DISCONTINUITY_S / self._tick_s):
+            clock.offset -= jump
+        elif lost_bytes * (clock.expected - clock.first) > LOST_SHARE * read.num_claimed * jump:
+            self.lost_s.append((clock.expected * self._tick_s, (clock.expected + jump) * self._tick_s))
+        clock.move(packet)
+        clock.num_unclaimed = read.num_unclaimed
 
     def _read(self) -> Iterator[_Read]:
         """As for the program, the first error of the demuxer is the end of the file."""
@@ -256,28 +281,29 @@ class _Packets:
         num_claimed = num_unclaimed = 0
         try:
             for packet in self.container.demux():
-                if not packet.size:
+                size, pos = packet.size, packet.pos
+                if not size:
                     continue  # what flushes a decoder
-                if packet.pos is not None and packet.pos >= 0:
-                    first_byte = packet.pos if first_byte is None else first_byte
-                    num_unclaimed = packet.pos - first_byte - num_claimed
+                if pos is not None and pos >= 0:
+                    first_byte = pos if first_byte is None else first_byte
+                    num_unclaimed = pos - first_byte - num_claimed
                 if packet.stream_index == self.track.index:
                     yield _Read(packet, num_claimed, num_unclaimed)
-                num_claimed += packet.size
+                num_claimed += size
         except FFmpegError as err:
             self._fail(err)
 
-    def _end_in_last(self, packet: av.Packet) -> float | None:
-        """When the sound ends within the last packet, which FFmpeg's program cuts there in these formats and codecs.
+    def _end_s(self) -> float | None:
+        """When the sound ends, if that is within the last packet.
 
-        A fragmented file has no table of packets, and so no such end.
+        FFmpeg's program cuts MP4 there, but not these codecs. A fragmented file has no table of packets and no such end.
         """
         track, name = self.track, self.track.codec_context.codec.name
         if self.container.format.name != MP4 or not track.frames or name in {"opus", "libopus", "dca"}:
             return None
-        if track.duration is None or packet.pts is None or packet.pts >= track.duration:
+        if track.duration is None or track.index_entries[-1].timestamp >= track.duration:
             return None
-        return float(track.duration * packet.time_base)
+        return track.duration * self._tick_s
 
     def _fail(self, err: FFmpegError) -> None:
         if err.errno == errno.ENOMEM:
@@ -291,6 +317,8 @@ class _Cutter:
     def __init__(self, start_s: float, duration_s: float | None, *, is_timed: bool, tick_s: float) -> None:
         self.start_s, self.is_timed, self.tick_s = start_s, is_timed, tick_s
         self.max_length_s = MAX_CLIP_S if duration_s is None else duration_s
+        self.sound_end_s: float | None = None
+        """When the sound ends, if that is within a packet."""
         self._mono = Mono()
         self._rate_hz = 0
         self._zero = 0  # of the timestamps
@@ -304,10 +332,6 @@ class _Cutter:
     @property
     def has_begun(self) -> bool:
         return self._position is not None
-
-    def end_at(self, end_s: float) -> None:
-        """The sound has no samples from this time on, by the timestamps."""
-        self._end = min(self._end, round(end_s * self._rate_hz) - self._zero) if self._rate_hz else self._end
 
     def take(self, decoded: _Decoded, zero_s: float) -> bool:
         """Returns whether the section is complete. `zero_s`: the timestamp of time 0."""
@@ -356,6 +380,8 @@ class _Cutter:
             self._position = stamp
             self._next_wanted = max(self._next_wanted, stamp)  # before it there was no sound, and silence is none
         self._grid = self._position + num_samples
+        if self.sound_end_s is not None:
+            self._end = min(self._end, round(self.sound_end_s * self._rate_hz) - self._zero)
 
     def _follow(self, stamp: int, num_samples: int, *, after_damage: bool) -> None:
         assert self._position is not None

@@ -57,9 +57,10 @@ def program(
 
     `resampler`: "soxr" is ours, of which the program has another build; None is the program's own.
     """
-    filters = ["aformat=sample_fmts=flt"]
+    filters = []
     if start_s is not None:  # as -ss and -t do, but at the file's rate
         filters.append(f"atrim=start={start_s}" + (f":end={start_s + duration_s}" if duration_s is not None else ""))
+    filters.append("aformat=sample_fmts=flt")  # behind the cut: this may be where the rate changes
     if channels > 1:
         filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{i}' for i in range(channels))}")
     if resampler is not None:
