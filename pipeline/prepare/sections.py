@@ -296,7 +296,8 @@ class _Packets:
     def _end_s(self) -> float | None:
         """When the sound ends, if that is within the last packet.
 
-        FFmpeg's program cuts MP4 there, but not these codecs. A fragmented file has no table of packets and no such end.
+        FFmpeg's program cuts MP4 there, but not these codecs. A fragmented file has no table of packets, so no such
+        end.
         """
         track, name = self.track, self.track.codec_context.codec.name
         if self.container.format.name != MP4 or not track.frames or name in {"opus", "libopus", "dca"}:
