@@ -113,6 +113,10 @@ def _patient_s3(options: dict[str, Any]) -> PatientS3:
     return PatientS3(**options)
 
 
+_STRAY = re.compile(
+    r"(^|/)(\._[^/]*$|\.DS_Store$|(__MACOSX|\.AppleDouble|\.Trash[^/]*|\.Spotlight-V100|\.ipynb_checkpoints|@eaDir)/)"
+)
+
 UNFINISHED = ".tmp"
 """How a file on disk ends that is being written; one that a kill left behind may be deleted."""
 _UNFINISHED_FILE = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}$")
@@ -236,11 +240,8 @@ def _files_on_disk(folder: str) -> list[str]:
 
 
 def is_stray(path: str) -> bool:
-    """Whether a Mac left this file: `._NAME` with the attributes of NAME, `.DS_Store`, anything in `__MACOSX`."""
-    if "._" not in path and "__MACOSX" not in path and ".DS_Store" not in path:
-        return False
-    *folders, name = path.split("/")
-    return name.startswith("._") or name == ".DS_Store" or "__MACOSX" in folders
+    """Whether a system left this file for itself: a Mac's `._NAME` with attributes of NAME, waste baskets, previews."""
+    return _STRAY.search(path) is not None
 
 
 def is_text(name: str) -> bool:

@@ -7,7 +7,7 @@ media the section begins; None if it has no such file; a `ClipError` if it can n
 |---------------------------------------------|----------------------------------|---------------|
 | `ID_START.ext`, `ID_START_END.ext`,         | the section alone; preferred     | 0             |
 | `ID_START-END.ext`, `ID-START-END.ext`      |                                  |               |
-| `ID.ext`                                    | the whole recording, or the      | None          |
+| `ID.ext`, `TITLE [ID].ext` (yt-dlp's own)   | the whole recording, or the      | None          |
 |                                             | section alone, as copies of      |               |
 |                                             | AudioSet have it                 |               |
 | `ID.ext` with `files_are_clips=True`        | the section alone                | 0             |
@@ -55,6 +55,7 @@ _MEDIA_NAME = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_TITLE = re.compile(r".+ \[([A-Za-z0-9_-]{11})\]", re.DOTALL)
 _FROM = re.compile(rf"(.+)_({_NUMBER})", re.DOTALL)
 _FROM_TO = re.compile(rf"(.+)[_-]({_NUMBER})[_-]({_NUMBER})", re.DOTALL)
 
@@ -153,7 +154,9 @@ class AudioFolder:
 
     def _add(self, name: str, number: int) -> None:
         # An id may end in "_20" itself, so every reading of a name is kept and the id that is asked for decides.
-        if "." not in name:  # no id has a dot
+        if match := _TITLE.fullmatch(name):
+            self._whole.setdefault(match[1], number)
+        elif "." not in name:  # no id has a dot
             self._whole.setdefault(name, number)
         for section in _sections(name):
             self._cut.setdefault(section, number)

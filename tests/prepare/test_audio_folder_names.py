@@ -33,6 +33,12 @@ def test_case_15_sections_are_found_under_the_names_of_downloaders(tmp_path: Pat
     assert locate(ID[:-1], 30.0, 40.0) is None
 
 
+def test_case_15_a_recording_under_yt_dlps_own_name_is_found(tmp_path: Path):
+    name = f"A dog. Barks [loud] [{ID}].webm"
+    locate = AudioFolder(touch(tmp_path, name))
+    assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{name}", None, None)
+
+
 def test_case_15_a_section_in_milliseconds_begins_at_zero_too(tmp_path: Path):
     locate = AudioFolder(touch(tmp_path, "aaaaaaaaaaa_0_10000.flac", "bbbbbbbbbbb_30_40.flac"))
     assert locate("aaaaaaaaaaa", 0.0, 10.0) is not None
@@ -41,7 +47,8 @@ def test_case_15_a_section_in_milliseconds_begins_at_zero_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["{}_30s_40s.wav", "audio-{}.f140.m4a", "{} (30-40).wav", "Y{}_50.000.wav", "{}_30_10.wav"]
+    "name",
+    ["{}_30s_40s.wav", "audio-{}.f140.m4a", "A title-{}.webm", "{} (30-40).wav", "Y{}_50.000.wav", "{}_30_10.wav"],
 )
 def test_case_15_files_under_names_that_are_not_read_are_pointed_out(tmp_path: Path, name: str):
     ids = ["aaaaaaaaaaa", "bbbbbbbbbbb", "ccccccccccc"]
@@ -83,6 +90,10 @@ def test_case_15_the_job_says_it_in_a_line_of_its_own(tmp_path: Path, capsys: py
 
 
 def test_case_30_a_macs_strays_are_no_files_of_an_audio_folder(tmp_path: Path):
-    locate = AudioFolder(touch(tmp_path, "._aaaaaaaaaaa.wav", "aaaaaaaaaaa.wav", "__MACOSX/bbbbbbbbbbb.wav"))
+    locate = AudioFolder(
+        touch(
+            tmp_path, "._aaaaaaaaaaa.wav", "aaaaaaaaaaa.wav", "__MACOSX/bbbbbbbbbbb.wav", ".Trashes/501/bbbbbbbbbbb.wav"
+        )
+    )
     assert locate("bbbbbbbbbbb", 0.0, 10.0) is None
     assert locate.under_other_names({"bbbbbbbbbbb"}) == ""

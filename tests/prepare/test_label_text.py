@@ -1,6 +1,7 @@
 """What a row says of its labels is read as it was meant, or the row or list is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_case_10_sets_numbers_and_empty_lists_are_read_too():
     [
         "['dog', 'cat'", "'dog', 'cat']", "['dog', 'c", "['dog' 'cat' ... 'rain']", "[['dog']]", "[{'label': 'dog'}]",
         "{'dog': 1}", "[dog, cat]", "{dog, cat}", "array(['dog'], dtype=object)", "['dog')", "['dog'; 'cat']",
-        "['it's']", "Index(['dog'], dtype='object')",
+        "['it's']", "[“dog”]", "[‘dog’, ‘cat’]", "Index(['dog'], dtype='object')",
     ],
 )  # fmt: skip
 def test_case_10_what_only_looks_like_a_list_is_refused(text: str):
@@ -95,6 +96,17 @@ def test_case_12_without_any_semicolon_a_comma_and_a_space_are_refused_with_the_
         read_manifest(manifest(tmp_path, ["Dog", SPEECH_BY_A_MAN]))
     assert labels_of(read_manifest(manifest(tmp_path, ["Dog", f"{SPEECH_BY_A_MAN};"]))) == [["Dog"], [SPEECH_BY_A_MAN]]
     assert labels_of(read_manifest(manifest(tmp_path, ["Dog,Cat", "Dog"]))) == [["Cat", "Dog"], ["Dog"]]
+
+
+@pytest.mark.parametrize("text", ["Dog|Cat", "Dog；Cat", "犬、猫", "Dog，Cat"])
+def test_case_12_other_separators_are_refused_with_the_line(tmp_path: Path, text: str):
+    with pytest.raises(
+        DataError, match=rf"m\.csv, line 3: the {re.escape(text.strip('DogCat犬猫'))} in .* may separate"
+    ):
+        read_manifest(manifest(tmp_path, ["Dog", text]))
+    assert read_manifest(manifest(tmp_path, ["Bird", f"{text};"])).vocabulary.names == ("Bird", text)
+    with pytest.raises(DataError, match="its parts are labels too"):
+        read_manifest(manifest(tmp_path, ["Bird;Dog;犬", text]))
 
 
 def test_case_12_two_separators_in_one_list_are_refused_with_the_line(tmp_path: Path):

@@ -102,7 +102,7 @@ def read_speechcommands(folder: str) -> ClipList:
             if split_of.setdefault(file, split) != split:
                 raise DataError(f"{folder}/{name}, line {line}: {show(file)} is in the other list too")
     spoken = {
-        file for file in tree.on_disk if re.fullmatch(r"[^/_][^/]*/[^/]+\.(?i:wav)", file)
+        file for file in tree.on_disk if re.fullmatch(r"[^/_.][^/]*/[^/]+\.(?i:wav)", file)
     }  # no _background_noise_
     if not spoken:
         raise DataError(f"{folder} holds no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")

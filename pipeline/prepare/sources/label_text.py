@@ -33,12 +33,14 @@ _ITEM = rf"(?:{_QUOTED}|[+-]?\d+(?:\.\d*)?)"
 _LIST = re.compile(rf"[\[({{]\s*(?:{_ITEM}(?:(?:\s*,\s*|\s+){_ITEM})*\s*,?\s*)?[\])}}]", re.DOTALL)
 _QUOTED_LIST = re.compile(rf"{_QUOTED}(?:\s*[,;]\s*{_QUOTED})*\s*[,;]?", re.DOTALL)
 _LIKE_A_LIST = re.compile(
-    r"""[\[{]\s*["'\[{].*|.*["']\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|[a-z_.]+\(\s*[\[({].*""",
+    r"""[\[{]\s*["'“‘„\[{].*|.*["'”’]\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|[a-z_.]+\(\s*[\[({].*""",
     re.DOTALL | re.IGNORECASE,
 )
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
+_OTHER_SEPARATORS = re.compile(r"[,|；，、]")
+_EITHER = re.compile(r",\s|[|；，、]")
 _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
 _INVISIBLE = "\ufeff\u200b\u2060"
 """A byte order mark, and spaces of no width."""
@@ -106,8 +108,8 @@ class Separator:
     """Finds the one separator of a list that brings no vocabulary.
 
     If any row has a `;`, it separates in all of them, and a comma belongs to the name, as in "Male speech, man
-    speaking". If none has, a comma without a space behind it separates; one with a space may be either, and the list
-    is refused.
+    speaking". If none has, a comma without a space behind it separates; one with a space may be either, and so may a
+    `|` or the commas and semicolons of Chinese and Japanese: the list is refused.
     """
 
     def __init__(self) -> None:
@@ -139,13 +141,15 @@ class Separator:
         how = "separate labels by `;`, also behind a single name that has a comma (`Inside, small room;`)"
         for text, place in self._place_of.items():
             if separator == ",":
-                if re.search(r",\s", text.rstrip(", ")):
+                if either := _EITHER.search(text.rstrip(", ")):
+                    what = "comma" if either[0].startswith(",") else either[0]
                     raise DataError(
-                        f"{origin}, {place}: the comma in {show(text)} may separate two labels or belong to one; {how}"
+                        f"{origin}, {place}: the {what} in {show(text)} may separate two labels or belong to one; {how}"
                     )
                 continue
             for name in _split(text, separator):
-                if "," in name and not names.isdisjoint(_split(name, ",")):
+                parts = [part.strip() for part in _OTHER_SEPARATORS.split(name)]
+                if len(parts) > 1 and not names.isdisjoint(parts):
                     raise DataError(
                         f"{origin}, {place}: {show(name)} is one label, as other rows separate theirs by `;`, "
                         f"but its parts are labels too; {how}"
