@@ -243,8 +243,9 @@ def test_lost_characters_in_parquet_are_refused_row_by_row(tmp_path: Path):
 
 
 def test_classes_that_look_alike_are_pointed_out(tmp_path: Path):
-    (note,) = read_manifest(manifest(tmp_path, ["dog", "Dog", "cat"])).notes
-    assert note.endswith("differ in case, spaces or signs alone: 'Dog' and 'dog'")
+    pair, missing = read_manifest(manifest(tmp_path, ["dog", "“Dog”", "cat", "None"])).notes
+    assert pair.endswith("m.csv: 1 pairs of classes differ in case, spaces or signs alone: ('dog', '“Dog”')")
+    assert "there is a class 'None'" in missing
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])

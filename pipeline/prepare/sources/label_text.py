@@ -19,7 +19,7 @@ import ast
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ast_core.errors import DataError
@@ -39,6 +39,7 @@ _LIKE_A_LIST = re.compile(
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
+_SIGNS = "_-\"'`“”‘’„«»"
 _OTHER_SEPARATORS = re.compile(r"[,|；，、]")
 _EITHER = re.compile(r",\s|[|；，、]")
 _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
@@ -157,16 +158,21 @@ class Separator:
         return separator, names
 
 
-def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Names that differ only in case, spaces, width or characters that nobody sees."""
+def what_is_odd(names: Sequence[str]) -> list[str]:
+    """Lines on classes that may be none, or one class under two names; for the user to judge."""
     seen: dict[str, str] = {}
     pairs = []
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()
-        key = "".join(c for c in plain if c.isprintable() and not c.isspace() and c not in "_-\"'")
+        key = "".join(c for c in plain if c.isprintable() and not c.isspace() and c not in _SIGNS)
         if (other := seen.setdefault(key, name)) != name:
             pairs.append((other, name))
-    return pairs
+    lines = [f"{len(pairs)} pairs of classes differ in case, spaces or signs alone: {show(pairs[0])}"] if pairs else []
+    if missing := [name for name in names if name.lower() in ("none", "null", "n/a", "na", "\\n", "unknown", "-")]:
+        lines.append(
+            f"there is a class {show(missing[0])}; if it stands for rows without a label, leave their labels empty"
+        )
+    return lines
 
 
 def _text(value: Any, whole: Any) -> str:

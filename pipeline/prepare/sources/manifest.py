@@ -29,7 +29,7 @@ from pipeline.prepare.sources.checks import (
     seconds,
     show,
 )
-from pipeline.prepare.sources.label_text import Separator, cells_of, indices_as_labels, look_alikes, may_name_a_class
+from pipeline.prepare.sources.label_text import Separator, cells_of, indices_as_labels, may_name_a_class, what_is_odd
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import fetched, read_text
 
@@ -58,11 +58,7 @@ def read_manifest(
     if vocabulary is None:
         indices = False
         vocabulary, separator = _found(uri, entries())
-        if pairs := look_alikes(vocabulary.names):
-            notes.append(
-                f"{len(pairs)} pairs of classes of {uri} differ in case, spaces or signs alone: "
-                f"{show(pairs[0][0])} and {show(pairs[0][1])}"
-            )
+        notes += [f"{uri}: {line}" for line in what_is_odd(vocabulary.names)]
     rows, folder = Rows(vocabulary), folder_of(uri)
     for entry in entries():
         row_split, cells = default_split, list[str]()
