@@ -11,6 +11,7 @@ from ast_core.errors import ConfigError, UserError
 from jobs import entry
 from pipeline import storage
 
+MAX_CPUS = 100_000
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
@@ -23,6 +24,18 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
         help="cluster to join (default: $RAY_ADDRESS, which `ray job submit` sets; else Ray starts on this machine)",
     )
     group.add_argument("--num-cpus", type=int, default=None, help="CPUs to use when Ray is started on this machine")
+
+
+def check_numbers(args: argparse.Namespace, **limits: float) -> None:
+    """Raises ConfigError where an option that is given is not a number above 0 and up to its limit; `nan` is neither.
+
+    Args:
+        limits: the largest value by the name of each option, `timeout_s` for `--timeout-s`.
+    """
+    for name, most in limits.items():
+        value = getattr(args, name)
+        if value is not None and not 0 < value <= most:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; use more than 0 and at most {most:g}")
 
 
 def output_uri(given: str, option: str = "--output") -> str:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from jobs.common import add_ray_options, output_uri, run
+from jobs.common import add_ray_options, check_numbers, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import dataset, storage
 from pipeline.prepare import media, membership, pacing, report, sources
@@ -32,11 +32,15 @@ from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.download import FetchSettings
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
+from pipeline.prepare.private_hosts import Endpoint, endpoint_of
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.ytdlp import YtDlp
 
 YOUTUBE_PER_HOUR = 300.0
 """What yt-dlp's maintainers give as its limit for guests."""
+
+LONGEST_WAIT_S, LONGEST_REST_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0, 10**9
+"""Bounds of options that nobody will miss: a day, a month, and more clips than there are."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,6 +136,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="OPTIONS",
         help='options of yt-dlp itself, in one word: "--extractor-args youtube:player_client=tv --cookies cookies.txt"',
     )
+    fetch.add_argument(
+        "--allow-private-hosts",
+        action="store_true",
+        help="URLs of a list may lead to this machine, its network and other addresses that are not public, as the "
+        "host of --media-url may in any case",
+    )
     add_ray_options(parser)
     return parser
 
@@ -148,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         download_workers=args.download_workers,
         own_addresses=args.addresses == ["node"],
         fetch=_fetch_settings(args, listed),
-        retry=_reasons(args.retry) | ({Reason.SILENT} if args.keep_silent else set()),
+        retry=_reasons(args.retry) | _now_allowed(args),
         keep_audio=output_uri(args.keep_audio, "--keep-audio") if args.keep_audio else None,
     )
     if args.dry_run:
@@ -188,14 +198,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--split and --labels are not for --esc50 and --speechcommands, which bring their own")
     if args.split and len(args.segments or [""]) > 1:
         raise ConfigError("--split names one split; give one list, or leave it out")
-    for option, value in {
-        "--limit": args.limit,
-        "--download-workers": args.download_workers,
-        "--timeout-s": args.timeout_s,
-        "--deadline-s": args.deadline_s,
-    }.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{option} is {value}; use more than 0")
+    check_numbers(args, limit=MAX_CLIPS_LISTED, download_workers=10_000, fetches_per_hour=1e9)
+    check_numbers(args, timeout_s=LONGEST_WAIT_S, deadline_s=LONGEST_WAIT_S, rest_s=LONGEST_REST_S)
 
 
 def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings:
@@ -208,8 +212,27 @@ def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings
         addresses=tuple(addresses),
         rest_s=args.rest_s,
     )
-    ytdlp = YtDlp.from_args(shlex.split(args.yt_dlp), timeout_s=args.timeout_s)
+    ytdlp = YtDlp.from_args(
+        shlex.split(args.yt_dlp),
+        timeout_s=args.timeout_s,
+        allow_private_hosts=args.allow_private_hosts,
+        own_hosts=_own_hosts(args.media_url),
+    )
     return FetchSettings(ytdlp=ytdlp, pace=pace, deadline_s=args.deadline_s)
+
+
+def _own_hosts(media_url: str | None) -> tuple[Endpoint, ...]:
+    """The host that a template names itself; one that a video's id is part of is the list's."""
+    try:
+        return (endpoint_of(media_url),) if media_url else ()
+    except ValueError as err:
+        raise ConfigError(f"--media-url {media_url}: {err}") from err
+
+
+def _now_allowed(args: argparse.Namespace) -> frozenset[Reason]:
+    """Reasons for which clips failed for good that an option takes away."""
+    allowed = {Reason.SILENT: args.keep_silent, Reason.PRIVATE_HOST: args.allow_private_hosts}
+    return frozenset(reason for reason, is_allowed in allowed.items() if is_allowed)
 
 
 def _reasons(given: Sequence[str]) -> frozenset[Reason]:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from ast_core.errors import ConfigError, UserError
 from jobs import entry
+from jobs.common import MAX_CPUS
 
 CONNECT_S, ANSWER_S = 4.0, 25.0
 """How long a cluster may take to accept a connection and to say what it is. `ray.init` itself waits without a limit."""
@@ -47,6 +48,8 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
     Raises:
         UserError: there is no such cluster, or Ray does not start; the message names the setting and the remedy.
     """
+    if num_cpus is not None and not 1 <= num_cpus <= MAX_CPUS:
+        raise ConfigError(f"--num-cpus is {num_cpus}; use 1 to {MAX_CPUS}")
     if ray.is_initialized():
         yield
         return

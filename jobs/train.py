@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 import logging
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -43,7 +42,7 @@ from ast_core.errors import ConfigError, UserError
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
-from jobs.common import add_ray_options, output_uri, run
+from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from jobs.recipe_option import overridden, read_recipe, recipe_names
 from pipeline import storage
@@ -66,6 +65,9 @@ from pipeline.train.resources import (
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import train_worker
+
+LONGEST_S, MAX_CACHE_GB = 30 * 86_400.0, 1e9
+"""Bounds of options that nobody will miss: a month, and an exabyte."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -318,12 +320,12 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.num_workers != IN_PROCESS and not 1 <= least <= most:
         raise ConfigError("--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process")
     for option, is_allowed, allowed in (  # nan is not >= 0 either
-        ("--cpus-per-worker", args.cpus_per_worker is None or args.cpus_per_worker >= 1, "1 or more"),
+        ("--cpus-per-worker", args.cpus_per_worker is None or 1 <= args.cpus_per_worker <= MAX_CPUS, "1 or more"),
         ("--max-failures", args.max_failures >= -1, "0 or more, or -1 for no limit"),
-        ("--checkpoint-every-s", args.checkpoint_every_s >= 0, "0 or more"),
-        ("--resize-every-s", args.resize_every_s >= 0, "0 or more"),
+        ("--checkpoint-every-s", 0 <= args.checkpoint_every_s <= LONGEST_S, f"0 to {LONGEST_S:g}"),
+        ("--resize-every-s", 0 <= args.resize_every_s <= LONGEST_S, f"0 to {LONGEST_S:g}"),
         ("--log-every-steps", args.log_every_steps >= 1, "1 or more"),
-        ("--cache-gb", 0 <= args.cache_gb < math.inf, "a size, 0 or more"),
+        ("--cache-gb", 0 <= args.cache_gb <= MAX_CACHE_GB, "a size, 0 or more"),
     ):
         if not is_allowed:
             given = getattr(args, option.removeprefix("--").replace("-", "_"))

@@ -1,12 +1,16 @@
 """A media host on its bad days: the first part of a path says what happens, `/429/sound` or `/stall/sound`.
 
 with BadHost(folder) as host: ... f"{host.url}/404/sound.webm" ... host.requests
+
+`/stall@3/sound` does it at the third request for that path alone, and answers the others well.
 """
 
+import gzip
 import shutil
 import socket
 import struct
 import time
+import zlib
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,7 +18,9 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
-from jobs.demo.media_server import FolderHandler, find_media, serving
+import brotli
+
+from jobs.demo.media_server import FolderHandler, find_media, parse_range, serving
 
 TRUNCATED = 0.3
 """Share of a file that arrives where it is cut short."""
@@ -29,6 +35,7 @@ STATUSES = {
     410: "Gone",
     429: "Too Many Requests",
     451: "Unavailable For Legal Reasons",
+    416: "Range Not Satisfiable",
     503: "Service Unavailable",
 }
 
@@ -84,6 +91,9 @@ class _Handler(FolderHandler):
         )
         before = self.host.seen(request)
         self.path = f"/{name}"
+        behaviour, _, turn = behaviour.partition("@")
+        if turn and before + 1 != int(turn):
+            behaviour = "good"
         if behaviour.isdecimal():
             self._status(int(behaviour))
         elif behaviour == "throttled" and before < self.host.throttled:
@@ -94,6 +104,9 @@ class _Handler(FolderHandler):
             self._drop()
         elif special := getattr(self, f"_{behaviour}", None):
             special(name, with_body)
+        elif find_media(self.folder, name) is None and (self.folder / Path(name).name).is_file():
+            media, span = self._asked(name)  # of a kind that the demo's server does not have
+            self._part(media[span.start : span.stop], span.start, len(media))
         else:
             super().answer(with_body=with_body)
 
@@ -101,6 +114,164 @@ class _Handler(FolderHandler):
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socket.close(self.connection.detach())  # at once: the handler's files would keep the socket open
+
+    # Answers to requests of ranges that are not what they should be
+
+    def _asked(self, name: str) -> tuple[bytes, range]:
+        """The file, and which bytes of it were asked for."""
+        media = self._media(name)
+        span = parse_range(self.headers["Range"] or "", len(media))
+        return media, span or range(len(media))
+
+    def _send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for header, value in {"Content-Type": "application/octet-stream", **headers}.items():
+            self.send_header(header.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.close_connection = True
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _part(self, body: bytes, first: int, size: int, **headers: str) -> None:
+        """The answer to a request of a range; to one of the whole file, that."""
+        length = {"Content_Length": str(len(body))}
+        if self.headers["Range"] is None:
+            headers.pop("Content_Range", None)
+            self._send(200, body, **(length | headers))
+            return
+        span = {"Content_Range": f"bytes {first}-{first + len(body) - 1}/{size}"}
+        self._send(206, body, **(length | span | headers))
+
+    def _reset_connection(self) -> None:
+        """Nothing of an answer that is on its way arrives either."""
+        self._drop()
+        raise ConnectionResetError  # which `handle` takes for the end
+
+    def _rst(self, name: str, with_body: bool) -> None:
+        """The connection is reset before an answer."""
+        self._reset_connection()
+
+    def _rstmid(self, name: str, with_body: bool) -> None:
+        """The connection is reset after a third of the answer."""
+        media, span = self._asked(name)
+        body = media[span.start : span.stop]
+        self._part(body[: len(body) // 3], span.start, len(media), Content_Length=str(len(body)))
+        self._reset_connection()
+
+    def _norange(self, name: str, with_body: bool) -> None:
+        media = self._media(name)
+        self._send(200, media, Content_Length=str(len(media)))
+
+    def _nolength(self, name: str, with_body: bool) -> None:
+        self._send(200, self._media(name))
+
+    def _chunks(self, data: bytes) -> bytes:
+        pieces = [data[i : i + 50_000] for i in range(0, len(data), 50_000)]
+        return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+    def _chunked(self, name: str, with_body: bool) -> None:
+        self._send(200, self._chunks(self._media(name)), Transfer_Encoding="chunked")
+
+    def _chunked40(self, name: str, with_body: bool) -> None:
+        """40 % of the file, and a proper end."""
+        media = self._media(name)
+        self._send(200, self._chunks(media[: len(media) * 2 // 5]), Transfer_Encoding="chunked")
+
+    def _brokenchunks(self, name: str, with_body: bool) -> None:
+        chunks = self._chunks(self._media(name))
+        self._send(200, chunks[: len(chunks) * 2 // 5], Transfer_Encoding="chunked")
+
+    def _gzip(self, name: str, with_body: bool) -> None:
+        body = gzip.compress(self._media(name), 1)
+        self._send(200, body, Content_Encoding="gzip", Content_Length=str(len(body)))
+
+    def _gzipchunked(self, name: str, with_body: bool) -> None:
+        body = self._chunks(gzip.compress(self._media(name), 1))
+        self._send(200, body, Content_Encoding="gzip", Transfer_Encoding="chunked")
+
+    def _gzipcut(self, name: str, with_body: bool) -> None:
+        body = gzip.compress(self._media(name), 1)
+        self._send(200, body[: len(body) // 2], Content_Encoding="gzip", Content_Length=str(len(body) // 2))
+
+    def _deflate(self, name: str, with_body: bool) -> None:
+        body = zlib.compress(self._media(name), 1)
+        self._send(200, body, Content_Encoding="deflate", Content_Length=str(len(body)))
+
+    def _br(self, name: str, with_body: bool) -> None:
+        body = brotli.compress(self._media(name), quality=0)
+        self._send(200, body, Content_Encoding="br", Content_Length=str(len(body)))
+
+    def _gziprange(self, name: str, with_body: bool) -> None:
+        """A range of the encoded file, as the standard has it."""
+        body = gzip.compress(self._media(name), 1)
+        span = parse_range(self.headers["Range"] or "", len(body)) or range(len(body))
+        self._part(body[span.start : span.stop], span.start, len(body), Content_Encoding="gzip")
+
+    def _gziplie(self, name: str, with_body: bool) -> None:
+        media = self._media(name)
+        self._send(200, media, Content_Encoding="gzip", Content_Length=str(len(media)))
+
+    def _longlength(self, name: str, with_body: bool) -> None:
+        media, span = self._asked(name)
+        body = media[span.start : span.stop]
+        self._part(body, span.start, len(media), Content_Length=str(len(body) + 1000))
+        self.close_connection = True
+
+    def _shortlength(self, name: str, with_body: bool) -> None:
+        media = self._media(name)
+        body = media[: len(media) * 3 // 5]
+        self._send(200, body, Content_Length=str(len(body)))
+
+    def _early(self, name: str, with_body: bool) -> None:
+        """Half of the range that it announces, with a length that fits what it sends."""
+        media, span = self._asked(name)
+        body = media[span.start : span.stop]
+        header = f"bytes {span.start}-{span.stop - 1}/{len(media)}"
+        self._part(body[: len(body) // 2], span.start, len(media), Content_Range=header)
+
+    def _capped(self, name: str, with_body: bool) -> None:
+        """No more than 100 KB at a time, and it says so."""
+        media, span = self._asked(name)
+        self._part(media[span.start : span.stop][:100_000], span.start, len(media))
+
+    def _wrongrange(self, name: str, with_body: bool) -> None:
+        """Another range than the one asked for, and it says so."""
+        media, span = self._asked(name)
+        first = (span.start + 5000) % len(media) if self.headers["Range"] else 0
+        self._part(media[first:], first, len(media))
+
+    def _lyingrange(self, name: str, with_body: bool) -> None:
+        """Another range, unless it begins at 0, and it says that it is the one asked for."""
+        media, span = self._asked(name)
+        moved = media[40_000:] + media[:40_000] if span.start else media
+        self._part(moved[span.start : span.stop], span.start, len(media))
+
+    def _fromstart(self, name: str, with_body: bool) -> None:
+        """The beginning of the file, as if it were the range asked for."""
+        media, span = self._asked(name)
+        self._part(media[: len(span)], span.start, len(media))
+
+    def _wrongheader(self, name: str, with_body: bool) -> None:
+        media, span = self._asked(name)
+        body = media[span.start : span.stop]
+        first = max(0, span.start - 1000)
+        header = f"bytes {first}-{first + len(body) - 1}/{len(media)}"
+        self._part(body, span.start, len(media), Content_Range=header)
+
+    def _wrongtotal(self, name: str, with_body: bool) -> None:
+        media, span = self._asked(name)
+        self._part(media[span.start : span.stop], span.start, len(media) + 10_000)
+
+    def _norangeheader(self, name: str, with_body: bool) -> None:
+        media, span = self._asked(name)
+        body = media[span.start : span.stop]
+        self._send(206, body, Content_Length=str(len(body)))
+
+    def _otherfile(self, name: str, with_body: bool) -> None:
+        """A file of the same length, and of other bytes."""
+        media, span = self._asked(name)
+        other = bytes(reversed(media))
+        self._part(other[span.start : span.stop], span.start, len(media))
 
     def _status(self, status: int) -> None:
         body = STATUSES[status].encode()
@@ -119,8 +290,7 @@ class _Handler(FolderHandler):
         self.end_headers()
 
     def _media(self, name: str) -> bytes:
-        path = find_media(self.folder, name)
-        assert path is not None
+        path = find_media(self.folder, name) or self.folder / Path(name).name
         return path.read_bytes()
 
     def _stall(self, name: str, with_body: bool) -> None:

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     # getting the audio
     MISSING_FILE = "missing_file"
     UNAVAILABLE = "unavailable"
+    PRIVATE_HOST = "private_host"
     RESTRICTED = "restricted"
     THROTTLED = "throttled"
     SETUP = "setup"

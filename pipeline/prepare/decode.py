@@ -5,7 +5,7 @@ import functools
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -59,6 +59,10 @@ FORMATS = (
 sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
 
 
+OpenPart = Callable[[str, int, Mapping[str, str]], BinaryIO]
+"""Opens a file by its URL; flags and options are FFmpeg's."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     waveform: np.ndarray
@@ -69,15 +73,15 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decode:
-    """Rows with `audio` (bytes) or `media` (a file) in, rows with `waveform` out, one for one."""
+    """Rows with `samples` (of a fetch) or `media` (a file) in, rows with `waveform` out, one for one."""
 
     keep_silent: bool = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         keep_freed_memory()  # for the stages that follow in this process; FFmpeg works in another
         rows, decoded = each_clip(rows, "decode", self._one)
-        if "audio" in rows.column_names:
-            rows = rows.drop_columns(["audio"])
+        if "samples" in rows.column_names:
+            rows = rows.drop_columns(["samples"])
         end_s = [d.end_s if d else row for d, row in zip(decoded, rows["end_s"].to_pylist(), strict=True)]
         rows = rows.set_column(rows.column_names.index("end_s"), "end_s", pa.array(end_s, pa.float64()))
         rows = rows.append_column(
@@ -87,22 +91,29 @@ class Decode:
 
     def _one(self, row: dict[str, Any]) -> Decoded:
         duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
-        audio = row.get("audio")
         may_be_clip = row["media_start_s"] is None
         start_s = row["start_s"] if may_be_clip else row["media_start_s"]
-        what = (row["media"] if audio is None else audio, row["member"], start_s, duration_s, may_be_clip)
-        try:
-            waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
-        except ClipError as err:
-            if err.reason is not Reason.CRASHED:
-                raise
-            # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
-            waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+        what = (row["media"], row["member"], start_s, duration_s, may_be_clip)
+        if row.get("samples") is not None:  # a fetch has decoded it
+            waveform, num_clipped = np.frombuffer(row["samples"], np.float32), 0
+        else:
+            waveform, num_clipped = _decoded(*what)
         peak = float(np.abs(waveform).max(initial=0))
         if peak < SILENCE_PEAK and not self.keep_silent:
             raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
         num_clipped += int((np.abs(waveform) > 1).sum())
         return Decoded(np.clip(waveform, -1, 1), row["start_s"] + len(waveform) / SAMPLE_RATE_HZ, num_clipped)
+
+
+def _decoded(*what: Any) -> tuple[np.ndarray, int]:
+    try:
+        waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+    except ClipError as err:
+        if err.reason is not Reason.CRASHED:
+            raise
+        # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
+        waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+    return waveform, num_clipped
 
 
 @functools.cache
@@ -112,15 +123,12 @@ def _decoder() -> Isolated:
 
 
 def decode_media(
-    media: str | bytes, member: str | None, start_s: float, duration_s: float | None, may_be_clip: bool = False
+    media: str, member: str | None, start_s: float, duration_s: float | None, may_be_clip: bool = False
 ) -> tuple[np.ndarray, int]:
-    """`decode_section` of a file or an archive's member, or of the bytes of a section that was cut out of a recording.
+    """`decode_section` of a file or an archive's member.
 
     Also the number of samples that were clipped before, as an archive of kept audio remembers it.
     """
-    if isinstance(media, bytes):
-        with io.BytesIO(media) as file:
-            return decode_section(file, start_s, duration_s, whole=False), 0
     if member is not None:
         kept = read_member(media, member)
         with io.BytesIO(kept.audio) as file:
@@ -165,6 +173,7 @@ def decode_section(
     *,
     whole: bool = True,
     may_be_clip: bool = False,
+    open_part: OpenPart | None = None,
 ) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
 
@@ -172,7 +181,8 @@ def decode_section(
     end; `pipeline.prepare.sections` says how times count and what becomes of holes. The cut is exact to a sample where
     the container's timestamps are. In a `whole` recording times count from its beginning, even where its timestamps
     start elsewhere; a section cut out of one has the timestamps of the whole. A file that `may_be_clip` is read from
-    its beginning if its sound is no longer than the section: then it is the section.
+    its beginning if its sound is no longer than the section: then it is the section. `open_part` opens the URLs that a
+    playlist names; without it, playlists are not read.
 
     Raises:
         ClipError: not_audio, truncated, too_long, too_short for one frame, out_of_phase, out_of_range, too_large for
@@ -181,7 +191,7 @@ def decode_section(
     try:
         if may_be_clip and duration_s is not None and start_s > 0 and not _is_longer(file, duration_s):
             start_s = 0.0
-        with _opened(file) as (container, track):
+        with _opened(file, open_part) as (container, track):
             declared_s = None if duration_s is not None else _declared_s(file, container, track)
             may_seek = container.format.name != "ogg" or not _is_chained_ogg(file)
             section = read_section(container, track, start_s, duration_s, whole=whole, may_seek=may_seek)
@@ -200,12 +210,14 @@ def decode_section(
 
 
 @contextmanager
-def _opened(file: BinaryIO | str) -> Iterator[tuple[InputContainer, av.AudioStream]]:
+def _opened(file: BinaryIO | str, open_part: OpenPart | None = None) -> Iterator[tuple[InputContainer, av.AudioStream]]:
     """The container, from its beginning, and the track to take."""
     if not isinstance(file, str) and file.seekable():
         file.seek(0)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
-    with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
+    if open_part is not None:
+        options = {"format_whitelist": f"hls,{FORMATS}", "protocol_whitelist": "http,https"}
+    with av.open(file, mode="r", metadata_errors="ignore", container_options=options, io_open=open_part) as container:
         if (track := chosen_track(container)) is None:
             raise ClipError(Reason.NOT_AUDIO, f"no audio stream that FFmpeg decodes ({container.format.name})")
         yield container, track

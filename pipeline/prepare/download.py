@@ -5,22 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.prepare.clip import ClipError, Reason, each_clip
 from pipeline.prepare.isolated import Isolated
 from pipeline.prepare.media import host_of
 from pipeline.prepare.pacing import Pace, Turn
-from pipeline.prepare.ytdlp import YtDlp, check_tools
-
-MARGIN_S = 1.0
-"""Fetched beyond the section on each side: cutting a stream without decoding it is only roughly exact."""
-
-MAX_FETCH_BYTES = 256 << 20
-"""A section of audio has one; a whole recording of three hours in a good codec fits too."""
+from pipeline.prepare.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
 
 MEMORY_BYTES = 2 << 30
-"""Of the process that fetches: yt-dlp reads a page to its end, and a page may have none. Deno needs half of it."""
+"""What the process that fetches may write to: yt-dlp reads a page to its end, and a page may have none. Deno needs
+half of it."""
 
 ATTEMPTS = {
     Reason.NETWORK: 3,
@@ -59,7 +55,11 @@ class FetchSettings:
 
 
 class Download:
-    """Rows whose `media` is a URL in; the same rows with `audio` (bytes, null where the media is a file) out."""
+    """Rows whose `media` is a URL in; the same rows with `samples` out, null where the media is a file.
+
+    These are the section's, float32, mono, 16 kHz, as bytes. Which bytes of a recording a section needs, only reading
+    it tells; so it is decoded where it is fetched, by the function that decodes files.
+    """
 
     def __init__(self, settings: FetchSettings, turns: Turns, sleep: Callable[[float], None] = time.sleep) -> None:
         self.settings, self._turns, self._sleep = settings, turns, sleep
@@ -73,18 +73,17 @@ class Download:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         check_tools()  # of this node, which the driver has not seen
-        rows, audio = each_clip(rows, "download", self._one)
-        return rows.append_column("audio", pa.array(audio, pa.binary()))
+        rows, samples = each_clip(rows, "download", self._one)
+        return rows.append_column("samples", pa.array(samples, pa.binary()))
 
     def _one(self, row: dict[str, Any]) -> bytes | None:
         if not is_url(row["media"]):
             return None
-        begin_s = max(0.0, row["media_start_s"] - MARGIN_S)
-        end_s = None if row["end_s"] is None else row["media_start_s"] + (row["end_s"] - row["start_s"]) + MARGIN_S
+        duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
         failures: list[ClipError] = []
         while True:
             try:
-                return self._attempt(row["media"], begin_s, end_s, failures)
+                return self._attempt(row["media"], row["media_start_s"], duration_s, failures)
             except ClipError as err:
                 failures.append(err)
                 alike = sum(failure.reason is err.reason for failure in failures)
@@ -93,15 +92,15 @@ class Download:
                 if err.reason in (Reason.NETWORK, Reason.TIMEOUT, Reason.TRUNCATED):
                     self._sleep(self.settings.back_off_s * 4 ** (alike - 1))
 
-    def _attempt(self, url: str, begin_s: float, end_s: float | None, failures: list[ClipError]) -> bytes:
+    def _attempt(self, url: str, start_s: float, duration_s: float | None, failures: list[ClipError]) -> bytes:
         host = host_of(url)
         address = self._wait_for_turn(host)
         reason = None
         try:
-            audio: bytes = self._fetch(
+            samples: np.ndarray = self._fetch(
                 url,
-                begin_s,
-                end_s,
+                start_s,
+                duration_s,
                 settings=self.settings.ytdlp,
                 address=address if address in self.settings.pace.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
@@ -112,7 +111,7 @@ class Download:
             raise
         finally:
             self._turns.report(address, host, reason)
-        return audio
+        return samples.tobytes()
 
     def _wait_for_turn(self, host: str) -> str:
         while True:

@@ -77,7 +77,7 @@ CUT = (
 
 RUN_AGAIN = "The preparation, run again, may still get what failed for reasons that pass."
 FAILED = {
-    Reason.THROTTLED: "`throttled`: wait an hour, and use fewer --download-workers.",
+    Reason.THROTTLED: "`throttled`: lower --fetches-per-hour, or give more --addresses.",
     Reason.SETUP: "`setup`: update yt-dlp first.",
     Reason.MISSING_FILE: "`missing_file`: another --audio-dir adds what this one lacks.",
     Reason.UNAVAILABLE: "`unavailable`: gone from YouTube. Older copies may have it, such as agkphysics/AudioSet or "

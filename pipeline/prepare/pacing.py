@@ -42,7 +42,7 @@ class Pace:
     def __post_init__(self) -> None:
         if not self.fetches_per_hour > 0:
             raise ConfigError(f"--fetches-per-hour is {self.fetches_per_hour:g}; use more than 0")
-        if not self.rest_s > 0:
+        if not 0 < self.rest_s < math.inf:
             raise ConfigError(f"--rest-s is {self.rest_s:g}; use more than 0")
 
     def seconds_for(self, num_fetches: int) -> float:
@@ -51,11 +51,11 @@ class Pace:
 
 
 def check_address(address: str, option: str = "--addresses") -> None:
-    """Raises ConfigError unless it is the URL of a proxy that FFmpeg can use too, or an IP address."""
+    """Raises ConfigError unless it is the URL of an HTTP proxy, or an IP address."""
     scheme, is_url, host = address.partition("://")
     if is_url:
         if scheme != "http" or not host:  # it goes out without any other, by the machine's own address
-            raise ConfigError(f"{option} {address}: FFmpeg, which cuts the sections, takes http:// proxies alone")
+            raise ConfigError(f"{option} {address}: fetches go through http:// proxies alone")
         return
     try:
         ipaddress.ip_address(address)
@@ -111,7 +111,7 @@ class Pacer:
         )
         if (wait_s := _free_s(address) - now_s) > 0:
             return Turn(None, min(wait_s, LONGEST_WAIT_S))
-        address.next_s = max(address.next_s, now_s) + 3600 / pace.fetches_per_hour
+        address.next_s = now_s + 3600 / pace.fetches_per_hour
         if address.rests_in_a_row:
             address.probe_until_s = now_s + PROBE_S
         return Turn(name, 0.0)

@@ -6,10 +6,13 @@ import io
 import json
 import logging
 import math
+import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,11 @@ def temporary_prefix(what: str, run: str) -> str:
 def delete_left_over(prefix: str) -> None:
     """The temporary folders that a kill left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        shutil.rmtree(folder)
+        # Others may write to the temporary folder: what is a link, a file or not this user's is none of a run's.
+        with suppress(OSError):
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+                shutil.rmtree(folder)
 
 
 LOCAL_FLUSH_S = 5

@@ -151,11 +151,17 @@ def test_case_16_no_line_of_a_job_is_ray_s_own(tmp_path: Path):
         other.stdout.readline()
         rows = [f"{url}/clip{i}.wav,{'ab'[i % 2]},{'test' if i > 5 else 'train'}" for i in range(8)]
         (tmp_path / "list.csv").write_text("\n".join(["url,labels,split", *rows]))
-        hosts = ["--allow-private-hosts"] if "--allow-private-hosts" in prepare_audioset.parser().format_help() else []
         train = ["train", "--recipe", "audioset-balanced", "--data", str(data), "--train-splits", "train"]
         train += [*("--eval-splits", "test", "--epochs", "2"), *(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
         for job in (
-            ["prepare_audioset", "--manifest", str(tmp_path / "list.csv"), "--output", str(data), *hosts],
+            [
+                "prepare_audioset",
+                "--manifest",
+                str(tmp_path / "list.csv"),
+                "--output",
+                str(data),
+                "--allow-private-hosts",
+            ],
             [*train, "--output", str(tmp_path / "run"), "--num-workers", "2"],
             [*train, "--output", str(tmp_path / "in_process"), "--num-workers", "0"],
             ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(data), "--split", "test"],

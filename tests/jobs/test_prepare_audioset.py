@@ -82,7 +82,7 @@ def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
         "silentvideo_3.000": ("decode", "silent"),
         "htmlvideo___3.000": ("download", "not_audio"),
         "nowhere_____3.000": ("download", "unavailable"),
-        "video-_webm_29.000": ("decode", "truncated"),
+        "video-_webm_29.000": ("download", "truncated"),
         "video-_webm": ("source", "bad_time"),
         "video-_webm_8.000": ("source", "unknown_label"),
     }
@@ -110,7 +110,7 @@ def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
     failures = {
         row["clip_id"]: row["attempts"] for row in pq.read_table(output / "tiny" / "failures.parquet").to_pylist()
     }
-    assert (failures["video-_webm_29.000"], failures["silentvideo_3.000"]) == (2, 1)
+    assert (failures["video-_webm_29.000"], failures["silentvideo_3.000"]) == (4, 1)
 
     # A list that has grown adds what is new. A recording that was gone and is there again is not asked for.
     segment_list(clips, *ROWS, f'video-_webm, 12.000, 17.000, "{DOG}"')

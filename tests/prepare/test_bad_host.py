@@ -5,6 +5,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ TIMEOUT_S, DEADLINE_S = 20.0, 60.0
 """Longer than an answer or a whole fetch takes on a machine that is busy with other work."""
 STALL_TIMEOUT_S = 2.0
 """Where a host stalls, this is waited for."""
+LOCAL = YtDlp(timeout_s=TIMEOUT_S, allow_private_hosts=True)
 LONG_S = 3 * 3600
 
 
@@ -84,7 +86,7 @@ def download() -> Iterator[Download]:
 
 
 def settings(**more: Any) -> FetchSettings:
-    return FetchSettings(**{"ytdlp": YtDlp(timeout_s=TIMEOUT_S), "deadline_s": DEADLINE_S, "back_off_s": 0.05} | more)
+    return FetchSettings(**{"ytdlp": LOCAL, "deadline_s": DEADLINE_S, "back_off_s": 0.05} | more)
 
 
 def prepare(download: Download, url: str, start_s: float = 20.0) -> dict[str, Any]:
@@ -106,9 +108,7 @@ def test_what_heals_by_itself_gives_the_same_sound(
 ):
     row = prepare(download, f"{host.url}/{behaviour}/{name}")
     assert (row["reason"], host.of(behaviour) != []) == (None, True)
-    # Through another container the times may be rounded otherwise, by less than a millisecond.
-    if behaviour != "wrongtype":
-        np.testing.assert_array_equal(row["waveform"], undisturbed[name])
+    np.testing.assert_array_equal(row["waveform"], undisturbed[name])
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,16 @@ def test_what_heals_by_itself_gives_the_same_sound(
         ("503/sound", Reason.NETWORK, 3),
         ("cut/sound", Reason.NETWORK, 3),
         ("cut/other", Reason.NETWORK, 3),
-        ("short/sound", Reason.NETWORK, 3),
+        ("short/sound", Reason.TRUNCATED, 2),
         ("short/other", Reason.TRUNCATED, 2),  # its index is gone with its end
-        ("stall/other", Reason.TRUNCATED, 2),
+        ("chunked40/sound", Reason.TRUNCATED, 2),
+        ("stall/other", Reason.NETWORK, 3),
         ("html/sound", Reason.SETUP, 2),
         ("empty/sound", Reason.NOT_AUDIO, 2),
         ("loop/sound", Reason.NETWORK, 3),
         ("tofile/sound", Reason.NETWORK, 3),
         ("playlist/sound", Reason.SETUP, 2),  # of a host that yt-dlp does not know, a file alone is taken
+        ("longpage/sound", Reason.SETUP, 2),
         ("good/bomb", Reason.SILENT, 1),
     ],
 )
@@ -139,7 +141,7 @@ def test_a_fault_has_its_reason_and_is_tried_as_often_as_it_may_heal(
     host: BadHost, download: Download, path: str, reason: Reason, attempts: int
 ):
     if path.startswith("stall/"):
-        download = Download(settings(ytdlp=YtDlp(timeout_s=STALL_TIMEOUT_S)), Turns(Pace(rest_s=0.2)))
+        download = Download(settings(ytdlp=replace(LOCAL, timeout_s=STALL_TIMEOUT_S)), Turns(Pace(rest_s=0.2)))
     row = prepare(download, f"{host.url}/{path}")
     assert (row["reason"], row["attempts"]) == (reason, attempts)
     assert row["message"]
@@ -174,8 +176,10 @@ def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path:
 
 
 def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypatch: pytest.MonkeyPatch):
+    """As when yt-dlp reads the page of a site that it knows."""
     monkeypatch.setattr(download_module, "MEMORY_BYTES", 300 << 20)
     fetch = Download(settings(deadline_s=60.0), Turns(Pace(rest_s=0.2)))  # memory is to end it first
+    monkeypatch.setattr(fetch._fetch, "function", "tests.prepare.work:fetch_as_of_a_known_site")
     row = prepare(fetch, f"{host.url}/longpage/sound")
     fetch.stop()
     assert (row["reason"], row["attempts"]) == (Reason.TOO_LARGE, 1)
@@ -190,7 +194,7 @@ def test_a_throttled_address_rests_and_its_clip_is_had_in_the_same_run(media: Pa
         assert at_s[2] - at_s[1] >= 1.0  # twice as long
 
 
-def test_addresses_share_the_fetches_and_ffmpeg_goes_out_by_them_too(media: Path):
+def test_addresses_share_the_fetches_and_every_request_goes_out_by_them(media: Path):
     addresses = ("127.0.0.2", "127.0.0.3")
     with BadHost(media) as host:
         pace = Pace(addresses=addresses, fetches_per_hour=3600 * 2)
@@ -198,8 +202,8 @@ def test_addresses_share_the_fetches_and_ffmpeg_goes_out_by_them_too(media: Path
         for _ in range(4):
             assert prepare(fetch, f"{host.url}/good/sound")["reason"] is None
         assert {request.client for request in host.requests} == set(addresses)
-        by_ffmpeg = {request.client for request in host.requests if request.range and request.range != "bytes=0-"}
-        assert by_ffmpeg == set(addresses)
+        of_sections = {request.client for request in host.requests if request.range and request.range != "bytes=0-"}
+        assert of_sections == set(addresses)
 
 
 def test_cookies_reach_the_host_and_the_file_stays_as_it_was(media: Path, tmp_path: Path):
@@ -208,7 +212,7 @@ def test_cookies_reach_the_host_and_the_file_stays_as_it_was(media: Path, tmp_pa
         line = "127.0.0.1\tFALSE\t/\tFALSE\t0\tkey\tvalue\n"
         cookies.write_text(f"# Netscape HTTP Cookie File\n{line}")
         before = cookies.read_bytes()
-        ytdlp = YtDlp.from_args(["--cookies", str(cookies)], timeout_s=TIMEOUT_S)
+        ytdlp = YtDlp.from_args(["--cookies", str(cookies)], timeout_s=TIMEOUT_S, allow_private_hosts=True)
         assert (
             prepare(Download(settings(ytdlp=ytdlp), Turns(Pace(rest_s=0.2))), f"{host.url}/good/sound")["reason"]
             is None
@@ -241,7 +245,7 @@ ON_BAD_DAYS = {
     "short/other": {Reason.TRUNCATED},
     "good/bomb whole": {Reason.TOO_LONG},
     "good/long whole": {Reason.TOO_LONG},
-    "stall/other": {Reason.TRUNCATED, Reason.TIMEOUT},  # whichever of two limits is the first
+    "stall/other": {Reason.NETWORK, Reason.TIMEOUT},  # whichever of two limits is the first
 }
 """Clips that cannot be had, and what may be said of each. Those that take long are in different chunks."""
 
@@ -266,6 +270,7 @@ def test_a_job_over_all_bad_days_ends_in_time_with_each_clip_prepared_or_its_rea
         lines.append(f"{name},{host.url}/{path},{',' if whole else times.get(path, '20,25')},sound")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     argv = ["--manifest", str(tmp_path / "list.csv"), "--output", str(tmp_path / "data")]
+    argv.append("--allow-private-hosts")
     limits = {"--timeout-s": STALL_TIMEOUT_S, "--deadline-s": JOB_DEADLINE_S, "--rest-s": REST_S}
     began_s = time.monotonic()
     assert main([*argv, *(f"{word}" for option in limits.items() for word in option)]) == 0

@@ -10,11 +10,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from deno import find_deno_bin
 
 from ast_core.errors import DataError, UserError
+from pipeline.prepare import ytdlp
 from pipeline.prepare.clip import ClipError, Reason
 
 
@@ -55,6 +57,12 @@ def page_faults_of_reuse(num_rounds: int) -> int:
 def count_in_javascript(num_objects: int) -> int:
     code = f"let a = []; for (let i = 0; i < {num_objects}; i++) a.push({{i}}); console.log(a.length)"
     return int(subprocess.run([find_deno_bin(), "eval", code], check=True, capture_output=True).stdout)
+
+
+def fetch_as_of_a_known_site(url: str, start_s: float, duration_s: float, **settings: Any) -> np.ndarray:
+    """By yt-dlp's extractor for pages that it knows nothing of."""
+    with patch.object(ytdlp, "_is_site", lambda url: True):
+        return ytdlp.fetch_with_ytdlp(url, start_s, duration_s, **settings)
 
 
 def write(path: str, num_bytes: int) -> None:

@@ -1,0 +1,121 @@
+"""Sections fetched from a host that misbehaves, against the same sections of the file on disk.
+
+    python -m benchmarks.fetch_campaign [--containers wav mp3 …] [--turns 1 2 3 4] [--every N] [--seed 0]
+
+Every container × every misbehaviour, at each of the first requests in turn and at all of them, through yt-dlp's client
+and our own reader of HTTP. A section is right (equal to the bit), has a reason, or is WRONG: other samples, or a reason
+that blames the clip for good. Exit status 1 if one is wrong.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.decode import decode_section
+from pipeline.prepare.ytdlp import YtDlp, fetch_with_ytdlp
+from tests.bad_host import BadHost
+from tests.prepare.containers import CONTAINERS, write_container
+
+START_S, DURATION_S = 20.25, 4.0
+SETTINGS = YtDlp(timeout_s=1.0, allow_private_hosts=True)
+STALL_S = 1.5
+
+MISBEHAVIOURS = (
+    *("rst", "rstmid", "stall", "norange", "nolength", "chunked", "chunked40", "brokenchunks"),
+    *("gzip", "gzipchunked", "gzipcut", "deflate", "br", "gziprange", "gziplie"),
+    *("longlength", "shortlength", "early", "capped", "empty", "html", "redirect"),
+    *("wrongrange", "lyingrange", "fromstart", "wrongheader", "wrongtotal", "norangeheader", "otherfile"),
+    *("404", "416", "429", "503"),
+)
+"""Of `tests.bad_host`."""
+
+PASSING = {Reason.NETWORK, Reason.TRUNCATED, Reason.THROTTLED, Reason.SETUP, Reason.TIMEOUT}
+"""Reasons for which the clip is tried again."""
+
+FINAL = {
+    "404": {Reason.UNAVAILABLE},
+    "empty": {Reason.NOT_AUDIO},
+    "otherfile": {Reason.NOT_AUDIO},
+}
+"""Reasons that a host which does this is taken at its word for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    misbehaviour: str
+    turn: int
+    """The request at which it happens; 0: at each."""
+
+    @property
+    def path(self) -> str:
+        return f"{self.misbehaviour}{f'@{self.turn}' if self.turn else ''}/sound.{self.kind}"
+
+
+def cases(kinds: Sequence[str], turns: Sequence[int]) -> Iterator[Case]:
+    return (Case(kind, bad, turn) for kind in kinds for bad in MISBEHAVIOURS for turn in (0, *turns))
+
+
+def outcome(host: BadHost, case: Case, expected: np.ndarray | Reason) -> str:
+    """`right`, a reason, or what is wrong."""
+    try:
+        got = fetch_with_ytdlp(f"{host.url}/{case.path}", START_S, DURATION_S, settings=SETTINGS)
+    except ClipError as err:
+        allowed = (
+            PASSING | FINAL.get(case.misbehaviour, set()) | ({expected} if isinstance(expected, Reason) else set())
+        )
+        return str(err.reason) if err.reason in allowed else f"WRONG: {err}"
+    if isinstance(expected, np.ndarray) and np.array_equal(got, expected):
+        return "right"
+    return f"WRONG: {len(got)} other samples"
+
+
+def section_on_disk(path: Path) -> np.ndarray | Reason:
+    try:
+        return decode_section(str(path), START_S, DURATION_S)
+    except ClipError as err:
+        return err.reason
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--containers", nargs="+", default=list(CONTAINERS), choices=list(CONTAINERS))
+    parser.add_argument("--turns", nargs="*", type=int, default=[1, 2, 3, 4])
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="a seeded choice of one case in N")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    chosen = list(cases(args.containers, args.turns))
+    chosen = random.Random(args.seed).sample(chosen, len(chosen) // args.every)
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in args.containers}
+    wrong = []
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ast-fetch-campaign-") as name:
+        folder = Path(name)
+        expected = {kind: section_on_disk(write_container(folder, kind)) for kind in args.containers}
+        with BadHost(folder, stall_s=STALL_S) as elsewhere, BadHost(folder, STALL_S) as host:
+            host.elsewhere = f"{elsewhere.url}/good"
+            for case in sorted(chosen, key=lambda case: case.path):
+                said = outcome(host, case, expected[case.kind])
+                counts[case.kind][said.partition(":")[0]] += 1
+                if said.startswith("WRONG"):
+                    wrong.append(f"{case.path}: {said}")
+    print(f"| container | {' | '.join(names := sorted({name for count in counts.values() for name in count}))} |")
+    print(f"|---|{'---|' * len(names)}")
+    for kind, count in counts.items():
+        print(f"| {kind} | {' | '.join(str(count[name]) for name in names)} |")
+    print(f"\n{len(chosen)} fetches in {time.monotonic() - began_s:.0f} s, {len(wrong)} wrong")
+    print("\n".join(wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
