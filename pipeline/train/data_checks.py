@@ -31,8 +31,8 @@ MUCH_PADDING = 0.5
 SMALLEST_STD = 1e-3
 """Of raw log-mel. Below it all values are the same but for rounding; the std of any real recording is above 1."""
 
-MAX_HASHED_SHARDS = 1000
-"""Up to so many shards are read for copies of clips: two small reads each. Above, jobs/doctor.py looks for them."""
+MAX_HASHED_SHARDS = 400
+"""Up to so many shards are read for copies of clips: some seconds on object storage. Above, jobs/doctor.py looks."""
 
 NAMES_SHOWN = 3
 
