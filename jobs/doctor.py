@@ -4,7 +4,8 @@
     python jobs/doctor.py --data s3://bucket/data --official mine=lists/mine_segments.csv --json findings.json --strict
 
 Clips, labels, durations and label shares are compared with the official lists: those of balanced_train,
-unbalanced_train and eval are fetched by name and cached, others are given with --official. Norm, silence, duplicates,
+unbalanced_train and eval are read if a preparation has cached them on this machine (--official eval=eval fetches one),
+others are given with --official. Nothing else is fetched. Norm, silence, duplicates,
 leakage, clipping, index and weights are examined without any list. Nothing is written into the data set. No Ray is
 started, and no fbank is read.
 
