@@ -30,6 +30,7 @@ from pipeline import dataset, storage
 from pipeline.prepare import media, membership, pacing, report, sources
 from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.download import FetchSettings
+from pipeline.prepare.own_outputs import holds_clips
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
 from pipeline.prepare.private_hosts import Endpoint, endpoint_of
@@ -255,16 +256,34 @@ def _read_list(args: argparse.Namespace) -> ClipList:
         if len(set(splits)) < len(splits):
             raise ConfigError("two of the lists have one name, and so one split; prepare them one by one with --split")
         clips, refused = (pa.concat_tables([getattr(part, name) for part in lists]) for name in ("clips", "refused"))
-        return ClipList(clips, refused, lists[0].vocabulary, tuple(note for part in lists for note in part.notes))
+        return ClipList(
+            clips, refused, lists[0].vocabulary, tuple(dict.fromkeys(note for part in lists for note in part.notes))
+        )
     if args.datafile:
         return sources.read_datafile(args.datafile, vocabulary=vocabulary or audioset_labels(), split=args.split)
     if args.esc50:
         return sources.read_esc(args.esc50)
     if args.speechcommands:
         return sources.read_speechcommands(args.speechcommands)
-    return sources.read_manifest(
-        args.manifest, vocabulary=vocabulary, split=args.split, indices=args.labels is not None or vocabulary is None
+    if vocabulary is None and storage.exists(dataset.labels_csv(args.output)) and holds_clips(args.output):
+        return _read_manifest_of_more(args)
+    return sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split)
+
+
+def _read_manifest_of_more(args: argparse.Namespace) -> ClipList:
+    """A manifest for a data set that has clips. Its vocabulary holds, and is named where the list does not fit it."""
+    vocabulary = dataset.read_labels(args.output, dataset.read_info(args.output))
+    remedy = (
+        f"the labels are held against {dataset.labels_csv(args.output)}, with which an earlier run prepared clips; for "
+        "the labels of the list itself, give another --output, or delete that folder"
     )
+    try:
+        listed = sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split, indices=False)
+    except DataError as err:
+        sources.read_manifest(args.manifest, split=args.split)  # if it cannot be read in any case, that is the error
+        raise DataError(f"{err} ({remedy})") from err
+    unknown = pc.sum(pc.equal(listed.refused["reason"], str(Reason.UNKNOWN_LABEL))).as_py() or 0
+    return replace(listed, notes=(*listed.notes, f"{unknown:,} unknown labels: {remedy}")) if unknown else listed
 
 
 def _splits_of(listed: ClipList) -> set[str]:
@@ -272,12 +291,8 @@ def _splits_of(listed: ClipList) -> set[str]:
 
 
 def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
-    """--labels; else, for a manifest, those of the data set that it adds to."""
-    if args.labels:
-        return LabelVocabulary.from_csv(storage.read_text(args.labels), origin=args.labels)
-    if args.manifest and storage.exists(dataset.labels_csv(args.output)):
-        return dataset.read_labels(args.output, dataset.read_info(args.output))
-    return None
+    """Those of --labels."""
+    return LabelVocabulary.from_csv(storage.read_text(args.labels), origin=args.labels) if args.labels else None
 
 
 def _locate(args: argparse.Namespace) -> sources.Locate:

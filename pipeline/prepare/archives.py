@@ -129,20 +129,26 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
         raise DataError(f"cannot read {uri} ({_line(err)}); if it is damaged, fetch it again") from err
 
 
+class OtherAudioError(DataError):
+    """A Parquet file whose column `audio` is of another kind than ours. Below a folder it is no source, and said."""
+
+
 def holds_audio(parquet: pq.ParquetFile, uri: str) -> bool:
     """Whether a Parquet file has a column `audio` of bytes.
 
     Raises:
-        DataError: there is such a column, but of another kind, or of paths alone.
+        OtherAudioError: there is such a column, but of another kind, or of paths alone.
     """
     schema = parquet.schema_arrow
     if "audio" not in schema.names:
         return False
     kind = schema.field("audio").type
     if not (pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}):
-        raise DataError(f"the column `audio` of {uri} is {kind}, not struct<bytes, path> as Hugging Face's Audio is")
+        raise OtherAudioError(
+            f"the column `audio` of {uri} is {kind}, not struct<bytes, path> as Hugging Face's Audio is"
+        )
     if len(parquet.schema_arrow) and parquet.metadata.num_rows and _all_null(parquet, "audio.bytes"):
-        raise DataError(
+        raise OtherAudioError(
             f"{uri} holds paths of audio files, not their bytes; embed them (datasets: embed_external_files)"
         )
     return True

@@ -26,6 +26,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
 from pipeline.prepare import archives
 from pipeline.prepare.clip import WAVEFORM
+from pipeline.prepare.own_outputs import holds_clips
 
 FLAC_OPTIONS = {"compression_level": "0", "frame_size": "4096"}
 """A higher level saves 5 % of the bytes and costs a third more time when decoding. The small frames that FFmpeg chooses
@@ -102,12 +103,13 @@ class AudioStore:
         """Refuse a folder that holds something else; claim an empty one by writing the labels."""
         file = dataset.labels_csv(self.uri)
         if storage.exists(file):
-            if LabelVocabulary.from_csv(storage.read_text(file), origin=file) != self.labels:
+            if LabelVocabulary.from_csv(storage.read_text(file), origin=file) == self.labels:
+                return
+            if holds_clips(self.uri):
                 raise DataError(f"{self.uri} keeps audio with other labels; give another --keep-audio")
         elif not storage.is_empty(self.uri):
             raise DataError(f"{self.uri} is not empty and keeps no audio; give a new folder as --keep-audio")
-        else:
-            storage.write_bytes(file, self.labels.to_csv().encode())
+        storage.write_bytes(file, self.labels.to_csv().encode())
 
     def check_has(self, split: str, clip_ids: pa.ChunkedArray) -> None:
         """Refuse to go on with clips that were prepared without being kept: the store would never have them."""

@@ -38,6 +38,7 @@ from ast_core.errors import ConfigError, DataError
 from pipeline import storage
 from pipeline.prepare import archives
 from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
+from pipeline.prepare.own_outputs import without_outputs
 
 
 class Place(NamedTuple):
@@ -131,16 +132,22 @@ class AudioFolder:
             files = storage.list_files(storage.absolute(uri), recursive=True)
         except (OSError, ValueError) as err:
             raise DataError(f"cannot list the audio folder {uri}: {err}") from err
-        self._files = list(filter(is_media, files))
+        sources, notes = without_outputs(files, [file for file in files if is_media(file) or archives.is_archive(file)])
+        self.notes = notes
+        """What the user should know of the folder, a line each."""
+        self._files = list(filter(is_media, sources))
         for number, file in enumerate(self._files):
             self._add(stem(file), number)
         self._end = len(self._files)
-        for listed in archives.ahead(_listed, filter(archives.is_archive, files)):
-            if listed is not None:
+        for listed in archives.ahead(_listed, filter(archives.is_archive, sources)):
+            if isinstance(listed, archives.OtherAudioError):
+                self.notes.append(f"not read: {listed}")
+            elif listed is not None:
                 self._add_archive(*listed)
         if not self._end:
+            why = f" ({self.notes[0]})" if self.notes else ""
             raise DataError(
-                f"there is no audio file below {uri}, nor a .tar of them, nor Parquet with a column `audio`; "
+                f"there is no audio file below {uri}, nor a .tar of them, nor Parquet with a column `audio`{why}; "
                 "is it the right folder?"
             )
 
@@ -212,5 +219,8 @@ def _sections(name: str) -> Iterator[str]:
             yield f"{video_id}_{int(start) / 1000:.3f}_{int(end) / 1000:.3f}"
 
 
-def _listed(uri: str) -> tuple[archives.Archive, archives.Names] | None:
-    return archives.list_archive(uri, is_media)
+def _listed(uri: str) -> tuple[archives.Archive, archives.Names] | archives.OtherAudioError | None:
+    try:
+        return archives.list_archive(uri, is_media)
+    except archives.OtherAudioError as err:
+        return err

@@ -122,7 +122,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     """
     splits = _splits(listed)
     with sole_writer(settings.output):
-        store, states = _open_output(listed, settings)
+        store, states = _open_output(listed, settings, say)
         todo = _left(listed, states, settings)
         del states
         if line := todo.line():
@@ -157,9 +157,13 @@ def _work_off(todo: Todo, settings: PrepareSettings, store: AudioStore | None, s
             progress.add(written["reason"], written["clips"])
 
 
-def _open_output(listed: ClipList, settings: PrepareSettings) -> tuple[AudioStore | None, dict[str, SplitState]]:
+def _open_output(
+    listed: ClipList, settings: PrepareSettings, say: Callable[[str], None]
+) -> tuple[AudioStore | None, dict[str, SplitState]]:
     """Claim the output, and the store if audio is to be kept; tidy what a kill left there, and read back the rest."""
-    start_output(settings.output, listed.vocabulary)
+    if start_output(settings.output, listed.vocabulary):
+        labels_csv = dataset.labels_csv(settings.output)
+        say(f"no clip was prepared with the labels in {labels_csv}: the labels of this list take their place")
     store = AudioStore(settings.keep_audio, listed.vocabulary) if settings.keep_audio else None
     if store is not None:
         store.claim()

@@ -22,6 +22,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
 from pipeline.prepare import ledger, membership
 from pipeline.prepare.membership import Listed
+from pipeline.prepare.own_outputs import holds_clips
 from pipeline.prepare.samples import samples_dir
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
@@ -211,13 +212,26 @@ def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
         return pa.concat_tables([schema.empty_table(), *pool.map(lambda uri: _scan_shard(uri, schema), uris)])
 
 
-def start_output(output: str, labels: LabelVocabulary) -> None:
-    """Claim a folder by writing the labels, and tidy it, but for its splits. Raises what `check_output` does."""
+def start_output(output: str, labels: LabelVocabulary) -> bool:
+    """Claim a folder by writing the labels, and tidy it, but for its splits. Raises what `check_output` does.
+
+    Returns:
+        Whether these labels took the place of others, with which nothing was prepared.
+    """
     check_output(output, labels)
     storage.delete_unfinished(output)
     storage.delete_unfinished(samples_dir(output), recursive=True)
-    if not storage.exists(dataset.labels_csv(output)):
-        storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
+    is_claimed = storage.exists(dataset.labels_csv(output))
+    if is_claimed and dataset.read_labels(output, dataset.read_info(output)) == labels:
+        return False
+    if is_claimed:
+        storage.delete(dataset.dataset_json(output))  # which is of the other labels, as all failures are
+        storage.delete(dataset.work_dir(output))
+        for name in ("index.parquet", "failures.parquet"):
+            for uri in storage.list_files(output, suffix=f"/{name}", recursive=True):
+                storage.delete(uri)
+    storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
+    return is_claimed
 
 
 def check_output(output: str, labels: LabelVocabulary) -> None:
@@ -229,7 +243,7 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
     if storage.exists(dataset.labels_csv(output)):
         info = dataset.read_info(output)
         there = dataset.read_labels(output, info)
-        if there != labels:
+        if there != labels and holds_clips(output):
             raise DataError(
                 f"{output} holds a data set with other labels ({len(there)}, these are {len(labels)}); "
                 "give another --output, or its labels.csv as --labels"

@@ -195,3 +195,100 @@ def test_a_failed_file_of_the_same_size_is_tried_again_by_its_time(local_ray: No
         time.sleep(0.001)
     folder.run(in_train("ab"))
     assert folder.index() == {"train": ["a", "b"]}
+
+
+# What the job wrote is no source
+
+
+def of_archive(folder: Folder) -> str:
+    """A folder with a tar of two labelled sounds."""
+    folder.sounds("a", "b")
+    members: dict[str, bytes | dict[str, object]] = {}
+    for name in "ab":
+        members |= {f"{name}.wav": (folder.path / f"{name}.wav").read_bytes(), f"{name}.json": {"labels": ["x"]}}
+        (folder.path / f"{name}.wav").unlink()
+    fakes.write_tar(folder.path / "in" / "0.tar", members)
+    return str(folder.path / "in")
+
+
+def test_case_18_an_output_below_the_manifest_is_no_source(local_ray: None, folder: Folder):
+    source = of_archive(folder)
+    folder.data = folder.path / "in" / "out"
+    options = ("--manifest", source, "--keep-audio", str(folder.path / "in" / "kept"))
+    folder.run_with(*options)
+    assert (folder.data / "_report").exists()
+    printed = folder.run_with(*options)
+    assert folder.index() == {"train": ["a", "b"]}
+    for name in ("out", "kept"):
+        assert f"{source}/{name} was written by a preparation and is not read" in printed
+
+
+def test_case_18_an_output_below_the_audio_folder_is_no_source(local_ray: None, folder: Folder):
+    (folder.path / "in").mkdir()
+    folder.sounds("in/abcdefghijk")
+    (folder.path / "few_segments.csv").write_text('abcdefghijk, 0.000, 0.500, "/m/09x0r"\n')
+    folder.data = folder.path / "in" / "deep" / "out"
+    options = ("--segments", str(folder.path / "few_segments.csv"), "--audio-dir", str(folder.path / "in"))
+    for _ in range(2):
+        printed = folder.run_with(*options)
+        assert folder.index() == {"few": ["abcdefghijk_0.000"]}
+    assert "is not read" in printed
+
+
+def test_a_store_is_a_source_where_it_is_what_was_asked_for(local_ray: None, folder: Folder):
+    source, store = of_archive(folder), folder.path / "stores" / "kept"
+    folder.run_with("--manifest", source, "--keep-audio", str(store))
+    for number, named in enumerate((store, store.parent, store / "train")):
+        folder.data = folder.path / f"again{number}"
+        folder.run_with("--manifest", str(named))
+        assert folder.index() == {"train": ["a", "b"]}
+
+
+def test_a_data_set_is_no_manifest(local_ray: None, folder: Folder):
+    folder.run_with("--manifest", of_archive(folder))
+    folder.data, made = folder.path / "again", folder.data
+    printed = folder.run_with("--manifest", str(made), status=2)
+    assert f"{made} was written by a preparation and is not read" in printed
+
+
+def test_one_file_with_another_audio_column_is_left_out(local_ray: None, folder: Folder):
+    source = of_archive(folder)
+    odd = Path(source, "odd.parquet")
+    pd.DataFrame({"audio": [b"bytes"], "labels": ["x"]}).to_parquet(odd)
+    printed = folder.run_with("--manifest", source)
+    assert f"note: not read: the column `audio` of {odd} is binary" in printed
+    assert folder.index() == {"train": ["a", "b"]}
+    folder.data = folder.path / "of the file itself"
+    printed = folder.run_with("--manifest", str(odd), status=2)
+    assert f"error: the column `audio` of {odd} is binary, not struct<bytes, path>" in printed
+
+
+# The first run's vocabulary
+
+
+def labelled(folder: Folder, *labels: str) -> tuple[str, str]:
+    """A manifest of sounds a, b, … with these labels."""
+    rows = [f"{name}.wav,{label}" for name, label in zip("abcdef", labels, strict=False)]
+    (folder.path / "list.csv").write_text("\n".join(["path,labels", *rows]))
+    return "--manifest", str(folder.path / "list.csv")
+
+
+def test_case_43_the_vocabulary_of_a_first_run_is_named(local_ray: None, folder: Folder):
+    folder.sounds("a", "b")
+    folder.run_with(*labelled(folder, "dgo", "cta"))
+    printed = folder.run_with(*labelled(folder, "dog", "cat"), status=2)
+    assert f"held against {folder.data}/labels.csv, with which an earlier run prepared clips" in printed
+    assert "give another --output" in printed
+    printed = folder.run_with(*labelled(folder, "dgo", "cat"))  # some rows of the list fit
+    assert f"note: 1 unknown labels: the labels are held against {folder.data}/labels.csv" in printed
+    assert (folder.index(), folder.failures()) == ({"train": ["a"]}, {"b": "unknown_label"})
+
+
+def test_a_vocabulary_with_which_nothing_was_prepared_is_replaced(local_ray: None, folder: Folder):
+    folder.run_with(*labelled(folder, "dgo", "cta"), status=2)  # there is no file yet
+    folder.sounds("a", "b")
+    printed = folder.run_with(*labelled(folder, "dog", "cat"))
+    assert f"no clip was prepared with the labels in {folder.data}/labels.csv" in printed
+    opened = PreparedDataset.open(str(folder.data))
+    assert (opened.labels.names, folder.index()) == (("cat", "dog"), {"train": ["a", "b"]})
+    assert opened.clips(["train"]).labels.to_pylist() == [[1], [0]]

@@ -1,5 +1,6 @@
 """How the stages are put together, on a real Ray."""
 
+import os
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -15,17 +17,21 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError
+from pipeline.prepare import ledger
+from pipeline.prepare.clip import FAILED_AT, under_way
 from pipeline.prepare.pacing import Pace
 from pipeline.prepare.plan import (
+    MAX_DEATHS,
     FetchAndPrepare,
     PrepareSettings,
     Stages,
     _in_a_task,
     _written,
+    give_up,
     prepare,
 )
 from pipeline.prepare.sources import read_manifest
-from pipeline.prepare.todo import write_todo
+from pipeline.prepare.todo import read_chunks, write_todo
 from pipeline.prepare.ytdlp import YtDlp
 from pipeline.ray_errors import users_errors
 from tests import fakes
@@ -149,3 +155,40 @@ def test_a_preparation_ends_with_what_its_worker_said(local_ray: None, tmp_path:
     with pytest.raises(DataError) as caught:
         prepare(listed, PrepareSettings(output=str(tmp_path / "data"), fetch=NoRoom()))  # type: ignore[arg-type]
     assert (type(caught.value), str(caught.value)) == (DataError, "no room there; make some")
+
+
+class DiesWith:
+    """A stage whose process ends at once where a clip of this name is among its well rows."""
+
+    def __init__(self, clip_id: str) -> None:
+        self._clip_id = clip_id
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        well = rows.filter(pc.is_null(rows["reason"]))
+        if self._clip_id in well["clip_id"].to_pylist():
+            os._exit(1)
+        return rows.select(["clip_id", *FAILED_AT.names])
+
+
+def test_c16_a_chunk_whose_task_dies_each_time_fails_and_the_rest_goes_on(local_ray: None, tmp_path: Path):
+    clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(12)))
+    chunks = write_todo(str(tmp_path), clips, 4)
+    data = ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
+        Stages((read_chunks, give_up, DiesWith("clip05"))), batch_size=1, batch_format="pyarrow"
+    )
+    rows = {row["clip_id"]: row for row in _written(data)}
+    failed = [clip_id for clip_id, row in rows.items() if row["reason"] is not None]
+    assert (len(rows), len(failed), "clip05" in failed) == (12, 4, True)
+    (why,) = {(row["stage"], row["reason"], row["attempts"], row["message"]) for row in rows.values() if row["reason"]}
+    assert why[:3] == ("prepare", "crashed", MAX_DEATHS)
+    assert why[3] == "the task that prepared it and 3 other clips ended 3 times, killed or out of memory"
+
+
+def test_c16_clips_of_a_chunk_that_died_are_tried_again_by_the_next_run(tmp_path: Path):
+    rows = under_way(fakes.clips({"clip_id": "a", "media": "x"}, {"clip_id": "b", "media": "x"}))
+    for name, values in {"stage": ["prepare", "decode"], "reason": ["crashed"] * 2, "message": [""] * 2}.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    rows = rows.set_column(rows.column_names.index("attempts"), "attempts", pa.array([3, 1], pa.int32()))
+    ledger.write_part(str(tmp_path), "train", rows)
+    failures = ledger.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
+    assert ledger.final(failures, frozenset())["clip_id"].to_pylist() == ["b"]

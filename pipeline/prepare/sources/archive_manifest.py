@@ -30,6 +30,7 @@ from ast_core.labels import CSV_HEADER, LabelVocabulary
 from pipeline import storage
 from pipeline.prepare import archives
 from pipeline.prepare.media import is_media, stem
+from pipeline.prepare.own_outputs import without_outputs
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
@@ -58,19 +59,26 @@ class Entry(NamedTuple):
     file_split: str | None = None
 
 
-def find(uri: str) -> list[str]:
-    """The archives that a manifest's URI means: one, those of a folder or of a glob. None if it is a list of files."""
+def find(uri: str, notes: list[str]) -> list[str]:
+    """The archives that a manifest's URI means: one, those of a folder or of a glob. None if it is a list of files.
+
+    What the user should know of them is added to `notes`.
+    """
     if _COMPRESSED.fullmatch(uri):
         raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
     if re.match("https?://", uri, re.IGNORECASE):
         return []
     if re.search(r"[*?[]", uri) and not storage.exists(uri):
-        return _matching(uri)
+        return _matching(uri, notes)
     if _is_folder(uri):
-        found = list(filter(archives.is_archive, storage.list_files(storage.absolute(uri), recursive=True)))
+        files = storage.list_files(storage.absolute(uri), recursive=True)
+        found, outputs = without_outputs(files, list(filter(archives.is_archive, files)))
         if not found:
-            raise DataError(f"the folder {uri} holds neither .parquet nor .tar; give a list, or the archives' folder")
-        return found
+            why = f" ({outputs[0]})" if outputs else ""
+            raise DataError(
+                f"the folder {uri} holds neither .parquet nor .tar{why}; give a list, or the archives' folder"
+            )
+        return _without_other_audio(found, notes, outputs)
     if uri.lower().endswith(".tar"):
         return [storage.absolute(uri)]
     if uri.lower().endswith(".parquet"):
@@ -79,21 +87,44 @@ def find(uri: str) -> list[str]:
     return []
 
 
-def _matching(pattern: str) -> list[str]:
+def _without_other_audio(found: list[str], notes: list[str], outputs: list[str]) -> list[str]:
+    """One odd file below a large folder is left out; it is refused where there is no other."""
+    others = list(archives.ahead(_other_audio, found))
+    kept = [uri for uri, other in zip(found, others, strict=True) if other is None]
+    if not kept:
+        raise next(filter(None, others))
+    notes += [*outputs, *(f"not read: {other}" for other in others if other)]
+    return kept
+
+
+def _other_audio(uri: str) -> archives.OtherAudioError | None:
+    if uri.lower().endswith(".parquet"):
+        try:
+            with archives.open_parquet(uri) as parquet:
+                archives.holds_audio(parquet, uri)
+        except archives.OtherAudioError as err:
+            return err
+    return None
+
+
+def _matching(pattern: str, notes: list[str]) -> list[str]:
     """`*` stays within a folder, `**` does not."""
     pattern = storage.absolute(pattern)
     root = dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
     deep = "**" in pattern
-    found = [
+    files = storage.list_files(root, recursive=True)
+    matching = [
         file
-        for file in storage.list_files(root, recursive=True)
+        for file in files
         if archives.is_archive(file)
         and fnmatchcase(file, pattern.replace("**/", "*"))
         and (deep or file.count("/") == pattern.count("/"))
     ]
+    found, outputs = without_outputs(files, matching)
     if not found:
-        raise DataError(f"no .parquet or .tar file matches {pattern}")
-    return found
+        why = f" ({outputs[0]})" if outputs else ""
+        raise DataError(f"no .parquet or .tar file matches {pattern}{why}")
+    return _without_other_audio(found, notes, outputs)
 
 
 def _is_folder(uri: str) -> bool:

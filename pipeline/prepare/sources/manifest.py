@@ -46,7 +46,7 @@ def read_manifest(
     make, or have made (`indices=False`): it would mean another class in another list.
     """
     default_split, notes = checked_split(split or "train"), list[str]()
-    packed = archive_manifest.find(uri)
+    packed = archive_manifest.find(uri, notes)
     own = archive_manifest.own_labels(uri, packed) if packed else None
 
     copy = uri if packed else fetched(uri, notes)

@@ -46,6 +46,8 @@ def read_segments(
             rows.refuse(name, split, err, cells, f"line {number}")
     if not num_of_four_fields:
         raise DataError(f'{uri} has no line of the form `YTID, start, end, "mid,mid"`; give an AudioSet segment list')
+    if isinstance(locate, AudioFolder):
+        notes += locate.notes
     if missing and isinstance(locate, AudioFolder) and (other := locate.under_other_names(missing)):
         notes.append(other)
     return rows.done(uri, notes)
