@@ -199,10 +199,13 @@ def test_a_kill_while_duplicates_are_dropped_loses_nothing(tmp_path: Path, monke
 
 
 def test_a_store_of_other_labels_or_of_something_else_is_refused(tmp_path: Path):
-    store_at(tmp_path / "store")
+    other = AudioStore(str(tmp_path / "store"), LabelVocabulary.from_names(["dog"]))
+    other.claim()  # of a first run that kept nothing
+    store = store_at(tmp_path / "store")
     store_at(tmp_path / "store")  # again is no fault
+    store.write("train", "a", keep_audio(decoded("a")))
     with pytest.raises(DataError, match="keeps audio with other labels"):
-        AudioStore(str(tmp_path / "store"), LabelVocabulary.from_names(["dog"])).claim()
+        other.claim()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(DataError, match="is not empty and keeps no audio"):

@@ -190,10 +190,13 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "files"):
         with pytest.raises(DataError, match="not empty and holds no data set"):
             start_output(str(folder), labels)
-    start_output(str(tmp_path / "new"), labels)
-    start_output(str(tmp_path / "new"), labels)  # its own, again
+    two_labels = LabelVocabulary.from_names(["a", "b"])
+    assert not start_output(str(tmp_path / "new"), two_labels)
+    assert start_output(str(tmp_path / "new"), labels)  # nothing was prepared with the two
+    assert not start_output(str(tmp_path / "new"), labels)  # its own, again
+    WriteShards(str(tmp_path / "new"))(prepared_rows("clip"))
     with pytest.raises(DataError, match=r"other labels \(1, these are 2\)"):
-        start_output(str(tmp_path / "new"), LabelVocabulary.from_names(["a", "b"]))
+        start_output(str(tmp_path / "new"), two_labels)
 
 
 def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
