@@ -40,8 +40,8 @@ NUM_CLIPS = 20_000
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
     *("--model_size", "tiny224", "--imagenet_pretrain", "false", "--fstride", "16", "--tstride", "16"),
-    *("--input_tdim", "96", "--freqm", "24", "--timem", "16", "--batch_size", "16", "--lr", "3e-4", "--epochs", "4"),
-    *("--lrscheduler_start", "3", "--wa_start", "3", "--wa_end", "4", "--num-workers", "0"),
+    *("--input_tdim", "96", "--freqm", "24", "--timem", "16", "--batch_size", "16", "--lr", "3e-4", "--epochs", "2"),
+    *("--lrscheduler_start", "2", "--wa_start", "1", "--wa_end", "2", "--num-workers", "0"),
 ]
 
 
@@ -153,12 +153,12 @@ def print_trainings(esc10: Path, seeds: int) -> None:
 
 
 def trained(folder: Path, seed: int) -> float:
-    """Accuracy on the evaluation fold, mean of the last two epochs."""
+    """Accuracy on the evaluation fold, after the last epoch."""
     run = folder / f"run{seed}"
     where = ["--data", str(folder / "data"), "--output", str(run), "--train-splits", "train", "--eval-splits", "test"]
     quietly(train, ["--recipe", "esc10", *where, *SETTINGS, "--seed", str(seed)])
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return float(np.mean([record["accuracy"] for record in records if record["kind"] == "epoch"][-2:]))
+    return [float(record["accuracy"]) for record in records if record["kind"] == "epoch"][-1]
 
 
 def quietly(job: object, argv: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """What a second run of the preparation makes of the first: the data set is the last list."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,9 @@ import pytest
 from ast_core.errors import DataError
 from jobs.prepare_audioset import main
 from pipeline.dataset import PreparedDataset
+from pipeline.prepare.media import AudioFolder
 from tests import fakes
+from tests.s3 import S3Server
 
 
 class Folder:
@@ -236,12 +240,11 @@ def test_case_18_an_output_below_the_audio_folder_is_no_source(local_ray: None, 
 
 
 def test_a_store_is_a_source_where_it_is_what_was_asked_for(local_ray: None, folder: Folder):
-    source, store = of_archive(folder), folder.path / "stores" / "kept"
-    folder.run_with("--manifest", source, "--keep-audio", str(store))
-    for number, named in enumerate((store, store.parent, store / "train")):
-        folder.data = folder.path / f"again{number}"
-        folder.run_with("--manifest", str(named))
-        assert folder.index() == {"train": ["a", "b"]}
+    folder.run_with("--manifest", of_archive(folder), "--keep-audio", str(folder.path / "stores" / "kept"))
+    folder.data = folder.path / "again"
+    folder.run_with("--manifest", str(folder.path / "stores" / "kept"))
+    assert folder.index() == {"train": ["a", "b"]}
+    assert AudioFolder(str(folder.path / "stores"))("a", 0.0, 0.5)
 
 
 def test_a_data_set_is_no_manifest(local_ray: None, folder: Folder):
@@ -292,3 +295,29 @@ def test_a_vocabulary_with_which_nothing_was_prepared_is_replaced(local_ray: Non
     opened = PreparedDataset.open(str(folder.data))
     assert (opened.labels.names, folder.index()) == (("cat", "dog"), {"train": ["a", "b"]})
     assert opened.clips(["train"]).labels.to_pylist() == [[1], [0]]
+
+
+@pytest.mark.slow
+def test_part_3_2_two_clusters_with_different_lists_lose_nothing_in_silence(
+    s3: S3Server, tmp_path: Path, local_ray: None
+):
+    """Two jobs, each with a Ray of its own, write to one output on object storage at the same time."""
+    lists = {"one": range(0, 60), "two": range(30, 90)}
+    for i in range(90):
+        fakes.write_media(tmp_path / f"{i:02}.wav", fakes.noise(0.5, seed=i))
+    jobs = {}
+    for name, clips in lists.items():
+        rows = ["path,labels,split", *(f"{i:02}.wav,a,train" for i in clips)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows))
+        argv = ["--manifest", str(tmp_path / f"{name}.csv"), "--output", s3.uri("two-clusters"), "--num-cpus", "1"]
+        command = [sys.executable, "jobs/prepare_audioset.py", *argv, "--address", "local"]
+        jobs[name] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for name, job in jobs.items():
+        printed, errors = job.communicate(timeout=300)
+        if job.returncode == 0:
+            assert row_of("train", printed)[:3] == ["60", "60", "0"], printed
+        else:
+            assert (job.returncode, errors.strip().splitlines()[-1][:7]) == (2, "error: "), (name, printed, errors)
+    assert main(["--manifest", str(tmp_path / "one.csv"), "--output", s3.uri("two-clusters")]) == 0
+    index = PreparedDataset.open(s3.uri("two-clusters")).clips(["train"])
+    assert sorted(index.clip_id.to_pylist()) == [f"{i:02}" for i in lists["one"]]
