@@ -328,11 +328,13 @@ def _list_in(text: str) -> list[str] | None:
 
 
 _NOTHING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_DAMAGED = re.compile(r"#[A-Z/]+[!?]|#N/A|\d\.\d+E\+\d+|\d+-Feb")
+_ERROR = re.compile(r"#[A-Z/]+[!?]|#N/A|\d\.\d+E\+\d+")
+_DATE = re.compile(r"\d+-Feb")
 
 
 def _no_text(text: str) -> bool:
-    return not 0 < len(text) <= 200 or _NOTHING.search(text) is not None or _DAMAGED.fullmatch(text) is not None
+    """Whether it can be no id, path or label."""
+    return not 0 < len(text) <= 200 or _NOTHING.search(text) is not None or _ERROR.fullmatch(text) is not None
 
 
 # Kinds of lists. Each makes a list, mutates it, reads it in both ways.
@@ -485,7 +487,9 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                 if (
                     cells
                     and all(
-                        cell in vocabulary if known else not _no_text(cell) and not re.fullmatch(r"[\d.]+|nan", cell)
+                        cell in vocabulary
+                        if known
+                        else not _no_text(cell) and not _DATE.fullmatch(cell) and not re.fullmatch(r"[\d.]+|nan", cell)
                         for cell in cells
                     )
                     and not (_no_text(str(row["path"])) or "\ufffd" in str(row["path"]) or "://" in str(row["path"]))
@@ -498,7 +502,8 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                     if (
                         _no_text(clip_id or "x")
                         or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", split)
-                        or _DAMAGED.fullmatch(split)
+                        or _ERROR.fullmatch(split)
+                        or _DATE.fullmatch(split)
                         or split == "dataset.json"
                     ):
                         continue

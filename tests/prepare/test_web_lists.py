@@ -160,6 +160,14 @@ def test_c5_a_list_longer_than_any_is_given_up(web, monkeypatch, tmp_path):
     assert not [*tmp_path.glob("cache/ast-ray/*")]
 
 
+def test_a_cache_that_cannot_be_written_is_named(web, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    web.pages["/x.csv"] = a_list("aaaaaaaaaaa")
+    with pytest.raises(DataError, match="set XDG_CACHE_HOME to a folder"):
+        ids_of(f"{web.url}/x.csv")
+
+
 def test_c5_a_list_that_ends_early_is_no_list(web, tmp_path):
     web.headers["Content-Length"] = "100000"
     web.pages["/x.csv"] = a_list("aaaaaaaaaaa")

@@ -85,8 +85,13 @@ def fetched(uri: str, notes: list[str]) -> str:
             )
         if copy.exists() and data != copy.read_bytes():
             notes.append(f"{url} has changed since it was fetched; the new one is used")
-        storage.write_bytes(copy, data)
-        storage.write_json(_said_file(copy), {"url": url, "sha256": _sha256(data), **said})
+        try:
+            storage.write_bytes(copy, data)
+            storage.write_json(_said_file(copy), {"url": url, "sha256": _sha256(data), **said})
+        except OSError as err:
+            raise DataError(
+                f"cannot keep {url} in {copy.parent} ({one_line(err)}); set XDG_CACHE_HOME to another folder"
+            ) from err
     return str(copy)
 
 
