@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -189,12 +189,9 @@ def decode_section(
             memory, or network.
     """
     try:
-        if may_be_clip and duration_s is not None and start_s > 0 and not _is_longer(file, duration_s):
-            start_s = 0.0
-        with _opened(file, open_part) as (container, track):
-            declared_s = None if duration_s is not None else _declared_s(file, container, track)
-            may_seek = container.format.name != "ogg" or not _is_chained_ogg(file)
-            section = read_section(container, track, start_s, duration_s, whole=whole, may_seek=may_seek)
+        section, declared_s = _read(
+            file, start_s, duration_s, whole=whole, may_be_clip=may_be_clip, open_part=open_part
+        )
     except FFmpegError as err:
         raise _classified(err, file) from err
     except OSError as err:  # of a remote file, from our own file system
@@ -207,6 +204,39 @@ def decode_section(
         raise ClipError(Reason.TOO_SHORT, f"{len(waveform) / SAMPLE_RATE_HZ * 1000:.1f} ms, less than one frame")
     _check_samples(waveform, section.level_share)
     return waveform
+
+
+def _read(
+    file: BinaryIO | str,
+    start_s: float,
+    duration_s: float | None,
+    *,
+    whole: bool,
+    may_be_clip: bool,
+    open_part: OpenPart | None,
+) -> tuple[Section, float | None]:
+    """The section, and how long the sound is by the file's header."""
+    with _opened(file, open_part) as (container, track):
+        opened = functools.partial(_bytes_of, file)
+        is_seekable = isinstance(file, str) or file.seekable()
+        declared_s = headers.declared_s(container, track, opened) if is_seekable else None
+        if declared_s is not None and not whole:  # whose times count from the recording's beginning
+            declared_s += max(0, container.start_time or 0) / av.time_base
+        limit_s = None
+        if may_be_clip and duration_s is not None and start_s > 0:
+            limit_s = (1 + SHORTFALL_SHARE) * duration_s
+        if limit_s is None or (declared_s is not None and declared_s > limit_s):
+            may_seek = container.format.name != "ogg" or (is_seekable and not _is_chained_ogg(file, opened))
+            return read_section(container, track, start_s, duration_s, whole=whole, may_seek=may_seek), declared_s
+        is_recording = is_longer(container, track, limit_s)
+    start_s = start_s if is_recording else 0.0
+    return _read(file, start_s, duration_s, whole=whole, may_be_clip=False, open_part=open_part)
+
+
+def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
+    """Times start again within a chain, so a seek may land in any of its links."""
+    with opened() as beginning:
+        return headers.is_chained_ogg(beginning, every_page=isinstance(file, str | io.BytesIO))
 
 
 @contextmanager
@@ -234,29 +264,6 @@ def _bytes_of(file: BinaryIO | str) -> Iterator[BinaryIO]:
     file.seek(0)
     yield file
     file.seek(before)
-
-
-def _declared_s(file: BinaryIO | str, container: InputContainer, track: av.AudioStream) -> float | None:
-    if not isinstance(file, str) and not file.seekable():
-        return None
-    with _bytes_of(file) as opened:
-        return headers.declared_s(container, track, opened)
-
-
-def _is_chained_ogg(file: BinaryIO | str) -> bool:
-    """Times start again within a chain, so a seek may land in any of its links."""
-    if not isinstance(file, str) and not file.seekable():
-        return True
-    with _bytes_of(file) as opened:
-        return headers.is_chained_ogg(opened)
-
-
-def _is_longer(file: BinaryIO | str, duration_s: float) -> bool:
-    """Whether the sound lasts longer than a clip: by its header where that says so, else by its packets."""
-    limit_s = (1 + SHORTFALL_SHARE) * duration_s
-    with _opened(file) as (container, track):
-        declared_s = _declared_s(file, container, track)
-        return (declared_s is not None and declared_s > limit_s) or is_longer(container, track, limit_s)
 
 
 def _check_complete(section: Section, start_s: float, duration_s: float | None, declared_s: float | None) -> None:

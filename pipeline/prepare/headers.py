@@ -4,11 +4,15 @@ FFmpeg caps the length of WAV, W64, CAF and AVI at what the file's size has room
 the bit rate of its first frames: neither tells a whole file from one that was cut.
 """
 
+import io
 import re
 import struct
-from typing import BinaryIO
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import BinaryIO, NamedTuple
 
 import av
+from av.container import InputContainer
 
 DECLARED_BY_STREAM = {
     "aiff",
@@ -37,14 +41,22 @@ STREAMED_BYTES = {0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
 HEAD_BYTES = 1 << 20
 """Where the chunks before the samples end, in all files that are not made to deceive."""
 
+OGG_HEADER_BYTES = 18
+"""To the end of a page's serial number."""
+
+OGG_END_BYTES = 1 << 17
+"""More than two pages have."""
+
 W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def declared_s(container: av.container.InputContainer, track: av.AudioStream, file: BinaryIO) -> float | None:
+def declared_s(
+    container: InputContainer, track: av.AudioStream, opened: Callable[[], AbstractContextManager[BinaryIO]]
+) -> float | None:
     """Length of the track in seconds by the file's header; None where no header says it.
 
-    `file` is the container's, opened a second time or rewound: only its head is read.
+    `opened` gives the container's file from its beginning. It is used for formats alone of which FFmpeg does not tell.
     """
     name = container.format.name
     tick_s = float(track.time_base or 0)
@@ -61,8 +73,8 @@ def declared_s(container: av.container.InputContainer, track: av.AudioStream, fi
         return (track.frames or 0) * tick_s or None
     if name not in _PARSERS:
         return None
-    file.seek(0)
-    return _PARSERS[name](file, track)
+    with opened() as file:
+        return _PARSERS[name](file, track)
 
 
 def _is_pcm(track: av.AudioStream) -> bool:
@@ -150,14 +162,34 @@ def _mp3_s(file: BinaryIO, track: av.AudioStream) -> float | None:
 _PARSERS = {"wav": _wav_s, "w64": _w64_s, "asf": _asf_s, "mp3": _mp3_s}
 
 
-def is_chained_ogg(file: BinaryIO) -> bool:
-    """Whether a logical stream begins after others have gone on: several Ogg files in one."""
+def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
+    """Whether a logical stream begins after others have gone on: several Ogg files in one.
+
+    Without `every_page` only the two ends of the file are read, which tells chains whose streams have serial numbers of
+    their own, as the format wants and all but a few have.
+    """
+    if not every_page:
+        begun = {page.serial for page in _ogg_pages(file.read(OGG_END_BYTES)) if page.is_first}
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - OGG_END_BYTES))
+        return any(page.serial not in begun for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
     goes_on, tail = False, b""
     while block := file.read(1 << 20):
-        for page in re.finditer(rb"OggS\0(.)", data := tail + block, re.DOTALL):
-            is_first = bool(page[1][0] & 2)
-            if is_first and goes_on:
+        for page in _ogg_pages(data := tail + block):
+            if page.is_first and goes_on:
                 return True
-            goes_on = goes_on or not is_first
-        tail = data[-5:]
+            goes_on = goes_on or not page.is_first
+        tail = data[-(OGG_HEADER_BYTES - 1) :]
     return False
+
+
+class _OggPage(NamedTuple):
+    is_first: bool
+    """Of its logical stream."""
+    serial: bytes
+
+
+def _ogg_pages(data: bytes) -> list[_OggPage]:
+    """Pages whose headers lie in the data."""
+    found = re.finditer(rb"OggS\0(.).{8}(.{4})", data, re.DOTALL)
+    return [_OggPage(bool(page[1][0] & 2), page[2]) for page in found]

@@ -18,7 +18,7 @@ from ast_core.frames import SAMPLE_RATE_HZ
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.sections import chosen_track
-from tests.prepare.sound import error_level, ffmpeg, lag, program, signal, write
+from tests.prepare.sound import Cut, error_level, ffmpeg, lag, programs, signal, write
 
 LENGTH_S = 2.4
 RATES_HZ = (8000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000)
@@ -325,17 +325,18 @@ LAST = 2400
 
 def verdict(made: Made) -> str:
     """`equal`, `refused: REASON`, `rule: …` for a difference that README or a decision states, `UNEXPLAINED: …`."""
-    whole = _verdict_whole(made)
-    if whole != "equal":
-        return whole
-    section = _verdict_section(made)
-    return section if section != "equal" else "equal"
+    whole, section = programs(made.path, Cut(), Cut(made.start_s, 1.0), channels=_channels(made.path), resampler="soxr")
+    outcome = _verdict_whole(made, whole)
+    return outcome if outcome != "equal" else _verdict_section(made, section, whole)
 
 
 def _channels(path: Path) -> int:
-    with av.open(str(path)) as container:
-        track = chosen_track(container)
-        return 1 if track is None else track.codec_context.channels
+    try:
+        with av.open(str(path)) as container:
+            track = chosen_track(container)
+            return 1 if track is None else track.codec_context.channels
+    except av.FFmpegError:
+        return 1
 
 
 def _decoded(path: Path, start_s: float, duration_s: float | None) -> np.ndarray | ClipError:
@@ -345,16 +346,8 @@ def _decoded(path: Path, start_s: float, duration_s: float | None) -> np.ndarray
         return err
 
 
-def _programs(made: Made, start_s: float | None = None, duration_s: float | None = None) -> np.ndarray:
-    try:
-        channels = _channels(made.path)
-    except av.FFmpegError:
-        channels = 1
-    return program(made.path, start_s, duration_s, channels=channels, resampler="soxr")
-
-
-def _verdict_whole(made: Made) -> str:
-    ours, theirs = _decoded(made.path, 0.0, None), _programs(made)
+def _verdict_whole(made: Made, theirs: np.ndarray) -> str:
+    ours = _decoded(made.path, 0.0, None)
     if isinstance(ours, ClipError):
         return _verdict_refused(made, ours, theirs)
     if abs(len(ours) - len(theirs)) <= 2 and error_level(ours, theirs) < SAME:
@@ -382,8 +375,8 @@ def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
     return f"refused: {error.reason}" if explained else f"UNEXPLAINED: {error}, and the program has {there_s:.2f} s"
 
 
-def _verdict_section(made: Made) -> str:
-    ours, theirs = _decoded(made.path, made.start_s, 1.0), _programs(made, made.start_s, 1.0)
+def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
+    ours = _decoded(made.path, made.start_s, 1.0)
     if isinstance(ours, ClipError):
         if ours.reason is Reason.TRUNCATED and len(theirs) < 0.96 * SAMPLE_RATE_HZ:
             return "equal"  # the section is past the end
@@ -391,14 +384,15 @@ def _verdict_section(made: Made) -> str:
             return "refused: truncated"
         return f"UNEXPLAINED: section {ours}, and the program has {len(theirs)} samples"
     if made.start_s == 0 and len(theirs) < len(ours):  # sound that begins late
-        theirs = _programs(made)[: len(ours)]
-    for expected in (lambda: theirs, lambda: _programs(made)[round(made.start_s * SAMPLE_RATE_HZ) :][: len(ours)]):
-        late, correlation = lag(_low(ours), _low(expected()))
-        if abs(late) <= TICK and correlation > 0.95 and abs(len(ours) - len(expected())) <= TICK:
+        theirs = whole[: len(ours)]
+    counted = whole[round(made.start_s * SAMPLE_RATE_HZ) :][: len(ours)]
+    for expected in (theirs, counted):
+        late, correlation = lag(_low(ours), _low(expected)) if len(expected) else (0, 0.0)
+        if abs(late) <= TICK and correlation > 0.95 and abs(len(ours) - len(expected)) <= TICK:
             return "equal"
     if _is_with_holes(ours, theirs) and made.odd in BROKEN:
         return "rule: a hole is silence"
-    late, correlation = lag(ours, theirs)
+    late, correlation = lag(ours, theirs) if len(theirs) else (0, 0.0)
     return f"UNEXPLAINED: section {len(ours)} for {len(theirs)} samples, lag {late}, correlation {correlation:.4f}"
 
 

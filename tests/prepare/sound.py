@@ -2,7 +2,9 @@
 
 import functools
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import imageio_ffmpeg
 import numpy as np
@@ -45,6 +47,11 @@ def write(path: Path, samples: np.ndarray, rate_hz: int, *options: object) -> Pa
     return path
 
 
+class Cut(NamedTuple):
+    start_s: float | None = None
+    duration_s: float | None = None
+
+
 def program(
     path: Path,
     start_s: float | None = None,
@@ -57,16 +64,27 @@ def program(
 
     `resampler`: "soxr" is ours, of which the program has another build; None is the program's own.
     """
-    filters = []
-    if start_s is not None:  # as -ss and -t do, but at the file's rate
-        filters.append(f"atrim=start={start_s}" + (f":end={start_s + duration_s}" if duration_s is not None else ""))
-    filters.append("aformat=sample_fmts=flt")  # behind the cut: this may be where the rate changes
-    if channels > 1:
-        filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{i}' for i in range(channels))}")
-    if resampler is not None:
-        filters.append(f"aresample={SAMPLE_RATE_HZ}:resampler={resampler}")
-    mono = ["-ac", 1, "-ar", SAMPLE_RATE_HZ, "-af", ",".join(filters)]
-    return np.frombuffer(ffmpeg("-i", path, *mono, "-f", "f32le", "-", check=False), "<f4")
+    return programs(path, Cut(start_s, duration_s), channels=channels, resampler=resampler)[0]
+
+
+def programs(path: Path, *cuts: Cut, channels: int = 1, resampler: str | None = None) -> list[np.ndarray]:
+    """`program` of several sections, in one run."""
+    outputs: list[object] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (start_s, duration_s) in enumerate(cuts):
+            filters = []
+            if start_s is not None:  # as -ss and -t do, but at the file's rate
+                end = "" if duration_s is None else f":end={start_s + duration_s}"
+                filters.append(f"atrim=start={start_s}{end}")
+            filters.append("aformat=sample_fmts=flt")  # behind the cut: this may be where the rate changes
+            if channels > 1:
+                filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{c}' for c in range(channels))}")
+            if resampler is not None:
+                filters.append(f"aresample={SAMPLE_RATE_HZ}:resampler={resampler}")
+            outputs += ["-ac", 1, "-ar", SAMPLE_RATE_HZ, "-af", ",".join(filters), "-f", "f32le", f"{folder}/{i}"]
+        ffmpeg("-i", path, *outputs, check=False)
+        files = [Path(folder, str(i)) for i in range(len(cuts))]
+        return [np.fromfile(file, "<f4") if file.exists() else np.empty(0, np.float32) for file in files]
 
 
 def lag(waveform: np.ndarray, original: np.ndarray) -> tuple[int, float]:
@@ -85,9 +103,3 @@ def error_level(waveform: np.ndarray, expected: np.ndarray) -> float:
     shared = min(len(waveform), len(expected))
     difference = waveform[:shared].astype(np.float64) - expected[:shared]
     return float(np.sqrt((difference**2).mean() / max((expected[:shared].astype(np.float64) ** 2).mean(), 1e-12)))
-
-
-@functools.cache
-def muxers() -> frozenset[str]:
-    lines = ffmpeg("-muxers").decode().splitlines()
-    return frozenset(name for line in lines if len(line.split()) > 1 for name in line.split()[1].split(","))

@@ -139,6 +139,8 @@ def test_case_2_every_link_of_a_chained_ogg_is_read(tmp_path: Path, codec: str):
         np.testing.assert_allclose(section[400:-400], decoded[begin + 400 : begin + 47_600], atol=1e-3)
         late, correlation = lag(section, signal(10)[begin : begin + 48_000])
         assert (abs(late) < 60, correlation > 0.7) == (True, True)  # Vorbis: 128 samples late
+    with path.open("rb") as file:  # a remote file, of which the two ends are read first
+        np.testing.assert_array_equal(decode_section(file, 6.0, 3.0), decode_section(str(path), 6.0, 3.0))
     assert reason_of(path, 8.0, 3.0).reason is Reason.TRUNCATED
 
 
