@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import takewhile
 from typing import BinaryIO, NamedTuple
 
 import av
@@ -169,7 +170,8 @@ def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
     their own, as the format wants and all but a few have.
     """
     if not every_page:
-        begun = {page.serial for page in _ogg_pages(file.read(OGG_END_BYTES)) if page.is_first}
+        firsts = takewhile(lambda page: page.is_first, _ogg_pages(file.read(OGG_END_BYTES)))
+        begun = {page.serial for page in firsts}
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - OGG_END_BYTES))
         return any(page.serial not in begun for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
