@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
+from pipeline import dataset
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.shards import publish
 from pipeline.train.feed import FbankReader
 from tests import fakes
+from tests.train.made import clips_of, table_of
 
 NUM_CLIPS = 130
 
@@ -137,3 +139,38 @@ def test_rows_in_another_order_are_right_once_they_are_indexed_again(whole, tmp_
     again = PreparedDataset.open(str(tmp_path / "data")).clips(["train"])
     assert again.row[0] == NUM_CLIPS - 1 - clips.row[0]
     assert_right(again, whole[1])
+
+
+def test_a_footer_that_points_at_whole_pages_of_other_rows_is_found_out(tmp_path: Path):
+    """The checksums of such pages hold. Each clip is of one value, so that both row groups have pages of one size."""
+    fbanks = [np.full((10, 128), 1 + i // 16, np.float16) for i in range(32)]
+    table, _ = table_of([10] * 32)
+    values = pa.array(np.concatenate(fbanks).reshape(-1))
+    frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
+    column = pa.ListArray.from_arrays(np.arange(33, dtype=np.int32) * 10, frames, type=dataset.FBANK)
+    hashes = pa.array([dataset.hash_of(fbank) for fbank in fbanks], pa.int64())
+    table = table.set_column(2, "fbank_hash", hashes).set_column(3, dataset.SHARD.field("fbank"), column)
+    shard = tmp_path / "shard.parquet"
+    dataset.write_table(str(shard), table, row_group_size=16)
+    clips = clips_of([str(shard)] * 32, range(32), fbanks)
+    first, second = (pq.ParquetFile(shard).metadata.row_group(group).column(3) for group in (0, 1))
+    assert first.total_compressed_size == second.total_compressed_size
+    whole = shard.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    there, wanted = varint(second.data_page_offset), varint(first.data_page_offset)
+    assert len(there) == len(wanted)
+    shard.write_bytes(whole[:footer] + whole[footer:].replace(there, wanted))
+    assert pq.read_table(shard)["fbank"][20].as_py()[0][0] == 1  # pyarrow takes them for those of the second
+    with FbankReader(clips) as reader:
+        assert reader[3][0, 0] == 1
+        with pytest.raises(DataError, match=rf"the shard {shard} is damaged \(the values of a clip are not those of"):
+            reader[20]
+
+
+def varint(number: int) -> bytes:
+    """As Thrift's compact protocol writes a positive number."""
+    rest, made = 2 * number, bytearray()
+    while rest >= 0x80:
+        made.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([*made, rest])
