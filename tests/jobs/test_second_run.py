@@ -201,6 +201,19 @@ def test_a_failed_file_of_the_same_size_is_tried_again_by_its_time(local_ray: No
     assert folder.index() == {"train": ["a", "b"]}
 
 
+def test_a_list_in_another_order_gives_shards_that_are_equal_to_the_byte(local_ray: None, folder: Folder):
+    names = [f"{i:02}" for i in range(40)]
+    folder.sounds(*names)
+    shards = []
+    for number, order in enumerate((names, names[::-1])):
+        folder.data = folder.path / f"data{number}"
+        folder.run([(name, "train") for name in order])
+        shards.append({file.name: file.read_bytes() for file in folder.data.glob("train/shards/*.parquet")})
+    assert (len(shards[0]) > 1, shards[0] == shards[1]) == (True, True)
+    stored = [clip_id for file in folder.data.glob("train/shards/*") for clip_id in pd.read_parquet(file)["clip_id"]]
+    assert sorted(stored) == names
+
+
 # What the job wrote is no source
 
 
