@@ -93,7 +93,7 @@ def give_bytes(num_bytes: int) -> bytes:
 
 def answer_by_itself(head: bytes, rest: bytes) -> None:
     """As code would that has taken this process over: write to every socket there is."""
-    for fd in range(3, 64):
+    for fd in map(int, os.listdir("/dev/fd")):  # its number is that which the socket has in the parent, however large
         with suppress(OSError), socket.socket(fileno=os.dup(fd)) as taken:
             taken.sendall(head + rest)
     time.sleep(600)
