@@ -218,14 +218,14 @@ def _read(
         return cast(BinaryIO, opened[-1])
 
     with ExitStack() as closing:
-        error: ClipError | None = None
+        error: Exception | None = None
         try:
             file = open_part(offer["url"])
             is_playlist = offer.get("protocol") in HLS
             section = decode_section(file, start_s, duration_s, open_part=open_part if is_playlist else None)
-        except ClipError as err:
+        except Exception as err:  # whatever a file that seems to end makes of its reader
             error = err
-            if err.reason is Reason.NOT_AUDIO and _is_cut(opened[0], start_s):
+            if isinstance(err, ClipError) and err.reason is Reason.NOT_AUDIO and _is_cut(opened[0], start_s):
                 error = ClipError(Reason.TRUNCATED, f"the file ends before that section ({err.message})")
         for part in opened:
             closing.callback(part.close)

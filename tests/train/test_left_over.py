@@ -1,0 +1,24 @@
+"""C12 of the review: what a kill left in the shared temporary folder is deleted, and nothing else."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.train.report import delete_left_over, temporary_prefix
+
+
+def test_c12_a_strangers_link_or_file_stays_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    prefix = temporary_prefix("checkpoint", "a run")
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "precious").touch()
+    (tmp_path / f"{prefix}link").symlink_to(elsewhere)
+    (tmp_path / f"{prefix}file").touch()
+    left_over = Path(tempfile.mkdtemp(prefix=prefix))
+    (left_over / "part").touch()
+    delete_left_over(prefix)
+    assert not left_over.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted(["elsewhere", f"{prefix}link", f"{prefix}file"])
+    assert (elsewhere / "precious").exists()
