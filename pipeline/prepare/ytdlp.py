@@ -26,6 +26,7 @@ from yt_dlp.networking import Request, Response
 from yt_dlp.utils import YoutubeDLError
 
 from ast_core.errors import ConfigError, UserError
+from ast_core.text_files import decode_text
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.decode import decode_section
 from pipeline.prepare.fetch_failures import failure_of
@@ -95,8 +96,9 @@ class YtDlp:
         if proxy := options.get("proxy"):
             check_address(proxy, "--yt-dlp's --proxy")
         try:
-            cookies = Path(options["cookiefile"]).read_text() if options.get("cookiefile") else None
-        except (OSError, UnicodeDecodeError) as err:
+            file = options.get("cookiefile")
+            cookies = decode_text(Path(file).read_bytes(), file) if file else None
+        except (OSError, UserError) as err:
             raise ConfigError(f"cannot read the cookies that --yt-dlp names: {err}") from err
         return cls(timeout_s=timeout_s, args=tuple(args), cookies=cookies, **settings)
 
