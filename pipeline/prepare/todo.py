@@ -7,7 +7,7 @@ A *chunk*, a row group of these files, becomes one shard. Its clips are of one s
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypedDict
 
@@ -49,11 +49,13 @@ def work_list(output: str) -> Iterator[str]:
     folder = storage.join(todo_dir(output), uuid.uuid4().hex)
     over = threading.Event()
     storage.write_bytes(storage.join(folder, ALIVE), b"")
-    _delete_dead(output, folder)
+    with suppress(OSError):  # a list that is left over harms nobody: a later run deletes it
+        _delete_dead(output, folder)
 
     def stay_alive() -> None:
         while not over.wait(ALIVE_EVERY_S):
-            storage.write_bytes(storage.join(folder, ALIVE), b"")
+            with suppress(OSError):  # the next sign may get through
+                storage.write_bytes(storage.join(folder, ALIVE), b"")
 
     clock = threading.Thread(target=stay_alive, daemon=True)
     clock.start()
@@ -62,7 +64,8 @@ def work_list(output: str) -> Iterator[str]:
     finally:
         over.set()
         clock.join(ALIVE_EVERY_S)  # or it would write its sign after the folder has gone
-        storage.delete(folder)
+        with suppress(OSError):  # what was prepared is to be published all the same
+            storage.delete(folder)
 
 
 def _delete_dead(output: str, own: str) -> None:
