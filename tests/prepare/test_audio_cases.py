@@ -144,6 +144,18 @@ def test_case_2_every_link_of_a_chained_ogg_is_read(tmp_path: Path, codec: str):
     assert reason_of(path, 8.0, 3.0).reason is Reason.TRUNCATED
 
 
+def test_a_section_behind_a_join_is_found_by_what_came_before(tmp_path: Path):
+    """Reading passes packets over by their timestamps, which start again in the second file."""
+    sound = signal(10, RATE_HZ)
+    halves = [sound[: 5 * RATE_HZ], sound[5 * RATE_HZ :]]
+    parts = [write(tmp_path / "half.flv", half, RATE_HZ, "-c:a", "libmp3lame").read_bytes() for half in halves]
+    path = placed(tmp_path / "joined.flv", b"".join(parts))
+    decoded = decode_section(str(path), 0.0, None)
+    assert error_level(decoded, program(path)) < SAME
+    section = decode_section(str(path), 7.0, 2.0)
+    assert abs(lag(section, decoded)[0] + 7 * 16_000) <= 8  # FLV has whole milliseconds
+
+
 # A3: lengths that are guessed, or another stream's
 
 
