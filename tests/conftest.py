@@ -1,6 +1,6 @@
 """One Ray for all tests of a process, folders that only this process uses, and data that is made once."""
 
-import multiprocessing.util
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +48,6 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
     cluster that the user's environment names is not used: all servers of the tests are on loopback.
     """
     tmp_path_factory.getbasetemp()  # pytest's folders stay where pytest keeps those of its last three runs
-    multiprocessing.util.get_temp_dir()  # Python removes it at its exit, when this fixture's folders are gone
     parent = tempfile.gettempdir()
     with (
         tempfile.TemporaryDirectory(
@@ -63,6 +62,9 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
             if name.startswith(("RAY_", "XDG_")) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
         patch.setenv("HOME", str(folders.home))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folders.root / "inductor"))
+        # Else Python makes a folder for the sockets of its servers, and removes it at its exit, if it comes to that.
+        patch.setitem(multiprocessing.current_process()._config, "tempdir", str(folders.temporary))
         patch.setenv("TMPDIR", str(folders.temporary))
         patch.setattr(tempfile, "tempdir", str(folders.temporary))
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
