@@ -10,6 +10,8 @@ from typing import NoReturn
 from ast_core.errors import ConfigError, UserError
 from jobs import entry
 from pipeline import storage
+from pipeline.os_errors import explain
+from pipeline.redaction import take_keys, without_secrets
 
 MAX_CPUS = 100_000
 EXIT_USER_ERROR = 2
@@ -58,14 +60,17 @@ def run(job: Callable[[], int]) -> NoReturn:
 def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
     """The exit status of `job(argv)`: 2 and one line for a UserError; anything unforeseen keeps its traceback.
 
-    A full disk, a missing permission, a bucket or a cluster that is not there end in one line too.
+    A full disk, a missing permission, storage that does not answer end in one line too: `pipeline.os_errors`.
     """
     try:
-        return job(argv)
+        return job(None if argv is None else take_keys(argv, os.environ))  # `entry.begin` did so with the process's own
     except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-    except OSError as err:  # ConnectionError among them; from a Ray task, the last line names it
-        print(f"error: {(str(err).strip() or type(err).__name__).splitlines()[-1]}", file=sys.stderr)
+        print(f"error: {without_secrets(str(err))}", file=sys.stderr)
+    except OSError as err:
+        line = explain(err)
+        if line is None:
+            raise
+        print(f"error: {without_secrets(line)}", file=sys.stderr)
     except KeyboardInterrupt:
         if not entry.is_stopped():  # by no signal to this process
             print(entry.STOPPED, file=sys.stderr)

@@ -28,6 +28,7 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare import findings as shown
 from pipeline.prepare.doctor import examine
+from pipeline.redaction import without_secrets
 
 EXIT_SERIOUS = 1
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = PreparedDataset.open(args.data)
     findings = examine(data, official)
     if json_uri:
-        storage.write_json(json_uri, shown.as_json(data.uri, findings))
+        storage.write_json(json_uri, shown.as_json(without_secrets(data.uri), findings))
     print(shown.table(findings, width=shutil.get_terminal_size((110, 24)).columns))
     serious = any(finding.severity == "serious" for finding in findings)
     return EXIT_SERIOUS if args.strict and serious else 0

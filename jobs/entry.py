@@ -17,6 +17,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from ast_core.errors import ConfigError
+from pipeline.redaction import take_keys, without_secrets
+
 STOPPED = "stopped; run the same command to go on"
 
 UNWIND_S = 5.0
@@ -54,6 +57,7 @@ def begin() -> None:
     """
     global _has_begun
     _has_begun = True
+    _take_keys_out_of_the_command_line()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data's may start a Ray of its own
     sys.excepthook = _excepthook
     sys.stdout, sys.stderr = (
@@ -65,6 +69,17 @@ def begin() -> None:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), name="stop", daemon=True).start()
     take_signals()
+
+
+def _take_keys_out_of_the_command_line() -> None:
+    """Begin again without them, as `ps` and Ray show the command line. The environment has them from then on."""
+    try:
+        words = take_keys(sys.argv[1:], os.environ)
+    except ConfigError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)
+    if words != sys.argv[1:]:
+        os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(words)], *words])
 
 
 def _apart_from_libraries() -> int:
@@ -207,12 +222,14 @@ class _Outlet(io.FileIO):
         )
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's own may be None too
-        if NO_NEWS in bytes(data):  # from a worker
-            kept = b"".join(line for line in bytes(data).splitlines(keepends=True) if NO_NEWS not in line)
-            super().write(kept)
-            return len(data)
+        shown = bytes(data)
+        if NO_NEWS in shown:  # from a worker
+            shown = b"".join(line for line in shown.splitlines(keepends=True) if NO_NEWS not in line)
+        if b"://" in shown:
+            shown = without_secrets(shown.decode(errors="surrogateescape")).encode(errors="surrogateescape")
         try:
-            return super().write(data)
+            written = super().write(shown)
+            return len(data) if written == len(shown) or shown != data else written
         except OSError as err:
             with open(os.devnull, "wb") as silence:
                 os.dup2(silence.fileno(), self.fileno())

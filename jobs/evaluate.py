@@ -34,6 +34,7 @@ from jobs.ray_session import ray_session
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import users_errors
+from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.data_checks import length_lines
 from pipeline.train.evaluation import class_counts, evaluate, score_metrics
@@ -110,10 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if scores_uri:
         write_score_table(scores_uri, clips.clip_id, dataset.labels, ensemble)
     if json_uri:
-        value: dict[str, Any] = {"checkpoints": checkpoints} | finite_or_null(metrics.scalars())
+        names = [without_secrets(uri) for uri in checkpoints]
+        value: dict[str, Any] = {"checkpoints": names} | finite_or_null(metrics.scalars())
         value["map_interval"] = interval if interval is not None and np.isfinite(interval).all() else None
         value["members"] = [
-            {"checkpoint": uri} | finite_or_null(figures) for uri, figures in zip(checkpoints, members, strict=True)
+            {"checkpoint": uri} | finite_or_null(figures) for uri, figures in zip(names, members, strict=True)
         ]
         storage.write_json(json_uri, value)
     return 0

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ast_core.errors import ConfigError, UserError
 from jobs import entry
 from jobs.common import MAX_CPUS
+from pipeline.redaction import keys_of_uri
 
 CONNECT_S, ANSWER_S = 4.0, 25.0
 """How long a cluster may take to accept a connection and to say what it is. `ray.init` itself waits without a limit."""
@@ -104,7 +105,9 @@ def _join(address: str) -> None:
     late = f"error: {cannot} within {JOIN_S:.0f} s; see whether it is well and takes this machine's token, or {remedy}"
     try:
         with entry.deadline(JOIN_S, late, EXIT_CANNOT_JOIN):
-            ray.init(address=found, logging_level=logging.WARNING)
+            keys = keys_of_uri(os.environ)
+            runtime_env = {"env_vars": keys} if keys else None  # the workers of a cluster have not this environment
+            ray.init(address=found, logging_level=logging.WARNING, runtime_env=runtime_env)
     except (OSError, RuntimeError, ValueError, RayError) as err:
         ray.shutdown()
         raise UserError(

@@ -48,6 +48,7 @@ from jobs.recipe_option import overridden, read_recipe, recipe_names
 from pipeline import storage
 from pipeline.cluster import hold
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.os_errors import explain
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.beside import evaluate_beside
 from pipeline.train.checkpointing import CHECKPOINTS
@@ -417,8 +418,8 @@ def _fit(trainer: TorchTrainer) -> None:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
         for cause in causes:
-            if isinstance(cause, OSError):  # a full disk, storage that is away
-                raise _failed(cause) from err
+            if line := explain(cause, "a temporary or the run's folder"):
+                raise UserError(f"training stopped, its checkpoints are whole: {line}") from err
         raise
     except TrainingFailedError as err:
         raise _failed(err) from err

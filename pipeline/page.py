@@ -8,7 +8,6 @@ import base64
 import hashlib
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -225,11 +224,6 @@ def picture(
         y_ticks=[Tick(_down(share), text) for share, text in y_ticks],
         image=_png_uri(values[::-1], low, high),
     )
-
-
-def without_secrets(uri: str) -> str:
-    """A page is passed around; a URI may hold a key, before its host or among its options."""
-    return re.sub(r"\?[^/]*|(?<=://)[^/@]*@", "", uri) if "://" in uri else uri
 
 
 def data_uri(content: bytes, media_type: str) -> str:

@@ -6,17 +6,20 @@ from contextlib import contextmanager
 import ray
 
 from ast_core.errors import UserError
+from pipeline.os_errors import explain
 
 
 @contextmanager
 def users_errors() -> Iterator[None]:
-    """What a task says that the user can mend is raised as it said it."""
+    """What a task says that the user can act on is raised as it said it; what the machine refused it, as one line."""
     try:
         yield
     except ray.exceptions.RayError as err:
         cause: BaseException = err
         while isinstance(cause, ray.exceptions.RayTaskError):  # one for each task on the way
             cause = cause.cause
-        if not isinstance(cause, UserError):
-            raise
-        raise type(cause)(str(cause).partition("\n")[0]) from err  # Ray adds lines of its own
+        if isinstance(cause, UserError):
+            raise type(cause)(str(cause).partition("\n")[0]) from err  # Ray adds lines of its own
+        if line := explain(cause):
+            raise UserError(line) from err
+        raise

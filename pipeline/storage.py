@@ -136,11 +136,21 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
             if scheme == "s3":
                 settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
                 bucket = root.removeprefix("s3://").rpartition("@")[2]
-                return _s3(f"{root}{options}", os.getpid(), settings), f"{bucket}{unquote(path)}".rstrip("/")
+                fs = _s3(f"{root}{options}", os.getpid(), settings)
+                _opened_buckets[bucket] = fs
+                return fs, f"{bucket}{unquote(path)}".rstrip("/")
             text = f"{root}{path}{options}"
         return pafs.FileSystem.from_uri(quote(text, safe=URI_CHARACTERS))
     except (OSError, ValueError, ImportError, TypeError) as err:  # TypeError: fsspec has schemes that want arguments
         raise DataError(f"cannot open {text}: {err}") from err
+
+
+_opened_buckets: dict[str, pafs.FileSystem] = {}
+
+
+def opened_bucket(name: str) -> pafs.FileSystem | None:
+    """The file system by which this process last opened a bucket."""
+    return _opened_buckets.get(name)
 
 
 @lru_cache(maxsize=64)
@@ -310,6 +320,10 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     except FileNotFoundError as err:
         _check_bucket(fs, path)
         raise DataError(f"there is no file {os.fspath(uri)}") from err
+    except OSError as err:
+        if isinstance(fs, pafs.LocalFileSystem) and (os.path.isdir(path) or err.errno == errno.ENOTDIR):
+            raise DataError(f"{os.fspath(uri)} is a folder, or below a file; give a file") from err
+        raise
 
 
 def read_text(uri: str | os.PathLike[str]) -> str:
@@ -336,7 +350,10 @@ def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]
         with fs.open_output_stream(path) as file:
             file.write(whole.getbuffer())
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as err:
+        raise DataError(f"{os.fspath(uri)} cannot be written: {err.filename} is a file, not a folder") from err
     unfinished = f"{path}.{uuid.uuid4().hex}{UNFINISHED}"
     try:
         with open(unfinished, "wb") as file:
@@ -344,6 +361,10 @@ def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]
             file.flush()
             os.fsync(file.fileno())  # a power cut must not leave an empty file under the final name
         os.replace(unfinished, path)
+    except OSError as err:
+        if err.errno is not None and err.filename is None:  # a full disk is found by a call that knows no name
+            raise OSError(err.errno, os.strerror(err.errno), path) from err
+        raise
     finally:
         Path(unfinished).unlink(missing_ok=True)
 
@@ -426,6 +447,15 @@ def delete_if_empty(uri: str | os.PathLike[str]) -> None:
     """Remove a folder in which, at any depth, there is no file."""
     if not list_files(uri, recursive=True):
         delete(uri)
+
+
+def discard(uri: str | os.PathLike[str]) -> None:
+    """Remove what nobody needs any more. A bucket that forbids deleting keeps it, which harms nobody."""
+    try:
+        delete(uri)
+    except OSError as err:
+        if not re.search("during DeleteObjects? operation|deleting objects", str(err)):
+            raise
 
 
 def delete(uri: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ast_core.errors import UserError
+from pipeline.redaction import without_secrets
 
 T = TypeVar("T")
 
@@ -89,6 +90,9 @@ class ClipError(Exception):
     reason: Reason
     message: str
     attempts: int = 1
+
+    def __post_init__(self) -> None:
+        self.message = without_secrets(self.message)  # it goes to failures.parquet and report.html
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

@@ -92,7 +92,7 @@ def settle(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     if parts:
         write(output, split, failures)
         for part in parts:
-            storage.delete(part)
+            storage.discard(part)
     return failures
 
 

@@ -39,6 +39,7 @@ from pipeline import storage
 from pipeline.prepare import archives
 from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
 from pipeline.prepare.own_outputs import without_outputs
+from pipeline.redaction import without_secrets
 
 
 class Place(NamedTuple):
@@ -66,7 +67,7 @@ def is_media(path: str) -> bool:
 
 
 def stem(path: str) -> str:
-    return splitext(basename(path))[0]
+    return splitext(basename(without_secrets(path)))[0]  # a clip is named by it
 
 
 def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:

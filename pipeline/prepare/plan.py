@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from ast_core.errors import DataError
-from pipeline import dataset
+from ast_core.errors import DataError, UserError
+from pipeline import dataset, storage
 from pipeline.prepare import ledger
 from pipeline.prepare.clip import FAILED_AT, Reason
 from pipeline.prepare.decode import Decode
@@ -133,7 +133,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         with users_errors():
             named = {split: listed_in(listed, split) for split in splits}
             info, lines = _in_a_task(publish, settings.output, listed.vocabulary, refused, named)
-        for line in lines:
+        for line in [*lines, *_left_over(settings.output)]:
             say(line)
         if store is not None:
             for split in splits:
@@ -142,6 +142,14 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         reports = [SplitReport(split, info["splits"][split]) for split in splits]
         _write_page(settings.output, {report.split: report.num_listed for report in reports}, say)
     return reports
+
+
+def _left_over(output: str) -> list[str]:
+    """A line where storage forbids deleting; what is left there the next run would not use."""
+    work = dataset.work_dir(output)
+    if storage.is_local(output) or not storage.list_files(work, recursive=True):
+        return []
+    return [f"warning: the data set is whole, but {work} could not be removed: give this key s3:DeleteObject there"]
 
 
 def _work_off(todo: Todo, settings: PrepareSettings, store: AudioStore | None, say: Callable[[str], None]) -> None:
@@ -185,8 +193,9 @@ def _in_a_task(work: Callable[..., Any], *args: Any) -> Any:
 def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
     """The data set is complete with or without it."""
     try:
-        say(f"report: {_in_a_task(_report, output, num_listed)}")
-    except ray.exceptions.RayError as err:
+        with users_errors():
+            say(f"report: {_in_a_task(_report, output, num_listed)}")
+    except (UserError, ray.exceptions.RayError) as err:
         say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
 
 

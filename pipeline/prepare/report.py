@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.pacing import Fetching, Pace
+from pipeline.redaction import without_secrets
 
 EVERY_S = 5.0
 EVERY_S_LATER, LATER_S = 60.0, 600.0
@@ -63,7 +64,7 @@ class Progress:
         if fetching and fetching.at_rest:
             resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.at_rest.items())
             parts.append("at rest: " + ", ".join(resting))
-        return "  ".join(parts)
+        return without_secrets("  ".join(parts))  # a proxy may have a password
 
     def _tick(self) -> None:
         while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):

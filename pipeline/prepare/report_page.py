@@ -22,6 +22,7 @@ from pipeline.prepare.clip import Reason
 from pipeline.prepare.doctor import examine_facts
 from pipeline.prepare.facts import Facts, SplitFacts, gather
 from pipeline.prepare.samples import MAX_SAMPLE_S, read_fbank, read_samples
+from pipeline.redaction import without_secrets
 from pipeline.versions import VERSION
 
 NUM_SAMPLES = 10
@@ -81,7 +82,7 @@ def _page(facts: Facts, listed: Mapping[str, int]) -> str:
     now = datetime.now(UTC)
     return page.render(
         "data_report.html",
-        uri=page.without_secrets(facts.uri),
+        uri=without_secrets(facts.uri),
         made=f"Made {now:%Y-%m-%d %H:%M} UTC by ast-ray {VERSION} from the files of the data set.",
         num_asked=asked,
         num_got=got,

@@ -311,7 +311,7 @@ def publish(
     if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
         raise DataError(f"another job has written to {output} at the same time; run the same command again, alone")
     for split in members.standing:
-        storage.delete(dataset.unpublished_file(output, split))
+        storage.discard(dataset.unpublished_file(output, split))
     storage.delete_unfinished(dataset.work_dir(output), recursive=True)
     storage.delete_if_empty(dataset.work_dir(output))
     return info, members.remarks

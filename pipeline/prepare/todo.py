@@ -75,7 +75,7 @@ def _delete_dead(output: str, own: str) -> None:
     alone = storage.is_local(output)
     for name, modified_s in latest.items():
         if alone or now_s - modified_s > DEAD_AFTER_S:
-            storage.delete(storage.join(folder, name))
+            storage.discard(storage.join(folder, name))
 
 
 def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:

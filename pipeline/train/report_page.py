@@ -19,6 +19,7 @@ from ast_core.errors import DataError
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from pipeline import page, storage
 from pipeline.page import Cell, Column, Series, Table
+from pipeline.redaction import without_secrets
 from pipeline.train import analysis
 from pipeline.train.metrics_files import read_records
 from pipeline.train.scores import Scores, read_scores
@@ -73,7 +74,7 @@ def _page(run: str) -> str:
     is_full = all(recipe.get(key) == ORIGINAL_RECIPE[key] for key in MAKES_FULL_AUDIOSET)
     return page.render(
         "run_report.html",
-        uri=page.without_secrets(run),
+        uri=without_secrets(run),
         made=f"Made {now:%Y-%m-%d %H:%M} UTC by ast-ray {VERSION} from the files of the run.",
         headline=f"mAP {_figure(best.get('map'))}",
         key_figures=_key_figures(best, summary, epochs),
@@ -115,7 +116,7 @@ def _records(run: str, gaps: list[str]) -> list[dict[str, Any]]:
     try:
         return read_records(run)
     except (ValueError, DataError) as err:
-        gaps.append(f"metrics.jsonl cannot be read ({type(err).__name__}: {page.without_secrets(str(err))}).")
+        gaps.append(f"metrics.jsonl cannot be read ({type(err).__name__}: {without_secrets(str(err))}).")
         return []
 
 
@@ -133,7 +134,7 @@ def _scores(run: str, gaps: list[str]) -> Scores | None:
     try:
         return read_scores(run)
     except DataError as err:
-        gaps.append(f"{page.without_secrets(str(err))}.")
+        gaps.append(f"{without_secrets(str(err))}.")
         return None
 
 
@@ -452,7 +453,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}")
     else:
-        yield path, page.without_secrets(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield path, without_secrets(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _figure(value: Any, decimals: int = 4) -> str:

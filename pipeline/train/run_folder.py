@@ -21,6 +21,7 @@ from ast_core.schedule import WARMUP_STEPS
 from ast_core.step import Norm
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.checkpointing import CHECKPOINTS
 from pipeline.train.feed import layout
@@ -69,7 +70,8 @@ class RunIdentity:
         if init_from is not None:
             model, norm = init_from
             settings["init_from"] = {"model": model, "mean": norm.mean, "std": norm.std}
-        about = {"data": dataset.uri, "num_workers": list(num_workers), "tool_versions": tool_versions()}
+        data = without_secrets(dataset.uri)
+        about = {"data": data, "num_workers": list(num_workers), "tool_versions": tool_versions()}
         return cls(settings, {what: clip_order(clips[what]) for what in ("train", "eval")}, about)
 
 

@@ -1,5 +1,7 @@
 """What jobs share: an error that the user can mend is one line."""
 
+from pathlib import Path
+
 import pytest
 
 from ast_core.errors import DataError
@@ -10,10 +12,12 @@ from jobs.common import run_job
     ("error", "said"),
     [
         (DataError("data is not finished"), "data is not finished"),
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (ConnectionError('ray::task()\n  File "x.py"\nConnectionError: refused\n'), "ConnectionError: refused"),
-        (TimeoutError(), "TimeoutError"),
-        (ConnectionError(" \n"), "ConnectionError"),
+        (
+            OSError(28, "No space left on device", "/data/x"),
+            "No space left on device: /data/x; make room there, and run the same command again",
+        ),
+        (ConnectionError("refused"), "refused; see the network, and run the same command again"),
+        (TimeoutError(), "TimeoutError; see the network, and run the same command again"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):
@@ -22,6 +26,14 @@ def test_what_the_user_can_mend_is_one_line(error: Exception, said: str, capsys:
 
     assert run_job(job) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_case_c18_a_bug_that_is_an_os_error_keeps_its_traceback():
+    def job(_: object) -> int:
+        return len(Path("/nowhere/typo.json").read_text())
+
+    with pytest.raises(FileNotFoundError, match="typo"):
+        run_job(job)
 
 
 def test_what_nobody_foresaw_keeps_its_traceback():

@@ -18,6 +18,7 @@ from pipeline.prepare.features import features
 from pipeline.prepare.report_page import MEANING, write_report
 from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import WriteShards, publish, start_output
+from pipeline.redaction import without_secrets
 from tests import fakes
 from tests.browser import browser, needs_browser
 from tests.damage import record_again
@@ -252,7 +253,7 @@ def test_the_page_of_all_of_audioset_stays_small(tmp_path: Path):
     ],
 )
 def test_keys_in_a_uri_are_not_passed_around_with_the_page(uri: str, shown: str):
-    assert page.without_secrets(uri) == shown
+    assert without_secrets(uri) == shown
 
 
 @needs_browser

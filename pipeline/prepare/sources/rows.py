@@ -13,6 +13,7 @@ from pipeline.prepare.clip import CLIPS, FAILURES, ClipError, Reason
 from pipeline.prepare.sources.checks import CONTROL, LONGEST_ID, check_clip_id, show
 from pipeline.prepare.sources.clip_names import rows_of_one_name, tell_apart
 from pipeline.prepare.sources.label_text import why_unknown
+from pipeline.redaction import without_secrets
 from pipeline.versions import in_words
 
 LEAST_REFUSED = 5
@@ -92,6 +93,7 @@ class Rows:
         self._first_refused.setdefault(reason, what)
 
     def _refuse(self, name: str, split: str, err: ClipError, labels: Iterable[int] | None) -> None:
+        name = without_secrets(name)  # a row that is refused goes by its URL
         safe_name = name if name.isprintable() else CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
         safe_name = safe_name.replace("\ufffd", "\\ufffd")
         if len(safe_name) > LONGEST_ID:

@@ -1,0 +1,97 @@
+"""Keys in URIs: taken out of a command line where the program can have them elsewhere, and never shown.
+
+A key stands before a URI's host (`s3://KEY:SECRET@bucket`, `https://user:password@host`) or among its options
+(`?X-Amz-Signature=…`, `?sig=…`). Strangers and hurried users leave its `/`, `@` and `%` as they are, so what is shown
+leaves out rather too much than too little.
+"""
+
+import re
+from collections.abc import MutableMapping, Sequence
+from urllib.parse import unquote
+
+from ast_core.errors import ConfigError
+
+KEYS_OF_URI = "AST_RAY_KEYS_OF_URI"
+"""Set in the environment of a job whose AWS keys came from its command line."""
+
+_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s\"'<>`|]*)")
+_WEB = {"http", "https", "ftp", "ftps"}
+_NAMES_A_KEY = re.compile(
+    r"(?i)(?:^|&)[^=&]*(?:sig|token|key|secret|cred|pass|pwd|auth|policy|hmac|session|ticket|jwt|code)[^=&]*="
+)
+_S3 = re.compile(
+    r"(?P<before>(?:[^=\s]*=)?s3://)(?P<keys>[^/?@]+:.*|[^/?]*)@"
+    r"(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]+)(?P<rest>(?:[/?].*)?)"
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with the keys of all URIs in it left out: a URI, a line, a message.
+
+    A web address loses its options if the name of one says that it is a key. A URI of storage loses all of them; where
+    they stand after the bucket, as `storage.options_first` puts them, the path stays.
+    """
+    return _URI.sub(_shown, text) if "://" in text else text
+
+
+def _shown(match: re.Match[str]) -> str:
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    is_host_and_port = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", authority) is not None
+    if "@" in authority or (not is_host_and_port and "@" in rest):
+        rest = rest.rpartition("@")[2]
+    place, mark, options = rest.partition("?")
+    if mark and scheme in _WEB:
+        rest = place if _NAMES_A_KEY.search(options) else rest
+    elif mark:
+        options_end = options.find("/")
+        is_after_bucket = "/" not in place
+        rest = place + (options[options_end:] if is_after_bucket and options_end >= 0 else "")
+    return f"{match['scheme']}://{rest}"
+
+
+def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
+    """The words of a command line without the keys of their `s3://` URIs, which go into `environment`.
+
+    All code that follows, and Ray's workers, then find them where they find those of a machine. A key is one of the
+    whole command: it has to fit every bucket that the command names.
+
+    Raises:
+        ConfigError: the URIs have different keys, one has keys and another none while the environment has others, or
+            where the keys end cannot be told.
+    """
+    found: set[tuple[str, str]] = set()
+    clean, num_without = [], 0
+    for word in words:
+        match = _S3.fullmatch(word) if "s3://" in word else None
+        if match is None:
+            num_without += word.startswith("s3://")
+            clean.append(word)
+            continue
+        key, colon, secret = match["keys"].partition(":")
+        if not colon or not key or not secret or "@" in secret + match["rest"]:
+            raise ConfigError(
+                f"the keys of {without_secrets(word)} cannot be told from its bucket: write / as %2F and @ as %40 in "
+                "them, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and leave them out"
+            )
+        found.add((unquote(key), unquote(secret)))
+        clean.append(f"{match['before']}{match['bucket']}{match['rest']}")
+    if not found:
+        return clean
+    there = (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY"))
+    if len(found) > 1 or (num_without and there[0] is not None and there not in found):
+        raise ConfigError(
+            "the s3:// URIs of one command have different keys; give one key that may use all their buckets, best as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    [(key, secret)] = found
+    environment.update({"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, KEYS_OF_URI: "1"})
+    environment.pop("AWS_SESSION_TOKEN", None)  # of the other key
+    return clean
+
+
+def keys_of_uri(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """The variables that hold keys of this job's command line, which workers of a cluster do not have yet."""
+    if KEYS_OF_URI not in environment:
+        return {}
+    return {name: environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}

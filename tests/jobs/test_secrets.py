@@ -1,0 +1,123 @@
+"""Keys that a command line or a list holds appear in no file, line or report (C9 of the review)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ast_core.errors import ConfigError
+from jobs import doctor, evaluate, prepare_audioset, train
+from jobs.common import run_job
+from pipeline import dataset, storage
+from pipeline.redaction import KEYS_OF_URI, take_keys, without_secrets
+from tests import fakes
+from tests.s3 import S3Server
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://me:hush@bucket/data", "s3://bucket/data"),
+        ("s3://AKIA:hu/sh@bucket/data", "s3://bucket/data"),
+        ("s3://AKIA:hu@sh@bucket/data", "s3://bucket/data"),
+        ("s3://AKIA:hu@s/h@bucket/data", "s3://bucket/data"),
+        ("s3://bucket/me@home/data", "s3://bucket/me@home/data"),
+        ("s3://bucket/data?secret_key=hu/sh&region=x", "s3://bucket/data"),
+        ("https://me:hu/sh@host/list.csv", "https://host/list.csv"),
+        ("https://host/a.wav?X-Amz-Signature=hu/sh&x=1", "https://host/a.wav"),
+        ("https://host/a.wav?se=1&sig=hush%2F", "https://host/a.wav"),
+        ("https://host/get?id=1", "https://host/get?id=1"),
+        ("https://www.youtube.com/watch?v=abcdefghijk&t=3", "https://www.youtube.com/watch?v=abcdefghijk&t=3"),
+        ("http://127.0.0.1:80/@me/x", "http://127.0.0.1:80/@me/x"),
+        ("at rest: http://me:hush@proxy:3128 (429), s3://k:hush@b/x", "at rest: http://proxy:3128 (429), s3://b/x"),
+        ("/data/me@home?token=/x", "/data/me@home?token=/x"),
+    ],
+)
+def test_case_c9_what_is_shown_of_a_uri(text: str, shown: str):
+    assert without_secrets(text) == shown
+
+
+def test_case_c9_keys_of_s3_uris_go_into_the_environment():
+    environment = {"AWS_SESSION_TOKEN": "other"}
+    words = ["--data", "s3://AKIA:a%2Fb%40c%25d+e@bucket/data", "--output=s3://AKIA:a/b%40c%25d+e@bucket?region=x/run"]
+    assert take_keys(words, environment) == ["--data", "s3://bucket/data", "--output=s3://bucket?region=x/run"]
+    keys = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "a/b@c%d+e"}
+    assert environment == keys | {KEYS_OF_URI: "1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (["s3://a:hush@bucket/x", "s3://b:hush@bucket/y"], {}),
+        (["s3://a:hush@bucket/x", "s3://bucket/y"], {"AWS_ACCESS_KEY_ID": "b", "AWS_SECRET_ACCESS_KEY": "c"}),
+        (["s3://a:hu@s/h@bucket/x"], {}),
+    ],
+)
+def test_case_c9_keys_that_cannot_be_kept_apart_are_refused(words: list[str], environment: dict[str, str]):
+    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as said:
+        take_keys(words, environment)
+    assert "hu" not in str(said.value)
+
+
+def test_case_c9_neither_ps_nor_ray_sees_keys_in_the_command_line(tmp_path: Path):
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from jobs import entry; entry.begin()\nimport os, sys\n"
+        "words = open('/proc/self/cmdline').read().split('\\0')[1:-1]\n"
+        "print(sys.argv[1:], words, os.environ['AWS_SECRET_ACCESS_KEY'])\n"
+        "print('an error at s3://k:hush@bucket/x', file=sys.stderr)"
+    )
+    command = [sys.executable, str(job), "--data", "s3://k:hu%2Fsh@bucket/x"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    words = ["--data", "s3://bucket/x"]
+    assert ended.stdout == f"{words} {[str(job), *words]} hu/sh\n"
+    assert ended.stderr == "an error at s3://bucket/x\n"
+
+
+def test_case_c9_no_output_of_a_job_holds_a_key(
+    local_ray: None, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Keys with `/`, `@` and `%` in URIs of all jobs, in a list's rows, and in commands that fail."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", KEYS_OF_URI):
+        monkeypatch.setenv(name, "")  # so that what the job sets is taken back
+        monkeypatch.delenv(name)
+    for i in range(6):
+        fakes.write_media(tmp_path / f"clip{i}.wav", fakes.noise(1, seed=i))
+    rows = [f"{tmp_path}/clip{i}.wav,,{'ab'[i % 2]},{'test' if i > 3 else 'train'}" for i in range(6)]
+    rows += [
+        ",http://me:PLANTED/1@127.0.0.1:9/x.wav,a,train",
+        ",http://127.0.0.1:9/y.wav?X-Amz-Signature=PLANTED/2@%25,b,train",
+        ",ftp://me:PLANTED@127.0.0.1/z.wav,b,train",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["path,url,labels,split", *rows]))
+    base = f"s3://AKIAPLANTED:PLANTED%2F%40%25+x@{s3.bucket}/secret"
+    data, run = f"{base}/data", f"{base}/run"
+    argv = ["--manifest", str(tmp_path / "list.csv"), "--output", data, "--download-workers", "2"]
+    fit = ["--recipe", "audioset-balanced", "--data", data, "--train-splits", "train", "--eval-splits", "test"]
+    fit += [*("--num-workers", "1", "--epochs", "1"), *(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
+    assert run_job(prepare_audioset.main, argv) == 0
+    assert run_job(train.main, [*fit, "--output", run]) == 0
+    assert (
+        run_job(evaluate.main, ["--checkpoint", run, "--data", data, "--split", "test", "--json", f"{base}/e.json"])
+        == 0
+    )
+    assert run_job(doctor.main, ["--data", data, "--json", f"{base}/d.json"]) == 0
+    assert run_job(train.main, [*fit, "--output", data]) == 2
+    assert run_job(doctor.main, ["--data", f"s3://AKIA:PLANTED/x@{s3.bucket}/none"]) == 2
+    said = capfd.readouterr()
+    assert said.err.count("error: ") == 2
+    assert "PLANTED" not in said.out + said.err
+
+    files = storage.list_files(s3.uri("secret"), recursive=True)
+    assert {"failures.parquet", "report.html", "config.json", "metrics.jsonl", "e.json", "d.json"} <= {
+        file.rsplit("/", 1)[-1] for file in files
+    }
+    for file in files:
+        held = storage.read_bytes(file)
+        assert b"PLANTED" not in held, file
+        if file.endswith(".parquet"):
+            table = dataset.read_table(file)
+            assert "PLANTED" not in str(table.drop_columns([n for n in table.column_names if n == "fbank"]).to_pylist())

@@ -1,0 +1,121 @@
+"""Errors of storage and of the machine, as a person reads them: the thing and the remedy in one line."""
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import storage
+from pipeline.os_errors import explain
+
+URI = "s3://bucket/data/x"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An S3 that refuses everything, or deleting alone, for the reason of the moment; a HEAD has no body to say it."""
+
+    protocol_version = "HTTP/1.1"
+    said = SimpleNamespace(code="AccessDenied", status=403)
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = f"<Error><Code>{self.said.code}</Code><Message>because</Message></Error>".encode()
+        self.send_response(self.said.status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(storage, "S3_RETRIES", 1)  # 26 s otherwise
+    yield Refusing.said
+    server.shutdown()
+    server.server_close()
+
+
+ASK = {
+    "HEAD": lambda: storage.exists(URI),
+    "GET": lambda: storage.list_files("s3://bucket/data"),
+    "PUT": lambda: storage.write_bytes(URI, b"x"),
+}
+
+
+@pytest.mark.parametrize("method", list(ASK))
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("AccessDenied", 403, r"S3 denies \w+ \(.*\); give this key s3:(GetObject|ListBucket|PutObject) there"),
+        ("RequestTimeTooSkewed", 403, "this machine's clock is wrong, and S3 refuses what it signs: set the clock"),
+        ("InvalidAccessKeyId", 403, "S3 does not know this access key: see AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", 403, "the secret does not fit the access key: see AWS_SECRET_ACCESS_KEY"),
+        ("SlowDown", 503, r"S3 has refused this for half a minute \(.*\); run the same command again later"),
+    ],
+)
+def test_part_3_4_what_s3_refuses_names_it_and_the_remedy(
+    refusing: SimpleNamespace, method: str, code: str, status: int, said: str
+):
+    refusing.code, refusing.status = code, status
+    with pytest.raises(OSError, match="AWS Error") as caught:
+        ASK[method]()
+    line = explain(caught.value)
+    assert line is not None
+    assert re.match(rf"s3://bucket/data(/x)?: {said}", line), line
+
+
+def test_part_3_4_an_s3_that_is_away(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "S3_RETRIES", 1)
+    with pytest.raises(OSError, match="AWS Error") as caught:
+        storage.write_bytes(URI, b"x")
+    assert re.match(
+        f"{URI}: S3 does not answer .*; see the network and AWS_ENDPOINT_URL, and run", explain(caught.value)
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_named_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By a call that knows no name: what is opened as the unfinished file is a full disk."""
+    whole = tmp_path / "index.parquet"
+    whole.write_bytes(b"whole")
+    monkeypatch.setattr("builtins.open", lambda *_: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
+    with pytest.raises(OSError, match="No space") as caught:
+        storage.write_bytes(whole, b"x" * 100_000)
+    monkeypatch.undo()
+    assert explain(caught.value) == f"No space left on device: {whole}; make room there, and run the same command again"
+    assert whole.read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "No such file", "/nowhere/typo.json"), OSError("odd"), OSError(errno.EBADF, "x")],
+)
+def test_case_c18_an_error_of_the_program_has_no_line(error: OSError):
+    assert explain(error) is None
+
+
+def test_a_place_below_a_file_is_said(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(storage.DataError, match="file is a file, not a folder"):
+        storage.write_bytes(tmp_path / "file" / "x", b"")
+    with pytest.raises(storage.DataError, match="is a folder, or below a file; give a file"):
+        storage.read_bytes(tmp_path)
