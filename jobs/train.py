@@ -412,16 +412,17 @@ def _fit(trainer: TorchTrainer) -> None:
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     try:
         trainer.fit()
-    except WorkerGroupError as err:
-        causes = [getattr(failure, "cause", failure) for failure in err.worker_failures.values()]
+    except TrainingFailedError as err:
+        failures = list(err.worker_failures.values()) if isinstance(err, WorkerGroupError) else [err]
+        causes = [getattr(failure, "cause", getattr(failure, "controller_failure", failure)) for failure in failures]
         for cause in causes:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
         for cause in causes:
-            if line := explain(cause, "a temporary or the run's folder"):
-                raise UserError(f"training stopped, its checkpoints are whole: {line}") from err
-        raise
-    except TrainingFailedError as err:
+            if line := explain(cause, "a temporary folder, or the run's"):
+                raise UserError(f"training failed, its checkpoints are whole: {line}") from err
+        if isinstance(err, WorkerGroupError):
+            raise
         raise _failed(err) from err
 
 

@@ -27,3 +27,10 @@ def test_the_benchmark_of_the_drivers_memory_prints_its_figure():
     found = re.search(r"600 rows, 600 of them in the ledger; driver: (\d+) MB at most", done.stdout)
     assert found
     assert int(found[1]) > 100
+
+
+@pytest.mark.slow
+def test_case_26_a_press_of_each_job_ends_it_in_one_line():
+    command = [sys.executable, "-m", "benchmarks.interrupts", "--presses", "4", "--clips", "16", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
