@@ -50,6 +50,20 @@ def _shown(match: re.Match[str]) -> str:
     return f"{match['scheme']}://{rest}"
 
 
+def without_secrets_of(uri: str, text: str) -> str:
+    """`text` about `uri` without the keys that the latter holds: libraries quote the parts of what they cannot read."""
+    kept = without_secrets(uri)
+    if kept == uri:
+        return without_secrets(text)
+    text, rest = without_secrets(text), uri.partition("://")[2]
+    before_host, options = rest.rpartition("@")[0], rest.partition("?")[2]
+    pieces = {before_host, options}.union(*(re.split(f"[{marks}]", rest) for marks in ("?&=", ":@", "/:@?&=#")))
+    parts = {part for part in pieces if len(part) > 3 and part not in kept}
+    for part in sorted({*parts, *map(unquote, parts)}, key=len, reverse=True):
+        text = text.replace(part, "…")
+    return text
+
+
 def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
     """The words of a command line without the keys of their `s3://` URIs, which go into `environment`.
 

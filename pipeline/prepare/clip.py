@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ast_core.errors import UserError
-from pipeline.redaction import without_secrets
+from pipeline.redaction import without_secrets, without_secrets_of
 
 T = TypeVar("T")
 
@@ -156,7 +156,8 @@ def each_clip(
             except Exception as err:
                 unforeseen = ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
                 known = err if isinstance(err, ClipError) else unforeseen
-                said = (stage, str(known.reason), printable(known.message), known.attempts)
+                message = without_secrets_of(row.get("media") or "", known.message)
+                said = (stage, str(known.reason), printable(message), known.attempts)
                 for values, value in zip(failures.values(), said, strict=True):
                     values[i] = value
         results.append(result)

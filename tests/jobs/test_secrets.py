@@ -11,7 +11,7 @@ from ast_core.errors import ConfigError
 from jobs import doctor, evaluate, prepare_audioset, train
 from jobs.common import run_job
 from pipeline import dataset, storage
-from pipeline.redaction import KEYS_OF_URI, take_keys, without_secrets
+from pipeline.redaction import KEYS_OF_URI, take_keys, without_secrets, without_secrets_of
 from tests import fakes
 from tests.s3 import S3Server
 
@@ -37,6 +37,19 @@ from tests.s3 import S3Server
 )
 def test_case_c9_what_is_shown_of_a_uri(text: str, shown: str):
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://me:hush/sh@127.0.0.1:9/x.wav", "nonnumeric port: 'hush' in me:hush/sh@127.0.0.1:9"),
+        ("http://127.0.0.1:9/y.wav?X-Amz-Signature=hush/2@%25", "y.wav?X-Amz-Signature=hush/2@%25 refused; hush/2@%"),
+    ],
+)
+def test_case_c9_a_library_that_quotes_a_part_of_a_uri(uri: str, said: str):
+    shown = without_secrets_of(uri, said)
+    assert "hush" not in shown
+    assert ("127.0.0.1:9" in shown) or "y.wav" in shown
 
 
 def test_case_c9_keys_of_s3_uris_go_into_the_environment():

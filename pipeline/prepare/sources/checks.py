@@ -12,6 +12,7 @@ from ast_core.text_files import is_spreadsheet_damage
 from pipeline import storage
 from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
 from pipeline.prepare.media import stem
+from pipeline.redaction import without_secrets
 
 LONGEST_ID = 200
 MAX_START_S = 1e6  # eleven days; beyond any recording, and within what FFmpeg can seek
@@ -119,7 +120,7 @@ def _as_on_disk(path: str) -> str:
 
 def show(value: Any) -> str:
     """`value` in a message: on one line, printable and short."""
-    text = repr(value if not isinstance(value, str) else value[:LONGEST_ID])
+    text = repr(value if not isinstance(value, str) else without_secrets(value)[:LONGEST_ID])
     return text if len(text) <= 80 else text[:79] + "…"
 
 
