@@ -58,7 +58,7 @@ def without_secrets_of(uri: str, text: str) -> str:
     text, rest = without_secrets(text), uri.partition("://")[2]
     before_host, options = rest.rpartition("@")[0], rest.partition("?")[2]
     pieces = {before_host, options}.union(*(re.split(f"[{marks}]", rest) for marks in ("?&=", ":@", "/:@?&=#")))
-    parts = {part for part in pieces if len(part) > 3 and part not in kept}
+    parts = {part for part in pieces if len(part) > 2 and part not in kept}
     for part in sorted({*parts, *map(unquote, parts)}, key=len, reverse=True):
         text = text.replace(part, "…")
     return text
