@@ -47,6 +47,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.decode_campaign
 	$(BIN)/python -m benchmarks.order
+	$(BIN)/python -m benchmarks.fetch_campaign
 	$(BIN)/python -m benchmarks.driver_memory
 	$(BIN)/python -m benchmarks.list_fuzz
 	$(BIN)/python -m benchmarks.faults

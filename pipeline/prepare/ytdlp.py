@@ -10,7 +10,7 @@ import os
 import posixpath
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -66,9 +66,6 @@ USERS_OPTIONS = {
 }
 """yt-dlp's options, by the names that its parser gives them, that say how a host is asked and by whom. Any other would
 say what is fetched or where it goes, read or write files, or run programs."""
-
-HLS = ("m3u8", "m3u8_native")
-"""What yt-dlp calls a playlist of short files, which some sites offer and nothing else."""
 
 MAX_BOXES, GLIMPSE_S = 1000, 0.2
 """Top-level parts of an MP4 file, and seconds of any other, that are looked at to see whether it has been cut."""
@@ -183,6 +180,9 @@ def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
     offer: dict[str, Any] = downloader.extract_info(url, download=False)
     if "url" not in offer:
         raise ClipError(Reason.SETUP, f"yt-dlp finds {offer.get('_type', 'several streams')} there, and no recording")
+    if offer.get("protocol") not in ("http", "https"):
+        said = f"the site offers no file, only {offer.get('protocol')}, which is not read"
+        raise ClipError(Reason.SETUP, f"{said}; --yt-dlp may name another client")
     return offer
 
 
@@ -204,7 +204,6 @@ def _open(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, 
         ask,
         max_bytes=MAX_FETCH_BYTES,
         check_ranges=not offer.get("is_site", True),
-        may_be_playlist=offer.get("protocol") in HLS,
         name=posixpath.basename(urlsplit(url).path),
     )
 
@@ -215,7 +214,7 @@ def _read(
     """Whatever FFmpeg makes of a file that could not be read on, the reason is why it could not."""
     opened: list[HttpFile] = []
 
-    def open_part(url: str, flags: int = 0, options: Mapping[str, str] | None = None) -> BinaryIO:
+    def open_part(url: str) -> BinaryIO:
         opened.append(open_url(url))
         return cast(BinaryIO, opened[-1])
 
@@ -223,8 +222,7 @@ def _read(
         error: Exception | None = None
         try:
             file = open_part(offer["url"])
-            is_playlist = offer.get("protocol") in HLS
-            section = decode_section(file, start_s, duration_s, open_part=open_part if is_playlist else None)
+            section = decode_section(file, start_s, duration_s)
         except Exception as err:  # whatever a file that seems to end makes of its reader
             error = err
             if isinstance(err, ClipError) and err.reason is Reason.NOT_AUDIO and _is_cut(opened[0], start_s):
