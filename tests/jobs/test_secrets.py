@@ -90,6 +90,7 @@ def test_case_c9_neither_ps_nor_ray_sees_keys_in_the_command_line(tmp_path: Path
     assert ended.stderr == "an error at s3://bucket/x\n"
 
 
+@pytest.mark.slow
 def test_case_c9_no_output_of_a_job_holds_a_key(
     local_ray: None, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
