@@ -36,8 +36,8 @@ HEAD_BYTES, MAX_HEAD_BYTES = 1 << 15, 1 << 19
 """Received at once from the beginning of the file, and kept of it in memory: FFmpeg returns there."""
 
 OWN_CLOCK = (b"\x1aE\xdf\xa3",)
-"""Beginning of files whose parts hold their own time (Matroska): wrong bytes of a host are no wrong sound there. In Ogg they
-may be: the campaign found a section from a host that sent the beginning in the place of a range."""
+"""Beginning of files whose parts hold their own time (Matroska): wrong bytes of a host are no wrong sound there. In Ogg
+they may be: the campaign found a section from a host that sent the beginning in the place of a range."""
 
 PAGE, PLAYLIST = b"<", b"#EXTM3U"
 """Beginnings of what is no recording."""
