@@ -36,6 +36,9 @@ DECLARED_BY_FILE = {"matroska,webm", "flv"}
 COUNTED_BY_STREAM = {"avi", "caf"}
 """Formats whose header counts a stream's ticks (`frames`)."""
 
+MAX_BYTES = 1 << 62
+"""A header that gives more was written before its writer knew the size."""
+
 STREAMED_BYTES = {0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
 """Sizes that a writer leaves in a RIFF header if it cannot go back to fill in the right one (0x7FFFF000 is SoX's)."""
 
@@ -95,7 +98,7 @@ def _wav_s(file: BinaryIO, track: av.AudioStream) -> float | None:
             if not bytes_per_s:
                 return num_samples / rate_hz if num_samples and rate_hz else None
             size = size_64 if size == 0xFFFFFFFF and size_64 else size
-            return None if size in STREAMED_BYTES else size / bytes_per_s
+            return None if size in STREAMED_BYTES or size > MAX_BYTES else size / bytes_per_s
         body = file.read(min(size, 32)) if name in {b"fact", b"ds64"} else b""
         if name == b"fact" and len(body) >= 4:
             num_samples = struct.unpack_from("<I", body)[0]
@@ -111,7 +114,7 @@ def _w64_s(file: BinaryIO, track: av.AudioStream) -> float | None:
     if at < 0 or len(head) < at + 24 or not (bytes_per_s := _bytes_per_s(track)):
         return None
     size = struct.unpack_from("<Q", head, at + 16)[0] - 24
-    return size / bytes_per_s if 0 < size < 1 << 62 else None
+    return size / bytes_per_s if 0 < size < MAX_BYTES else None
 
 
 def _bytes_per_s(track: av.AudioStream) -> float:

@@ -207,6 +207,8 @@ class _Packets:
             self._packets = self.continuous()
         rest = self._decoded(run_up_s)
         for decoded in rest:
+            if decoded.frame.time is None:
+                continue  # Nobody knows where it stands, as with what the decoder kept back (WMA) of the first packet.
             yield decoded._replace(after_skip=True)
             break
         yield from rest
@@ -343,7 +345,7 @@ class _Cutter:
         if self._position is None:
             self._begin(stamp or 0, frame.samples)
         elif decoded.after_skip:
-            assert stamp is not None, "only packets with a timestamp are passed over"
+            assert stamp is not None, "a frame after a skip has a timestamp"
             self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {frame.samples}
         elif stamp is not None and self.is_timed:
             self._follow(stamp, frame.samples, after_damage=decoded.after_damage)

@@ -251,6 +251,8 @@ def _behind(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
 def _lying_length(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
     media, at = maker.plain(), LENGTH_AT[ending](maker.plain())
     wide = ending in {"caf", "w64"}
+    if media.startswith(b"RF64"):  # whose length of 64 bits is in a chunk of its own
+        at, wide = media.find(b"ds64") + 16, True
     order = "<" if ending in {"wav", "w64"} else ">"
     size = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", media, at)[0]
     lies = [size // 2, size * 2, 2**64 - 1] if wide else [0, 0xFFFFFFFF, 0x7FFFF000, size // 2, size * 2]

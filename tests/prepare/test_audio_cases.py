@@ -282,6 +282,22 @@ def test_a_file_cut_short_of_its_header_is_truncated(ten: Path, tmp_path: Path, 
     assert (error.reason, "by its header" in error.message) == (Reason.TRUNCATED, True)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.wma", "wmav2"), ("a.wma", "wmav1"), ("a.asf", "libmp3lame")])
+@pytest.mark.parametrize("kind", ["whole", "zeroed", "cut"])
+def test_a_section_of_asf_past_the_end_is_truncated(ten: Path, tmp_path: Path, name: str, codec: str, kind: str):
+    """At the end the decoder of WMA gives back samples of the first packet, which have no timestamp."""
+    ffmpeg("-i", ten, "-c:a", codec, path := tmp_path / name)
+    media, expected = path.read_bytes(), program(path, 5.0, 1.0)
+    if kind == "zeroed":
+        path.write_bytes(damaged(media, len(media) // 3, len(media) // 10))
+    elif kind == "cut":
+        path.write_bytes(media[: len(media) * 7 // 10])
+    for start_s in (9.0, 11.0, 40.0):
+        assert reason_of(path, start_s, 2.0).reason is Reason.TRUNCATED
+    late, correlation = lag(decode_section(str(path), 5.0, 1.0), expected)
+    assert (abs(late) <= 16, correlation > 0.7) == (True, True)  # timestamps are whole milliseconds, not samples
+
+
 # B: what the samples are
 
 
