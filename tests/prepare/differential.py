@@ -98,7 +98,7 @@ LENGTH_AT: dict[str, Callable[[bytes], int]] = {
     "wav": lambda media: media.find(b"data") + 4,
     "au": lambda media: 8,
     "aiff": lambda media: media.find(b"SSND") + 4,
-    "caf": lambda media: media.find(b"data") + 8,
+    "caf": lambda media: media.find(b"data") + 4,
     "w64": lambda media: media.find(b"data\xf3\xac") + 16,
 }
 
@@ -119,6 +119,10 @@ class Made:
     channels: int
     start_s: float
     """Of the section."""
+    expected_s: float
+    """How long the sound is by the file's header, or by the files that were joined."""
+    plain: bytes
+    """The file without what is odd about it."""
 
     @property
     def name(self) -> str:
@@ -144,11 +148,12 @@ class Maker:
         if number % 3 == 0:
             key = (encoding, int(rng.choice(RATES_HZ)), int(rng.choice([1, 2, 6], p=[0.4, 0.4, 0.2])))
         self.key = key
+        self.expected_s = LENGTH_S * (2 if odd == "joined" else 1)
         media = ODDS[odd].make(self, ending, rng)
         path = self.folder / f"made-{number}.{ending}"
         path.write_bytes(media)
         start_s = float(rng.choice([0.0, 0.3, 1.2, 1.437, round(float(rng.uniform(0, 2)), 3)]))
-        return Made(number, encoding, odd, path, key[2], start_s)
+        return Made(number, encoding, odd, path, key[2], start_s, self.expected_s, self.plain())
 
     def plain(self) -> bytes:
         return self.encoded(*self.key, 0, ())
@@ -257,6 +262,8 @@ def _lying_length(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
     size = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", media, at)[0]
     lies = [size // 2, size * 2, 2**64 - 1] if wide else [0, 0xFFFFFFFF, 0x7FFFF000, size // 2, size * 2]
     lie = lies[rng.integers(len(lies))]
+    if lie in {size // 2, size * 2}:  # the others say that the writer does not know
+        maker.expected_s *= lie / size
     return media[:at] + struct.pack(f"{order}{'Q' if wide else 'I'}", lie) + media[at + (8 if wide else 4) :]
 
 
@@ -317,6 +324,8 @@ BROKEN = {
 }
 """Odd things after which sound may be missing."""
 
+ENOUGH = 0.96
+"""Less than this share of the sound, and `truncated` is the right word: at 5 %, with a block's tolerance."""
 SAME = 0.01
 """RMS of a difference over that of the sound; resamplers and rounding to 16 bits are well below."""
 TICK = 9
@@ -366,24 +375,43 @@ def _verdict_whole(made: Made, theirs: np.ndarray) -> str:
 
 
 def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
-    expected_s, there_s = LENGTH_S * (2 if made.odd == "joined" else 1), len(theirs) / SAMPLE_RATE_HZ
+    there_s = len(theirs) / SAMPLE_RATE_HZ
     peak = float(np.abs(theirs).max(initial=0))
     explained = {
         Reason.NOT_AUDIO: there_s < 0.025 or not np.isfinite(theirs).all(),
         Reason.TOO_SHORT: there_s < 0.03,
-        Reason.TRUNCATED: made.odd in BROKEN or there_s < 0.96 * expected_s,
+        Reason.TRUNCATED: there_s < ENOUGH * made.expected_s,
         Reason.OUT_OF_RANGE: peak > 10,
     }.get(error.reason, False)
-    return f"refused: {error.reason}" if explained else f"UNEXPLAINED: {error}, and the program has {there_s:.2f} s"
+    if explained:
+        return f"refused: {error.reason}"
+    if error.reason is Reason.TRUNCATED and made.odd in BROKEN:
+        return _verdict_damaged(made, error, theirs, Cut())
+    return f"UNEXPLAINED: {error}, and the program has {there_s:.2f} s"
+
+
+def _verdict_damaged(made: Made, error: ClipError, theirs: np.ndarray, cut: Cut) -> str:
+    """Whether the program fills its output with something else than what the file held before it was damaged.
+
+    `theirs` is what it has of the whole file; `cut` is the section in question.
+    """
+    path = made.path.with_name(f"plain-{made.path.name}")
+    path.write_bytes(made.plain)
+    before = programs(path, cut, channels=_channels(path), resampler="soxr")[0]
+    path.unlink()
+    share = _share_of(before, theirs, round((cut.start_s or 0) * SAMPLE_RATE_HZ))
+    if share < ENOUGH:
+        return "refused: truncated, the program's samples are damaged"
+    return f"UNEXPLAINED: {error}, and the program has {100 * share:.0f} % of the sound"
 
 
 def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
     ours = _decoded(made.path, made.start_s, 1.0)
     if isinstance(ours, ClipError):
-        if ours.reason is Reason.TRUNCATED and len(theirs) < 0.96 * SAMPLE_RATE_HZ:
+        if ours.reason is Reason.TRUNCATED and len(theirs) < ENOUGH * SAMPLE_RATE_HZ:
             return "equal"  # the section is past the end
         if ours.reason is Reason.TRUNCATED and made.odd in BROKEN:
-            return "refused: truncated"
+            return _verdict_damaged(made, ours, whole, Cut(made.start_s, 1.0))
         return f"UNEXPLAINED: section {ours}, and the program has {len(theirs)} samples"
     if made.start_s == 0 and len(theirs) < len(ours):  # sound that begins late
         theirs = whole[: len(ours)]
@@ -427,6 +455,16 @@ def _is_with_holes(ours: np.ndarray, theirs: np.ndarray, block: int = 800) -> bo
         else:
             ahead = begin - first - found
     return strange <= 8
+
+
+def _share_of(before: np.ndarray, after: np.ndarray, begin: int, block: int = 400, reach: int = 8000) -> float:
+    """The share of samples from `begin` on that are found in others, at their place or within `reach` of it."""
+    before, after = _low(before), _low(after)
+    found = [
+        _place_of(before[at : at + block], after[max(0, begin + at - reach) : begin + at + block + reach]) is not None
+        for at in range(0, len(before) - block + 1, block)
+    ]
+    return float(np.mean(found)) if found else 0.0
 
 
 def _place_of(block: np.ndarray, within: np.ndarray) -> int | None:
