@@ -5,7 +5,7 @@ import functools
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -57,10 +57,6 @@ FORMATS = (
 )
 """What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
 sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
-
-
-OpenPart = Callable[[str, int, Mapping[str, str]], BinaryIO]
-"""Opens a file by its URL; flags and options are FFmpeg's."""
 
 
 @dataclass(frozen=True)
@@ -171,27 +167,21 @@ def decode_section(
     start_s: float,
     duration_s: float | None,
     *,
-    whole: bool = True,
     may_be_clip: bool = False,
-    open_part: OpenPart | None = None,
 ) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
 
     The samples are those that FFmpeg's program gives for the track that it chooses, and no silence is added at either
     end; `pipeline.prepare.sections` says how times count and what becomes of holes. The cut is exact to a sample where
-    the container's timestamps are. In a `whole` recording times count from its beginning, even where its timestamps
-    start elsewhere; a section cut out of one has the timestamps of the whole. A file that `may_be_clip` is read from
-    its beginning if its sound is no longer than the section: then it is the section. `open_part` opens the URLs that a
-    playlist names; without it, playlists are not read.
+    the container's timestamps are. A file that `may_be_clip` is read from its beginning if its sound is no longer than
+    the section: then it is the section.
 
     Raises:
         ClipError: not_audio, truncated, too_long, too_short for one frame, out_of_phase, out_of_range, too_large for
             memory, or network.
     """
     try:
-        section, declared_s = _read(
-            file, start_s, duration_s, whole=whole, may_be_clip=may_be_clip, open_part=open_part
-        )
+        section, declared_s = _read(file, start_s, duration_s, may_be_clip=may_be_clip)
     except FFmpegError as err:
         raise _classified(err, file) from err
     except OSError as err:  # of a remote file, from our own file system
@@ -211,26 +201,22 @@ def _read(
     start_s: float,
     duration_s: float | None,
     *,
-    whole: bool,
     may_be_clip: bool,
-    open_part: OpenPart | None,
 ) -> tuple[Section, float | None]:
     """The section, and how long the sound is by the file's header."""
-    with _opened(file, open_part) as (container, track):
+    with _opened(file) as (container, track):
         opened = functools.partial(_bytes_of, file)
         is_seekable = isinstance(file, str) or file.seekable()
         declared_s = headers.declared_s(container, track, opened) if is_seekable else None
-        if declared_s is not None and not whole:  # whose times count from the recording's beginning
-            declared_s += max(0, container.start_time or 0) / av.time_base
         limit_s = None
         if may_be_clip and duration_s is not None and start_s > 0:
             limit_s = (1 + SHORTFALL_SHARE) * duration_s
         if limit_s is None or (declared_s is not None and declared_s > limit_s):
             may_seek = container.format.name != "ogg" or (is_seekable and not _is_chained_ogg(file, opened))
-            return read_section(container, track, start_s, duration_s, whole=whole, may_seek=may_seek), declared_s
+            return read_section(container, track, start_s, duration_s, may_seek=may_seek), declared_s
         is_recording = is_longer(container, track, limit_s)
     start_s = start_s if is_recording else 0.0
-    return _read(file, start_s, duration_s, whole=whole, may_be_clip=False, open_part=open_part)
+    return _read(file, start_s, duration_s, may_be_clip=False)
 
 
 def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
@@ -240,14 +226,12 @@ def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextMa
 
 
 @contextmanager
-def _opened(file: BinaryIO | str, open_part: OpenPart | None = None) -> Iterator[tuple[InputContainer, av.AudioStream]]:
+def _opened(file: BinaryIO | str) -> Iterator[tuple[InputContainer, av.AudioStream]]:
     """The container, from its beginning, and the track to take."""
     if not isinstance(file, str) and file.seekable():
         file.seek(0)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
-    if open_part is not None:
-        options = {"format_whitelist": f"hls,{FORMATS}", "protocol_whitelist": "http,https"}
-    with av.open(file, mode="r", metadata_errors="ignore", container_options=options, io_open=open_part) as container:
+    with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
         if (track := chosen_track(container)) is None:
             raise ClipError(Reason.NOT_AUDIO, f"no audio stream that FFmpeg decodes ({container.format.name})")
         yield container, track

@@ -91,7 +91,6 @@ class HttpFile(io.RawIOBase):
         ask: see `Ask`.
         max_bytes: to receive in all.
         check_ranges: ask for a little more than is needed, to see whether ranges hold the bytes that they claim.
-        may_be_playlist: of other files. Otherwise a playlist is refused, as pages are.
 
     Where it cannot go on, the file seems to end, as FFmpeg takes an error for that in any case. Then `failure` is not
     None, and what was read is no whole: a RequestError or OSError of the network; a ClipError `too_large`, or `setup`
@@ -104,11 +103,10 @@ class HttpFile(io.RawIOBase):
         *,
         max_bytes: int,
         check_ranges: bool = True,
-        may_be_playlist: bool = False,
         name: str = "",
     ) -> None:
         self._ask, self._max_bytes, self.name = ask, max_bytes, name
-        self._check_ranges, self._may_be_playlist = check_ranges, may_be_playlist
+        self._check_ranges = check_ranges
         self.failure: Exception | None = None
         self.num_received = 0
         self._position = 0
@@ -186,8 +184,7 @@ class HttpFile(io.RawIOBase):
             self._head = self._spooled(0, HEAD_BYTES)
         beginning = self._head.removeprefix(b"\xef\xbb\xbf").lstrip()
         for kind, text in (("page", PAGE), ("playlist", PLAYLIST)):
-            is_meant = self._content_type.startswith(MEDIA_TYPES) or (kind == "playlist" and self._may_be_playlist)
-            if beginning.startswith(text) and not is_meant:
+            if beginning.startswith(text) and not self._content_type.startswith(MEDIA_TYPES):
                 raise ClipError(Reason.SETUP, f"the host sent a {kind} where the media should be")
 
     def _read(self, num_bytes: int) -> bytes:

@@ -88,19 +88,17 @@ def read_section(
     start_s: float,
     duration_s: float | None,
     *,
-    whole: bool,
     may_seek: bool = True,
 ) -> Section:
     """Decode `duration_s` from `start_s` on, or all the rest up to a little more than MAX_CLIP_S.
 
-    What is missing at either end is left out, never made up. In a `whole` recording times count from the beginning of
-    the file; a section cut out of one has the times of the whole.
+    What is missing at either end is left out, never made up.
 
     Raises:
         ClipError: not_audio.
         FFmpegError: nothing could be decoded, or memory did not suffice.
     """
-    zero_s = _start_s(container, track) if whole else 0.0
+    zero_s = _start_s(container, track)
     packets = _Packets(container, track)
     run_up_s = zero_s + start_s - SEEK_MARGIN_S if may_seek and not packets.must_count else -math.inf
     cutter = _Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=float(track.time_base or 1))

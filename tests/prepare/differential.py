@@ -93,6 +93,8 @@ ENCODINGS: dict[str, tuple[str, tuple[object, ...]]] = {
 """Ending of the file's name, and options of the program."""
 
 TIMED = {"mp4", "mov", "m4a", "webm", "mka", "ts", "mpg", "vob", "flv", "nut", "wma", "ogg"}
+UNTIMED = {"mp3", "mp2", "aac", "latm", "ac3", "eac3", "dts", "amr"}
+"""There the program makes times up from the number of bytes, also of those that are no sound; ours count samples."""
 WITH_PICTURE = {"mp4", "mov", "m4a", "mka", "ts", "mpg", "vob", "nut"}
 LENGTH_AT: dict[str, Callable[[bytes], int]] = {
     "wav": lambda media: media.find(b"data") + 4,
@@ -407,16 +409,17 @@ def _verdict_damaged(made: Made, error: ClipError, theirs: np.ndarray, cut: Cut)
 
 def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
     ours = _decoded(made.path, made.start_s, 1.0)
+    counted = whole[round(made.start_s * SAMPLE_RATE_HZ) :]
     if isinstance(ours, ClipError):
-        if ours.reason is Reason.TRUNCATED and len(theirs) < ENOUGH * SAMPLE_RATE_HZ:
+        there = min(len(theirs), len(counted)) if made.path.suffix[1:] in UNTIMED else len(theirs)
+        if ours.reason is Reason.TRUNCATED and there < ENOUGH * SAMPLE_RATE_HZ:
             return "equal"  # the section is past the end
         if ours.reason is Reason.TRUNCATED and made.odd in BROKEN:
             return _verdict_damaged(made, ours, whole, Cut(made.start_s, 1.0))
         return f"UNEXPLAINED: section {ours}, and the program has {len(theirs)} samples"
     if made.start_s == 0 and len(theirs) < len(ours):  # sound that begins late
         theirs = whole[: len(ours)]
-    counted = whole[round(made.start_s * SAMPLE_RATE_HZ) :][: len(ours)]
-    for expected in (theirs, counted):
+    for expected in (theirs, counted[: len(ours)]):
         late, correlation = lag(_low(ours), _low(expected)) if len(expected) else (0, 0.0)
         if abs(late) <= TICK and correlation > 0.95 and abs(len(ours) - len(expected)) <= TICK:
             return "equal"

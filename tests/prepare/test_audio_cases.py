@@ -6,12 +6,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+import torchaudio
 
 from pipeline.prepare.clip import ClipError, Reason, under_way
 from pipeline.prepare.decode import Decode, decode_section
+from pipeline.prepare.features import clip_fbank
 from tests import fakes
+from tests.conftest import SHARED
 from tests.prepare.sound import error_level, ffmpeg, lag, program, signal, write
 
+ESC10 = SHARED / "data" / "esc10"
 RATE_HZ = 44_100
 NO_DICE = ("-aac_pns", 0)
 """AAC may leave noise to the decoder's dice, which fall differently after a seek."""
@@ -418,3 +423,24 @@ def test_case_37_channels_count_alike(tmp_path: Path):
         planes[at] = sound
         path = write(tmp_path / "a.wav", planes + 0.3, 16_000, "-c:a", "pcm_s24le")
         np.testing.assert_allclose(decode_section(str(path), 0.0, None), sound / channels + 0.3, atol=1e-6)
+
+
+@pytest.mark.skipif(not ESC10.is_dir(), reason="needs the clips of ESC-10 beside the project")
+def test_case_44_the_fbank_of_real_clips_is_that_of_the_programs_samples():
+    clips = [sorted(folder.glob("*.ogg"))[0] for folder in sorted(ESC10.iterdir()) if folder.is_dir()]
+    assert len(clips) == 10
+    for path in clips:
+        expected = torch.from_numpy(program(path, resampler="soxr").copy())  # another rolls off elsewhere below 8 kHz
+        kaldi = torchaudio.compliance.kaldi.fbank(
+            (expected - expected.mean()).unsqueeze(0),
+            sample_frequency=16_000,
+            num_mel_bins=128,
+            frame_shift=10,
+            htk_compat=True,
+            use_energy=False,
+            window_type="hanning",
+            dither=0.0,
+        )
+        ours = clip_fbank(decode_section(str(path), 0.0, None))
+        assert ours.shape == kaldi.shape
+        assert np.abs(ours - kaldi.numpy()).mean() < 0.01
