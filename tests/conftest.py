@@ -16,7 +16,7 @@ from tests.s3 import S3Server, serve
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-LONGEST_TEMPORARY_FOLDER = 10
+LONGEST_TEMPORARY_FOLDER = 6
 """Characters; below a longer path, Ray that a job starts in a test has no room for the names of its sockets."""
 
 

@@ -40,6 +40,7 @@ MEANING = {
     Reason.MISSING_FILE: "There was no such file, or it could not be opened.",
     Reason.UNAVAILABLE: "Gone from its host: private, removed, account closed.",
     Reason.RESTRICTED: "There, but not for everyone: region, age, membership.",
+    Reason.PRIVATE_HOST: "The URL, or a redirect from it, leads to an address that is not public.",
     Reason.THROTTLED: "The host limits this address.",
     Reason.SETUP: "The fetch could not work here: JavaScript runtime, client, refusal.",
     Reason.NETWORK: "No answer in time, or a broken transfer.",

@@ -59,6 +59,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
         patched.setattr(Tensor, "pin_memory", lambda tensor: copies.pin(tensor))
         patched.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patched.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        patched.setattr(torch.cuda, "get_device_name", lambda _device: "a fake GPU")
         yield copies
 
 

@@ -223,7 +223,7 @@ def test_failures_are_told_by_reason_and_by_what_another_run_may_get(patient: Pa
     finding = of(patient.examined(), "failures", "eval")
     assert (finding.severity, finding.figures["worth_another_run"]) == ("warning", 10)
     assert finding.what.startswith("30 of 798 clips failed (20 unavailable, 9 throttled, 1 truncated)")
-    assert "wait an hour" in finding.cost
+    assert "lower --fetches-per-hour" in finding.cost
     assert "agkphysics/AudioSet" in finding.cost
     assert "--audio-dir" not in finding.cost
 

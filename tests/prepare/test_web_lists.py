@@ -164,7 +164,7 @@ def test_a_cache_that_cannot_be_written_is_named(web, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     web.pages["/x.csv"] = a_list("aaaaaaaaaaa")
-    with pytest.raises(DataError, match="set XDG_CACHE_HOME to a folder"):
+    with pytest.raises(DataError, match="set XDG_CACHE_HOME to another folder"):
         ids_of(f"{web.url}/x.csv")
 
 

@@ -88,7 +88,7 @@ def fetched(uri: str, notes: list[str]) -> str:
         try:
             storage.write_bytes(copy, data)
             storage.write_json(_said_file(copy), {"url": url, "sha256": _sha256(data), **said})
-        except OSError as err:
+        except (OSError, DataError) as err:
             raise DataError(
                 f"cannot keep {url} in {copy.parent} ({one_line(err)}); set XDG_CACHE_HOME to another folder"
             ) from err
