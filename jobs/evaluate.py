@@ -46,6 +46,9 @@ from pipeline.train.score_table import check_suffix, write_score_table
 CLASSES_SHOWN = 5
 """Of those that a refusal names."""
 
+MAX_RESAMPLES = 100_000
+"""Upper bound of --bootstrap, a hundred times the usual number; a larger one is a typing error."""
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    if args.bootstrap < 0:
-        raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) or more")
+    if not 0 <= args.bootstrap <= MAX_RESAMPLES:
+        raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) to {MAX_RESAMPLES:,}")
     json_uri = output_uri(args.json, "--json") if args.json else None
     scores_uri = output_uri(args.scores, "--scores") if args.scores else None
     if scores_uri:

@@ -39,6 +39,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, UserError
+from ast_core.labels import LabelVocabulary
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from ast_core.step import Norm
@@ -49,6 +50,7 @@ from pipeline import storage
 from pipeline.cluster import hold
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.os_errors import explain
+from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.beside import evaluate_beside
 from pipeline.train.checkpointing import CHECKPOINTS
@@ -210,20 +212,21 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         if recipe.audioset_pretrain:
             raise ConfigError("--init-from and audioset_pretrain both name weights to start from; give one")
         start = cache(partial(models.start_from, args.init_from, recipe))
-        model = storage.absolute(args.init_from)  # which need not be there any more where the run began from it
+        # It need not be there any more where the run began from it.
+        model = without_secrets(storage.absolute(args.init_from))
         init_from = model, run_folder.norm_begun_from(run, model) or start().config.norm
         recipe = _from_own_model(recipe, init_from[1], overridden(rest))
     norm = choose_norm(recipe, dataset, args.train_splits)
-    config = ModelConfig(recipe, norm, dataset.labels)
+    config = ModelConfig(_without_keys(recipe), norm, dataset.labels)
     identity = RunIdentity.of(config, dataset, splits, clips, init_from=init_from, num_workers=args.num_workers)
-    make_model = partial(_initial_model, config, None if args.init_from is None else start)
+    make_model = partial(_initial_model, recipe, dataset.labels, None if args.init_from is None else start)
     take_over = run_folder.claim_folder(run, identity, config, make_model)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
     about = (
         f"{len(clips['train']):,} clips to train on, {len(clips['eval']):,} to evaluate on, "
         f"{len(dataset.labels)} classes; normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
     )
-    return ClaimedRun(args, run, dataset.uri, recipe, [about, *lines], identity, take_over)
+    return ClaimedRun(args, run, dataset.uri, config.recipe, [about, *lines], identity, take_over)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -323,8 +326,8 @@ def _check_options(args: argparse.Namespace) -> None:
     for option, is_allowed, allowed in (  # nan is not >= 0 either
         ("--cpus-per-worker", args.cpus_per_worker is None or 1 <= args.cpus_per_worker <= MAX_CPUS, "1 or more"),
         ("--max-failures", args.max_failures >= -1, "0 or more, or -1 for no limit"),
-        ("--checkpoint-every-s", 0 <= args.checkpoint_every_s <= LONGEST_S, f"0 to {LONGEST_S:g}"),
-        ("--resize-every-s", 0 <= args.resize_every_s <= LONGEST_S, f"0 to {LONGEST_S:g}"),
+        ("--checkpoint-every-s", 0 <= args.checkpoint_every_s <= LONGEST_S, f"0 to {LONGEST_S:,.0f}"),
+        ("--resize-every-s", 0 <= args.resize_every_s <= LONGEST_S, f"0 to {LONGEST_S:,.0f}"),
         ("--log-every-steps", args.log_every_steps >= 1, "1 or more"),
         ("--cache-gb", 0 <= args.cache_gb <= MAX_CACHE_GB, "a size, 0 or more"),
     ):
@@ -358,8 +361,16 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
     return replace(recipe, label_dim=num_classes)
 
 
-def _initial_model(config: ModelConfig, start: Callable[[], models.Start] | None) -> ASTModel:
-    return models.initial_model(config.recipe, None if start is None else start(), config.labels)
+def _initial_model(recipe: Recipe, labels: LabelVocabulary, start: Callable[[], models.Start] | None) -> ASTModel:
+    return models.initial_model(recipe, None if start is None else start(), labels)
+
+
+def _without_keys(recipe: Recipe) -> Recipe:
+    """`recipe` as RUN's files and the workers have it: weight files are read by this command alone, maybe with keys."""
+    imagenet, audioset = (
+        None if uri is None else without_secrets(uri) for uri in (recipe.imagenet_weights, recipe.audioset_weights)
+    )
+    return replace(recipe, imagenet_weights=imagenet, audioset_weights=audioset)
 
 
 def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> Recipe:

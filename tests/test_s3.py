@@ -17,6 +17,7 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
 from tests import fakes
+from tests.ast_core import small
 from tests.fakes import SMALL_RECIPE
 from tests.s3 import S3Server
 
@@ -131,10 +132,7 @@ def test_another_scheme_is_fsspecs(s3: S3Server):
 
 def test_weights_on_s3_are_the_model_to_start_from(s3: S3Server, tmp_path: Path):
     recipe = Recipe(label_dim=4, model_size="tiny224", imagenet_pretrain=False, input_tdim=48, timem=8)
-    state = models.initial_model(recipe).v.state_dict()
-    state["pos_embed"] = torch.zeros(1, 2 + 14 * 14, state["pos_embed"].shape[-1])
-    state["head.weight"] = state["head_dist.weight"] = torch.zeros(1000, state["norm.weight"].numel())
-    state["head.bias"] = state["head_dist.bias"] = torch.zeros(1000)
+    state = small.deit_state(models.initial_model(recipe))
     torch.save({"model": state}, tmp_path / "deit.pth")
     uri = fakes.upload(tmp_path / "deit.pth", s3.uri("weights", "deit.pth"))
     given = Recipe(**(recipe.to_dict() | {"imagenet_pretrain": True, "imagenet_weights": uri, "seed": 9}))

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from ast_core.errors import DataError, UserError
 from ast_core.step import for_device, set_attention
-from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train import checkpointing
 from pipeline.train.evaluation import evaluate
-from pipeline.train.job import TrainJob, initial_model, stopped_json
+from pipeline.train.job import TrainJob, initial_model, record_stop
 from pipeline.train.judge import Judge, put_off, read_put_off
 from pipeline.train.shard_cache import ShardCache
 from pipeline.train.state import load_state
@@ -34,7 +33,7 @@ def evaluate_beside(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, los
     except Exception as err:
         put_off(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
         if isinstance(err, UserError):
-            storage.write_json(stopped_json(said.run), {"error": str(err)})
+            record_stop(said.run, err)
         raise
 
 

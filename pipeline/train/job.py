@@ -7,6 +7,7 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.model import ASTModel
 from ast_core.recipe import Recipe
 from pipeline import storage
+from pipeline.redaction import without_secrets
 from pipeline.train import models
 
 
@@ -47,3 +48,7 @@ def initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
 def stopped_json(run: str) -> str:
     """Why a run ended that would end so again: the workers' word to the driver, and to themselves when Ray retries."""
     return storage.join(run, "stopped.json")
+
+
+def record_stop(run: str, err: Exception) -> None:
+    storage.write_json(stopped_json(run), {"error": without_secrets(str(err))})

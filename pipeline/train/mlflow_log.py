@@ -12,6 +12,7 @@ from typing import Any
 
 from ast_core.errors import UserError
 from pipeline import storage
+from pipeline.redaction import without_secrets, without_secrets_of
 
 logger = logging.getLogger(__name__)
 EXPERIMENT = "ast-ray"
@@ -41,7 +42,11 @@ def _client(uri: str) -> Any:
     try:
         return mlflow.MlflowClient(tracking_uri=uri)
     except (MlflowException, ImportError, OSError) as err:  # ImportError: a database wants more packages
-        raise UserError(f"MLflow cannot log to {uri}: {' '.join(str(err).split())}") from err
+        raise UserError(_refusal(uri, err)) from err
+
+
+def _refusal(uri: str, err: Exception) -> str:
+    return without_secrets_of(uri, f"MLflow cannot log to {uri}: {' '.join(str(err).split())}")
 
 
 class MlflowLog:
@@ -64,7 +69,7 @@ class MlflowLog:
         try:
             self._run_id, self._is_new = self._continue_or_begin(run, params)
         except Exception as err:
-            raise UserError(f"MLflow cannot log to {uri}: {' '.join(str(err).split())}") from err
+            raise UserError(_refusal(uri, err)) from err
 
     def _continue_or_begin(self, run: str, params: Mapping[str, Any]) -> tuple[str, bool]:
         from mlflow.entities import Param
@@ -79,7 +84,7 @@ class MlflowLog:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        begun = self._client.create_run(experiment_id, run_name=run.rstrip("/").rpartition("/")[2])
+        begun = self._client.create_run(experiment_id, run_name=without_secrets(run).rstrip("/").rpartition("/")[2])
         given = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in params.items()]
         for first in range(0, len(given), BATCH_PARAMS):
             self._client.log_batch(begun.info.run_id, params=given[first : first + BATCH_PARAMS])

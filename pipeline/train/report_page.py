@@ -104,7 +104,7 @@ def _read(run: str, name: str, parse: Callable[[str], T], gaps: list[str]) -> T 
     try:
         return parse(storage.read_text(uri))
     except (DataError, ValueError, KeyError, TypeError, csv.Error) as err:
-        gaps.append(f"{name} cannot be read ({type(err).__name__}: {err}).")
+        gaps.append(f"{name} cannot be read ({type(err).__name__}: {without_secrets(str(err))}).")
         return None
 
 

@@ -32,7 +32,7 @@ from pipeline.train import checkpointing, models, run_folder
 from pipeline.train.beside import unevaluated
 from pipeline.train.evaluation import evaluate, score_metrics
 from pipeline.train.feed import TrainFeed
-from pipeline.train.job import TrainJob, initial_model, stopped_json
+from pipeline.train.job import TrainJob, initial_model, record_stop, stopped_json
 from pipeline.train.judge import Judge, headline_order
 from pipeline.train.report import RunLog, delete_left_over, finite_or_null, write_summary
 from pipeline.train.report_page import write_run_report
@@ -87,14 +87,14 @@ def train_worker(config: dict[str, Any]) -> None:
     except NonFiniteError as err:
         # All ranks end. Raised further, Ray would begin again from the checkpoint, and end here again.
         if run.log is not None:
-            storage.write_json(stopped_json(job.run), {"error": str(err)})
+            record_stop(job.run, err)
             run.log.close(failed=True)
     except StoppedError:
         if run.log is not None:
             run.log.close(failed=True)
     except UserError as err:
         # One rank's may be; the others learn of it when Ray ends them and begins again.
-        storage.write_json(stopped_json(job.run), {"error": str(err)})
+        record_stop(job.run, err)
         raise
 
 

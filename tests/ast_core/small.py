@@ -23,6 +23,15 @@ def model(*, seed: int = 0, label_dim: int = NUM_CLASSES) -> ASTModel:
         return ASTModel(label_dim=label_dim, imagenet_pretrain=False, **SHAPE)
 
 
+def deit_state(model: ASTModel) -> dict[str, torch.Tensor]:
+    """A model's weights as those of DeiT: the positions of its 14 × 14 patches, and its two heads, are 0."""
+    state = model.v.state_dict()
+    state["pos_embed"] = torch.zeros(1, 2 + 14 * 14, state["pos_embed"].shape[-1])
+    state["head.weight"] = state["head_dist.weight"] = torch.zeros(1000, state["norm.weight"].numel())
+    state["head.bias"] = state["head_dist.bias"] = torch.zeros(1000)
+    return state
+
+
 def recipe(**changes: Any) -> Recipe:
     few = {"label_dim": NUM_CLASSES, "freqm": 24, "timem": 24, "precision": "fp32"}
     return Recipe(**SHAPE | few | changes)

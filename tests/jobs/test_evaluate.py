@@ -172,8 +172,13 @@ def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: s
     save_model(tmp_path / "coarse", coarse.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
     with pytest.raises(DataError, match=r"coarse takes 64 mel bins; .* has 128"):
         figures(tone_data, tmp_path, str(tmp_path / "coarse"))
-    with pytest.raises(ConfigError, match="--bootstrap is -1"):
-        figures(tone_data, tmp_path, str(tmp_path / "coarse"), more=["--bootstrap", "-1"])
+
+
+@pytest.mark.parametrize("value", [-1, 100_001, 10**30])
+def test_case_c7_bootstrap_has_bounds(tmp_path: Path, value: int):
+    argv = ["--checkpoint", "none", "--data", str(tmp_path), "--split", "eval", f"--bootstrap={value}"]
+    with pytest.raises(ConfigError, match=rf"^--bootstrap is {value}; use 0 \(off\) to 100,000$"):
+        evaluate.main(argv)
 
 
 def test_cuda_without_a_gpu_is_refused_on_this_machine_and_announced_on_a_cluster(

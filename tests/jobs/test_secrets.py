@@ -1,18 +1,22 @@
 """Keys that a command line or a list holds appear in no file, line or report (C9 of the review)."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from ast_core.errors import ConfigError
+from ast_core.errors import ConfigError, DataError
 from jobs import doctor, evaluate, prepare_audioset, train
 from jobs.common import run_job
 from pipeline import dataset, storage
 from pipeline.redaction import KEYS_OF_URI, take_keys, without_secrets, without_secrets_of
+from pipeline.train.job import record_stop, stopped_json
 from tests import fakes
+from tests.ast_core import small
 from tests.s3 import S3Server
 
 
@@ -135,3 +139,36 @@ def test_case_c9_no_output_of_a_job_holds_a_key(
         if file.endswith(".parquet"):
             table = dataset.read_table(file)
             assert "PLANTED" not in str(table.drop_columns([n for n in table.column_names if n == "fbank"]).to_pylist())
+
+
+def test_case_c9_no_file_of_a_run_holds_a_key_of_its_data_or_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Storage of fsspec's, whose passwords stay in the URIs; weights that a recipe's file names, and --init-from."""
+    place = "memory://me:PLANTED@host"
+    fakes.write_data(f"{place}/data", splits=(("train", 4), ("eval", 4)))
+    keys = fakes.SMALL_RECIPE | {"epochs": "1", "imagenet_pretrain": "true", "imagenet_weights": f"{place}/deit.pth"}
+    (tmp_path / "own.yaml").write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    torch.save({"model": small.deit_state(small.model())}, tmp_path / "deit.pth")
+    fakes.upload(tmp_path / "deit.pth", keys["imagenet_weights"])
+    fit = ["--recipe", str(tmp_path / "own.yaml"), "--data", f"{place}/data", "--num-workers", "0"]
+    fit += ["--train-splits", "train", "--eval-splits", "eval"]
+    assert run_job(train.main, [*fit, "--output", str(tmp_path / "a")]) == 0
+    fsspec_copy = fakes.upload(tmp_path / "a" / "best", f"{place}/best")
+    more = ["--imagenet_pretrain", "false", "--imagenet_weights", "null", "--init-from", fsspec_copy]
+    for _ in range(2):  # the same command goes on: the model is the same, whatever its key
+        assert run_job(train.main, [*fit, *more, "--output", str(tmp_path / "b")]) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in "ab"]
+    assert [config["data"] for config in configs] == ["memory://host/data"] * 2
+    assert configs[0]["recipe"]["imagenet_weights"] == "memory://host/deit.pth"
+    assert configs[1]["init_from"]["model"] == "memory://host/best"
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or file == tmp_path / "own.yaml" or b"PLANTED" not in file.read_bytes(), file
+
+
+def test_case_c9_why_a_run_stopped_is_written_without_keys(tmp_path: Path):
+    record_stop(str(tmp_path), DataError("cannot read ftp://me:PLANTED@host/data/shards/0.parquet"))
+    assert json.loads(Path(stopped_json(str(tmp_path))).read_text())["error"] == (
+        "cannot read ftp://host/data/shards/0.parquet"
+    )

@@ -20,6 +20,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -588,6 +589,22 @@ def test_a_recipe_that_cannot_be_is_refused_before_a_worker_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_part_2_case_30_ce_refuses_clips_of_several_labels(tone_data: str, tmp_path: Path, split: str):
+    data = str(tmp_path / "data")
+    shutil.copytree(tone_data, data)
+    file = dataset.index_file(data, split)
+    index = pq.read_table(file)
+    labels = pa.array([[0, 1], *index["labels"].to_pylist()[1:]], dataset.LABELS)
+    dataset.write_table(file, index.set_column(index.column_names.index("labels"), "labels", labels))
+    record_again(data)
+    refusal = "^loss CE takes exactly one label a clip; this data has clips with several: use loss BCE$"
+    with pytest.raises(ConfigError, match=refusal):
+        main(argv(data, tmp_path / "run", num_workers=1, loss="CE"))
+    assert not (tmp_path / "run").exists()
+    assert claim(argv(data, tmp_path / "run", num_workers=1, loss="BCE")).recipe.loss == "BCE"
+
+
 def test_the_norm_is_the_recipes_published_figures_unless_the_datas_own_are_asked_for(tone_data: str, capsys):
     dataset = PreparedDataset.open(tone_data)
     assert choose_norm(Recipe(), dataset, ["train"]) == Norm(-4.2677393, 4.5689974)
@@ -608,8 +625,8 @@ def test_data_that_is_not_there_is_refused_before_a_worker_starts(tone_data: str
 
 
 def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: str, tmp_path: Path):
-    shipped = ["audioset-balanced", "audioset-full", "audioset-full-fast", "demo", "esc10", "esc50", "speechcommands"]
-    assert recipe_names() == shipped
+    audioset = ["audioset-balanced", "audioset-full", "audioset-full-fast"]
+    assert recipe_names() == [*audioset, "demo", "esc10", "esc50", "small", "speechcommands"]
     arguments = argv(tone_data, tmp_path / "run", num_workers=1)
     arguments[1] = "audioset"
     with pytest.raises(ConfigError, match="no recipe 'audioset'; use audioset-balanced, "):
