@@ -67,6 +67,14 @@ USERS_OPTIONS = {
 """yt-dlp's options, by the names that its parser gives them, that say how a host is asked and by whom. Any other would
 say what is fetched or where it goes, read or write files, or run programs."""
 
+IN_PIECES = {
+    "m3u8": "m3u8_native",
+    "m3u8_native": "m3u8_native",
+    "http_dash_segments": "http_dash_segments",
+    "http_dash_segments_generator": "http_dash_segments_generator",
+}
+"""Protocols of HLS and DASH, by yt-dlp's names, and that by which yt-dlp itself joins the pieces, without FFmpeg."""
+
 MAX_BOXES, GLIMPSE_S = 1000, 0.2
 """Top-level parts of an MP4 file, and seconds of any other, that are looked at to see whether it has been cut."""
 
@@ -149,7 +157,8 @@ def fetch_with_ytdlp(
 ) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: the section that `decode_section` reads from the recording at `url`.
 
-    Only as much of it is fetched as the section needs, where the host serves byte ranges.
+    Only as much of it is fetched as the section needs, where the host serves byte ranges. What a site offers in pieces
+    alone (HLS, DASH) is fetched whole, as a piece has no place in the recording by itself.
 
     Args:
         address: a proxy's URL or a source IP address; None goes out as the machine does.
@@ -164,6 +173,8 @@ def fetch_with_ytdlp(
         try:
             with yt_dlp.YoutubeDL(options) as downloader, _only_allowed_hosts(settings, downloader):
                 offer = _offer(downloader, url)
+                if offer.get("protocol") in IN_PIECES:
+                    return decode_section(f"file:{_joined(downloader, offer, folder)}", start_s, duration_s)
                 return _read(offer, start_s, duration_s, partial(_open, downloader, offer, settings))
         except (YoutubeDLError, OSError) as err:
             raise failure_of(err) from err
@@ -180,10 +191,30 @@ def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
     offer: dict[str, Any] = downloader.extract_info(url, download=False)
     if "url" not in offer:
         raise ClipError(Reason.SETUP, f"yt-dlp finds {offer.get('_type', 'several streams')} there, and no recording")
-    if offer.get("protocol") not in ("http", "https"):
+    if offer.get("is_live"):
+        raise ClipError(Reason.SETUP, "the recording is still being made")
+    if offer.get("protocol") not in ("http", "https", *IN_PIECES):
         said = f"the site offers no file, only {offer.get('protocol')}, which is not read"
         raise ClipError(Reason.SETUP, f"{said}; --yt-dlp may name another client")
     return offer
+
+
+def _joined(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], folder: str) -> str:
+    """The path of a recording whose pieces yt-dlp has fetched and joined.
+
+    Raises:
+        ClipError: too_large.
+        YoutubeDLError: a piece cannot be had.
+    """
+    path = os.path.join(folder, "joined")
+    downloader.dl(path, offer | {"protocol": IN_PIECES[offer["protocol"]]})
+    return path
+
+
+def _bounded(status: dict[str, Any]) -> None:
+    """A hook of yt-dlp's, which calls it as pieces come."""
+    if status.get("downloaded_bytes", 0) > MAX_FETCH_BYTES:
+        raise ClipError(Reason.TOO_LARGE, f"more than {MAX_FETCH_BYTES >> 20} MiB in pieces")
 
 
 def _is_site(url: str) -> bool:
@@ -302,6 +333,9 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
         "logger": _Silent(),
         "cachedir": False,
         "socket_timeout": settings.timeout_s,
+        "external_downloader": "native",
+        "skip_unavailable_fragments": False,
+        "progress_hooks": [_bounded],
     }
     return usual | given | ours
 
