@@ -296,11 +296,12 @@ class _Packets:
     def _end_s(self) -> float | None:
         """When the sound ends, if that is within the last packet.
 
-        FFmpeg's program cuts MP4 there, but not these codecs. A fragmented file has no table of packets, so no such
+        FFmpeg's program cuts MP4 there, but not these codecs, nor PCM. A fragmented file has no table of packets, so no such
         end.
         """
         track, name = self.track, self.track.codec_context.codec.name
-        if self.container.format.name != MP4 or not track.frames or name in {"opus", "libopus", "dca"}:
+        is_uncut = name in {"opus", "libopus", "dca"} or name.startswith("pcm_")
+        if self.container.format.name != MP4 or not track.frames or is_uncut:
             return None
         if track.duration is None or track.index_entries[-1].timestamp >= track.duration:
             return None
@@ -329,6 +330,7 @@ class _Cutter:
         self._drifts: list[int] | None = None  # timestamp less position of frames after a skip
         self._sizes: set[int] = set()  # of these frames
         self._decoded_s = self._length_s = 0.0
+        self._holes_s: list[tuple[float, float]] = []
 
     @property
     def has_begun(self) -> bool:
@@ -357,6 +359,8 @@ class _Cutter:
         if begin > self._next_wanted:
             hole = min(begin, self._end) - self._next_wanted
             self._mono.add_silence(hole, self._rate_hz)
+            hole_begin_s = (self._zero + self._next_wanted) / self._rate_hz
+            self._holes_s.append((hole_begin_s, hole_begin_s + hole / self._rate_hz))
             self._next_wanted += hole
             self._length_s += hole / self._rate_hz
         num_taken = min(self._position, self._end) - self._next_wanted
@@ -368,10 +372,9 @@ class _Cutter:
         return self._next_wanted >= self._end
 
     def section(self, lost_s: list[tuple[float, float]]) -> Section:
-        """`lost_s`: from when to when data were lost, by the timestamps."""
-        zero_s = self._zero / self._rate_hz if self._rate_hz else 0.0
-        begin_s, end_s = zero_s + self.start_s, zero_s + self.start_s + self._length_s
-        missing_s = sum(max(0.0, min(end, end_s) - max(begin, begin_s)) for begin, end in lost_s)
+        """`lost_s`: from when to when data were lost, by the timestamps. Where samples came all the same, as from a
+        decoder that goes on within a packet, nothing is missing."""
+        missing_s = sum(_missing_s(hole, lost_s) for hole in self._holes_s)
         return Section(self._mono.waveform(), self._length_s, self._decoded_s, missing_s, self._mono.level_share())
 
     def _begin(self, stamp: int, num_samples: int) -> None:
@@ -420,3 +423,10 @@ class _Cutter:
             self._position = None if self._position is None else round(self._position * ratio)
             self._grid, self._drifts = self._position or 0, None
         self._rate_hz = rate_hz
+
+
+def _missing_s(hole: tuple[float, float], lost_s: list[tuple[float, float]]) -> float:
+    """How much of a hole was lost. Its place is by the samples and theirs by timestamps, which may differ by `GAP_S`."""
+    begin_s, end_s = hole
+    near_s = [end - begin for begin, end in lost_s if begin < end_s + GAP_S and end > begin_s - GAP_S]
+    return min(end_s - begin_s, sum(near_s))

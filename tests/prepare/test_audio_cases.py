@@ -128,6 +128,13 @@ def test_a_pause_that_is_most_of_the_clip_is_truncated(ten: Path, tmp_path: Path
     assert (error.reason, "by its timestamps" in error.message) == (Reason.TRUNCATED, True)
 
 
+@pytest.mark.parametrize("offset_s", [0.005, 0.02, 0.3])
+def test_pcm_in_mov_that_starts_later_is_whole(ten: Path, tmp_path: Path, offset_s: float):
+    """The program cuts the end of other codecs, whose last packet is longer than the sound."""
+    ffmpeg("-i", ten, "-c:a", "pcm_s16le", "-output_ts_offset", offset_s, path := tmp_path / "a.mov")
+    check_is_the_programs(path, 160_000)
+
+
 # A2: timestamps that start again
 
 
@@ -242,6 +249,16 @@ def test_lost_bytes_are_no_pause(ten: Path, tmp_path: Path):
     broken = placed(tmp_path / "broken.webm", damaged(media, len(media) // 3, len(media) // 5))
     assert len(program(broken)) < 150_000
     assert reason_of(broken).reason is Reason.TRUNCATED
+
+
+def test_frames_whose_packet_has_no_timestamp_are_not_missing(tmp_path: Path):
+    """FFmpeg's parser joins a FLAC frame whose checksum is wrong to those that follow; the decoder does not check."""
+    flac = write(tmp_path / "a.flac", signal(3, RATE_HZ), RATE_HZ, "-c:a", "flac").read_bytes()
+    frames = [at for at in range(len(flac)) if flac[at : at + 2] == b"\xff\xf8"]
+    path = placed(tmp_path / "bad.flac", flac[: frames[9] - 1] + bytes([flac[frames[9] - 1] ^ 1]) + flac[frames[9] :])
+    decoded, expected = decode_section(str(path), 0.0, None), program(path)
+    assert abs(len(decoded) - len(expected)) <= 1
+    assert error_level(decoded, expected) < SAME
 
 
 # A5: a header's own claim
