@@ -296,8 +296,8 @@ class _Packets:
     def _end_s(self) -> float | None:
         """When the sound ends, if that is within the last packet.
 
-        FFmpeg's program cuts MP4 there, but not these codecs, nor PCM. A fragmented file has no table of packets, so no such
-        end.
+        FFmpeg's program cuts MP4 there, but not these codecs, nor PCM. A fragmented file has no table of packets, so no
+        such end.
         """
         track, name = self.track, self.track.codec_context.codec.name
         is_uncut = name in {"opus", "libopus", "dca"} or name.startswith("pcm_")
@@ -426,7 +426,7 @@ class _Cutter:
 
 
 def _missing_s(hole: tuple[float, float], lost_s: list[tuple[float, float]]) -> float:
-    """How much of a hole was lost. Its place is by the samples and theirs by timestamps, which may differ by `GAP_S`."""
+    """How much of a hole was lost. Its place is by samples and theirs by timestamps, which may differ by `GAP_S`."""
     begin_s, end_s = hole
     near_s = [end - begin for begin, end in lost_s if begin < end_s + GAP_S and end > begin_s - GAP_S]
     return min(end_s - begin_s, sum(near_s))
