@@ -3,8 +3,8 @@
     python -m benchmarks.interrupts --presses 60
 
 Each press is a SIGINT to the process group of a command, as a terminal sends it, at a random moment between its start
-and its usual end; every third is pressed twice. Then the same command runs to its end, and its result is held against
-that of an undisturbed run.
+and its usual end; every third is pressed twice. After some of them the same command runs to its end, and its result is
+held against that of an undisturbed run. A run that fails is a fault, and the campaign goes on.
 """
 
 import argparse
@@ -15,9 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import wave
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,14 +34,29 @@ JOBS = ("prepare", "train", "train in process", "evaluate")
 LIMIT_S = 10.0
 SETTLE_S = 3.0
 """After the end of a command, before its processes are counted."""
+RUN_S = 600.0
+"""How long a command may take at all."""
+PROGRESS = re.compile(r".*(epoch \d|wa_|warning: )")
 
 
 @dataclass
 class Tally:
     presses: int = 0
     ended_before: int = 0
+    gone_on: int = 0
     seconds: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ended:
+    seconds: float | None
+    """From the press; None where the command had ended before."""
+    status: int
+    said: str
+    """On standard error."""
+    left: list[str]
+    """Names of processes that outlive it."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +113,19 @@ class World:
         return clips
 
 
-def press(command: list[str], after_s: float, twice: bool) -> tuple[float, int, str, list[str]]:
-    """Seconds to the end (negative: it ended before), status, standard error, names of processes that are left."""
+def run_to_end(command: list[str]) -> None:
+    """Raises RuntimeError, with what the command said on standard error, where it fails or does not end."""
+    try:
+        ended = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=RUN_S, check=False
+        )
+    except subprocess.TimeoutExpired as err:
+        raise RuntimeError(f"no end within {RUN_S:.0f} s: {err.stderr}") from err
+    if ended.returncode:
+        raise RuntimeError(f"status {ended.returncode}: {ended.stderr}")
+
+
+def press(command: list[str], after_s: float, twice: bool) -> Ended:
     with tempfile.TemporaryFile("w+") as err:
         job = subprocess.Popen(
             command,
@@ -107,71 +136,110 @@ def press(command: list[str], after_s: float, twice: bool) -> tuple[float, int, 
         )
         family, began_s = {}, time.monotonic()
         while time.monotonic() - began_s < after_s and job.poll() is None:
-            for process in psutil.Process(job.pid).children(recursive=True):
-                family[process.pid] = process
+            family |= {process.pid: process for process in _children(job.pid)}
             time.sleep(0.1)
         pressed_s, is_over = time.monotonic(), job.poll() is not None
         if not is_over:
+            family |= {process.pid: process for process in _children(job.pid)}
             os.killpg(job.pid, signal.SIGINT)
             if twice:
                 time.sleep(0.5)
                 if job.poll() is None:
                     os.killpg(job.pid, signal.SIGINT)
-        status = job.wait(120)
-        took_s = -1.0 if is_over else time.monotonic() - pressed_s
+        try:
+            status = job.wait(RUN_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(job.pid, signal.SIGKILL)
+            status = job.wait()
+        took_s = None if is_over else time.monotonic() - pressed_s
         psutil.wait_procs(family.values(), timeout=SETTLE_S)
-        left = [process.name() for process in family.values() if process.is_running()]
+        left = [name for process in family.values() if (name := _name_of_running(process))]
         err.seek(0)
-        return took_s, status, err.read(), left
+        return Ended(took_s, status, err.read(), left)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def _name_of_running(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return process.name()
+    return None
+
+
+def faults_of(ended: Ended) -> list[str]:
+    if ended.seconds is None:  # the press would have come too late
+        return [] if ended.status == 0 else [f"status {ended.status} before it was pressed: {ended.said}"]
+    others = [line for line in ended.said.splitlines() if not PROGRESS.match(line)]
+    is_stopped = STOPPED in ended.said
+    wrong = {
+        f"{ended.seconds:.1f} s": ended.seconds > LIMIT_S,
+        f"status {ended.status}: {ended.said}": ended.status != (130 if is_stopped else 0),
+        f"lines {others}": others != [STOPPED] * is_stopped,
+        f"lines after the last: {ended.said}": is_stopped and ended.said.splitlines()[-1] != STOPPED,
+        f"left {ended.left}": bool(ended.left),
+    }
+    return [what for what, is_so in wrong.items() if is_so]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presses", type=int, default=60)
     parser.add_argument("--clips", type=int, default=128)
+    parser.add_argument("--go-on-every", type=int, default=1, metavar="N", help="run again after every Nth press")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="commands at a time")
+    parser.add_argument("--minutes", type=float, default=1e6, help="press no more after so long")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    rng = np.random.default_rng(args.seed)
-    with tempfile.TemporaryDirectory(prefix="ast-interrupts-") as name:
+    rng, began_s, say = np.random.default_rng(args.seed), time.monotonic(), threading.Lock()
+    with tempfile.TemporaryDirectory(prefix="ast-stop-") as name, ThreadPoolExecutor(args.at_once) as pool:
         world = World(Path(name))
         world.make(args.clips)
         usual_s, calm, tallies = {}, {}, {job: Tally() for job in JOBS}
         for job in JOBS:
-            output, began_s = world.folder / f"calm {job}", time.monotonic()
-            subprocess.run(world.command(job, output), check=True, capture_output=True)
-            usual_s[job], calm[job] = time.monotonic() - began_s, world.result(job, output)
-        for number in range(args.presses):
-            job = JOBS[number % len(JOBS)]
-            tally, output, after_s = tallies[job], world.folder / f"out{number}", rng.uniform(0.3, usual_s[job])
+            output, job_began_s = world.folder / f"calm {job}", time.monotonic()
+            run_to_end(world.command(job, output))
+            usual_s[job], calm[job] = time.monotonic() - job_began_s, world.result(job, output)
+            print(f"{job}: {usual_s[job]:.0f} s undisturbed", flush=True)
+
+        def one(number: int, moment: float) -> None:
+            if time.monotonic() - began_s > 60 * args.minutes:
+                return
+            job, goes_on = JOBS[number % len(JOBS)], number // len(JOBS) % args.go_on_every == 0
+            output, after_s = world.folder / f"out{number}", 0.3 + moment * usual_s[job]
             command = world.command(job, output)
-            took_s, status, said, left = press(command, after_s, twice=number % 3 == 2)
-            tally.presses += 1
-            if took_s < 0:
-                tally.ended_before += 1
-            else:
-                tally.seconds.append(took_s)
-                last = said.splitlines()[-1:]
-                ours = [line for line in said.splitlines() if not re.match(r".*(epoch \d|wa_|warning: )", line)]
-                wrong = {
-                    f"{took_s:.1f} s": took_s > LIMIT_S,
-                    f"status {status}": status != 130 and not (status == 0 and STOPPED not in said),
-                    f"lines {ours}": status == 130 and (ours != [STOPPED] or last != [STOPPED]),
-                    f"left {left}": bool(left),
-                }
-                tally.faults += [f"{job} after {after_s:.1f} s: {what}" for what, is_so in wrong.items() if is_so]
-            again = subprocess.run(command, capture_output=True, text=True, check=False)
-            if again.returncode or world.result(job, output) != calm[job]:
-                tally.faults.append(f"{job} after {after_s:.1f} s: the next run differs ({again.stderr[-300:]})")
-            print(f"{number + 1:3} {job} after {after_s:.1f} s: {took_s:.1f} s, status {status}", flush=True)
-    print(f"\nload {os.getloadavg()[0]:.0f}\n\n| job | presses | ended before | median s | longest s | faults |")
-    print("|---|---|---|---|---|---|")
+            ended = press(command, after_s, twice=number % 3 == 2)
+            faults = faults_of(ended)
+            if goes_on:
+                try:
+                    run_to_end(command)
+                    if world.result(job, output) != calm[job]:
+                        faults.append("the next run's result differs")
+                except (RuntimeError, OSError) as err:
+                    faults.append(f"the next run failed: {err}")
+            with say:
+                tally = tallies[job]
+                tally.presses += 1
+                tally.gone_on += goes_on
+                tally.ended_before += ended.seconds is None
+                tally.seconds += [] if ended.seconds is None else [ended.seconds]
+                tally.faults += (told := [f"{number + 1} {job} after {after_s:.1f} s: {fault}" for fault in faults])
+                took = "had ended" if ended.seconds is None else f"{ended.seconds:.1f} s"
+                print(f"{number + 1:3} {job} after {after_s:.1f} s: {took}, status {ended.status}", flush=True)
+                print("".join(f"FAULT {line}\n" for line in told), end="", flush=True)
+
+        list(pool.map(one, range(args.presses), rng.random(args.presses)))
+    print(f"\nload {os.getloadavg()[0]:.0f}\n")
+    print("| job | presses | ended before | median s | longest s | run again | faults |\n|---|---|---|---|---|---|---|")
     for job, tally in tallies.items():
         seconds = tally.seconds or [0.0]
-        figures = f"{np.median(seconds):.1f} | {max(seconds):.1f} | {len(tally.faults)}"
+        figures = f"{np.median(seconds):.1f} | {max(seconds):.1f} | {tally.gone_on} | {len(tally.faults)}"
         print(f"| {job} | {tally.presses} | {tally.ended_before} | {figures} |")
-    faults = [fault for tally in tallies.values() for fault in tally.faults]
-    print("\n".join(faults))
-    return int(bool(faults))
+    return int(any(tally.faults for tally in tallies.values()))
 
 
 if __name__ == "__main__":
