@@ -18,12 +18,14 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 import argparse
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
 
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import RayError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -68,6 +70,9 @@ from pipeline.train.resources import (
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import train_worker
+
+COORDINATOR_S = 60.0
+"""How long training waits for the actor by which Ray Train asks for resources; it begins without it then."""
 
 LONGEST_S, MAX_CACHE_GB = 30 * 86_400.0, 1e9
 """Bounds of options that nobody will miss: a month, and an exabyte."""
@@ -421,6 +426,10 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
 def _fit(trainer: TorchTrainer) -> None:
     # A thread of Ray Train's own, in another process, asks which cluster is its own, and fails where several run.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    if ray.is_initialized():
+        # The controller waits 5 s for this actor, and where its process takes longer to start, prints tracebacks.
+        with suppress(RayError):
+            ray.get(get_or_create_autoscaling_coordinator().__ray_ready__.remote(), timeout=COORDINATOR_S)
     try:
         trainer.fit()
     except TrainingFailedError as err:

@@ -36,13 +36,23 @@ class S3Server:
     def busy(self, *, share: float = 0.0, following: int = 0) -> Iterator[dict[str, int]]:
         """Refuse `share` of the requests and all of the `following` ones; what was refused is known at the end."""
         counts: dict[str, int] = {}
-        self._control(f"?share={share}&following={following}")
+        self._control(share=share, following=following)
         try:
             yield counts
         finally:
-            counts |= self._control("?share=0&following=0")
+            counts |= self._control()
 
-    def _control(self, query: str) -> dict[str, int]:
+    @contextmanager
+    def without_deleting(self) -> Iterator[None]:
+        """The key lacks s3:DeleteObject."""
+        self._control(forbids_deleting=1)
+        try:
+            yield
+        finally:
+            self._control()
+
+    def _control(self, *, share: float = 0.0, following: int = 0, forbids_deleting: int = 0) -> dict[str, int]:
+        query = f"?share={share}&following={following}&forbids_deleting={forbids_deleting}"
         with urllib.request.urlopen(f"{self.endpoint}{CONTROL}{query}", timeout=60) as answer:
             return json.load(answer)
 

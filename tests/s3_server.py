@@ -1,9 +1,11 @@
 """The S3 server of tests, moto's, which takes long to import: `python -m tests.s3_server` prints its port.
 
-A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse.
+A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse, and whether
+deleting is forbidden.
 """
 
 import json
+import re
 import threading
 from random import Random
 from typing import Any
@@ -22,12 +24,19 @@ SLOW_DOWN = (
 )
 
 
+DENIED = b"<Error>%b<Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
 class Busy:
-    """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones."""
+    """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones.
+
+    Where deleting is forbidden, all requests to delete are denied, as by a key without s3:DeleteObject.
+    """
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app, self.lock = app, threading.Lock()
         self.share, self.following, self.draw = 0.0, 0, Random(0)
+        self.forbids_deleting = False
         self.counts = {"requests": 0, "refused": 0}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
@@ -35,6 +44,9 @@ class Busy:
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(self._reset(parse_qs(environ["QUERY_STRING"]))).encode()]
         if not self._refuse():
+            many = environ["REQUEST_METHOD"] == "POST" and "delete" in environ["QUERY_STRING"].split("&")
+            if self.forbids_deleting and (many or environ["REQUEST_METHOD"] == "DELETE"):
+                return _deny(environ, start_response, many)
             return self.app(environ, start_response)
         get_input_stream(environ).read()  # else the next request on this connection begins with the rest of this one
         start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
@@ -44,6 +56,7 @@ class Busy:
         with self.lock:
             before, self.counts = self.counts, {"requests": 0, "refused": 0}
             self.share, self.following, self.draw = float(query["share"][0]), int(query["following"][0]), Random(0)
+            self.forbids_deleting = query["forbids_deleting"] == ["1"]
             return before
 
     def _refuse(self) -> bool:
@@ -53,6 +66,18 @@ class Busy:
             self.counts["requests"] += 1
             self.counts["refused"] += refuse
             return refuse
+
+
+def _deny(environ: WSGIEnvironment, start_response: StartResponse, many: bool) -> list[bytes]:
+    """S3 denies one key by a status, and each of many by a part of the answer."""
+    asked = get_input_stream(environ).read()
+    answer = DENIED % b""
+    if many:
+        keys = re.findall(b"<Key>.*?</Key>", asked)
+        answer = b"<DeleteResult>%b</DeleteResult>" % b"".join(DENIED % key for key in keys)
+    headers = [("Content-Type", "application/xml"), ("Content-Length", f"{len(answer)}")]
+    start_response("200 OK" if many else "403 Forbidden", headers)
+    return [answer]
 
 
 class Quiet(WSGIRequestHandler):

@@ -175,6 +175,34 @@ def test_audio_and_list_on_s3_become_a_data_set_on_s3(
     assert sorted(clips.clip_id.to_pylist()) == [f"{i:02} a" for i in range(24)]
 
 
+def test_case_part_3_a_bucket_that_forbids_deleting_holds_a_whole_data_set(
+    s3: S3Server, local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Also where a kill has left a clip in two shards, and a second run follows. The rest of `_work` is no reason."""
+    clips = {f"{i}.flac": fakes.write_media(tmp_path / f"{i}.flac", fakes.noise(0.5, seed=i)) for i in range(4)}
+    for name, file in clips.items():
+        fakes.upload(file, s3.uri("kept", "audio", name))
+    rows = [f"audio/{name},{'cat' if i % 2 else 'dog'}" for i, name in enumerate(clips)]
+    output = s3.uri("kept", "data")
+    argv = ["--manifest", s3.uri("kept", "mine.csv"), "--output", output, "--split", "train"]
+    said = f"warning: the data set is whole, but {output}/_work could not be removed: give this key s3:DeleteObject"
+    with s3.without_deleting():
+        for number in (3, 4):
+            storage.write_bytes(s3.uri("kept", "mine.csv"), "\n".join(["path,labels", *rows[:number]]).encode())
+            assert run_job(prepare_audioset.main, argv) == 0
+            out, err = capsys.readouterr()
+            assert err == ""
+            assert [line for line in out.splitlines() if "DeleteObject" in line] == [f"{said} there"]
+            data = PreparedDataset.open(output)
+            assert sorted(data.clips(["train"]).clip_id.to_pylist()) == [str(i) for i in range(number)]
+            assert storage.exists(f"{output}/report.html")
+            shards = storage.list_files(f"{output}/train/shards", suffix=".parquet")
+            storage.write_bytes(f"{output}/train/shards/copy{number}.parquet", storage.read_bytes(shards[0]))
+    storage.write_bytes(f"{output}/_work/todo/another/alive", b"")
+    assert run_job(prepare_audioset.main, argv) == 0
+    assert "DeleteObject" not in "".join(capsys.readouterr())
+
+
 def test_files_by_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: None, tmp_path: Path):
     mid = audioset_labels().mids[0]
     fakes.upload(

@@ -169,7 +169,7 @@ class AudioStore:
             with archives.open_parquet(uri) as parquet:
                 left = parquet.read().filter(pa.array(stays))
             self._write(split, dataset.name_of(left["clip_id"]), left)
-        storage.delete(uri)
+        storage.discard(uri)
 
     def _write(self, split: str, name: str, table: pa.Table) -> None:
         small = [column for column in KEPT.names if column != "audio"]

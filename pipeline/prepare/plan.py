@@ -7,7 +7,7 @@ worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +133,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         with users_errors():
             named = {split: listed_in(listed, split) for split in splits}
             info, lines = _in_a_task(publish, settings.output, listed.vocabulary, refused, named)
-        for line in [*lines, *_left_over(settings.output)]:
+        for line in [*lines, *_left_over(settings.output, splits)]:
             say(line)
         if store is not None:
             for split in splits:
@@ -144,10 +144,10 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     return reports
 
 
-def _left_over(output: str) -> list[str]:
-    """A line where storage forbids deleting; what is left there the next run would not use."""
+def _left_over(output: str, splits: Iterable[str]) -> list[str]:
+    """A line where storage forbids deleting, by what publishing removes; the next run does not use what is left."""
     work = dataset.work_dir(output)
-    if storage.is_local(output) or not storage.list_files(work, recursive=True):
+    if not any(storage.exists(dataset.unpublished_file(output, split)) for split in splits):
         return []
     return [f"warning: the data set is whole, but {work} could not be removed: give this key s3:DeleteObject there"]
 

@@ -133,13 +133,42 @@ OURS = re.compile(
 )
 
 
+SLOW_ACTOR = """
+import importlib.util, sys, time
+NAME = "ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator"
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != NAME:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def run_and_delay(module):
+            run(module)
+            make = module._AutoscalingCoordinatorActor.__init__
+            def make_late(*args, **options):
+                time.sleep(6)
+                make(*args, **options)
+            module._AutoscalingCoordinatorActor.__init__ = make_late
+        spec.loader.exec_module = run_and_delay
+        return spec
+sys.meta_path.insert(0, Finder())
+"""
+"""Python runs this first in each process. Ray Train's controller waits 5 s for the actor."""
+
+
 @pytest.mark.slow
 def test_case_16_no_line_of_a_job_is_ray_s_own(tmp_path: Path):
-    """With another Ray on the machine: fetching, training with workers and in process, evaluation."""
+    """With another Ray on the machine, and a process of Ray's that starts as slowly as on a busy machine: fetching,
+    training with workers and in process, evaluation.
+    """
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "sitecustomize.py").write_text(SLOW_ACTOR)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "first"), os.environ["PYTHONPATH"]])}
     (tmp_path / "media").mkdir()
     for i in range(8):
         fakes.write_media(tmp_path / "media" / f"clip{i}.wav", fakes.noise(1, seed=i))
-    data, silent = tmp_path / "data", {"cwd": Path(__file__).parents[2], "check": False, "text": True}
+    data, silent = tmp_path / "data", {"cwd": Path(__file__).parents[2], "check": False, "text": True, "env": env}
     other = subprocess.Popen(
         [sys.executable, "-c", "import ray; ray.init(address='local', num_cpus=1); print('up', flush=True); input()"],
         stdin=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from threading import enumerate as enumerate_threads
 from typing import Any
@@ -105,17 +105,34 @@ def slowly(rows: pa.Table) -> pa.Table:
 
 @pytest.mark.parametrize("where", ["before the first row", "in the loop over the rows"])
 def test_case_26_no_executor_outlives_the_loop_over_rows(where: str, local_ray: None, monkeypatch: pytest.MonkeyPatch):
-    """Its thread would start another Ray when this one is shut down, and the job would not end."""
+    """Its thread would start another Ray when this one is shut down, and the job would not end.
+
+    The error is held, as a job holds it on its way out: with its frames Ray's iterators would go, and end the executor.
+    """
 
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    begun, begin = [], StreamingExecutor.execute
+
+    def note(executor: StreamingExecutor, *args: Any, **options: Any) -> Any:
+        begun.append(executor)
+        return begin(executor, *args, **options)
+
+    def work() -> None:
+        data = ray.data.range(60, override_num_blocks=60).map_batches(slowly, batch_format="pyarrow")
+        with closing(_written(data)) as rows:
+            for _ in rows:
+                press()
+
+    monkeypatch.setattr(StreamingExecutor, "execute", note)
     if where == "before the first row":
         monkeypatch.setattr(BatchIterator, "__init__", press)
-    data = ray.data.range(60, override_num_blocks=60).map_batches(slowly, batch_format="pyarrow")
-    with suppress(KeyboardInterrupt), closing(_written(data)) as rows:
-        for _ in rows:
-            press()
+    with pytest.raises(KeyboardInterrupt) as held:
+        work()
+    assert held.traceback
+    assert len(begun) == 1, "no executor had begun; the test shows nothing"
+    assert not begun[0].is_alive()
     assert not [thread for thread in enumerate_threads() if isinstance(thread, StreamingExecutor)]
 
 
