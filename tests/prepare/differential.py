@@ -411,9 +411,11 @@ def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
     ours = _decoded(made.path, made.start_s, 1.0)
     counted = whole[round(made.start_s * SAMPLE_RATE_HZ) :]
     if isinstance(ours, ClipError):
-        there = min(len(theirs), len(counted)) if made.path.suffix[1:] in UNTIMED else len(theirs)
-        if ours.reason is Reason.TRUNCATED and there < ENOUGH * SAMPLE_RATE_HZ:
+        if ours.reason is Reason.TRUNCATED and len(theirs) < ENOUGH * SAMPLE_RATE_HZ:
             return "equal"  # the section is past the end
+        is_untimed = made.path.suffix[1:] in UNTIMED
+        if ours.reason is Reason.TRUNCATED and is_untimed and len(counted) < ENOUGH * SAMPLE_RATE_HZ:
+            return "rule: samples are counted"
         if ours.reason is Reason.TRUNCATED and made.odd in BROKEN:
             return _verdict_damaged(made, ours, whole, Cut(made.start_s, 1.0))
         return f"UNEXPLAINED: section {ours}, and the program has {len(theirs)} samples"
