@@ -25,7 +25,8 @@ from pipeline.prepare.archives import read_member
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.isolated import Isolated
 from pipeline.prepare.memory import keep_freed_memory
-from pipeline.prepare.sections import Section, chosen_track, is_longer, read_section
+from pipeline.prepare.packets import is_longer
+from pipeline.prepare.sections import Section, chosen_track, read_section
 
 DEADLINE_S = 120.0
 """A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
