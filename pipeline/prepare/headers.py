@@ -39,8 +39,9 @@ COUNTED_BY_STREAM = {"avi", "caf"}
 MAX_BYTES = 1 << 62
 """A header that gives more was written before its writer knew the size."""
 
-STREAMED_BYTES = {0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
-"""Sizes that a writer leaves in a RIFF header if it cannot go back to fill in the right one (0x7FFFF000 is SoX's)."""
+STREAMED_BYTES = {0, 0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
+"""Sizes that a writer leaves in a header if it cannot go back to fill in the right one; SoX's are 0x7F000000 in AIFF and
+0x7FFFF000 in WAV."""
 
 HEAD_BYTES = 1 << 20
 """Where the chunks before the samples end, in all files that are not made to deceive."""
@@ -65,12 +66,14 @@ def declared_s(
     name = container.format.name
     tick_s = float(track.time_base or 0)
     if name in DECLARED_BY_STREAM:
-        return None if track.duration is None else track.duration * tick_s
+        length_s = None if track.duration is None else track.duration * tick_s
+        return None if name in {"aiff", "au"} and _is_streamed((length_s or 0) * _bytes_per_s(track)) else length_s
     if name in DECLARED_BY_FILE:
         duration = container.duration if len(container.streams) == 1 else None
         if duration is None:
             return None
-        return (duration - max(0, container.start_time or 0)) / av.time_base  # it counts from timestamp 0
+        delay_s = track.codec_context.delay / (track.codec_context.sample_rate or 1)  # which is decoded and cut off
+        return (duration - max(0, container.start_time or 0)) / av.time_base - delay_s  # it counts from timestamp 0
     if name == "caf":
         return (track.frames or 0) / track.codec_context.sample_rate or None if _is_pcm(track) else None
     if name == "avi":
@@ -79,6 +82,11 @@ def declared_s(
         return None
     with opened() as file:
         return _PARSERS[name](file, track)
+
+
+def _is_streamed(num_bytes: float) -> bool:
+    """Whether samples take one of `STREAMED_BYTES`, rounded down to whole samples of all channels."""
+    return any(0 <= size - round(num_bytes) < 256 for size in STREAMED_BYTES if size)
 
 
 def _is_pcm(track: av.AudioStream) -> bool:

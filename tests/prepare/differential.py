@@ -17,6 +17,7 @@ import numpy as np
 from ast_core.frames import SAMPLE_RATE_HZ
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.decode import decode_section
+from pipeline.prepare.packets import GAP_S
 from pipeline.prepare.sections import chosen_track
 from tests.prepare.sound import Cut, error_level, ffmpeg, lag, programs, signal, write
 
@@ -427,7 +428,9 @@ def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
             return "equal"
     if _is_with_holes(ours, theirs) and made.odd in BROKEN:
         return "rule: a hole is silence"
-    late, correlation = lag(ours, theirs) if len(theirs) else (0, 0.0)
+    late, correlation = lag(_low(ours), _low(theirs)) if len(theirs) else (0, 0.0)
+    if made.odd in BROKEN and abs(late) <= GAP_S * SAMPLE_RATE_HZ + TICK and correlation > 0.95:
+        return "rule: a small jump of the timestamps"
     return f"UNEXPLAINED: section {len(ours)} for {len(theirs)} samples, lag {late}, correlation {correlation:.4f}"
 
 

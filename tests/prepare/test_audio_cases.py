@@ -1,6 +1,7 @@
 """Files that people have and that were once read wrongly: each with the sound that FFmpeg's program finds in it."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -274,6 +275,24 @@ def test_case_22_a_wav_cut_short_is_truncated(ten: Path, tmp_path: Path):
     for size in (0, 0xFFFFFFFF, 0x7FFFF000):  # of writers that cannot go back
         streamed = placed(tmp_path / "streamed.wav", media[: at - 4] + struct.pack("<I", size) + media[at:])
         assert len(decode_section(str(streamed), 0.0, None)) == 160_000
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("a.au", lambda media: 8), ("a.aiff", lambda media: media.index(b"COMM") + 10)],
+)
+def test_a_size_of_writers_that_cannot_go_back_is_no_length(tmp_path: Path, name: str, at: Callable[[bytes], int]):
+    path = write(tmp_path / name, np.stack([signal(2, RATE_HZ)] * 2), RATE_HZ, "-c:a", "pcm_s16be")
+    media = path.read_bytes()
+    size = 0x7FFFF000 if name == "a.au" else 0x7F000000 // 4  # AIFF has a number of samples
+    path.write_bytes(media[: at(media)] + struct.pack(">I", size) + media[at(media) + 4 :])
+    assert len(decode_section(str(path), 0.0, None)) == 32_000
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16_000])
+def test_a_header_that_counts_the_codecs_delay_is_no_longer(tmp_path: Path, rate_hz: int):
+    path = write(tmp_path / "a.mka", signal(1.5, rate_hz), rate_hz, "-c:a", "libmp3lame")
+    check_is_the_programs(path, 24_000)
 
 
 @pytest.mark.parametrize(
