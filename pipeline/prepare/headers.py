@@ -40,8 +40,8 @@ MAX_BYTES = 1 << 62
 """A header that gives more was written before its writer knew the size."""
 
 STREAMED_BYTES = {0, 0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
-"""Sizes that a writer leaves in a header if it cannot go back to fill in the right one; SoX's are 0x7F000000 in AIFF and
-0x7FFFF000 in WAV."""
+"""Sizes that a writer leaves in a header if it cannot go back to fill in the right one; SoX's are 0x7F000000 in AIFF
+and 0x7FFFF000 in WAV."""
 
 HEAD_BYTES = 1 << 20
 """Where the chunks before the samples end, in all files that are not made to deceive."""

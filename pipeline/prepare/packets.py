@@ -23,6 +23,9 @@ DISCONTINUITY_S = 10.0
 LOST_SHARE = 0.5
 """A hole is one of lost data if this share of the bytes that it would take at the rate so far belongs to no packet."""
 
+MAX_AGAIN = 100
+"""How often the demuxer may ask to be called again, which in bytes that are no packets it does every 64 KiB."""
+
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
 SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "ogg", "w64", "wav"}
@@ -197,7 +200,7 @@ class Packets:
         first_byte: int | None = None
         num_claimed = num_unclaimed = 0
         try:
-            for packet in self.container.demux():
+            for packet in self._demuxed():
                 size, pos = packet.size, packet.pos
                 if not size:
                     continue  # what flushes a decoder
@@ -209,6 +212,15 @@ class Packets:
                 num_claimed += size
         except FFmpegError as err:
             self._fail(err)
+
+    def _demuxed(self) -> Iterator[av.Packet]:
+        """The packets of all tracks. MPEG-TS says "again" where many bytes hold no packet, and the program goes on."""
+        for _ in range(MAX_AGAIN):
+            try:
+                yield from self.container.demux()
+            except BlockingIOError:
+                continue
+            return
 
     def _end_s(self) -> float | None:
         """When the sound ends, if that is within the last packet.

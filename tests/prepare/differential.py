@@ -265,8 +265,8 @@ def _lying_length(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
     size = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", media, at)[0]
     lies = [size // 2, size * 2, 2**64 - 1] if wide else [0, 0xFFFFFFFF, 0x7FFFF000, size // 2, size * 2]
     lie = lies[rng.integers(len(lies))]
-    if lie in {size // 2, size * 2}:  # the others say that the writer does not know
-        maker.expected_s *= lie / size
+    if lie == size * 2:  # half a size is less than another field says; the others, that the writer does not know
+        maker.expected_s *= 2
     return media[:at] + struct.pack(f"{order}{'Q' if wide else 'I'}", lie) + media[at + (8 if wide else 4) :]
 
 

@@ -223,6 +223,15 @@ def damaged(media: bytes, at: int, num_bytes: int) -> bytes:
     return media[:at] + bytes(num_bytes) + media[at + num_bytes :]
 
 
+@pytest.mark.parametrize("num_bytes", [5000, 300_000])
+def test_the_last_frame_of_mpegts_comes_before_bytes_behind(ten: Path, tmp_path: Path, num_bytes: int):
+    """FFmpeg's demuxer says "try again" there, and keeps the last frame until the end."""
+    ffmpeg("-i", ten, "-c:a", "ac3", "-ac", 1, path := tmp_path / "a.ts")
+    expected = decode_section(str(path), 0.0, None)
+    placed(path, path.read_bytes() + bytes(num_bytes))
+    np.testing.assert_array_equal(check_is_the_programs(path, 160_000, slack=600), expected)
+
+
 @pytest.mark.parametrize("kind", ["zeroed", "tag between", "joined"])
 def test_case_4_mp3_frames_go_on_behind_what_is_none(lame: bytes, tmp_path: Path, kind: str):
     tag = lame[: 10 + (lame[8] << 7 | lame[9])]
