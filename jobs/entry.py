@@ -26,13 +26,20 @@ UNWIND_S = 5.0
 """How long a stopped job may take to shut Ray down and remove its temporary files. Whatever a job has written can be
 gone on with after a kill, so nothing is lost when the process ends without that."""
 
-NO_NEWS = b"has constructor arguments in the object store and max_restarts > 0"
-"""Ray says so, as an error, of actors that Ray Data and Ray Train themselves make; nobody can do anything about it."""
+NO_NEWS = (
+    b"has constructor arguments in the object store and max_restarts > 0",
+    b"Lock blocking 0x",
+    b"Lock returning 0x",
+    b"RAW: Unlock 0x",
+    b"RAW: ReaderUnlock 0x",
+)
+"""Parts of lines that nobody can act on. Ray says the first, as an error, of actors that Ray Data and Ray Train make by
+themselves. The others, which are rare, are of Abseil's locks in the libraries."""
 
 _PASS_ON = f"""
 import os, sys
 for line in sys.stdin.buffer:
-    if {NO_NEWS!r} not in line:
+    if not any(part in line for part in {NO_NEWS!r}):
         os.write(2, line)
 """
 
@@ -208,6 +215,10 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Any)
     sys.__excepthook__(kind, error, traceback)
 
 
+def _is_no_news(shown: bytes) -> bool:
+    return any(part in shown for part in NO_NEWS)
+
+
 class _Outlet(io.FileIO):
     """Standard output or standard error. When it cannot be written any more, the job goes on without it."""
 
@@ -223,8 +234,8 @@ class _Outlet(io.FileIO):
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's own may be None too
         shown = bytes(data)
-        if NO_NEWS in shown:  # from a worker
-            shown = b"".join(line for line in shown.splitlines(keepends=True) if NO_NEWS not in line)
+        if _is_no_news(shown):  # from a worker
+            shown = b"".join(line for line in shown.splitlines(keepends=True) if not _is_no_news(line))
         if b"://" in shown:
             shown = without_secrets(shown.decode(errors="surrogateescape")).encode(errors="surrogateescape")
         try:

@@ -116,9 +116,16 @@ def test_a_full_disk_below_the_output_is_said_once():
     assert (job.returncode, job.stderr) == (0, said)
 
 
-def test_an_error_of_ray_that_nobody_can_act_on_is_left_out():
+@pytest.mark.parametrize(
+    "ray_says",
+    [
+        "Actor x has constructor arguments in the object store and max_restarts > 0. If …",
+        "[mutex.cc : 452] RAW: Lock blocking 0x558d3efd8690   @ 0x7ff2b4c2b1a2 0x7ff2b3cfb23c",
+        "[mutex.cc : 452] RAW: Unlock 0x558d3efd8690   @ 0x7ff2b45c2125",
+    ],
+)
+def test_a_line_that_nobody_can_act_on_is_left_out(ray_says: str):
     """By C++ to descriptor 2, and from a worker by Python; a library's last words before a crash are shown."""
-    ray_says = "Actor x has constructor arguments in the object store and max_restarts > 0. If …"
     job = script(
         f"import os; os.write(2, {ray_says.encode()!r} + b'\\n'); print('(pid=1)', {ray_says!r}, file=sys.stderr)\n"
         "print('ours', file=sys.stderr); os.write(2, b'last words\\n'); os.abort()"
