@@ -232,7 +232,9 @@ class Packets:
         is_uncut = name in {"opus", "libopus", "dca"} or name.startswith("pcm_")
         if self.container.format.name != MP4 or not track.frames or is_uncut:
             return None
-        if track.duration is None or track.index_entries[-1].timestamp >= track.duration:
+        if track.duration is None or not len(track.index_entries):  # damage may leave a table of nothing
+            return None
+        if track.index_entries[-1].timestamp >= track.duration:
             return None
         return track.duration * self._tick_s
 

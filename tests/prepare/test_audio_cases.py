@@ -252,6 +252,13 @@ def test_damage_of_more_than_a_twentieth_is_truncated(m4a: bytes, tmp_path: Path
     assert len(decode_section(str(many), 1.0, 3.0)) == 48_000  # all that this section asks for is there
 
 
+def test_mp4_with_an_empty_table_of_packets_is_truncated(m4a: bytes, tmp_path: Path):
+    at = m4a.index(b"stsz")
+    path = placed(tmp_path / "bad.m4a", m4a[:at] + b"free" + m4a[at + 4 :])
+    assert reason_of(path).reason is Reason.TRUNCATED
+    assert reason_of(path, 3.0, 2.0).reason is Reason.TRUNCATED
+
+
 def test_lost_bytes_are_no_pause(ten: Path, tmp_path: Path):
     """A hole in the timestamps of WebM is a pause, unless bytes are there that are no packet."""
     ffmpeg("-i", ten, "-c:a", "libopus", "-cluster_time_limit", "500", path := tmp_path / "a.webm")

@@ -322,7 +322,7 @@ def test_errors_that_ffmpeg_borrows_from_files_are_not_taken_for_those_of_files(
     stamped_before_zero = forged("ogg", "libopus", 48_000, lambda i, true: true - 2**40)
     cut_in_its_head = fakes.write_media(tmp_path / "a.webm", fakes.noise(1)).read_bytes()[:164]
     for media, name, reason in (
-        (stamped_before_zero, "not permitted", Reason.NOT_AUDIO),
+        (stamped_before_zero, "Invalid data", Reason.NOT_AUDIO),
         (cut_in_its_head, "Input/output", Reason.TRUNCATED),
     ):
         (tmp_path / "media").write_bytes(media)
