@@ -30,11 +30,11 @@ def test_case_1_readmes_five_lines_learn_and_case_10_its_snippet_tags(
     write_sounds(tmp_path, recorded=ESC10.is_dir())
     shell, commands = printed_lines()
     assert len(shell) + len(commands) == 5
-    fewer = ["--num-workers", "0", "--cpus-per-worker", "1", "--epochs", "12", "--freqm", "0", "--timem", "0"]
+    fewer = ["--num-workers", "0", "--cpus-per-worker", "1", "--epochs", "24", "--freqm", "0", "--timem", "0"]
     for command in commands:
         _, job, *argv = shlex.split(command)
         assert JOBS[job]([*argv, *(fewer if job == "jobs/train.py" else ())]) == 0
-    assert "warm-up takes 1,000 steps, this run has 12; warmup_steps is now 1" in capsys.readouterr().out
+    assert "warm-up takes 1,000 steps, this run has 24; warmup_steps is now 2" in capsys.readouterr().out
     assert evaluate.main(EVALUATE) == 0
     assert num_right(tmp_path / "s.parquet", tmp_path / "mine") == NUM_CLIPS
     capsys.readouterr()
