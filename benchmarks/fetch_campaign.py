@@ -36,7 +36,7 @@ MISBEHAVIOURS = (
     *("wrongrange", "lyingrange", "fromstart", "wrongheader", "wrongtotal", "norangeheader", "otherfile"),
     *("404", "416", "429", "503"),
 )
-"""Of `tests.bad_host`."""
+"""The names that `tests.bad_host` gives them."""
 
 PASSING = {Reason.NETWORK, Reason.TRUNCATED, Reason.THROTTLED, Reason.SETUP, Reason.TIMEOUT}
 """Reasons for which the clip is tried again."""

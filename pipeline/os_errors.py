@@ -36,7 +36,7 @@ NETWORK = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 S3_IS_BUSY = {"SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "THROTTLING"}
 
 PERMISSIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "HeadBucket": "ListBucket"}
-"""Of S3's operations; any other is named as its permission."""
+"""The permission that an operation of S3 wants, where it is not called as the operation."""
 
 _S3 = re.compile(
     r"(?:for|under|with|of) key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'.*?AWS Error (?P<code>[A-Z_]+)"

@@ -198,7 +198,7 @@ def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
 
 class _OggPage(NamedTuple):
     is_first: bool
-    """Of its logical stream."""
+    """Whether the page is the first of its logical stream."""
     serial: bytes
 
 

@@ -43,7 +43,7 @@ PAGE, PLAYLIST = b"<", b"#EXTM3U"
 """Beginnings of what is no recording."""
 
 MEDIA_TYPES = ("audio/", "video/")
-"""Of a file that the host calls so, whatever is in it, FFmpeg is to judge."""
+"""What the host calls by one of these types, FFmpeg judges by its content."""
 
 PROOF_OFFSET = 16
 
@@ -354,7 +354,7 @@ class _Span(NamedTuple):
     first: int
     end: int
     size: int
-    """Of the whole file."""
+    """The size of the whole file."""
 
 
 def _span(response: Response) -> _Span | None:

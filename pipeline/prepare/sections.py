@@ -41,7 +41,7 @@ class Section:
     decoded_s: float
     """What came out of the decoder; the rest of `length_s` fills holes."""
     missing_s: float
-    """Of `length_s`, what was lost to damage."""
+    """The part of `length_s` that was lost to damage."""
     level_share: float
     """See `Mono.level_share`."""
 

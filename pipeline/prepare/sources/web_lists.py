@@ -28,7 +28,8 @@ SHA256 = {
     OFFICIAL_LISTS["balanced_train"]: "3b83e5ff9ed72cfda37d4e36ce08250e107c1ea70f109f6ab6668ac200db5e94",
     OFFICIAL_LISTS["eval"]: "f7055f53935f70e74e39494a5c8c4c78f1700fce275028bd36e31186f33d45db",
 }
-"""Of lists that never change. That of unbalanced_train (100 MB) is not known here: it is compared with the server's."""
+"""Hashes of lists that never change. That of unbalanced_train (100 MB) is not known: its copy is compared with the
+server's."""
 
 MAX_LIST_BYTES = 1 << 30
 """Ten times the longest official list."""
