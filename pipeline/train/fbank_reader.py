@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS
 from pipeline import dataset, parquet, storage
 from pipeline.dataset import Clips
-from pipeline.train.pages import UnknownLayoutError, read_values
+from pipeline.train.pages import ColumnChunk, UnknownLayoutError, column_chunks, read_values
 from pipeline.train.sampling import GROUPS_PER_WINDOW
 from pipeline.train.shard_cache import ShardCache
 
@@ -181,6 +181,11 @@ class _Shard:
         self._bounds = np.cumsum([0, *sizes])
         """First row of each row group, then the end."""
 
+    @cached_property
+    def _columns(self) -> list[list[ColumnChunk]]:
+        """Raises UnknownLayoutError too, for a footer that pyarrow may understand."""
+        return column_chunks(self._source)
+
     def read_rows(self, begin: int, end: int) -> _Rows:
         overlaps = np.minimum(self._bounds[1:], end) > np.maximum(self._bounds[:-1], begin)
         parts = [self._read_group(int(group), begin, end) for group in np.flatnonzero(overlaps)]
@@ -210,28 +215,21 @@ class _Shard:
 
     def _values(self, group: int) -> tuple[np.ndarray, bool]:
         """float16 `[values]` of a row group, and whether checksums show that they are those of its rows."""
-        # Not by `file.schema`: it and the file's metadata hold each other until the garbage collector comes by.
-        about = self._file.metadata.row_group(group)
-        columns = [about.column(column) for column in range(about.num_columns)]
-        (fbank,) = [column for column in columns if column.path_in_schema.startswith("fbank.")]
         try:
+            columns = self._columns[group]
+            (fbank,) = [column for column in columns if column.name.startswith("fbank.")]
             return read_values(self._source, fbank), _follow_each_other(columns)
         except UnknownLayoutError:  # some other program wrote it
             column = self._file.read_row_group(group, columns=["fbank"], use_threads=False)["fbank"].combine_chunks()
             return _flat(column), False
 
 
-def _follow_each_other(columns: Sequence[pq.ColumnChunkMetaData]) -> bool:
+def _follow_each_other(columns: Sequence[ColumnChunk]) -> bool:
     """Whether each column of a row group begins where the one before it ends.
 
     The footer has no checksum. By a wrong place in it, whole pages of other rows could be read, whose checksums hold.
     """
-    begins = [
-        min(offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset is not None)
-        for column in columns
-    ]
-    ends = [begin + column.total_compressed_size for begin, column in zip(begins, columns, strict=True)]
-    return begins[1:] == ends[:-1]
+    return [column.begin for column in columns[1:]] == [column.end for column in columns[:-1]]
 
 
 def _flat(column: pa.Array) -> np.ndarray:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+FIXED_LEN_BYTE_ARRAY, ZSTD = 7, 6
+"""Numbers of a physical type and a codec in a footer."""
 
 DATA_PAGE, PLAIN = 0, 0
 
@@ -24,16 +26,63 @@ class UnknownLayoutError(Exception):
     """Pages of another kind; a general reader may read them."""
 
 
-def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData) -> np.ndarray:
+@dataclass(frozen=True)
+class ColumnChunk:
+    """Where a column of a row group lies, by the footer."""
+
+    name: str
+    physical_type: int
+    codec: int
+    compressed_bytes: int
+    uncompressed_bytes: int
+    data_page_offset: int
+    dictionary_page_offset: int | None
+
+    @property
+    def begin(self) -> int:
+        offsets = (self.dictionary_page_offset, self.data_page_offset)
+        return min(offset for offset in offsets if offset is not None)
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.compressed_bytes
+
+
+def column_chunks(source: pa.NativeFile) -> list[list[ColumnChunk]]:
+    """The column chunks of each row group.
+
+    pyarrow's own `RowGroupMetaData.column` is not asked: some flipped bits of a footer make it end the process.
+
+    Raises:
+        ValueError, LookupError or UnknownLayoutError: bytes that are no footer.
+    """
+    size = source.size()
+    tail = source.read_at(8, max(0, size - 8))
+    footer_bytes = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or footer_bytes + 8 > size:
+        raise ValueError("no footer of a Parquet file")
+    footer, _ = _struct(source.read_at(footer_bytes, size - 8 - footer_bytes), 0)
+    return [[_column_chunk(column[3]) for column in group[1]] for group in footer[4]]
+
+
+def _column_chunk(fields: Any) -> ColumnChunk:
+    numbers = [fields.get(number) for number in (1, 4, 7, 6, 9, 11)]
+    if not isinstance(fields[3], list) or not all(isinstance(n, int) for n in numbers[:5]):
+        raise ValueError("a column chunk without its place")
+    return ColumnChunk(b".".join(fields[3]).decode(), *numbers)
+
+
+def read_values(source: pa.NativeFile, column: ColumnChunk) -> np.ndarray:
     """float16 `[values]` of a column chunk of lists, without its nulls and empty lists.
 
     Raises:
         UnknownLayoutError: also for a page without a checksum.
         ValueError or LookupError: bytes that are no pages, or not those of their checksum.
     """
-    if column.compression != "ZSTD" or column.has_dictionary_page or column.physical_type != "FIXED_LEN_BYTE_ARRAY":
-        raise UnknownLayoutError(f"{column.compression}, {column.physical_type}")
-    size, begin = column.total_compressed_size, column.data_page_offset
+    has_dictionary = column.dictionary_page_offset is not None
+    if column.codec != ZSTD or has_dictionary or column.physical_type != FIXED_LEN_BYTE_ARRAY:
+        raise UnknownLayoutError(f"codec {column.codec}, type {column.physical_type}")
+    size, begin = column.compressed_bytes, column.data_page_offset
     if not 0 <= begin <= begin + size <= source.size():  # before memory is asked for
         raise ValueError(f"{size} bytes from {begin} on are beyond its end")
     chunk = source.read_at(size, begin)
@@ -42,7 +91,7 @@ def read_values(source: pa.NativeFile, column: pq.ColumnChunkMetaData) -> np.nda
     while position < len(chunk):
         header, position = _page_header(chunk, position)
         compressed = memoryview(chunk)[position : position + header.compressed_bytes]
-        if header.num_bytes > column.total_uncompressed_size:  # before memory is asked for
+        if header.num_bytes > column.uncompressed_bytes:  # before memory is asked for
             raise ValueError(f"a page of {header.num_bytes} bytes")
         if zlib.crc32(compressed) != header.crc32:
             raise ValueError(f"a page before byte {begin + position} is not that of its checksum")
@@ -109,7 +158,28 @@ def _value(data: bytes, position: int, kind: int) -> tuple[Any, int]:
         return data[position : position + size], position + size
     if kind == STRUCT:
         return _struct(data, position)
+    if kind in (LIST, SET):
+        return _list(data, position)
+    if kind == BYTE:
+        return data[position], position + 1
+    if kind == DOUBLE:
+        return data[position : position + 8], position + 8
     raise UnknownLayoutError(f"a header with a field of Thrift type {kind}")
+
+
+def _list(data: bytes, position: int) -> tuple[list[Any], int]:
+    head, position = data[position], position + 1
+    size, kind = head >> 4, head & 0x0F
+    if size == 15:
+        size, position = _varint(data, position)
+    if size > len(data) - position:  # an element takes a byte at least
+        raise ValueError(f"a list of {size} elements in {len(data)} bytes")
+    values = []
+    for _ in range(size):
+        # In a list a truth value is a byte; as a field it is the field's type.
+        value, position = _value(data, position, BYTE if kind in (TRUE, FALSE) else kind)
+        values.append(value)
+    return values, position
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
