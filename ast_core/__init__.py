@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ast_core.model import ASTModel
+    from ast_core.models.ast import ASTModel
 
 __all__ = ["ASTModel"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """PyTorch and timm come with the model, not with the package: a process that decodes audio needs neither."""
     if name != "ASTModel":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ast_core.model import ASTModel
+    from ast_core.models.ast import ASTModel
 
     return ASTModel

@@ -10,17 +10,16 @@ batch's size: on a CPU, getting their memory takes longer than filling it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ast_core.frames import STORED_FLOOR
+from ast_core.recipe import MixupDomain
 from ast_core.seeds import rng_for
 from ast_core.transfer import to_device
 
-MixupDomain = Literal["power", "log_mel"]
 ROLL_FRAMES = 10
 NOISE_GAIN = 0.1
 MIXUP_BETA = 10.0

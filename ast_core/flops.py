@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from ast_core.model import PATCH_SIZE, ASTModel
+from ast_core.models.ast import ASTModel
+from ast_core.models.shapes import PATCH_SIZE
 from ast_core.recipe import Recipe
 
 

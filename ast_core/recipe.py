@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from ast_core.augment import MixupDomain
 from ast_core.errors import ConfigError
-from ast_core.model import MODEL_SIZES, check_start, patch_grid
+from ast_core.models.shapes import MODEL_SIZES, check_start, patch_grid
 from ast_core.recipe_yaml import read_yaml
 
 logger = logging.getLogger(__name__)
+
+MixupDomain = Literal["power", "log_mel"]
 
 MAX_SEED = 2**64 - 1
 """The largest seed that torch takes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ast_core.augment import normalise
 from ast_core.checkpoints import ModelConfig
 from ast_core.fbank import fbank
-from ast_core.model import ASTModel
+from ast_core.models.ast import ASTModel
 
 
 def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor:

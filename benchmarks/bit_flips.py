@@ -37,15 +37,15 @@ from ast_core.errors import UserError
 from jobs import crossval, train
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
-from pipeline.prepare import doctor, findings
+from pipeline.inspect import checks, findings
+from pipeline.inspect.data_report import write_report
 from pipeline.prepare.clip import FAILURES
-from pipeline.prepare.report_page import write_report
-from pipeline.prepare.shards import check_output, publish
+from pipeline.prepare.output.shards import check_output, publish
 from pipeline.train.checkpointing import CHECKPOINTS
-from pipeline.train.fbank_reader import FbankReader
-from pipeline.train.judge import Judge
-from pipeline.train.report import RunLog
-from pipeline.train.scores import read_scores
+from pipeline.train.data.fbank_reader import FbankReader
+from pipeline.train.evaluation.epoch_results import Judge
+from pipeline.train.evaluation.scores import read_scores
+from pipeline.train.metrics_log import RunLog
 from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, unlisted_checkpoints
 from tests import fakes
 
@@ -222,7 +222,7 @@ def read_clips(data: Path) -> str:
 
 
 def read_doctor(data: Path) -> str:
-    found = findings.as_json("", doctor.examine(PreparedDataset.open(str(data))))
+    found = findings.as_json("", checks.examine(PreparedDataset.open(str(data))))
     return digest(json.dumps(found, sort_keys=True))
 
 

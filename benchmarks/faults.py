@@ -595,14 +595,14 @@ def ray_workers(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, ps
 
 
 def isolated_children(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
-    """Processes of `pipeline.prepare.isolated` and what they are for."""
+    """Processes of `pipeline.prepare.sandbox` and what they are for."""
     for each in descendants:
         try:
             command = each.cmdline()
         except psutil.NoSuchProcess:
             continue
-        if "pipeline.prepare.isolated" in command:
-            yield command[command.index("pipeline.prepare.isolated") + 1], each
+        if "pipeline.prepare.sandbox" in command:
+            yield command[command.index("pipeline.prepare.sandbox") + 1], each
 
 
 @contextmanager

@@ -25,14 +25,14 @@ import torch
 import torchaudio
 
 from ast_core import augment
+from ast_core.batch import Norm, model_input
 from ast_core.fbank import fbank
 from ast_core.frames import NUM_MEL_BINS, SAMPLE_RATE_HZ
 from ast_core.recipe import Recipe
-from ast_core.step import Norm, model_input
 from pipeline import dataset
 from pipeline.dataset import Clips
-from pipeline.train.feed import TrainFeed
-from pipeline.train.sampling import GROUPS_PER_WINDOW, epoch_order
+from pipeline.train.data.feed import TrainFeed
+from pipeline.train.data.sampling import GROUPS_PER_WINDOW, epoch_order
 
 CLIP_S, NUM_FRAMES, NUM_SOUNDS, NUM_CLASSES, CLIPS_A_SHARD = 10, 1024, 64, 527, 128
 RECIPE = Recipe(model_size="tiny224", imagenet_pretrain=False, batch_size=12)

@@ -27,7 +27,7 @@ from ast_core.frames import NUM_MEL_BINS
 from ast_core.recipe import Recipe
 from benchmarks.feed import NUM_CLASSES, write_shards
 from pipeline.dataset import Clips
-from pipeline.train.feed import TrainBatch, TrainFeed
+from pipeline.train.data.feed import TrainBatch, TrainFeed
 
 SHORTEST_FRAMES, LONGEST_FRAMES = 20, 50
 RECIPE = Recipe(

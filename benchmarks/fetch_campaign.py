@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.decode import decode_section
-from pipeline.prepare.ytdlp import YtDlp, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp
 from tests.bad_host import BadHost
 from tests.prepare.containers import CONTAINERS, write_container
 

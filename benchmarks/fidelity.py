@@ -29,18 +29,18 @@ from ast_core.checkpoints import (
     save_model,
     save_original,
 )
+from ast_core.checkpoints.onnx import save_onnx
 from ast_core.fbank import fbank
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import tagging_metrics
-from ast_core.model import MODEL_SIZES, patch_grid
-from ast_core.onnx_export import save_onnx
-from ast_core.pretrained import Grid, from_audioset, from_deit
+from ast_core.models.pretrained import from_audioset, from_deit
+from ast_core.models.shapes import MODEL_SIZES, Grid, patch_grid
 from ast_core.published_inputs import AUDIOSET
 from ast_core.recipe import load_recipe
 from ast_core.schedule import learning_rate
 from ast_core.step import clip_losses, make_optimizer
 from jobs.recipe_option import RECIPES, recipe_names
-from pipeline.train.sampling import NO_PARTNER, epoch_order
+from pipeline.train.data.sampling import NO_PARTNER, epoch_order
 from pipeline.weights import sample_weights
 from tests import reference
 from tests.ast_core import ddp, small

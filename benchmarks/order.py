@@ -3,7 +3,8 @@
     python -m benchmarks.order [--esc10 DIR] [--seeds 3]
 
 The first table has the share of pairs of samples, so far apart in an epoch, that have a label in common, as
-`pipeline.prepare.order`, chunks, row groups and `pipeline.train.sampling` arrange them; no audio is needed for that.
+`pipeline.prepare.output.order`, chunks, row groups and `pipeline.train.data.sampling` arrange them; no audio is needed
+for that.
 `ideal` is the share among all pairs of the list. `list's order` is what shards in the order of the list would give.
 Rows of Parquet archives are not put anywhere, as reading one reads its row group: a table for sizes of row groups.
 
@@ -32,10 +33,10 @@ from jobs.prepare_audioset import main as prepare
 from jobs.ray_session import ray_session
 from jobs.train import main as train
 from pipeline import dataset
-from pipeline.prepare.archives import read_member, row_member
-from pipeline.prepare.order import in_work_order, shuffled
+from pipeline.prepare.output.order import in_work_order, shuffled
 from pipeline.prepare.plan import MAX_CLIPS
-from pipeline.train.sampling import epoch_order
+from pipeline.prepare.sources.archives import read_member, row_member
+from pipeline.train.data.sampling import epoch_order
 from tests import fakes
 
 DISTANCES = (1, 8, 24, 64)

@@ -29,10 +29,10 @@ from jobs.demo.sounds import GENERATORS, mixture
 from jobs.prepare_audioset import main as prepare
 from jobs.ray_session import ray_session
 from pipeline import dataset
-from pipeline.prepare.decode import decode_media
-from pipeline.prepare.features import clip_fbank
-from pipeline.prepare.media import AudioFolder
+from pipeline.prepare.audio.decode import decode_media
+from pipeline.prepare.audio.features import clip_fbank
 from pipeline.prepare.sources import read_segments
+from pipeline.prepare.sources.locate import AudioFolder
 from tests import fakes
 
 NUM_RECORDINGS, RECORDING_S, CLIP_S = 8, 300, 10

@@ -31,15 +31,17 @@ from torch import Tensor, nn
 
 from ast_core import ASTModel
 from ast_core.augment import draw, draw_patchout
+from ast_core.batch import Batch, Norm, Partners
+from ast_core.execution import for_device, set_execution
 from ast_core.fbank import fbank
 from ast_core.flops import utilisation
 from ast_core.frames import NUM_MEL_BINS
-from ast_core.model import MODEL_SIZES, patch_grid
+from ast_core.models.shapes import MODEL_SIZES, patch_grid
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, Norm, Partners, for_device, make_optimizer, make_scaler, set_execution, train_step
+from ast_core.step import make_optimizer, make_scaler, train_step
 from benchmarks.feed import NUM_CLASSES, NUM_SOUNDS, sound, write_shards
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.train.feed import TrainFeed
+from pipeline.train.data.feed import TrainFeed
 
 STRIDE, LABELS_PER_CLIP = 10, 2
 PATCHOUT = {"patchout_f": 4, "patchout_t": 40}

@@ -25,8 +25,8 @@ from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
-from pipeline.train.judge import read_records
-from pipeline.train.report import finite_or_null, read_summary
+from pipeline.train.evaluation.epoch_results import read_records
+from pipeline.train.metrics_log import finite_or_null, read_summary
 
 LAST_EPOCHS = 5
 SET_HERE = ("--train-splits", "--eval-splits")

@@ -26,8 +26,8 @@ from ast_core.errors import ConfigError
 from jobs.common import output_uri, run
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
-from pipeline.prepare import findings as shown
-from pipeline.prepare.doctor import examine
+from pipeline.inspect import findings as shown
+from pipeline.inspect.checks import examine
 from pipeline.redaction import without_secrets
 
 EXIT_SERIOUS = 1

@@ -25,10 +25,10 @@ import torch
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
+from ast_core.execution import for_device, set_attention
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
-from ast_core.model import ASTModel
-from ast_core.step import for_device, set_attention
+from ast_core.models.ast import ASTModel
 from jobs.common import add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import storage
@@ -36,12 +36,12 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import users_errors
 from pipeline.redaction import without_secrets
 from pipeline.train import models
+from pipeline.train.data.feed import Targets
 from pipeline.train.data_checks import length_lines
-from pipeline.train.evaluation import class_counts, evaluate, score_metrics
-from pipeline.train.feed import Targets
+from pipeline.train.evaluation.score_table import check_suffix, write_score_table
+from pipeline.train.evaluation.scoring import class_counts, evaluate, score_metrics
+from pipeline.train.metrics_log import finite_or_null, per_class_csv, per_class_table
 from pipeline.train.models import class_order
-from pipeline.train.report import finite_or_null, per_class_csv, per_class_table
-from pipeline.train.score_table import check_suffix, write_score_table
 
 CLASSES_SHOWN = 5
 """Of those that a refusal names."""

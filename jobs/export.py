@@ -25,10 +25,10 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from ast_core.checkpoints import CHECKPOINT_FILES, ModelConfig, save_huggingface, save_model, save_original
+from ast_core.checkpoints.onnx import save_onnx
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
-from ast_core.model import ASTModel
-from ast_core.onnx_export import save_onnx
+from ast_core.models.ast import ASTModel
 from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage

@@ -21,21 +21,25 @@ from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
-from ast_core.errors import ConfigError, DataError
+from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs.common import add_ray_options, check_numbers, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import dataset, storage
-from pipeline.prepare import media, membership, pacing, report, sources
+from pipeline.prepare import progress, sources
 from pipeline.prepare.clip import Reason, printable
-from pipeline.prepare.download import FetchSettings
-from pipeline.prepare.own_outputs import holds_clips
-from pipeline.prepare.pacing import Pace
-from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
-from pipeline.prepare.private_hosts import Endpoint, endpoint_of
-from pipeline.prepare.sources import ClipList
-from pipeline.prepare.ytdlp import YtDlp
+from pipeline.prepare.fetch import pacing
+from pipeline.prepare.fetch.download import FetchSettings
+from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
+from pipeline.prepare.fetch.ytdlp import YtDlp
+from pipeline.prepare.output import membership
+from pipeline.prepare.plan import PrepareSettings, in_a_task, prepare, what_is_left
+from pipeline.prepare.sources import ClipList, locate
+from pipeline.prepare.sources.own_outputs import holds_clips
+from pipeline.ray_errors import users_errors
 
 YOUTUBE_PER_HOUR = 300.0
 """What yt-dlp's maintainers give as its limit for guests."""
@@ -167,18 +171,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         if line := todo.line():
             print(line)
         own = settings.own_addresses
-        print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace, own_addresses=own))
+        print(
+            progress.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace, own_addresses=own)
+        )
         return 0
     with ray_session(args.address, args.num_cpus):
         reports = prepare(listed, settings, partial(print, flush=True))
-    print(f"\n{report.table(reports)}\n{report.advice(reports)}\ndata set: {settings.output}")
+        _write_report(settings.output, reports)
+    print(f"\n{progress.table(reports)}\n{progress.advice(reports)}\ndata set: {settings.output}")
     if not any(split.info["clips"] for split in reports):
         raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
     _check_all_accounted_for(reports)
     return 0
 
 
-def _check_all_accounted_for(reports: Sequence[report.SplitReport]) -> None:
+def _write_report(output: str, reports: Sequence[progress.SplitReport]) -> None:
+    """Write the page about the data set, which is complete with or without it."""
+    from pipeline.inspect.data_report import write_report  # loads templates and pictures, which nothing before needs
+
+    try:
+        with users_errors():
+            page = in_a_task(write_report, output, {split.split: split.num_listed for split in reports})
+    except (UserError, ray.exceptions.RayError) as err:
+        reason = str(err).strip().splitlines()[-1]
+        print(f"the data set is complete, but its report could not be written: {reason}", flush=True)
+    else:
+        print(f"report: {page}", flush=True)
+
+
+def _check_all_accounted_for(reports: Sequence[progress.SplitReport]) -> None:
     for split in reports:
         if split.num_unaccounted:
             raise DataError(
@@ -207,7 +228,7 @@ def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings
     addresses = [] if args.addresses == ["node"] else args.addresses
     for address in addresses:
         pacing.check_address(address)
-    usual = YOUTUBE_PER_HOUR if media.any_of_youtube(listed.clips["media"]) else math.inf
+    usual = YOUTUBE_PER_HOUR if locate.any_of_youtube(listed.clips["media"]) else math.inf
     pace = Pace(
         fetches_per_hour=usual if args.fetches_per_hour is None else args.fetches_per_hour,
         addresses=tuple(addresses),
@@ -297,8 +318,8 @@ def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
 
 def _locate(args: argparse.Namespace) -> sources.Locate:
     if args.audio_dir:
-        return media.AudioFolder(args.audio_dir, files_are_clips=args.files_are_clips)
-    return media.url_template(args.media_url) if args.media_url else media.youtube
+        return locate.AudioFolder(args.audio_dir, files_are_clips=args.files_are_clips)
+    return locate.url_template(args.media_url) if args.media_url else locate.youtube
 
 
 def _limited(listed: ClipList, limit: int | None) -> ClipList:

@@ -39,12 +39,12 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, UserError
 from ast_core.labels import LabelVocabulary
-from ast_core.model import ASTModel
+from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe
-from ast_core.step import Norm
 from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from jobs.recipe_option import overridden, read_recipe, recipe_names
@@ -54,12 +54,11 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.os_errors import explain
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
-from pipeline.train.beside import evaluate_beside
+from pipeline.train.async_validation import evaluate_beside
 from pipeline.train.checkpointing import CHECKPOINTS
-from pipeline.train.job import TrainJob, stopped_json
+from pipeline.train.evaluation.run_report import write_run_report
+from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
-from pipeline.train.report import read_summary
-from pipeline.train.report_page import write_run_report
 from pipeline.train.resources import (
     CPUS_BESIDE_GPU,
     IN_PROCESS,
@@ -70,6 +69,7 @@ from pipeline.train.resources import (
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import train_worker
+from pipeline.train.worker_config import TrainJob, stopped_json
 
 COORDINATOR_S = 60.0
 """How long training waits for the actor by which Ray Train asks for resources; it begins without it then."""

@@ -40,7 +40,7 @@ PREPARE_AGAIN = "run the same preparation again, if none is running now"
 """The remedy for what a preparation writes again from the shards; while one runs, its files may differ."""
 
 PAGE_BYTES = 1 << 26
-"""A row group's fbanks are one page, which a reader takes as one array; `pipeline.train.pages` does."""
+"""A row group's fbanks are one page, which a reader takes as one array; `pipeline.train.data.parquet_pages` does."""
 
 FBANK = pa.list_(
     pa.field("frame", pa.list_(pa.field("bin", pa.float16(), nullable=False), frames.NUM_MEL_BINS), nullable=False)

@@ -15,10 +15,10 @@ import pyarrow as pa
 from ast_core.frames import NUM_MEL_BINS, num_frames_of
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
+from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, ragged, under_way
-from pipeline.prepare.features import features
-from pipeline.prepare.pacing import Pace, Pacer, Turn
-from pipeline.prepare.shards import WriteShards, publish, start_output
+from pipeline.prepare.fetch.pacing import Pace, Pacer, Turn
+from pipeline.prepare.output.shards import WriteShards, publish, start_output
 
 RATE_HZ = 16_000
 CODECS = {

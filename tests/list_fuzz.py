@@ -29,7 +29,6 @@ import pyarrow.parquet as pq
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline import storage
-from pipeline.prepare.media import youtube
 from pipeline.prepare.sources import (
     ClipList,
     read_datafile,
@@ -38,6 +37,7 @@ from pipeline.prepare.sources import (
     read_segments,
     read_speechcommands,
 )
+from pipeline.prepare.sources.locate import youtube
 
 NAMES = ("Dog", "Cat", "Male speech, man speaking", "Bébé", "It's raining", "Ålesund", "Bird")
 MIDS = audioset_labels().mids[:40]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.prepare.decode import decode_media
+from pipeline.prepare.audio.decode import decode_media
 from tests import fakes
 from tests.conftest import ROOT, SHARED
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import page
-from pipeline.page import Series
+from pipeline.html import page
+from pipeline.html.page import Series
 from tests.pages import Page
 
 

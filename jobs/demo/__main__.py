@@ -25,7 +25,7 @@ from jobs.demo.sounds import GENERATORS
 from jobs.demo.world import build_world
 from jobs.ray_session import ray_session
 from pipeline import storage
-from pipeline.train.report import per_class_table, read_summary
+from pipeline.train.metrics_log import per_class_table, read_summary
 
 NUM_TRAIN, NUM_EVAL = 440, 110
 

@@ -27,8 +27,9 @@ CLIPS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("video_id", pa.string()),
         pa.field("media", pa.string(), nullable=False),  # path, s3:// or gs:// URI of a file, or http(s) URL for yt-dlp
-        pa.field("member", pa.string()),  # where in `media`, if that is an archive: see pipeline.prepare.archives
-        # where in the media the clip begins; 0 in a file cut before; null where its length must tell: see media.py
+        pa.field("member", pa.string()),  # where in `media`, if that is an archive: see sources/archives.py
+        # where in the media the clip begins; 0 in a file cut before; null where its length must tell: see
+        # sources/locate.py
         pa.field("media_start_s", pa.float64()),
         pa.field("start_s", pa.float64(), nullable=False),  # where in the original recording the clip begins
         pa.field("end_s", pa.float64()),  # null: to the end of the media

@@ -17,24 +17,32 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from ast_core.errors import DataError, UserError
+from ast_core.errors import DataError
 from pipeline import dataset, storage
-from pipeline.prepare import ledger
+from pipeline.prepare.audio.decode import Decode
+from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILED_AT, Reason
-from pipeline.prepare.decode import Decode
-from pipeline.prepare.download import URL_SCHEMES, Download, FetchSettings
-from pipeline.prepare.features import features
-from pipeline.prepare.keep import AudioStore, keep_audio
-from pipeline.prepare.ledger import note_media
-from pipeline.prepare.membership import listed_in
-from pipeline.prepare.order import shuffled
-from pipeline.prepare.report import Progress, SplitReport
-from pipeline.prepare.samples import KeepSamples
-from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
-from pipeline.prepare.shared import ClusterTurns, cluster_turns, sole_writer
+from pipeline.prepare.fetch.download import URL_SCHEMES, Download, FetchSettings
+from pipeline.prepare.fetch.rate_limit_actor import ClusterTurns, cluster_turns, sole_writer
+from pipeline.prepare.fetch.ytdlp import check_tools
+from pipeline.prepare.output import failures_table
+from pipeline.prepare.output.audio_store import AudioStore, keep_audio
+from pipeline.prepare.output.failures_table import note_media
+from pipeline.prepare.output.membership import listed_in
+from pipeline.prepare.output.order import shuffled
+from pipeline.prepare.output.samples import KeepSamples
+from pipeline.prepare.output.shards import (
+    SplitState,
+    WriteShards,
+    check_output,
+    load_split,
+    publish,
+    start_output,
+    tidy,
+)
+from pipeline.prepare.output.work_list import read_chunks, work_list, write_todo
+from pipeline.prepare.progress import Progress, SplitReport
 from pipeline.prepare.sources import ClipList
-from pipeline.prepare.todo import read_chunks, work_list, write_todo
-from pipeline.prepare.ytdlp import check_tools
 from pipeline.ray_errors import users_errors
 
 CLIPS_AT_ONCE = 8
@@ -132,16 +140,14 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with users_errors():
             named = {split: listed_in(listed, split) for split in splits}
-            info, lines = _in_a_task(publish, settings.output, listed.vocabulary, refused, named)
+            info, lines = in_a_task(publish, settings.output, listed.vocabulary, refused, named)
         for line in [*lines, *_left_over(settings.output, splits)]:
             say(line)
         if store is not None:
             for split in splits:
                 index = dataset.index_file(settings.output, split)
                 store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
-        reports = [SplitReport(split, info["splits"][split]) for split in splits]
-        _write_page(settings.output, {report.split: report.num_listed for report in reports}, say)
-    return reports
+    return [SplitReport(split, info["splits"][split]) for split in splits]
 
 
 def _left_over(output: str, splits: Iterable[str]) -> list[str]:
@@ -185,24 +191,9 @@ def _open_output(
     return store, states
 
 
-def _in_a_task(work: Callable[..., Any], *args: Any) -> Any:
-    """Of what takes more memory than a driver should, with two million clips."""
+def in_a_task(work: Callable[..., Any], *args: Any) -> Any:
+    """The result of `work(*args)` in a Ray task: with two million clips it takes more memory than a driver should."""
     return ray.get(ray.remote(num_cpus=STAGE_CPUS)(work).remote(*args))
-
-
-def _write_page(output: str, num_listed: dict[str, int], say: Callable[[str], None]) -> None:
-    """The data set is complete with or without it."""
-    try:
-        with users_errors():
-            say(f"report: {_in_a_task(_report, output, num_listed)}")
-    except (UserError, ray.exceptions.RayError) as err:
-        say(f"the data set is complete, but its report could not be written: {str(err).strip().splitlines()[-1]}")
-
-
-def _report(output: str, listed: dict[str, int]) -> str:
-    from pipeline.prepare.report_page import write_report  # templates and pictures, which no stage needs
-
-    return write_report(output, listed=listed)
 
 
 def _stages(
@@ -269,7 +260,12 @@ def give_up(rows: pa.Table) -> pa.Table:
     message = (
         f"the task that prepared it and {len(rows) - 1} other clips ended {num_deaths} times, killed or out of memory"
     )
-    why = {"stage": ledger.CHUNK_STAGE, "reason": str(Reason.CRASHED), "message": message, "attempts": num_deaths}
+    why = {
+        "stage": failures_table.CHUNK_STAGE,
+        "reason": str(Reason.CRASHED),
+        "message": message,
+        "attempts": num_deaths,
+    }
     is_well = pc.is_null(rows["reason"])
     for column in FAILED_AT:
         filled = pc.if_else(is_well, pa.scalar(why[column.name], column.type), rows[column.name])
@@ -354,12 +350,12 @@ def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSett
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
             _check_same_clips(split, of_split, listed, state.prepared)
-        final = ledger.final(state.failures, settings.retry)
+        final = failures_table.final(state.failures, settings.retry)
         final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
-        has_changed = ledger.has_changed(final, of_split)
+        has_changed = failures_table.has_changed(final, of_split)
         num_changed += int(has_changed.sum())
         final = final.filter(pa.array(~has_changed))
-        failed.update(ledger.by_reason(final))
+        failed.update(failures_table.by_reason(final))
         done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
         # Two million clips of one new split are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None

@@ -13,7 +13,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.train.report import temporary_prefix
+from pipeline.train.metrics_log import temporary_prefix
 from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, save_state
 
 logger = logging.getLogger(__name__)

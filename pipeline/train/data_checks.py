@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ast_core.batch import Norm
 from ast_core.errors import ConfigError
 from ast_core.frames import FRAME_SHIFT_MS
 from ast_core.labels import LabelVocabulary
 from ast_core.recipe import Recipe
 from ast_core.schedule import WARMUP_STEPS, warmup_steps_of
-from ast_core.step import Norm
 from pipeline import storage
 from pipeline.dataset import Clips
-from pipeline.train.sampling import num_steps
+from pipeline.train.data.sampling import num_steps
 from pipeline.weights import flatten_labels
 
 FEW_STEPS = 100

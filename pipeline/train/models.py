@@ -23,7 +23,8 @@ from ast_core.checkpoints import (
 )
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary
-from ast_core.model import MODEL_SIZES, ASTModel
+from ast_core.models.ast import ASTModel
+from ast_core.models.shapes import MODEL_SIZES
 from ast_core.recipe import Recipe
 from pipeline import storage
 

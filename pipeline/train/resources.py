@@ -7,8 +7,8 @@ import ray
 import torch
 
 from ast_core.errors import ConfigError
+from ast_core.execution import for_device
 from ast_core.recipe import Recipe
-from ast_core.step import for_device
 
 IN_PROCESS = (0, 0)
 """The value of --num-workers that trains in the command's own process."""

@@ -13,19 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
-from ast_core.model import ASTModel
+from ast_core.models.ast import ASTModel
 from ast_core.recipe import EXECUTION_KEYS
 from ast_core.schedule import WARMUP_STEPS
-from ast_core.step import Norm
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.checkpointing import CHECKPOINTS
-from pipeline.train.feed import layout
-from pipeline.train.judge import REMEDY
+from pipeline.train.data.feed import layout
+from pipeline.train.evaluation.epoch_results import REMEDY
 from pipeline.train.metrics_files import has_records
 from pipeline.train.state import checkpoint_folders
 from pipeline.versions import tool_versions

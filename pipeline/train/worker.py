@@ -21,23 +21,24 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from ast_core.errors import DataError, UserError
+from ast_core.execution import for_device, set_execution
 from ast_core.flops import utilisation
 from ast_core.metrics import TaggingMetrics
-from ast_core.model import ASTModel
+from ast_core.models.ast import ASTModel
 from ast_core.schedule import learning_rate
-from ast_core.step import for_device, make_optimizer, make_scaler, set_execution, train_step
+from ast_core.step import make_optimizer, make_scaler, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import checkpointing, models, run_folder
-from pipeline.train.beside import unevaluated
-from pipeline.train.evaluation import evaluate, score_metrics
-from pipeline.train.feed import TrainFeed
-from pipeline.train.job import TrainJob, initial_model, record_stop, stopped_json
-from pipeline.train.judge import Judge, headline_order
-from pipeline.train.report import RunLog, delete_left_over, finite_or_null, write_summary
-from pipeline.train.report_page import write_run_report
-from pipeline.train.sampling import NO_PARTNER
-from pipeline.train.shard_cache import ShardCache
+from pipeline.train.async_validation import unevaluated
+from pipeline.train.data.feed import TrainFeed
+from pipeline.train.data.sampling import NO_PARTNER
+from pipeline.train.data.shard_cache import ShardCache
+from pipeline.train.evaluation.epoch_results import Judge, headline_order
+from pipeline.train.evaluation.run_report import write_run_report
+from pipeline.train.evaluation.scoring import evaluate, score_metrics
+from pipeline.train.metrics_log import RunLog, delete_left_over, finite_or_null, write_summary
+from pipeline.train.worker_config import TrainJob, initial_model, record_stop, stopped_json
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import ASTModel
 from ast_core.augment import draw_patchout
+from ast_core.execution import set_execution
 from ast_core.recipe import Recipe
-from ast_core.step import make_optimizer, set_execution, train_step
-from pipeline.train.sampling import rank_share
+from ast_core.step import make_optimizer, train_step
+from pipeline.train.data.sampling import rank_share
 from tests.ast_core import small
 from tests.processes import START_METHOD
 

@@ -8,9 +8,9 @@ import torch
 
 from ast_core import ASTModel
 from ast_core.augment import Augmentation, draw
+from ast_core.batch import Batch, Norm, Partners
 from ast_core.frames import POWER_FLOOR
 from ast_core.recipe import Recipe
-from ast_core.step import Batch, Norm, Partners
 
 NUM_CLASSES, NUM_FRAMES, NUM_MEL_BINS = 5, 64, 128
 SHAPE: dict[str, Any] = {"model_size": "tiny224", "fstride": 16, "tstride": 16, "input_tdim": NUM_FRAMES}

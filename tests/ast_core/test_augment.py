@@ -13,7 +13,6 @@ from torch import Tensor
 from ast_core.augment import (
     STORED_FLOOR,
     Augmentation,
-    MixupDomain,
     draw,
     draw_patchout,
     frames_mask,
@@ -25,6 +24,7 @@ from ast_core.augment import (
 )
 from ast_core.fbank import fbank
 from ast_core.frames import POWER_FLOOR
+from ast_core.recipe import MixupDomain
 from tests.ast_core import small
 from tests.reference import figures, needs_shared
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._inductor.cudagraph_trees import get_container
 
-from ast_core.step import make_optimizer, predict, set_execution, train_step
+from ast_core.execution import set_execution
+from ast_core.step import make_optimizer, predict, train_step
 from tests.ast_core import small
 
 GPU = torch.device("cuda")

@@ -22,8 +22,8 @@ for names in map(str.split, sys.argv[1:]):
 """
 FORBIDDEN = {"ray", "pyarrow", "pipeline", "jobs"}
 WITHOUT_RAY = (
-    *("pipeline.dataset", "pipeline.weights", "pipeline.train.sampling", "pipeline.train.feed"),
-    *("pipeline.prepare.doctor", "benchmarks.feed", "benchmarks.feed_memory", "benchmarks.train_step"),
+    *("pipeline.dataset", "pipeline.weights", "pipeline.train.data.sampling", "pipeline.train.data.feed"),
+    *("pipeline.inspect.checks", "benchmarks.feed", "benchmarks.feed_memory", "benchmarks.train_step"),
 )
 
 
@@ -34,7 +34,7 @@ def loaded() -> tuple[set[str], set[str]]:
     command = [sys.executable, "-c", LIST_MODULES, " ".join(science), " ".join(WITHOUT_RAY)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     of_science, of_all = (set(json.loads(line)) for line in lines)
-    assert {"ast_core.model", "ast_core.step", "ast_core.checkpoints"} <= set(science) <= of_science
+    assert {"ast_core.models.ast", "ast_core.step", "ast_core.checkpoints"} <= set(science) <= of_science
     return of_science, of_all
 
 
@@ -51,9 +51,9 @@ def test_the_feed_the_doctor_and_the_benchmarks_of_training_import_without_ray(l
 
 def test_the_report_of_a_data_set_imports_without_pytorch():
     """Which with timm would cost a worker four seconds of CPU time for one page."""
-    command = [sys.executable, "-c", LIST_MODULES, "pipeline.prepare.report_page"]
+    command = [sys.executable, "-c", LIST_MODULES, "pipeline.inspect.data_report"]
     loaded = set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    assert "pipeline.prepare.doctor" in loaded
+    assert "pipeline.inspect.checks" in loaded
     assert loaded & {"torch", "ray"} == set()
 
 

@@ -12,7 +12,7 @@ from ast_core.augment import mixup_power
 from ast_core.checkpoints import load_original
 from ast_core.fbank import fbank
 from ast_core.metrics import tagging_metrics
-from ast_core.pretrained import resize_pos_embed
+from ast_core.models.pretrained import resize_pos_embed
 from tests.reference import draw_all, original_shapes
 
 FILE = Path(__file__).parents[1] / "fixtures" / "own.npz"

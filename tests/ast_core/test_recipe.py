@@ -9,7 +9,7 @@ import yaml
 
 from ast_core import published_inputs
 from ast_core.errors import ConfigError
-from ast_core.model import ASTModel
+from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"

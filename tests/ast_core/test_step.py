@@ -14,20 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_core import augment, step
+from ast_core import augment, execution
+from ast_core.batch import Batch, model_input
 from ast_core.errors import ConfigError
+from ast_core.execution import for_device, set_execution
 from ast_core.recipe import Recipe
-from ast_core.step import (
-    Batch,
-    clip_losses,
-    for_device,
-    make_optimizer,
-    make_scaler,
-    model_input,
-    predict,
-    set_execution,
-    train_step,
-)
+from ast_core.step import clip_losses, make_optimizer, make_scaler, predict, train_step
 from tests.ast_core import small
 
 SGD_LR = 0.1
@@ -207,7 +199,7 @@ def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.Monk
         compiled.append(any(isinstance(value, torch.SymInt) for value in inputs))
         return graph.forward
 
-    monkeypatch.setattr(step, "COMPILE_BACKEND", records)
+    monkeypatch.setattr(execution, "COMPILE_BACKEND", records)
     model = small.model()
     set_execution(model, torch.device("cpu"), small.recipe(compile=True))
     compiled.clear()
@@ -238,7 +230,7 @@ def fails_when_it_runs(_graph: torch.fx.GraphModule, _inputs: list[Tensor]):
 def test_where_compiling_fails_training_goes_on_after_one_line_that_says_why(
     backend, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(step, "COMPILE_BACKEND", backend)
+    monkeypatch.setattr(execution, "COMPILE_BACKEND", backend)
     losses = []
     for recipe in (small.recipe(), small.recipe(compile=True)):
         model = small.model()
@@ -460,7 +452,7 @@ def test_fp16_is_refused_on_a_cpu():
 
 
 def test_a_model_of_fp16_is_scored_on_a_cpu_in_fp32_and_it_is_said_once(caplog: pytest.LogCaptureFixture):
-    step._announce.cache_clear()
+    execution._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             recipe = for_device(small.recipe(precision="fp16"), torch.device("cpu"), trains=False)
@@ -479,7 +471,7 @@ def test_fp32_stands_in_for_bf16_where_that_is_emulated_and_says_so_once(
     capabilities = {"avx2": True, "avx512_bf16": False, "amx_bf16": has_bf16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
-    step._announce.cache_clear()
+    execution._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             assert for_device(small.recipe(precision="bf16"), device).precision == ("bf16" if has_bf16 else "fp32")

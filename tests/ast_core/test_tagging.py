@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from ast_core.batch import Batch
 from ast_core.checkpoints import ModelConfig
 from ast_core.labels import LabelVocabulary
-from ast_core.step import Batch, predict
+from ast_core.step import predict
 from ast_core.tagging import model_input_of, tag
-from pipeline.prepare.features import clip_fbank
+from pipeline.prepare.audio.features import clip_fbank
 from tests import fakes
 from tests.ast_core import small
 

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ast_core.augment import draw_patchout
-from ast_core.step import make_optimizer, make_scaler, set_execution, train_step
+from ast_core.execution import set_execution
+from ast_core.step import make_optimizer, make_scaler, train_step
 from ast_core.transfer import to_device
 from tests.ast_core import small
 

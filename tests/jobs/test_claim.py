@@ -12,12 +12,12 @@ import pytest
 import ray
 
 from ast_core.errors import ConfigError, DataError
-from ast_core.model import ASTModel
+from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe
 from jobs import train
 from jobs.train import _resources, claim, main, parser, session
 from pipeline import dataset, storage
-from pipeline.train.report import RunLog
+from pipeline.train.metrics_log import RunLog
 from tests import fakes
 from tests.damage import record_again
 from tests.fakes import SMALL_RECIPE

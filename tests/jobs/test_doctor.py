@@ -12,8 +12,8 @@ from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.doctor import main
 from pipeline.prepare import sources
-from pipeline.prepare.media import Place
 from pipeline.prepare.sources import read_segments
+from pipeline.prepare.sources.locate import Place
 from tests import fakes
 
 

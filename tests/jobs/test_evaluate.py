@@ -17,16 +17,16 @@ import torch
 
 from ast_core import ASTModel
 from ast_core.checkpoints import ModelConfig, save_huggingface, save_model
+from ast_core.checkpoints.published import speechcommands_labels
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import bootstrap_map
-from ast_core.published import speechcommands_labels
 from jobs import evaluate
 from jobs.common import run_job
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
-from pipeline.train.evaluation import evaluate as scores_of
-from pipeline.train.evaluation import score_metrics
+from pipeline.train.evaluation.scoring import evaluate as scores_of
+from pipeline.train.evaluation.scoring import score_metrics
 from tests.ast_core import small
 
 NAMES = [f"tone {i}" for i in range(4)]

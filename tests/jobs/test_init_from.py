@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ast_core import ASTModel
+from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig, load_model, save_huggingface, save_model
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
-from ast_core.model import MODEL_SIZES
+from ast_core.models.shapes import MODEL_SIZES
 from ast_core.recipe import Recipe
-from ast_core.step import Norm
 from jobs.train import claim, main
 from pipeline import storage
 from pipeline.dataset import PreparedDataset

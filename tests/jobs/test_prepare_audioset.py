@@ -20,10 +20,10 @@ from jobs.common import run_job
 from jobs.demo.media_server import serve
 from jobs.prepare_audioset import _limited, _read_list, main, parser
 from pipeline.dataset import FBANK, PreparedDataset
-from pipeline.prepare.decode import decode_section
-from pipeline.prepare.features import clip_fbank
-from pipeline.prepare.media import any_of_youtube
-from pipeline.prepare.shards import clip_facts
+from pipeline.prepare.audio.decode import decode_section
+from pipeline.prepare.audio.features import clip_fbank
+from pipeline.prepare.output.shards import clip_facts
+from pipeline.prepare.sources.locate import any_of_youtube
 from tests import fakes
 from tests.conftest import SHARED
 

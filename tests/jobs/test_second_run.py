@@ -14,7 +14,7 @@ import pytest
 from ast_core.errors import DataError
 from jobs.prepare_audioset import main
 from pipeline.dataset import PreparedDataset
-from pipeline.prepare.media import AudioFolder
+from pipeline.prepare.sources.locate import AudioFolder
 from tests import fakes
 from tests.s3 import S3Server
 

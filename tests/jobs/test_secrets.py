@@ -14,7 +14,7 @@ from jobs import doctor, evaluate, prepare_audioset, train
 from jobs.common import run_job
 from pipeline import dataset, storage
 from pipeline.redaction import KEYS_OF_URI, take_keys, without_secrets, without_secrets_of
-from pipeline.train.job import record_stop, stopped_json
+from pipeline.train.worker_config import record_stop, stopped_json
 from tests import fakes
 from tests.ast_core import small
 from tests.s3 import S3Server

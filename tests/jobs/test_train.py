@@ -29,21 +29,21 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from ast_core.batch import Norm
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.metrics import tagging_metrics
 from ast_core.recipe import Recipe
-from ast_core.step import Norm
 from jobs import evaluate, train
 from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.train import beside as evaluation_beside
+from pipeline.train import async_validation as evaluation_beside
 from pipeline.train import checkpointing, worker
 from pipeline.train.checkpointing import upload_prefix
-from pipeline.train.feed import layout
-from pipeline.train.job import TrainJob
-from pipeline.train.scores import read_scores
+from pipeline.train.data.feed import layout
+from pipeline.train.evaluation.scores import read_scores
+from pipeline.train.worker_config import TrainJob
 from tests import fakes
 from tests.damage import record_again
 from tests.fakes import SMALL_RECIPE

@@ -15,10 +15,10 @@ import av
 import numpy as np
 
 from ast_core.frames import SAMPLE_RATE_HZ
+from pipeline.prepare.audio.decode import decode_section
+from pipeline.prepare.audio.packets import GAP_S
+from pipeline.prepare.audio.sections import chosen_track
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.decode import decode_section
-from pipeline.prepare.packets import GAP_S
-from pipeline.prepare.sections import chosen_track
 from tests.prepare.sound import Cut, error_level, ffmpeg, lag, programs, signal, write
 
 LENGTH_S = 2.4

@@ -16,9 +16,11 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError
-from pipeline.prepare import ledger
 from pipeline.prepare.clip import FAILED_AT, under_way
-from pipeline.prepare.pacing import Pace
+from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.fetch.ytdlp import YtDlp
+from pipeline.prepare.output import failures_table
+from pipeline.prepare.output.work_list import read_chunks, write_todo
 from pipeline.prepare.plan import (
     MAX_DEATHS,
     FetchAndPrepare,
@@ -30,8 +32,6 @@ from pipeline.prepare.plan import (
     prepare,
 )
 from pipeline.prepare.sources import read_manifest
-from pipeline.prepare.todo import read_chunks, write_todo
-from pipeline.prepare.ytdlp import YtDlp
 from pipeline.ray_errors import users_errors
 from tests import fakes
 
@@ -215,6 +215,6 @@ def test_c16_clips_of_a_chunk_that_died_are_tried_again_by_the_next_run(tmp_path
     for name, values in {"stage": ["prepare", "decode"], "reason": ["crashed"] * 2, "message": [""] * 2}.items():
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
     rows = rows.set_column(rows.column_names.index("attempts"), "attempts", pa.array([3, 1], pa.int32()))
-    ledger.write_part(str(tmp_path), "train", rows)
-    failures = ledger.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
-    assert ledger.final(failures, frozenset())["clip_id"].to_pylist() == ["b"]
+    failures_table.write_part(str(tmp_path), "train", rows)
+    failures = failures_table.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
+    assert failures_table.final(failures, frozenset())["clip_id"].to_pylist() == ["b"]

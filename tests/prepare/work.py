@@ -1,4 +1,4 @@
-"""What `pipeline.prepare.isolated` is given to run in tests: in a child process, which imports it."""
+"""What `pipeline.prepare.sandbox` is given to run in tests: in a child process, which imports it."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ import numpy as np
 from deno import find_deno_bin
 
 from ast_core.errors import DataError, UserError
-from pipeline.prepare import ytdlp
 from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.fetch import ytdlp
 
 
 def double(x: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipeline.train.evaluation import gather_rows
-from pipeline.train.sampling import rank_rows
+from pipeline.train.data.sampling import rank_rows
+from pipeline.train.evaluation.scoring import gather_rows
 from tests.processes import START_METHOD
 
 

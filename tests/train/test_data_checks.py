@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ast_core.batch import Norm
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
 from ast_core.recipe import Recipe
-from ast_core.step import Norm
 from jobs.train import claim
 from pipeline import dataset
 from pipeline.dataset import Clips, PreparedDataset

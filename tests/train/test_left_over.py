@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train.report import delete_left_over, temporary_prefix
+from pipeline.train.metrics_log import delete_left_over, temporary_prefix
 
 
 def test_c12_a_strangers_link_or_file_stays_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ast_core.errors import DataError
 from pipeline import storage
-from pipeline.train import report
+from pipeline.train import metrics_log
 from pipeline.train.metrics_files import MetricsFile, has_records, read_records
-from pipeline.train.report import RunLog
+from pipeline.train.metrics_log import RunLog
 from tests.s3 import S3Server
 
 VALUES = {"loss": 0.5, "lr": 1e-5, "clips_per_s": 12.5, "data_wait_share": 0.01, "memory_gb": 1.5}
@@ -27,7 +27,7 @@ def steps_of(run: str | Path) -> list[int]:
 
 
 def test_c22_a_local_run_is_read_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "LOCAL_FLUSH_S", 0)
+    monkeypatch.setattr(metrics_log, "LOCAL_FLUSH_S", 0)
     log = RunLog(str(tmp_path), 0)
     for step in (20, 40):
         log.step(epoch=1, step=step, values=VALUES)
@@ -130,7 +130,7 @@ def read_whole(run: str) -> list[bytes]:
 def test_records_go_to_object_storage_between_checkpoints_and_an_outage_then_costs_a_warning(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(report, "REMOTE_FLUSH_S", -1.0)
+    monkeypatch.setattr(metrics_log, "REMOTE_FLUSH_S", -1.0)
     run = s3.uri("metrics", "often")
     log = RunLog(run, 0)
     log.step(epoch=1, step=20, values=VALUES)

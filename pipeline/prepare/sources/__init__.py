@@ -33,9 +33,9 @@ Relative paths in a list are relative to the list. A row may name files, objects
 system has; neither options of a store nor other file systems of fsspec, which reach for any host.
 """
 
-from pipeline.prepare.media import Locate
 from pipeline.prepare.sources.datafile import read_datafile
 from pipeline.prepare.sources.folders import read_esc, read_speechcommands
+from pipeline.prepare.sources.locate import Locate
 from pipeline.prepare.sources.manifest import read_manifest
 from pipeline.prepare.sources.rows import ClipList
 from pipeline.prepare.sources.segments import read_segments

@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 from ast_core.errors import DataError
 from ast_core.labels import CSV_HEADER, LabelVocabulary
 from pipeline import storage
-from pipeline.prepare import archives
-from pipeline.prepare.media import is_media, stem
-from pipeline.prepare.own_outputs import without_outputs
+from pipeline.prepare.sources import archives
+from pipeline.prepare.sources.locate import is_media, stem
+from pipeline.prepare.sources.own_outputs import without_outputs
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")

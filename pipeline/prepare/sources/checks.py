@@ -11,7 +11,7 @@ from ast_core.errors import DataError
 from ast_core.text_files import is_spreadsheet_damage
 from pipeline import storage
 from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
-from pipeline.prepare.media import stem
+from pipeline.prepare.sources.locate import stem
 from pipeline.redaction import without_secrets
 
 LONGEST_ID = 200

@@ -8,7 +8,6 @@ from typing import Any
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline.prepare.clip import ClipError
-from pipeline.prepare.media import stem
 from pipeline.prepare.sources.checks import (
     check_times,
     check_video_id,
@@ -20,6 +19,7 @@ from pipeline.prepare.sources.checks import (
     seconds,
 )
 from pipeline.prepare.sources.label_text import cells_of
+from pipeline.prepare.sources.locate import stem
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import read_list
 

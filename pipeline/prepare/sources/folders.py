@@ -10,8 +10,8 @@ from ast_core.labels import LabelVocabulary
 from ast_core.text_files import LINE_END, is_spreadsheet_damage, read_table
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.media import is_media, stem
 from pipeline.prepare.sources.checks import check_split, is_split, one_line, show
+from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import read_list
 

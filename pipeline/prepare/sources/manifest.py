@@ -12,10 +12,10 @@ from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.text_files import read_table
 from pipeline import storage
-from pipeline.prepare.archives import with_start
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sources import archive_manifest
 from pipeline.prepare.sources.archive_manifest import Entry
+from pipeline.prepare.sources.archives import with_start
 from pipeline.prepare.sources.checks import (
     WEB,
     check_split,

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.media import AudioFolder, Locate
 from pipeline.prepare.sources.checks import VIDEO_ID, check_times, checked_split, name_of, seconds, show
 from pipeline.prepare.sources.label_text import cells_of
+from pipeline.prepare.sources.locate import AudioFolder, Locate
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import OFFICIAL_LISTS, read_list
 

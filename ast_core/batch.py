@@ -1,0 +1,94 @@
+"""A batch of raw log-mel, and how it becomes the network's input.
+
+B clips, K of them mixed, T frames, M mel bins, C classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ast_core.augment import Augmentation, mixup_batch, noise_and_roll, normalise, spec_augment
+from ast_core.recipe import MixupDomain
+from ast_core.transfer import to_device
+
+G = TypeVar("G", "Batch", "Partners")
+
+
+@dataclass(frozen=True)
+class Partners:
+    """What is mixed into K of the clips of a batch: half as much to read, copy and mix as a partner for each."""
+
+    position: np.ndarray
+    """`[K]`, ascending: the clips of the batch that are mixed."""
+    fbank_KTM: Tensor
+    num_frames_K: Tensor
+    lam_K: Tensor
+    """Share of the clip in the mixture."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Raw log-mel as stored, padded with 0 or cut to the recipe's frames, and what is to be done to it."""
+
+    fbank_BTM: Tensor
+    num_frames_B: Tensor
+    target_BC: Tensor
+    """Labels, mixed by λ already; rows sum over a clip's labels."""
+    weight_B: Tensor
+    """1, or 0 for a clip that only fills up the batch so that all ranks have the same number."""
+    partners: Partners | None = None
+    """For mixup; None where no clip of the batch is mixed."""
+
+    def __len__(self) -> int:
+        return len(self.num_frames_B)
+
+    def to(self, device: torch.device) -> "Batch":
+        return _each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """In page-locked memory, from which a GPU fetches it while the CPU goes on."""
+        return _each_tensor(self, Tensor.pin_memory)
+
+    def part(self, begin: int, end: int) -> "Batch":
+        part = _each_tensor(replace(self, partners=None), lambda tensor: tensor[begin:end])
+        if self.partners is None:
+            return part
+        first, last = np.searchsorted(self.partners.position, [begin, end])
+        partners = _each_tensor(self.partners, lambda tensor: tensor[first:last])
+        return replace(part, partners=replace(partners, position=self.partners.position[first:last] - begin))
+
+
+def _each_tensor(group: G, change: Callable[[Tensor], Tensor]) -> G:
+    changed: dict[str, Any] = {
+        name: change(value) if isinstance(value, Tensor) else _each_tensor(value, change)
+        for name, value in vars(group).items()
+        if isinstance(value, Tensor | Partners)
+    }
+    return replace(group, **changed)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Mean and standard deviation of raw log-mel."""
+
+    mean: float
+    std: float
+
+
+def model_input(
+    batch: Batch, norm: Norm, augmentation: Augmentation | None, mixup_domain: MixupDomain = "power"
+) -> Tensor:
+    """The network's input `[B, T, M]` in float32, in the original's order of operations."""
+    fbank = batch.fbank_BTM.to(torch.float32, copy=True)
+    if (partners := batch.partners) is not None and len(partners.position):
+        mixed = to_device(partners.position, fbank.device)
+        of_mixed = fbank[mixed], batch.num_frames_B[mixed]
+        of_partners = partners.fbank_KTM.float(), partners.num_frames_K, partners.lam_K
+        fbank[mixed] = mixup_batch(*of_mixed, *of_partners, mixup_domain)
+    if augmentation is None:
+        return normalise(fbank, norm.mean, norm.std)
+    return noise_and_roll(normalise(spec_augment(fbank, augmentation), norm.mean, norm.std), augmentation)

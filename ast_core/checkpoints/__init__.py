@@ -1,0 +1,29 @@
+"""Checkpoints of a model, in each format that this project reads or writes."""
+
+from ast_core.checkpoints.folder import (
+    CHECKPOINT_FILES,
+    CONFIG_FILE,
+    TORCH_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    load_model,
+    load_original,
+    read_checkpoint,
+    save_huggingface,
+    save_model,
+    save_original,
+)
+
+__all__ = [
+    "CHECKPOINT_FILES",
+    "CONFIG_FILE",
+    "TORCH_WEIGHTS_FILE",
+    "WEIGHTS_FILE",
+    "ModelConfig",
+    "load_model",
+    "load_original",
+    "read_checkpoint",
+    "save_huggingface",
+    "save_model",
+    "save_original",
+]

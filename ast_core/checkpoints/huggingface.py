@@ -1,0 +1,177 @@
+"""The two JSON files of a Hugging Face `ASTForAudioClassification` as recipe, norm and labels, and back. Pure.
+
+Hugging Face has one `layer_norm_eps` for all norms. The original has 1e-6 in the transformer, as timm has, and 1e-5 in
+the classifier's norm. A folder of ours says 1e-6; files on the hub say 1e-12, and are read all the same. With drawn
+weights (base384, 1,214 tokens), whose pooled tokens have a variance of 1, the logits of `transformers` then differ by
+1.5e-5 of their spread, with 1e-12 by 2.1e-5, and with the original's two epsilons not at all. The difference grows as
+that variance falls.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ast_core.batch import Norm
+from ast_core.checkpoints.published import foreign_recipe, vocabulary_of
+from ast_core.errors import DataError
+from ast_core.fbank import SAMPLE_RATE_HZ
+from ast_core.labels import LabelVocabulary
+from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE
+from ast_core.recipe import Recipe
+
+MODEL_TYPE = "audio-spectrogram-transformer"
+LAYER_NORM_EPS = 1e-6
+LARGEST_EPS = 1e-5
+MLP_RATIO = 4
+
+_PROBLEM_OF_LOSS = {"BCE": "multi_label_classification", "CE": "single_label_classification"}
+_LOSS_OF_PROBLEM = {problem: loss for loss, problem in _PROBLEM_OF_LOSS.items()} | {None: "BCE"}
+"""The published checkpoints name no problem; all of them were trained with BCE."""
+
+# What a file leaves out has these values: `ASTConfig` and `ASTFeatureExtractor` of transformers.
+_CONFIG_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "patch_size": 16,
+    "qkv_bias": True,
+    "frequency_stride": 10,
+    "time_stride": 10,
+    "max_length": 1024,
+    "num_mel_bins": 128,
+    "problem_type": None,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+}
+_EXTRACTOR_DEFAULTS: dict[str, Any] = {
+    "feature_extractor_type": "ASTFeatureExtractor",
+    "sampling_rate": 16000,
+    "num_mel_bins": 128,
+    "max_length": 1024,
+    "do_normalize": True,
+    "mean": -4.2677393,
+    "std": 4.5689974,
+}
+
+
+def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of `config.json` and `preprocessor_config.json`."""
+    names = distinct_names(labels)
+    config = {
+        "architectures": ["ASTForAudioClassification"],
+        "model_type": MODEL_TYPE,
+        **_shape_of(recipe.model_size),
+        "hidden_act": "gelu",
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "patch_size": PATCH_SIZE,
+        "qkv_bias": True,
+        "frequency_stride": recipe.fstride,
+        "time_stride": recipe.tstride,
+        "max_length": recipe.input_tdim,
+        "num_mel_bins": recipe.input_fdim,
+        "problem_type": _PROBLEM_OF_LOSS[recipe.loss],
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    extractor = {
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "sampling_rate": SAMPLE_RATE_HZ,
+        "num_mel_bins": recipe.input_fdim,
+        "max_length": recipe.input_tdim,
+        "feature_size": 1,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "do_normalize": True,
+        "mean": norm.mean,
+        "std": norm.std,
+    }
+    return config, extractor
+
+
+def from_configs(
+    config: Mapping[str, Any], extractor: Mapping[str, Any], *, origin: object
+) -> tuple[Recipe, Norm, LabelVocabulary]:
+    """Back from the values of both files. Raises DataError for a setting that our model cannot follow, by its name."""
+    said, heard = _CONFIG_DEFAULTS | dict(config), _EXTRACTOR_DEFAULTS | dict(extractor)
+
+    def require(holds: bool, setting: str, value: Any, allowed: object) -> None:
+        if not holds:
+            raise DataError(f"{origin}: {setting} is {value!r}; what can be read is {allowed}")
+
+    fixed = {"model_type": MODEL_TYPE, "patch_size": PATCH_SIZE, "hidden_act": "gelu", "qkv_bias": True}
+    for key, value in fixed.items():
+        require(said.get(key) == value, key, said.get(key), repr(value))
+    for key in ("feature_extractor_type", "sampling_rate", "do_normalize"):
+        require(heard[key] == _EXTRACTOR_DEFAULTS[key], key, heard[key], repr(_EXTRACTOR_DEFAULTS[key]))
+    for key, low, high in (
+        ("frequency_stride", 1, PATCH_SIZE),
+        ("time_stride", 1, PATCH_SIZE),
+        ("num_mel_bins", PATCH_SIZE, math.inf),
+        ("max_length", PATCH_SIZE, math.inf),
+    ):
+        require(type(said[key]) is int and low <= said[key] <= high, key, said[key], f"a whole number, {low} to {high}")
+    for key in ("num_mel_bins", "max_length"):
+        require(heard[key] == said[key], f"{key} of the preprocessor", heard[key], f"the model's {said[key]}")
+    for key in ("mean", "std"):
+        require(_is_number(heard[key]) and (key == "mean" or heard[key] > 0), key, heard[key], "a number, std above 0")
+    eps = said["layer_norm_eps"]
+    require(_is_number(eps) and 0 < eps <= LARGEST_EPS, "layer_norm_eps", eps, f"more than 0, {LARGEST_EPS} at most")
+    problems = list(_LOSS_OF_PROBLEM)
+    require(said["problem_type"] in problems, "problem_type", said["problem_type"], f"one of {problems}")
+    labels = _labels(said["id2label"], origin)
+    recipe = foreign_recipe(
+        label_dim=len(labels),
+        model_size=_model_size(said, origin),
+        fstride=said["frequency_stride"],
+        tstride=said["time_stride"],
+        input_fdim=said["num_mel_bins"],
+        input_tdim=said["max_length"],
+        dataset_mean=float(heard["mean"]),
+        dataset_std=float(heard["std"]),
+        loss=_LOSS_OF_PROBLEM[said["problem_type"]],
+    )
+    return recipe, Norm(recipe.dataset_mean, recipe.dataset_std), labels
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _shape_of(model_size: str) -> dict[str, int]:
+    shape = MODEL_SIZES[model_size][1]
+    return {
+        "hidden_size": shape["embed_dim"],
+        "num_hidden_layers": shape["depth"],
+        "num_attention_heads": shape["num_heads"],
+        "intermediate_size": MLP_RATIO * shape["embed_dim"],
+    }
+
+
+def _model_size(said: Mapping[str, Any], origin: object) -> str:
+    """Of the two sizes of one shape base384, which is the one that was published."""
+    shape = {key: said[key] for key in _shape_of("base384")}
+    for model_size in reversed(MODEL_SIZES):
+        if shape == _shape_of(model_size):
+            return model_size
+    given = ", ".join(f"{key} {value!r}" for key, value in shape.items())
+    raise DataError(f"{origin}: {given} is none of the shapes that can be read: {', '.join(MODEL_SIZES)}")
+
+
+def _labels(id2label: Any, origin: object) -> LabelVocabulary:
+    if not isinstance(id2label, dict) or set(id2label) != {str(i) for i in range(len(id2label))}:
+        raise DataError(f"{origin}: the keys of id2label must count 0, 1, 2, …")
+    names = tuple(id2label[str(i)] for i in range(len(id2label)))
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{origin}: id2label must give each class a name")
+    return vocabulary_of(names)
+
+
+def distinct_names(labels: LabelVocabulary) -> list[str]:
+    """Display names; with the MID behind one that several classes bear, so that `label2id` has them all."""
+    times = Counter(labels.names)
+    shown = [n if times[n] == 1 else f"{n} ({mid})" for mid, n in zip(labels.mids, labels.names, strict=True)]
+    return shown if len(set(shown)) == len(shown) else list(labels.mids)

@@ -1,0 +1,86 @@
+"""A trained model as one ONNX file, checked against PyTorch before it gets its name."""
+
+import json
+import logging
+import os
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ast_core.checkpoints import ModelConfig
+from ast_core.errors import ConfigError, DataError
+from ast_core.models.ast import ASTModel
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-4
+"""Of the logits' spread; float32 rounding in another order is worth some 1e-6."""
+SMALLEST_SPREAD = 1e-3
+"""A model that gives every clip the same has none."""
+TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
+
+
+def save_onnx(file: str | os.PathLike[str], model: ASTModel, config: ModelConfig) -> float:
+    """Write `fbank` [batch, frames, mel bins] → `logits` [batch, classes], for any batch, weights in the file.
+
+    `fbank` is *normalised* log-mel, as `ASTModel` takes it: `(log-mel - mean) / (2 std)`, padded before with 0. The
+    file's metadata says mean and std (`norm`), the classes (`labels`) and the model's shape (`recipe`), each as JSON.
+    `model` is in evaluation mode, on the CPU.
+
+    Returns the largest difference between ONNX Runtime's logits and PyTorch's, over the spread of the latter.
+
+    Raises:
+        ConfigError: the packages for it are not installed.
+        DataError: ONNX Runtime computes something else. No file is left then.
+    """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ConfigError(
+            f"ONNX takes packages that are not here ({', '.join(missing)}): pip install 'ast-ray[export]'"
+        )
+    # It warns that it leaves some operations as they are.
+    logging.getLogger("onnxscript.optimizer._constant_folding").setLevel(logging.ERROR)
+    unfinished = Path(f"{os.fspath(file)}.unfinished")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter of PyTorch's own tree specs
+        program = torch.onnx.export(
+            model,
+            (_noise(model, TRACED_BATCH),),
+            input_names=["fbank"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None  # with dynamo there always is one
+    program.model.metadata_props.update(_metadata(config))
+    try:
+        program.save(unfinished, external_data=False)
+        deviation = _deviation(unfinished, model)
+        if not deviation <= TOLERANCE:
+            raise DataError(f"the ONNX model's logits are off by {deviation:.1e} of their spread; it was not kept")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return deviation
+
+
+def _metadata(config: ModelConfig) -> dict[str, str]:
+    value = config.to_dict() | {"recipe": config.recipe.model_args()}
+    return {key: json.dumps(part, ensure_ascii=False) for key, part in value.items()}
+
+
+def _noise(model: ASTModel, num_clips: int) -> torch.Tensor:
+    """Clips of about the spread of normalised log-mel."""
+    return 0.5 * torch.randn(num_clips, *model.input_shape, generator=torch.Generator().manual_seed(num_clips))
+
+
+def _deviation(file: Path, model: ASTModel) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    batches = [_noise(model, num_clips) for num_clips in CHECKED_BATCHES]
+    with torch.inference_mode():
+        ours = torch.cat([model(batch) for batch in batches])
+    theirs = torch.cat([torch.from_numpy(session.run(["logits"], {"fbank": batch.numpy()})[0]) for batch in batches])
+    return float((theirs - ours).abs().max() / ours.std().clamp_min(SMALLEST_SPREAD))

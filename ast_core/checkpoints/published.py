@@ -1,0 +1,76 @@
+"""The checkpoints that AST's authors published: their classes, norms and shapes, which the files themselves do not say.
+
+Shapes, norms and the order of the classes: https://github.com/YuanGongND/ast, its README, recipes and label files.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from ast_core.errors import DataError
+from ast_core.fbank import NUM_MEL_BINS
+from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.models.pretrained import NUM_PREFIX_TOKENS
+from ast_core.models.shapes import patch_grid
+from ast_core.published_inputs import AUDIOSET, SPEECH_COMMANDS
+from ast_core.recipe import Recipe
+
+BASE_DIM = 768
+
+
+SPEECHCOMMANDS_WORDS = (
+    "backward follow five bed zero on learn two house tree dog stop seven eight down six forward cat right visual four "
+    "wow no nine off three left marvin yes up sheila happy bird go one"
+)
+
+
+@cache
+def speechcommands_labels() -> LabelVocabulary:
+    """The 35 words of Speech Commands V2 in the order of the published checkpoint, which is not the alphabet's."""
+    names = tuple(SPEECHCOMMANDS_WORDS.split())
+    return LabelVocabulary(tuple(f"/m/spcmd{i:02d}" for i in range(len(names))), names)
+
+
+def vocabulary_of(names: tuple[str, ...]) -> LabelVocabulary:
+    """AudioSet's or Speech Commands' own, which have MIDs, where these are its names in order; else of names alone."""
+    for known in (audioset_labels(), speechcommands_labels()):
+        if names == known.names:
+            return known
+    return LabelVocabulary.from_names(names)
+
+
+def foreign_recipe(**known: Any) -> Recipe:
+    """A recipe for weights that were trained elsewhere: the `known` keys, no augmentation, scores in float32."""
+    unknown: dict[str, Any] = {"imagenet_pretrain": False, "freqm": 0, "timem": 0, "mixup": 0.0, "precision": "fp32"}
+    return Recipe(**unknown | known)
+
+
+def published(state: Mapping[str, Tensor], *, origin: object) -> tuple[Recipe, LabelVocabulary] | None:
+    """What belongs to one of the eight published checkpoints, told by the shapes of its tensors; None for any other.
+
+    Seven of AudioSet, at strides 10 (four of them), 12, 14 and 16, and one of Speech Commands V2. `state` is under our
+    names. Raises DataError if it is not that of an AST at all.
+    """
+    lacking = sorted({"v.pos_embed", "mlp_head.1.weight"} - state.keys())
+    if lacking:
+        raise DataError(f"{origin} does not hold the weights of an AST: {lacking[0]} is missing")
+    shapes = tuple(state["v.pos_embed"].shape), tuple(state["mlp_head.1.weight"].shape)
+    for labels, known, strides in (
+        (audioset_labels(), AUDIOSET, (10, 12, 14, 16)),
+        (speechcommands_labels(), SPEECH_COMMANDS, (10,)),
+    ):
+        for stride in strides:
+            rows, columns = patch_grid(NUM_MEL_BINS, known.num_frames, stride, stride)
+            if shapes == ((1, NUM_PREFIX_TOKENS + rows * columns, BASE_DIM), (len(labels), BASE_DIM)):
+                recipe = foreign_recipe(
+                    label_dim=len(labels),
+                    fstride=stride,
+                    tstride=stride,
+                    input_tdim=known.num_frames,
+                    dataset_mean=known.mean,
+                    dataset_std=known.std,
+                )
+                return recipe, labels
+    return None

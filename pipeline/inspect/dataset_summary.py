@@ -1,0 +1,169 @@
+"""What the doctor looks at: a prepared data set's small columns, and the official lists that its splits were to hold.
+
+No fbank is read: what is to be known of its values stands beside it (`pipeline.prepare.output.shards.clip_facts`).
+"""
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from pipeline import dataset
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare.clip import FAILURES
+from pipeline.prepare.output.shards import scan_shards
+from pipeline.prepare.sources import OFFICIAL_LISTS, read_segments
+from pipeline.prepare.sources.locate import Place
+from pipeline.prepare.sources.web_lists import cached
+from pipeline.weights import flatten_labels
+
+SMALL_COLUMNS = [name for name in dataset.SHARD.names if name != "fbank"]
+
+_OTHER_NAME = re.compile(r"Y?(?P<video>[A-Za-z0-9_-]{11})(_(?P<start>\d+(\.\d+)?))?(_\d+(\.\d+)?)?")
+"""What copies of AudioSet call a clip: `YID`, `ID`, `ID_30`, `YID_30.000_40.000`."""
+
+
+@dataclass(frozen=True)
+class OfficialList:
+    origin: str
+    clips: pa.Table
+    """`CLIPS`, one row a clip; its media are not located."""
+    num_refused: int
+    """Rows that could not be read."""
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    name: str
+    num_classes: int
+    info: dict[str, Any]
+    """The split's entry of dataset.json."""
+    stored: pa.Table
+    """`SMALL_COLUMNS`, shard and row of all shards; a clip that a kill left in two of them has two rows."""
+    index: pa.Table
+    """INDEX, as it is on disk."""
+    failures: pa.Table
+    official: OfficialList | None
+    no_list: str
+    """Why the official list is not here; empty where there is a list, and where none could be."""
+
+    @cached_property
+    def clips(self) -> pa.Table:
+        """`stored`, one row a clip of the index: what is no longer listed stays in the shards."""
+        first = np.unique(self.stored["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
+        distinct = self.stored.take(np.sort(first))
+        return distinct.filter(pc.is_in(distinct["clip_id"], value_set=self.index["clip_id"].combine_chunks()))
+
+    @property
+    def num_lost(self) -> int:
+        """Clips that the shards have and the index lacks, though no list has left them out."""
+        not_indexed = pc.count_distinct(self.stored["clip_id"]).as_py() - len(self.clips)
+        return max(0, int(not_indexed - self.info.get("left_out", 0)))
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """`[clips]`: each clip's row in the official list, -1 where it is not in it or there is none."""
+        return _positions(self.clips, self.official.clips) if self.official else np.full(len(self.clips), -1)
+
+    def column(self, name: str) -> np.ndarray:
+        return self.clips[name].to_numpy()
+
+    def class_counts(self, clips: pa.Table) -> np.ndarray:
+        """`[C]`: clips with each label."""
+        return np.bincount(flatten_labels(clips["labels"].combine_chunks())[0], minlength=self.num_classes)
+
+
+@dataclass(frozen=True)
+class Facts:
+    uri: str
+    info: dict[str, Any]
+    """dataset.json"""
+    labels: LabelVocabulary
+    splits: list[SplitFacts]
+
+
+def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> Facts:
+    """Read the shards' small columns, and the official lists: those given by split, and those known by its name.
+
+    Nothing is fetched from the web but a list that `official` gives as a URL or a name. A list known by the split's
+    name is read if a copy of it is in the cache; that there is none is a fact too (`SplitFacts.no_list`).
+
+    Raises:
+        DataError: `official` names a split that is not there or a list that cannot be read, or a shard is damaged.
+    """
+    official = official or {}
+    if unknown := sorted(official.keys() - set(data.splits)):
+        raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")
+    with ThreadPoolExecutor(max(1, len(data.splits))) as pool:
+        splits = list(pool.map(lambda split: _gather_split(data, split, official.get(split)), data.splits))
+    return Facts(data.uri, data.info, data.labels, splits)
+
+
+def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFacts:
+    failures = data.failures(split)
+    listed, no_list = _official_list(data, split, uri)
+    return SplitFacts(
+        name=split,
+        num_classes=len(data.labels),
+        info=data.info["splits"][split],
+        stored=scan_shards(data.uri, split, SMALL_COLUMNS),
+        index=data.index(split),
+        failures=FAILURES.empty_table() if failures is None else failures,
+        official=listed,
+        no_list=no_list,
+    )
+
+
+def _official_list(data: PreparedDataset, split: str, uri: str | None) -> tuple[OfficialList | None, str]:
+    if uri is None and set(audioset_labels().mids).isdisjoint(data.labels.mids):
+        return None, ""
+    if uri is None and split not in OFFICIAL_LISTS:
+        return None, f"no official list is named {split}; give its list with --official {split}=LIST"
+    if (source := uri or cached(split)) is None:
+        return None, (
+            f"the official list {split} is not in the cache of this machine, and a report fetches nothing by itself; "
+            f"give --official {split}={split} to fetch it, or {split}=FILE"
+        )
+    try:
+        listed = read_segments(
+            source,
+            locate=lambda video_id, start_s, end_s: Place("", None, 0.0),
+            vocabulary=data.labels,
+            split=split,
+        )
+        if not len(listed.clips):
+            raise DataError(f"no row of {uri or split} could be read: {listed.refused['message'][0]}")
+    except DataError as err:
+        if uri is not None:
+            raise
+        return None, str(err)
+    return OfficialList(uri or split, listed.clips, len(listed.refused)), ""
+
+
+def _positions(clips: pa.Table, listed: pa.Table) -> np.ndarray:
+    position = _index_in(clips["clip_id"], listed["clip_id"])
+    lost = np.flatnonzero(position < 0)
+    if len(lost):
+        matches = map(_OTHER_NAME.fullmatch, clips["clip_id"].take(lost).to_pylist())
+        names = [
+            (m["video"], m["start"] and f"{m['video']}_{float(m['start']):.3f}") if m else (None, None) for m in matches
+        ]
+        videos = pa.array([video if section is None else None for video, section in names], pa.string())
+        sections = pa.array([section for _, section in names], pa.string())
+        by_video, by_section = _index_in(videos, listed["video_id"]), _index_in(sections, listed["clip_id"])
+        position[lost] = np.where(by_section >= 0, by_section, by_video)
+    return position
+
+
+def _index_in(names: pa.Array, listed: pa.ChunkedArray) -> np.ndarray:
+    """`[names]`: the first row of each in `listed`, -1 where there is none; in Arrow, for millions of names."""
+    found = pc.index_in(names, value_set=listed.combine_chunks(), skip_nulls=True)
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -1,0 +1,296 @@
+"""Media → mono 16 kHz waveform of exactly the section asked for, by FFmpeg's libraries through PyAV."""
+
+import errno
+import functools
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from av.container import InputContainer
+from av.error import FFmpegError
+
+from ast_core.errors import DataError
+from ast_core.frames import SAMPLE_RATE_HZ, num_frames_of
+from pipeline import storage
+from pipeline.prepare.audio import headers
+from pipeline.prepare.audio.packets import is_longer
+from pipeline.prepare.audio.sections import Section, chosen_track, read_section
+from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
+from pipeline.prepare.memory import keep_freed_memory
+from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sources.archives import read_member
+
+DEADLINE_S = 120.0
+"""A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
+
+MEMORY_BYTES = 2 << 30
+"""That the process which decodes may write to."""
+
+SHORTFALL_SHARE = 0.05
+"""A clip may lack this share of what was asked for (recordings end a little early); more is `truncated`."""
+
+SILENCE_PEAK = 2.0**-15
+"""Below one step of 16-bit PCM there is no sound."""
+
+CODEC_DELAY_S = 0.1
+"""A header may speak of this much more than the decoder gives: delays and padding of codecs."""
+
+MIN_DECODED_SHARE = 0.5
+"""A clip with more silence than sound, where no packets came and none are known to be lost, is `truncated`."""
+
+CANCELLED_SHARE = 0.05
+"""If the mean of the channels has less of their level, they cancel each other (a correlation below -0.995)."""
+
+MAX_PEAK = 10.0
+"""Floating-point samples may exceed full scale (1.0) by 20 dB; beyond that they are integers, or percent."""
+
+FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
+    "nut,ogg,rm,tak,tta,voc,w64,wav,wv"
+)
+"""What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
+sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    waveform: np.ndarray
+    """float32 `[samples]` in [-1, 1], mono, 16 kHz."""
+    end_s: float
+    num_clipped: int
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Rows with `samples` (of a fetch) or `media` (a file) in, rows with `waveform` out, one for one."""
+
+    keep_silent: bool = False
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        keep_freed_memory()  # for the stages that follow in this process; FFmpeg works in another
+        rows, decoded = each_clip(rows, "decode", self._one)
+        if "samples" in rows.column_names:
+            rows = rows.drop_columns(["samples"])
+        end_s = [d.end_s if d else row for d, row in zip(decoded, rows["end_s"].to_pylist(), strict=True)]
+        rows = rows.set_column(rows.column_names.index("end_s"), "end_s", pa.array(end_s, pa.float64()))
+        rows = rows.append_column(
+            pa.field("num_clipped", pa.int32()), pa.array([d.num_clipped if d else 0 for d in decoded], pa.int32())
+        )
+        return rows.append_column("waveform", ragged([d.waveform if d else None for d in decoded], WAVEFORM))
+
+    def _one(self, row: dict[str, Any]) -> Decoded:
+        duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
+        may_be_clip = row["media_start_s"] is None
+        start_s = row["start_s"] if may_be_clip else row["media_start_s"]
+        what = (row["media"], row["member"], start_s, duration_s, may_be_clip)
+        if row.get("samples") is not None:  # a fetch has decoded it
+            waveform, num_clipped = np.frombuffer(row["samples"], np.float32), 0
+        else:
+            waveform, num_clipped = _decoded(*what)
+        peak = float(np.abs(waveform).max(initial=0))
+        if peak < SILENCE_PEAK and not self.keep_silent:
+            raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
+        num_clipped += int((np.abs(waveform) > 1).sum())
+        return Decoded(np.clip(waveform, -1, 1), row["start_s"] + len(waveform) / SAMPLE_RATE_HZ, num_clipped)
+
+
+def _decoded(*what: Any) -> tuple[np.ndarray, int]:
+    try:
+        waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+    except ClipError as err:
+        if err.reason is not Reason.CRASHED:
+            raise
+        # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
+        waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+    return waveform, num_clipped
+
+
+@functools.cache
+def _decoder() -> Isolated:
+    """One child for this process, whatever number of tasks pass through it."""
+    return Isolated("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
+
+
+def decode_media(
+    media: str, member: str | None, start_s: float, duration_s: float | None, may_be_clip: bool = False
+) -> tuple[np.ndarray, int]:
+    """`decode_section` of a file or an archive's member.
+
+    Also the number of samples that were clipped before, as an archive of kept audio remembers it.
+    """
+    if member is not None:
+        kept = read_member(media, member)
+        with io.BytesIO(kept.audio) as file:
+            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), kept.num_clipped
+    with _open_media(media) as opened:
+        return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip), 0
+
+
+@contextmanager
+def _open_media(uri: str) -> Iterator[BinaryIO | str]:
+    """A local path for FFmpeg to open by itself (`file:`, lest it reads as a protocol), or a seekable remote file."""
+    path = uri
+    try:
+        if "://" in uri:
+            fs, path = storage.resolve(uri)
+            if not isinstance(fs, pafs.LocalFileSystem):
+                with fs.open_input_file(path) as file:
+                    yield file
+                return
+        _check_regular(path)
+        yield f"file:{path}"
+    except FileNotFoundError as err:
+        raise ClipError(Reason.MISSING_FILE, f"there is no file {uri}") from err
+    except (DataError, PermissionError) as err:
+        raise ClipError(Reason.MISSING_FILE, str(err)) from err
+
+
+def _check_regular(path: str) -> None:
+    """Opening a pipe may wait for ever, and a device is nobody's recording."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as err:
+        raise ClipError(Reason.MISSING_FILE, f"there is no file {path} ({err.strerror})") from err
+    if not stat.S_ISREG(mode):
+        raise ClipError(Reason.NOT_AUDIO, f"{path} is a folder, a pipe or a device")
+
+
+def decode_section(
+    file: BinaryIO | str,
+    start_s: float,
+    duration_s: float | None,
+    *,
+    may_be_clip: bool = False,
+) -> np.ndarray:
+    """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
+
+    The samples are those that FFmpeg's program gives for the track that it chooses, and no silence is added at either
+    end; `pipeline.prepare.audio.sections` says how times count and what becomes of holes. The cut is exact to a sample
+    where the container's timestamps are. A file that `may_be_clip` is read from its beginning if its sound is no longer
+    than the section: then it is the section.
+
+    Raises:
+        ClipError: not_audio, truncated, too_long, too_short for one frame, out_of_phase, out_of_range, too_large for
+            memory, or network.
+    """
+    try:
+        section, declared_s = _read(file, start_s, duration_s, may_be_clip=may_be_clip)
+    except FFmpegError as err:
+        raise _classified(err, file) from err
+    except OSError as err:  # of a remote file, from our own file system
+        raise ClipError(Reason.NETWORK, f"reading it: {err}") from err
+    _check_complete(section, start_s, duration_s, declared_s)
+    waveform = section.waveform
+    if duration_s is not None:
+        waveform = waveform[: round(duration_s * SAMPLE_RATE_HZ)]
+    if num_frames_of(len(waveform)) < 1:
+        raise ClipError(Reason.TOO_SHORT, f"{len(waveform) / SAMPLE_RATE_HZ * 1000:.1f} ms, less than one frame")
+    _check_samples(waveform, section.level_share)
+    return waveform
+
+
+def _read(
+    file: BinaryIO | str,
+    start_s: float,
+    duration_s: float | None,
+    *,
+    may_be_clip: bool,
+) -> tuple[Section, float | None]:
+    """The section, and how long the sound is by the file's header."""
+    with _opened(file) as (container, track):
+        opened = functools.partial(_bytes_of, file)
+        is_seekable = isinstance(file, str) or file.seekable()
+        declared_s = headers.declared_s(container, track, opened) if is_seekable else None
+        limit_s = None
+        if may_be_clip and duration_s is not None and start_s > 0:
+            limit_s = (1 + SHORTFALL_SHARE) * duration_s
+        if limit_s is None or (declared_s is not None and declared_s > limit_s):
+            may_seek = container.format.name != "ogg" or (is_seekable and not _is_chained_ogg(file, opened))
+            return read_section(container, track, start_s, duration_s, may_seek=may_seek), declared_s
+        is_recording = is_longer(container, track, limit_s)
+    start_s = start_s if is_recording else 0.0
+    return _read(file, start_s, duration_s, may_be_clip=False)
+
+
+def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
+    """Times start again within a chain, so a seek may land in any of its links."""
+    with opened() as beginning:
+        return headers.is_chained_ogg(beginning, every_page=isinstance(file, str | io.BytesIO))
+
+
+@contextmanager
+def _opened(file: BinaryIO | str) -> Iterator[tuple[InputContainer, av.AudioStream]]:
+    """The container, from its beginning, and the track to take."""
+    if not isinstance(file, str) and file.seekable():
+        file.seek(0)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
+    with av.open(file, mode="r", metadata_errors="ignore", container_options=options) as container:
+        if (track := chosen_track(container)) is None:
+            raise ClipError(Reason.NOT_AUDIO, f"no audio stream that FFmpeg decodes ({container.format.name})")
+        yield container, track
+
+
+@contextmanager
+def _bytes_of(file: BinaryIO | str) -> Iterator[BinaryIO]:
+    """The file from its beginning, whatever has been read of it; where it was is restored."""
+    if isinstance(file, str):
+        with open(file.removeprefix("file:"), "rb") as opened:
+            yield opened
+        return
+    before = file.tell()
+    file.seek(0)
+    yield file
+    file.seek(before)
+
+
+def _check_complete(section: Section, start_s: float, duration_s: float | None, declared_s: float | None) -> None:
+    """Raises ClipError if too little of the sound is there."""
+    length_s, there_s = section.length_s, section.length_s - section.missing_s
+    if duration_s is not None and there_s < (1 - SHORTFALL_SHARE) * duration_s:
+        raise ClipError(Reason.TRUNCATED, f"{there_s:.2f} s of {duration_s:.2f} s asked for")
+    if duration_s is None and there_s < (1 - SHORTFALL_SHARE) * length_s:
+        raise ClipError(Reason.TRUNCATED, f"{section.missing_s:.2f} s of {length_s:.2f} s are damaged")
+    if section.decoded_s < MIN_DECODED_SHARE * length_s:
+        raise ClipError(Reason.TRUNCATED, f"{section.decoded_s:.2f} s of sound in {length_s:.2f} s, by its timestamps")
+    if duration_s is not None:
+        return
+    if length_s > MAX_CLIP_S:
+        raise ClipError(Reason.TOO_LONG, f"more than {MAX_CLIP_S:.0f} s; give start_s and end_s")
+    if declared_s is not None:
+        shortfall_s = declared_s - start_s - length_s
+        if shortfall_s > max(SHORTFALL_SHARE * (declared_s - start_s), CODEC_DELAY_S):
+            raise ClipError(Reason.TRUNCATED, f"{length_s:.2f} s of {declared_s - start_s:.2f} s by its header")
+
+
+def _check_samples(waveform: np.ndarray, level_share: float) -> None:
+    """Raises ClipError for sound that is not in the waveform, or not of the waveform's scale."""
+    if not np.isfinite(waveform).all():  # samples may be floating point
+        raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")
+    if level_share < CANCELLED_SHARE:
+        message = f"its channels cancel each other: their mean has {100 * level_share:.2g} % of their level"
+        raise ClipError(Reason.OUT_OF_PHASE, message)
+    if (peak := float(np.abs(waveform).max(initial=0))) > MAX_PEAK:
+        raise ClipError(
+            Reason.OUT_OF_RANGE, f"its samples reach {peak:,.0f} where 1 is full scale: integers as floats?"
+        )
+
+
+def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
+    if isinstance(file, str) and err.errno in {errno.ENOENT, errno.EACCES}:
+        return err  # which file it was, the caller knows
+    if isinstance(file, str) and err.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
+        return ClipError(Reason.MISSING_FILE, f"there is no such file: {err.strerror}")
+    if err.errno == errno.ENOMEM:
+        return ClipError(Reason.TOO_LARGE, "takes more memory than a clip may")
+    if err.errno == errno.EIO:  # what a WebM file gives that ends within its head, and a disk that is failing
+        return ClipError(Reason.TRUNCATED, f"FFmpeg: {err.strerror}")
+    note = "; or of a format that is not read, as playlists are" if err.errno == errno.EINVAL else ""
+    return ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}{note}")

@@ -1,0 +1,212 @@
+"""The samples of a section of a recording: which frames of which track, at which time, and what is missing.
+
+Time. A section's times count from the beginning of the file as FFmpeg's program counts them (`-ss`): from the
+container's start time, which may lie before the first sample of the sound; in MPEG-TS and the like from that sample. A
+section that starts at 0 begins with the first sample. Within a recording, samples are counted; a timestamp only matters
+where it leaves the count by more than `GAP_S`. There, as for FFmpeg's program,
+
+- times that start again, as in chained Ogg or files that were joined, go on where the samples stand;
+- a jump of more than `DISCONTINUITY_S` in a format whose clock may jump (MPEG-TS, Ogg) is another clock, not a pause.
+
+Any other jump forward is a hole of the recording, and here the rule is not the program's, which closes it: silence of
+that length takes its place, so that what follows keeps its time. A hole with lost data in it, a packet that cannot be
+decoded or bytes that no packet has, is counted in `missing_s`; without, the recorder sent nothing while it was quiet.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+
+from pipeline.prepare.audio.mono import Mono
+from pipeline.prepare.audio.packets import GAP_S, Decoded, Packets, clock_may_jump
+from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
+
+SEEK_MARGIN_S = 1.0
+"""Decoding starts this much before the section: codecs with a memory (Opus, AAC) need a run-up."""
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+"""Sample rates of sound. A header may claim any, and seconds of it would be a handful of samples or gigabytes."""
+
+
+@dataclass(frozen=True)
+class Section:
+    waveform: np.ndarray
+    """float32 `[samples]`, mono, 16 kHz. It may exceed [-1, 1]."""
+    length_s: float
+    decoded_s: float
+    """What came out of the decoder; the rest of `length_s` fills holes."""
+    missing_s: float
+    """The part of `length_s` that was lost to damage."""
+    level_share: float
+    """See `Mono.level_share`."""
+
+
+def chosen_track(container: InputContainer) -> av.AudioStream | None:
+    """The track that FFmpeg's program takes: a default one before others, then the one with most channels."""
+
+    def rank(track: av.AudioStream) -> tuple[bool, bool, int]:
+        channels = track.codec_context.channels
+        return channels > 0, Disposition.default in Disposition(track.disposition), channels
+
+    known = [track for track in container.streams.audio if track.codec_context is not None]  # to this FFmpeg
+    return max(known, key=rank, default=None)  # the first of equals
+
+
+def read_section(
+    container: InputContainer,
+    track: av.AudioStream,
+    start_s: float,
+    duration_s: float | None,
+    *,
+    may_seek: bool = True,
+) -> Section:
+    """Decode `duration_s` from `start_s` on, or all the rest up to a little more than MAX_CLIP_S.
+
+    What is missing at either end is left out, never made up.
+
+    Raises:
+        ClipError: not_audio.
+        FFmpegError: nothing could be decoded, or memory did not suffice.
+    """
+    zero_s = _start_s(container, track)
+    packets = Packets(container, track)
+    run_up_s = zero_s + start_s - SEEK_MARGIN_S if may_seek and not packets.must_count else -math.inf
+    cutter = _Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=float(track.time_base or 1))
+    cutter.sound_end_s = None if packets.end_s is None else packets.end_s - zero_s
+    for decoded in packets.frames(run_up_s):
+        if cutter.take(decoded, zero_s):
+            break
+    if packets.error is not None and not cutter.has_begun:
+        raise packets.error
+    return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s])
+
+
+def _start_s(container: InputContainer, track: av.AudioStream) -> float:
+    """When the recording begins, by its clock: with its first track, or where the clock may jump, with this one."""
+    if clock_may_jump(container) and track.start_time is not None and track.time_base is not None:
+        return float(track.start_time * track.time_base)
+    return (container.start_time or 0) / av.time_base
+
+
+class _Cutter:
+    """Frames in their order → the samples of a section. Positions are in samples of the rate at that place."""
+
+    def __init__(self, start_s: float, duration_s: float | None, *, is_timed: bool, tick_s: float) -> None:
+        self.start_s, self.is_timed, self.tick_s = start_s, is_timed, tick_s
+        self.max_length_s = MAX_CLIP_S if duration_s is None else duration_s
+        self.sound_end_s: float | None = None
+        """When the sound ends, if that is within a packet."""
+        self._mono = Mono()
+        self._rate_hz = 0
+        self._zero = 0  # of the timestamps
+        self._position: int | None = None  # of the next sample
+        self._next_wanted = self._end = 0
+        self._grid = 0  # where the recording's second frame begins, and others of the same size may
+        self._drifts: list[int] | None = None  # timestamp less position of frames after a skip
+        self._sizes: set[int] = set()  # of these frames
+        self._decoded_s = self._length_s = 0.0
+        self._holes_s: list[tuple[float, float]] = []
+
+    @property
+    def has_begun(self) -> bool:
+        return self._position is not None
+
+    def take(self, decoded: Decoded, zero_s: float) -> bool:
+        """Returns whether the section is complete. `zero_s`: the timestamp of time 0."""
+        frame = decoded.frame
+        if frame.rate != self._rate_hz:
+            self._change_rate(frame.rate)
+        stamp = None if frame.time is None else round((frame.time - zero_s) * frame.rate) - self._zero
+        if self._position is None:
+            self._begin(stamp or 0, frame.samples)
+        elif decoded.after_skip:
+            assert stamp is not None, "a frame after a skip has a timestamp"
+            self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {frame.samples}
+        elif stamp is not None and self.is_timed:
+            self._follow(stamp, frame.samples, after_damage=decoded.after_damage)
+        assert self._position is not None
+        begin, self._position = self._position, self._position + frame.samples
+        if self._position > self._next_wanted and self._drifts:
+            begin = self._settled(begin, frame.samples)
+            self._position = begin + frame.samples
+        if self._position <= self._next_wanted:
+            return False  # not yet there; hours of this must not pile up
+        if begin > self._next_wanted:
+            hole = min(begin, self._end) - self._next_wanted
+            self._mono.add_silence(hole, self._rate_hz)
+            hole_begin_s = (self._zero + self._next_wanted) / self._rate_hz
+            self._holes_s.append((hole_begin_s, hole_begin_s + hole / self._rate_hz))
+            self._next_wanted += hole
+            self._length_s += hole / self._rate_hz
+        num_taken = min(self._position, self._end) - self._next_wanted
+        if num_taken > 0:
+            self._mono.add(frame, self._next_wanted - begin, self._next_wanted - begin + num_taken)
+            self._next_wanted += num_taken
+            self._length_s += num_taken / self._rate_hz
+            self._decoded_s += num_taken / self._rate_hz
+        return self._next_wanted >= self._end
+
+    def section(self, lost_s: list[tuple[float, float]]) -> Section:
+        """`lost_s`: from when to when data were lost, by the timestamps. Where samples came all the same, as from a
+        decoder that goes on within a packet, nothing is missing."""
+        missing_s = sum(_missing_s(hole, lost_s) for hole in self._holes_s)
+        return Section(self._mono.waveform(), self._length_s, self._decoded_s, missing_s, self._mono.level_share())
+
+    def _begin(self, stamp: int, num_samples: int) -> None:
+        if self.start_s == 0:
+            self._zero, self._position = stamp, 0
+        else:
+            self._position = stamp
+            self._next_wanted = max(self._next_wanted, stamp)  # before it there was no sound, and silence is none
+        self._grid = self._position + num_samples
+        if self.sound_end_s is not None:
+            self._end = min(self._end, round(self.sound_end_s * self._rate_hz) - self._zero)
+
+    def _follow(self, stamp: int, num_samples: int, *, after_damage: bool) -> None:
+        assert self._position is not None
+        drift = stamp - self._position
+        if drift > (num_samples // 2 if after_damage else GAP_S * self._rate_hz):
+            frames = round(drift / num_samples) * num_samples  # of the size of this one, as most are that are missing
+            self._position += frames if self._is_rounding(frames - drift) else drift
+            if self._drifts:
+                self._drifts, self._sizes = [0], set()
+        elif self._drifts:
+            self._drifts.append(drift)
+        self._sizes.add(num_samples)
+
+    def _settled(self, begin: int, num_samples: int) -> int:
+        """Where a frame begins, by the timestamps of the run-up: one alone is rounded, or a block off (Vorbis)."""
+        begin += statistics.median_low(self._drifts or [0])
+        self._drifts = None
+        on_grid = self._grid + round((begin - self._grid) / num_samples) * num_samples
+        return on_grid if self._sizes == {num_samples} and self._is_rounding(on_grid - begin) else begin
+
+    def _is_rounding(self, num_samples: int) -> bool:
+        """Whether a difference is no more than a tick of the container's clock."""
+        return abs(num_samples) <= self.tick_s * self._rate_hz + 1
+
+    def _change_rate(self, rate_hz: int) -> None:
+        if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+            raise ClipError(Reason.NOT_AUDIO, f"a sample rate of {rate_hz} Hz")
+        if not self._rate_hz:
+            self._next_wanted = round(self.start_s * rate_hz)
+            self._end = self._next_wanted + math.ceil(self.max_length_s * rate_hz) + 1
+        else:
+            ratio = rate_hz / self._rate_hz
+            self._zero, self._next_wanted = round(self._zero * ratio), round(self._next_wanted * ratio)
+            self._end = math.ceil(self._end * ratio)
+            self._position = None if self._position is None else round(self._position * ratio)
+            self._grid, self._drifts = self._position or 0, None
+        self._rate_hz = rate_hz
+
+
+def _missing_s(hole: tuple[float, float], lost_s: list[tuple[float, float]]) -> float:
+    """How much of a hole was lost. Its place is by samples and theirs by timestamps, which may differ by `GAP_S`."""
+    begin_s, end_s = hole
+    near_s = [end - begin for begin, end in lost_s if begin < end_s + GAP_S and end > begin_s - GAP_S]
+    return min(end_s - begin_s, sum(near_s))

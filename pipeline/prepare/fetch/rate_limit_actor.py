@@ -1,0 +1,92 @@
+"""What the jobs of a cluster share, the pace of their fetches, and what they may not: an output."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from ast_core.errors import DataError
+from pipeline import storage
+from pipeline.cluster import ASK_AGAIN_S, NAMESPACE, end, hold, on_this_node
+from pipeline.prepare.clip import Reason
+from pipeline.prepare.fetch.pacing import Fetching, Pace, Pacer, Turn
+
+PACER = "pacer"
+ANSWER_S = 10.0
+"""Of a pacer that is asked for a line of progress."""
+
+
+@contextmanager
+def cluster_turns(pace: Pace, *, own_addresses: bool = False) -> Iterator["ClusterTurns"]:
+    """Turns of a job at the one pacer of its cluster. Where no job has made it, this one does, and ends it."""
+    try:
+        ray.get_actor(PACER, namespace=NAMESPACE)
+        is_ours = False
+    except ValueError:
+        is_ours = True
+    pacer = _cluster_pacer()
+    try:
+        yield ClusterTurns(pace, own_addresses, pacer)
+    finally:
+        if is_ours:
+            end(pacer, PACER)
+
+
+class ClusterTurns:
+    """What a job's workers ask for turns. Safe to pickle.
+
+    The pacer ends with the job that made it, and what it knew with it. The next call of another job, by whichever of
+    its processes, makes a new one, which hears of throttling from the next fetch. So what a job has got wrong does not
+    rest the one after it.
+    """
+
+    def __init__(self, pace: Pace, own_addresses: bool, pacer: Any) -> None:
+        self._pace, self._own_addresses, self._pacer = pace, own_addresses, pacer
+        self._job = ray.get_runtime_context().get_job_id()
+
+    def turn(self, host: str) -> Turn:
+        home = ray.util.get_node_ip_address() if self._own_addresses else "this network"
+        turn: Turn = self._call(lambda pacer: ray.get(pacer.turn.remote(self._pace, home, host)))
+        return turn
+
+    def report(self, address: str, host: str, reason: Reason | None) -> None:
+        self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason, self._job)))
+
+    def fetching(self) -> Fetching | None:
+        """As the pacer says, since it began; None while it cannot be heard, since progress goes on without."""
+        try:
+            fetching: Fetching = ray.get(self._pacer.fetching.remote(self._job), timeout=ANSWER_S)
+        except RayActorError:
+            self._pacer = _cluster_pacer()
+            return None
+        except RayError:
+            return None
+        return fetching
+
+    def _call(self, ask: Callable[[Any], Any]) -> Any:
+        while True:
+            try:
+                return ask(self._pacer)
+            except RayActorError:
+                time.sleep(ASK_AGAIN_S)
+                self._pacer = _cluster_pacer()
+
+
+def _cluster_pacer() -> Any:
+    return ray.remote(Pacer).options(name=PACER, get_if_exists=True, **on_this_node()).remote()
+
+
+@contextmanager
+def sole_writer(output: str) -> Iterator[None]:
+    """Hold `output` against other jobs: those of this cluster, and any other where the output is on a local disk.
+
+    Raises:
+        DataError: where another job holds it.
+    """
+    with ExitStack() as held:
+        if not (held.enter_context(storage.lock(output)) and held.enter_context(hold("prepare", output))):
+            raise DataError(f"another job is preparing {output}; wait for its end, or stop it")
+        yield

@@ -1,0 +1,362 @@
+"""The samples of a section of a recording on the web: yt-dlp says where it is, and its bytes are read as needed.
+
+Runs in a process of its own (`pipeline.prepare.sandbox`), which imports neither PyTorch nor Ray.
+"""
+
+import functools
+import ipaddress
+import optparse
+import os
+import posixpath
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+import yt_dlp
+from deno import find_deno_bin
+from yt_dlp.extractor import gen_extractor_classes
+from yt_dlp.networking import Request, Response
+from yt_dlp.utils import YoutubeDLError
+
+from ast_core.errors import ConfigError, UserError
+from ast_core.text_files import decode_text
+from pipeline.prepare.audio.decode import decode_section
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.fetch.failures import failure_of
+from pipeline.prepare.fetch.http_file import HttpFile
+from pipeline.prepare.fetch.pacing import check_address
+from pipeline.prepare.fetch.private_hosts import Endpoint, check_name, endpoint_of, public_hosts_only
+
+MAX_FETCH_BYTES = 256 << 20
+"""A section of audio has less; a whole recording of three hours in a good codec fits too."""
+
+USERS_OPTIONS = {
+    "client_certificate",
+    "client_certificate_key",
+    "client_certificate_password",
+    "cookiefile",
+    "extractor_args",
+    "extractor_retries",
+    "format",
+    "format_sort",
+    "geo_bypass",
+    "geo_verification_proxy",
+    "headers",
+    "impersonate",
+    "js_runtimes",
+    "legacy_server_connect",
+    "no_check_certificate",
+    "password",
+    "proxy",
+    "referer",
+    "retries",
+    "sleep_interval_requests",
+    "source_address",
+    "twofactor",
+    "user_agent",
+    "username",
+    "videopassword",
+}
+"""yt-dlp's options, by the names that its parser gives them, that say how a host is asked and by whom. Any other would
+say what is fetched or where it goes, read or write files, or run programs."""
+
+IN_PIECES = {
+    "m3u8": "m3u8_native",
+    "m3u8_native": "m3u8_native",
+    "http_dash_segments": "http_dash_segments",
+    "http_dash_segments_generator": "http_dash_segments_generator",
+}
+"""Protocols of HLS and DASH, by yt-dlp's names, and that by which yt-dlp itself joins the pieces, without FFmpeg."""
+
+MAX_BOXES, GLIMPSE_S = 1000, 0.2
+"""Top-level parts of an MP4 file, and seconds of any other, that are looked at to see whether it has been cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class YtDlp:
+    """How to ask the host. Travels to workers."""
+
+    timeout_s: float = 30.0
+    """Without a byte."""
+    args: tuple[str, ...] = ()
+    """yt-dlp's own command-line options: client, token provider, cookies, proxy, JavaScript runtime, …"""
+    cookies: str | None = None
+    """The text of the cookie file that `args` name: a worker writes into a copy of its own."""
+    allow_private_hosts: bool = False
+    """Whether a URL may lead to an address that is not public."""
+    own_hosts: tuple[Endpoint, ...] = ()
+    """Hosts that the user names, and not a list: their addresses may be private."""
+
+    @classmethod
+    def from_args(cls, args: list[str], *, timeout_s: float, **settings: Any) -> "YtDlp":
+        """Raises ConfigError as `options_of` does, and for a proxy or a file of cookies that cannot be used."""
+        options = options_of(tuple(args))
+        if proxy := options.get("proxy"):
+            check_address(proxy, "--yt-dlp's --proxy")
+        try:
+            file = options.get("cookiefile")
+            cookies = decode_text(Path(file).read_bytes(), file) if file else None
+        except (OSError, UserError) as err:
+            raise ConfigError(f"cannot read the cookies that --yt-dlp names: {err}") from err
+        return cls(timeout_s=timeout_s, args=tuple(args), cookies=cookies, **settings)
+
+
+@functools.cache
+def options_of(args: tuple[str, ...]) -> dict[str, Any]:
+    """What a command line of yt-dlp sets, as its Python API takes it. Configuration files are not read.
+
+    Raises:
+        ConfigError: for an option that yt-dlp does not know, or that is none of USERS_OPTIONS.
+    """
+    try:
+        given = yt_dlp.parse_options(list(args))
+    except (optparse.OptParseError, SystemExit, EOFError) as err:
+        raise ConfigError(f"yt-dlp does not take {' '.join(args)!r}: {str(err).rpartition('error: ')[2]}") from err
+    usual = yt_dlp.parse_options([])
+    for name in _set_by(given) - USERS_OPTIONS:
+        groups = [given.parser, *given.parser.option_groups]
+        options = (str(option) for group in groups for option in group.option_list if option.dest == name)
+        raise ConfigError(
+            f"--yt-dlp must not set {min(options, key=len, default=name)}: it takes options that say how a host is "
+            "asked (clients, tokens, cookies, log-in, proxies, headers, certificates, formats); all else is set already"
+        )
+    if given.urls:
+        raise ConfigError(f"--yt-dlp takes options of yt-dlp, and {given.urls[0]!r} is none")
+    return {name: value for name, value in given.ydl_opts.items() if value != usual.ydl_opts[name]}
+
+
+def _set_by(given: Any) -> set[str]:
+    """Options that differ from their defaults, by the names that yt-dlp's parser gives them."""
+    usual = vars(yt_dlp.parse_options([]).options)
+    return {name for name, value in vars(given.options).items() if value != usual.get(name)}
+
+
+def check_tools() -> None:
+    """Raises UserError where a program is missing without which no clip could be fetched."""
+    try:
+        find_deno_bin()
+    except (OSError, RuntimeError) as err:
+        raise UserError(f"cannot fetch: {err}; install the project's requirements again") from err
+
+
+def fetch_with_ytdlp(
+    url: str,
+    start_s: float,
+    duration_s: float | None,
+    *,
+    settings: YtDlp = YtDlp(),
+    address: str | None = None,
+    every_client: bool = False,
+) -> np.ndarray:
+    """float32 `[samples]`, mono, 16 kHz: the section that `decode_section` reads from the recording at `url`.
+
+    Only as much of it is fetched as the section needs, where the host serves byte ranges. What a site offers in pieces
+    alone (HLS, DASH) is fetched whole, as a piece has no place in the recording by itself.
+
+    Args:
+        address: a proxy's URL or a source IP address; None goes out as the machine does.
+        every_client: ask as each of YouTube's clients that yt-dlp knows, where the usual ones were refused.
+
+    Raises:
+        ClipError: the first of REASONS that fits, or what is wrong with the recording.
+        UserError: this machine's fault (disk, programs), which no other clip would escape.
+    """
+    with tempfile.TemporaryDirectory(prefix="ast-fetch-", ignore_cleanup_errors=True) as folder:
+        options = _options(settings, folder, address, every_client=every_client)
+        try:
+            with yt_dlp.YoutubeDL(options) as downloader, _only_allowed_hosts(settings, downloader):
+                offer = _offer(downloader, url)
+                if offer.get("protocol") in IN_PIECES:
+                    return decode_section(f"file:{_joined(downloader, offer, folder)}", start_s, duration_s)
+                return _read(offer, start_s, duration_s, partial(_open, downloader, offer, settings))
+        except (YoutubeDLError, OSError) as err:
+            raise failure_of(err) from err
+
+
+def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
+    """Where the media is, as yt-dlp describes it.
+
+    At an address that yt-dlp knows no site for, it is the media: whoever answers there with a page or a playlist could
+    name any other address, of this network too.
+    """
+    if not _is_site(url):
+        return {"url": url, "is_site": False}
+    offer: dict[str, Any] = downloader.extract_info(url, download=False)
+    if "url" not in offer:
+        raise ClipError(Reason.SETUP, f"yt-dlp finds {offer.get('_type', 'several streams')} there, and no recording")
+    if offer.get("is_live"):
+        raise ClipError(Reason.SETUP, "the recording is still being made")
+    if offer.get("protocol") not in ("http", "https", *IN_PIECES):
+        said = f"the site offers no file, only {offer.get('protocol')}, which is not read"
+        raise ClipError(Reason.SETUP, f"{said}; --yt-dlp may name another client")
+    return offer
+
+
+def _joined(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], folder: str) -> str:
+    """The path of a recording whose pieces yt-dlp has fetched and joined.
+
+    Raises:
+        ClipError: too_large.
+        YoutubeDLError: a piece cannot be had.
+    """
+    path = os.path.join(folder, "joined")
+    downloader.dl(path, offer | {"protocol": IN_PIECES[offer["protocol"]]})
+    return path
+
+
+def _bounded(status: dict[str, Any]) -> None:
+    """A hook of yt-dlp's, which calls it as pieces come."""
+    if status.get("downloaded_bytes", 0) > MAX_FETCH_BYTES:
+        raise ClipError(Reason.TOO_LARGE, f"more than {MAX_FETCH_BYTES >> 20} MiB in pieces")
+
+
+def _is_site(url: str) -> bool:
+    return any(site.suitable(url) for site in gen_extractor_classes() if site.ie_key() != "Generic")
+
+
+def _open(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, url: str) -> HttpFile:
+    def ask(headers: dict[str, str]) -> Response:
+        headers = offer.get("http_headers", {}) | {"Accept-Encoding": "identity"} | headers
+        if not settings.allow_private_hosts:
+            check_name(url, settings.own_hosts)
+        response: Response = downloader.urlopen(Request(url, headers=headers))
+        if not settings.allow_private_hosts:
+            check_name(response.url, settings.own_hosts)
+        return response
+
+    return HttpFile(
+        ask,
+        max_bytes=MAX_FETCH_BYTES,
+        check_ranges=not offer.get("is_site", True),
+        name=posixpath.basename(urlsplit(url).path),
+    )
+
+
+def _read(
+    offer: dict[str, Any], start_s: float, duration_s: float | None, open_url: Callable[[str], HttpFile]
+) -> np.ndarray:
+    """Whatever FFmpeg makes of a file that could not be read on, the reason is why it could not."""
+    opened: list[HttpFile] = []
+
+    def open_part(url: str) -> BinaryIO:
+        opened.append(open_url(url))
+        return cast(BinaryIO, opened[-1])
+
+    with ExitStack() as closing:
+        error: Exception | None = None
+        try:
+            file = open_part(offer["url"])
+            section = decode_section(file, start_s, duration_s)
+        except Exception as err:  # whatever a file that seems to end makes of its reader
+            error = err
+            if isinstance(err, ClipError) and err.reason is Reason.NOT_AUDIO and _is_cut(opened[0], start_s):
+                error = ClipError(Reason.TRUNCATED, f"the file ends before that section ({err.message})")
+        for part in opened:
+            closing.callback(part.close)
+    for failure in (*(part.failure for part in opened), error):
+        if failure is not None:
+            raise failure
+    return section
+
+
+def _is_cut(file: HttpFile, start_s: float) -> bool:
+    """Whether this is a recording after all, of which the host has the beginning."""
+    if _ends_within_a_box(file):
+        return True
+    file.seek(0)
+    with suppress(ClipError):
+        return start_s > 0 and len(decode_section(cast(BinaryIO, file), 0.0, GLIMPSE_S)) > 0
+    return False
+
+
+def _ends_within_a_box(file: HttpFile) -> bool:
+    """Whether this is an MP4 file that is shorter than its parts say."""
+    size, position = file.seek(0, os.SEEK_END), 0
+    for _ in range(MAX_BOXES):
+        file.seek(position)
+        box = file.read(16)
+        if len(box) < 16 or (position == 0 and box[4:8] != b"ftyp"):
+            return False
+        length = int.from_bytes(box[:4])
+        length = int.from_bytes(box[8:16]) if length == 1 else length
+        position += max(8, length)
+        if position >= size or length == 0:
+            return position > size
+    return False
+
+
+@contextmanager
+def _only_allowed_hosts(settings: YtDlp, downloader: yt_dlp.YoutubeDL) -> Iterator[None]:
+    if settings.allow_private_hosts:
+        yield
+        return
+    proxies = [endpoint_of(proxy) for proxy in downloader.proxies.values() if proxy and "://" in proxy]
+    with public_hosts_only((*settings.own_hosts, *proxies)):
+        yield
+
+
+def _options(settings: YtDlp, folder: str, address: str | None, *, every_client: bool) -> dict[str, Any]:
+    given = dict(options_of(settings.args))
+    if settings.cookies is not None:
+        given["cookiefile"] = f"{folder}/cookies.txt"
+        Path(given["cookiefile"]).write_text(settings.cookies)
+    if every_client:
+        extractor_args = given.get("extractor_args", {})
+        youtube = extractor_args.get("youtube", {}) | {"player_client": ["all"]}
+        given["extractor_args"] = extractor_args | {"youtube": youtube}
+    if address is not None and "://" in address:
+        given["proxy"] = address
+    elif address is not None:
+        given["source_address"] = str(ipaddress.ip_address(address))
+    if source := given.get("source_address"):
+        _check_is_ours(source)
+    usual = {
+        # A file by preference, which needs one request.
+        "format": "bestaudio[protocol~='^https?$']/best[protocol~='^https?$']/bestaudio/best",
+        "retries": 2,
+        # YouTube's player needs a JavaScript runtime; in its wheel, maybe not on the PATH.
+        "js_runtimes": {"deno": {"path": find_deno_bin()}},
+    }
+    ours = {
+        "paths": {"home": folder, "temp": folder},
+        "noplaylist": True,
+        "quiet": True,
+        "no_warnings": True,
+        "noprogress": True,
+        "logger": _Silent(),
+        "cachedir": False,
+        "socket_timeout": settings.timeout_s,
+        "external_downloader": "native",
+        "skip_unavailable_fragments": False,
+        "progress_hooks": [_bounded],
+    }
+    return usual | given | ours
+
+
+def _check_is_ours(address: str) -> None:
+    """Otherwise clip after clip would fail, as if by the network. Raises UserError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.bind((address, 0))
+    except OSError as err:
+        raise UserError(
+            f"this machine has no address {address} ({err.strerror}); use `--addresses node`, or proxies"
+        ) from err
+
+
+class _Silent:
+    """yt-dlp's messages reach us as exceptions; a second copy on the terminal of 2 million clips helps nobody."""
+
+    def debug(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+    def error(self, message: str) -> None: ...

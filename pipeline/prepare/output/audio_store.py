@@ -1,0 +1,205 @@
+"""Decoded audio, kept: a store from which features are made anew without fetching or decoding the media again.
+
+STORE/labels.csv              index,mid,display_name
+STORE/SPLIT/audio/*.parquet   one row a clip (`KEPT`); a file has the clips and the name of a shard of the data set
+
+A clip is kept as FLAC, 16 kHz, mono, 16 bit. Features of a run that keeps its audio are computed from what is kept, so
+those that are made from the store are equal to the byte. A file is written before its shard: whatever ends a run, each
+prepared clip is in the store, and one that is there twice then is once when the run that follows has published.
+"""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ast_core.errors import DataError
+from ast_core.frames import SAMPLE_RATE_HZ
+from ast_core.labels import LabelVocabulary
+from pipeline import dataset, parquet, storage
+from pipeline.prepare.clip import WAVEFORM
+from pipeline.prepare.sources import archives
+from pipeline.prepare.sources.own_outputs import holds_clips
+
+FLAC_OPTIONS = {"compression_level": "0", "frame_size": "4096"}
+"""A higher level saves 5 % of the bytes and costs a third more time when decoding. The small frames that FFmpeg chooses
+at this rate would double the time of coding and of decoding."""
+
+FULL_SCALE = 1 << 15
+
+KEPT = pa.schema(
+    [
+        pa.field("clip_id", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("video_id", pa.string()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("labels", dataset.LABELS),  # indices into labels.csv
+        pa.field("label_names", pa.list_(pa.string())),
+        pa.field("num_clipped", pa.int32()),  # samples that were beyond full scale
+        pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ]
+)
+"""Nothing but a video_id is null, yet all may be: Hugging Face `datasets` takes no other column for what it is."""
+
+_VALUES = {"start_s": "float64", "end_s": "float64", "num_clipped": "int32"}
+_LISTS = {"labels": "int16", "label_names": "string"}
+_FEATURES = {
+    **{name: {"dtype": _VALUES.get(name, "string"), "_type": "Value"} for name in KEPT.names},
+    **{name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "Sequence"} for name, kind in _LISTS.items()},
+    "audio": {"sampling_rate": SAMPLE_RATE_HZ, "_type": "Audio"},
+}
+_METADATA = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
+"""By which Hugging Face `datasets` knows the audio as such."""
+
+
+def keep_audio(rows: pa.Table) -> pa.Table:
+    """Rows with `waveform` in; out come rows with `kept` (FLAC, null where failed) and its waveform, one for one."""
+    waveforms = rows["waveform"].combine_chunks()
+    samples = to_16_bit(waveforms.values.to_numpy())
+    ends = waveforms.offsets.to_numpy()
+    kept = [_flac(samples[begin:end]) if end > begin else None for begin, end in pairwise(ends)]
+    rounded = pa.ListArray.from_arrays(waveforms.offsets, pa.array(samples / np.float32(FULL_SCALE)), type=WAVEFORM)
+    rows = rows.set_column(rows.column_names.index("waveform"), "waveform", rounded)
+    return rows.append_column("kept", pa.array(kept, pa.binary()))
+
+
+def to_16_bit(waveform: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def flac_bytes(waveform: np.ndarray) -> bytes:
+    """FLAC of a waveform in [-1, 1], mono at 16 kHz, rounded to 16 bit."""
+    return _flac(to_16_bit(waveform))
+
+
+def _flac(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="flac", options={"metadata_header_padding": "0"}) as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options=FLAC_OPTIONS)
+        stream.format = "s16"
+        frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
+        frame.rate = SAMPLE_RATE_HZ
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class AudioStore:
+    """A store that a run writes to. `labels` are those of the data set."""
+
+    uri: str
+    labels: LabelVocabulary
+
+    def claim(self) -> None:
+        """Refuse a folder that holds something else; claim an empty one by writing the labels."""
+        file = dataset.labels_csv(self.uri)
+        if storage.exists(file):
+            if LabelVocabulary.from_csv(storage.read_text(file), origin=file) == self.labels:
+                return
+            if holds_clips(self.uri):
+                raise DataError(f"{self.uri} keeps audio with other labels; give another --keep-audio")
+        elif not storage.is_empty(self.uri):
+            raise DataError(f"{self.uri} is not empty and keeps no audio; give a new folder as --keep-audio")
+        storage.write_bytes(file, self.labels.to_csv().encode())
+
+    def check_has(self, split: str, clip_ids: pa.ChunkedArray) -> None:
+        """Refuse to go on with clips that were prepared without being kept: the store would never have them."""
+        if not len(clip_ids):
+            return
+        kept = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
+        lost = pc.sum(pc.invert(pc.is_in(clip_ids, value_set=kept.combine_chunks()))).as_py()
+        if lost:
+            raise DataError(
+                f"{lost} clips of split {split!r} are prepared and their audio is not in {self.uri}; "
+                "give another --output, or leave out --keep-audio"
+            )
+
+    def write(self, split: str, name: str, rows: pa.Table) -> None:
+        """Keep prepared clips, all of one split, in the file `name`."""
+        clip_ids, labels = rows["clip_id"], rows["labels"].to_pylist()
+        made = {
+            "label_names": pa.array([[self.labels.names[i] for i in clip] for clip in labels], pa.list_(pa.string())),
+            "audio": pa.StructArray.from_arrays(
+                [rows["kept"].combine_chunks(), pc.binary_join_element_wise(clip_ids, "flac", ".").combine_chunks()],
+                fields=list(KEPT.field("audio").type),
+            ),
+        }
+        table = pa.table(
+            [made.get(column, rows[column] if column in rows.column_names else None) for column in KEPT.names],
+            KEPT.names,
+        )
+        self._write(split, name, table.cast(KEPT))
+
+    def settle(self, split: str, prepared: pa.Table) -> None:
+        """Leave one copy of each clip: that beside the shard which the data set has it in, else the first.
+
+        Args:
+            prepared: `clip_id` and `shard` of the split's clips.
+        """
+        listed = list(self._clip_ids(split))
+        counts = pa.chunked_array([clip_ids for _, clip_ids in listed], pa.string()).value_counts()
+        doubled = pc.filter(counts.field("values"), pc.greater(counts.field("counts"), 1))
+        if not len(doubled):
+            return
+        of_doubled = prepared.filter(pc.is_in(prepared["clip_id"], value_set=doubled))
+        file_of = dict(zip(of_doubled["clip_id"].to_pylist(), of_doubled["shard"].to_pylist(), strict=True))
+        there = {(clip_id, file) for file, clip_ids in listed for clip_id in _among(clip_ids, doubled)}
+        file_of = {clip_id: file for clip_id, file in file_of.items() if (clip_id, file) in there}
+        for file, clip_ids in listed:
+            for clip_id in _among(clip_ids, doubled):
+                file_of.setdefault(clip_id, file)
+        for file, clip_ids in listed:
+            stays = [file_of.get(clip_id, file) == file for clip_id in clip_ids.to_pylist()]
+            if not all(stays):
+                self._drop(split, file, stays)
+
+    def _drop(self, split: str, file: str, stays: list[bool]) -> None:
+        """What stays is written before the file goes: a kill between leaves too much, not too little."""
+        uri = storage.join(self._folder(split), file)
+        if any(stays):
+            with archives.open_parquet(uri) as parquet:
+                left = parquet.read().filter(pa.array(stays))
+            self._write(split, dataset.name_of(left["clip_id"]), left)
+        storage.discard(uri)
+
+    def _write(self, split: str, name: str, table: pa.Table) -> None:
+        small = [column for column in KEPT.names if column != "audio"]
+        storage.write_file(
+            storage.join(self._folder(split), f"{name}.parquet"),
+            lambda file: pq.write_table(
+                table.replace_schema_metadata(_METADATA),
+                file,
+                row_group_size=dataset.ROW_GROUP_CLIPS,
+                compression="none",  # of FLAC nothing is left to gain
+                use_dictionary=["split", "video_id", "label_names.list.element"],
+                write_statistics=small,
+                **parquet.CHECKSUMS,
+            ),
+        )
+
+    def _clip_ids(self, split: str) -> Iterable[tuple[str, pa.Array]]:
+        """File name and clip_ids of each file."""
+        files = storage.list_files(self._folder(split), suffix=".parquet")
+        for uri, clip_ids in zip(files, archives.ahead(_clip_ids_of, files), strict=True):
+            yield uri.rsplit("/", 1)[1], clip_ids
+
+    def _folder(self, split: str) -> str:
+        return storage.join(self.uri, split, "audio")
+
+
+def _clip_ids_of(uri: str) -> pa.Array:
+    with archives.open_parquet(uri) as parquet:
+        return parquet.read(columns=["clip_id"], use_threads=False)["clip_id"].combine_chunks()
+
+
+def _among(clip_ids: pa.Array, wanted: pa.Array) -> list[str]:
+    return clip_ids.filter(pc.is_in(clip_ids, value_set=wanted)).to_pylist()

@@ -1,0 +1,137 @@
+"""What a preparation says: progress while it runs, and a table at its end."""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.prepare.clip import Reason
+from pipeline.prepare.fetch.pacing import Fetching, Pace
+from pipeline.redaction import without_secrets
+
+EVERY_S = 5.0
+EVERY_S_LATER, LATER_S = 60.0, 600.0
+"""A preparation may take weeks: after ten minutes a line a minute is enough."""
+
+LAST_LINE_S = 5.0
+"""A line that is being made may take so long at the end. A pacer that does not answer must not hide why a job fails."""
+
+
+class Progress:
+    """Clips done, rate, time left, fetches, failures by reason, addresses at rest: a line every few seconds while open.
+
+    Clips are done, or have failed, when their shard is written. At a slow pace that takes long: hence the fetches.
+    """
+
+    def __init__(
+        self, num_clips: int, say: Callable[[str], None], fetching: Callable[[], Fetching | None] | None = None
+    ) -> None:
+        self.num_clips = num_clips
+        self.failures: Counter[str] = Counter()
+        self._done = 0
+        self._say, self._fetching = say, fetching or (lambda: None)
+        self._began_s = time.monotonic()
+        self._over = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._clock.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        if kind is KeyboardInterrupt:
+            return
+        self._clock.join(LAST_LINE_S)
+        self._say(self.line(self._elapsed_s()))
+
+    def add(self, reason: str | None, clips: int) -> None:
+        self._done += clips
+        if reason is not None:
+            self.failures[reason] += clips
+
+    def line(self, elapsed_s: float, fetching: Fetching | None = None) -> str:
+        rate = self._done / max(elapsed_s, 1e-9)
+        left = duration((self.num_clips - self._done) / rate) if rate else "unknown"
+        parts = [f"done: {self._done:,} of {self.num_clips:,} clips", f"{rate:.1f} clips/s", f"left: {left}"]
+        if fetching:
+            parts.append(f"fetches: {fetching.num_ended:,}")
+        if self.failures:
+            parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
+        if fetching and fetching.at_rest:
+            resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.at_rest.items())
+            parts.append("at rest: " + ", ".join(resting))
+        return without_secrets("  ".join(parts))  # a proxy may have a password
+
+    def _tick(self) -> None:
+        while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):
+            self._say(self.line(self._elapsed_s(), self._fetching()))
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: `40 s`, `12 min 30 s`, `3 h 20 min`, `290 d 2 h`."""
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    parts: list[str] = []
+    left = round(seconds)
+    for name, size in units:
+        if left >= size or parts or size == 1:
+            parts.append(f"{left // size} {name}")
+            left %= size
+    return " ".join(part for part in parts[:2] if len(parts) == 1 or not part.startswith("0 "))
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    split: str
+    info: dict[str, Any]
+    """The split's entry of dataset.json."""
+
+    @property
+    def num_listed(self) -> int:
+        num_listed: int = self.info["listed"]
+        return num_listed
+
+    @property
+    def num_unaccounted(self) -> int:
+        """Listed clips that are neither prepared nor failed: none, if all is well."""
+        return self.num_listed - self.info["clips"] - sum(self.info["failures"].values())
+
+
+def advice(reports: Sequence["SplitReport"]) -> str:
+    """What may yet be had, by the same command; empty if nothing."""
+    again = sum(n for report in reports for reason, n in report.info["failures"].items() if Reason(reason).retry)
+    return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
+
+
+def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace, *, own_addresses: bool = False) -> str:
+    """What a run would do, and how long its fetches take. How many nodes a cluster has is not asked for."""
+    lines = [f"to do: {num_clips:,} clips, {num_fetches:,} of them to be fetched; done: {num_done:,}"]
+    if num_fetches and math.isfinite(pace.fetches_per_hour):
+        ways = f"{len(pace.addresses)} addresses" if len(pace.addresses) > 1 else "one address"
+        took = duration(pace.seconds_for(num_fetches)) + (", divided by the number of nodes" if own_addresses else "")
+        lines.append(f"at {pace.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled")
+    elif num_fetches:
+        lines.append("the fetches are not paced: --fetches-per-hour N says how many an address may make")
+    return "\n".join(lines)
+
+
+def table(reports: Sequence[SplitReport]) -> str:
+    """Listed, prepared and failed clips of each split, the failures by reason, and who left the split's index."""
+    width = max(len("split"), *(len(report.split) for report in reports))
+    lines = [f"{'split':{width}}  {'listed':>9}  {'prepared':>9}  {'failed':>7}  why"]
+    for report in reports:
+        failures = report.info["failures"]
+        left = {"no longer listed": report.info["no_longer_listed"], "moved": report.info["moved"]}
+        why = ", ".join(
+            [f"{n} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1])]
+            + [f"{what} {n}" for what, n in left.items() if n]
+        )
+        counts = f"{report.num_listed:>9,}  {report.info['clips']:>9,}  {sum(failures.values()):>7,}"
+        lines.append(f"{report.split:{width}}  {counts}  {why}".rstrip())
+    return "\n".join(lines)

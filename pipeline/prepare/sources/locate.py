@@ -1,0 +1,227 @@
+"""Where the audio of a listed section lies: on YouTube, behind a URL of one's own, or in a folder of files.
+
+A `Locate` is asked `(video_id, start_s, end_s)` and answers with a `Place`, whose `media_start_s` says where in the
+media the section begins; None if it has no such file; a `ClipError` if it can never have one.
+
+| file below an AudioFolder                   | holds                            | media_start_s |
+|---------------------------------------------|----------------------------------|---------------|
+| `ID_START.ext`, `ID_START_END.ext`,         | the section alone; preferred     | 0             |
+| `ID_START-END.ext`, `ID-START-END.ext`      |                                  |               |
+| `ID.ext`, `TITLE [ID].ext` (yt-dlp's own)   | the whole recording, or the      | None          |
+|                                             | section alone, as copies of      |               |
+|                                             | AudioSet have it                 |               |
+| `ID.ext` with `files_are_clips=True`        | the section alone                | 0             |
+
+Each may have a `Y` before the ID and lie in any folder below; START and END read `20.000`, `20` or `000020`, and an END
+has to be the section's own. Whole numbers further apart than a clip may be long are milliseconds, as in
+`ID_20000_30000.wav`. Nothing in the name `ID.ext` tells which of the two it is; its length does, when it is decoded:
+what is no longer than the section is the section. Of several files that fit, an ID without the `Y`, then a file before
+an archive's member, then the first in the order of paths is taken.
+
+Files may lie in tars, and in the `audio` column of Parquet files, as Hugging Face has it. A row there goes by its
+`video_id`, the file name in `audio.path` and its `clip_id`; with a `start_s` it is the section from there on, alone.
+"""
+
+import re
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
+from posixpath import basename, splitext
+from typing import NamedTuple
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ast_core.errors import ConfigError, DataError
+from pipeline import storage
+from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
+from pipeline.prepare.sources import archives
+from pipeline.prepare.sources.own_outputs import without_outputs
+from pipeline.redaction import without_secrets
+
+
+class Place(NamedTuple):
+    """Where the audio of a section is: three columns of CLIPS."""
+
+    media: str
+    member: str | None
+    media_start_s: float | None
+
+
+Locate = Callable[[str, float, float], Place | None]
+
+_MEDIA_NAME = re.compile(
+    r".+\.(3gp|aac|aiff?|au|avi|flac|flv|m4a|m4b|mka|mkv|mov|mp[34]|mpe?g|og[agv]|opus|ts|wav|web[am]|wm[av])",
+    re.IGNORECASE | re.DOTALL,
+)
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_TITLE = re.compile(r".+ \[([A-Za-z0-9_-]{11})\]", re.DOTALL)
+_FROM = re.compile(rf"(.+)_({_NUMBER})", re.DOTALL)
+_FROM_TO = re.compile(rf"(.+)[_-]({_NUMBER})[_-]({_NUMBER})", re.DOTALL)
+
+
+def is_media(path: str) -> bool:
+    return _MEDIA_NAME.fullmatch(basename(path)) is not None
+
+
+def stem(path: str) -> str:
+    return splitext(basename(without_secrets(path)))[0]  # a clip is named by it
+
+
+def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
+    if len(video_id) != 11:
+        raise ClipError(Reason.BAD_ID, f"a YouTube id has 11 characters, {video_id!r} has {len(video_id)}")
+    return Place(f"https://www.youtube.com/watch?v={video_id}", None, start_s)
+
+
+YOUTUBE_URL = r"(?i)^https?://([a-z0-9-]+\.)*(youtube\.com|youtu\.be|youtube-nocookie\.com)[:/]"
+
+
+def any_of_youtube(media: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring_regex(media, YOUTUBE_URL)).as_py())
+
+
+def host_of(url: str) -> str:
+    """Who counts the requests for it."""
+    if re.match(YOUTUBE_URL, url):
+        return "youtube.com"
+    host = re.match(r"https?://(?:[^/?#]*@)?([^/?#]*)", url)
+    return host[1].lower() if host else ""
+
+
+def url_template(template: str) -> Locate:
+    """Media at `template`, as in `http://host/{video_id}.webm`; with {start_s} in it, the server cuts the section."""
+    fields = set(re.findall(r"\{([^{}]*)\}", template))
+    if not re.match(r"https?://[^\s/]+", template) or "video_id" not in fields:
+        raise ConfigError(f"the media URL {template!r} must begin with http(s):// and contain {{video_id}}")
+    if unknown := sorted(fields - {"video_id", "start_s", "end_s"}):
+        raise ConfigError(
+            f"the media URL {template!r} may contain {{video_id}}, {{start_s}} and {{end_s}}, not {{{unknown[0]}}}"
+        )
+
+    def locate(video_id: str, start_s: float, end_s: float) -> Place | None:
+        url = template.replace("{video_id}", quote(video_id, safe=""))
+        url = url.replace("{start_s}", f"{start_s:.3f}").replace("{end_s}", f"{end_s:.3f}")
+        return Place(url, None, 0.0 if "start_s" in fields else start_s)
+
+    return locate
+
+
+def _stands_alone(name: str, begin: int, end: int) -> bool:
+    """Whether `name[begin:end]` is no part of a longer word; a Y may stand in front."""
+    before = name[:begin].removesuffix("Y") if begin == 1 else name[:begin]
+    return not before[-1:].isalnum() and not name[end : end + 1].isalnum()
+
+
+class AudioFolder:
+    """The media files below a folder and in its archives, listed once, when this is made.
+
+    A clip of millions takes a name and a number: its place is put together when it is asked for.
+    """
+
+    def __init__(self, uri: str, *, files_are_clips: bool = False) -> None:
+        self.files_are_clips = files_are_clips
+        self._archives: list[archives.Archive] = []
+        self._names: list[pa.Array] = []
+        self._begins = array("q")  # the number of each archive's first member; those of files are before them
+        # "ID_20.000" and "ID_20.000_30.000", whatever the file's own way to write numbers
+        self._cut: dict[str, int] = {}
+        self._whole: dict[str, int] = {}
+        try:
+            files = storage.list_files(storage.absolute(uri), recursive=True)
+        except (OSError, ValueError) as err:
+            raise DataError(f"cannot list the audio folder {uri}: {err}") from err
+        sources, notes = without_outputs(files, [file for file in files if is_media(file) or archives.is_archive(file)])
+        self.notes = notes
+        """What the user should know of the folder, a line each."""
+        self._files = list(filter(is_media, sources))
+        for number, file in enumerate(self._files):
+            self._add(stem(file), number)
+        self._end = len(self._files)
+        for listed in archives.ahead(_listed, filter(archives.is_archive, sources)):
+            if isinstance(listed, archives.OtherAudioError):
+                self.notes.append(f"not read: {listed}")
+            elif listed is not None:
+                self._add_archive(*listed)
+        if not self._end:
+            why = f" ({self.notes[0]})" if self.notes else ""
+            raise DataError(
+                f"there is no audio file below {uri}, nor a .tar of them, nor Parquet with a column `audio`{why}; "
+                "is it the right folder?"
+            )
+
+    def _add_archive(self, archive: archives.Archive, names: archives.Names) -> None:
+        self._archives.append(archive)
+        self._names.append(names.names)
+        self._begins.append(self._end)
+        for name, member in zip(names.names.to_pylist(), names.of.tolist(), strict=True):
+            self._add(name, self._end + member)
+        self._end += archive.num_members
+
+    def _add(self, name: str, number: int) -> None:
+        # An id may end in "_20" itself, so every reading of a name is kept and the id that is asked for decides.
+        if match := _TITLE.fullmatch(name):
+            self._whole.setdefault(match[1], number)
+        elif "." not in name:  # no id has a dot
+            self._whole.setdefault(name, number)
+        for section in _sections(name):
+            self._cut.setdefault(section, number)
+
+    def __call__(self, video_id: str, start_s: float, end_s: float) -> Place | None:
+        for name in (video_id, f"Y{video_id}"):
+            cut = f"{name}_{start_s:.3f}"
+            if (number := self._cut.get(cut, self._cut.get(f"{cut}_{end_s:.3f}"))) is not None:
+                return self._place(number, 0.0)
+        if (number := self._whole.get(video_id, self._whole.get(f"Y{video_id}"))) is not None:
+            return self._place(number, 0.0 if self.files_are_clips or not start_s else None)
+        return None
+
+    def under_other_names(self, video_ids: Collection[str]) -> str:
+        """A line on files that have one of these ids in their names, and no name that is read; empty if there are none.
+
+        The ids are some for which no file was found.
+        """
+        lengths = sorted({len(video_id) for video_id in video_ids})
+        found: dict[str, str] = {}
+        stems = chain(map(stem, self._files), *(names.to_pylist() for names in self._names))
+        for name in stems:
+            for length in lengths:
+                for begin in range(len(name) - length + 1):
+                    video_id = name[begin : begin + length]
+                    if video_id in video_ids and _stands_alone(name, begin, begin + length):
+                        found.setdefault(video_id, name)
+        if not found:
+            return ""
+        video_id, name = next(iter(found.items()))
+        return (
+            f"files of {len(found)} of the {len(video_ids)} ids without a file are there, but of another section, or "
+            f"under a name that is not read: {name!r} for {video_id}; the names that are read are ID, ID_START and "
+            "ID_START_END, in seconds or milliseconds, with or without a Y in front"
+        )
+
+    def _place(self, number: int, media_start_s: float | None) -> Place:
+        if number < len(self._files):
+            return Place(self._files[number], None, media_start_s)
+        i = bisect_right(self._begins, number) - 1
+        archive = self._archives[i]
+        return Place(archive.uri, archive.member(number - self._begins[i]), media_start_s)
+
+
+def _sections(name: str) -> Iterator[str]:
+    """The sections that a file's name may mean: "ID_20.000", "ID_20.000_30.000"."""
+    if match := _FROM.fullmatch(name):
+        yield f"{match[1]}_{float(match[2]):.3f}"
+    if match := _FROM_TO.fullmatch(name):
+        video_id, start, end = match.groups()
+        yield f"{video_id}_{float(start):.3f}_{float(end):.3f}"
+        if "." not in start + end and int(end) - int(start) > MAX_CLIP_S:
+            yield f"{video_id}_{int(start) / 1000:.3f}_{int(end) / 1000:.3f}"
+
+
+def _listed(uri: str) -> tuple[archives.Archive, archives.Names] | archives.OtherAudioError | None:
+    try:
+        return archives.list_archive(uri, is_media)
+    except archives.OtherAudioError as err:
+        return err

@@ -1,0 +1,77 @@
+"""The evaluation of an epoch beside the training of the next one, and of epochs that it missed."""
+
+from typing import Any
+
+import torch
+from ray.train import Checkpoint
+from torch import Tensor
+
+from ast_core.errors import DataError, UserError
+from ast_core.execution import for_device, set_attention
+from pipeline.dataset import PreparedDataset
+from pipeline.train import checkpointing
+from pipeline.train.data.shard_cache import ShardCache
+from pipeline.train.evaluation.epoch_results import Judge, put_off, read_put_off
+from pipeline.train.evaluation.scoring import evaluate
+from pipeline.train.state import load_state
+from pipeline.train.worker_config import TrainJob, initial_model, record_stop
+
+
+def evaluate_beside(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
+    """Evaluate an epoch's checkpoint while the next epoch is trained: Ray Train's validation function.
+
+    Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done. One that failed
+    it does not run again: the next epoch's evaluation does it first, or the ranks at the end. What the user can mend
+    ends the run.
+    """
+    said = TrainJob(**job)
+    torch.set_num_threads(said.threads)
+    with checkpoint.as_directory() as folder:
+        state = load_state(folder)["model"]
+    try:
+        return {"headline": _evaluate_up_to(said, epoch, loss, state)["headline"]}
+    except Exception as err:
+        put_off(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
+        if isinstance(err, UserError):
+            record_stop(said.run, err)
+        raise
+
+
+def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Note an epoch, after those before it that have no record. Returns its record."""
+    device = torch.device("cuda" if job.use_gpu else "cpu")
+    model, config = initial_model(job)
+    recipe = for_device(config.recipe, device)
+    set_attention(model, device, recipe)
+    model.to(device)
+    dataset = PreparedDataset.open(job.data)
+    clips = dataset.clips(job.eval_splits)
+    judge = Judge(job.run, config, dataset.clips(job.train_splits), clips)
+    cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
+
+    def note(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:
+        model.load_state_dict(state)
+        scores = evaluate(
+            model, clips, recipe=recipe, norm=config.norm, num_classes=len(config.labels), device=device, cache=cache
+        )
+        assert scores is not None
+        return judge.note(epoch, loss, scores, state)
+
+    for earlier in range(judge.first_missing(), epoch):
+        note(earlier, *unevaluated(job.run, earlier))
+    return note(epoch, loss, state)
+
+
+def unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
+    """Loss and weights of an epoch that has no record.
+
+    Raises:
+        DataError: they are gone.
+    """
+    kept = read_put_off(run, epoch) or checkpointing.at_end_of(run, epoch)
+    if kept is None:
+        raise DataError(
+            f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; "
+            f"delete the run's {checkpointing.CHECKPOINTS} folder to train anew"
+        )
+    return kept

@@ -1,0 +1,275 @@
+"""Shards → batches on the device. Runs without Ray: on a bare GPU machine, in a notebook.
+
+Working set: `GROUPS_IN_MEMORY` row groups of 16 clips (1.2 GB of 10 s clips) on one rank, and as much over all ranks
+whose number divides `LANES`, whatever the size of the data set.
+"""
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ast_core import augment
+from ast_core.augment import Augmentation, Patchout
+from ast_core.batch import Batch, Partners
+from ast_core.models.shapes import patch_grid
+from ast_core.recipe import Recipe
+from pipeline.dataset import Clips
+from pipeline.train.data.fbank_reader import GROUPS_IN_MEMORY, FbankReader
+from pipeline.train.data.sampling import (
+    LANES,
+    NO_PARTNER,
+    EpochOrder,
+    RankShare,
+    epoch_order,
+    num_steps,
+    rank_rows,
+    rank_share,
+)
+from pipeline.train.data.shard_cache import ShardCache
+from pipeline.weights import flatten_labels
+
+PREFETCH_BATCHES = 4
+READ_AHEAD_CLIPS = 512
+"""So far ahead of their use row groups are asked for: at 450 clips/s a second before, many times what S3 takes."""
+
+T = TypeVar("T")
+
+
+def row_groups(clips: Clips) -> np.ndarray:
+    """`[clips]`: a number for the row group that each clip lay in when the index was made, over the data set."""
+    group = clips.row // clips.row_group_clips
+    key = clips.shard_of.astype(np.int64) * (int(group.max()) + 1) + group
+    return np.unique(key, return_inverse=True)[1]
+
+
+def layout(clips: Clips) -> str:
+    """A hash of which clips lie together: where it differs, so does the order of an epoch."""
+    return hashlib.sha256(row_groups(clips).astype("<i8").tobytes()).hexdigest()
+
+
+class Targets:
+    """Multi-hot labels of the data set's clips."""
+
+    def __init__(self, clips: Clips, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._labels, clip_of_label = flatten_labels(clips.labels)
+        self._begin = np.searchsorted(clip_of_label, np.arange(len(clips) + 1))
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """float32 `[B, C]` for rows of the data set."""
+        target = np.zeros((len(clips), self.num_classes), np.float32)
+        for row, clip in zip(target, clips, strict=True):
+            row[self._labels[self._begin[clip] : self._begin[clip + 1]]] = 1
+        return target
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One rank's share of a global batch, with the augmentation drawn for it."""
+
+    step: int
+    """Within the epoch, counted from 0."""
+    batch: Batch
+    augmentation: Augmentation
+    patchout: Patchout | None
+    num_clips_global: int
+
+
+@dataclass
+class Waits:
+    """Seconds that the consumer waited for batches; of the time that training took, they are the data-wait share.
+
+    A GPU stood idle for them no longer than that: it may have been at work on steps that it was asked for before.
+    """
+
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainFeed:
+    """The training batches of one rank."""
+
+    clips: Clips
+    recipe: Recipe
+    num_classes: int
+    rank: int = 0
+    world_size: int = 1
+    cache: ShardCache | None = None
+    waits: Waits = field(default_factory=Waits)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return num_steps(len(self.clips), self.recipe.batch_size)
+
+    @property
+    def groups_in_memory(self) -> int:
+        """Each rank's part of them where it reads lanes of its own."""
+        return GROUPS_IN_MEMORY // (self.world_size if LANES % self.world_size == 0 else 1)
+
+    def order(self, epoch: int) -> EpochOrder:
+        """The global order of an epoch, the same on every rank."""
+        return epoch_order(
+            seed=self.recipe.seed,
+            epoch=epoch,
+            num_clips=len(self.clips),
+            weight=self.clips.weight if self.recipe.sampling == "weighted" else None,
+            mixup=self.recipe.mixup,
+            mixup_beta=augment.MIXUP_BETA,
+            row_group=row_groups(self.clips),
+        )
+
+    def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[TrainBatch]:
+        """The batches of an epoch, counted from 1, from a step on; read ahead by a thread."""
+        # These arrays, which alone are as long as the data set, are made here and not in the thread, a new one each
+        # epoch: glibc gives threads memory apart, of which one after the other would keep room for all of them.
+        began_s = time.perf_counter()
+        order, targets = self.order(epoch), Targets(self.clips, self.num_classes)
+        self.waits.wait_s += time.perf_counter() - began_s
+        for made in _read_ahead(
+            lambda: self._batches(epoch, order, targets, first_step, device.type == "cuda"), self.waits
+        ):
+            yield replace(made, batch=made.batch.to(device))
+
+    def _batches(
+        self, epoch: int, order: EpochOrder, targets: Targets, first_step: int, pinned: bool
+    ) -> Iterator[TrainBatch]:
+        recipe = self.recipe
+        steps = range(first_step, self.steps_per_epoch)
+        ahead = -(-READ_AHEAD_CLIPS // recipe.batch_size)
+        with FbankReader(self.clips, self.groups_in_memory, self.cache) as reader:
+            for step, upcoming in _with_upcoming(steps, ahead):
+                for later in upcoming:
+                    samples, _ = self._share(later, len(order))
+                    partner = order.partner[samples]
+                    reader.prefetch(np.concatenate([order.clip[samples], partner[partner != NO_PARTNER]]))
+                samples, share = self._share(step, len(order))
+                drawn = augment.draw(
+                    (recipe.seed, epoch, step),
+                    share.num_clips_global,
+                    num_frames=recipe.input_tdim,
+                    num_mel_bins=recipe.input_fdim,
+                    freqm=recipe.freqm,
+                    timem=recipe.timem,
+                    noise=recipe.noise,
+                )
+                patchout = augment.draw_patchout(
+                    (recipe.seed, epoch, step),
+                    patch_grid(recipe.input_fdim, recipe.input_tdim, recipe.fstride, recipe.tstride),
+                    num_rows=recipe.patchout_f,
+                    num_columns=recipe.patchout_t,
+                )
+                batch = self._batch(
+                    reader, targets, order.clip[samples], order.partner[samples], order.lam[samples], share.weight
+                )
+                batch = batch.pinned() if pinned else batch
+                yield TrainBatch(step, batch, drawn.take(share.position), patchout, share.num_clips_global)
+
+    def _share(self, step: int, num_samples: int) -> tuple[np.ndarray, RankShare]:
+        """The samples of the epoch that this rank takes at a step, and their place in the global batch."""
+        begin = step * self.recipe.batch_size
+        end = min(begin + self.recipe.batch_size, num_samples)
+        # A smaller last batch would be compiled for anew.
+        fill_to = self.recipe.batch_size if self.recipe.compile else 0
+        share = rank_share(begin, end, self.rank, self.world_size, fill_to)
+        return begin + share.position, share
+
+    def _batch(
+        self,
+        reader: FbankReader,
+        targets: Targets,
+        clip: np.ndarray,
+        partner: np.ndarray,
+        lam: np.ndarray,
+        weight: np.ndarray,
+    ) -> Batch:
+        num_frames = self.recipe.input_tdim
+        fbank, frames = reader.padded(clip, num_frames)
+        target, partners = targets(clip), None
+        mixed = np.flatnonzero(partner != NO_PARTNER)
+        if len(mixed):
+            partner, lam = partner[mixed], lam[mixed]
+            target[mixed] = lam[:, None] * target[mixed] + (1 - lam[:, None]) * targets(partner)
+            partners = Partners(mixed, *reader.padded(partner, num_frames), torch.from_numpy(lam))
+        return Batch(fbank, frames, torch.from_numpy(target), torch.from_numpy(weight), partners)
+
+
+def eval_batches(
+    clips: Clips,
+    recipe: Recipe,
+    num_classes: int,
+    *,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    device: torch.device,
+    cache: ShardCache | None = None,
+) -> Iterator[Batch]:
+    """This rank's run of rows of an evaluation split (`rank_rows`), in order, each exactly once."""
+    rows, targets = rank_rows(len(clips), rank, world_size), Targets(clips, num_classes)
+    pieces = [rows[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
+
+    def made() -> Iterator[Batch]:
+        with FbankReader(clips, cache=cache) as reader:
+            for some, upcoming in _with_upcoming(pieces, -(-READ_AHEAD_CLIPS // batch_size)):
+                for later in upcoming:
+                    reader.prefetch(later)
+                fbank, frames = reader.padded(some, recipe.input_tdim)
+                batch = Batch(fbank, frames, torch.from_numpy(targets(some)), torch.ones(len(some)))
+                yield batch.pinned() if device.type == "cuda" else batch
+
+    for batch in _read_ahead(made, Waits()):
+        yield batch.to(device)
+
+
+def _with_upcoming(items: Sequence[T], ahead: int) -> Iterator[tuple[T, Sequence[T]]]:
+    """Each item with those that have come within `ahead` of it, each once over the whole."""
+    seen = 0
+    for i, item in enumerate(items):
+        yield item, items[seen : i + 1 + ahead]
+        seen = i + 1 + ahead
+
+
+def _read_ahead(make: Callable[[], Iterator[T]], waits: Waits) -> Iterator[T]:
+    """Run `make()` in a thread, at most PREFETCH_BATCHES ahead; its exceptions are raised here."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(PREFETCH_BATCHES)
+    abandoned = threading.Event()
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not abandoned.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for item in make():
+                put((item, None))
+                if abandoned.is_set():
+                    return
+            put((None, None))
+        except BaseException as err:
+            put((None, err))
+
+    thread = threading.Thread(target=run, name="feed", daemon=True)
+    thread.start()
+    try:
+        while True:
+            began_s = time.perf_counter()
+            item, err = ready.get()
+            waits.wait_s += time.perf_counter() - began_s
+            if err is not None:
+                raise err
+            if item is None:
+                return
+            yield item
+    finally:
+        abandoned.set()
+        thread.join()

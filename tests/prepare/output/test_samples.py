@@ -1,0 +1,119 @@
+"""Samples: the same clips whatever the order and the tasks, and their audio without loss."""
+
+import io
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import dataset, storage
+from pipeline.prepare.audio.decode import decode_section
+from pipeline.prepare.audio.features import features
+from pipeline.prepare.clip import WAVEFORM, Reason, ragged, under_way
+from pipeline.prepare.output.samples import (
+    MAX_SAMPLE_S,
+    NUM_CANDIDATES,
+    KeepSamples,
+    flac_bytes,
+    rank,
+    read_fbank,
+    read_samples,
+    wanted,
+)
+from pipeline.prepare.output.shards import WriteShards
+from tests import fakes
+
+
+def decoded(num_clips: int, *, seconds: float = 0.1, split: str = "train") -> pa.Table:
+    """Rows as they come out of `Decode`."""
+    rows = under_way(
+        fakes.clips(
+            *({"clip_id": f"clip_{i}", "split": split, "media": "made", "end_s": seconds} for i in range(num_clips))
+        )
+    )
+    rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
+    return rows.append_column("waveform", ragged([fakes.noise(seconds, seed=i) for i in range(num_clips)], WAVEFORM))
+
+
+@pytest.mark.parametrize("num_samples", [1, 4096, 4608 * 3 + 1, 160_000])
+def test_flac_gives_back_every_sample_rounded_to_16_bits(num_samples: int):
+    waveform = np.random.default_rng(num_samples).uniform(-1.1, 1.1, num_samples).astype(np.float32)
+    waveform[0] = 1.0  # full scale, which 16 bits do not reach
+    exact = np.clip(np.rint(waveform.astype(np.float64) * 32768), -32768, 32767)
+    with av.open(io.BytesIO(flac_bytes(waveform))) as container:
+        stream = container.streams.audio[0]
+        assert (stream.codec_context.name, stream.rate, stream.channels) == ("flac", 16_000, 1)
+        assert container.duration == pytest.approx(num_samples / 16_000 * av.time_base, abs=1)  # browsers show it
+        pcm = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(stream)])
+    assert pcm.dtype == np.int16
+    np.testing.assert_array_equal(pcm, exact)
+    if num_samples >= 4096:  # what is not shorter than a frame can be prepared again from it
+        np.testing.assert_array_equal(decode_section(io.BytesIO(flac_bytes(waveform)), 0.0, None), exact / 32768)
+
+
+def test_the_choice_is_by_name_alone_and_takes_about_so_many_of_a_list():
+    names = [f"video{i}_{i}.000" for i in range(50_000)]
+    chosen = wanted(names, len(names))
+    assert NUM_CANDIDATES / 2 < sum(chosen) < NUM_CANDIDATES * 2
+    assert wanted(names[::-1], len(names)) == chosen[::-1]
+    assert [wanted([name], len(names))[0] for name in names[:2000]] == chosen[:2000]
+    assert all(wanted(names[:NUM_CANDIDATES], NUM_CANDIDATES))  # a short list is kept whole
+
+
+def test_a_list_that_grows_has_the_samples_that_it_would_have_had_at_once():
+    names = [f"video{i}_{i}.000" for i in range(20_000)]
+    at_once = sorted((name for name, is_in in zip(names, wanted(names, 20_000), strict=True) if is_in), key=rank)
+    first = [name for name, is_in in zip(names[:500], wanted(names[:500], 500), strict=True) if is_in]
+    later = [name for name, is_in in zip(names[500:], wanted(names[500:], 20_000), strict=True) if is_in]
+    assert len(at_once) >= 10
+    assert sorted([*first, *later], key=rank)[:10] == at_once[:10]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7, 60])
+def test_samples_do_not_depend_on_the_tasks_that_keep_them(batch: int, tmp_path):
+    rows = decoded(60)
+    keep = KeepSamples(str(tmp_path), num_listed=100)
+    for begin in range(0, 60, batch):
+        assert keep(rows.slice(begin, batch)).equals(rows.slice(begin, batch))
+    keep(rows.slice(5, 20))  # a task of a run that was killed, cut otherwise
+    samples = read_samples(str(tmp_path))
+    names = rows["clip_id"].to_pylist()
+    expected = sorted((name for name, is_in in zip(names, wanted(names, 100), strict=True) if is_in), key=rank)
+    assert 0 < len(expected) < 60
+    assert samples["clip_id"].to_pylist() == expected
+    first = names.index(expected[0])
+    assert samples["audio"][0].as_py() == flac_bytes(fakes.noise(0.1, seed=first))
+
+
+def test_a_task_that_is_run_twice_writes_one_file_and_one_without_samples_none(tmp_path):
+    keep = KeepSamples(str(tmp_path / "a"), num_listed=1)
+    keep(decoded(3))
+    keep(decoded(3))
+    assert len(storage.list_files(tmp_path / "a", recursive=True)) == 1
+    KeepSamples(str(tmp_path / "b"), num_listed=10**9)(decoded(3))
+    assert storage.is_empty(tmp_path / "b")
+    assert len(read_samples(str(tmp_path / "b"))) == 0
+
+
+def test_failed_clips_are_not_kept_and_of_long_ones_the_beginning(tmp_path):
+    rows = decoded(2, seconds=MAX_SAMPLE_S + 2)
+    at = rows.column_names.index("reason")
+    rows = rows.set_column(at, "reason", pa.array([str(Reason.SILENT), None], pa.string()))
+    KeepSamples(str(tmp_path), num_listed=2)(rows)
+    samples = read_samples(str(tmp_path))
+    assert samples["clip_id"].to_pylist() == ["clip_1"]
+    kept = decode_section(io.BytesIO(samples["audio"][0].as_py()), 0.0, None)
+    assert len(kept) == MAX_SAMPLE_S * 16_000
+    np.testing.assert_allclose(kept, fakes.noise(MAX_SAMPLE_S + 2, seed=1)[: len(kept)], atol=2**-16)
+
+
+def test_one_fbank_is_read_of_a_shard_of_several_row_groups(tmp_path):
+    WriteShards(str(tmp_path))(features(decoded(40)))
+    (uri,) = storage.list_files(dataset.shards_dir(str(tmp_path), "train"))
+    assert pq.ParquetFile(uri).num_row_groups == 3
+    for row in (0, 15, 16, 39):
+        fbank = read_fbank(uri, row)
+        assert fbank.dtype == np.float16
+        np.testing.assert_array_equal(fbank, np.array(pq.read_table(uri)["fbank"][row].as_py(), np.float16))

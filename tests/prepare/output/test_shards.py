@@ -1,0 +1,344 @@
+"""What lies on disk: readable by others, resumable by us, and never taken for finished before it is."""
+
+import hashlib
+import json
+import uuid
+import zlib
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset as HuggingFaceDataset
+
+from ast_core.errors import DataError
+from ast_core.frames import STORED_FLOOR
+from ast_core.labels import LabelVocabulary
+from pipeline import dataset, storage, versions
+from pipeline.dataset import PreparedDataset
+from pipeline.prepare.audio.features import clip_fbank, features
+from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged, under_way
+from pipeline.prepare.output.shards import WriteShards, clip_facts, load_split, publish, scan_shards, start_output, tidy
+from tests import fakes
+
+
+@pytest.fixture(scope="module")
+def shard(tone_data: str) -> Path:
+    return max(Path(tone_data, "train", "shards").iterdir(), key=lambda file: file.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def expected(shard: Path) -> np.ndarray:
+    """The first clip's fbank as pyarrow alone reads it, `[frames, mel bins]`."""
+    return np.array(pq.read_table(shard)["fbank"][0].as_py(), np.float16)
+
+
+def test_pyarrow_sees_frames_by_mel_bins_in_small_row_groups(shard: Path, expected: np.ndarray):
+    assert expected.shape == (48, 128)
+    file = pq.ParquetFile(shard)
+    assert file.metadata.row_group(0).num_rows == dataset.ROW_GROUP_CLIPS
+    assert str(file.schema_arrow.field("fbank").type.value_type.value_type) == "halffloat"
+
+
+def test_pandas_sees_the_same(shard: Path, expected: np.ndarray):
+    np.testing.assert_array_equal(np.stack(pd.read_parquet(shard)["fbank"][0]), expected)
+
+
+def test_polars_sees_the_same(shard: Path, expected: np.ndarray):
+    np.testing.assert_array_equal(np.array(pl.read_parquet(shard)["fbank"][0].to_list(), np.float16), expected)
+
+
+def test_duckdb_sees_the_same(shard: Path, expected: np.ndarray):
+    ((frames, bins, values),) = duckdb.sql(f"select len(fbank), len(fbank[1]), fbank from '{shard}' limit 1").fetchall()
+    assert (frames, bins) == expected.shape
+    np.testing.assert_array_equal(np.array(values, np.float16), expected)
+
+
+def test_hugging_face_datasets_sees_the_same(shard: Path, expected: np.ndarray, tmp_path: Path):
+    rows = HuggingFaceDataset.from_parquet(str(shard), cache_dir=str(tmp_path))
+    np.testing.assert_array_equal(np.array(rows[0]["fbank"], np.float16), expected)
+
+
+def test_the_fbank_stored_is_that_of_the_waveform_and_the_index_points_at_it(tone_data: str):
+    clips = PreparedDataset.open(tone_data).clips(["train"])
+    for i in (0, 19, 20, 47):
+        table = pq.read_table(clips.shards[clips.shard_of[i]])
+        assert table["clip_id"][int(clips.row[i])] == clips.clip_id[i]
+        assert table["num_frames"][int(clips.row[i])].as_py() == clips.num_frames[i] == 48
+
+
+def stored_values(output: str, *splits: str) -> np.ndarray:
+    """float64, all frames × bins of the clips that the index names, one shard row a clip."""
+    clips = PreparedDataset.open(output).clips(splits)
+    tables = [pq.read_table(uri) for uri in clips.shards]
+    fbanks = [tables[i]["fbank"][int(row)] for i, row in zip(clips.shard_of, clips.row, strict=True)]
+    return np.concatenate([np.array(fbank.as_py(), np.float64) for fbank in fbanks])
+
+
+def mean_and_std(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std())
+
+
+def test_norm_over_all_shards_and_splits_is_that_of_all_values(tone_data: str):
+    opened = PreparedDataset.open(tone_data)
+    for splits in (["train"], ["eval"], ["train", "eval"]):
+        expected = mean_and_std(stored_values(tone_data, *splits))
+        np.testing.assert_allclose(opened.norm(splits), expected, rtol=1e-12)
+
+
+def test_a_clip_in_two_shards_counts_once_in_the_norm_and_in_the_totals(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    write = WriteShards(output)
+    write(prepared_rows("quiet", "loud"))
+    write(prepared_rows("loud", "other"))
+    write(prepared_rows("alone", split="eval"))
+    info = publish(output, labels, {split: FAILURES.empty_table() for split in ("train", "eval")})[0]["splits"]
+    assert (info["train"]["clips"], info["train"]["frames"]) == (3, 3 * 48)
+    opened = PreparedDataset.open(output)
+    for splits in (["train"], ["train", "eval"]):
+        values = stored_values(output, *splits)
+        assert len(values) == 48 * (3 + len(splits) - 1)
+        np.testing.assert_allclose(opened.norm(splits), mean_and_std(values), rtol=1e-12)
+
+
+def test_each_clip_has_the_sums_and_the_hash_of_its_own_values(tmp_path: Path):
+    rows = prepared_rows("a", "b")
+    facts = clip_facts(rows["fbank"].combine_chunks()).to_pylist()
+    for fact, fbank in zip(facts, rows["fbank"].to_pylist(), strict=True):
+        values = np.array(fbank, np.float16)
+        wide = values.astype(np.float64)
+        np.testing.assert_allclose((fact["fbank_sum"], fact["fbank_sum_sq"]), (wide.sum(), (wide**2).sum()), rtol=1e-14)
+        digest = hashlib.blake2b(values.tobytes()).digest()
+        assert fact["fbank_hash"] == int.from_bytes(digest[:8], "little", signed=True)
+    WriteShards(str(tmp_path))(rows)
+    stored = scan_shards(str(tmp_path), "train", list(facts[0])).to_pylist()
+    assert [{name: row[name] for name in facts[0]} for row in stored] == facts
+
+
+def test_equal_audio_has_equal_hashes_whatever_the_clip_and_its_neighbours_are(tmp_path: Path):
+    waveforms = [fakes.noise(0.5, seed=seed) for seed in (1, 2, 1)]
+    column = features(pa.table({"waveform": ragged(waveforms, WAVEFORM)}))["fbank"].combine_chunks()
+    one, other, same = clip_facts(column)["fbank_hash"].to_pylist()
+    assert one == same != other
+    assert clip_facts(column.slice(1, 2))["fbank_hash"].to_pylist() == [other, same]
+
+
+def test_only_frames_without_any_sound_are_silent():
+    waveform = fakes.noise(1.0)
+    waveform[4000:12000] = 0.0
+    fbank = clip_fbank(waveform - waveform.mean())
+    begins = 160 * np.arange(len(fbank))
+    expected = int(((begins >= 4000) & (begins + 400 <= 12000)).sum())
+    hardly_heard = clip_fbank(0.002 * fakes.noise(1.0))  # a few steps of 16-bit PCM
+    column = pa.array([fbank.tolist(), hardly_heard.tolist()], dataset.FBANK)
+    assert (fbank == np.float16(STORED_FLOOR)).all(axis=0).any()  # one bin is at the floor in every frame
+    assert clip_facts(column)["num_silent_frames"].to_pylist() == [expected, 0]
+
+
+def test_weights_of_a_union_differ_from_those_of_its_parts(tone_data: str):
+    opened = PreparedDataset.open(tone_data)
+    union = opened.clips(["train", "eval"])
+    assert len(union) == 48 + 21
+    counts = np.bincount(union.labels.flatten().to_numpy(), minlength=4)
+    np.testing.assert_allclose(union.weight, 1000 / (counts[union.labels.flatten().to_numpy()] + 0.01))
+
+
+def test_without_dataset_json_there_is_no_data_set(tmp_path: Path):
+    fakes.write_data(str(tmp_path / "d"), splits=[("train", 3)])
+    (tmp_path / "d" / "dataset.json").unlink()
+    with pytest.raises(DataError, match=r"no finished data set .* run jobs/prepare_audioset\.py"):
+        PreparedDataset.open(str(tmp_path / "d"))
+
+
+def test_unknown_splits_and_schemas_are_named(tone_data: str, tmp_path: Path):
+    with pytest.raises(DataError, match="no split 'test'; it has train, eval"):
+        PreparedDataset.open(tone_data).clips(["test"])
+    with pytest.raises(DataError, match="split 'train' is given twice"):
+        PreparedDataset.open(tone_data).clips(["train", "train"])
+    (tmp_path / "dataset.json").write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(DataError, match="schema version 99"):
+        PreparedDataset.open(str(tmp_path))
+
+
+def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows("a"))
+    (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
+    pq.write_table(pq.read_table(shard).drop_columns(["fbank_hash", "fbank_sum"]), shard)
+    with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data anew"):
+        load_split(output, "train")
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
+    with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data anew"):
+        PreparedDataset.open(output)
+    with pytest.raises(
+        DataError, match="has schema version 1, this program reads 3; prepare the data anew into another"
+    ):
+        start_output(output, labels)
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
+    labels = LabelVocabulary.from_names(["a"])
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "thesis.docx").write_text("…")
+    for folder in (tmp_path, tmp_path / "files"):
+        with pytest.raises(DataError, match="not empty and holds no data set"):
+            start_output(str(folder), labels)
+    two_labels = LabelVocabulary.from_names(["a", "b"])
+    assert not start_output(str(tmp_path / "new"), two_labels)
+    assert start_output(str(tmp_path / "new"), labels)  # nothing was prepared with the two
+    assert not start_output(str(tmp_path / "new"), labels)  # its own, again
+    WriteShards(str(tmp_path / "new"))(prepared_rows("clip"))
+    with pytest.raises(DataError, match=r"other labels \(1, these are 2\)"):
+        start_output(str(tmp_path / "new"), two_labels)
+
+
+def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
+    """Each clip with noise of its own, of a level of its own."""
+    all_ids = (*clip_ids, *failed)
+    rows = under_way(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
+    seeds = [zlib.crc32(c.encode()) for c in all_ids]
+    fbanks = [clip_fbank((seed % 100 + 1) / 100 * fakes.noise(0.5, seed=seed)) for seed in seeds]
+    for name, value in {"stage": "decode", "reason": "truncated", "message": "short", "attempts": 1}.items():
+        place = rows.column_names.index(name)
+        column = pa.array([None] * len(clip_ids) + [value] * len(failed), rows.schema.field(place).type)
+        rows = rows.set_column(place, name, column)
+    rows = rows.append_column("num_clipped", pa.array([0] * len(rows), pa.int32()))
+    rows = rows.append_column("num_frames", pa.array(list(map(len, fbanks)), pa.int32()))
+    return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.FBANK))
+
+
+def test_a_folder_whose_claim_was_cut_off_is_claimed_anew(tmp_path: Path):
+    (tmp_path / f"labels.csv.{uuid.uuid4().hex}.tmp").write_text("index,m")
+    start_output(str(tmp_path), LabelVocabulary.from_names(["a"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+    (tmp_path / "_report").mkdir()
+    (tmp_path / "_report" / f"samples-0.parquet.{uuid.uuid4().hex}.tmp").touch()
+    (tmp_path / "notes.tmp").touch()
+    start_output(str(tmp_path), LabelVocabulary.from_names(["a"]))
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"labels.csv", "notes.tmp"}
+
+
+def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Path):
+    for _ in range(2):
+        written = WriteShards(str(tmp_path))(prepared_rows("a", "b", failed=("c",)))
+    assert written.to_pylist() == [
+        {"split": "train", "reason": None, "clips": 2},
+        {"split": "train", "reason": "truncated", "clips": 1},
+    ]
+    files = sorted(path.suffix for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [".parquet", ".parquet"]
+
+
+def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about(tmp_path: Path):
+    write, folder = WriteShards(str(tmp_path)), tmp_path / "train" / "shards"
+    for clip_ids in (["a", "b"], ["b", "c"], ["c", "a"]):
+        write(prepared_rows(*clip_ids))
+    fbanks = {row["clip_id"]: row["fbank"] for file in folder.iterdir() for row in pq.read_table(file).to_pylist()}
+    (folder / f"half.parquet.{uuid.uuid4().hex}{storage.UNFINISHED}").write_bytes(b"PAR1")
+
+    assert load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c"]
+    tidy(str(tmp_path), "train")
+    prepared = load_split(str(tmp_path), "train").prepared
+    assert prepared["clip_id"].to_pylist() == ["a", "b", "c"]
+    stored = [row for file in folder.iterdir() for row in pq.read_table(file).to_pylist()]
+    assert sorted(row["clip_id"] for row in stored) == ["a", "b", "c"]
+    assert {row["clip_id"]: row["fbank"] for row in stored} == fbanks
+    for row in prepared.to_pylist():  # the index points to what is there now
+        assert pq.read_table(folder / row["shard"])["clip_id"][row["row"]].as_py() == row["clip_id"]
+    tidy(str(tmp_path), "train")
+    assert load_split(str(tmp_path), "train").prepared.equals(prepared)
+
+
+def test_of_two_copies_the_one_stays_that_a_published_index_points_to(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows("b", "d"))
+    publish(output, labels, {"train": FAILURES.empty_table()})
+    published = dataset.read_table(dataset.index_file(output, "train"))
+    for other in ("a", "c", "e"):  # of names, and so of places in a list of files, before and after that shard's
+        WriteShards(output)(prepared_rows(other, "b", "d"))
+    tidy(output, "train")
+    left = load_split(output, "train").prepared
+    assert left.filter(pc.is_in(left["clip_id"], pa.array(["b", "d"])))["shard"].equals(published["shard"])
+    assert left["clip_id"].to_pylist() == ["a", "b", "c", "d", "e"]
+
+
+def test_the_index_has_one_order_whatever_shards_filled_first(tmp_path: Path):
+    for output, order in (("one", ["b", "d", "a", "c"]), ("two", ["c", "a", "d", "b"])):
+        for begin in (0, 2):
+            WriteShards(str(tmp_path / output))(prepared_rows(*order[begin : begin + 2]))
+        assert load_split(str(tmp_path / output), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c", "d"]
+
+
+def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    write = WriteShards(output)
+    write(prepared_rows("a", failed=("b", "c")))
+    tidy(output, "train")  # the next run begins
+    state = load_split(output, "train")
+    assert dict(zip(*state.failures.select(["clip_id", "attempts"]).to_pydict().values(), strict=True)) == {
+        "b": 1,
+        "c": 1,
+    }
+    write(prepared_rows("b", failed=("c",)))
+    info, _ = publish(output, labels, {"train": FAILURES.empty_table()})
+    failures = dataset.read_table(dataset.failures_file(output, "train"))
+    assert failures.select(["clip_id", "attempts", "retry"]).to_pylist() == [
+        {"clip_id": "c", "attempts": 2, "retry": True}
+    ]
+    assert info["splits"]["train"]["clips"] == 2
+    assert not storage.exists(storage.join(output, "_work"))
+
+
+def test_preparing_one_split_leaves_the_failures_of_another_unfinished_one(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows("a", failed=("b",)))  # of "train", and then the job is killed
+    publish(output, labels, {"other": FAILURES.empty_table()})
+    assert load_split(output, "train").failures["clip_id"].to_pylist() == ["b"]
+
+
+def test_an_index_that_is_newer_than_dataset_json_is_not_trained_on(tmp_path: Path):
+    output = str(tmp_path / "d")
+    fakes.write_data(output, splits=[("train", 3)])
+    index = dataset.read_table(dataset.index_file(output, "train"))
+    dataset.write_table(dataset.index_file(output, "train"), index.slice(0, 2))
+    with pytest.raises(DataError, match=r"index\.parquet is .* another file than was recorded .* same preparation"):
+        PreparedDataset.open(output).clips(["train"])
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path):
+    output = str(tmp_path / "d")
+    fakes.write_data(output, splits=[("train", 3)])
+    (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"{shard.name} is no shard of ours or damaged .*; delete it"):
+        load_split(output, "train")
+
+
+def test_versions_are_known_where_the_project_is_a_folder_and_not_installed(monkeypatch: pytest.MonkeyPatch):
+    """As under `ray job submit --working-dir .` on a node that has the requirements alone."""
+
+    def installed(name: str) -> str:
+        assert name != "ast-ray"
+        return "1"
+
+    monkeypatch.setattr(versions, "version", installed)
+    assert versions.tool_versions()["ast-ray"] == versions.VERSION
+
+
+def test_a_split_in_which_everything_failed_is_published_but_not_trained_on(tmp_path: Path):
+    output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(prepared_rows(failed=("a",)))
+    publish(output, labels, {"train": FAILURES.empty_table()})
+    with pytest.raises(DataError, match="no clip was prepared"):
+        PreparedDataset.open(output).clips(["train"])

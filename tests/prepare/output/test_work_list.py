@@ -1,0 +1,56 @@
+"""The list of what is to do belongs to one run."""
+
+import os
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline import storage
+from pipeline.prepare.output import work_list as module
+from pipeline.prepare.output.work_list import read_chunks, todo_dir, work_list, write_todo
+from tests import fakes
+from tests.s3 import S3Server
+
+
+def clips(*names: str) -> pa.Table:
+    return fakes.clips(*({"clip_id": name, "media": name} for name in names))
+
+
+def names_read(chunks: list[work_list.Chunk]) -> list[str]:
+    return sorted(read_chunks(pa.Table.from_pylist([*map(dict, chunks)]))["clip_id"].to_pylist())
+
+
+def test_part_3_2_runs_of_two_clusters_read_their_own_lists(s3: S3Server):
+    output = s3.uri("two-lists")
+    with work_list(output) as one:
+        chunks_one = write_todo(one, clips("a", "b"), 16)
+        with work_list(output) as two:
+            chunks_two = write_todo(two, clips("c", "d", "e"), 16)
+            assert (names_read(chunks_one), names_read(chunks_two)) == (["a", "b"], ["c", "d", "e"])
+        assert names_read(chunks_one) == ["a", "b"]  # the end of one run leaves the other's
+    assert not storage.list_files(todo_dir(output), recursive=True)
+
+
+def test_the_list_of_a_dead_run_goes_and_that_of_a_live_one_stays(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
+    output = s3.uri("dead-lists")
+    write_todo(f"{todo_dir(output)}/killed", clips("a"), 16)
+    with work_list(output):
+        assert storage.list_files(f"{todo_dir(output)}/killed")  # it may be alive: its clock is not known
+    monkeypatch.setattr(module, "DEAD_AFTER_S", 0.5)
+    monkeypatch.setattr(module, "ALIVE_EVERY_S", 0.05)
+    with work_list(output) as live:
+        chunks = write_todo(live, clips("b"), 16)
+        while storage.list_files(f"{todo_dir(output)}/killed"):
+            time.sleep(0.5)
+            with work_list(output):
+                pass
+        assert names_read(chunks) == ["b"]
+
+
+def test_on_a_local_disk_lists_of_earlier_runs_go_at_once(tmp_path: Path):
+    output = str(tmp_path)
+    write_todo(f"{todo_dir(output)}/killed", clips("a"), 16)
+    with work_list(output) as folder:
+        assert os.listdir(todo_dir(output)) == [Path(folder).name]

@@ -1,0 +1,99 @@
+"""Names that downloaders give to sections, and what is said of others."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.prepare_audioset import main
+from pipeline.prepare.sources import read_segments
+from pipeline.prepare.sources.locate import AudioFolder
+from tests import fakes
+
+ID = "-bCdEf_hI-K"
+
+
+def touch(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{ID}_30000_40000.flac", f"{ID}_30.0-40.0.wav", f"{ID}_30-40.wav", f"{ID}-30-40.wav", f"{ID}_000030.mp4",
+        f"Y{ID}_30.000_40.000.wav", f"{ID}-30_40.wav", f"Y{ID}_30000-40000.ogg",
+    ],
+)  # fmt: skip
+def test_case_15_sections_are_found_under_the_names_of_downloaders(tmp_path: Path, name: str):
+    locate = AudioFolder(touch(tmp_path, name))
+    assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{name}", None, 0.0)
+    assert locate(ID, 31.0, 41.0) is None
+    assert locate(ID[:-1], 30.0, 40.0) is None
+
+
+def test_case_15_a_recording_under_yt_dlps_own_name_is_found(tmp_path: Path):
+    name = f"A dog. Barks [loud] [{ID}].webm"
+    locate = AudioFolder(touch(tmp_path, name))
+    assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{name}", None, None)
+
+
+def test_case_15_a_section_in_milliseconds_begins_at_zero_too(tmp_path: Path):
+    locate = AudioFolder(touch(tmp_path, "aaaaaaaaaaa_0_10000.flac", "bbbbbbbbbbb_30_40.flac"))
+    assert locate("aaaaaaaaaaa", 0.0, 10.0) is not None
+    assert locate("bbbbbbbbbbb", 30.0, 40.0) is not None
+    assert locate("bbbbbbbbbbb", 0.03, 0.04) is None  # ten seconds are a clip: these are no milliseconds
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{}_30s_40s.wav", "audio-{}.f140.m4a", "A title-{}.webm", "{} (30-40).wav", "Y{}_50.000.wav", "{}_30_10.wav"],
+)
+def test_case_15_files_under_names_that_are_not_read_are_pointed_out(tmp_path: Path, name: str):
+    ids = ["aaaaaaaaaaa", "bbbbbbbbbbb", "ccccccccccc"]
+    folder = touch(tmp_path / "audio", *(name.format(video_id) for video_id in ids[:2]), "other______1.wav")
+    (tmp_path / "list.csv").write_text("".join(f'{video_id}, 30.000, 40.000, "/m/09x0r"\n' for video_id in ids))
+    out = read_segments(str(tmp_path / "list.csv"), locate=AudioFolder(folder))
+    assert out.refused["reason"].to_pylist() == ["missing_file"] * 3
+    (note,) = out.notes
+    assert note.startswith("files of 2 of the 3 ids without a file are there")
+    assert repr(Path(name.format("aaaaaaaaaaa")).stem) in note
+
+
+def test_case_15_words_that_only_contain_an_id_are_not_taken_for_its_file(tmp_path: Path):
+    folder = touch(tmp_path / "audio", "abcd.wav", "xabc.wav", "abc1.wav")
+    (tmp_path / "list.csv").write_text('abc, 0, 10, "/m/09x0r"\n')
+    assert read_segments(str(tmp_path / "list.csv"), locate=AudioFolder(folder)).notes == ()
+
+
+def test_case_15_names_within_archives_are_pointed_out_too(tmp_path: Path):
+    fakes.write_tar(tmp_path / "a.tar", {"x/aaaaaaaaaaa_part1.flac": b"x"})
+    assert "'aaaaaaaaaaa_part1' for aaaaaaaaaaa" in AudioFolder(str(tmp_path)).under_other_names({"aaaaaaaaaaa"})
+
+
+def test_case_15_the_job_says_it_in_a_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = touch(tmp_path / "audio", "aaaaaaaaaaa_part1.wav", "bbbbbbbbbbb_30.wav")
+    (tmp_path / "list.csv").write_text('aaaaaaaaaaa, 30, 40, "/m/09x0r"\nbbbbbbbbbbb, 30, 40, "/m/09x0r"\n')
+    argv = [
+        "--segments",
+        str(tmp_path / "list.csv"),
+        "--audio-dir",
+        folder,
+        "--output",
+        str(tmp_path / "out"),
+        "--dry-run",
+    ]
+    assert main(argv) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert "'aaaaaaaaaaa_part1' for aaaaaaaaaaa" in note
+
+
+def test_case_30_a_macs_strays_are_no_files_of_an_audio_folder(tmp_path: Path):
+    locate = AudioFolder(
+        touch(
+            tmp_path, "._aaaaaaaaaaa.wav", "aaaaaaaaaaa.wav", "__MACOSX/bbbbbbbbbbb.wav", ".Trashes/501/bbbbbbbbbbb.wav"
+        )
+    )
+    assert locate("bbbbbbbbbbb", 0.0, 10.0) is None
+    assert locate.under_other_names({"bbbbbbbbbbb"}) == ""

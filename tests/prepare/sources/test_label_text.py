@@ -1,0 +1,293 @@
+"""What a row says of its labels is read as it was meant, or the row or list is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary, audioset_labels
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.sources import ClipList, read_datafile, read_manifest, read_segments
+from pipeline.prepare.sources.label_text import cells_of, may_name_a_class
+from pipeline.prepare.sources.locate import youtube
+
+SPEECH_BY_A_MAN = "Male speech, man speaking"
+
+
+def manifest(folder: Path, labels: list[object], name: str = "m.csv", encoding: str = "utf-8") -> str:
+    frame = pd.DataFrame({"path": [f"x{i}.wav" for i in range(len(labels))], "labels": labels})
+    if name.endswith("parquet"):
+        frame.to_parquet(folder / name)
+    else:
+        frame.to_csv(folder / name, index=False, encoding=encoding)
+    return str(folder / name)
+
+
+def labels_of(out: ClipList) -> list[list[str]]:
+    return [[out.vocabulary.names[i] for i in row] for row in out.clips["labels"].to_pylist()]
+
+
+def messages(out: ClipList) -> list[tuple[str, str]]:
+    return list(zip(out.refused["reason"].to_pylist(), out.refused["message"].to_pylist(), strict=True))
+
+
+LISTS = [["dog", "cat"], ["dog"], ["rain", "it's raining", 'a "bang"', "Male speech, man"]]
+
+
+@pytest.mark.parametrize(
+    "as_text",
+    [str, json.dumps, lambda row: str(tuple(row)), lambda row: str(np.array(row)), lambda row: repr(row)[1:-1] + ","],
+    ids=["python", "json", "tuple", "numpy", "no-brackets"],
+)
+def test_case_10_a_list_that_a_data_frame_wrote_as_text_is_that_list(tmp_path: Path, as_text):
+    out = read_manifest(manifest(tmp_path, [as_text(row) for row in LISTS]))
+    assert labels_of(out) == [sorted(row) for row in LISTS]
+    assert out.vocabulary.names == tuple(sorted({name for row in LISTS for name in row}))
+    assert len(out.refused) == 0
+
+
+def test_case_10_sets_numbers_and_empty_lists_are_read_too():
+    assert cells_of("{'dog'}", ()) == ["dog"]
+    assert cells_of("[0, 3]", ()) == cells_of("[0 3]", ()) == ["0", "3"]
+    assert cells_of("[0. 3.]", ()) == ["0.", "3."]
+    assert cells_of("[]", ()) == cells_of("{}", ()) == cells_of("['']", ()) == []
+    assert cells_of(r"['a\'b', '\xe9']", ()) == ["a'b", "é"]
+    assert cells_of('["\\u00e9", "a/b"]', ()) == ["é", "a/b"]
+    assert cells_of("'dog'", ()) == ["dog"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['dog', 'cat'", "'dog', 'cat']", "['dog', 'c", "['dog' 'cat' ... 'rain']", "[['dog']]", "[{'label': 'dog'}]",
+        "{'dog': 1}", "[dog, cat]", "{dog, cat}", "array(['dog'], dtype=object)", "['dog')", "['dog'; 'cat']",
+        "['it's']", "[“dog”]", "[‘dog’, ‘cat’]", "Index(['dog'], dtype='object')",
+    ],
+)  # fmt: skip
+def test_case_10_what_only_looks_like_a_list_is_refused(text: str):
+    with pytest.raises(ClipError) as refused:
+        cells_of(text, ())
+    assert refused.value.reason == Reason.UNKNOWN_LABEL
+    assert "looks like a list" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "text", ["[laughter]", "(Speech)", "<unk>", "dog's bark", "'Til dawn", 'Song ("Happy")', "C#", '12" disc', "f(x)"]
+)
+def test_case_10_names_with_brackets_and_quotes_stay_names(text: str):
+    assert cells_of(text, ()) == [text]
+    assert may_name_a_class(text)
+
+
+def test_case_12_a_name_with_a_comma_is_one_class_in_every_row(tmp_path: Path):
+    out = read_manifest(manifest(tmp_path, [SPEECH_BY_A_MAN, f"{SPEECH_BY_A_MAN};Dog", "Dog"]))
+    assert out.vocabulary.names == ("Dog", SPEECH_BY_A_MAN)
+    assert labels_of(out) == [[SPEECH_BY_A_MAN], ["Dog", SPEECH_BY_A_MAN], ["Dog"]]
+
+
+def test_case_12_without_any_semicolon_a_comma_and_a_space_are_refused_with_the_line(tmp_path: Path):
+    with pytest.raises(DataError, match=r"m\.csv, line 3: the comma in 'Male speech, man speaking' may.*by `;`"):
+        read_manifest(manifest(tmp_path, ["Dog", SPEECH_BY_A_MAN]))
+    assert labels_of(read_manifest(manifest(tmp_path, ["Dog", f"{SPEECH_BY_A_MAN};"]))) == [["Dog"], [SPEECH_BY_A_MAN]]
+    assert labels_of(read_manifest(manifest(tmp_path, ["Dog,Cat", "Dog"]))) == [["Cat", "Dog"], ["Dog"]]
+
+
+@pytest.mark.parametrize("text", ["Dog|Cat", "Dog；Cat", "犬、猫", "Dog，Cat"])
+def test_case_12_other_separators_are_refused_with_the_line(tmp_path: Path, text: str):
+    with pytest.raises(
+        DataError, match=rf"m\.csv, line 3: the {re.escape(text.strip('DogCat犬猫'))} in .* may separate"
+    ):
+        read_manifest(manifest(tmp_path, ["Dog", text]))
+    assert read_manifest(manifest(tmp_path, ["Bird", f"{text};"])).vocabulary.names == ("Bird", text)
+    with pytest.raises(DataError, match="its parts are labels too"):
+        read_manifest(manifest(tmp_path, ["Bird;Dog;犬", text]))
+
+
+def test_case_12_two_separators_in_one_list_are_refused_with_the_line(tmp_path: Path):
+    with pytest.raises(DataError, match=r"line 3: 'Dog,Rain' is one label, as other rows .*its parts are labels too"):
+        read_manifest(manifest(tmp_path, ["Dog;Cat", "Dog,Rain"]))
+
+
+def test_case_12_with_a_vocabulary_the_whole_text_is_looked_up_first(tmp_path: Path):
+    pets = LabelVocabulary.from_names(["Dog", "Cat", SPEECH_BY_A_MAN])
+    uri = manifest(tmp_path, [SPEECH_BY_A_MAN, f"Dog;{SPEECH_BY_A_MAN}", "Dog, Cat"])
+    assert labels_of(read_manifest(uri, vocabulary=pets)) == [
+        [SPEECH_BY_A_MAN],
+        ["Dog", SPEECH_BY_A_MAN],
+        ["Dog", "Cat"],
+    ]
+
+
+def test_case_12_no_official_name_is_taken_for_two():
+    pieces = {piece.strip() for name in audioset_labels().names if "," in name for piece in name.split(",")}
+    assert pieces.isdisjoint(audioset_labels().names)
+
+
+@pytest.mark.parametrize("text", ["dog;", ";dog", "dog; ;", "dog,", " dog ;; "])
+def test_case_28_separators_at_the_ends_are_no_labels(tmp_path: Path, text: str):
+    out = read_manifest(manifest(tmp_path, [text, "cat"]))
+    assert labels_of(out) == [["dog"], ["cat"]]
+
+
+def test_an_empty_label_between_two_is_refused_and_said(tmp_path: Path):
+    out = read_manifest(manifest(tmp_path, ["dog;;cat", "dog;cat"]))
+    assert messages(out) == [("unknown_label", "there is an empty label between two others")]
+
+
+def test_case_11_a_list_in_windows_encoding_is_refused_with_its_line(tmp_path: Path):
+    with pytest.raises(DataError, match=r"m\.csv is not UTF-8: line 2, byte \d+ \(0xe5\)"):
+        read_manifest(manifest(tmp_path, ["mål", "mäl", "mál"], encoding="cp1252"))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        out = read_manifest(manifest(tmp_path, ["mål", "mäl", "mál"], encoding=encoding))
+        assert out.vocabulary.names == ("mál", "mäl", "mål")
+
+
+def test_case_11_every_kind_of_list_names_its_line(tmp_path: Path):
+    (tmp_path / "list.csv").write_bytes('abcdefghijk, 0, 10, "/m/09x0r"\nm\xe5l________, 0, 10, x\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"list\.csv is not UTF-8: line 2"):
+        read_segments(str(tmp_path / "list.csv"), locate=youtube)
+    (tmp_path / "data.json").write_bytes('{"data": [\n{"wav": "m\xe5l.wav", "labels": "/m/09x0r"}]}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"data\.json is not UTF-8: line 2"):
+        read_datafile(str(tmp_path / "data.json"))
+
+
+def test_case_9_ids_that_a_spreadsheet_wrote_over_are_rows_and_no_comments(tmp_path: Path):
+    lines = [
+        "# Segments csv", "# YTID, start_seconds, end_seconds, positive_labels", 'abcdefghijk, 0, 10, "/m/09x0r"',
+        '#NAME?,10,20,"/m/09x0r"', "# a remark", "#REF!, 10.000, 20.000, /m/09x0r", 'bbbbbbbbbbb,0,10,"/m/09x0r"',
+        '# ccccccccccc, 0, 10, "/m/09x0r"',
+    ]  # fmt: skip
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    out = read_segments(str(tmp_path / "list.csv"), locate=youtube)
+    assert out.clips["video_id"].to_pylist() == ["abcdefghijk", "bbbbbbbbbbb"]
+    assert messages(out) == [
+        ("bad_id", "'#NAME?' is not a video id"),
+        ("bad_id", "'#REF!' is not a video id"),
+        ("bad_id", "'# ccccccccccc' is not a video id"),
+    ]
+
+
+def test_case_9_a_spreadsheets_errors_are_neither_classes_nor_ids_nor_splits(tmp_path: Path):
+    (tmp_path / "m.csv").write_text(
+        "path,labels,clip_id,split\nx.wav,dog,a,train\nx.wav,#N/A,b,train\nx.wav,dog,1.23E+05,train\n"
+        "#VALUE!,dog,d,train\nx.wav,dog,e,5-Jan\nx.wav,cat,f,train\nx.wav,3-Feb,g,train\n"
+    )
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert (out.clips["clip_id"].to_pylist(), out.vocabulary.names) == (["a", "f"], ("cat", "dog"))
+    assert out.refused["clip_id"].to_pylist() == ["b", "1.23E+05", "d", "e", "g"]
+    assert out.refused["reason"].to_pylist() == ["unknown_label", "bad_id", "bad_id", "bad_id", "unknown_label"]
+
+
+def test_case_29_a_data_files_labels_may_be_a_list(tmp_path: Path):
+    entries = [{"wav": "a.wav", "labels": ["/m/09x0r", "Music"]}, {"wav": "b.wav", "labels": "/m/09x0r,/m/04rlf,"}]
+    (tmp_path / "data.json").write_text(json.dumps({"data": entries}))
+    assert labels_of(read_datafile(str(tmp_path / "data.json"))) == [["Speech", "Music"]] * 2
+
+
+def test_a_data_file_that_says_a_key_twice_is_refused(tmp_path: Path):
+    (tmp_path / "data.json").write_text('{"data": [{"wav": "a.wav", "labels": "/m/09x0r", "labels": "/m/04rlf"}]}')
+    with pytest.raises(DataError, match="the key 'labels' stands twice"):
+        read_datafile(str(tmp_path / "data.json"))
+
+
+def test_case_31_an_accent_composed_or_not_is_one_class(tmp_path: Path):
+    out = read_manifest(manifest(tmp_path, ["B\u00e9b\u00e9", "Be\u0301be\u0301", "\ufeffB\u00e9b\u00e9\u200b"]))
+    assert labels_of(out) == [["B\u00e9b\u00e9"]] * 3
+
+
+def test_case_31_a_file_is_found_under_the_other_form_of_its_name(tmp_path: Path):
+    composed, apart = "\u00e9t\u00e9/B\u00e9b\u00e9.wav", "e\u0301te\u0301/Be\u0301be\u0301.wav"
+    for there, listed in ((composed, apart), (apart, composed)):
+        folder = tmp_path / str(len(there))
+        (folder / there).parent.mkdir(parents=True)
+        (folder / there).touch()
+        (folder / "m.csv").write_text(f"path,labels\n{listed},dog\n", encoding="utf-8")
+        out = read_manifest(str(folder / "m.csv"))
+        assert out.clips["media"].to_pylist() == [f"{folder}/{there}"]
+        assert out.clips["clip_id"].to_pylist() == ["B\u00e9b\u00e9"]
+
+
+def test_labels_as_floats_are_indices_with_labels_and_refused_without(tmp_path: Path):
+    uri = manifest(tmp_path, [0.0, 3.0, None], "m.parquet")
+    with pytest.raises(DataError, match="if its labels are indices, give --labels too"):
+        read_manifest(uri)
+    letters = LabelVocabulary.from_names("abcd")
+    for name in ("m.parquet", "m.csv"):
+        out = read_manifest(manifest(tmp_path, [0.0, 3.0, None], name), vocabulary=letters)
+        assert (labels_of(out), out.refused["reason"].to_pylist()) == ([["a"], ["d"]], ["no_label"])
+    out = read_manifest(manifest(tmp_path, [0.0, 0.5, 3.0], "m.parquet"), vocabulary=letters)
+    assert (labels_of(out), out.refused["reason"].to_pylist()) == ([["a"], ["d"]], ["unknown_label"])
+
+
+def test_labels_that_are_no_texts_are_refused(tmp_path: Path):
+    for column in ([b"dog", b"cat"], [True, False], pd.to_datetime(["2021-02-03", "2021-02-04"])):
+        with pytest.raises(DataError, match=r"0 different label names|no row of"):
+            read_manifest(manifest(tmp_path, column, "m.parquet"))
+
+
+def test_lost_characters_in_parquet_are_refused_row_by_row(tmp_path: Path):
+    rows = [("a.wav", "dog"), ("b.wav", "m\ufffdl"), ("c\ufffd.wav", "dog"), ("d.wav", "dog")]
+    pq.write_table(
+        pa.table(dict(zip(("path", "labels"), map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "m.parquet"
+    )
+    out = read_manifest(str(tmp_path / "m.parquet"))
+    assert (out.clips["clip_id"].to_pylist(), out.vocabulary.names) == (["a", "d"], ("dog",))
+    assert out.refused["reason"].to_pylist() == ["unknown_label", "bad_id"]
+    assert not any("\ufffd" in clip_id for clip_id in out.refused["clip_id"].to_pylist())
+
+
+def test_classes_that_look_alike_are_pointed_out(tmp_path: Path):
+    pair, missing = read_manifest(manifest(tmp_path, ["dog", "“Dog”", "cat", "None"])).notes
+    assert pair.endswith("m.csv: 1 pairs of classes differ in case, spaces or signs alone: ('dog', '“Dog”')")
+    assert "there is a class 'None'" in missing
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_manifest_separated_otherwise_is_known_by_its_header(tmp_path: Path, separator: str):
+    frame = pd.DataFrame({" Path": ["a.wav", "b.wav"], "Labels": ["dog;cat", "cat"], "start_s ": [1.5, 2]})
+    frame.to_csv(tmp_path / "m.csv", index=False, sep=separator)
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert labels_of(out) == [["cat", "dog"], ["cat"]]
+    assert out.clips["clip_id"].to_pylist() == ["a_1.500", "b_2.000"]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_column_that_is_nearly_one_of_ours_is_pointed_out(tmp_path: Path, name: str):
+    frame = pd.DataFrame(
+        {"path": ["a.wav"], "labels": ["dog"], "start": [1.0], "label": ["x"], "splits": ["eval"], "note": [""]}
+    )
+    frame.to_parquet(tmp_path / name) if name.endswith("parquet") else frame.to_csv(tmp_path / name, index=False)
+    notes = read_manifest(str(tmp_path / name)).notes
+    assert [note.partition(" of ")[0] for note in notes] == ["the column 'start'", "the column 'splits'"]
+    assert notes[0].endswith("is not read; if start_s is meant, rename it")
+
+
+def test_rows_that_hold_nothing_are_no_rows(tmp_path: Path):
+    (tmp_path / "m.csv").write_text("path,labels,split,\na.wav,dog,,\n,,,\n\n , , ,\nb.wav,cat,,\n")
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert (len(out.clips), len(out.refused)) == (2, 0)
+
+
+@pytest.mark.parametrize("num_bad", [4, 5])
+def test_a_list_most_of_whose_rows_would_go_is_refused_with_reason_and_line(tmp_path: Path, num_bad: int):
+    uri = manifest(tmp_path, ["dog"] * 4 + ["wolf"] * num_bad)
+    if num_bad == 4:  # half of them
+        assert len(read_manifest(uri, vocabulary=LabelVocabulary.from_names(["dog"])).clips) == 4
+        return
+    with pytest.raises(
+        DataError, match=r"5 of 9 rows of .* refused as unknown_label, the first: line 6: 'wolf'.*--labels"
+    ):
+        read_manifest(uri, vocabulary=LabelVocabulary.from_names(["dog"]))
+
+
+def test_case_38_a_tilde_within_a_row_is_named(tmp_path: Path):
+    (tmp_path / "m.csv").write_text("path,labels\na.wav,dog\n~/b.wav,dog\n")
+    assert messages(read_manifest(str(tmp_path / "m.csv"))) == [
+        ("missing_file", "~ is not expanded within a list; write the whole path of '~/b.wav'")
+    ]

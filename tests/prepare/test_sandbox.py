@@ -1,0 +1,233 @@
+"""A process of its own: what goes wrong there ends there."""
+
+import os
+import pickle
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from ast_core.errors import DataError, UserError
+from pipeline.prepare import answers
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.fetch import download
+from pipeline.prepare.sandbox import Isolated
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def isolated() -> Iterator[Callable[..., Isolated]]:
+    made: list[Isolated] = []
+
+    def make(name: str, **limits: int) -> Isolated:
+        made.append(Isolated(f"tests.prepare.work:{name}", **limits))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def is_gone(pid: int, within_s: float = DEADLINE_S) -> bool:
+    end_s = time.monotonic() + within_s
+    while time.monotonic() < end_s:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def two_pids(file: Path) -> list[int]:
+    end_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end_s:
+        if file.exists() and len(words := file.read_text().split()) == 2:
+            return list(map(int, words))
+        time.sleep(0.05)
+    raise AssertionError("it did not start")
+
+
+def test_calls_go_to_one_child_that_is_not_this_process(isolated):
+    double, process_id = isolated("double"), isolated("process_id")
+    samples = np.arange(200_000, dtype=np.float32)
+    np.testing.assert_array_equal(double(samples, deadline_s=DEADLINE_S), 2 * samples)
+    first = process_id(deadline_s=DEADLINE_S)
+    assert first == process_id(deadline_s=DEADLINE_S) != os.getpid()
+
+
+def test_past_its_deadline_the_child_and_its_programs_are_ended(isolated, tmp_path: Path):
+    sleeper = isolated("sleep_beside_a_program")
+    sleeper(str(tmp_path / "first"), 0, deadline_s=DEADLINE_S)  # the child starts
+    began_s = time.monotonic()
+    with pytest.raises(ClipError) as caught:
+        sleeper(str(tmp_path / "pids"), deadline_s=2.0)
+    assert caught.value.reason is Reason.TIMEOUT
+    assert 2 <= time.monotonic() - began_s < DEADLINE_S
+    assert all(is_gone(pid) for name in ("first", "pids") for pid in two_pids(tmp_path / name))
+
+
+def test_a_child_that_dies_is_a_failure_and_the_next_call_has_a_new_one(isolated):
+    die = isolated("die")
+    for number in (signal.SIGSEGV, signal.SIGKILL):
+        with pytest.raises(ClipError, match=f"{number.name}, about to fall") as caught:
+            die(number, deadline_s=DEADLINE_S)
+        assert caught.value.reason is Reason.CRASHED
+
+
+def test_memory_and_files_are_limited(isolated, tmp_path: Path):
+    take, write = isolated("take", memory_bytes=1 << 30), isolated("write", file_bytes=1 << 16)
+    assert take(1 << 20, deadline_s=DEADLINE_S) == 1 << 20
+    with pytest.raises(ClipError) as caught:
+        take(2 << 30, deadline_s=DEADLINE_S)
+    assert caught.value.reason is Reason.TOO_LARGE
+    write(str(tmp_path / "small"), 1 << 15, deadline_s=DEADLINE_S)
+    with pytest.raises(ClipError, match="File too large"):
+        write(str(tmp_path / "large"), 1 << 17, deadline_s=DEADLINE_S)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory by rules of its own")
+def test_memory_that_was_freed_is_used_again(isolated):
+    pages_a_round = 4 * 3 * 4 * 256  # four arrays of 3 Mi float32, in pages of 4 KiB
+    num_faults = isolated("page_faults_of_reuse")(10, deadline_s=DEADLINE_S)
+    assert num_faults < pages_a_round  # of 10 rounds
+
+
+def test_youtubes_javascript_runs_within_the_memory_of_a_fetch(isolated):
+    count = isolated("count_in_javascript", memory_bytes=download.MEMORY_BYTES)
+    assert count(1_000_000, deadline_s=DEADLINE_S) == 1_000_000
+
+
+def test_errors_come_back_as_they_were_raised(isolated):
+    fail = isolated("fail")
+    with pytest.raises(ClipError, match="not_audio: noise"):
+        fail("clip", deadline_s=DEADLINE_S)
+    for kind, error, message in (("user", UserError, "disk"), ("data", DataError, "bucket")):
+        with pytest.raises(UserError, match=message) as caught:
+            fail(kind, deadline_s=DEADLINE_S)
+        assert type(caught.value) is error
+    with pytest.raises(ClipError, match="unforeseen: ZeroDivisionError: x"):
+        fail("other", deadline_s=DEADLINE_S)
+
+
+def test_a_machine_without_room_ends_the_job_and_not_the_clip(isolated, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="No space left on device"):
+        isolated("find_the_disk_full")(deadline_s=DEADLINE_S)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(UserError, match=r"cannot start a process to work in: .*/nowhere"):
+        isolated("process_id")(deadline_s=DEADLINE_S)
+
+
+@pytest.mark.parametrize("busy_s", [600, 0])
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, busy_s: float):
+    code = (
+        "import time; from pipeline.prepare.sandbox import Isolated; "
+        "child = Isolated('tests.prepare.work:sleep_beside_a_program'); "
+        f"child({str(tmp_path / 'pids')!r}, {busy_s}, deadline_s=600); time.sleep(600)"
+    )
+    (temporary := tmp_path / "temporary").mkdir()
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=env)
+    pids = two_pids(tmp_path / "pids")
+    assert list(temporary.iterdir()) or not busy_s
+    parent.kill()
+    parent.wait()
+    assert all(map(is_gone, pids))
+    assert not list(temporary.iterdir())
+
+
+def test_a_child_hears_of_its_parents_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the socket between them, and not when it looks for its parent: it still has the same one here."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = Isolated("tests.prepare.work:sleep_beside_a_program")
+    child._start()
+    assert child._child is not None
+    child._send(pickle.dumps((str(tmp_path / "call"), (str(tmp_path / "pids"),), {})), time.monotonic() + 60)
+    pids = two_pids(tmp_path / "pids")
+    assert (tmp_path / "call").is_dir()
+    child._socket.close()  # as the system does for a parent that ends
+    child._child.wait(DEADLINE_S)
+    assert all(map(is_gone, pids))
+    assert not list(tmp_path.glob("call*"))
+
+
+def test_the_deadline_covers_a_child_that_does_not_read(isolated):
+    """C4 of the review: 4 MB do not fit into a socket whose other end is busy, stopped or still importing."""
+    give_back = isolated("give_back")
+    give_back(0, deadline_s=DEADLINE_S)
+    os.kill(give_back._child.pid, signal.SIGSTOP)
+    began_s = time.monotonic()
+    with pytest.raises(ClipError) as caught:
+        give_back(b"x" * (4 << 20), deadline_s=2.0)
+    assert caught.value.reason is Reason.TIMEOUT
+    assert time.monotonic() - began_s < DEADLINE_S
+    assert give_back(1, deadline_s=DEADLINE_S) == 1
+
+
+def test_nothing_that_the_child_sends_is_unpickled(isolated, tmp_path: Path):
+    """C10 of the review: the child may be in the hands of the file that it reads."""
+    for num_head_bytes in (4, 8, 12):  # as `multiprocessing` frames it, and as answers are framed
+        with pytest.raises(ClipError) as caught:
+            isolated("send_pickled")(str(tmp_path / "touched"), num_head_bytes, deadline_s=5.0)
+        assert caught.value.reason in (Reason.CRASHED, Reason.TIMEOUT)
+    assert not (tmp_path / "touched").exists()
+
+
+def head(json_bytes: int, raw_bytes: int) -> bytes:
+    return answers.HEAD.pack(json_bytes, raw_bytes)
+
+
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [
+        (head(1 << 31, 0), b""),
+        (head(2, 1 << 60), b"{}"),
+        (head(2, 0), b"{}"),
+        (head(2, 0), b"[]"),
+        (head(4, 0), b"\xff\xfe\xfd\xfc"),
+        (head(60_000, 0), b"[" * 60_000),
+        (head(26, 4), b'{"result":{"bytes":[0,5]}}' + b"1234"),
+        (head(27, 4), b'{"result":{"bytes":[-4,4]}}' + b"1234"),
+        (head(28, 4), b'{"result":{"float32":[0,3]}}' + b"1234"),
+        (head(26, 4), b'{"result":{"other":[0,4]}}' + b"1234"),
+        (head(52, 0), b'{"error":"ClipError","reason":"none","message":"x" }'),
+    ],
+)
+def test_an_answer_that_is_none_is_a_crash_of_its_process(isolated, head: bytes, rest: bytes):
+    answer = isolated("answer_by_itself")
+    with pytest.raises(ClipError, match="its process gave an answer") as caught:
+        answer(head, rest, deadline_s=DEADLINE_S)
+    assert caught.value.reason is Reason.CRASHED
+
+
+def test_results_cross_as_they_are_and_within_their_bound(isolated):
+    give_back = isolated("give_back", result_bytes=1000)
+    value = (None, True, 5, -0.5, "naïve", b"\x00\xff", np.float32([1, np.nan]), [b"", np.float32([])])
+    came = give_back(value, deadline_s=DEADLINE_S)
+    assert came[:6] == list(value[:6])
+    np.testing.assert_array_equal(came[6], value[6])
+    came[6][0] = 2  # writable
+    assert (came[7][0], len(came[7][1])) == (b"", 0)
+    with pytest.raises(ClipError, match=r"2,000 bytes; 1,000 are allowed") as caught:
+        isolated("give_bytes", result_bytes=1000)(2000, deadline_s=DEADLINE_S)
+    assert caught.value.reason is Reason.TOO_LARGE
+    for refused in (np.float64([1]), {"a": 1}, "x" * (1 << 17)):
+        with pytest.raises(ClipError, match="unforeseen: TypeError: a result"):
+            give_back(refused, deadline_s=DEADLINE_S)
+
+
+def test_a_decoding_process_imports_neither_pytorch_nor_ray():
+    modules = "sys, pipeline.prepare.audio.decode, pipeline.prepare.fetch.ytdlp"
+    code = f"import {modules}; print({{'torch', 'ray'}} & sys.modules.keys())"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=env, text=True).strip() == "set()"

@@ -1,0 +1,182 @@
+"""Shards → batches: the stored values, in the order asked for, the same on any number of ranks."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ast_core.errors import DataError
+from ast_core.recipe import Recipe
+from pipeline.dataset import ROW_GROUP_CLIPS, Clips, PreparedDataset
+from pipeline.train.data.feed import FbankReader, TrainBatch, TrainFeed, eval_batches
+from pipeline.train.data.sampling import EpochOrder, epoch_order
+from tests.train.made import clips_of, table_of
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    model_size="tiny224", input_tdim=64, freqm=24, timem=20, batch_size=10, mixup=0.5, sampling="weighted", seed=3
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tone_data: str) -> Clips:
+    return PreparedDataset.open(tone_data).clips(["train"])
+
+
+@pytest.fixture(scope="module")
+def stored(clips: Clips) -> list[np.ndarray]:
+    """Every clip's fbank by plain pyarrow, in the order of the data set."""
+    tables = [pq.read_table(shard)["fbank"] for shard in clips.shards]
+    return [np.array(tables[s][int(r)].as_py(), np.float16) for s, r in zip(clips.shard_of, clips.row, strict=True)]
+
+
+def epoch(clips: Clips, recipe: Recipe = RECIPE, rank: int = 0, world_size: int = 1) -> list[TrainBatch]:
+    return list(TrainFeed(clips, recipe, 4, rank, world_size).epoch(1, CPU))
+
+
+def test_the_reader_returns_what_is_stored_with_one_row_group_in_memory(clips: Clips, stored: list[np.ndarray]):
+    reader = FbankReader(clips, groups_in_memory=1)
+    for i in np.random.default_rng(0).permutation(len(clips)):
+        np.testing.assert_array_equal(reader[int(i)], stored[i])
+
+
+def test_clips_are_padded_with_zeros_and_cut_at_the_end(clips: Clips, stored: list[np.ndarray]):
+    reader = FbankReader(clips)
+    long, frames = reader.padded(np.array([3]), 64)
+    assert (frames.tolist(), long.shape) == ([48], (1, 64, 128))
+    np.testing.assert_array_equal(long[0, :48].numpy(), stored[3])
+    assert (long[0, 48:] == 0).all()
+    short, frames = reader.padded(np.array([3]), 30)
+    assert frames.tolist() == [30]
+    np.testing.assert_array_equal(short[0].numpy(), stored[3][:30])
+
+
+def test_batches_hold_the_clips_of_the_order_with_their_labels(clips: Clips, stored: list[np.ndarray]):
+    feed = TrainFeed(clips, RECIPE, 4)
+    order = feed.order(1)
+    batches = list(feed.epoch(1, CPU))
+    assert [len(item.batch.fbank_BTM) for item in batches] == [10, 10, 10, 10, 8]
+    assert feed.steps_per_epoch == 5
+    labels = [row[0] for row in clips.labels.to_pylist()]
+    for k in (0, 17, 47):
+        item, i = batches[k // 10], k % 10
+        np.testing.assert_array_equal(item.batch.fbank_BTM[i, :48].numpy(), stored[order.clip[k]])
+        target = np.zeros(4)
+        target[labels[order.clip[k]]] += order.lam[k]
+        if order.partner[k] >= 0:
+            target[labels[order.partner[k]]] += 1 - order.lam[k]
+            partners = item.batch.partners
+            (j,) = np.flatnonzero(partners.position == i)
+            np.testing.assert_array_equal(partners.fbank_KTM[j, :48].numpy(), stored[order.partner[k]])
+            assert partners.lam_K[j] == order.lam[k]
+        np.testing.assert_allclose(item.batch.target_BC[i].numpy(), target, rtol=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, world_size: int):
+    whole = epoch(clips)
+    parts = [epoch(clips, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, item in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert len({len(share.batch.weight_B) for share in shares}) == 1
+        for rank, share in enumerate(shares):
+            real = share.batch.weight_B.bool()
+            mine = slice((rank - step * RECIPE.batch_size) % world_size, None, world_size)
+            assert torch.equal(share.batch.fbank_BTM[real], item.batch.fbank_BTM[mine])
+            assert torch.equal(share.batch.target_BC[real], item.batch.target_BC[mine])
+            expected = item.augmentation.time_start[mine]
+            np.testing.assert_array_equal(share.augmentation.time_start[real.numpy()], expected)
+            assert share.num_clips_global == item.num_clips_global
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_is_compiled_gets_batches_of_one_shape_with_the_same_clips(clips: Clips, world_size: int):
+    for rank in range(world_size):
+        bare = epoch(clips, rank=rank, world_size=world_size)
+        filled = epoch(clips, replace(RECIPE, compile=True), rank, world_size)
+        assert {len(item.batch) for item in filled} == {-(-RECIPE.batch_size // world_size)}
+        for one, other in zip(bare, filled, strict=True):
+            counts = other.batch.weight_B.bool()
+            assert torch.equal(other.batch.fbank_BTM[counts], one.batch.fbank_BTM[one.batch.weight_B.bool()])
+            assert other.num_clips_global == one.num_clips_global
+            np.testing.assert_array_equal(other.augmentation.time_start[: len(one.batch)], one.augmentation.time_start)
+
+
+@pytest.mark.parametrize("first_step", [1, 3])
+def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: Clips, first_step: int):
+    """On one rank and, as after a loss of workers, on two others."""
+    for world_size in (1, 2):
+        for rank in range(world_size):
+            whole = epoch(clips, rank=rank, world_size=world_size)
+            rest = list(TrainFeed(clips, RECIPE, 4, rank, world_size).epoch(1, CPU, first_step))
+            assert [item.step for item in rest] == list(range(first_step, 5))
+            for one, other in zip(whole[first_step:], rest, strict=True):
+                assert torch.equal(one.batch.fbank_BTM, other.batch.fbank_BTM)
+                assert torch.equal(one.batch.partners.lam_K, other.batch.partners.lam_K)
+                np.testing.assert_array_equal(one.augmentation.freq_start, other.augmentation.freq_start)
+
+
+def test_what_was_read_ahead_is_still_there_when_its_turn_comes(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Over five windows of row groups, of clips and of partners."""
+    num_clips, shard = 6000, str(tmp_path / "all.parquet")
+    table, fbanks = table_of([2] * num_clips)
+    pq.write_table(table, shard, row_group_size=ROW_GROUP_CLIPS)
+    used, gone, read = [], [], FbankReader.__getitem__
+
+    def noted(reader: FbankReader, clip: int) -> np.ndarray:
+        used.append(clip)
+        if (0, clip // ROW_GROUP_CLIPS) not in reader._groups:
+            gone.append(clip)
+        return read(reader, clip)
+
+    monkeypatch.setattr(FbankReader, "__getitem__", noted)
+    recipe = replace(RECIPE, input_tdim=16, timem=2, batch_size=12, sampling="uniform")
+    for _ in TrainFeed(clips_of([shard] * num_clips, range(num_clips), fbanks), recipe, 1).epoch(1, CPU):
+        pass
+    assert len(used) > num_clips
+    assert not gone
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+def test_evaluation_sees_every_row_once_in_order(clips: Clips, stored: list[np.ndarray], world_size: int):
+    seen = []
+    for rank in range(world_size):
+        for batch in eval_batches(clips, RECIPE, 4, rank=rank, world_size=world_size, batch_size=7, device=CPU):
+            seen += list(batch.fbank_BTM[:, :48].numpy())
+    for row, expected in zip(seen, stored, strict=True):
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_an_unreadable_shard_is_an_error_here_and_not_a_hang(clips: Clips, tmp_path):
+    lost = replace(clips, shards=[str(tmp_path / "gone.parquet")] * len(clips.shards))
+    with pytest.raises(DataError, match=r"the shard .*/gone\.parquet is missing; restore it, or prepare the data anew"):
+        epoch(lost)
+
+
+def test_a_feed_left_early_leaves_no_thread_behind(clips: Clips):
+    batches = TrainFeed(clips, RECIPE, 4).epoch(1, CPU)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+
+
+def test_an_order_is_drawn_by_the_thread_that_asks_for_batches_and_counts_as_waiting(
+    clips: Clips, monkeypatch: pytest.MonkeyPatch
+):
+    drawn_by = []
+
+    def slow_order(**args) -> EpochOrder:
+        drawn_by.append(threading.current_thread())
+        time.sleep(0.3)
+        return epoch_order(**args)
+
+    monkeypatch.setattr("pipeline.train.data.feed.epoch_order", slow_order)
+    feed = TrainFeed(clips, RECIPE, 4)
+    for _ in range(2):
+        next(feed.epoch(1, CPU))
+    assert drawn_by == [threading.current_thread()] * 2
+    assert feed.waits.wait_s >= 0.6

@@ -1,0 +1,71 @@
+"""Calibration and confusions, against the definitions written out clip by clip."""
+
+import numpy as np
+import pytest
+
+from pipeline.train.evaluation import analysis
+
+
+def made(num_clips: int = 60, num_classes: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    scores = rng.random((num_clips, num_classes)).astype(np.float16)
+    scores[0, :3] = 0, 0.5, 1  # edges
+    return scores, (rng.random((num_clips, num_classes)) < 0.3).astype(np.float32)
+
+
+def test_calibration_is_that_of_its_definition(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(analysis, "CLIPS_AT_ONCE", 7)
+    scores, targets = made()
+    scores = np.where(scores > 0.9, np.float16(0.85), scores)  # an empty bin, but for the 1
+    scores[0, 2] = 0.85
+    found = analysis.calibration(scores, targets)
+    error = 0.0
+    for b in range(10):
+        cells = [
+            (float(s), t)
+            for s, t in zip(scores.ravel(), targets.ravel(), strict=True)
+            if b / 10 <= s and (s < (b + 1) / 10 or b == 9)
+        ]
+        assert found.decisions[b] == len(cells)
+        if not cells:
+            assert np.isnan(found.mean_score[b])
+            assert np.isnan(found.share_true[b])
+            continue
+        mean, share = np.mean([s for s, _ in cells]), np.mean([t for _, t in cells])
+        assert found.mean_score[b] == pytest.approx(mean)
+        assert found.share_true[b] == pytest.approx(share)
+        error += abs(mean - share) * len(cells) / scores.size
+    assert 0 in found.decisions
+    assert found.decisions.sum() == scores.size
+    assert found.expected_error == pytest.approx(error)
+
+
+def test_scores_that_are_probabilities_have_no_error_and_sure_mistakes_all_of_it():
+    scores = np.full((10, 4), 0.25, np.float16)
+    targets = np.tile(np.array([1, 0, 0, 0], np.float32), (10, 1))
+    assert analysis.calibration(scores, targets).expected_error == 0
+    assert analysis.calibration(1 - targets, targets).expected_error == 1
+
+
+def test_confusions_are_those_of_their_definition_worst_first():
+    scores, targets = made()
+    expected = []
+    for true in range(6):
+        for other in range(6):
+            clips = [i for i in range(60) if targets[i, true] and not targets[i, other]]
+            if len(clips) < 12:
+                continue
+            ours, theirs = (np.array([float(scores[i, c]) for i in clips]) for c in (other, true))
+            expected.append((true, other, len(clips), ours.mean(), theirs.mean(), (ours > theirs).mean()))
+    expected.sort(key=lambda pair: -pair[3])
+    assert 8 < len(expected) < 30  # some pairs are too small
+    found = analysis.confusions(scores, targets, num=8, min_clips=12)
+    assert [(one.true, one.taken_for, one.clips) for one in found] == [pair[:3] for pair in expected[:8]]
+    for one, pair in zip(found, expected, strict=False):
+        assert (one.mean_score, one.mean_true_score, one.share_above) == pytest.approx(pair[3:], abs=1e-6)
+    assert len(analysis.confusions(scores, targets, num=100, min_clips=12)) == len(expected)
+
+
+def test_of_clips_too_few_nothing_is_said():
+    scores, targets = made(num_clips=4)
+    assert analysis.confusions(scores, targets, min_clips=5) == []
