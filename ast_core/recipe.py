@@ -157,7 +157,9 @@ class Recipe:
         self._require(math.isfinite(self.dataset_mean), "dataset_mean", "a finite number")
         self._require(0 < self.dataset_std < math.inf, "dataset_std", "more than 0")
         self._require(self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", "1 or more")
-        self._require((self.wa_start is None) == (self.wa_end is None), "wa_end", "null just where wa_start is")
+        for key, other in (("wa_start", "wa_end"), ("wa_end", "wa_start")):
+            if getattr(self, key) is not None and getattr(self, other) is None:
+                raise ConfigError(f"{key} is {getattr(self, key)} but {other} is not set; set both or neither")
         if self.wa_start is not None and self.wa_end is not None:
             self._require(1 <= self.wa_start <= self.epochs, "wa_start", f"1 to {self.epochs} (epochs)")
             self._require(
@@ -204,11 +206,31 @@ def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Reci
     return Recipe(**typed)
 
 
+SYNONYMS = {
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "bs": "batch_size",
+    "model": "model_size",
+    "num_classes": "label_dim",
+    "optimizer_lr": "lr",
+    "mean": "dataset_mean",
+    "std": "dataset_std",
+    "early_stopping": "patience",
+    "gradient_clip": "grad_clip",
+    "max_grad_norm": "grad_clip",
+    "gradient_checkpointing": "activation_checkpointing",
+    "num_frames": "input_tdim",
+    "num_mel_bins": "input_fdim",
+}
+"""Names that other programs have for a key, where spelling alone does not lead to it."""
+
+
 def _typed(key: Any, value: Any) -> Any:
     types_of = {field.name: field.type for field in fields(Recipe)}
     if key not in types_of:
-        near = difflib.get_close_matches(str(key), types_of, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(types_of)}"
+        near = SYNONYMS.get(str(key)) or next(iter(difflib.get_close_matches(str(key), types_of, n=1)), None)
+        hint = f"did you mean {near}?" if near else "`jobs/train.py --help` lists the keys"
         raise ConfigError(f"no recipe key {key!r}; {hint}")
     wanted = types_of[key]
     allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)

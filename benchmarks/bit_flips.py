@@ -41,12 +41,17 @@ from pipeline.inspect import checks, findings
 from pipeline.inspect.data_report import write_report
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.shards import check_output, publish
-from pipeline.train.checkpointing import CHECKPOINTS
+from pipeline.train.checkpoints import (
+    CHECKPOINTS,
+    DamagedStateError,
+    checkpoint_folders,
+    load_state,
+    unlisted_checkpoints,
+)
 from pipeline.train.data.fbank_reader import FbankReader
 from pipeline.train.evaluation.epoch_results import Judge
 from pipeline.train.evaluation.scores import read_scores
 from pipeline.train.metrics_log import RunLog
-from pipeline.train.state import DamagedStateError, checkpoint_folders, load_state, unlisted_checkpoints
 from tests import fakes
 
 SPLITS = ("train", "eval")

@@ -36,7 +36,7 @@ from ray.core.generated import autoscaler_pb2
 
 from benchmarks.faults import ROOT, Job, ray_workers, start_cluster
 from jobs.common import EXIT_USER_ERROR
-from pipeline.train.state import RAYS_LIST
+from pipeline.train.checkpoints import RAYS_LIST
 from tests import fakes
 
 WORKERS, EPOCHS, STEPS, BATCH_SIZE = 2, 3, 6, 10

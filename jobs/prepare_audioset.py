@@ -261,7 +261,7 @@ def _reasons(given: Sequence[str]) -> frozenset[Reason]:
     if given == ["all"]:
         return frozenset(Reason)
     if unknown := sorted(set(given) - set(Reason)):
-        raise ConfigError(f"--retry {unknown[0]} is no reason; use `all`, or of {', '.join(Reason)}")
+        raise ConfigError(f"--retry {unknown[0]} is not a reason; use all, or one or more of {', '.join(Reason)}")
     return frozenset(map(Reason, given))
 
 

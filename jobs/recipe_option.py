@@ -1,4 +1,4 @@
-"""The option `--recipe` and the keys set after it. Apart from `jobs.common`, as recipes need PyTorch."""
+"""The option `--recipe`, and recipe keys that are set on the command line."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -32,11 +32,11 @@ def overridden(rest: Sequence[str]) -> dict[str, str]:
     words = iter(rest)
     for word in words:
         if not word.startswith("--"):
-            raise ConfigError(f"{word!r} stands where --KEY VALUE was expected")
+            raise ConfigError(f"{word!r} is not an option; set a recipe key by --KEY VALUE, for example --lr 1e-5")
         key, equals, value = word[2:].partition("=")
         given = value if equals else next(words, None)
-        if given is None:
-            raise ConfigError(f"--{key} needs a value")
+        if given is None or (given.startswith("--") and not equals):
+            raise ConfigError(f"--{key} has no value; every recipe key takes one, for example --warmup false")
         key = key.replace("-", "_")
         if key in overrides:
             raise ConfigError(f"--{key} is given twice; keep one")

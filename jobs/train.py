@@ -55,7 +55,7 @@ from pipeline.os_errors import explain
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.async_validation import evaluate_beside
-from pipeline.train.checkpointing import CHECKPOINTS
+from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted_checkpoints
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
@@ -67,7 +67,6 @@ from pipeline.train.resources import (
     worker_resources,
 )
 from pipeline.train.run_folder import RunIdentity
-from pipeline.train.state import checkpoint_folders, unlisted_checkpoints
 from pipeline.train.worker import train_worker
 from pipeline.train.worker_config import TrainJob, stopped_json
 
@@ -161,8 +160,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _num_workers(text: str) -> tuple[int, int]:
+    """Fewest and most workers. Raises ArgumentTypeError."""
     least, _, most = text.partition(":")
-    return int(least), int(most or least)
+    try:
+        return int(least), int(most or least)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers; use a number, or MIN:MAX") from None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torch import Tensor
 from ast_core.errors import DataError, UserError
 from ast_core.execution import for_device, set_attention
 from pipeline.dataset import PreparedDataset
-from pipeline.train import checkpointing
+from pipeline.train import checkpoints
+from pipeline.train.checkpoints import load_state
 from pipeline.train.data.shard_cache import ShardCache
 from pipeline.train.evaluation.epoch_results import Judge, put_off, read_put_off
 from pipeline.train.evaluation.scoring import evaluate
-from pipeline.train.state import load_state
 from pipeline.train.worker_config import TrainJob, initial_model, record_stop
 
 
@@ -68,10 +68,10 @@ def unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
     Raises:
         DataError: they are gone.
     """
-    kept = read_put_off(run, epoch) or checkpointing.at_end_of(run, epoch)
+    kept = read_put_off(run, epoch) or checkpoints.at_end_of(run, epoch)
     if kept is None:
         raise DataError(
             f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; "
-            f"delete the run's {checkpointing.CHECKPOINTS} folder to train anew"
+            f"delete the run's {checkpoints.CHECKPOINTS} folder to train anew"
         )
     return kept

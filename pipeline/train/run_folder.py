@@ -23,11 +23,10 @@ from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.redaction import without_secrets
 from pipeline.train import models
-from pipeline.train.checkpointing import CHECKPOINTS
+from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders
 from pipeline.train.data.feed import layout
 from pipeline.train.evaluation.epoch_results import REMEDY
 from pipeline.train.metrics_files import has_records
-from pipeline.train.state import checkpoint_folders
 from pipeline.versions import tool_versions
 
 MAY_CHANGE = [f"recipe.{key}" for key in EXECUTION_KEYS]

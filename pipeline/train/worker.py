@@ -29,7 +29,7 @@ from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, make_scaler, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.train import checkpointing, models, run_folder
+from pipeline.train import checkpoints, models, run_folder
 from pipeline.train.async_validation import unevaluated
 from pipeline.train.data.feed import TrainFeed
 from pipeline.train.data.sampling import NO_PARTNER
@@ -127,7 +127,7 @@ class Run:
         self.log: RunLog | None = None
         """Rank 0's."""
         if context.get_local_rank() == 0:
-            delete_left_over(checkpointing.upload_prefix(job.run))
+            delete_left_over(checkpoints.upload_prefix(job.run))
         self._resume()
 
     @property
@@ -408,7 +408,7 @@ class Run:
             "train_s": progress.train_s,
             "data_wait_share": progress.wait_s / progress.train_s,
         }
-        checkpointing.delete_unlisted(self.job.run)
+        checkpoints.delete_unlisted(self.job.run)
         write_summary(self.job.run, summary)
 
     def _checkpoint(
@@ -422,11 +422,11 @@ class Run:
         checkpoint = None
         if self.log is not None:
             self.log.flush()  # a resumed run goes on from these very lines
-            checkpoint = checkpointing.make(self.job.run, self._state()) if self.job.saves_checkpoints else None
+            checkpoint = checkpoints.make(self.job.run, self._state()) if self.job.saves_checkpoints else None
         ray.train.report(
             metrics,
             checkpoint=checkpoint,
-            checkpoint_dir_name=checkpointing.new_name(progress.epochs_done, progress.steps_done),
+            checkpoint_dir_name=checkpoints.new_name(progress.epochs_done, progress.steps_done),
             checkpoint_upload_mode=mode,
             delete_local_checkpoint_after_upload=True,
             validation=validation if checkpoint else False,
@@ -443,10 +443,10 @@ class Run:
 
     def _resume(self) -> None:
         """From the latest checkpoint that is whole. Its state is rank 0's; all ranks read it, and choose alike."""
-        known = checkpointing.known(self.job.unlisted_checkpoints)
+        known = checkpoints.known(self.job.unlisted_checkpoints)
         if not known:
             return
-        state = checkpointing.latest_whole(known)
+        state = checkpoints.latest_whole(known)
         if state is None:
             raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
         self.bare_model.load_state_dict(state["model"])

@@ -10,7 +10,7 @@ import yaml
 from ast_core import published_inputs
 from ast_core.errors import ConfigError
 from ast_core.models.ast import ASTModel
-from ast_core.recipe import Recipe, load_recipe
+from ast_core.recipe import SYNONYMS, Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))
@@ -133,9 +133,21 @@ def test_an_unknown_key_names_the_nearest_known_one(written: str, near: str):
         load(**{written: "1"})
 
 
-def test_a_key_like_no_other_lists_them_all():
-    with pytest.raises(ConfigError, match=r"no recipe key 'zzzzzz'; the keys are label_dim, .*seed"):
+def test_an_unknown_key_under_another_programs_name_names_ours():
+    with pytest.raises(ConfigError, match=r"no recipe key 'learning_rate'; did you mean lr\?"):
+        load("learning_rate: 1")
+    assert set(SYNONYMS.values()) <= {field.name for field in fields(Recipe)}
+
+
+def test_an_unknown_key_that_resembles_no_other_points_to_the_help():
+    with pytest.raises(ConfigError, match=r"no recipe key 'zzzzzz'; `jobs/train.py --help` lists the keys"):
         load("zzzzzz: 1")
+
+
+@pytest.mark.parametrize(("given", "missing"), [("wa_start", "wa_end"), ("wa_end", "wa_start")])
+def test_one_end_of_the_averaged_epochs_alone_is_refused(given: str, missing: str):
+    with pytest.raises(ConfigError, match=f"^{given} is 3 but {missing} is not set; set both or neither$"):
+        load(f"epochs: 9\n{given}: 3")
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "0.00001", "1E-5"])

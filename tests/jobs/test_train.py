@@ -39,8 +39,8 @@ from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train import async_validation as evaluation_beside
-from pipeline.train import checkpointing, worker
-from pipeline.train.checkpointing import upload_prefix
+from pipeline.train import checkpoints, worker
+from pipeline.train.checkpoints import upload_prefix
 from pipeline.train.data.feed import layout
 from pipeline.train.evaluation.scores import read_scores
 from pipeline.train.worker_config import TrainJob
@@ -210,7 +210,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     def checkpoint(run: worker.Run, validation: Any = False) -> None:
         assert run.log is not None
         run.log.flush()
-        made, kept = checkpointing.make(run.job.run, run._state()), Path(run.job.run, "checkpoints")
+        made, kept = checkpoints.make(run.job.run, run._state()), Path(run.job.run, "checkpoints")
         shutil.rmtree(kept, ignore_errors=True)
         shutil.move(made.path, kept / f"epoch-{run.progress.epochs_done:04d}-step-000000-a")
         with suppress(Exception):  # Ray goes on

@@ -14,7 +14,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from tests.prepare.test_decode import lag_samples
 from yt_dlp.networking import Response
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, PostProcessingError
@@ -29,6 +28,7 @@ from pipeline.prepare.fetch.pacing import Pace
 from pipeline.prepare.fetch.ytdlp import YtDlp, failure_of, fetch_with_ytdlp
 from tests import fakes
 from tests.fakes import Turns
+from tests.prepare.audio.test_decode import lag_samples
 
 LOCAL = YtDlp(allow_private_hosts=True)
 

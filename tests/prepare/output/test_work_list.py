@@ -18,7 +18,7 @@ def clips(*names: str) -> pa.Table:
     return fakes.clips(*({"clip_id": name, "media": name} for name in names))
 
 
-def names_read(chunks: list[work_list.Chunk]) -> list[str]:
+def names_read(chunks: list[module.Chunk]) -> list[str]:
     return sorted(read_chunks(pa.Table.from_pylist([*map(dict, chunks)]))["clip_id"].to_pylist())
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.train.test_scores import clips_of
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
@@ -22,6 +21,7 @@ from pipeline.train.evaluation.scores import write_scores
 from pipeline.train.metrics_log import RunLog, finite_or_null, per_class_csv, write_summary
 from tests.browser import browser, needs_browser
 from tests.pages import Page
+from tests.train.evaluation.test_scores import clips_of
 
 HOSTILE = "<script>window.harmed = 1</script>"
 NAMES = ["dog", HOSTILE, '"><img src=x onerror="window.harmed = 1">', "rain & wind", "never heard"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train.state import (
+from pipeline.train.checkpoints import (
     DIGEST_FILE,
     RAYS_LIST,
     STATE_FILE,
