@@ -49,8 +49,8 @@ from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from jobs.recipe_option import overridden, read_recipe, recipe_names
 from pipeline import storage
-from pipeline.cluster import hold
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.locks import exclusive
 from pipeline.os_errors import explain
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
@@ -254,12 +254,13 @@ def session(*runs: ClaimedRun) -> Iterator[None]:
     args, unfinished = runs[0].args, [run for run in runs if not run.is_finished]
     with ExitStack() as held:
         for run in unfinished:
-            held.enter_context(run_folder.sole_job(run.uri, storage.lock(run.uri)))
+            if storage.is_local(run.uri):  # before Ray is started
+                held.enter_context(exclusive("train", run.uri))
         if unfinished and args.num_workers != IN_PROCESS:
             held.enter_context(ray_session(args.address, args.num_cpus))
             for run in unfinished:
-                if not storage.is_local(run.uri):  # there two clusters, and jobs without workers, are not kept apart
-                    held.enter_context(run_folder.sole_job(run.uri, hold("train", run.uri)))
+                if not storage.is_local(run.uri):
+                    held.enter_context(exclusive("train", run.uri))
         yield
 
 

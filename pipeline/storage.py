@@ -1,7 +1,6 @@
 """Files by URI: a local path, s3://, gs:// or any file system that pyarrow or fsspec knows."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -9,9 +8,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -409,38 +407,6 @@ def sha256(uri: str | os.PathLike[str]) -> str:
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
     return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
-
-
-@contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[bool]:
-    """Hold a local folder, which is made if it is not there, as long as this process lives; False where another does.
-
-    Nothing is held of what is not on a local disk, nor where the file system has no such locks (NFS, some Lustre).
-    """
-    fs, path = resolve(folder)
-    if not isinstance(fs, pafs.LocalFileSystem):
-        yield True
-        return
-    try:
-        fs.create_dir(path)
-    except FileExistsError as err:
-        raise DataError(f"{os.fspath(folder)} is a file; give a folder") from err
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        yield _lock(handle)
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as err:
-        if err.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise
-    return True
 
 
 def delete_if_empty(uri: str | os.PathLike[str]) -> None:

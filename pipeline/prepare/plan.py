@@ -19,11 +19,12 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ast_core.errors import DataError
 from pipeline import dataset, storage
+from pipeline.locks import exclusive
 from pipeline.prepare.audio.decode import Decode
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILED_AT, Reason
 from pipeline.prepare.fetch.download import URL_SCHEMES, Download, FetchSettings
-from pipeline.prepare.fetch.rate_limit_actor import ClusterTurns, cluster_turns, sole_writer
+from pipeline.prepare.fetch.rate_limit_actor import ClusterTurns, cluster_turns
 from pipeline.prepare.fetch.ytdlp import check_tools
 from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.audio_store import AudioStore, keep_audio
@@ -129,7 +130,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         DataError: before any work, where the output holds something else, or another job is at work on it.
     """
     splits = _splits(listed)
-    with sole_writer(settings.output):
+    with exclusive("prepare", settings.output):
         store, states = _open_output(listed, settings, say)
         todo = _left(listed, states, settings)
         del states

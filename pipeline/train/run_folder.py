@@ -5,8 +5,7 @@ was logged or saved; until then a command with other settings takes its place, s
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from ast_core.recipe import EXECUTION_KEYS
 from ast_core.schedule import WARMUP_STEPS
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.locks import exclusive
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders
@@ -80,15 +80,6 @@ def clip_order(clips: Clips) -> str:
     return hashlib.sha256(joined[0].as_buffer()).hexdigest()
 
 
-@contextmanager
-def sole_job(run: str, lock: AbstractContextManager[bool]) -> Iterator[None]:
-    """Hold RUN by `lock`. Raises DataError where another job holds it."""
-    with lock as is_ours:
-        if not is_ours:
-            raise DataError(f"another job is training {run}; wait for its end, or stop it")
-        yield
-
-
 def claim_folder(
     run: str, identity: RunIdentity, config: ModelConfig, make_model: Callable[[], ASTModel]
 ) -> Callable[[], None] | None:
@@ -109,7 +100,7 @@ def claim_folder(
     if before is not None and not storage.is_local(run):
         return lambda: _write(run, identity, config, make_model())
     model = make_model()
-    with sole_job(run, storage.lock(run)):
+    with exclusive("train", run):
         if _read(run) != before:  # another command claimed it meanwhile, and may be about to train
             check_claim(run, identity)
         elif not _is_begun(run, identity):

@@ -17,6 +17,7 @@ from ast_core.recipe import Recipe
 from jobs import train
 from jobs.train import _resources, claim, main, parser, session
 from pipeline import dataset, storage
+from pipeline.locks import exclusive
 from pipeline.train.metrics_log import RunLog
 from tests import fakes
 from tests.damage import record_again
@@ -133,8 +134,8 @@ def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
     runs = [claim(command) for command in commands]
     with session(*runs):
         for run in runs:
-            with storage.lock(run.uri) as is_ours:
-                assert not is_ours
+            with pytest.raises(DataError, match="another job is training"), exclusive("train", run.uri):
+                pass
 
 
 def test_case_17_a_folder_of_a_refused_command_can_be_claimed_again(tone_data: str, tmp_path: Path):

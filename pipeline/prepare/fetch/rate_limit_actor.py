@@ -1,16 +1,14 @@
-"""What the jobs of a cluster share, the pace of their fetches, and what they may not: an output."""
+"""The one rate limiter of a cluster, an actor that all fetching jobs share."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from ast_core.errors import DataError
-from pipeline import storage
-from pipeline.cluster import ASK_AGAIN_S, NAMESPACE, end, hold, on_this_node
+from pipeline.cluster import ASK_AGAIN_S, NAMESPACE, end, on_this_node
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.pacing import Fetching, Pace, Pacer, Turn
 
@@ -77,16 +75,3 @@ class ClusterTurns:
 
 def _cluster_pacer() -> Any:
     return ray.remote(Pacer).options(name=PACER, get_if_exists=True, **on_this_node()).remote()
-
-
-@contextmanager
-def sole_writer(output: str) -> Iterator[None]:
-    """Hold `output` against other jobs: those of this cluster, and any other where the output is on a local disk.
-
-    Raises:
-        DataError: where another job holds it.
-    """
-    with ExitStack() as held:
-        if not (held.enter_context(storage.lock(output)) and held.enter_context(hold("prepare", output))):
-            raise DataError(f"another job is preparing {output}; wait for its end, or stop it")
-        yield

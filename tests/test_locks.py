@@ -1,0 +1,55 @@
+"""One job at a time writes to an output, on one machine and in one cluster."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ast_core.errors import DataError
+from pipeline.locks import exclusive
+
+HOLD = """
+import sys
+from pipeline.locks import exclusive
+with exclusive("prepare", sys.argv[1]):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_local_output_is_held_until_its_job_ends_or_dies(tmp_path: Path):
+    output = str(tmp_path / "data")
+    for ending in (subprocess.Popen.kill, lambda holder: holder.communicate("\n")):
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLD, output], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(DataError, match="another job is preparing"), exclusive("prepare", output):
+                pass
+            ending(holder)
+            holder.wait()
+        with exclusive("prepare", output):
+            pass
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
+    (tmp_path / "data").write_text("")
+    with pytest.raises(DataError, match="data is a file; give a folder"), exclusive("prepare", str(tmp_path / "data")):
+        pass
+
+
+def test_a_remote_output_is_held_against_the_jobs_of_the_cluster(local_ray: None):
+    with exclusive("prepare", "s3://bucket/data"):
+        for spelling in ("s3://bucket/data", "s3://bucket/data/", "s3://bucket/data?region=eu-west-1"):
+            with (
+                pytest.raises(DataError, match="another job is preparing s3://bucket/data"),
+                exclusive("prepare", spelling),
+            ):
+                pass
+        with exclusive("prepare", "s3://bucket/other"), exclusive("train", "s3://bucket/data"):
+            pass
+    with exclusive("prepare", "s3://bucket/data"):
+        pass
