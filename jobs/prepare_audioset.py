@@ -36,7 +36,7 @@ from pipeline.prepare.fetch.pacing import Pace
 from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import membership
-from pipeline.prepare.plan import PrepareSettings, in_a_task, prepare, what_is_left
+from pipeline.prepare.plan import STAGE_CPUS, Prepared, PrepareSettings, prepare, what_is_left
 from pipeline.prepare.sources import ClipList, locate
 from pipeline.prepare.sources.own_outputs import holds_clips
 from pipeline.ray_errors import users_errors
@@ -176,8 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 0
     with ray_session(args.address, args.num_cpus):
-        reports = prepare(listed, settings, partial(print, flush=True))
-        _write_report(settings.output, reports)
+        prepared = prepare(listed, settings, partial(print, flush=True))
+        _write_report(settings.output, prepared)
+    reports = prepared.splits
     print(f"\n{progress.table(reports)}\n{progress.advice(reports)}\ndata set: {settings.output}")
     if not any(split.info["clips"] for split in reports):
         raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
@@ -185,13 +186,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_report(output: str, reports: Sequence[progress.SplitReport]) -> None:
+def _write_report(output: str, prepared: Prepared) -> None:
     """Write the page about the data set, which is complete with or without it."""
     from pipeline.inspect.data_report import write_report  # loads templates and pictures, which nothing before needs
 
     try:
         with users_errors():
-            page = in_a_task(write_report, output, {split.split: split.num_listed for split in reports})
+            listed = {split.split: split.num_listed for split in prepared.splits}
+            page = ray.get(ray.remote(num_cpus=STAGE_CPUS)(write_report).remote(output, listed, prepared.stored))
     except (UserError, ray.exceptions.RayError) as err:
         reason = str(err).strip().splitlines()[-1]
         print(f"the data set is complete, but its report could not be written: {reason}", flush=True)

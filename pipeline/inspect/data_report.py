@@ -22,7 +22,7 @@ from pipeline.inspect import findings as shown
 from pipeline.inspect.checks import examine_facts
 from pipeline.inspect.dataset_summary import Facts, SplitFacts, gather
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.output.samples import MAX_SAMPLE_S, read_fbank, read_samples
+from pipeline.prepare.output.samples import MAX_SAMPLE_S, read_samples
 from pipeline.redaction import without_secrets
 from pipeline.versions import VERSION
 
@@ -60,18 +60,24 @@ MEANING = {
 
 
 def write_report(
-    output: str, *, listed: Mapping[str, int] | None = None, official: Mapping[str, str] | None = None
+    output: str,
+    listed: Mapping[str, int] | None = None,
+    stored: Mapping[str, pa.Table] | None = None,
+    official: Mapping[str, str] | None = None,
 ) -> str:
     """Write OUT/report.html of a finished data set and return its URI.
 
-    `listed`: rows of the last run's list, by split. `official`: as `pipeline.inspect.checks.examine` takes it.
+    Args:
+        listed: rows of the last run's list, by split.
+        stored: the shards' small columns, by split, where they have been read already (`scan_shards`).
+        official: as `pipeline.inspect.checks.examine` takes it.
 
     Raises:
         DataError: there is no finished data set, or a file of it is missing or damaged.
     """
     data = PreparedDataset.open(output)
     uri = storage.join(data.uri, "report.html")
-    storage.write_bytes(uri, _page(gather(data, official), listed or {}).encode())
+    storage.write_bytes(uri, _page(gather(data, official, stored), listed or {}).encode())
     return uri
 
 
@@ -389,8 +395,7 @@ def _samples(facts: Facts) -> Iterator[dict[str, Any]]:
         if row < 0:
             continue
         clip = split.clips.slice(row, 1).to_pylist()[0]
-        fbank = read_fbank(storage.join(dataset.shards_dir(facts.uri, split.name), clip["shard"]), clip["row"])
-        fbank = fbank[: round(MAX_SAMPLE_S * 1000 / FRAME_SHIFT_MS)]
+        fbank = np.array(sample["fbank"], np.float16)
         names = [facts.labels.names[c] for c in clip["labels"] if c < len(facts.labels)]
         yield {
             "clip_id": clip["clip_id"],

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
-from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.shards import scan_shards
@@ -24,8 +23,6 @@ from pipeline.prepare.sources import OFFICIAL_LISTS, read_segments
 from pipeline.prepare.sources.locate import Place
 from pipeline.prepare.sources.web_lists import cached
 from pipeline.weights import flatten_labels
-
-SMALL_COLUMNS = [name for name in dataset.SHARD.names if name != "fbank"]
 
 _OTHER_NAME = re.compile(r"Y?(?P<video>[A-Za-z0-9_-]{11})(_(?P<start>\d+(\.\d+)?))?(_\d+(\.\d+)?)?")
 """What copies of AudioSet call a clip: `YID`, `ID`, `ID_30`, `YID_30.000_40.000`."""
@@ -47,7 +44,7 @@ class SplitFacts:
     info: dict[str, Any]
     """The split's entry of dataset.json."""
     stored: pa.Table
-    """`SMALL_COLUMNS`, shard and row of all shards; a clip that a kill left in two of them has two rows."""
+    """`SCANNED`, shard and row of all shards; a clip that a kill left in two of them has two rows."""
     index: pa.Table
     """INDEX, as it is on disk."""
     failures: pa.Table
@@ -90,8 +87,14 @@ class Facts:
     splits: list[SplitFacts]
 
 
-def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> Facts:
+def gather(
+    data: PreparedDataset,
+    official: Mapping[str, str] | None = None,
+    stored: Mapping[str, pa.Table] | None = None,
+) -> Facts:
     """Read the shards' small columns, and the official lists: those given by split, and those known by its name.
+
+    `stored` has the small columns of splits whose shards have been read already.
 
     Nothing is fetched from the web but a list that `official` gives as a URL or a name. A list known by the split's
     name is read if a copy of it is in the cache; that there is none is a fact too (`SplitFacts.no_list`).
@@ -99,22 +102,24 @@ def gather(data: PreparedDataset, official: Mapping[str, str] | None = None) -> 
     Raises:
         DataError: `official` names a split that is not there or a list that cannot be read, or a shard is damaged.
     """
-    official = official or {}
+    official, stored = official or {}, stored or {}
     if unknown := sorted(official.keys() - set(data.splits)):
         raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")
     with ThreadPoolExecutor(max(1, len(data.splits))) as pool:
-        splits = list(pool.map(lambda split: _gather_split(data, split, official.get(split)), data.splits))
+        splits = list(
+            pool.map(lambda split: _gather_split(data, split, official.get(split), stored.get(split)), data.splits)
+        )
     return Facts(data.uri, data.info, data.labels, splits)
 
 
-def _gather_split(data: PreparedDataset, split: str, uri: str | None) -> SplitFacts:
+def _gather_split(data: PreparedDataset, split: str, uri: str | None, stored: pa.Table | None) -> SplitFacts:
     failures = data.failures(split)
     listed, no_list = _official_list(data, split, uri)
     return SplitFacts(
         name=split,
         num_classes=len(data.labels),
         info=data.info["splits"][split],
-        stored=scan_shards(data.uri, split, SMALL_COLUMNS),
+        stored=scan_shards(data.uri, split) if stored is None else stored,
         index=data.index(split),
         failures=FAILURES.empty_table() if failures is None else failures,
         official=listed,

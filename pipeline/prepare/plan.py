@@ -123,7 +123,14 @@ def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
     return _left(listed, {split: load_split(settings.output, split) for split in _splits(listed)}, settings)
 
 
-def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> list[SplitReport]:
+@dataclass(frozen=True)
+class Prepared:
+    splits: list[SplitReport]
+    stored: ray.ObjectRef
+    """What the shards hold, `{split: SCANNED}`, in Ray's object store: the report need not open them again."""
+
+
+def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> Prepared:
     """Prepare all clips that are not prepared yet, and publish the data set. Safe to run again after any end.
 
     Raises:
@@ -133,6 +140,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     with exclusive("prepare", settings.output):
         store, states = _open_output(listed, settings, say)
         todo = _left(listed, states, settings)
+        known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
         del states
         if line := todo.line():
             say(line)
@@ -141,14 +149,15 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with users_errors():
             named = {split: listed_in(listed, split) for split in splits}
-            info, lines = in_a_task(publish, settings.output, listed.vocabulary, refused, named)
+            published = _publish.remote(settings.output, listed.vocabulary, refused, named, known)
+            (info, lines), stored = ray.get(published[0]), published[1]
         for line in [*lines, *_left_over(settings.output, splits)]:
             say(line)
         if store is not None:
             for split in splits:
                 index = dataset.index_file(settings.output, split)
                 store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
-    return [SplitReport(split, info["splits"][split]) for split in splits]
+    return Prepared([SplitReport(split, info["splits"][split]) for split in splits], stored)
 
 
 def _left_over(output: str, splits: Iterable[str]) -> list[str]:
@@ -192,9 +201,15 @@ def _open_output(
     return store, states
 
 
-def in_a_task(work: Callable[..., Any], *args: Any) -> Any:
-    """The result of `work(*args)` in a Ray task: with two million clips it takes more memory than a driver should."""
-    return ray.get(ray.remote(num_cpus=STAGE_CPUS)(work).remote(*args))
+@ray.remote(num_cpus=STAGE_CPUS, num_returns=2)
+def _publish(*args: Any) -> tuple[Any, dict[str, pa.Table]]:
+    """`publish` in a task, since with two million clips it takes more memory than a driver should.
+
+    Returns:
+        The content of dataset.json with lines for the user, and what is stored, which the driver does not fetch.
+    """
+    info, lines, stored = publish(*args)
+    return (info, lines), stored
 
 
 def _stages(

@@ -111,9 +111,9 @@ def severities(found: Sequence[Finding]) -> dict[tuple[str, str], str]:
 def test_in_data_like_the_papers_there_is_nothing_to_mend(patient: Patient):
     found = patient.examined()
     assert severities(found) == {}
-    checks = {finding.check for finding in found}
+    names = {finding.check for finding in found}
     assert len(found) == 2 * (len(checks.CHECKS) - 3) + 3  # vocabulary, features and leakage are of the whole
-    assert checks == {check.__name__.removeprefix("check_") for check in checks.CHECKS}
+    assert names == {check.__name__.removeprefix("check_") for check in checks.CHECKS}
     assert of(found, "clips").what.startswith("768 of 800 listed clips, 4 % missing; most of ")
     assert of(found, "labels").severity == "note"
     assert "0.347" in of(found, "labels").cost

@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,32 @@ def test_part_3_2_two_clusters_with_different_lists_lose_nothing_in_silence(
     assert main(["--manifest", str(tmp_path / "one.csv"), "--output", s3.uri("two-clusters")]) == 0
     index = PreparedDataset.open(s3.uri("two-clusters")).clips(["train"])
     assert sorted(index.clip_id.to_pylist()) == [f"{i:02}" for i in lists["one"]]
+
+
+def openings(shards: Path, run: Callable[[], object]) -> Counter[str]:
+    """How often each file of a folder is opened while `run` runs, in whatever process."""
+    inotify_simple = pytest.importorskip("inotify_simple", reason="Linux tells how often a file is opened")
+    with inotify_simple.INotify() as inotify:
+        inotify.add_watch(shards, inotify_simple.flags.OPEN)
+        run()
+        return Counter(event.name for event in inotify.read(timeout=0) if event.name.endswith(".parquet"))
+
+
+def test_a_run_with_nothing_to_do_opens_each_shard_once(local_ray: None, folder: Folder):
+    rows = in_train("abcdefghijklmnopqrstuvwxyz")
+    folder.sounds(*(name for name, _ in rows))
+    folder.run(rows)
+    shards = folder.data / "train" / "shards"
+    names = {file.name for file in shards.iterdir()}
+    assert len(names) > 1
+    assert openings(shards, lambda: folder.run(rows)) == Counter(names)
+
+
+def test_a_run_opens_each_new_shard_once_after_it_is_written(local_ray: None, folder: Folder):
+    rows = in_train("abcdefghijklmnopqrstuvwxyz")
+    folder.sounds(*(name for name, _ in rows))
+    folder.run(rows[:20])
+    shards = folder.data / "train" / "shards"
+    opened = openings(shards, lambda: folder.run(rows))
+    assert {file.name for file in shards.iterdir()} == set(opened)
+    assert set(opened.values()) == {1}

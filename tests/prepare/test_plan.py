@@ -26,7 +26,6 @@ from pipeline.prepare.plan import (
     FetchAndPrepare,
     PrepareSettings,
     Stages,
-    _in_a_task,
     _written,
     give_up,
     prepare,
@@ -162,7 +161,7 @@ def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_
 
 def _beside() -> None:
     with users_errors():
-        _in_a_task(refuse)
+        ray.get(ray.remote(refuse).remote())
 
 
 class NoRoom:

@@ -1,5 +1,6 @@
 """Waveform → raw log-mel, as it is stored: neither padded nor normalised nor augmented."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,11 +15,16 @@ def features(rows: pa.Table) -> pa.Table:
     waveforms = rows["waveform"].combine_chunks()
     flat, offsets = waveforms.values.to_numpy(), waveforms.offsets.to_numpy()
     fbanks = [clip_fbank(flat[begin:end]) for begin, end in pairwise(offsets)]
-    num_frames = [len(clip) for clip in fbanks]
-    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(fbanks).reshape(-1)), type=FBANK.value_type)
-    column = pa.ListArray.from_arrays(np.cumsum([0, *num_frames]).astype(np.int32), frames, type=FBANK)
+    num_frames = pa.array([len(fbank) for fbank in fbanks], pa.int32())
     rows = rows.drop_columns(["waveform"])
-    return rows.append_column("num_frames", pa.array(num_frames, pa.int32())).append_column("fbank", column)
+    return rows.append_column("num_frames", num_frames).append_column("fbank", fbank_column(fbanks))
+
+
+def fbank_column(fbanks: Sequence[np.ndarray]) -> pa.ListArray:
+    """float16 `[frames, mel bins]` of each clip, one or more of them, as a column of the shards' type."""
+    ends = np.cumsum([0, *map(len, fbanks)]).astype(np.int32)
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(fbanks).reshape(-1)), type=FBANK.value_type)
+    return pa.ListArray.from_arrays(ends, frames, type=FBANK)
 
 
 def clip_fbank(waveform: np.ndarray) -> np.ndarray:

@@ -1,39 +1,42 @@
-"""A few clips that one can listen to: their audio, kept while a data set is prepared, below OUT/_report.
+"""A few sample clips for the report, with audio and features, stored below OUT/_report while a data set is prepared.
 
-Which clips they are is settled by their names alone, so that tasks choose without knowing each other and a run that was
-killed chooses as an undisturbed one does.
+A clip's name alone decides whether it is a sample. So tasks choose without knowing each other, and an interrupted run
+chooses the same clips as an undisturbed one. The report needs no shard to show them.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ast_core.frames import SAMPLE_RATE_HZ
-from pipeline import dataset, parquet, storage
+from ast_core.frames import FRAME_SHIFT_MS, SAMPLE_RATE_HZ
+from pipeline import dataset, storage
+from pipeline.prepare.audio.features import clip_fbank, fbank_column
 from pipeline.prepare.output.audio_store import flac_bytes
 
 NUM_CANDIDATES = 20
 """Clips of a list to keep, on average: some will fail, and the page shows ten."""
 
 MAX_SAMPLE_S = 10.0
-"""Of longer clips the beginning is kept, so that a page of ten has a size that browsers like."""
+"""Only the beginning of a longer clip is kept, so that a page of ten has a size that browsers like."""
+
+MAX_SAMPLES, MAX_FRAMES = round(MAX_SAMPLE_S * SAMPLE_RATE_HZ), round(MAX_SAMPLE_S * 1000 / FRAME_SHIFT_MS)
 
 SAMPLES = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("audio", pa.binary(), nullable=False),  # FLAC, 16 bit, mono, 16 kHz
+        pa.field("fbank", dataset.FBANK, nullable=False),  # of the same span
     ]
 )
 
 
 @dataclass(frozen=True)
 class KeepSamples:
-    """Rows with `waveform` in, the same rows out. The audio of those that are `wanted` is on disk by then."""
+    """Stage: rows with `waveform` in, the same rows out. Samples among them are then on disk."""
 
     output: str
     num_listed: int
@@ -43,9 +46,10 @@ class KeepSamples:
         chosen = pa.array(wanted(rows["clip_id"].to_pylist(), self.num_listed), pa.bool_())
         kept = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
         if len(kept):
-            beginning = round(MAX_SAMPLE_S * SAMPLE_RATE_HZ)
-            audio = [flac_bytes(clip.values.to_numpy()[:beginning]) for clip in kept["waveform"]]
-            write_samples(self.output, pa.table([kept["clip_id"], kept["split"], audio], schema=SAMPLES))
+            waveforms = [clip.values.to_numpy() for clip in kept["waveform"]]
+            audio = [flac_bytes(waveform[:MAX_SAMPLES]) for waveform in waveforms]
+            fbanks = fbank_column([clip_fbank(waveform)[:MAX_FRAMES] for waveform in waveforms])
+            write_samples(self.output, pa.table([kept["clip_id"], kept["split"], audio, fbanks], schema=SAMPLES))
         return rows
 
 
@@ -68,35 +72,12 @@ def write_samples(output: str, samples: pa.Table) -> None:
 
 
 def read_samples(output: str) -> pa.Table:
-    """All samples on disk, lowest rank first, each clip once."""
-    uris = storage.list_files(samples_dir(output), suffix=".parquet")
-    samples = pa.concat_tables([SAMPLES.empty_table(), *map(dataset.read_table, uris)])
+    """All samples on disk, lowest rank first, each clip once. Those of a version without `fbank` are left out."""
+    files = map(dataset.read_table, storage.list_files(samples_dir(output), suffix=".parquet"))
+    samples = pa.concat_tables([SAMPLES.empty_table(), *(file for file in files if "fbank" in file.column_names)])
     clip_ids = samples["clip_id"].to_pylist()
     row_of = {clip_id: row for row, clip_id in enumerate(clip_ids)}
     return samples.take(pa.array([row_of[clip_id] for clip_id in sorted(row_of, key=rank)], pa.int64()))
-
-
-def read_fbank(shard_uri: str, row: int) -> np.ndarray:
-    """float16 `[frames, mel bins]` of one clip: the row group that it lies in is read, not the shard.
-
-    Raises:
-        DataError: the shard is missing or damaged, or the values are not those of their hash.
-    """
-
-    def parse(source: pa.NativeFile) -> np.ndarray:
-        shard = parquet.opened(source)
-        group, begin = 0, 0
-        while begin + shard.metadata.row_group(group).num_rows <= row:
-            begin += shard.metadata.row_group(group).num_rows
-            group += 1
-        rows = shard.read_row_group(group, columns=["fbank", "fbank_hash"], use_threads=False)
-        fbank = rows["fbank"][row - begin].values
-        values: np.ndarray = fbank.flatten().to_numpy().astype(np.float16).reshape(len(fbank), -1)
-        if dataset.hash_of(values) != rows["fbank_hash"][row - begin].as_py():
-            raise ValueError(f"the values of row {row} are not those of their hash")
-        return values
-
-    return parquet.parsed(shard_uri, parse, damaged=f"{shard_uri} is damaged ({{}}); restore it, or prepare it again")
 
 
 def samples_dir(output: str) -> str:

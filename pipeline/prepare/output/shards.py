@@ -5,6 +5,7 @@ Shards are the truth: the index is made by reading them back, so a job that was 
 
 import json
 import logging
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ class SplitState:
     """What is on disk of a split."""
 
     prepared: pa.Table
-    """One row a clip: the columns of INDEX but for the weight, and those that the split's totals are of."""
+    """`SCANNED`, shard and row of each clip, in the order of their ids."""
     failures: pa.Table
     """LEDGER of earlier runs, but for rows that the list itself caused."""
 
@@ -78,29 +79,32 @@ _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
 
-_SCANNED = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq", "fbank_hash"]
+SCANNED = pa.schema([field for field in dataset.SHARD if field.name != "fbank"])
+"""The small columns of a shard. A preparation and its report read them once and need no others."""
 
 
-def tidy(output: str, split: str) -> SplitState:
+def tidy(output: str, split: str, known: pa.Table | None = None) -> SplitState:
     """Undo what a kill leaves behind, and read back the rest. No task may be writing meanwhile.
+
+    `known` is what an earlier call found (`SplitState.prepared`): its shards are not opened again.
 
     Removed are files that were never finished, and second copies of a clip: a task that runs again makes another shard
     where other clips of its failed the second time. Failures are gathered into one file.
     """
     storage.delete_unfinished(storage.join(output, split), recursive=True)
-    scanned = scan_shards(output, split, _SCANNED)
+    scanned = scan_shards(output, split, known)
     _check_against_index(output, split, scanned)  # before anything of a shard is removed
     stored = _indexed_first(output, split, scanned)
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
-        stored = scan_shards(output, split, _SCANNED)
+        stored = scan_shards(output, split, stored.filter(pa.array(is_first)))
     return _state(output, split, stored, failures_table.settle(output, split, stored["clip_id"]))
 
 
 def load_split(output: str, split: str) -> SplitState:
     """Read back what earlier runs left, finished or not."""
-    stored = scan_shards(output, split, _SCANNED)
+    stored = scan_shards(output, split)
     return _state(output, split, stored, failures_table.gather(output, split, stored["clip_id"]))
 
 
@@ -200,16 +204,24 @@ def _verified(rows: pa.Table, uri: str) -> pa.Table:
     return rows
 
 
-def scan_shards(output: str, split: str, columns: list[str]) -> pa.Table:
-    """These columns of all shards of a split, then `shard` and `row` as in INDEX; a clip in two shards has two rows.
+def scan_shards(output: str, split: str, known: pa.Table | None = None) -> pa.Table:
+    """`SCANNED` of all shards of a split, then `shard` and `row` as in INDEX; a clip in two shards has two rows.
+
+    Shards never change, so those that are in `known`, an earlier result, are not opened again.
 
     Raises:
         DataError: a shard is damaged, or of an earlier schema version.
     """
-    schema = pa.schema([*map(dataset.SHARD.field, columns), *map(dataset.INDEX.field, ("shard", "row"))])
+    schema = pa.schema([*SCANNED, *map(dataset.INDEX.field, ("shard", "row"))])
     uris = storage.list_files(dataset.shards_dir(output, split), suffix=".parquet")
+    uri_of = {posixpath.basename(uri): uri for uri in uris}
+    if known is None:
+        known = schema.empty_table()
+    known = known.select(schema.names).filter(pc.is_in(known["shard"], pa.array(uri_of, pa.string())))
+    unknown = sorted(uri_of.keys() - set(pc.unique(known["shard"]).to_pylist()))
     with ThreadPoolExecutor(16) as pool:
-        return pa.concat_tables([schema.empty_table(), *pool.map(lambda uri: _scan_shard(uri, schema), uris)])
+        scanned = pa.concat_tables([known, *pool.map(lambda name: _scan_shard(uri_of[name], schema), unknown)])
+    return scanned.sort_by([("shard", "ascending"), ("row", "ascending")]) if len(known) else scanned
 
 
 def start_output(output: str, labels: LabelVocabulary) -> bool:
@@ -260,19 +272,22 @@ def publish(
     labels: LabelVocabulary,
     refused: dict[str, pa.Table],
     listed: Mapping[str, Listed] | None = None,
-) -> tuple[dict[str, Any], list[str]]:
+    known: Mapping[str, pa.Table] | None = None,
+) -> tuple[dict[str, Any], list[str], dict[str, pa.Table]]:
     """Index, failures and norm of this run's splits (the keys of `refused`), then dataset.json.
 
     Args:
         listed: what the last list says of each of these splits; None where the shards are the list.
+        known: what has been read from these splits' shards already (`SplitState.prepared`).
 
     Returns:
-        The content of dataset.json, and lines for the user.
+        The content of dataset.json, lines for the user, and what is stored of each of these splits.
 
     Raises:
         DataError: another job wrote dataset.json at the same time.
     """
-    states = {split: tidy(output, split) for split in refused}  # slow; the writing after it is quick
+    known = known or {}
+    states = {split: tidy(output, split, known.get(split)) for split in refused}  # slow; the writing after it is quick
     prepared = {split: state.prepared for split, state in states.items()}
     if listed is None:
         listed = {split: _as_stored(states[split], refused[split]) for split in refused}
@@ -314,7 +329,7 @@ def publish(
         storage.discard(dataset.unpublished_file(output, split))
     storage.delete_unfinished(dataset.work_dir(output), recursive=True)
     storage.delete_if_empty(dataset.work_dir(output))
-    return info, members.remarks
+    return info, members.remarks, prepared
 
 
 def _without_moved(info: dict[str, Any], num_moved: int) -> dict[str, Any]:

@@ -5,12 +5,10 @@ import io
 import av
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import dataset, storage
+from pipeline import storage
 from pipeline.prepare.audio.decode import decode_section
-from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import WAVEFORM, Reason, ragged, under_way
 from pipeline.prepare.output.samples import (
     MAX_SAMPLE_S,
@@ -18,11 +16,9 @@ from pipeline.prepare.output.samples import (
     KeepSamples,
     flac_bytes,
     rank,
-    read_fbank,
     read_samples,
     wanted,
 )
-from pipeline.prepare.output.shards import WriteShards
 from tests import fakes
 
 
@@ -107,13 +103,3 @@ def test_failed_clips_are_not_kept_and_of_long_ones_the_beginning(tmp_path):
     kept = decode_section(io.BytesIO(samples["audio"][0].as_py()), 0.0, None)
     assert len(kept) == MAX_SAMPLE_S * 16_000
     np.testing.assert_allclose(kept, fakes.noise(MAX_SAMPLE_S + 2, seed=1)[: len(kept)], atol=2**-16)
-
-
-def test_one_fbank_is_read_of_a_shard_of_several_row_groups(tmp_path):
-    WriteShards(str(tmp_path))(features(decoded(40)))
-    (uri,) = storage.list_files(dataset.shards_dir(str(tmp_path), "train"))
-    assert pq.ParquetFile(uri).num_row_groups == 3
-    for row in (0, 15, 16, 39):
-        fbank = read_fbank(uri, row)
-        assert fbank.dtype == np.float16
-        np.testing.assert_array_equal(fbank, np.array(pq.read_table(uri)["fbank"][row].as_py(), np.float16))

@@ -117,7 +117,7 @@ def test_each_clip_has_the_sums_and_the_hash_of_its_own_values(tmp_path: Path):
         digest = hashlib.blake2b(values.tobytes()).digest()
         assert fact["fbank_hash"] == int.from_bytes(digest[:8], "little", signed=True)
     WriteShards(str(tmp_path))(rows)
-    stored = scan_shards(str(tmp_path), "train", list(facts[0])).to_pylist()
+    stored = scan_shards(str(tmp_path), "train").select(list(facts[0])).to_pylist()
     assert [{name: row[name] for name in facts[0]} for row in stored] == facts
 
 
@@ -289,7 +289,7 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
         "c": 1,
     }
     write(prepared_rows("b", failed=("c",)))
-    info, _ = publish(output, labels, {"train": FAILURES.empty_table()})
+    info, *_ = publish(output, labels, {"train": FAILURES.empty_table()})
     failures = dataset.read_table(dataset.failures_file(output, "train"))
     assert failures.select(["clip_id", "attempts", "retry"]).to_pylist() == [
         {"clip_id": "c", "attempts": 2, "retry": True}
