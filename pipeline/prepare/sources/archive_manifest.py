@@ -31,6 +31,7 @@ from pipeline import storage
 from pipeline.prepare import archives
 from pipeline.prepare.media import is_media, stem
 from pipeline.prepare.own_outputs import without_outputs
+from pipeline.prepare.sources.label_text import is_one_hot
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
@@ -216,7 +217,7 @@ def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: s
     label = values.pop("label", None)
     labels = values.pop("labels", label)
     cells = labels if isinstance(labels, list) else [labels]
-    if names and any(isinstance(cell, int | float) for cell in cells):
+    if names and any(isinstance(cell, int | float) for cell in cells) and not is_one_hot(cells):
         labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
     return Entry(labels=labels, media=media, member=member, stem=name, **values)
 
