@@ -33,11 +33,18 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 """What ends a line. `str.splitlines` knows more, among them characters that may stand within a name."""
 
 _SPREADSHEET_ERROR = re.compile(
-    r"#[A-ZÀ-Ý0-9_/]+[!?]|#N/A|#NV|#{3,}|Err:\d{3}"  # an error's name, in any language; a column too narrow
-    r"|[+-]?\d(\.\d+)?E\+\d{2,}"  # a number in place of digits
+    r"#[¿¡]?[A-ZÀ-ÝĄ-ŻΑ-ΩА-Я0-9_/]+[!?]"  # an error's name, in any language
+    r"|#N/[AD]|#Н/Д|#NV|#GETTING_DATA|#{3,}|Err:\d{3}"  # errors without a sign at the end; a column too narrow
+    r"|[+-]?\d([.,]\d+)?E\+\d{2,}"  # a number in place of digits
 )
-_MONTH = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
-_SPREADSHEET_DATE = re.compile(rf"\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{2}}|\d{{4}}-\d{{2}}-\d{{2}} 00:00:00")
+_MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mrz|Mär|Mai|Okt|Dez"  # English and German
+_MONTH_BEHIND = (  # French, Spanish, Italian, Portuguese and Dutch too
+    f"{_MONTH}|janv|févr|mars|avr|mai|juin|juil|août|sept|oct|nov|déc|ene|feb|mar|abr|may|jun|jul|ago|sep|dic|gen|apr"
+    "|mag|giu|lug|set|ott|jan|fev|out|dez|mrt|mei|aug|okt|dec"
+)
+_SPREADSHEET_DATE = re.compile(
+    rf"\d{{1,2}}(-|/|\. )({_MONTH_BEHIND})\.?|({_MONTH})[- ]\d{{2}}|\d{{4}}-\d{{2}}-\d{{2}} 00:00:00"
+)
 
 
 def decode_text(data: bytes, origin: object) -> str:
@@ -92,11 +99,12 @@ def read_table(
 
     The header tells the separator: the first of `separators` by which `is_header` accepts the column names, whose case
     and outer spaces do not matter. `columns` are those to read, where they are there; `on_header` is told all. A row
-    may end early, and its last cells are then empty; rows with nothing in them are passed over.
+    may end early, and its last cells are then empty; rows with nothing in them are passed over, and so is the header
+    where it comes again, as in files that were joined.
 
     Raises:
         DataError: there is no such header (`needs` says what it should hold), a column is there twice, a row has more
-            cells than the header, or a quote is wrong.
+            cells than the header, or a quote is wrong, or a header of other columns follows.
     """
     skipped = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # what Excel reads and nothing else
     if skipped:
@@ -112,6 +120,7 @@ def read_table(
         shown = f"{found[:80]}…" if len(found) > 80 else found or "nothing"
         raise DataError(f"{origin} needs {needs}; its first line has: {' '.join(shown.split())}")
     lowered = [name.lower() for name in names]
+    spellings = {spelt(name) for name in filter(None, names) for spelt in (str, str.lower, str.upper, str.title)}
     for column in columns:
         if lowered.count(column) > 1:
             raise DataError(f"{origin} has the column {column} twice; rename or remove one of them")
@@ -131,6 +140,12 @@ def read_table(
             if not past_header:
                 past_header = True
                 continue
+            if not spellings.isdisjoint(row) and is_header(set(again := _tidied(row))):
+                if again != lowered:
+                    raise DataError(
+                        f"{origin}, line {begins} is a header of other columns; give one list after the other"
+                    )
+                continue
             if any(cell and not cell.isspace() for cell in row[len(names) :]):  # half of a row's labels would be lost
                 raise DataError(f"{origin}, line {begins} has more fields than the header; quote the labels")
             yield begins, {column: row[i].strip() if i < len(row) else "" for column, i in places.items()}
@@ -147,6 +162,11 @@ def _first_row(text: str, begin: int, separator: str) -> list[str]:
         return next(([cell.strip() for cell in row] for row in reader if any(row)), [])
     except csv.Error:
         return []
+
+
+def _tidied(row: list[str]) -> list[str]:
+    """A row as a header; where files were joined, a byte order mark may be left in it."""
+    return [cell.strip().strip("\ufeff").lower() for cell in row]
 
 
 def _line_number(before: str) -> int:

@@ -367,7 +367,9 @@ def _segments(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[],
             for loose in (False, True):
                 fields = [field.strip().strip('"').strip() for field in parts] if loose else parts
                 labels = fields[3] if len(fields) == 4 else ""
-                if not loose:
+                if loose:  # the separators that a spreadsheet ends all rows with stand behind the quote
+                    labels = labels.strip('",; ')
+                else:
                     labels = labels[1:-1] if len(labels) > 1 and labels[0] == labels[-1] == '"' else labels
                 try:
                     start, end = (float(field) if "_" not in field else float("nan") for field in fields[1:3])

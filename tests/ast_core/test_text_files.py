@@ -104,6 +104,14 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_line(text: str, message
         "1.23E+05",
         "3-Feb",
         "Feb-03",
+        "#¿NOMBRE?",
+        "#ИМЯ?",
+        "#N/D",
+        "#GETTING_DATA",
+        "1,2E+05",
+        "03. Feb",
+        "03-févr",
+        "Mrz 05",
     ],
 )
 def test_case_9_what_a_spreadsheet_leaves_behind_is_known(text: str):
@@ -111,7 +119,24 @@ def test_case_9_what_a_spreadsheet_leaves_behind_is_known(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["#1", "# hash", "hashtag", "#dog", "1e5", "E+05", "3-February", "May", "2021-02-03", "Feb", "-rf", "C#"]
+    "text",
+    [
+        "#1",
+        "# hash",
+        "hashtag",
+        "#dog",
+        "1e5",
+        "E+05",
+        "3-February",
+        "May",
+        "2021-02-03",
+        "Feb",
+        "-rf",
+        "C#",
+        "set-01",
+        "Mars 03",
+        "#wow!",
+    ],
 )
 def test_names_that_only_resemble_that_are_left_alone(text: str):
     assert not is_spreadsheet_damage(text)

@@ -29,6 +29,7 @@ from ast_core.errors import DataError
 from ast_core.labels import CSV_HEADER, LabelVocabulary
 from pipeline import storage
 from pipeline.prepare.sources import archives
+from pipeline.prepare.sources.label_text import is_one_hot
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
 
@@ -216,7 +217,7 @@ def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: s
     label = values.pop("label", None)
     labels = values.pop("labels", label)
     cells = labels if isinstance(labels, list) else [labels]
-    if names and any(isinstance(cell, int | float) for cell in cells):
+    if names and any(isinstance(cell, int | float) for cell in cells) and not is_one_hot(cells):
         labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
     return Entry(labels=labels, media=media, member=member, stem=name, **values)
 

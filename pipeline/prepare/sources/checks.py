@@ -31,7 +31,7 @@ _SCHEMES = storage.PYARROW_SCHEMES | _OF_THE_WEB
 
 def seconds(value: Any, what: str) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (isinstance(value, str) and "_" in value):  # Python reads "1_0" as 10
@@ -99,7 +99,7 @@ def media_in(folder: str, path: Any, what: str) -> str:
             raise ClipError(
                 Reason.MISSING_FILE, f"~ is not expanded within a list; write the whole path of {show(path)}"
             )
-        return media if media.isascii() or "://" in media else _as_on_disk(media)
+        return media if "://" in media else _as_on_disk(media)
     if (scheme := scheme.lower()) not in _SCHEMES | {folder.partition("://")[0]}:
         raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}; use {', '.join(sorted(_SCHEMES))}, or a path")
     if "?" in rest and scheme not in _OF_THE_WEB:
@@ -108,9 +108,11 @@ def media_in(folder: str, path: Any, what: str) -> str:
 
 
 def _as_on_disk(path: str) -> str:
-    """`path` with its accents as the disk has them: macOS takes them apart (NFD), most others do not (NFC)."""
-    if os.path.lexists(path):
+    """`path` as the disk has it: macOS takes accents apart (NFD), most others do not (NFC); Windows writes `a\\b`."""
+    if (path.isascii() and "\\" not in path) or os.path.lexists(path):
         return path
+    if "\\" in path and os.path.lexists(slashed := _as_on_disk(path.replace("\\", "/"))):
+        return slashed
     found = ""
     for part in path.split("/")[1:]:
         forms = dict.fromkeys([part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)])

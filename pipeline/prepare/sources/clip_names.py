@@ -46,15 +46,22 @@ def tell_apart(clip_id: str, paths: Sequence[str | None]) -> list[str | None]:
     then stays.
     """
     is_given = None in paths
-    first_of: dict[_Path, int] = {}
-    for row, path in enumerate(paths):
-        if path is not None:
-            first_of.setdefault(_Path.of(path), row)
+    of_their_own = {
+        row: _Path.of(path)
+        for row, (path, first) in enumerate(zip(paths, first_rows(paths), strict=True))
+        if path is not None and row == first
+    }
     names: list[str | None] = [clip_id if path is None else None for path in paths]
     taken = {clip_id} if is_given else set()
-    for row, name in zip(first_of.values(), _names(clip_id, list(first_of), taken), strict=True):
+    for row, name in zip(of_their_own, _names(clip_id, list(of_their_own.values()), taken), strict=True):
         names[row] = name
     return names
+
+
+def first_rows(paths: Sequence[str | None]) -> list[int]:
+    """For each row of a group, the first row with the same path: itself, unless it repeats another."""
+    first_of: dict[_Path, int] = {}
+    return [row if path is None else first_of.setdefault(_Path.of(path), row) for row, path in enumerate(paths)]
 
 
 class _Path(NamedTuple):

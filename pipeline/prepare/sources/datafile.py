@@ -38,7 +38,7 @@ def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
         cells: list[str] = []
         name = ""
         try:
-            cells = cells_of(labels, rows.vocabulary.index_of) if isinstance(labels, str | list) else []
+            cells = cells_of(labels, rows.vocabulary.index_of)
             media = media_in(folder, wav, '"wav"')
             name = unicodedata.normalize("NFC", stem(media))
             if video_id is not None:

@@ -20,6 +20,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ast_core.errors import DataError
@@ -33,10 +34,11 @@ _ITEM = rf"(?:{_QUOTED}|[+-]?\d+(?:\.\d*)?)"
 _LIST = re.compile(rf"[\[({{]\s*(?:{_ITEM}(?:(?:\s*,\s*|\s+){_ITEM})*\s*,?\s*)?[\])}}]", re.DOTALL)
 _QUOTED_LIST = re.compile(rf"{_QUOTED}(?:\s*[,;]\s*{_QUOTED})*\s*[,;]?", re.DOTALL)
 _LIKE_A_LIST = re.compile(
-    r"""[\[{]\s*["'“‘„\[{].*|.*["'”’]\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|[a-z_.]+\(\s*[\[({].*""",
+    r"""[\[{]\s*["'“‘„\[{].*|.*["'”’]\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|\([^()]*,[^()]*\)|[a-z_.]+\(\s*[\[({].*""",
     re.DOTALL | re.IGNORECASE,
 )
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
+_IN_BRACKETS = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+\)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
 _SIGNS = "_-\"'`“”‘’„«»"
@@ -78,6 +80,12 @@ def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list
     return labels
 
 
+def is_one_hot(cells: Sequence[Any]) -> bool:
+    """Whether labels are zeros and ones with a place for each class, which are no indices: one of them stands twice."""
+    digits = [match[1] for match in map(_INDEX.fullmatch, map(str, cells)) if match]
+    return len(digits) == len(cells) > len(set(digits)) and set(digits) <= {"0", "1"}
+
+
 def may_name_a_class(text: str) -> bool:
     """Whether a label found may become a class. Numbers may not: they are indices into somebody's vocabulary."""
     if text.isascii() and text.replace(" ", "").replace("_", "").isalpha() and text not in _MISSING:
@@ -110,12 +118,15 @@ class Separator:
 
     If any row has a `;`, it separates in all of them, and a comma belongs to the name, as in "Male speech, man
     speaking". If none has, a comma without a space behind it separates; one with a space may be either, and so may a
-    `|` or the commas and semicolons of Chinese and Japanese: the list is refused.
+    `|` or the commas and semicolons of Chinese and Japanese: the list is refused. So is `[dog]` in a list that has
+    `[dog, cat]` too: it is a list of one, or a name in brackets.
     """
 
     def __init__(self) -> None:
         self._place_of: dict[str, str] = {}
         self._names: set[str] = set()
+        self._first_error = self._first_bad_list = ""
+        """Where the first value stands that cannot be read, and the first that is a list in text, and why."""
 
     def add(self, value: Any, place: str) -> None:
         """Take note of a row's labels; `place` says where the row stands."""
@@ -128,15 +139,25 @@ class Separator:
                     self._place_of[text] = place
                     return
             self._names.update(cells_of(value, ()))
-        except ClipError:
-            return  # the row is refused for it when it is read
+        except ClipError as err:  # the row is refused for it when it is read
+            self._first_error = self._first_error or f"{place}: {err.message}"
+            if isinstance(value, str):
+                self._first_bad_list = self._first_bad_list or f"{place}: {err.message}"
 
     def decide(self, origin: str) -> tuple[str, set[str]]:
         """The separator, and all labels found.
 
         Raises:
-            DataError: a comma may separate names or belong to one.
+            DataError: a comma may separate names or belong to one, or no row has labels that can be read.
         """
+        if self._first_error and not self._place_of and not self._names:
+            raise DataError(f"{origin}, {self._first_error}")
+        for text, place in self._place_of.items():
+            if self._first_bad_list and _IN_BRACKETS.fullmatch(text):
+                raise DataError(
+                    f"{origin}, {place}: {show(text)} may be a list of one label or a name in brackets, as "
+                    f"{self._first_bad_list}"
+                )
         separator = ";" if any(";" in text for text in self._place_of) else ","
         names = self._names.union(*(_split(text, separator) for text in self._place_of))
         how = "separate labels by `;`, also behind a single name that has a comma (`Inside, small room;`)"
@@ -168,11 +189,24 @@ def what_is_odd(names: Sequence[str]) -> list[str]:
         if (other := seen.setdefault(key, name)) != name:
             pairs.append((other, name))
     lines = [f"{len(pairs)} pairs of classes differ in case, spaces or signs alone: {show(pairs[0])}"] if pairs else []
+    if garbled := next(((name, meant) for name in names if (meant := _as_utf8(name)) != name), None):
+        lines.append(
+            f"the class {show(garbled[0])} is probably {show(garbled[1])}, whose UTF-8 was read as another encoding; "
+            "take the labels from before that"
+        )
     if missing := [name for name in names if name.lower() in ("none", "null", "n/a", "na", "\\n", "unknown", "-")]:
         lines.append(
             f"there is a class {show(missing[0])}; if it stands for rows without a label, leave their labels empty"
         )
     return lines
+
+
+def _as_utf8(name: str) -> str:
+    """What `name` was before a program took its UTF-8 for Windows' encoding; the same where none did."""
+    if not name.isascii():
+        with suppress(UnicodeError):
+            return name.encode("cp1252").decode("utf-8")
+    return name
 
 
 def _text(value: Any, whole: Any) -> str:

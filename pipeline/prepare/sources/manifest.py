@@ -29,7 +29,14 @@ from pipeline.prepare.sources.checks import (
     seconds,
     show,
 )
-from pipeline.prepare.sources.label_text import Separator, cells_of, indices_as_labels, may_name_a_class, what_is_odd
+from pipeline.prepare.sources.label_text import (
+    Separator,
+    cells_of,
+    indices_as_labels,
+    is_one_hot,
+    may_name_a_class,
+    what_is_odd,
+)
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import fetched, read_text
 
@@ -65,6 +72,11 @@ def read_manifest(
         name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
             cells = cells_of(entry.labels, rows.vocabulary.index_of, separator)
+            if indices and is_one_hot(cells):
+                raise DataError(
+                    f"{uri}, {entry.place}: labels are zeros and ones with a place for each class; write the names or "
+                    "the indices of the classes that are 1"
+                )
             cells = indices_as_labels(cells, vocabulary) if indices else cells
             start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
             end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline.prepare.clip import CLIPS, FAILURES, ClipError, Reason
 from pipeline.prepare.sources.checks import CONTROL, LONGEST_ID, check_clip_id, show
-from pipeline.prepare.sources.clip_names import rows_of_one_name, tell_apart
+from pipeline.prepare.sources.clip_names import first_rows, rows_of_one_name, tell_apart
 from pipeline.prepare.sources.label_text import why_unknown
 from pipeline.redaction import without_secrets
 from pipeline.versions import in_words
@@ -52,6 +53,8 @@ class Rows:
         self._first_refused: dict[Reason, str] = {}
         self._any_known = False
         self._unknown = ""
+        self._repeated: list[tuple[str, str, tuple[int, ...], str]] = []
+        """Rows that repeat a clip: its split and clip_id, their own labels, and where they stand."""
 
     def indices(self, cells: list[str]) -> tuple[int, ...]:
         """The classes that `cells` name, each once."""
@@ -85,6 +88,8 @@ class Rows:
         """Refuse a row, which stands at `place`."""
         labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
         self._any_known = self._any_known or labels is not None
+        if err.reason is Reason.DUPLICATE:
+            self._repeated.append((split, name, labels or (), place or show(name)))
         self._count(err.reason, f"{place or show(name)}: {err.message}")
         self._refuse(name, split, err, labels)
 
@@ -112,6 +117,8 @@ class Rows:
         if not len(clips) + num_refused:
             raise DataError(f"{origin} has no rows; give a list with at least one clip")
         if not len(clips) and not self._any_known:
+            if not self._unknown and (why := self._first_refused.get(Reason.UNKNOWN_LABEL)):
+                raise DataError(f"no row of {origin} has labels that can be read, the first: {why}")
             first = f" (the first unknown one: {self._unknown})" if self._unknown else ""
             raise DataError(f"no row of {origin} has a known label{first}; give its own label file with --labels")
         for reason, number in self._num_refused.most_common():
@@ -120,7 +127,26 @@ class Rows:
                     f"{number} of {len(clips) + num_refused} rows of {origin} would be refused as {reason}, the first: "
                     f"{self._first_refused[reason]}; {_REMEDY[reason]}"
                 )
-        return ClipList(clips, self._refused.table(), self.vocabulary, tuple(notes))
+        return ClipList(clips, self._refused.table(), self.vocabulary, (*notes, *self._relabelled(origin, clips)))
+
+    def _relabelled(self, origin: str, clips: pa.Table) -> list[str]:
+        """A line on rows that repeat a clip with other labels, as lists with a row for each label do."""
+        if not self._repeated:
+            return []
+        names = pa.array([f"{split}/{clip_id}" for split, clip_id, _, _ in self._repeated], pa.string())
+        kept = pc.binary_join_element_wise(clips["split"], clips["clip_id"], "/")
+        first = clips["labels"].take(pc.index_in(names, value_set=kept.combine_chunks()))
+        places = [
+            place
+            for (_, _, labels, place), of_first in zip(self._repeated, first.to_pylist(), strict=True)
+            if of_first is not None and not set(labels) <= set(of_first)
+        ]
+        if not places:
+            return []
+        return [
+            f"{len(places):,} rows of {origin} repeat a clip with other labels ({places[0]} first), which are not "
+            "stored; a clip has one row, with its labels separated by `;`"
+        ]
 
     def _named_apart(self, clips: pa.Table) -> pa.Table:
         """Clips of `CLIPS`, with names that are unique in their split; those that are there twice are refused."""
@@ -134,9 +160,12 @@ class Rows:
         for group in groups:
             media = clips["media"].take(group).to_pylist()
             paths = [media[i] if path == "" else path for i, path in enumerate(named_by.take(group).to_pylist())]
-            for row, name in zip(group, tell_apart(clip_ids[group[0]], paths), strict=True):
+            names = tell_apart(clip_ids[group[0]], paths)
+            for row, name, first in zip(group, names, first_rows(paths), strict=True):
                 try:
                     if name is None:
+                        labels = tuple(clips["labels"][row].as_py())
+                        self._repeated.append((splits[row], clip_ids[group[first]], labels, show(clip_ids[row])))
                         raise ClipError(
                             Reason.DUPLICATE, f"{clip_ids[row]} is in {splits[row]} already, from that file"
                         )
@@ -187,5 +216,5 @@ _REMEDY = {
     Reason.BAD_TIME: "give times in seconds, with a point, and clips of at most 300 s",
     Reason.NO_LABEL: "give the column that holds the labels",
     Reason.UNKNOWN_LABEL: "give its own label file with --labels, or list only clips whose labels are known",
-    Reason.DUPLICATE: "list each clip once, or give a clip_id column whose ids differ",
+    Reason.DUPLICATE: "list each clip once, with all its labels, or give a clip_id column whose ids differ",
 }

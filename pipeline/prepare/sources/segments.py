@@ -30,7 +30,7 @@ def read_segments(
         cells: list[str] = []
         name = video_id or f"line {number}"
         try:
-            cells = cells_of(labels_text.strip('"'), known)
+            cells = cells_of(labels_text.strip('",; '), known)
             if not VIDEO_ID.fullmatch(video_id):
                 raise ClipError(Reason.BAD_ID, f"{show(video_id)} is not a video id")
             start_s, end_s = seconds(start, "start"), seconds(end, "end")

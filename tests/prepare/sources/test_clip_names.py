@@ -191,8 +191,9 @@ def test_one_name_with_accents_composed_and_apart_is_no_folder_to_read(tmp_path:
         read_esc(folder)
 
 
-def test_speech_commands_lists_are_read_as_people_save_them(tmp_path: Path):
+def test_case_39_speech_commands_lists_are_read_as_people_save_them(tmp_path: Path):
     folder = touch(tmp_path, "yes/a_nohash_0.wav", "yes/b_nohash_0.WAV", "no/c_nohash_0.wav", "no/d_nohash_0.wav")
+    touch(tmp_path, "_background_noise_/hum.wav")
     (tmp_path / "validation_list.txt").write_bytes("\ufeffyes\\a_nohash_0.wav\r\n".encode())
     (tmp_path / "testing_list.txt").write_bytes("./no/c_nohash_0.wav\r\n\r\n".encode("utf-16"))
     clips = read_speechcommands(folder).clips

@@ -85,6 +85,31 @@ def test_case_10_names_with_brackets_and_quotes_stay_names(text: str):
     assert may_name_a_class(text)
 
 
+@pytest.mark.parametrize("labels", [["[dog]", "[cat, rain]"], ["{cat,rain}", "{dog}"], ["(dog,cat)", "(dog)"]])
+def test_case_10_a_name_in_brackets_beside_a_list_in_brackets_is_refused(tmp_path: Path, labels: list[str]):
+    """Without quotes, as PostgreSQL writes arrays: the list of one would be a class of its own."""
+    with pytest.raises(DataError, match=r"m\.csv, line \d: .* may be a list of one label or a name in brackets"):
+        read_manifest(manifest(tmp_path, labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        (["[1, 2]", "[0, 1, 0]"], "m.csv"),
+        (["[1 2]", "[0. 0. 1.]"], "m.csv"),
+        (["1;2", "1;0;0"], "m.csv"),
+        ([[1, 2], [0, 0, 1]], "m.parquet"),
+        ([[1.0, 2.0], [0.0, 1.0, 1.0]], "m.parquet"),
+    ],
+)
+def test_case_10_zeros_and_ones_for_each_class_are_no_indices(tmp_path: Path, labels: list[object], name: str):
+    """Read as indices, they would give every clip the first two classes."""
+    letters = LabelVocabulary.from_names("abc")
+    with pytest.raises(DataError, match=r"(line 3|row 2): labels are zeros and ones with a place for each class"):
+        read_manifest(manifest(tmp_path, labels, name), vocabulary=letters)
+    assert labels_of(read_manifest(manifest(tmp_path, labels[:1], name), vocabulary=letters)) == [["b", "c"]]
+
+
 def test_case_12_a_name_with_a_comma_is_one_class_in_every_row(tmp_path: Path):
     out = read_manifest(manifest(tmp_path, [SPEECH_BY_A_MAN, f"{SPEECH_BY_A_MAN};Dog", "Dog"]))
     assert out.vocabulary.names == ("Dog", SPEECH_BY_A_MAN)
@@ -135,6 +160,12 @@ def test_case_28_separators_at_the_ends_are_no_labels(tmp_path: Path, text: str)
     assert labels_of(out) == [["dog"], ["cat"]]
 
 
+def test_case_28_a_separator_behind_quoted_labels_of_a_segment_is_none(tmp_path: Path):
+    """Spreadsheets end all rows as the widest one does."""
+    (tmp_path / "list.csv").write_text('abcdefghijk,30,40,"/m/09x0r,/m/04rlf",\nabcdefghijl,30,40,/m/09x0r,,\n')
+    assert labels_of(read_segments(str(tmp_path / "list.csv"), locate=youtube)) == [["Speech", "Music"], ["Speech"]]
+
+
 def test_an_empty_label_between_two_is_refused_and_said(tmp_path: Path):
     out = read_manifest(manifest(tmp_path, ["dog;;cat", "dog;cat"]))
     assert messages(out) == [("unknown_label", "there is an empty label between two others")]
@@ -155,6 +186,15 @@ def test_case_11_every_kind_of_list_names_its_line(tmp_path: Path):
     (tmp_path / "data.json").write_bytes('{"data": [\n{"wav": "m\xe5l.wav", "labels": "/m/09x0r"}]}'.encode("latin-1"))
     with pytest.raises(DataError, match=r"data\.json is not UTF-8: line 2"):
         read_datafile(str(tmp_path / "data.json"))
+
+
+def test_case_11_a_class_that_was_read_as_another_encoding_is_pointed_out(tmp_path: Path):
+    """UTF-8 taken for Windows' encoding and saved as UTF-8: nothing is lost, and it is another class."""
+    (note,) = read_manifest(manifest(tmp_path, ["BÃ©bÃ©", "Bébé", "Ålesund", "日"])).notes
+    assert note.endswith(
+        "m.csv: the class 'BÃ©bÃ©' is probably 'Bébé', whose UTF-8 was read as another encoding; take the labels from "
+        "before that"
+    )
 
 
 def test_case_9_ids_that_a_spreadsheet_wrote_over_are_rows_and_no_comments(tmp_path: Path):
@@ -188,6 +228,16 @@ def test_case_29_a_data_files_labels_may_be_a_list(tmp_path: Path):
     entries = [{"wav": "a.wav", "labels": ["/m/09x0r", "Music"]}, {"wav": "b.wav", "labels": "/m/09x0r,/m/04rlf,"}]
     (tmp_path / "data.json").write_text(json.dumps({"data": entries}))
     assert labels_of(read_datafile(str(tmp_path / "data.json"))) == [["Speech", "Music"]] * 2
+
+
+def test_case_29_labels_of_another_kind_are_named(tmp_path: Path):
+    entries = [{"wav": f"{i}.wav", "labels": labels} for i, labels in enumerate([3, {"a": 1}, True, "Music"])]
+    (tmp_path / "data.json").write_text(json.dumps({"data": entries}))
+    assert messages(read_datafile(str(tmp_path / "data.json"))) == [
+        ("unknown_label", "'3' is not in the label vocabulary; for an index, --labels says of which class it is"),
+        ("unknown_label", "labels is {'a': 1}, not a text or a list of texts"),
+        ("unknown_label", "labels is True, not a text or a list of texts"),
+    ]
 
 
 def test_a_data_file_that_says_a_key_twice_is_refused(tmp_path: Path):
@@ -226,8 +276,8 @@ def test_labels_as_floats_are_indices_with_labels_and_refused_without(tmp_path: 
 
 
 def test_labels_that_are_no_texts_are_refused(tmp_path: Path):
-    for column in ([b"dog", b"cat"], [True, False], pd.to_datetime(["2021-02-03", "2021-02-04"])):
-        with pytest.raises(DataError, match=r"0 different label names|no row of"):
+    for column in ([b"dog", b"cat"], [True, False], [[["dog"]], []], pd.to_datetime(["2021-02-03", "2021-02-04"])):
+        with pytest.raises(DataError, match=r"m\.parquet, row 1: labels is .*, not a text or a list of texts"):
             read_manifest(manifest(tmp_path, column, "m.parquet"))
 
 
@@ -291,3 +341,67 @@ def test_case_38_a_tilde_within_a_row_is_named(tmp_path: Path):
     assert messages(read_manifest(str(tmp_path / "m.csv"))) == [
         ("missing_file", "~ is not expanded within a list; write the whole path of '~/b.wav'")
     ]
+
+
+def test_case_38_paths_as_windows_writes_them_are_found(tmp_path: Path):
+    for there in ("sub/a.wav", "sub/B\u00e9b\u00e9.wav", "sub\\c.wav"):
+        (tmp_path / there).parent.mkdir(exist_ok=True)
+        (tmp_path / there).touch()
+    (tmp_path / "m.csv").write_text(
+        "path,labels\nsub\\a.wav,dog\nsub\\Be\u0301be\u0301.wav,dog\nsub\\c.wav,dog\nC:\\d.wav,x\n"
+    )
+    media = read_manifest(str(tmp_path / "m.csv")).clips["media"].to_pylist()
+    names = ["sub/a.wav", "sub/B\u00e9b\u00e9.wav", "sub\\c.wav", "C:\\d.wav"]
+    assert media == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_a_header_that_comes_again_is_no_row(tmp_path: Path):
+    """Lists that were joined: `cat a.csv b.csv`."""
+    lists = ["Path,labels\na.wav,dog\n", "\ufeffpath , labels\nb.wav,cat\n"]
+    (tmp_path / "m.csv").write_text("".join(lists))
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert (out.clips["clip_id"].to_pylist(), out.vocabulary.names, len(out.refused)) == (["a", "b"], ("cat", "dog"), 0)
+    (tmp_path / "m.csv").write_text("path,labels\na.wav,dog\nlabels,path\ncat,b.wav\n")
+    with pytest.raises(DataError, match=r"m\.csv, line 3 is a header of other columns"):
+        read_manifest(str(tmp_path / "m.csv"))
+
+
+def test_rows_that_repeat_a_clip_with_other_labels_are_pointed_out(tmp_path: Path):
+    """A list with a row for each label: only the first would be kept without a word."""
+    rows = ["a.wav,dog", "a.wav,outside", "b/a.wav,cat", "./a.wav,dog", "c.wav,cat;dog", "c.wav,cat"]
+    (tmp_path / "m.csv").write_text("\n".join(["path,labels", *rows]))
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert out.refused["reason"].to_pylist() == ["duplicate"] * 3
+    assert out.notes == (
+        f"1 rows of {tmp_path}/m.csv repeat a clip with other labels ('a' first), which are not stored; a clip has one "
+        "row, with its labels separated by `;`",
+    )
+    (tmp_path / "list.csv").write_text("abcdefghijk,30,40,/m/09x0r\nabcdefghijk,30,40,/m/04rlf\n")
+    (note,) = read_segments(str(tmp_path / "list.csv"), locate=youtube).notes
+    assert "list.csv repeat a clip with other labels (line 2 first)" in note
+
+
+@pytest.mark.parametrize("value", ["5e-1", " 0.5 ", ".5", "0.50"])
+def test_case_41_times_as_people_write_them(tmp_path: Path, value: str):
+    (tmp_path / "m.csv").write_text(f"path,labels,start_s,end_s\na.wav,dog,{value},1e0\n")
+    clips = read_manifest(str(tmp_path / "m.csv")).clips
+    assert (clips["start_s"].to_pylist(), clips["end_s"].to_pylist()) == ([0.5], [1.0])
+
+
+@pytest.mark.parametrize("value", ['"0,5"', "00:00:00.5", "0.5s", "1_0", "nan", "inf", "-0.5"])
+def test_case_41_other_times_are_refused(tmp_path: Path, value: str):
+    (tmp_path / "m.csv").write_text(f"path,labels,start_s\na.wav,dog,{value}\nb.wav,dog,0.5\n")
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert (out.clips["clip_id"].to_pylist(), out.refused["reason"].to_pylist()) == (["b_0.500"], ["bad_time"])
+
+
+@pytest.mark.parametrize(
+    "times", [pa.array([float("nan"), 0.5]), pa.array([True, False]), pa.array([1], "duration[s]")]
+)
+def test_case_41_times_of_other_kinds_in_parquet_are_refused(tmp_path: Path, times: pa.Array):
+    columns = {"path": ["a.wav", "b.wav"], "labels": ["dog", "dog"]}
+    pq.write_table(
+        pa.table({name: cells[: len(times)] for name, cells in columns.items()} | {"start_s": times}),
+        tmp_path / "m.parquet",
+    )
+    assert read_manifest(str(tmp_path / "m.parquet")).refused["reason"].to_pylist()[:1] == ["bad_time"]

@@ -1,5 +1,6 @@
 import csv
 import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -672,6 +673,61 @@ def test_tars_without_labels_or_compressed_are_refused_whole(tmp_path):
         read_manifest(str(tmp_path / "empty"))
     with pytest.raises(DataError, match="there is no file"):
         read_manifest(str(tmp_path / "gone.tar"))
+
+
+@pytest.mark.parametrize("kind", ["large", "dictionary", "class of its own", "class in a list"])
+def test_case_40_hugging_face_parquet_of_every_layout_is_read(tmp_path, kind):
+    names = ["zebra", "ant"]
+    class_label = {"names": names, "_type": "ClassLabel"}
+    bytes_kind, text_kind = (pa.large_binary(), pa.large_string()) if kind == "large" else (pa.binary(), pa.string())
+    audio = [{"bytes": b"abc", "path": f"a/{name}.flac"} for name in "xyz"]
+    labels = {
+        "large": pa.array([["ant"], ["zebra"], []], pa.large_list(pa.large_string())),
+        "dictionary": pa.array(["ant", "zebra", None]).dictionary_encode(),
+        "class of its own": pa.array([1, 0, -1]),
+        "class in a list": pa.array([[1], [0], [-1]]),
+    }[kind]
+    feature = {"class of its own": class_label, "class in a list": {"feature": class_label, "_type": "List"}}.get(kind)
+    table = pa.table(
+        {"audio": pa.array(audio, pa.struct([("bytes", bytes_kind), ("path", text_kind)])), "labels": labels}
+    )
+    metadata = {"huggingface": json.dumps({"info": {"features": {"labels": feature}}})} if feature else None
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    out = read_manifest(str(tmp_path / "a.parquet"))
+    assert [(clip_id, out.vocabulary.names[i]) for clip_id, (i,) in read_clips(out, "clip_id", "labels")] == [
+        ("x", "ant"),
+        ("y", "zebra"),
+    ]
+    assert out.refused.select(["clip_id", "reason"]).to_pylist() == [
+        {"clip_id": "z", "reason": "unknown_label" if feature else "no_label"}  # -1 is Hugging Face's "not known"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ([{"bytes": None, "path": "a/x.flac"}], "holds paths of audio files, not their bytes; embed them"),
+        ([{"array": [0.1], "sampling_rate": 16_000}], "is struct<array: .*, not struct<bytes, path> as Hugging Face's"),
+        ([b"abc"], "is binary, not struct<bytes, path> as Hugging Face's Audio is"),
+    ],
+)
+def test_case_40_audio_of_another_kind_is_refused_with_its_kind(tmp_path, audio, message):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if "embed" in message else None
+    pq.write_table(pa.table({"audio": pa.array(audio, kind), "labels": ["dog"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=message):
+        read_manifest(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_case_40_tars_with_long_names_and_json_before_or_behind(tmp_path, form):
+    long = f"{'d' * 90}/{'x' * 120}"
+    members = {f"{long}.json": {"labels": ["dog"]}, f"{long}.flac": b"1", "k.flac": b"2", "k.json": {"labels": "cat"}}
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members, format=form))
+    assert [(clip_id, out.vocabulary.names[i]) for clip_id, (i,) in read_clips(out, "clip_id", "labels")] == [
+        ("x" * 120, "dog"),
+        ("k", "cat"),
+    ]
+    assert [read_member(f"{tmp_path}/a.tar", member).audio for (member,) in read_clips(out, "member")] == [b"1", b"2"]
 
 
 HOSTILE = [
