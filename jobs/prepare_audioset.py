@@ -14,20 +14,17 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 import argparse
 import math
 import shlex
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from ast_core.errors import ConfigError, DataError, UserError
-from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.labels import LabelVocabulary
 from jobs.common import add_ray_options, check_numbers, output_uri, run
 from jobs.ray_session import ray_session
-from pipeline import dataset, storage
+from pipeline import storage
 from pipeline.prepare import progress, sources
 from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.fetch import pacing
@@ -37,8 +34,8 @@ from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import membership
 from pipeline.prepare.plan import STAGE_CPUS, Prepared, PrepareSettings, prepare, what_is_left
-from pipeline.prepare.sources import ClipList, locate
-from pipeline.prepare.sources.own_outputs import holds_clips
+from pipeline.prepare.sources import ClipList, locate, registry
+from pipeline.prepare.sources.registry import Request, Source
 from pipeline.ray_errors import users_errors
 
 YOUTUBE_PER_HOUR = 300.0
@@ -51,25 +48,14 @@ LONGEST_WAIT_S, LONGEST_REST_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0, 10**
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_argument_group("which clips (one of these)").add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--segments",
-        nargs="+",
-        type=storage.options_first,
-        metavar="LIST",
-        help="balanced_train, unbalanced_train, eval, or files or URLs in their format",
-    )
-    source.add_argument(
-        "--datafile", type=storage.options_first, metavar="FILE", help="the original AST recipe's JSON data file"
-    )
-    source.add_argument(
-        "--manifest",
-        type=storage.options_first,
-        metavar="FILE",
-        help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split; or what holds "
-        "the audio too: Hugging Face Parquet, WebDataset tars, a store of --keep-audio, folders or globs of them",
-    )
-    source.add_argument("--esc50", metavar="DIR", help="ESC-50 as shipped, or ESC-10's class folders; a split a fold")
-    source.add_argument("--speechcommands", metavar="DIR", help="Speech Commands V2 as shipped")
+    for kind in registry.SOURCES:
+        source.add_argument(
+            kind.option,
+            nargs="+" if kind.takes_several else None,
+            type=storage.options_first,
+            metavar=kind.metavar,
+            help=kind.help,
+        )
 
     audio = parser.add_argument_group(
         "where the audio of --segments is (default: YouTube)"
@@ -154,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     _check(args)
-    listed = _limited(membership.once_each(_read_list(args)), args.limit)
+    listed = membership.once_each(_read_list(args)).limited(args.limit)
     for note in listed.notes:
         print(f"note: {printable(note, 600)}", flush=True)
     settings = PrepareSettings(
@@ -212,15 +198,16 @@ def _check_all_accounted_for(reports: Sequence[progress.SplitReport]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if (args.audio_dir or args.media_url) and not args.segments:
+    kind = _source(args)
+    if (args.audio_dir or args.media_url) and not kind.needs_locate:
         raise ConfigError(
             "--audio-dir and --media-url say where the audio of --segments is; this source names its own files"
         )
     if args.files_are_clips and not args.audio_dir:
         raise ConfigError("--files-are-clips says what --audio-dir holds; give that too")
-    if (args.esc50 or args.speechcommands) and (args.split or args.labels):
-        raise ConfigError("--split and --labels are not for --esc50 and --speechcommands, which bring their own")
-    if args.split and len(args.segments or [""]) > 1:
+    if kind.brings_own_labels and (args.split or args.labels):
+        raise ConfigError(f"--split and --labels are not for {kind.option}, which brings its own")
+    if args.split and kind.takes_several and len(_value(args, kind)) > 1:
         raise ConfigError("--split names one split; give one list, or leave it out")
     check_numbers(args, limit=MAX_CLIPS_LISTED, download_workers=10_000, fetches_per_hour=1e9)
     check_numbers(args, timeout_s=LONGEST_WAIT_S, deadline_s=LONGEST_WAIT_S, rest_s=LONGEST_REST_S)
@@ -267,50 +254,18 @@ def _reasons(given: Sequence[str]) -> frozenset[Reason]:
     return frozenset(map(Reason, given))
 
 
+def _source(args: argparse.Namespace) -> Source:
+    """The source whose option is given."""
+    return next(kind for kind in registry.SOURCES if _value(args, kind) is not None)
+
+
+def _value(args: argparse.Namespace, kind: Source) -> Any:
+    return getattr(args, kind.option.removeprefix("--"))
+
+
 def _read_list(args: argparse.Namespace) -> ClipList:
-    vocabulary = _vocabulary(args)
-    if args.segments:
-        locate = _locate(args)
-        lists = [
-            sources.read_segments(uri, locate=locate, vocabulary=vocabulary or audioset_labels(), split=args.split)
-            for uri in args.segments
-        ]
-        splits = [split for part in lists for split in _splits_of(part)]
-        if len(set(splits)) < len(splits):
-            raise ConfigError("two of the lists have one name, and so one split; prepare them one by one with --split")
-        clips, refused = (pa.concat_tables([getattr(part, name) for part in lists]) for name in ("clips", "refused"))
-        return ClipList(
-            clips, refused, lists[0].vocabulary, tuple(dict.fromkeys(note for part in lists for note in part.notes))
-        )
-    if args.datafile:
-        return sources.read_datafile(args.datafile, vocabulary=vocabulary or audioset_labels(), split=args.split)
-    if args.esc50:
-        return sources.read_esc(args.esc50)
-    if args.speechcommands:
-        return sources.read_speechcommands(args.speechcommands)
-    if vocabulary is None and storage.exists(dataset.labels_csv(args.output)) and holds_clips(args.output):
-        return _read_manifest_of_more(args)
-    return sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split)
-
-
-def _read_manifest_of_more(args: argparse.Namespace) -> ClipList:
-    """A manifest for a data set that has clips. Its vocabulary holds, and is named where the list does not fit it."""
-    vocabulary = dataset.read_labels(args.output, dataset.read_info(args.output))
-    remedy = (
-        f"the labels are held against {dataset.labels_csv(args.output)}, with which an earlier run prepared clips; for "
-        "the labels of the list itself, give another --output, or delete that folder"
-    )
-    try:
-        listed = sources.read_manifest(args.manifest, vocabulary=vocabulary, split=args.split, indices=False)
-    except DataError as err:
-        sources.read_manifest(args.manifest, split=args.split)  # if it cannot be read in any case, that is the error
-        raise DataError(f"{err} ({remedy})") from err
-    unknown = pc.sum(pc.equal(listed.refused["reason"], str(Reason.UNKNOWN_LABEL))).as_py() or 0
-    return replace(listed, notes=(*listed.notes, f"{unknown:,} unknown labels: {remedy}")) if unknown else listed
-
-
-def _splits_of(listed: ClipList) -> set[str]:
-    return {*listed.clips["split"].to_pylist(), *listed.refused["split"].to_pylist()}
+    kind = _source(args)
+    return kind.read(Request(_value(args, kind), args.output, _locate(args), _vocabulary(args), args.split))
 
 
 def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
@@ -322,32 +277,6 @@ def _locate(args: argparse.Namespace) -> sources.Locate:
     if args.audio_dir:
         return locate.AudioFolder(args.audio_dir, files_are_clips=args.files_are_clips)
     return locate.url_template(args.media_url) if args.media_url else locate.youtube
-
-
-def _limited(listed: ClipList, limit: int | None) -> ClipList:
-    """The first clips of each split, and as many of the rows that are refused.
-
-    Clips beyond them are listed all the same: they stay in the data set if they are there, and are not worked on.
-    """
-    if limit is None:
-        return listed
-    is_first = _is_first(listed.clips, limit)
-    return replace(
-        listed,
-        clips=listed.clips.filter(is_first),
-        refused=listed.refused.filter(_is_first(listed.refused, limit)),
-        beyond=listed.clips.filter(pc.invert(is_first)),
-    )
-
-
-def _is_first(rows: pa.Table, limit: int) -> pa.Array:
-    """bool `[rows]`: whether a row is among the first `limit` of its split."""
-    seen: Counter[str] = Counter()
-    is_first = []
-    for split in rows["split"].to_pylist():
-        seen[split] += 1
-        is_first.append(seen[split] <= limit)
-    return pa.array(is_first, pa.bool_())
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
         DataError: where the output holds something else.
     """
     check_output(settings.output, listed.vocabulary)
-    return _left(listed, {split: load_split(settings.output, split) for split in _splits(listed)}, settings)
+    return _left(listed, {split: load_split(settings.output, split) for split in listed.splits}, settings)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     Raises:
         DataError: before any work, where the output holds something else, or another job is at work on it.
     """
-    splits = _splits(listed)
+    splits = listed.splits
     with exclusive("prepare", settings.output):
         store, states = _open_output(listed, settings, say)
         todo = _left(listed, states, settings)
@@ -192,7 +192,7 @@ def _open_output(
     if store is not None:
         store.claim()
     states = {}
-    for split in _splits(listed):
+    for split in listed.splits:
         states[split] = tidy(settings.output, split)
         if store is not None:
             prepared = states[split].prepared["clip_id"]
@@ -353,10 +353,6 @@ def _leave_the_terminal_to_us() -> None:
 
 def _num_urls(clips: pa.Table) -> int:
     return sum(pc.sum(pc.starts_with(clips["media"], scheme)).as_py() or 0 for scheme in URL_SCHEMES)
-
-
-def _splits(listed: ClipList) -> list[str]:
-    return pc.unique(pa.chunked_array([*listed.clips["split"].chunks, *listed.refused["split"].chunks])).to_pylist()
 
 
 def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> Todo:

@@ -18,7 +18,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.demo.media_server import serve
-from jobs.prepare_audioset import _limited, _read_list, main, parser
+from jobs.prepare_audioset import _read_list, main, parser
 from pipeline.dataset import FBANK, PreparedDataset
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.audio.features import clip_fbank
@@ -221,7 +221,7 @@ def test_a_limit_holds_for_clips_and_for_rows_that_cannot_be_clips(tmp_path: Pat
     rows = [f'{name:_<11}, 0.000, 1.000, "{DOG}"' for name in "zayxbcw"]
     argv = ["--segments", str(segment_list(tmp_path / "few_segments.csv", *rows)), "--limit", "2"]
     args = parser().parse_args([*argv, "--audio-dir", str(tmp_path / "audio"), "--output", str(tmp_path / "data")])
-    listed = _limited(_read_list(args), args.limit)
+    listed = _read_list(args).limited(args.limit)
     assert [name[0] for name in listed.clips["clip_id"].to_pylist()] == ["a", "b"]
     assert [name[0] for name in listed.refused["clip_id"].to_pylist()] == ["z", "y"]
 
@@ -322,7 +322,7 @@ def test_the_audioset_clip_is_stored_as_the_original_computes_it(local_ray: None
     [
         (["--datafile", "x.json", "--audio-dir", "y"], ConfigError, "--audio-dir"),
         (["--segments", "a.csv", "b.csv", "--split", "s"], ConfigError, "--split names one split"),
-        (["--esc50", "x", "--labels", "y.csv"], ConfigError, "bring their own"),
+        (["--esc50", "x", "--labels", "y.csv"], ConfigError, "brings its own"),
         (["--segments", "a.csv", "--files-are-clips"], ConfigError, "--audio-dir"),
         (["--segments", "a.csv", "--limit", "0"], ConfigError, "--limit is 0; use more than 0"),
         (["--segments", "nothing.csv"], DataError, "nothing.csv"),

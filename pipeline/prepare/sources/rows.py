@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +38,38 @@ class ClipList:
     """What the user should know of the list, a line each."""
     beyond: pa.Table = field(default_factory=CLIPS.empty_table)
     """`CLIPS` beyond --limit: not to be worked on, yet listed, so that those which are prepared stay."""
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that any row names, prepared ones and refused ones."""
+        chunks = [*self.clips["split"].chunks, *self.refused["split"].chunks]
+        splits: list[str] = pc.unique(pa.chunked_array(chunks, pa.string())).to_pylist()
+        return splits
+
+    def limited(self, num_clips: int | None) -> "ClipList":
+        """The first clips of each split, and as many of its refused rows.
+
+        The clips after them stay listed: those that are prepared already stay in the data set.
+        """
+        if num_clips is None:
+            return self
+        is_first = _is_first(self.clips["split"], num_clips)
+        return replace(
+            self,
+            clips=self.clips.filter(is_first),
+            refused=self.refused.filter(_is_first(self.refused["split"], num_clips)),
+            beyond=self.clips.filter(pc.invert(is_first)),
+        )
+
+
+def _is_first(splits: pa.ChunkedArray, num_rows: int) -> pa.Array:
+    """bool `[rows]`: whether a row is among the first `num_rows` of its split."""
+    seen: Counter[str] = Counter()
+    is_first = []
+    for split in splits.to_pylist():
+        seen[split] += 1
+        is_first.append(seen[split] <= num_rows)
+    return pa.array(is_first, pa.bool_())
 
 
 class Rows:
