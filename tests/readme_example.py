@@ -11,7 +11,7 @@ from pipeline.prepare.audio.decode import decode_media
 from tests import fakes
 from tests.conftest import ROOT, SHARED
 
-HEADING = "### A data set of your own in five lines"
+HEADING = "## A data set of your own in five lines"
 ESC10 = SHARED / "data" / "esc10"
 NUM_CLIPS = 8
 """Clips of the example's training split."""

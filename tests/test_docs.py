@@ -1,0 +1,64 @@
+"""The pages of the documentation: links lead somewhere, and every page can be reached from the README."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """File and anchor of each link that leads into the repository; the anchor may be empty."""
+    for target in LINK.findall(re.sub(r"`[^`]*`", "", prose(page))):
+        if not re.match(r"\w+:", target):
+            path, _, anchor = target.partition("#")
+            yield ((page.parent / path).resolve() if path else page), anchor
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path):
+    broken = [
+        f"{target}#{anchor}"
+        for target, anchor in links(page)
+        if not target.exists() or (anchor and anchor not in anchors(target))
+    ]
+    assert broken == []
+
+
+def test_every_page_is_reachable_from_the_readme():
+    reached, ahead = {README}, [README]
+    while ahead:
+        for target, _ in links(ahead.pop()):
+            if target.suffix == ".md" and target not in reached:
+                reached.add(target)
+                ahead.append(target)
+    assert set(PAGES) - reached == set()
+
+
+def test_the_index_of_decisions_has_every_title():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    for page in sorted(folder.glob("[0-9]*.md")):
+        number, title = re.fullmatch(r"# (\d+)\. (.+)", page.read_text(encoding="utf-8").splitlines()[0]).groups()
+        assert page.name.startswith(f"{int(number):04}-")
+        assert f"| {number} | [{title}]({page.name}) |" in index
+
+
+def test_readme_is_short_enough_to_read_at_once():
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
