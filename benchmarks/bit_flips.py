@@ -49,7 +49,7 @@ from pipeline.train.checkpoints import (
     unlisted_checkpoints,
 )
 from pipeline.train.data.fbank_reader import FbankReader
-from pipeline.train.evaluation.epoch_results import Judge
+from pipeline.train.evaluation.epoch_results import EpochResults
 from pipeline.train.evaluation.scores import read_scores
 from pipeline.train.metrics_log import RunLog
 from tests import fakes
@@ -268,12 +268,12 @@ def run_readers(command: Sequence[str]) -> dict[str, Reader]:
         opened = PreparedDataset.open(claimed.data)
         clips = [opened.clips([split]) for split in SPLITS]
         _, config = load_model(run / "initial")
-        judge = Judge(str(run), config, *clips)
+        results = EpochResults(str(run), config, *clips)
         log = RunLog(str(run), 10**6)
         log.close()
         scores = np.full((len(clips[1]), len(opened.labels)), 0.5, np.float32)
-        records = [judge.records(2), judge.best(), judge.first_missing()]
-        sums = judge.note(3, 0.5, scores, load_model(run / "averaged")[0].state_dict())["score_sum_sha256"]
+        records = [results.records(2), results.best(), results.first_missing()]
+        sums = results.record(3, 0.5, scores, load_model(run / "averaged")[0].state_dict())["score_sum_sha256"]
         unlisted = [Path(uri).name for uri in unlisted_checkpoints(str(run / CHECKPOINTS))]
         return digest(claimed.recipe, records, sums, log.epochs, unlisted if unlisted else "listed")
 

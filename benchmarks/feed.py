@@ -32,7 +32,7 @@ from ast_core.recipe import Recipe
 from pipeline import dataset
 from pipeline.dataset import Clips
 from pipeline.train.data.feed import TrainFeed
-from pipeline.train.data.sampling import GROUPS_PER_WINDOW, epoch_order
+from pipeline.train.data.sampling import GROUPS_PER_SHUFFLE_WINDOW, epoch_order
 
 CLIP_S, NUM_FRAMES, NUM_SOUNDS, NUM_CLASSES, CLIPS_A_SHARD = 10, 1024, 64, 527, 128
 RECIPE = Recipe(model_size="tiny224", imagenet_pretrain=False, batch_size=12)
@@ -108,7 +108,7 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
     rng = np.random.default_rng(0)
     begins = range(0, num_clips, CLIPS_A_SHARD)
     shards = [str(folder / f"{begin}.parquet") for begin in begins]
-    hashes = [dataset.hash_of(fbank) for fbank in fbanks]
+    hashes = [dataset.hash_fbank(fbank) for fbank in fbanks]
 
     def write(uri: str, begin: int) -> None:
         rows = [fbanks[i % len(fbanks)] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
@@ -213,7 +213,8 @@ def _say_shuffle(num_clips: int = 20_000, num_epochs: int = 10) -> None:
     orders = [usual(epoch=e, row_group=row_group).clip for e in range(num_epochs)]
     rng = np.random.default_rng(0)
     by_class = np.arange(num_clips) * 100 // num_clips
-    print(f"\nOf {num_clips:,} clips in 100 classes, windows of {GROUPS_PER_WINDOW} row groups, {num_epochs} epochs:")
+    windows = f"windows of {GROUPS_PER_SHUFFLE_WINDOW} row groups"
+    print(f"\nOf {num_clips:,} clips in 100 classes, {windows}, {num_epochs} epochs:")
     print("\n| order | same class at distance 1 | 2 | 24 | 1,000 |\n|---|---|---|---|---|")
     ideal = [rng.permutation(num_clips) for _ in range(num_epochs)]
     for name, label, order in (

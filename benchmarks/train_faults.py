@@ -36,7 +36,7 @@ from ray.core.generated import autoscaler_pb2
 
 from benchmarks.faults import ROOT, Job, ray_workers, start_cluster
 from jobs.common import EXIT_USER_ERROR
-from pipeline.train.checkpoints import RAYS_LIST
+from pipeline.train.checkpoints import RAY_SNAPSHOT
 from tests import fakes
 
 WORKERS, EPOCHS, STEPS, BATCH_SIZE = 2, 3, 6, 10
@@ -93,7 +93,7 @@ class Kind(StrEnum):
     FAR = "far"
     """As `worker`, in a run that saves at the ends of epochs alone."""
     BESIDE = "beside"
-    """SIGKILL to the evaluation of an epoch, in a run with --evaluate-beside; Ray begins it again."""
+    """SIGKILL to the evaluation of an epoch, in a run with --async-validation; Ray begins it again."""
 
 
 SAVE_AT_EPOCHS = {Kind.NOTICE, Kind.FAR}
@@ -137,7 +137,7 @@ class Run:
     def checkpoints(self) -> list[tuple[int, str]]:
         """Those registered, as steps done and folder, oldest first; none while Ray writes the list."""
         try:
-            known = json.loads((self.path / "checkpoints" / RAYS_LIST).read_text())
+            known = json.loads((self.path / "checkpoints" / RAY_SNAPSHOT).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return []
         results = known["checkpoint_results"]
@@ -285,7 +285,7 @@ class Campaign:
                 file.write(b"\0" * 4096)
             trial.hit += f", then {latest}"
         if trial.kind == Kind.LIST:
-            listed = trial.run.path / "checkpoints" / RAYS_LIST
+            listed = trial.run.path / "checkpoints" / RAY_SNAPSHOT
             listed.write_bytes(listed.read_bytes()[: listed.stat().st_size // 2])
             trial.hit += ", then the list"
         trial.statuses.append(self._wait(self._start(trial.run)))
@@ -389,7 +389,7 @@ class Campaign:
         argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
         argv += ["--num-workers", num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
         argv += ["--resize-every-s", "1", "--log-every-steps", "1", "--checkpoint-every-s", "0" if saves else "3600"]
-        argv += ["--evaluate-beside"] if evaluates_beside else []
+        argv += ["--async-validation"] if evaluates_beside else []
         argv += ["--address", address] if address else ["--num-cpus", str(WORKERS + evaluates_beside)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray_folder(run)), "TMPDIR": str(self.folder / "tmp")}

@@ -33,7 +33,7 @@ from jobs.common import add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.ray_errors import users_errors
+from pipeline.ray_errors import user_errors_from_tasks
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.data.feed import Targets
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = args.device if use_gpu else "cpu"
         threads = _threads(args, len(loaded))
         score = ray.remote(num_cpus=threads, num_gpus=int(use_gpu))(_score)
-        with users_errors():
+        with user_errors_from_tasks():
             found = ray.get([score.remote(model, config, dataset, clips, device, threads) for model, config in loaded])
     scores = [member[:, order] for member, order in zip(found, columns, strict=True)]
     members = [score_metrics(member, clips).scalars() for member in scores]

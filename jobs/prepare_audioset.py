@@ -36,7 +36,7 @@ from pipeline.prepare.output import membership
 from pipeline.prepare.plan import STAGE_CPUS, Prepared, PrepareSettings, prepare, what_is_left
 from pipeline.prepare.sources import ClipList, locate, registry
 from pipeline.prepare.sources.registry import Request, Source
-from pipeline.ray_errors import users_errors
+from pipeline.ray_errors import user_errors_from_tasks
 
 YOUTUBE_PER_HOUR = 300.0
 """What yt-dlp's maintainers give as its limit for guests."""
@@ -177,7 +177,7 @@ def _write_report(output: str, prepared: Prepared) -> None:
     from pipeline.inspect.data_report import write_report  # loads templates and pictures, which nothing before needs
 
     try:
-        with users_errors():
+        with user_errors_from_tasks():
             listed = {split.split: split.num_listed for split in prepared.splits}
             page = ray.get(ray.remote(num_cpus=STAGE_CPUS)(write_report).remote(output, listed, prepared.stored))
     except (UserError, ray.exceptions.RayError) as err:

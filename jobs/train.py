@@ -54,13 +54,13 @@ from pipeline.locks import exclusive
 from pipeline.os_errors import explain
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
-from pipeline.train.async_validation import evaluate_beside
+from pipeline.train.async_validation import validate_checkpoint
 from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted_checkpoints
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.resources import (
-    CPUS_BESIDE_GPU,
+    CPUS_WITH_GPU,
     IN_PROCESS,
     check_precision,
     known_resources,
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         "--cpus-per-worker",
         type=int,
         metavar="N",
-        help=f"default: an equal share of the CPUs, at most {CPUS_BESIDE_GPU} beside a GPU",
+        help=f"default: an equal share of the CPUs, at most {CPUS_WITH_GPU} beside a GPU",
     )
     parser.add_argument(
         "--max-failures",
@@ -144,9 +144,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cache-gb", type=float, default=500.0, metavar="GB", help="its size (default 500)")
     parser.add_argument(
-        "--evaluate-beside",
+        "--async-validation",
         action="store_true",
         help="evaluate an epoch while the next is trained, on CPUs (and a GPU) of one worker more; not with MIN:MAX",
+    )
+    parser.add_argument(  # the option's name in earlier versions
+        "--evaluate-beside", dest="async_validation", action="store_true", help=argparse.SUPPRESS
     )
     parser.add_argument(
         "--init-from",
@@ -180,7 +183,7 @@ class ClaimedRun:
     """What is trained on what, and what to know of it, a line each."""
     identity: RunIdentity
     take_over: Callable[[], None] | None
-    """To be called before training starts (`run_folder.claim_folder`)."""
+    """To be called before training starts (`run_folder.reserve_folder`)."""
 
     @property
     def is_finished(self) -> bool:
@@ -208,8 +211,8 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
     lines += data_checks.overlap_lines(clips["train"], clips["eval"], args.train_splits, args.eval_splits)
     run = output_uri(args.output)
-    if args.evaluate_beside and recipe.patience is not None:
-        raise ConfigError("patience decides by an epoch before the next; leave out --evaluate-beside")
+    if args.async_validation and recipe.patience is not None:
+        raise ConfigError("patience decides by an epoch before the next; leave out --async-validation")
     if args.mlflow:
         check_mlflow(args.mlflow)
     has = known_resources(args.address, args.num_cpus)
@@ -222,13 +225,13 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
         start = cache(partial(models.start_from, args.init_from, recipe))
         # It need not be there any more where the run began from it.
         model = without_secrets(storage.absolute(args.init_from))
-        init_from = model, run_folder.norm_begun_from(run, model) or start().config.norm
+        init_from = model, run_folder.recorded_start_norm(run, model) or start().config.norm
         recipe = _from_own_model(recipe, init_from[1], overridden(rest))
     norm = choose_norm(recipe, dataset, args.train_splits)
     config = ModelConfig(_without_keys(recipe), norm, dataset.labels)
     identity = RunIdentity.of(config, dataset, splits, clips, init_from=init_from, num_workers=args.num_workers)
     make_model = partial(_initial_model, recipe, dataset.labels, None if args.init_from is None else start)
-    take_over = run_folder.claim_folder(run, identity, config, make_model)
+    take_over = run_folder.reserve_folder(run, identity, config, make_model)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
     about = (
         f"{len(clips['train']):,} clips to train on, {len(clips['eval']):,} to evaluate on, "
@@ -279,7 +282,7 @@ def train_run(claimed: ClaimedRun) -> None:
     check_precision(claimed.recipe, use_gpu=use_gpu)
     if claimed.take_over is not None:
         claimed.take_over()
-    run_folder.check_claim(run, claimed.identity)
+    run_folder.check_reservation(run, claimed.identity)
     # In this process Ray keeps no list; what workers saved before is there all the same.
     find_checkpoints = checkpoint_folders if args.num_workers == IN_PROCESS else unlisted_checkpoints
     fs, path = storage.resolve(run)
@@ -297,7 +300,7 @@ def train_run(claimed: ClaimedRun) -> None:
         cache_dir=args.cache_dir and output_uri(args.cache_dir, "--cache-dir"),
         cache_bytes=round(args.cache_gb * 1e9),
         mlflow_uri=args.mlflow,
-        evaluate_beside=args.evaluate_beside,
+        async_validation=args.async_validation,
         unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
     )
     least, most = args.num_workers
@@ -318,7 +321,7 @@ def train_run(claimed: ClaimedRun) -> None:
             failure_config=FailureConfig(max_failures=args.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
         ),
-        validation_config=_validation(job, use_gpu) if args.evaluate_beside else None,
+        validation_config=_validation(job, use_gpu) if args.async_validation else None,
     )
     storage.delete(stopped_json(run))
     _fit(trainer)
@@ -347,10 +350,10 @@ def _check_options(args: argparse.Namespace) -> None:
         if "://" in args.cache_dir:
             raise ConfigError(f"--cache-dir is {args.cache_dir}; use a folder on the disk of each node")
         output_uri(args.cache_dir, "--cache-dir")  # refuses what the end of a submitted job would delete
-    if args.evaluate_beside and args.num_workers == IN_PROCESS:
-        raise ConfigError("--evaluate-beside takes workers; leave it out, or give --num-workers 1")
-    if args.evaluate_beside and args.num_workers[0] < args.num_workers[1]:
-        raise ConfigError("--evaluate-beside takes a fixed --num-workers: MIN:MAX leaves the evaluation no room")
+    if args.async_validation and args.num_workers == IN_PROCESS:
+        raise ConfigError("--async-validation takes workers; leave it out, or give --num-workers 1")
+    if args.async_validation and args.num_workers[0] < args.num_workers[1]:
+        raise ConfigError("--async-validation takes a fixed --num-workers: MIN:MAX leaves the evaluation no room")
 
 
 def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:
@@ -410,7 +413,7 @@ def _resources(args: argparse.Namespace, has: Mapping[str, float] | None = None)
         num_workers=args.num_workers,
         device=args.device,
         cpus_per_worker=args.cpus_per_worker,
-        evaluate_beside=args.evaluate_beside,
+        async_validation=args.async_validation,
         is_local=args.address == "local",
         has=has,
     )
@@ -421,7 +424,7 @@ def _resources(args: argparse.Namespace, has: Mapping[str, float] | None = None)
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
     return ValidationConfig(
-        evaluate_beside,  # type: ignore[arg-type]  # Ray means: with these arguments
+        validate_checkpoint,  # type: ignore[arg-type]  # Ray means: with these arguments
         task_config=ValidationTaskConfig({"job": asdict(job)}),
         ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu)},
     )

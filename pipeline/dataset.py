@@ -140,7 +140,7 @@ def write_table(uri: str, table: pa.Table, **options: Any) -> None:
     )
 
 
-def hash_of(fbank: np.ndarray) -> int:
+def hash_fbank(fbank: np.ndarray) -> int:
     """`fbank_hash` of one clip's stored values, float16 and contiguous: the first 8 bytes of their BLAKE2b."""
     return int.from_bytes(hashlib.blake2b(fbank.data).digest()[:8], "little", signed=True)
 
@@ -242,7 +242,7 @@ class Clips:
     weight: np.ndarray
     """Sampling weight over this union of splits."""
     fbank_hash: np.ndarray | None = None
-    """int64, `hash_of` the clip's fbank; None for data of schema version 2."""
+    """int64, `hash_fbank` the clip's fbank; None for data of schema version 2."""
     row_group_clips: int = ROW_GROUP_CLIPS
     """Rows a row group when the index was made. It decides which clips are read together, not where a clip is found."""
 

@@ -22,7 +22,7 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, 
 T = TypeVar("T")
 
 
-def opened(source: pa.NativeFile, **options: Any) -> pq.ParquetFile:
+def open_checked(source: pa.NativeFile, **options: Any) -> pq.ParquetFile:
     """A reader that verifies the checksums of the pages that have one."""
     return pq.ParquetFile(source, page_checksum_verification=True, **options)
 
@@ -43,7 +43,7 @@ def read_table(
     if sha256 is not None and hashlib.sha256(whole).hexdigest() != sha256:
         raise DataError(f"{uri} is damaged, or another file than was recorded (its SHA-256 differs); {remedy}")
     try:
-        with opened(pa.BufferReader(whole), **options) as file:
+        with open_checked(pa.BufferReader(whole), **options) as file:
             if missing := sorted(set(columns or ()) - set(file.schema_arrow.names)):
                 raise DataError(f"{uri} lacks the column {missing[0]}; {remedy}")
             return file.read(columns)
@@ -51,7 +51,7 @@ def read_table(
         raise DataError(f"{uri} is damaged or no Parquet file ({_in_one_line(err)}); {remedy}") from err
 
 
-def parsed(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
+def parse_file(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
     """What `parse` makes of a large file, of which it need not read all.
 
     Raises:
@@ -65,10 +65,10 @@ def parsed(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
     except FileNotFoundError as err:
         raise DataError(f"there is no file {uri}") from err
     except DAMAGE:
-        return parsed_whole(uri, parse, damaged=damaged)
+        return parse_from_memory(uri, parse, damaged=damaged)
 
 
-def parsed_whole(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
+def parse_from_memory(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
     """The same, from a copy in memory.
 
     Arrow raises OSError for a damaged page as it does for storage that is away. A file whose bytes can be read, and not

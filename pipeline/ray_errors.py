@@ -10,7 +10,7 @@ from pipeline.os_errors import explain
 
 
 @contextmanager
-def users_errors() -> Iterator[None]:
+def user_errors_from_tasks() -> Iterator[None]:
     """What a task says that the user can act on is raised as it said it; what the machine refused it, as one line."""
     try:
         yield

@@ -160,4 +160,4 @@ def test_a_feed_reads_a_data_set_as_it_was_written(data: Path):
     clips = PreparedDataset.open(str(data)).clips(["train"])
     assert clips.row_group_clips == 16
     with FbankReader(clips) as reader:
-        assert [dataset.hash_of(reader[i]) for i in range(len(clips))] == clips.fbank_hash.tolist()
+        assert [dataset.hash_fbank(reader[i]) for i in range(len(clips))] == clips.fbank_hash.tolist()

@@ -128,13 +128,13 @@ def test_preparation_starts_cpu_nodes_and_no_gpu_node():
 
 
 def test_training_starts_gpu_nodes_and_uses_every_gpu_of_them():
-    rank = {"CPU": train.CPUS_BESIDE_GPU, "GPU": 1}
+    rank = {"CPU": train.CPUS_WITH_GPU, "GPU": 1}
     settings = cluster()["available_node_types"]["train"]
     gpus = settings["resources"]["GPU"]
     assert nodes_for(rank, 1, cluster()) == {"train": 1}
     assert nodes_for(rank, gpus, cluster()) == {"train": 1}
     assert nodes_for(rank, gpus * settings["max_workers"], cluster()) == {"train": settings["max_workers"]}
-    too_few = {"CPU": train.CPUS_BESIDE_GPU - 1, "GPU": gpus}
+    too_few = {"CPU": train.CPUS_WITH_GPU - 1, "GPU": gpus}
     assert nodes_for(rank, 1, cluster("available_node_types.train.resources", too_few)) == {}
 
 

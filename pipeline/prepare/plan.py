@@ -44,7 +44,7 @@ from pipeline.prepare.output.shards import (
 from pipeline.prepare.output.work_list import read_chunks, work_list, write_todo
 from pipeline.prepare.progress import Progress, SplitReport
 from pipeline.prepare.sources import ClipList
-from pipeline.ray_errors import users_errors
+from pipeline.ray_errors import user_errors_from_tasks
 
 CLIPS_AT_ONCE = 8
 MIN_CLIPS, MAX_CLIPS = 16, 128
@@ -147,7 +147,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         if len(todo.clips):
             _work_off(todo, settings, store, say)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
-        with users_errors():
+        with user_errors_from_tasks():
             named = {split: listed_in(listed, split) for split in splits}
             published = _publish.remote(settings.output, listed.vocabulary, refused, named, known)
             (info, lines), stored = ray.get(published[0]), published[1]
@@ -332,7 +332,7 @@ def _written(data: Dataset) -> Generator[dict[str, Any]]:
     """
     rows = data.iter_rows()
     try:
-        with users_errors():
+        with user_errors_from_tasks():
             yield from rows
     finally:
         executor = data._current_executor

@@ -12,12 +12,12 @@ from pipeline.dataset import PreparedDataset
 from pipeline.train import checkpoints
 from pipeline.train.checkpoints import load_state
 from pipeline.train.data.shard_cache import ShardCache
-from pipeline.train.evaluation.epoch_results import Judge, put_off, read_put_off
+from pipeline.train.evaluation.epoch_results import EpochResults, defer, read_deferred
 from pipeline.train.evaluation.scoring import evaluate
-from pipeline.train.worker_config import TrainJob, initial_model, record_stop
+from pipeline.train.worker_config import TrainJob, read_initial_model, record_stop
 
 
-def evaluate_beside(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
+def validate_checkpoint(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
     """Evaluate an epoch's checkpoint while the next epoch is trained: Ray Train's validation function.
 
     Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done. One that failed
@@ -31,7 +31,7 @@ def evaluate_beside(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, los
     try:
         return {"headline": _evaluate_up_to(said, epoch, loss, state)["headline"]}
     except Exception as err:
-        put_off(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
+        defer(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
         if isinstance(err, UserError):
             record_stop(said.run, err)
         raise
@@ -40,13 +40,13 @@ def evaluate_beside(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, los
 def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Tensor]) -> dict[str, Any]:
     """Note an epoch, after those before it that have no record. Returns its record."""
     device = torch.device("cuda" if job.use_gpu else "cpu")
-    model, config = initial_model(job)
+    model, config = read_initial_model(job)
     recipe = for_device(config.recipe, device)
     set_attention(model, device, recipe)
     model.to(device)
     dataset = PreparedDataset.open(job.data)
     clips = dataset.clips(job.eval_splits)
-    judge = Judge(job.run, config, dataset.clips(job.train_splits), clips)
+    results = EpochResults(job.run, config, dataset.clips(job.train_splits), clips)
     cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
 
     def note(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -55,20 +55,20 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
             model, clips, recipe=recipe, norm=config.norm, num_classes=len(config.labels), device=device, cache=cache
         )
         assert scores is not None
-        return judge.note(epoch, loss, scores, state)
+        return results.record(epoch, loss, scores, state)
 
-    for earlier in range(judge.first_missing(), epoch):
-        note(earlier, *unevaluated(job.run, earlier))
+    for earlier in range(results.first_missing(), epoch):
+        note(earlier, *load_unevaluated(job.run, earlier))
     return note(epoch, loss, state)
 
 
-def unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
+def load_unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
     """Loss and weights of an epoch that has no record.
 
     Raises:
         DataError: they are gone.
     """
-    kept = read_put_off(run, epoch) or checkpoints.at_end_of(run, epoch)
+    kept = read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch)
     if kept is None:
         raise DataError(
             f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; "

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 """Ray Train's folder in that of the run."""
 STATE_FILE, DIGEST_FILE = "state.pt", "state.sha256"
-RAYS_LIST = "checkpoint_manager_snapshot.json"
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Of the checkpoints that Ray Train knows, which it writes in place."""
 
 
@@ -59,7 +59,7 @@ def unlisted_checkpoints(checkpoints: str) -> list[str]:
     A list that is cut off, or names a folder that is gone, is deleted, as Ray would end on it; without one it lets
     training begin.
     """
-    listed = storage.join(checkpoints, RAYS_LIST)
+    listed = storage.join(checkpoints, RAY_SNAPSHOT)
     if storage.exists(listed):
         try:
             names = _listed_names(storage.read_json(listed))
@@ -133,7 +133,7 @@ def _listed() -> list[Checkpoint]:
     return [reported.checkpoint for reported in listed]
 
 
-def latest_whole(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
+def load_latest(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
     """The state of the last one that is not damaged."""
     for checkpoint in reversed(checkpoints):
         try:
@@ -145,7 +145,7 @@ def latest_whole(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
     return None
 
 
-def at_end_of(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]] | None:
+def load_end_of_epoch(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]] | None:
     """Loss and weights of an epoch, while there is a whole checkpoint of its end."""
     for uri in checkpoint_folders(storage.join(run, CHECKPOINTS)):
         if not posixpath.basename(uri).startswith(_name_prefix(epoch, 0)):

@@ -33,7 +33,7 @@ def temporary_prefix(what: str, run: str) -> str:
     return f"ast-{what}-{hashlib.sha256(run.encode()).hexdigest()[:12]}-"
 
 
-def delete_left_over(prefix: str) -> None:
+def delete_leftovers(prefix: str) -> None:
     """The temporary folders that a kill left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         # Others may write to the temporary folder: what is a link, a file or not this user's is none of a run's.
@@ -78,7 +78,7 @@ class RunLog:
         if self._remote is None:
             self._events = path
         else:
-            delete_left_over(prefix := temporary_prefix("tensorboard", run))
+            delete_leftovers(prefix := temporary_prefix("tensorboard", run))
             self._events = tempfile.mkdtemp(prefix=prefix)
         purge_step = last_step + 1 if last_step else None
         self._board = SummaryWriter(self._events, purge_step=purge_step, flush_secs=LOCAL_FLUSH_S)

@@ -13,7 +13,7 @@ from ast_core.recipe import Recipe
 IN_PROCESS = (0, 0)
 """The value of --num-workers that trains in the command's own process."""
 
-CPUS_BESIDE_GPU = 4
+CPUS_WITH_GPU = 4
 """CPUs of a worker with a GPU, if there are as many: one computes the step, the others read shards."""
 
 
@@ -31,7 +31,7 @@ def worker_resources(
     num_workers: tuple[int, int],
     device: str,
     cpus_per_worker: int | None,
-    evaluate_beside: bool,
+    async_validation: bool,
     is_local: bool,
     has: Mapping[str, float],
 ) -> tuple[bool, int, list[str]]:
@@ -47,14 +47,14 @@ def worker_resources(
         return use_gpu, cpus_per_worker or os.cpu_count() or 1, []
     least, most = num_workers
     use_gpu = device == "cuda" or (device == "auto" and has.get("GPU", 0) >= least)
-    cpus = cpus_per_worker or _share_of_cpus(has, most + evaluate_beside, use_gpu, is_local)
-    num_tasks = least + evaluate_beside
+    cpus = cpus_per_worker or _share_of_cpus(has, most + async_validation, use_gpu, is_local)
+    num_tasks = least + async_validation
     lacking = []
     for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
         if wanted > has.get(kind, 0):
-            beside = " with the evaluation beside them" if evaluate_beside else ""
+            validation = " and asynchronous validation" if async_validation else ""
             said = f" (--cpus-per-worker {cpus})" if kind == "CPU" and cpus_per_worker else ""
-            have = f"{least} workers{beside} take {wanted} {kind}s{said}, {{}} has {has.get(kind, 0):.0f}"
+            have = f"{least} workers{validation} take {wanted} {kind}s{said}, {{}} has {has.get(kind, 0):.0f}"
             if is_local:
                 raise ConfigError(have.format("this machine"))
             lacking.append(have.format("the cluster") + " now; training begins when it has grown")
@@ -68,8 +68,8 @@ def _share_of_cpus(has: Mapping[str, float], num_tasks: int, use_gpu: bool, is_l
         return max(1, num_cpus // num_tasks)
     num_gpus = int(has.get("GPU", 0))
     if not is_local and num_gpus < num_tasks:  # the nodes that are to come bring CPUs too
-        return CPUS_BESIDE_GPU
-    return max(1, min(CPUS_BESIDE_GPU, num_cpus // max(1, min(num_tasks, num_gpus))))
+        return CPUS_WITH_GPU
+    return max(1, min(CPUS_WITH_GPU, num_cpus // max(1, min(num_tasks, num_gpus))))
 
 
 def check_precision(recipe: Recipe, *, use_gpu: bool) -> None:

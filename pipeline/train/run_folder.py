@@ -33,7 +33,7 @@ MAY_CHANGE = [f"recipe.{key}" for key in EXECUTION_KEYS]
 """Where a command may differ from what RUN/config.json says of the run that it goes on with."""
 
 INITIAL = "initial"
-FILES_OF_NO_STEP = (
+FILES_WITHOUT_TRAINING = (
     *(INITIAL, "tensorboard", "metrics", CHECKPOINTS),
     *("metrics.jsonl", "mlflow.json", "report.html", "nonfinite.json", "stopped.json"),
 )
@@ -80,7 +80,7 @@ def clip_order(clips: Clips) -> str:
     return hashlib.sha256(joined[0].as_buffer()).hexdigest()
 
 
-def claim_folder(
+def reserve_folder(
     run: str, identity: RunIdentity, config: ModelConfig, make_model: Callable[[], ASTModel]
 ) -> Callable[[], None] | None:
     """Write RUN/config.json and RUN/initial, or see that those there are of this same run.
@@ -102,18 +102,18 @@ def claim_folder(
     model = make_model()
     with exclusive("train", run):
         if _read(run) != before:  # another command claimed it meanwhile, and may be about to train
-            check_claim(run, identity)
+            check_reservation(run, identity)
         elif not _is_begun(run, identity):
             _write(run, identity, config, model)
     return None
 
 
-def check_claim(run: str, identity: RunIdentity) -> None:
+def check_reservation(run: str, identity: RunIdentity) -> None:
     """Raise ConfigError where RUN is not this run, or no longer: another command may have claimed it meanwhile."""
     _check_same_run(run, _read(run) or {}, identity)
 
 
-def norm_begun_from(run: str, model: str) -> Norm | None:
+def recorded_start_norm(run: str, model: str) -> Norm | None:
     """The norm of the model that RUN was begun from, if that is `model`, which may be gone by now."""
     said = (_read(run) or {}).get("init_from")
     if not isinstance(said, dict) or said.get("model") != model or not models.exists(storage.join(run, INITIAL)):
@@ -166,7 +166,7 @@ def _is_begun(run: str, identity: RunIdentity) -> bool:
 
 def _write(run: str, identity: RunIdentity, config: ModelConfig, model: ASTModel) -> None:
     if _read(run) is not None:
-        for name in FILES_OF_NO_STEP:
+        for name in FILES_WITHOUT_TRAINING:
             storage.delete(storage.join(run, name))
     what = {**identity.settings, "clip_order": dict(identity.order), **identity.about}
     storage.write_checked_json(_config_json(run), what)

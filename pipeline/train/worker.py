@@ -30,15 +30,15 @@ from ast_core.step import make_optimizer, make_scaler, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import checkpoints, models, run_folder
-from pipeline.train.async_validation import unevaluated
+from pipeline.train.async_validation import load_unevaluated
 from pipeline.train.data.feed import TrainFeed
 from pipeline.train.data.sampling import NO_PARTNER
 from pipeline.train.data.shard_cache import ShardCache
-from pipeline.train.evaluation.epoch_results import Judge, headline_order
+from pipeline.train.evaluation.epoch_results import EpochResults, selection_order
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.evaluation.scoring import evaluate, score_metrics
-from pipeline.train.metrics_log import RunLog, delete_left_over, finite_or_null, write_summary
-from pipeline.train.worker_config import TrainJob, initial_model, record_stop, stopped_json
+from pipeline.train.metrics_log import RunLog, delete_leftovers, finite_or_null, write_summary
+from pipeline.train.worker_config import TrainJob, read_initial_model, record_stop, stopped_json
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +107,12 @@ class Run:
         self.job = job
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
-        model, self.config = initial_model(job)
+        model, self.config = read_initial_model(job)
         self.recipe, self.norm = for_device(self.config.recipe, self.device), self.config.norm
         dataset = PreparedDataset.open(job.data)
         self.labels = dataset.labels
         train_clips, self.eval_clips = dataset.clips(job.train_splits), dataset.clips(job.eval_splits)
-        self.judge = Judge(job.run, self.config, train_clips, self.eval_clips)
+        self.results = EpochResults(job.run, self.config, train_clips, self.eval_clips)
         self.cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
         self.feed = TrainFeed(train_clips, self.recipe, len(self.labels), self.rank, self.world_size, self.cache)
         computed = set_execution(model, self.device, self.recipe)
@@ -127,7 +127,7 @@ class Run:
         self.log: RunLog | None = None
         """Rank 0's."""
         if context.get_local_rank() == 0:
-            delete_left_over(checkpoints.upload_prefix(job.run))
+            delete_leftovers(checkpoints.upload_prefix(job.run))
         self._resume()
 
     @property
@@ -141,22 +141,22 @@ class Run:
         steps_done = progress.epochs_done * self.feed.steps_per_epoch + progress.steps_done
         if self.rank == 0:
             self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.config.recipe.to_dict())
-        if not self.job.evaluate_beside:
+        if not self.job.async_validation:
             self._evaluate_missing()  # of a run that evaluated beside its training before
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)
             self._average(epoch)
-            if not self.job.evaluate_beside:
+            if not self.job.async_validation:
                 scores = self._evaluate(self.eval_clips)
                 if scores is not None:
-                    self.judge.note(epoch, loss, scores, self.bare_model.state_dict())
+                    self.results.record(epoch, loss, scores, self.bare_model.state_dict())
             progress.epochs_done, progress.steps_done, progress.loss_sum, progress.epoch_loss = epoch, 0, 0.0, loss
             self._log_epochs()
-            self._checkpoint(validation=self._evaluation_beside(epoch, loss))
+            self._checkpoint(validation=self._validation_task(epoch, loss))
             if self.log is not None:
                 self._write_report()
-        if self.job.evaluate_beside:
+        if self.job.async_validation:
             ray.train.get_all_reported_checkpoints()  # waits for their evaluation
             if self._from_rank_0(self.rank == 0 and storage.exists(stopped_json(self.job.run))):
                 raise StoppedError
@@ -178,8 +178,8 @@ class Run:
         patience = self.recipe.patience
         if patience is None:
             return False
-        records = self.judge.records(self.progress.epochs_done) if self.rank == 0 else []
-        since_best = records[-1]["epoch"] - max(records, key=headline_order)["epoch"] if records else 0
+        records = self.results.records(self.progress.epochs_done) if self.rank == 0 else []
+        since_best = records[-1]["epoch"] - max(records, key=selection_order)["epoch"] if records else 0
         return self._from_rank_0(since_best) >= patience
 
     def _train_epoch(self, epoch: int) -> float:
@@ -246,7 +246,7 @@ class Run:
         """
         now_s = time.monotonic()
         looks = self.rank == 0 and now_s - self._looked_s >= LOOK_FOR_PREEMPTION_EVERY_S
-        looks_beside = self.job.evaluate_beside and (looks or last_step + 1 == self.feed.steps_per_epoch)
+        looks_beside = self.job.async_validation and (looks or last_step + 1 == self.feed.steps_per_epoch)
         flags = [
             self.rank == 0 and now_s - self._checkpointed_s >= self.job.checkpoint_every_s,
             looks,
@@ -328,28 +328,28 @@ class Run:
             DataError: the weights of such an epoch are gone.
         """
         last = self.progress.epochs_done
-        first = int(self._from_rank_0(self.judge.first_missing() if self.rank == 0 else 0))
+        first = int(self._from_rank_0(self.results.first_missing() if self.rank == 0 else 0))
         if first > last:
             self._log_epochs()
             return
         own = {name: value.clone() for name, value in self.bare_model.state_dict().items()}
         for epoch in range(first, last + 1):
-            loss, state = unevaluated(self.job.run, epoch)
+            loss, state = load_unevaluated(self.job.run, epoch)
             self.bare_model.load_state_dict(state)
             scores = self._evaluate(self.eval_clips)
             if scores is not None:
-                self.judge.note(epoch, loss, scores, state)
+                self.results.record(epoch, loss, scores, state)
         self.bare_model.load_state_dict(own)
         self._log_epochs()
 
-    def _evaluation_beside(self, epoch: int, loss: float) -> ValidationTaskConfig | bool:
-        return ValidationTaskConfig({"epoch": epoch, "loss": loss}) if self.job.evaluate_beside else False
+    def _validation_task(self, epoch: int, loss: float) -> ValidationTaskConfig | bool:
+        return ValidationTaskConfig({"epoch": epoch, "loss": loss}) if self.job.async_validation else False
 
     def _log_epochs(self) -> None:
         """Rank 0 logs the epochs whose evaluation is done and that are not logged yet."""
         if self.log is None:
             return
-        for record in self.judge.records(self.progress.epochs_done):
+        for record in self.results.records(self.progress.epochs_done):
             if record["epoch"] in self.log.epochs:
                 continue
             figures = {name: record[name] for name in ("loss", *METRICS)}
@@ -393,8 +393,8 @@ class Run:
         return None if scores is None else score_metrics(scores, self.eval_clips)
 
     def _finish(self, averaged: TaggingMetrics | None) -> None:
-        progress, records = self.progress, self.judge.records(self.progress.epochs_done)
-        best = self.judge.best()
+        progress, records = self.progress, self.results.records(self.progress.epochs_done)
+        best = self.results.best()
         assert best is not None
         num_clips = len(self.feed.clips) * progress.epochs_done
         summary = {
@@ -446,7 +446,7 @@ class Run:
         known = checkpoints.known(self.job.unlisted_checkpoints)
         if not known:
             return
-        state = checkpoints.latest_whole(known)
+        state = checkpoints.load_latest(known)
         if state is None:
             raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
         self.bare_model.load_state_dict(state["model"])

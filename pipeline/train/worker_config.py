@@ -34,13 +34,13 @@ class TrainJob:
     cache_dir: str | None
     cache_bytes: int
     mlflow_uri: str | None
-    evaluate_beside: bool
+    async_validation: bool
     """In a task of its own while the next epoch is trained; else on the ranks, in between."""
     unlisted_checkpoints: list[str]
     """To go on from, the earliest first, where Ray knows of none."""
 
 
-def initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
+def read_initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
     model, config = models.read(storage.join(job.run, "initial"))
     return model, replace(config, recipe=Recipe(**job.recipe))
 

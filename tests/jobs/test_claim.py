@@ -242,7 +242,7 @@ def test_a_relative_cache_is_refused_of_a_submitted_job_and_else_that_of_this_fo
         (1, 1, "", (True, 1)),
         (64, 8, "--num-workers 8", (True, 4)),
         (8, 4, "--num-workers 4", (True, 2)),
-        (8, 4, "--num-workers 3 --evaluate-beside", (True, 2)),
+        (8, 4, "--num-workers 3 --async-validation", (True, 2)),
         (2, 1, "--num-workers 1:4", (True, 2)),
         (8, 0, "--num-workers 2", (False, 4)),
         (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # of a cluster that has yet to grow

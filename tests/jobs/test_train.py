@@ -38,7 +38,7 @@ from jobs.recipe_option import recipe_names
 from jobs.train import _fit, _resources, choose_norm, claim, main
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.train import async_validation as evaluation_beside
+from pipeline.train import async_validation as async_validation
 from pipeline.train import checkpoints, worker
 from pipeline.train.checkpoints import upload_prefix
 from pipeline.train.data.feed import layout
@@ -153,7 +153,7 @@ def test_one_worker_evaluated_beside_its_training_does_what_two_do(
     two_workers: Path, local_ray: None, tone_data: str, tmp_path: Path
 ):
     run = tmp_path / "run"
-    assert main([*argv(tone_data, run, num_workers=1), "--evaluate-beside"]) == 0
+    assert main([*argv(tone_data, run, num_workers=1), "--async-validation"]) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     for one, two in zip(epochs_of(run), epochs_of(two_workers), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # float32 sums in another order, 15 steps
@@ -173,7 +173,7 @@ def test_a_damaged_shard_ends_a_run_evaluated_beside_and_once_mended_it_goes_on(
     shutil.copytree(tone_data, data)
     shard = next((data / "eval" / "shards").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:5000])
-    command = [*argv(str(data), run, num_workers=1), "--evaluate-beside"]
+    command = [*argv(str(data), run, num_workers=1), "--async-validation"]
     with pytest.raises(UserError, match=r"^the shard .*\.parquet is damaged"):
         main(command)
     assert not (run / "summary.json").exists()
@@ -205,7 +205,7 @@ def test_a_run_goes_on_while_the_evaluation_of_its_checkpoint_is_still_to_come(
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process are evaluated beside their training, at once; the last checkpoint is kept, as Ray does."""
-    monkeypatch.setattr(train, "TrainJob", lambda **said: TrainJob(**said | {"evaluate_beside": True}))
+    monkeypatch.setattr(train, "TrainJob", lambda **said: TrainJob(**said | {"async_validation": True}))
 
     def checkpoint(run: worker.Run, validation: Any = False) -> None:
         assert run.log is not None
@@ -214,7 +214,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.rmtree(kept, ignore_errors=True)
         shutil.move(made.path, kept / f"epoch-{run.progress.epochs_done:04d}-step-000000-a")
         with suppress(Exception):  # Ray goes on
-            evaluation_beside.evaluate_beside(
+            async_validation.validate_checkpoint(
                 ray.train.Checkpoint(*kept.iterdir()), asdict(run.job), **validation.fn_kwargs
             )
 
@@ -231,7 +231,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], error: Exception
             raise error
         return evaluate(*args, **kwargs)
 
-    for module in (worker, evaluation_beside):
+    for module in (worker, async_validation):
         monkeypatch.setattr(module, "evaluate", failing)
 
 
@@ -269,7 +269,7 @@ def test_an_epoch_that_nobody_can_evaluate_any_more_ends_the_run_with_what_to_do
     beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
-    monkeypatch.setattr(evaluation_beside, "put_off", Mock())
+    monkeypatch.setattr(async_validation, "defer", Mock())
     fail(monkeypatch, [2], RuntimeError("killed"))
     with pytest.raises(UserError, match=r"^epoch 2 of .*run was not evaluated, and its checkpoint is gone; delete the"):
         main(argv(tone_data, run, num_workers=0))
@@ -284,7 +284,7 @@ def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
 ):
     """Though the command that goes on evaluates on the ranks."""
     run = tmp_path / "run"
-    monkeypatch.setattr(evaluation_beside, "put_off", Mock())
+    monkeypatch.setattr(async_validation, "defer", Mock())
     fail(monkeypatch, [3], RuntimeError("killed"))
     monkeypatch.setattr(worker.Run, "_evaluate_missing", Mock(side_effect=DataError("killed")))
     with pytest.raises(UserError, match=r"^killed$"):
@@ -299,7 +299,7 @@ def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
     beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Though the machine has one, which Ray hides from no task."""
-    evaluate_beside, evaluate = evaluation_beside.evaluate_beside, worker.evaluate
+    validate_checkpoint, evaluate = async_validation.validate_checkpoint, worker.evaluate
     devices: list[torch.device] = []
 
     def noted(*args: Any, device: torch.device, **kwargs: Any) -> np.ndarray | None:
@@ -310,11 +310,11 @@ def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: True)
             patch.setattr(torch.nn.Module, "to", lambda self, _: self)
-            evaluate_beside(*args, **kwargs)
+            validate_checkpoint(*args, **kwargs)
 
-    for module in (worker, evaluation_beside):
+    for module in (worker, async_validation):
         monkeypatch.setattr(module, "evaluate", noted)
-    monkeypatch.setattr(evaluation_beside, "evaluate_beside", on_a_gpu_machine)
+    monkeypatch.setattr(async_validation, "validate_checkpoint", on_a_gpu_machine)
     one_epoch = argv(tone_data, tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main([*one_epoch, "--device", "cpu"]) == 0
     assert devices == [torch.device("cpu")] * 2  # that of the averaged weights is on the ranks
@@ -358,8 +358,8 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
     assert of_another.exists()
     assert not left_over.exists()
     assert len(list((tmp_path / "begun" / "checkpoints").glob("epoch-*/state.pt"))) == 2
-    with pytest.raises(ConfigError, match="--evaluate-beside takes workers"):
-        main([*argv(tone_data, tmp_path / "other", num_workers=0), "--evaluate-beside"])
+    with pytest.raises(ConfigError, match="--async-validation takes workers"):
+        main([*argv(tone_data, tmp_path / "other", num_workers=0), "--async-validation"])
 
 
 def test_the_summary_says_what_is_in_the_folder_of_the_best_model(tone_data: str, tmp_path: Path):
@@ -635,8 +635,8 @@ def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: s
 
 def test_evaluation_beside_workers_that_take_all_room_is_refused(tone_data: str, tmp_path: Path):
     """It would wait for ever for resources of its own."""
-    with pytest.raises(ConfigError, match="--evaluate-beside takes a fixed --num-workers"):
-        claim([*argv(tone_data, tmp_path / "run", num_workers=1), "--num-workers", "1:2", "--evaluate-beside"])
+    with pytest.raises(ConfigError, match="--async-validation takes a fixed --num-workers"):
+        claim([*argv(tone_data, tmp_path / "run", num_workers=1), "--num-workers", "1:2", "--async-validation"])
     assert not (tmp_path / "run").exists()
 
 
@@ -644,10 +644,10 @@ def test_a_cluster_without_room_for_the_evaluation_beside_is_told_of(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    beside = ["--evaluate-beside", "--address", "auto"]
+    beside = ["--async-validation", "--address", "auto"]
     _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *beside]).args)
     said = capsys.readouterr().out
-    assert "2 workers with the evaluation beside them take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in said
+    assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in said
 
 
 def test_more_workers_than_the_machine_has_are_refused_at_once(local_ray: None, tone_data: str, tmp_path: Path):

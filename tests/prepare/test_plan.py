@@ -31,7 +31,7 @@ from pipeline.prepare.plan import (
     prepare,
 )
 from pipeline.prepare.sources import read_manifest
-from pipeline.ray_errors import users_errors
+from pipeline.ray_errors import user_errors_from_tasks
 from tests import fakes
 
 
@@ -160,7 +160,7 @@ def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_
 
 
 def _beside() -> None:
-    with users_errors():
+    with user_errors_from_tasks():
         ray.get(ray.remote(refuse).remote())
 
 

@@ -19,7 +19,7 @@ def table_of(num_frames: Sequence[int], seed: int = 0) -> tuple[pa.Table, list[n
     columns = {
         "clip_id": pa.array([f"clip{i}" for i in range(len(fbanks))]),
         "num_frames": pa.array(num_frames, pa.int16()),
-        "fbank_hash": pa.array(map(dataset.hash_of, fbanks), pa.int64()),
+        "fbank_hash": pa.array(map(dataset.hash_fbank, fbanks), pa.int64()),
         "fbank": pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK),
     }
     return pa.table(columns), fbanks
@@ -36,5 +36,5 @@ def clips_of(shards: Sequence[str], rows: Sequence[int], fbanks: Sequence[np.nda
         labels=pa.array([[0]] * len(rows), dataset.LABELS),
         clip_id=pa.array([f"clip{i}" for i in range(len(rows))]),
         weight=np.ones(len(rows)),
-        fbank_hash=np.array(list(map(dataset.hash_of, fbanks)) or [0] * len(rows)),
+        fbank_hash=np.array(list(map(dataset.hash_fbank, fbanks)) or [0] * len(rows)),
     )

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.train.checkpoints import (
     DIGEST_FILE,
-    RAYS_LIST,
+    RAY_SNAPSHOT,
     STATE_FILE,
     DamagedStateError,
     load_state,
@@ -33,13 +33,13 @@ def folders(tmp_path: Path) -> list[Path]:
         "pending_validation_specs": [],
         "current_report_index": 2,
     }
-    (tmp_path / RAYS_LIST).write_text(json.dumps(listed))
+    (tmp_path / RAY_SNAPSHOT).write_text(json.dumps(listed))
     return folders
 
 
 def test_a_list_of_folders_that_are_all_there_is_rays_to_read(tmp_path: Path, folders: list[Path]):
     assert unlisted_checkpoints(str(tmp_path)) == []
-    assert (tmp_path / RAYS_LIST).exists()
+    assert (tmp_path / RAY_SNAPSHOT).exists()
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -48,14 +48,14 @@ def test_a_list_that_names_a_missing_folder_is_dropped_for_what_is_there(
 ):
     shutil.rmtree(folders.pop(missing))
     assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
-    assert not (tmp_path / RAYS_LIST).exists()
+    assert not (tmp_path / RAY_SNAPSHOT).exists()
 
 
 @pytest.mark.parametrize("text", ["", '{"checkpoint_resul', "null", "{}"])
 def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: Path, folders: list[Path], text: str):
-    (tmp_path / RAYS_LIST).write_text(text)
+    (tmp_path / RAY_SNAPSHOT).write_text(text)
     assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
-    assert not (tmp_path / RAYS_LIST).exists()
+    assert not (tmp_path / RAY_SNAPSHOT).exists()
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: P
 def test_a_list_that_ray_would_end_on_is_dropped_and_named(
     tmp_path: Path, folders: list[Path], change: dict[str, object], caplog: pytest.LogCaptureFixture
 ):
-    listed = json.loads((tmp_path / RAYS_LIST).read_text())
-    (tmp_path / RAYS_LIST).write_text(json.dumps(listed | change))
+    listed = json.loads((tmp_path / RAY_SNAPSHOT).read_text())
+    (tmp_path / RAY_SNAPSHOT).write_text(json.dumps(listed | change))
     assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
-    assert f"{tmp_path / RAYS_LIST} is damaged" in caplog.text
+    assert f"{tmp_path / RAY_SNAPSHOT} is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("name", [STATE_FILE, DIGEST_FILE])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.train.metrics_log import delete_left_over, temporary_prefix
+from pipeline.train.metrics_log import delete_leftovers, temporary_prefix
 
 
 def test_c12_a_strangers_link_or_file_stays_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -18,7 +18,7 @@ def test_c12_a_strangers_link_or_file_stays_and_ends_no_run(tmp_path: Path, monk
     (tmp_path / f"{prefix}file").touch()
     left_over = Path(tempfile.mkdtemp(prefix=prefix))
     (left_over / "part").touch()
-    delete_left_over(prefix)
+    delete_leftovers(prefix)
     assert not left_over.exists()
     assert sorted(os.listdir(tmp_path)) == sorted(["elsewhere", f"{prefix}link", f"{prefix}file"])
     assert (elsewhere / "precious").exists()

@@ -433,18 +433,18 @@ def _facts_of(fbank: np.ndarray) -> dict[str, Any]:
         "num_silent_frames": int((frame_sums <= NUM_MEL_BINS * STORED_FLOOR).sum()),
         "fbank_sum": frame_sums.sum(),
         "fbank_sum_sq": np.vdot(wide, wide),
-        "fbank_hash": dataset.hash_of(fbank),
+        "fbank_hash": dataset.hash_fbank(fbank),
     }
 
 
 def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
-        file = parquet.opened(source)
+        file = parquet.open_checked(source)
         missing = set(dataset.SHARD.names) - set(file.schema_arrow.names)
         # shard and row are not there, and come below
         return missing, file.read(columns=schema.names, use_threads=False)
 
-    missing, table = parquet.parsed(
+    missing, table = parquet.parse_file(
         uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared anew"
     )
     if missing:

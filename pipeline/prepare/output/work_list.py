@@ -99,7 +99,7 @@ def read_chunks(chunks: pa.Table) -> pa.Table:
 def _read(uri: str, row_group: int) -> pa.Table:
     fs, path = storage.resolve(uri)
     with fs.open_input_file(path) as file:
-        return parquet.opened(file).read_row_group(row_group, use_threads=False)
+        return parquet.open_checked(file).read_row_group(row_group, use_threads=False)
 
 
 def _pieces(rows: pa.Table, size: int) -> Iterator[pa.Table]:

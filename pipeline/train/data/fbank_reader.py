@@ -23,12 +23,12 @@ from ast_core.frames import NUM_MEL_BINS
 from pipeline import dataset, parquet, storage
 from pipeline.dataset import Clips
 from pipeline.train.data.parquet_pages import ColumnChunk, UnknownLayoutError, column_chunks, read_values
-from pipeline.train.data.sampling import GROUPS_PER_WINDOW
+from pipeline.train.data.sampling import GROUPS_PER_SHUFFLE_WINDOW
 from pipeline.train.data.shard_cache import ShardCache
 
 logger = logging.getLogger(__name__)
 
-GROUPS_IN_MEMORY = 4 * GROUPS_PER_WINDOW
+GROUPS_IN_MEMORY = 4 * GROUPS_PER_SHUFFLE_WINDOW
 """The window under way and the next one, read ahead, of clips and of mixup partners: lanes cross windows together."""
 
 READ_THREADS = 8
@@ -154,7 +154,9 @@ class _SharedFile:
         """From where the shard lies, as a whole: storage may have failed for a moment, a kept copy may be damaged."""
         damaged = f"the shard {self._uri} is damaged ({{}}); restore it, or prepare the data anew"
         try:
-            rows = parquet.parsed_whole(self._uri, lambda source: _Shard(source).read_rows(begin, end), damaged=damaged)
+            rows = parquet.parse_from_memory(
+                self._uri, lambda source: _Shard(source).read_rows(begin, end), damaged=damaged
+            )
         except OSError as err:
             said = f"reading the shard {self._uri}: {err.strerror or err}"
             raise (OSError(err.errno, said) if err.errno else OSError(said)) from err
@@ -175,7 +177,7 @@ class _Shard:
     """An open shard, whoever wrote it."""
 
     def __init__(self, source: pa.NativeFile) -> None:
-        self._source, self._file = source, parquet.opened(source)
+        self._source, self._file = source, parquet.open_checked(source)
         about = self._file.metadata
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._bounds = np.cumsum([0, *sizes])
@@ -207,7 +209,7 @@ class _Shard:
             raise ValueError(f"{len(values)} values of {num_frames.sum()} frames")
         fbanks = np.split(values.reshape(-1, NUM_MEL_BINS), np.cumsum(num_frames)[:-1])
         kept = slice(max(begin - int(self._bounds[group]), 0), end - int(self._bounds[group]))
-        if not is_checked and [dataset.hash_of(fbank) for fbank in fbanks[kept]] != hashes[kept].tolist():
+        if not is_checked and [dataset.hash_fbank(fbank) for fbank in fbanks[kept]] != hashes[kept].tolist():
             raise ValueError("the values of a clip are not those of its hash")
         if len(fbanks[kept]) < len(fbanks):  # a view would keep the whole row group in memory
             fbanks = [fbank.copy() for fbank in fbanks[kept]]

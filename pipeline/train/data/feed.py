@@ -1,7 +1,7 @@
 """Shards → batches on the device. Runs without Ray: on a bare GPU machine, in a notebook.
 
 Working set: `GROUPS_IN_MEMORY` row groups of 16 clips (1.2 GB of 10 s clips) on one rank, and as much over all ranks
-whose number divides `LANES`, whatever the size of the data set.
+whose number divides `VIRTUAL_RANKS`, whatever the size of the data set.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from ast_core.recipe import Recipe
 from pipeline.dataset import Clips
 from pipeline.train.data.fbank_reader import GROUPS_IN_MEMORY, FbankReader
 from pipeline.train.data.sampling import (
-    LANES,
     NO_PARTNER,
+    VIRTUAL_RANKS,
     EpochOrder,
     RankShare,
     epoch_order,
@@ -111,7 +111,7 @@ class TrainFeed:
     @property
     def groups_in_memory(self) -> int:
         """Each rank's part of them where it reads lanes of its own."""
-        return GROUPS_IN_MEMORY // (self.world_size if LANES % self.world_size == 0 else 1)
+        return GROUPS_IN_MEMORY // (self.world_size if VIRTUAL_RANKS % self.world_size == 0 else 1)
 
     def order(self, epoch: int) -> EpochOrder:
         """The global order of an epoch, the same on every rank."""

@@ -1,9 +1,9 @@
 """The order of an epoch: which clips, with which mixup partners, in which batches. Pure functions of (seed, epoch).
 
-Nothing here depends on the number of workers: the samples of an epoch are dealt to `LANES` lanes in turns, and a rank
-takes every lane whose number is its own modulo the world size. Each lane goes through row groups of its own, so that
-ranks whose number divides `LANES` read each row group once among them; any other number of ranks gets the same samples
-and reads more.
+The order does not depend on the number of ranks. Sample i of an epoch belongs to virtual rank i modulo `VIRTUAL_RANKS`,
+and a rank takes every virtual rank whose number equals its own modulo the world size. Each virtual rank reads row
+groups of its own. So if the world size divides `VIRTUAL_RANKS`, each row group is read by one rank only; with any other
+world size the ranks get the same samples and read more.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,14 @@ from ast_core.seeds import rng_for
 
 NO_PARTNER = -1
 
-LANES = 24
-"""Divides by 1, 2, 3, 4, 6, 8, 12 and 24 ranks."""
+VIRTUAL_RANKS = 24
+"""Parts into which the samples of an epoch are divided, whatever the world size. Divisible by 1, 2, 3, 4, 6, 8, 12."""
 
-GROUPS_PER_WINDOW = 72
-"""Row groups that the samples at any place of the order are drawn from, over all lanes: 1,152 clips of 16 a group."""
+GROUPS_PER_SHUFFLE_WINDOW = 72
+"""Row groups of a shuffle window, over all virtual ranks: the samples at any place of the order come from so many.
+
+With 16 clips a row group that is 1,152 clips.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,51 +51,56 @@ def epoch_order(
 ) -> EpochOrder:
     """Draw an epoch of `num_clips` samples.
 
-    With `weight`, each sample is drawn with replacement with probability proportional to it, as the original's
-    `WeightedRandomSampler`; without, each clip comes once. A share `mixup` of the samples is mixed with a partner drawn
-    uniformly (not by weight) over the data set, with λ ~ Beta(mixup_beta, mixup_beta).
+    With `weight`, each sample is drawn with replacement with probability proportional to it, as by the reference
+    implementation's `WeightedRandomSampler`. Without, each clip comes once. A share `mixup` of the samples is mixed
+    with a partner drawn uniformly (not by weight) over the data set, with λ ~ Beta(mixup_beta, mixup_beta).
 
-    To read row groups and not single clips, each of the two sequences is `_dealt` to the lanes by row group.
+    `_partition` then orders the clips, and separately the partners, so that whole row groups can be read.
     """
     clip_rng, partner_rng, lam_rng = (rng_for(purpose, (seed, epoch)) for purpose in ("clips", "partners", "lambda"))
     if weight is None:
         drawn = np.arange(num_clips)
     else:
         drawn = clip_rng.choice(num_clips, size=num_clips, replace=True, p=weight / weight.sum())
-    lane = np.arange(num_clips) % LANES
-    clip = _dealt(clip_rng, drawn, lane, row_group)
+    virtual_rank = np.arange(num_clips) % VIRTUAL_RANKS
+    clip = _partition(clip_rng, drawn, virtual_rank, row_group)
     mixed = partner_rng.random(num_clips) < mixup
     partner = np.full(num_clips, NO_PARTNER)
     partners = partner_rng.integers(num_clips, size=int(mixed.sum()))
-    partner[mixed] = _dealt(partner_rng, partners, lane[mixed], row_group)
+    partner[mixed] = _partition(partner_rng, partners, virtual_rank[mixed], row_group)
     lam = np.where(mixed, lam_rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
     return EpochOrder(clip, partner, lam.astype(np.float32))
 
 
-def _dealt(rng: np.random.Generator, clips: np.ndarray, lane: np.ndarray, row_group: np.ndarray) -> np.ndarray:
-    """`clips` `[samples]` in a random order whose position i is read by lane `lane[i]`.
+def _partition(
+    rng: np.random.Generator, clips: np.ndarray, virtual_rank: np.ndarray, row_group: np.ndarray
+) -> np.ndarray:
+    """`clips` `[samples]` in a random order in which virtual rank `virtual_rank[i]` reads position i.
 
-    The clips, lined up by row groups in a random order, are cut into one run a lane; where a cut goes through a row
-    group, two lanes read it. A lane goes through its run in windows of row groups, shuffled within the window. A data
-    set of one window needs no lanes and is shuffled perfectly.
+    The clips are sorted by row group, with the row groups in a random order, and cut into one contiguous part for each
+    virtual rank. If a cut goes through a row group, two virtual ranks read it. A virtual rank goes through its part in
+    shuffle windows: some row groups whose clips are shuffled together. A data set of one window is shuffled perfectly
+    and needs no virtual ranks.
     """
     num_groups = int(row_group.max()) + 1
-    if num_groups <= GROUPS_PER_WINDOW:
+    if num_groups <= GROUPS_PER_SHUFFLE_WINDOW:
         return rng.permutation(clips)
     place = rng.permutation(num_groups)[row_group[clips]]
-    in_line = np.lexsort((rng.random(len(clips)), place))
-    lane_of = np.sort(lane)  # of each clip in line
-    is_new = np.diff(place[in_line], prepend=-1) != 0
-    group_of = np.cumsum(is_new)  # row groups counted along the line, of those that occur
-    first_of_lane = group_of[np.searchsorted(lane_of, lane_of)]
-    window = (group_of - first_of_lane) // (GROUPS_PER_WINDOW // LANES)
-    dealt = np.empty_like(clips)
-    dealt[np.argsort(lane, kind="stable")] = clips[in_line][np.lexsort((rng.random(len(clips)), window, lane_of))]
-    return dealt
+    by_group = np.lexsort((rng.random(len(clips)), place))
+    part_of = np.sort(virtual_rank)  # virtual rank of each clip in this order
+    is_new = np.diff(place[by_group], prepend=-1) != 0
+    group_of = np.cumsum(is_new)  # number of the row group in this order, counting those that occur
+    first_of_part = group_of[np.searchsorted(part_of, part_of)]
+    window = (group_of - first_of_part) // (GROUPS_PER_SHUFFLE_WINDOW // VIRTUAL_RANKS)
+    ordered = np.empty_like(clips)
+    ordered[np.argsort(virtual_rank, kind="stable")] = clips[by_group][
+        np.lexsort((rng.random(len(clips)), window, part_of))
+    ]
+    return ordered
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:
-    """The last batch may be smaller, as the original's."""
+    """Steps of an epoch. The last batch may be smaller, as in the reference implementation."""
     return -(-num_samples // batch_size)
 
 
@@ -103,24 +111,25 @@ class RankShare:
     position: np.ndarray
     """Positions in the global batch, the same number on every rank."""
     weight: np.ndarray
-    """1, or 0 where a position is only repeated to fill up."""
+    """1, or 0 for padding: a position that is repeated so that all ranks get the same number."""
     num_clips_global: int
 
 
 def rank_share(begin: int, end: int, rank: int, world_size: int, fill_to: int = 0) -> RankShare:
-    """Deal out samples `begin` to `end` of an epoch by lanes. Where ranks get fewer than others, or than their part of
-    a batch of `fill_to`, they repeat a clip at weight 0.
+    """This rank's share of the global batch of samples `begin` to `end` of an epoch, by virtual ranks.
+
+    A rank that gets fewer samples than others, or than its part of a batch of `fill_to`, repeats a clip at weight 0.
     """
     position = np.arange((rank - begin) % world_size, end - begin, world_size)
     per_rank = -(-max(end - begin, fill_to) // world_size)
     weight = np.zeros(per_rank, np.float32)
     weight[: len(position)] = 1
-    # A filler is a clip that the rank reads anyway; a rank that has none takes the batch's first.
-    filler = position[-1] if len(position) else 0
-    return RankShare(np.append(position, [filler] * (per_rank - len(position))).astype(np.int64), weight, end - begin)
+    # Padding repeats a clip that the rank reads anyway; a rank that has none takes the batch's first.
+    padding = position[-1] if len(position) else 0
+    return RankShare(np.append(position, [padding] * (per_rank - len(position))).astype(np.int64), weight, end - begin)
 
 
 def rank_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:
-    """Evaluation: every row on exactly one rank, in contiguous runs so that row groups are read once."""
+    """The rows that a rank evaluates: a contiguous span, so that row groups are read once. No two ranks share a row."""
     bounds = np.linspace(0, num_rows, world_size + 1).round().astype(np.int64)
     return np.arange(bounds[rank], bounds[rank + 1])

@@ -25,7 +25,7 @@ from pipeline import storage
 from pipeline.dataset import Clips
 from pipeline.train import models
 from pipeline.train.evaluation.scores import write_scores
-from pipeline.train.evaluation.scoring import class_counts, headline, score_metrics
+from pipeline.train.evaluation.scoring import class_counts, score_metrics, selection_metric
 from pipeline.train.metrics_log import finite_or_null, per_class_csv
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ _ZIP = b"PK"
 """The beginning of what `torch.save` writes."""
 
 
-def put_off(run: str, epoch: int, loss: float, state: Mapping[str, Tensor]) -> None:
-    """Keep the weights of an epoch whose evaluation failed until `Judge.note` has taken account of it."""
+def defer(run: str, epoch: int, loss: float, state: Mapping[str, Tensor]) -> None:
+    """Keep the weights of an epoch whose evaluation failed until `EpochResults.note` has taken account of it."""
     whole = io.BytesIO()
     torch.save({"loss": loss, "model": dict(state)}, whole)
     data = whole.getvalue()
@@ -52,7 +52,7 @@ def put_off(run: str, epoch: int, loss: float, state: Mapping[str, Tensor]) -> N
     storage.delete(_file(run, epoch, "json"))  # of other weights: the epoch is trained twice after some kills
 
 
-def read_put_off(run: str, epoch: int) -> tuple[float, dict[str, Tensor]] | None:
+def read_deferred(run: str, epoch: int) -> tuple[float, dict[str, Tensor]] | None:
     """Loss and weights, on the CPU; None where none are kept, or what is kept is damaged."""
     uri = _file(run, epoch, "pt")
     if not storage.exists(uri):
@@ -85,7 +85,7 @@ def _best_file(run: str) -> str:
     return storage.join(run, "best", "epoch.json")
 
 
-def headline_order(record: Mapping[str, Any]) -> tuple[float, int]:
+def selection_order(record: Mapping[str, Any]) -> tuple[float, int]:
     """A sort key for epochs: the best has the highest. Of equal epochs the earlier is better, as in the original.
 
     Only where the figure is perfect, as with a handful of evaluation clips from the first epochs on, does it no longer
@@ -100,7 +100,7 @@ def headline_order(record: Mapping[str, Any]) -> tuple[float, int]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class EpochResults:
     run: str
     config: ModelConfig
     train_clips: Clips
@@ -108,7 +108,7 @@ class Judge:
     _read: dict[str, tuple[float | None, dict[str, Any]]] = field(default_factory=dict)
     """When each epoch's file was written that has been read, and what it holds."""
 
-    def note(self, epoch: int, loss: float | None, scores: np.ndarray, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    def record(self, epoch: int, loss: float | None, scores: np.ndarray, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Take account of the scores `[clips, C]` of an epoch, counted from 1, and of the weights that gave them.
 
         Returns the epoch's record; its `headline` is the figure that picks the best.
@@ -117,10 +117,10 @@ class Judge:
         score_sum = scores + self._read_sum(before[-1]) if before else scores
         metrics = score_metrics(scores, self.eval_clips)
         ensemble = score_metrics(score_sum / (len(before) + 1), self.eval_clips)
-        figures = finite_or_null({"loss": loss, "headline": headline(metrics, recipe)})
+        figures = finite_or_null({"loss": loss, "headline": selection_metric(metrics, recipe)})
         record: dict[str, Any] = {"epoch": epoch, **figures}
         record |= {
-            "is_best": best is None or headline_order(record) >= headline_order(best),
+            "is_best": best is None or selection_order(record) >= selection_order(best),
             **finite_or_null(metrics.scalars()),
             "running_ensemble": finite_or_null(ensemble.scalars()),
             "score_sum_sha256": self._write_sum(epoch, score_sum),
@@ -148,7 +148,7 @@ class Judge:
                 return None
             return storage.read_checked_json(uri, remedy="restore it, or delete it: the best of the epochs counts then")
         # A run that an earlier version began.
-        return max(self._all_records(), key=headline_order, default=None)
+        return max(self._all_records(), key=selection_order, default=None)
 
     def first_missing(self) -> int:
         """The first epoch that has no record."""

@@ -32,14 +32,14 @@ MAX_POINTS = 300
 NUM_CONFUSIONS = 20
 MIN_CONFUSED_CLIPS = 5
 
-ORIGINAL_MAP = (0.4153, 0.4349, 0.4476, 0.4490, 0.4486)
-ORIGINAL_AVERAGED_MAP = 0.4590
+REFERENCE_MAP = (0.4153, 0.4349, 0.4476, 0.4490, 0.4486)
+REFERENCE_AVERAGED_MAP = 0.4590
 """Of full AudioSet: https://github.com/YuanGongND/ast, egs/audioset/exp/test-full-f10-t10-pTrue-b12-lr1e-5."""
-ORIGINAL_RECIPE = Recipe(label_dim=527, wa_start=1, wa_end=5).to_dict()
+REFERENCE_RECIPE = Recipe(label_dim=527, wa_start=1, wa_end=5).to_dict()
 """The recipe of that run; a test holds it to jobs/recipes/audioset-full.yaml."""
-MAKES_FULL_AUDIOSET = ("label_dim", "sampling", "loss", "metrics", "audioset_pretrain")
+FULL_AUDIOSET_KEYS = ("label_dim", "sampling", "loss", "metrics", "audioset_pretrain")
 """What makes a run one of full AudioSet, as recipes have no name once they are resolved."""
-OF_NO_ACCOUNT = {*EXECUTION_KEYS, "precision", "seed", "imagenet_weights", "audioset_weights"}
+NOT_COMPARED = {*EXECUTION_KEYS, "precision", "seed", "imagenet_weights", "audioset_weights"}
 """What the comparison leaves out: ways to compute the same, other draws, places of files."""
 
 NO_TABLE = Table("", [], [])
@@ -72,19 +72,19 @@ def _page(run: str) -> str:
     steps, epochs = ([one for one in records if one.get("kind") == kind] for kind in ("step", "epoch"))
     best = _best(summary, epochs, recipe)
     now = datetime.now(UTC)
-    is_full = all(recipe.get(key) == ORIGINAL_RECIPE[key] for key in MAKES_FULL_AUDIOSET)
+    is_full = all(recipe.get(key) == REFERENCE_RECIPE[key] for key in FULL_AUDIOSET_KEYS)
     return page.render(
         "run_report.html",
         uri=without_secrets(run),
         made=f"Made {now:%Y-%m-%d %H:%M} UTC by ast-ray {VERSION} from the files of the run.",
-        headline=f"mAP {_figure(best.get('map'))}",
+        title=f"mAP {_figure(best.get('map'))}",
         key_figures=_key_figures(best, summary, epochs),
         state=_state(summary, epochs, recipe),
         gaps=gaps,
         figures=_figures(best, summary, epochs),
         by_epoch=_by_epoch(epochs),
-        original=_original(epochs, summary) if is_full else NO_TABLE,
-        original_notes=list(_original_notes(config, recipe)),
+        reference=_reference(epochs, summary) if is_full else NO_TABLE,
+        reference_notes=list(_reference_notes(config, recipe)),
         charts=list(_charts(steps, epochs, is_full)),
         chart_note=_chart_note(steps),
         **_class_part(classes),
@@ -151,8 +151,8 @@ def _best(summary: Record | None, epochs: Sequence[Record], recipe: Record) -> R
     """The best epoch's figures: the summary's, or while there is none those of the best so far."""
     if summary is not None:
         return {"epoch": summary.get("best_epoch")} | {name: summary.get(name) for name in METRICS}
-    headline = "accuracy" if recipe.get("metrics") == "acc" else "map"
-    of = [-math.inf if (value := _number(one.get(headline))) is None else value for one in epochs]
+    selected = "accuracy" if recipe.get("metrics") == "acc" else "map"
+    of = [-math.inf if (value := _number(one.get(selected))) is None else value for one in epochs]
     return epochs[int(np.argmax(of))] if epochs else {}
 
 
@@ -213,10 +213,10 @@ def _by_epoch(epochs: Sequence[Record]) -> Table:
     return Table("Each epoch", [Column("epoch"), *map(Column, shown.values())], rows)
 
 
-def _original(epochs: Sequence[Record], summary: Record | None) -> Table:
+def _reference(epochs: Sequence[Record], summary: Record | None) -> Table:
     ours = {one.get("epoch"): _number(one.get("map")) for one in epochs}
-    pairs = [(f"epoch {i}", ours.get(i), theirs) for i, theirs in enumerate(ORIGINAL_MAP, start=1)]
-    pairs.append(("averaged weights", _number((_averaged(summary) or {}).get("map")), ORIGINAL_AVERAGED_MAP))
+    pairs = [(f"epoch {i}", ours.get(i), theirs) for i, theirs in enumerate(REFERENCE_MAP, start=1)]
+    pairs.append(("averaged weights", _number((_averaged(summary) or {}).get("map")), REFERENCE_AVERAGED_MAP))
     rows = [
         [
             Cell(name),
@@ -230,7 +230,7 @@ def _original(epochs: Sequence[Record], summary: Record | None) -> Table:
     return Table("mAP after each epoch on full AudioSet", columns, rows)
 
 
-def _original_notes(config: Record, recipe: Record) -> Iterator[str]:
+def _reference_notes(config: Record, recipe: Record) -> Iterator[str]:
     yield (
         "The original’s figures are those of its authors’ own run on their copy of balanced and unbalanced AudioSet, "
         "evaluated on their copy of the evaluation set."
@@ -240,8 +240,8 @@ def _original_notes(config: Record, recipe: Record) -> Iterator[str]:
         yield f"This run is trained on {', '.join(map(str, splits))}."
     others = [
         f"{key} {recipe.get(key)} for {value}"
-        for key, value in ORIGINAL_RECIPE.items()
-        if key not in OF_NO_ACCOUNT and recipe.get(key) != value
+        for key, value in REFERENCE_RECIPE.items()
+        if key not in NOT_COMPARED and recipe.get(key) != value
     ]
     yield f"Its recipe differs: {', '.join(others)}." if others else "Its recipe is the original’s."
 
@@ -271,7 +271,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
         ]
         if is_full and metric == "map":
             lines.append(
-                Series("the original", np.arange(1, len(ORIGINAL_MAP) + 1), np.array(ORIGINAL_MAP), has_dots=True)
+                Series("the original", np.arange(1, len(REFERENCE_MAP) + 1), np.array(REFERENCE_MAP), has_dots=True)
             )
         there = [line for line in lines if line is not None]
         if lines[0] is not None:

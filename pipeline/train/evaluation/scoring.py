@@ -65,7 +65,7 @@ def score_metrics(scores: np.ndarray, clips: Clips) -> TaggingMetrics:
     return tagging_metrics(scores, Targets(clips, scores.shape[1])(np.arange(len(clips))))
 
 
-def headline(metrics: TaggingMetrics, recipe: Recipe) -> float:
+def selection_metric(metrics: TaggingMetrics, recipe: Recipe) -> float:
     """The figure that picks the best epoch."""
     return metrics.map if recipe.metrics == "mAP" else metrics.accuracy
 

@@ -148,7 +148,7 @@ def test_a_footer_that_points_at_whole_pages_of_other_rows_is_found_out(tmp_path
     values = pa.array(np.concatenate(fbanks).reshape(-1))
     frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
     column = pa.ListArray.from_arrays(np.arange(33, dtype=np.int32) * 10, frames, type=dataset.FBANK)
-    hashes = pa.array([dataset.hash_of(fbank) for fbank in fbanks], pa.int64())
+    hashes = pa.array([dataset.hash_fbank(fbank) for fbank in fbanks], pa.int64())
     table = table.set_column(2, "fbank_hash", hashes).set_column(3, dataset.SHARD.field("fbank"), column)
     shard = tmp_path / "shard.parquet"
     dataset.write_table(str(shard), table, row_group_size=16)

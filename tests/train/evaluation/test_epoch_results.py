@@ -16,28 +16,28 @@ from ast_core.labels import LabelVocabulary
 from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.train.evaluation import epoch_results
-from pipeline.train.evaluation.epoch_results import Judge
+from pipeline.train.evaluation.epoch_results import EpochResults
 from tests.damage import flip_bit, refusal
 from tests.train.made import clips_of
 
 CONFIG = ModelConfig(Recipe(label_dim=2), Norm(0.0, 1.0), LabelVocabulary(("/m/a", "/m/b"), ("a", "b")))
 
 
-def judge_of(run: Path) -> Judge:
+def results_of(run: Path) -> EpochResults:
     clips = clips_of(["shard"] * 4, range(4))  # all of the first class
-    return Judge(str(run), CONFIG, clips, clips)
+    return EpochResults(str(run), CONFIG, clips, clips)
 
 
 def note(run: Path, epoch: int, figure: float, weights: float, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Note an epoch whose headline is given; whether it is the best."""
-    monkeypatch.setattr(epoch_results, "headline", lambda *_: figure)
+    monkeypatch.setattr(epoch_results, "selection_metric", lambda *_: figure)
     scores = np.full((4, 2), 0.5, np.float32)
-    return judge_of(run).note(epoch, 0.1, scores, {"weights": torch.tensor([weights])})["is_best"]
+    return results_of(run).record(epoch, 0.1, scores, {"weights": torch.tensor([weights])})["is_best"]
 
 
 def best_of(run: Path) -> tuple[int, float, float]:
     """Epoch and headline as they are said, and the weights."""
-    record = judge_of(run).best()
+    record = results_of(run).best()
     assert record is not None
     return record["epoch"], record["headline"], float(load_file(run / "best" / "model.safetensors")["weights"])
 
@@ -65,7 +65,7 @@ def test_the_best_model_stays_though_its_epoch_is_trained_again_and_is_not_as_go
     assert note(tmp_path, 2, 0.71, 2.0, monkeypatch)
     assert not note(tmp_path, 2, 0.69, 3.0, monkeypatch)
     assert best_of(tmp_path) == (2, 0.71, 2.0)
-    assert [record["headline"] for record in judge_of(tmp_path).records(2)] == [0.70, 0.69]
+    assert [record["headline"] for record in results_of(tmp_path).records(2)] == [0.70, 0.69]
     assert note(tmp_path, 3, 0.72, 4.0, monkeypatch)
     assert best_of(tmp_path) == (3, 0.72, 4.0)
 
@@ -102,10 +102,10 @@ def test_review_c14_an_epoch_evaluated_twice_writes_the_same_files_twice(
 def test_review_c21_each_epochs_record_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     read = Mock(wraps=storage.read_checked_json)
     monkeypatch.setattr(storage, "read_checked_json", read)
-    monkeypatch.setattr(epoch_results, "headline", lambda *_: 0.5)
-    noted = judge_of(tmp_path)
+    monkeypatch.setattr(epoch_results, "selection_metric", lambda *_: 0.5)
+    noted = results_of(tmp_path)
     for epoch in range(1, 6):
-        noted.note(epoch, 0.1, np.full((4, 2), 0.5, np.float32), {"weights": torch.tensor([1.0])})
+        noted.record(epoch, 0.1, np.full((4, 2), 0.5, np.float32), {"weights": torch.tensor([1.0])})
         for _ in range(3):
             assert [record["epoch"] for record in noted.records(epoch)] == list(range(1, epoch + 1))
             assert noted.first_missing() == epoch + 1
@@ -114,7 +114,7 @@ def test_review_c21_each_epochs_record_is_read_once(tmp_path: Path, monkeypatch:
 
 def test_a_record_that_another_process_writes_again_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     note(tmp_path, 1, 0.70, 1.0, monkeypatch)
-    waiting = judge_of(tmp_path)
+    waiting = results_of(tmp_path)
     assert waiting.records(1)[0]["headline"] == 0.70
     note(tmp_path, 1, 0.65, 1.0, monkeypatch)
     note(tmp_path, 2, 0.60, 1.0, monkeypatch)
@@ -152,12 +152,12 @@ def test_each_flipped_bit_of_what_a_run_goes_on_from_is_named(
 
 def test_weights_kept_for_a_later_evaluation_are_passed_over_if_damaged(tmp_path: Path):
     file, rng = tmp_path / "evaluation" / "epoch-0002.pt", np.random.default_rng(0)
-    epoch_results.put_off(str(tmp_path), 2, 0.5, {"weights": torch.arange(4.0)})
-    kept = epoch_results.read_put_off(str(tmp_path), 2)
+    epoch_results.defer(str(tmp_path), 2, 0.5, {"weights": torch.arange(4.0)})
+    kept = epoch_results.read_deferred(str(tmp_path), 2)
     assert kept is not None
     assert (kept[0], kept[1]["weights"].tolist()) == (0.5, [0, 1, 2, 3])
     whole = file.read_bytes()
     for _ in range(40):
         file.write_bytes(whole)
         flip_bit(file, rng)
-        assert epoch_results.read_put_off(str(tmp_path), 2) is None
+        assert epoch_results.read_deferred(str(tmp_path), 2) is None

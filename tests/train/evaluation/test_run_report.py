@@ -16,7 +16,7 @@ from ast_core.recipe import Recipe
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.train.evaluation import analysis
-from pipeline.train.evaluation.run_report import MAKES_FULL_AUDIOSET, ORIGINAL_RECIPE, write_run_report
+from pipeline.train.evaluation.run_report import FULL_AUDIOSET_KEYS, REFERENCE_RECIPE, write_run_report
 from pipeline.train.evaluation.scores import write_scores
 from pipeline.train.metrics_log import RunLog, finite_or_null, per_class_csv, write_summary
 from tests.browser import browser, needs_browser
@@ -260,9 +260,9 @@ def test_values_that_a_record_lacks_are_no_points(tmp_path: Path):
 def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp_path: Path, html: str):
     assert ORIGINAL not in Page(html).tables
     full = replace(read_recipe("audioset-full", []), label_dim=527)
-    assert full.to_dict() == ORIGINAL_RECIPE
+    assert full.to_dict() == REFERENCE_RECIPE
     balanced = replace(read_recipe("audioset-balanced", []), label_dim=527)
-    assert any(getattr(balanced, key) != ORIGINAL_RECIPE[key] for key in MAKES_FULL_AUDIOSET)
+    assert any(getattr(balanced, key) != REFERENCE_RECIPE[key] for key in FULL_AUDIOSET_KEYS)
     write_run(tmp_path / "run", recipe=replace(full, batch_size=128))
     parsed = page_of(tmp_path / "run")
     assert parsed.tables[ORIGINAL][1:] == [
@@ -292,7 +292,7 @@ def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp
 def test_whatever_changes_the_result_is_a_difference_from_the_originals_recipe(
     tmp_path: Path, changes: dict[str, Any], said: str
 ):
-    recipe = Recipe(**(ORIGINAL_RECIPE | changes))
+    recipe = Recipe(**(REFERENCE_RECIPE | changes))
     storage.write_json(tmp_path / "config.json", {"recipe": recipe.to_dict()})
     assert said in page_of(tmp_path).text
 
