@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import ray_metrics
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.pacing import Fetching, Pace
 from pipeline.redaction import without_secrets
@@ -50,6 +51,7 @@ class Progress:
 
     def add(self, reason: str | None, clips: int) -> None:
         self._done += clips
+        ray_metrics.prepared_clips().inc(clips, {"outcome": reason or "prepared"})
         if reason is not None:
             self.failures[reason] += clips
 

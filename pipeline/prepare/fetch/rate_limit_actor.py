@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from pipeline import ray_metrics
 from pipeline.cluster import ASK_AGAIN_S, NAMESPACE, end, on_this_node
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.pacing import Fetching, Pace, Pacer, Turn
@@ -51,6 +52,7 @@ class ClusterTurns:
         return turn
 
     def report(self, address: str, host: str, reason: Reason | None) -> None:
+        ray_metrics.fetches().inc(1, {"outcome": str(reason) if reason else "fetched"})
         self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason, self._job)))
 
     def fetching(self) -> Fetching | None:
