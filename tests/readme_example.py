@@ -1,4 +1,4 @@
-"""README's example of a data set of one's own: its printed lines, sounds for them, and what a model made of them."""
+"""The README's example of your own data set: its lines, sounds for them, and a count of what the model gets right."""
 
 import re
 import subprocess
@@ -14,11 +14,11 @@ from tests.conftest import ROOT, SHARED
 HEADING = "## A data set of your own in five lines"
 ESC10 = SHARED / "data" / "esc10"
 NUM_CLIPS = 8
-"""Clips of the example's training split."""
+"""Number of clips of the example's training split."""
 
 
 def printed(language: str) -> str:
-    """The first block of code in a language below the heading; "" is the shell's."""
+    """The first code block in `language` below the heading; "" selects the shell's."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition(HEADING)[2]
     found = re.search(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
     assert found is not None
@@ -26,15 +26,15 @@ def printed(language: str) -> str:
 
 
 def printed_lines() -> tuple[list[str], list[str]]:
-    """The shell's lines that write the list, and the commands of Python that follow."""
+    """The shell lines that write the list, and the Python commands after them."""
     lines = printed("").replace("\\\n", " ").splitlines()
     return [x for x in lines if not x.startswith("python ")], [x for x in lines if x.startswith("python ")]
 
 
 def write_sounds(folder: Path, *, recorded: bool) -> None:
-    """`folder/sounds` and `folder/mine.csv`: the two files that the example names, and seven more to train on.
+    """Write `folder/sounds` and `folder/mine.csv`: the two files that the example names, and seven more for training.
 
-    Recorded sounds are ESC-10's dogs and, as cats, its babies; others are low and high tones in noise.
+    Recorded sounds are ESC-10's dogs, and its babies as cats. Other sounds are low and high tones in noise.
     """
     sounds = folder / "sounds"
     sounds.mkdir()
@@ -57,13 +57,13 @@ def write_sounds(folder: Path, *, recorded: bool) -> None:
 
 
 def type_command(command: str, folder: Path, *more: str) -> None:
-    """Run a printed command in `folder`, with `more` behind it, in a process of its own."""
+    """Run a printed command in `folder`, with `more` appended, in a separate process."""
     _, job, *argv = command.split()
     subprocess.run([sys.executable, str(ROOT / job), *argv, *more], check=True, cwd=folder, stdout=sys.stderr)
 
 
 def num_right(scores: Path, data: Path) -> int:
-    """Training clips whose labels are just the classes that score above 0.5, by a table of `evaluate.py --scores`."""
+    """Number of training clips whose labels are exactly the classes with scores above 0.5 in `evaluate.py --scores`."""
     rows = pq.read_table(scores).to_pylist()
     index = pq.read_table(data / "train" / "index.parquet").to_pylist()
     labels = {row["clip_id"]: set(row["labels"]) for row in index}

@@ -1,4 +1,4 @@
-"""README's example of a data set of one's own learns as printed; its snippet gives the run's scores."""
+"""The README's example of your own data set trains as printed, and its snippet gives the scores of the run."""
 
 import shlex
 from pathlib import Path
@@ -22,10 +22,10 @@ JOBS = {"jobs/prepare_audioset.py": prepare_audioset.main, "jobs/train.py": trai
 EVALUATE = ["--checkpoint", "run", "--data", "mine", "--split", "train", "--bootstrap", "0", "--scores", "s.parquet"]
 
 
-def test_case_1_readmes_five_lines_learn_and_case_10_its_snippet_tags(
+def test_case_1_the_five_lines_learn_and_case_10_the_snippet_tags(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """In this process, with the few epochs that eight clips take; the test below runs the lines as printed."""
+    """Runs in this process, with few epochs; the next test runs the lines as printed."""
     monkeypatch.chdir(tmp_path)
     write_sounds(tmp_path, recorded=ESC10.is_dir())
     shell, commands = printed_lines()
