@@ -41,6 +41,7 @@ from pipeline.inspect import checks, findings
 from pipeline.inspect.data_report import write_report
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.shards import check_output, publish
+from pipeline.train import fit
 from pipeline.train.checkpoints import (
     CHECKPOINTS,
     DamagedStateError,
@@ -304,7 +305,7 @@ def read_results(run: Path) -> str:
     """What cross-validation takes from a run, and what a finished run says again."""
     figures = crossval._figures(str(run), "map")
     with contextlib.redirect_stdout(io.StringIO()):
-        train._say_results(str(run))
+        fit.results(str(run))
     read_scores(str(run))
     return digest(json.dumps(figures, sort_keys=True))
 

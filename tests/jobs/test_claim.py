@@ -1,6 +1,5 @@
 """What a training command is refused for, or told, before anything is trained."""
 
-import argparse
 import json
 import re
 import shutil
@@ -15,9 +14,11 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe
 from jobs import train
-from jobs.train import _resources, claim, main, parser, session
+from jobs.train import claim, main, read_settings, session
 from pipeline import dataset, storage
 from pipeline.locks import exclusive
+from pipeline.train import fit
+from pipeline.train.fit import TrainSettings, _resources
 from pipeline.train.metrics_log import RunLog
 from tests import fakes
 from tests.damage import record_again
@@ -32,8 +33,8 @@ def argv(data: str, run: str | Path, *more: str) -> list[str]:
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]
 
 
-def options_of(text: str) -> argparse.Namespace:
-    return parser().parse_args(["--address", "local", *argv("data", Path("run"))[:10], *text.split()])
+def settings_of(text: str) -> TrainSettings:
+    return read_settings(["--address", "local", *argv("data", Path("run"))[:10], *text.split()])
 
 
 def forget_clip_order(run: Path) -> None:
@@ -116,14 +117,14 @@ def test_two_jobs_that_begin_a_run_at_once_do_not_mix_it_up(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The model to start from may take minutes to fetch; the job that has it first begins the run."""
-    run, initial_model = tmp_path / "run", train.models.initial_model
+    run, initial_model = tmp_path / "run", fit.models.initial_model
 
     def slowly(recipe: Recipe, *more: object) -> ASTModel:
         monkeypatch.undo()
         claim(argv(tone_data, run, "--lr", "1e-3"))
         return initial_model(recipe, *more)
 
-    monkeypatch.setattr(train.models, "initial_model", slowly)
+    monkeypatch.setattr(fit.models, "initial_model", slowly)
     with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.001, is 0\.0003\)"):
         claim(argv(tone_data, run))
     assert json.loads((run / "config.json").read_text())["recipe"]["lr"] == 1e-3
@@ -167,7 +168,7 @@ def test_a_command_whose_folder_another_one_took_over_does_not_train_in_it(tone_
     first = claim(argv(tone_data, run, "--num-workers", "0", "--lr", "1e-3"))
     claim(argv(tone_data, run, "--num-workers", "0"))
     with session(first), pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
-        train.train_run(first)
+        fit.train_run(first)
 
 
 def test_a_folder_on_s3_is_taken_over_when_training_starts(tone_data: str, s3: S3Server):
@@ -225,7 +226,7 @@ def test_a_relative_cache_is_refused_of_a_submitted_job_and_else_that_of_this_fo
 ):
     """Ray deletes the current folder of a submitted job, and workers may have another."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "TrainJob", job := Mock(side_effect=InterruptedError))
+    monkeypatch.setattr(fit, "TrainJob", job := Mock(side_effect=InterruptedError))
     command = argv(tone_data, tmp_path / "run", "--num-workers", "0", "--cache-dir", "cache")
     with pytest.raises(InterruptedError):
         main(command)
@@ -254,12 +255,12 @@ def test_a_worker_takes_four_cpus_beside_a_gpu_or_its_share_of_those_there_are(
     monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, options: str, expected: tuple[bool, int]
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
-    assert _resources(options_of(options)) == expected
+    assert _resources(settings_of(options)) == expected
 
 
 def test_cpus_that_are_not_there_are_put_down_to_the_option_that_asks_for_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ConfigError, match=r"^1 workers take 3 CPUs \(--cpus-per-worker 3\), this machine has 2$"):
-        _resources(options_of("--cpus-per-worker 3"))
+        _resources(settings_of("--cpus-per-worker 3"))
     with pytest.raises(ConfigError, match=r"^3 workers take 3 CPUs, this machine has 2$"):
-        _resources(options_of("--num-workers 3"))
+        _resources(settings_of("--num-workers 3"))

@@ -33,16 +33,17 @@ from ast_core.batch import Norm
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.metrics import tagging_metrics
 from ast_core.recipe import Recipe
-from jobs import evaluate, train
+from jobs import evaluate
 from jobs.recipe_option import recipe_names
-from jobs.train import _fit, _resources, choose_norm, claim, main
+from jobs.train import claim, main
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train import async_validation as async_validation
-from pipeline.train import checkpoints, worker
+from pipeline.train import checkpoints, fit, worker
 from pipeline.train.checkpoints import upload_prefix
 from pipeline.train.data.feed import layout
 from pipeline.train.evaluation.scores import read_scores
+from pipeline.train.fit import _fit, _resources, choose_norm
 from pipeline.train.worker_config import TrainJob
 from tests import fakes
 from tests.damage import record_again
@@ -205,7 +206,7 @@ def test_a_run_goes_on_while_the_evaluation_of_its_checkpoint_is_still_to_come(
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process are evaluated beside their training, at once; the last checkpoint is kept, as Ray does."""
-    monkeypatch.setattr(train, "TrainJob", lambda **said: TrainJob(**said | {"async_validation": True}))
+    monkeypatch.setattr(fit, "TrainJob", lambda **said: TrainJob(**said | {"async_validation": True}))
 
     def checkpoint(run: worker.Run, validation: Any = False) -> None:
         assert run.log is not None
@@ -645,7 +646,7 @@ def test_a_cluster_without_room_for_the_evaluation_beside_is_told_of(
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     beside = ["--async-validation", "--address", "auto"]
-    _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *beside]).args)
+    _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *beside]).settings)
     said = capsys.readouterr().out
     assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in said
 

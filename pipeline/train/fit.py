@@ -1,0 +1,348 @@
+"""A training run from its settings to its results: checked, claimed, trained by Ray Train, and resumed."""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+from ray.exceptions import RayError
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    ValidationConfig,
+    ValidationTaskConfig,
+)
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from ast_core.batch import Norm
+from ast_core.checkpoints import ModelConfig
+from ast_core.errors import ConfigError, UserError
+from ast_core.labels import LabelVocabulary
+from ast_core.models.ast import ASTModel
+from ast_core.recipe import Recipe
+from pipeline import storage
+from pipeline.dataset import Clips, PreparedDataset
+from pipeline.locks import exclusive
+from pipeline.os_errors import explain
+from pipeline.redaction import without_secrets
+from pipeline.train import data_checks, models, run_folder
+from pipeline.train.async_validation import validate_checkpoint
+from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted_checkpoints
+from pipeline.train.evaluation.run_report import write_run_report
+from pipeline.train.metrics_log import read_summary
+from pipeline.train.mlflow_log import check_mlflow
+from pipeline.train.resources import IN_PROCESS, check_precision, known_resources, worker_resources
+from pipeline.train.run_folder import RunIdentity
+from pipeline.train.worker import train_worker
+from pipeline.train.worker_config import TrainJob, stopped_json
+
+COORDINATOR_S = 60.0
+"""How long training waits for the actor by which Ray Train asks for resources; it begins without it then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What a user asks for: a recipe, data, an output, and how to compute. The options of jobs/train.py."""
+
+    recipe: Recipe
+    overrides: Collection[str] = ()
+    """Recipe keys that the command line sets."""
+    data: str
+    train_splits: list[str]
+    eval_splits: list[str]
+    output: str
+    """Absolute URI of the run."""
+    num_workers: tuple[int, int] = (1, 1)
+    """Fewest and most; `IN_PROCESS` for none."""
+    device: str = "auto"
+    cpus_per_worker: int | None = None
+    max_failures: int = 2
+    checkpoint_every_s: float = 600.0
+    resize_every_s: float = 60.0
+    log_every_steps: int = 20
+    cache_dir: str | None = None
+    cache_gb: float = 500.0
+    async_validation: bool = False
+    init_from: str | None = None
+    mlflow: str | None = None
+    address: str = "local"
+    num_cpus: int | None = None
+
+
+@dataclass(frozen=True)
+class ClaimedRun:
+    """A run that may begin: what is asked for holds together, and RUN is its own."""
+
+    settings: TrainSettings
+    uri: str
+    data: str
+    recipe: Recipe
+    about: Sequence[str]
+    """What is trained on what, and what to know of it, a line each."""
+    identity: RunIdentity
+    take_over: Callable[[], None] | None
+    """To be called before training starts (`run_folder.reserve_folder`)."""
+
+    @property
+    def is_finished(self) -> bool:
+        return storage.exists(storage.join(self.uri, "summary.json"))
+
+
+def claim(settings: TrainSettings) -> ClaimedRun:
+    """Check settings against the data, this machine and RUN, and record in RUN what the run is.
+
+    Raises:
+        ConfigError: options or keys of the recipe do not fit the data or each other, or RUN is that of another run.
+        DataError: the data set or a split is not there, or RUN holds something else.
+    """
+    recipe, run = settings.recipe, settings.output
+    dataset = PreparedDataset.open(settings.data)
+    splits = {"train": settings.train_splits, "eval": settings.eval_splits}
+    clips = {what: dataset.clips(of) for what, of in splits.items()}
+    recipe = _fit_to_data(recipe, dataset, *clips.values())
+    recipe, lines = data_checks.fit_warmup(recipe, len(clips["train"]))
+    lines += data_checks.step_lines(recipe, len(clips["train"]))
+    lines += data_checks.check_classes(recipe, dataset.labels, *clips.values())
+    for what, name in {"train": "training", "eval": "evaluation"}.items():
+        lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
+    lines += data_checks.overlap_lines(clips["train"], clips["eval"], settings.train_splits, settings.eval_splits)
+    if settings.async_validation and recipe.patience is not None:
+        raise ConfigError("patience decides by an epoch before the next; leave out --async-validation")
+    if settings.mlflow:
+        check_mlflow(settings.mlflow)
+    has = known_resources(settings.address, settings.num_cpus)
+    if has is not None and not storage.exists(storage.join(run, "summary.json")):
+        check_precision(recipe, use_gpu=_resources(settings, has)[0])
+    init_from = None
+    if settings.init_from is not None:
+        if recipe.audioset_pretrain:
+            raise ConfigError("--init-from and audioset_pretrain both name weights to start from; give one")
+        start = cache(partial(models.start_from, settings.init_from, recipe))
+        # It need not be there any more where the run began from it.
+        model = without_secrets(storage.absolute(settings.init_from))
+        init_from = model, run_folder.recorded_start_norm(run, model) or start().config.norm
+        recipe = _from_own_model(recipe, init_from[1], settings.overrides)
+    norm = choose_norm(recipe, dataset, settings.train_splits)
+    config = ModelConfig(_without_keys(recipe), norm, dataset.labels)
+    identity = RunIdentity.of(config, dataset, splits, clips, init_from=init_from, num_workers=settings.num_workers)
+    make_model = partial(_initial_model, recipe, dataset.labels, None if settings.init_from is None else start)
+    take_over = run_folder.reserve_folder(run, identity, config, make_model)
+    whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
+    about = (
+        f"{len(clips['train']):,} clips to train on, {len(clips['eval']):,} to evaluate on, "
+        f"{len(dataset.labels)} classes; normalised by {whose} mean {norm.mean:.4f} and std {norm.std:.4f}"
+    )
+    return ClaimedRun(settings, run, dataset.uri, config.recipe, [about, *lines], identity, take_over)
+
+
+@contextmanager
+def session(
+    *runs: ClaimedRun, ray_session: Callable[[str, int | None], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Hold those runs of one command that are not finished against other jobs, and have Ray where they take workers.
+
+    Raises:
+        DataError: another job holds one of them.
+    """
+    settings, unfinished = runs[0].settings, [run for run in runs if not run.is_finished]
+    with ExitStack() as held:
+        for run in unfinished:
+            if storage.is_local(run.uri):  # before Ray is started
+                held.enter_context(exclusive("train", run.uri))
+        if unfinished and settings.num_workers != IN_PROCESS:
+            held.enter_context(ray_session(settings.address, settings.num_cpus))
+            for run in unfinished:
+                if not storage.is_local(run.uri):
+                    held.enter_context(exclusive("train", run.uri))
+        yield
+
+
+def train_run(claimed: ClaimedRun) -> None:
+    """Train to the end, or resume an interrupted run, within a `session`. Prints what is trained and the results."""
+    settings, run = claimed.settings, claimed.uri
+    print(*claimed.about, sep="\n", flush=True)
+    if claimed.is_finished:
+        print("this run is finished", results(run), sep="\n")
+        return
+    if settings.num_workers == IN_PROCESS:
+        logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
+        logging.getLogger("ray").setLevel(logging.WARNING)  # as in workers
+    use_gpu, cpus = _resources(settings)
+    check_precision(claimed.recipe, use_gpu=use_gpu)
+    if claimed.take_over is not None:
+        claimed.take_over()
+    run_folder.check_reservation(run, claimed.identity)
+    # In this process Ray keeps no list; what workers saved before is there all the same.
+    find_checkpoints = checkpoint_folders if settings.num_workers == IN_PROCESS else unlisted_checkpoints
+    fs, path = storage.resolve(run)
+    job = TrainJob(
+        data=claimed.data,
+        train_splits=settings.train_splits,
+        eval_splits=settings.eval_splits,
+        run=run,
+        recipe=claimed.recipe.to_dict(),
+        use_gpu=use_gpu,
+        threads=cpus,
+        log_every_steps=settings.log_every_steps,
+        checkpoint_every_s=settings.checkpoint_every_s,
+        saves_checkpoints=settings.num_workers != IN_PROCESS,
+        cache_dir=settings.cache_dir,
+        cache_bytes=round(settings.cache_gb * 1e9),
+        mlflow_uri=settings.mlflow,
+        async_validation=settings.async_validation,
+        unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
+    )
+    least, most = settings.num_workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
+            num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # the same
+            elastic_resize_monitor_interval_s=settings.resize_every_s,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # the same
+            storage_path=path,
+            storage_filesystem=fs,
+            name=CHECKPOINTS,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
+        ),
+        validation_config=_validation(job, use_gpu) if settings.async_validation else None,
+    )
+    storage.delete(stopped_json(run))
+    _fit(trainer)
+    if storage.exists(stopped_json(run)):
+        raise UserError(storage.read_json(stopped_json(run))["error"])
+    print(results(run))
+
+
+def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:
+    num_classes = len(dataset.labels)
+    if recipe.label_dim not in (None, num_classes):
+        raise ConfigError(f"label_dim is {recipe.label_dim}; {dataset.uri} has {num_classes} classes, leave it out")
+    if recipe.input_fdim != dataset.info["features"]["num_mel_bins"]:
+        raise ConfigError(
+            f"input_fdim is {recipe.input_fdim}; the data has {dataset.info['features']['num_mel_bins']} mel bins"
+        )
+    if recipe.loss == "CE":
+        for clips in (train, evaluation):
+            if (clips.labels.value_lengths().to_numpy() != 1).any():
+                raise ConfigError(
+                    "loss CE takes exactly one label a clip; this data has clips with several: use loss BCE"
+                )
+    return replace(recipe, label_dim=num_classes)
+
+
+def _initial_model(recipe: Recipe, labels: LabelVocabulary, start: Callable[[], models.Start] | None) -> ASTModel:
+    return models.initial_model(recipe, None if start is None else start(), labels)
+
+
+def _without_keys(recipe: Recipe) -> Recipe:
+    """`recipe` as RUN's files and the workers have it: weight files are read by this command alone, maybe with keys."""
+    imagenet, audioset = (
+        None if uri is None else without_secrets(uri) for uri in (recipe.imagenet_weights, recipe.audioset_weights)
+    )
+    return replace(recipe, imagenet_weights=imagenet, audioset_weights=audioset)
+
+
+def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> Recipe:
+    """`recipe` for a run that starts from a model of that norm: it takes the norm over and names no other weights."""
+    recipe = replace(recipe, imagenet_pretrain=False, imagenet_weights=None)
+    if recipe.norm_stats == "data" or {"dataset_mean", "dataset_std"} & set(overrides):
+        return recipe
+    return replace(recipe, dataset_mean=norm.mean, dataset_std=norm.std)
+
+
+def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
+    """The recipe's published figures, or those of the training splits."""
+    if recipe.norm_stats == "recipe":
+        return Norm(recipe.dataset_mean, recipe.dataset_std)
+    if recipe.audioset_pretrain:
+        print("warning: the AudioSet weights expect the recipe's mean and std; norm_stats data gives them others")
+    norm = Norm(*dataset.norm(train_splits))
+    data_checks.check_norm(norm, train_splits)
+    return norm
+
+
+def _resources(settings: TrainSettings, has: Mapping[str, float] | None = None) -> tuple[bool, int]:
+    """Whether workers take a GPU each, and CPUs a worker, where `has` is what there is: by default what Ray has."""
+    is_joined = has is None
+    if has is None:
+        has = {} if settings.num_workers == IN_PROCESS else ray.cluster_resources()
+    use_gpu, cpus, lacking = worker_resources(
+        num_workers=settings.num_workers,
+        device=settings.device,
+        cpus_per_worker=settings.cpus_per_worker,
+        async_validation=settings.async_validation,
+        is_local=settings.address == "local",
+        has=has,
+    )
+    if is_joined:
+        print("".join(f"{line}\n" for line in lacking), end="", flush=True)
+    return use_gpu, cpus
+
+
+def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
+    return ValidationConfig(
+        validate_checkpoint,  # type: ignore[arg-type]  # Ray means: with these arguments
+        task_config=ValidationTaskConfig({"job": asdict(job)}),
+        ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu)},
+    )
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    # A thread of Ray Train's own, in another process, asks which cluster is its own, and fails where several run.
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    if ray.is_initialized():
+        # The controller waits 5 s for this actor, and where its process takes longer to start, prints tracebacks.
+        with suppress(RayError):
+            ray.get(get_or_create_autoscaling_coordinator().__ray_ready__.remote(), timeout=COORDINATOR_S)
+    try:
+        trainer.fit()
+    except TrainingFailedError as err:
+        failures = list(err.worker_failures.values()) if isinstance(err, WorkerGroupError) else [err]
+        causes = [getattr(failure, "cause", getattr(failure, "controller_failure", failure)) for failure in failures]
+        for cause in causes:
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from err
+        for cause in causes:
+            if line := explain(cause, "a temporary folder, or the run's"):
+                raise UserError(f"training failed, its checkpoints are whole: {line}") from err
+        if isinstance(err, WorkerGroupError):
+            raise
+        raise _failed(err) from err
+
+
+def _failed(err: Exception) -> UserError:
+    line = (str(err).strip().splitlines() or [type(err).__name__])[-1]  # Ray's first line does not name the cause
+    return UserError(f"training failed: {line}; the same command goes on from the last checkpoint")
+
+
+def results(run: str) -> str:
+    """The results of a finished run in a few lines; writes its report page."""
+    summary = read_summary(run)
+    models_of = {
+        f"best (epoch {summary['best_epoch']})": summary,
+        "averaged weights": summary["averaged"],
+        "running ensemble": summary["running_ensemble"],
+    }
+    lines = []
+    for name, figures in models_of.items():
+        if figures is not None:
+            shown = {key: "–" if figures[key] is None else f"{figures[key]:.4f}" for key in ("map", "mauc", "accuracy")}
+            lines.append(f"{name:18} mAP {shown['map']}  AUC {shown['mauc']}  accuracy {shown['accuracy']}")
+    waiting = f"{summary['data_wait_share']:.1%} of the time waiting for data"
+    lines.append(f"{summary['clips_per_s']:.1f} clips/s, {waiting}")
+    lines.append(f"run: {run}   best model: {storage.join(run, 'best')}   report: {write_run_report(run)}")
+    return "\n".join(["", *lines])
