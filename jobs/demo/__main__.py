@@ -22,7 +22,7 @@ from jobs import evaluate, prepare_audioset, train
 from jobs.common import add_ray_options, run
 from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
-from jobs.demo.world import build_world
+from jobs.demo.sounds_dataset import build_dataset
 from jobs.ray_session import ray_session
 from pipeline import storage
 from pipeline.train.metrics_log import per_class_table, read_summary
@@ -40,19 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out, began_s = args.output.absolute(), time.monotonic()
 
-    print(f"1. Synthesising {NUM_TRAIN} training and {NUM_EVAL} evaluation clips, some with faults, in {out / 'world'}")
-    world = build_world(out / "world", num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=args.seed)
+    print(f"1. Synthesising {NUM_TRAIN} training and {NUM_EVAL} evaluation clips in {out / 'sounds'}; some have faults")
+    dataset = build_dataset(out / "sounds", num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=args.seed)
     labels = demo_labels()
     (out / "labels.csv").write_text(labels.to_csv(), encoding="utf-8")
-    for video_id, fault in world.faults.items():
+    for video_id, fault in dataset.faults.items():
         print(f"   {video_id} is {fault}")
 
     data, run = str(out / "data"), str(out / "run")
     with ray_session(args.address, args.num_cpus):
-        with serve(world.media_dir) as base_url:
+        with serve(dataset.media_dir) as base_url:
             print("\n2. Fetching the sections with yt-dlp and preparing them on Ray")
             prepare = [
-                *("--segments", str(world.train_list), str(world.eval_list), "--media-url", f"{base_url}/{{video_id}}"),
+                *(
+                    "--segments",
+                    str(dataset.train_list),
+                    str(dataset.eval_list),
+                    "--media-url",
+                    f"{base_url}/{{video_id}}",
+                ),
                 *("--labels", str(out / "labels.csv"), "--output", data),
             ]
             _run(prepare_audioset.main, "jobs/prepare_audioset.py", prepare)

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.demo.world import build_world
+from jobs.demo.sounds_dataset import build_dataset
 from pipeline.dataset import PreparedDataset
 from tests.conftest import SHARED, OwnFolders
 
@@ -100,7 +100,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments for a source: real field recordings where they are, else the demo's."""
     if ESC10.exists():
         return ["--esc50", str(ESC10), "--limit", "10"]
-    world = build_world(tmp_path_factory.mktemp("world"), num_train=40, num_eval=16, seed=1)
+    world = build_dataset(tmp_path_factory.mktemp("world"), num_train=40, num_eval=16, seed=1)
     return ["--segments", str(world.train_list), str(world.eval_list), "--audio-dir", str(world.media_dir)]
 
 

@@ -1,7 +1,8 @@
-"""The demo's world: segment lists in AudioSet's format and the recordings they speak of, all synthesised.
+"""The demo's recordings, all synthesised, and the segment lists in AudioSet's format that name their clips.
 
-A recording lasts at least 30 s and holds several labelled clips; between them sound other classes, so that a section
-cut at the wrong place is a wrong example. Four more recordings, the *faults*, cannot give their clip.
+A recording lasts at least 30 s and contains several labelled clips. Between them it has sounds of other classes, so a
+section that is cut at the wrong place becomes a wrong example. Four more recordings, the *faults*, cannot give their
+clip.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from jobs.demo import sounds
 CLIP_S = 1.3
 CLIPS_PER_RECORDING = 8
 MIN_RECORDING_S = 30.0
-MARKER = "world.json"
+MARKER = "sounds.json"
 
 _NUM_LABELS = (1, 2, 3)
 _NUM_LABELS_SHARE = (0.65, 0.25, 0.1)
@@ -35,12 +36,12 @@ _WEB_PAGE = "<!DOCTYPE html><html><head><title>Video unavailable</title></head><
 
 
 class Fault(StrEnum):
-    """Why the clip of a faulty recording cannot be had."""
+    """Why the clip of a faulty recording cannot be prepared."""
 
     MISSING = "missing"
-    """The list names it and there is no file."""
+    """The list names it, but the file does not exist."""
     TRUNCATED = "truncated"
-    """The file stops before the clip begins."""
+    """The file ends before the clip begins."""
     SILENT = "silent"
     """Every sample is zero."""
     NOT_AUDIO = "not_audio"
@@ -48,11 +49,11 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class SoundsDataset:
     train_list: Path
     eval_list: Path
     media_dir: Path
-    """Holds VIDEO_ID.webm, VIDEO_ID.m4a or VIDEO_ID.ogg for every recording that exists."""
+    """Contains VIDEO_ID.webm, VIDEO_ID.m4a or VIDEO_ID.ogg for every recording that exists."""
     faults: Mapping[str, Fault]
     """Video id -> what is wrong with the recording. Each has one clip, named in one of the two lists."""
 
@@ -80,7 +81,7 @@ _FAULTS = {
 
 @dataclass(frozen=True)
 class _Section:
-    """A stretch of a recording that one mixture fills. Only a labelled one, a clip, stands in a list."""
+    """A span of a recording with one mixture of sounds. Only labelled ones, the clips, are in a list."""
 
     start_s: float
     end_s: float
@@ -97,13 +98,13 @@ class _Recording:
     fault: Fault | None = None
 
 
-def build_world(folder: Path, *, num_train: int, num_eval: int, seed: int, num_workers: int = 2) -> World:
-    """Write the lists and the media below `folder`, or find them complete there from an earlier call.
+def build_dataset(folder: Path, *, num_train: int, num_eval: int, seed: int, num_workers: int = 2) -> SoundsDataset:
+    """Write the lists and the media below `folder`, unless an earlier call has completed them there.
 
-    `num_train` and `num_eval` count the good clips; those of the faults come on top. The same arguments give the same
-    bytes. The encoding runs in `num_workers` spawned processes.
+    `num_train` and `num_eval` count the good clips; the clips of the faults are extra. The same arguments give the
+    same bytes. `num_workers` spawned processes encode the media.
     """
-    world = World(
+    dataset = SoundsDataset(
         train_list=folder / "train_segments.csv",
         eval_list=folder / "eval_segments.csv",
         media_dir=folder / "media",
@@ -119,22 +120,22 @@ def build_world(folder: Path, *, num_train: int, num_eval: int, seed: int, num_w
     marker = folder / MARKER
     if marker.exists():
         if json.loads(marker.read_text()) == contents:
-            return world
+            return dataset
         marker.unlink()
-        shutil.rmtree(world.media_dir, ignore_errors=True)
-    world.media_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(dataset.media_dir, ignore_errors=True)
+    dataset.media_dir.mkdir(parents=True, exist_ok=True)
 
     recordings = {"train": _plan(seed, 0, num_train), "eval": _plan(seed, 1, num_eval)}
-    for index, (video_id, fault) in enumerate(world.faults.items()):
+    for index, (video_id, fault) in enumerate(dataset.faults.items()):
         split, codec = _FAULTS[fault]
         recordings[split].append(_plan_fault(video_id, fault, codec, (seed, 2, index)))
     to_encode = recordings["train"] + recordings["eval"]
     with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_write_recording, to_encode, [world.media_dir] * len(to_encode), chunksize=4))
-    world.train_list.write_text(_segment_list(recordings["train"]))
-    world.eval_list.write_text(_segment_list(recordings["eval"]))
+        list(pool.map(_write_recording, to_encode, [dataset.media_dir] * len(to_encode), chunksize=4))
+    dataset.train_list.write_text(_segment_list(recordings["train"]))
+    dataset.eval_list.write_text(_segment_list(recordings["eval"]))
     marker.write_text(json.dumps(contents, indent=1) + "\n")
-    return world
+    return dataset
 
 
 # ---- the plan: ids, places and labels ----
@@ -148,7 +149,7 @@ def _video_id(seed: int, stream: int, index: int) -> str:
 
 
 def _label_sets(rng: np.random.Generator) -> Iterator[tuple[str, ...]]:
-    """One to three different classes a clip, dealt from shuffled decks so that every class comes equally often."""
+    """One to three different classes a clip, drawn from shuffled lists of all classes: each is equally frequent."""
     deck: list[str] = []
     while True:
         count = rng.choice(_NUM_LABELS, p=_NUM_LABELS_SHARE)
@@ -178,7 +179,7 @@ def _plan(seed: int, stream: int, num_clips: int) -> list[_Recording]:
 
 
 def _lay_out(rng: np.random.Generator, labels: Sequence[tuple[str, ...]]) -> tuple[_Section, ...]:
-    """Clips at odd places, and between them gaps that sound of classes which the neighbouring clips do not have."""
+    """Clips at irregular times, and between them sounds of classes that the neighbouring clips do not have."""
     sections: list[_Section] = []
     end_s = 0.0
     for i, mids in enumerate(labels):

@@ -1,4 +1,4 @@
-"""The demo's world is what its lists say, and its server answers as real media hosts do."""
+"""The demo's dataset is what its lists say, and its server answers as real media hosts do."""
 
 import http.client
 from pathlib import Path
@@ -13,21 +13,21 @@ from yt_dlp.postprocessor.ffmpeg import FFmpegPostProcessor
 from yt_dlp.utils import download_range_func
 
 from ast_core.labels import audioset_labels
-from jobs.demo import sounds, world
+from jobs.demo import sounds, sounds_dataset
 from jobs.demo.media_server import parse_range, serve
-from jobs.demo.world import CLIP_S, Fault, World, build_world
+from jobs.demo.sounds_dataset import CLIP_S, Fault, SoundsDataset, build_dataset
 
-NUM_TRAIN, NUM_EVAL = 3 * world.CLIPS_PER_RECORDING, 2
-
-
-@pytest.fixture(scope="module")
-def small_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return build_world(tmp_path_factory.mktemp("world"), num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=3)
+NUM_TRAIN, NUM_EVAL = 3 * sounds_dataset.CLIPS_PER_RECORDING, 2
 
 
 @pytest.fixture(scope="module")
-def base_url(small_world: World):
-    with serve(small_world.media_dir) as url:
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> SoundsDataset:
+    return build_dataset(tmp_path_factory.mktemp("sounds"), num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=3)
+
+
+@pytest.fixture(scope="module")
+def base_url(small_dataset: SoundsDataset):
+    with serve(small_dataset.media_dir) as url:
         yield url
 
 
@@ -59,8 +59,8 @@ def cut(path: Path, start_s: float, end_s: float) -> np.ndarray:
     return waveform[round((start_s - first_s) * rate_hz) :][: round((end_s - start_s) * rate_hz)]
 
 
-def media_of(world: World, video_id: str) -> Path:
-    return next(path for path in world.media_dir.iterdir() if path.stem == video_id)
+def media_of(dataset: SoundsDataset, video_id: str) -> Path:
+    return next(path for path in dataset.media_dir.iterdir() if path.stem == video_id)
 
 
 # ---- sounds ----
@@ -88,59 +88,59 @@ def test_a_mixture_has_the_length_asked_for_and_does_not_clip():
 # ---- lists and media ----
 
 
-def test_the_lists_hold_the_good_clips_and_the_faults(small_world):
-    train, evaluation = rows_of(small_world.train_list), rows_of(small_world.eval_list)
+def test_the_lists_hold_the_good_clips_and_the_faults(small_dataset):
+    train, evaluation = rows_of(small_dataset.train_list), rows_of(small_dataset.eval_list)
     assert len(train) + len(evaluation) == NUM_TRAIN + NUM_EVAL + len(Fault)
-    assert sorted(small_world.faults.values()) == sorted(Fault)
-    assert sum(row[0] not in small_world.faults for row in train) == NUM_TRAIN
+    assert sorted(small_dataset.faults.values()) == sorted(Fault)
+    assert sum(row[0] not in small_dataset.faults for row in train) == NUM_TRAIN
     assert not {row[0] for row in train} & {row[0] for row in evaluation}
     assert all(len(row[0]) == 11 for row in train + evaluation)
     assert any(row[0].startswith("-") and "_" in row[0] for row in train)
     assert {mid for row in train for mid in row[3]} == set(sounds.GENERATORS)
 
 
-def test_clips_of_a_recording_do_not_overlap(small_world):
+def test_clips_of_a_recording_do_not_overlap(small_dataset):
     ends: dict[str, float] = {}
-    for video_id, start_s, end_s, _ in rows_of(small_world.train_list):
+    for video_id, start_s, end_s, _ in rows_of(small_dataset.train_list):
         assert start_s > ends.get(video_id, 0.0)
         assert end_s - start_s == pytest.approx(CLIP_S)
         ends[video_id] = end_s
 
 
-def test_recordings_decode_with_their_codec_and_length(small_world):
-    train = rows_of(small_world.train_list)
+def test_recordings_decode_with_their_codec_and_length(small_dataset):
+    train = rows_of(small_dataset.train_list)
     seen = set()
-    for video_id in {row[0] for row in train} - set(small_world.faults):
-        path = media_of(small_world, video_id)
+    for video_id in {row[0] for row in train} - set(small_dataset.faults):
+        path = media_of(small_dataset, video_id)
         codec, rate_hz, waveform = decode(path)
         seen.add((path.suffix, codec.removeprefix("lib"), rate_hz))
         last_s = max(row[2] for row in train if row[0] == video_id)
-        assert len(waveform) / rate_hz >= max(world.MIN_RECORDING_S, last_s) - 0.01
+        assert len(waveform) / rate_hz >= max(sounds_dataset.MIN_RECORDING_S, last_s) - 0.01
         assert np.sqrt(np.mean(waveform**2)) > 0.005
     assert seen == {(".webm", "opus", 48_000), (".m4a", "aac", 44_100), (".ogg", "opus", 48_000)}
 
 
-def test_the_faults_are_as_named(small_world):
-    video_id = {fault: video_id for video_id, fault in small_world.faults.items()}
-    rows = {row[0]: row for row in rows_of(small_world.train_list) + rows_of(small_world.eval_list)}
-    assert not list(small_world.media_dir.glob(f"{video_id[Fault.MISSING]}*"))
-    assert not decode(media_of(small_world, video_id[Fault.SILENT]))[2].any()
+def test_the_faults_are_as_named(small_dataset):
+    video_id = {fault: video_id for video_id, fault in small_dataset.faults.items()}
+    rows = {row[0]: row for row in rows_of(small_dataset.train_list) + rows_of(small_dataset.eval_list)}
+    assert not list(small_dataset.media_dir.glob(f"{video_id[Fault.MISSING]}*"))
+    assert not decode(media_of(small_dataset, video_id[Fault.SILENT]))[2].any()
     with pytest.raises(av.error.InvalidDataError):
-        av.open(media_of(small_world, video_id[Fault.NOT_AUDIO]))
-    _, rate_hz, waveform = decode(media_of(small_world, video_id[Fault.TRUNCATED]))
+        av.open(media_of(small_dataset, video_id[Fault.NOT_AUDIO]))
+    _, rate_hz, waveform = decode(media_of(small_dataset, video_id[Fault.TRUNCATED]))
     assert 1 < len(waveform) / rate_hz < rows[video_id[Fault.TRUNCATED]][1]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_finished_world_is_kept(small_world, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_a_finished_dataset_is_kept(small_dataset, tmp_path):
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     arguments = {"num_train": NUM_TRAIN, "num_eval": NUM_EVAL, "seed": 3}
-    again = build_world(tmp_path, **arguments)
-    assert contents(tmp_path) == contents(small_world.train_list.parent)
+    again = build_dataset(tmp_path, **arguments)
+    assert contents(tmp_path) == contents(small_dataset.train_list.parent)
 
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert build_world(tmp_path, **arguments) == again
+    assert build_dataset(tmp_path, **arguments) == again
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
 
 
@@ -156,18 +156,18 @@ def ask(base_url: str, path: str, method: str = "GET", **headers: str) -> tuple[
     return response, body
 
 
-def test_a_video_id_finds_its_file_and_content_type(small_world, base_url):
+def test_a_video_id_finds_its_file_and_content_type(small_dataset, base_url):
     types = set()
-    for video_id in {row[0] for row in rows_of(small_world.train_list)} - set(small_world.faults):
+    for video_id in {row[0] for row in rows_of(small_dataset.train_list)} - set(small_dataset.faults):
         response, body = ask(base_url, f"/{video_id}")
         assert (response.status, response.headers["Accept-Ranges"]) == (200, "bytes")
-        assert body == media_of(small_world, video_id).read_bytes()
+        assert body == media_of(small_dataset, video_id).read_bytes()
         types.add(response.headers["Content-Type"])
     assert types == {"audio/webm", "audio/mp4", "audio/ogg"}
 
 
-def test_ranges_are_answered_exactly(small_world, base_url):
-    path = media_of(small_world, rows_of(small_world.eval_list)[0][0])
+def test_ranges_are_answered_exactly(small_dataset, base_url):
+    path = media_of(small_dataset, rows_of(small_dataset.eval_list)[0][0])
     whole = path.read_bytes()
     size = len(whole)
     for asked, first, last in [
@@ -190,14 +190,14 @@ def test_a_malformed_range_is_ignored():
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/", "/../world.json", "/%2e%2e/world.json", "/..%2fworld.json", "/world"]
+    "path", ["/nothing", "/", "/../sounds.json", "/%2e%2e/sounds.json", "/..%2fsounds.json", "/dataset"]
 )
 def test_what_is_not_a_recording_of_the_folder_is_not_found(base_url, path):
     assert ask(base_url, path)[0].status == 404
 
 
-def test_the_missing_recording_is_a_404(small_world, base_url):
-    missing = next(video_id for video_id, fault in small_world.faults.items() if fault is Fault.MISSING)
+def test_the_missing_recording_is_a_404(small_dataset, base_url):
+    missing = next(video_id for video_id, fault in small_dataset.faults.items() if fault is Fault.MISSING)
     assert ask(base_url, f"/{missing}")[0].status == 404
 
 
@@ -205,11 +205,11 @@ def test_the_missing_recording_is_a_404(small_world, base_url):
 
 
 @pytest.mark.parametrize("suffix", [".webm", ".m4a", ".ogg"])
-def test_ytdlp_fetches_a_section(small_world, base_url, tmp_path, suffix):
+def test_ytdlp_fetches_a_section(small_dataset, base_url, tmp_path, suffix):
     """A WebM section begins up to a cluster (5 s) early; with -copyts the timestamps are those of the recording."""
     FFmpegPostProcessor._ffmpeg_location.set(imageio_ffmpeg.get_ffmpeg_exe())
-    rows = [row for row in rows_of(small_world.train_list) if row[0] not in small_world.faults]
-    whole = {row[0]: media_of(small_world, row[0]) for row in rows}
+    rows = [row for row in rows_of(small_dataset.train_list) if row[0] not in small_dataset.faults]
+    whole = {row[0]: media_of(small_dataset, row[0]) for row in rows}
     video_id, start_s, end_s, _ = next(row for row in rows if whole[row[0]].suffix == suffix and row[1] > 10)
     options = {
         "quiet": True,
