@@ -12,5 +12,5 @@ def test_every_test_that_the_fidelity_table_names_exists():
     named = re.findall(r"(test_\w+): (\w+)", "\n".join(rows))
     assert len(named) >= len(rows) - 1 > 10  # one says "the same"
     for module, beginning in named:
-        (file,) = ROOT.glob(f"tests/*/{module}.py")
+        (file,) = ROOT.glob(f"tests/**/{module}.py")
         assert f"def test_{beginning}" in file.read_text(encoding="utf-8"), f"{module}: {beginning}"
