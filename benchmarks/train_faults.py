@@ -64,7 +64,7 @@ RESERVED_AFTER_S = 25
 """A new node's CPUs are Ray Train's to take at the next of looks that Ray has every 20 s. The tiny run would be over by
 then, so its worker is held."""
 LONGEST_RUN_S = 240.0
-RESUMED = r"going on after epoch (\d+)(?:, step (\d+) of the next)?, on (\d+) worker"
+RESUMED = r"resuming after epoch (\d+)(?:, step (\d+) of the next)?, on (\d+) worker"
 """What a worker says."""
 DISK_MB = 1024
 

@@ -1,4 +1,4 @@
-"""Named actors, of which a cluster has one at a time: jobs find each other by them."""
+"""Named Ray actors. A cluster has one actor of a name at a time, so jobs find each other by the name."""
 
 import time
 from contextlib import suppress
@@ -9,11 +9,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NAMESPACE = "ast-ray"
 ASK_AGAIN_S = 0.2
-"""An actor that has just ended may still have its name."""
+"""Seconds between two checks whether the name of an ended actor is free."""
 
 
 def end(actor: Any, name: str) -> None:
-    """And wait until its name is free, for the next job of this process."""
+    """End an actor and wait until its name is free, for the next job of this process."""
     ray.kill(actor)
     with suppress(ValueError):
         while ray.get_actor(name, namespace=NAMESPACE) == actor:
@@ -21,7 +21,7 @@ def end(actor: Any, name: str) -> None:
 
 
 def on_this_node() -> dict[str, Any]:
-    """Options of an actor that ends with this process, and sooner only if its own process does: then it begins anew."""
+    """Options of an actor that lives as long as this process. If the actor's own process ends, Ray starts it again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return {
         "namespace": NAMESPACE,

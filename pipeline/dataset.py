@@ -1,6 +1,6 @@
-"""A prepared data set on disk: its schemas, how it is opened, its fingerprint. The one place where a column is spelt.
+"""A prepared data set on disk: its files, schemas and fingerprint, and how it is opened.
 
-OUT/dataset.json              written last: no dataset.json, no data set
+OUT/dataset.json              written last; without it the data set is not finished
 OUT/labels.csv                index,mid,display_name
 OUT/SPLIT/shards/*.parquet    immutable, one row a clip (`SHARD`)
 OUT/SPLIT/index.parquet       one row a clip, small (`INDEX`)
@@ -30,22 +30,24 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 3
 UNCHECKED_VERSION = 2
-"""The schema before it had checksums. Such data are read on; only their shards are checked, by `fbank_hash`."""
+"""The schema version without checksums. Such data are still read; only their shards are checked, by `fbank_hash`."""
 
 ROW_GROUP_CLIPS = 16
-"""Clips a row group as we write it: a reader that wants one clip pays for this many (3.4 MB at 10 s). What a file has,
-its footer says; what it had when the index was made, dataset.json says."""
+"""Clips in a row group of the shards that we write. To get one clip a reader reads this many (3.4 MB at 10 s).
+
+A file's footer has its actual number; dataset.json has the number when the index was written.
+"""
 
 PREPARE_AGAIN = "run the same preparation again, if none is running now"
-"""The remedy for what a preparation writes again from the shards; while one runs, its files may differ."""
+"""The remedy for files that a preparation writes again from the shards. While one runs, they may be inconsistent."""
 
 PAGE_BYTES = 1 << 26
-"""A row group's fbanks are one page, which a reader takes as one array; `pipeline.train.data.parquet_pages` does."""
+"""So large that the fbanks of a row group are one page. `pipeline.train.data.parquet_pages` reads it as one array."""
 
 FBANK = pa.list_(
     pa.field("frame", pa.list_(pa.field("bin", pa.float16(), nullable=False), frames.NUM_MEL_BINS), nullable=False)
 )
-"""Frames × mel bins. Nothing in it is nullable, so that a reader decodes no definition levels."""
+"""Frames × mel bins. No part of it is nullable, so a reader decodes no definition levels."""
 
 LABELS = pa.list_(pa.int16())
 
@@ -58,10 +60,10 @@ SHARD = pa.schema(
         pa.field("labels", LABELS, nullable=False),
         pa.field("num_frames", pa.int16(), nullable=False),
         pa.field("num_clipped", pa.int32(), nullable=False),  # samples beyond full scale after resampling, set to ±1
-        pa.field("num_silent_frames", pa.int16(), nullable=False),  # every bin at the floor, as digital silence has it
-        pa.field("fbank_sum", pa.float64(), nullable=False),  # of all frames × bins of the stored values
+        pa.field("num_silent_frames", pa.int16(), nullable=False),  # every bin at the floor, as in digital silence
+        pa.field("fbank_sum", pa.float64(), nullable=False),  # sum of the stored values over frames × bins
         pa.field("fbank_sum_sq", pa.float64(), nullable=False),
-        pa.field("fbank_hash", pa.int64(), nullable=False),  # of the stored bytes: equal audio has equal hashes
+        pa.field("fbank_hash", pa.int64(), nullable=False),  # hash of the stored bytes: equal audio has equal hashes
         pa.field("fbank", FBANK, nullable=False),
     ]
 )
@@ -74,7 +76,7 @@ INDEX = pa.schema(
         pa.field("num_frames", pa.int16(), nullable=False),
         pa.field("labels", LABELS, nullable=False),
         pa.field("sample_weight", pa.float64(), nullable=False),
-        pa.field("fbank_hash", pa.int64(), nullable=False),  # as in SHARD; whoever reads a shard compares
+        pa.field("fbank_hash", pa.int64(), nullable=False),  # as in SHARD; readers of a shard compare it
     ]
 )
 
@@ -89,7 +91,7 @@ FEATURES: dict[str, Any] = {
     "waveform_scale": 1.0,
     "stored_as": "float16",
 }
-"""How the fbanks were computed; two data sets with other settings do not mix."""
+"""The settings of the fbanks. Data with different settings cannot be in one data set."""
 
 
 def dataset_json(output: str) -> str:
@@ -105,7 +107,7 @@ def shards_dir(output: str, split: str) -> str:
 
 
 def work_dir(output: str) -> str:
-    """What a preparation needs while it is under way."""
+    """The folder for files that a preparation needs while it runs."""
     return storage.join(output, "_work")
 
 
@@ -118,12 +120,12 @@ def failures_file(output: str, split: str) -> str:
 
 
 def unpublished_file(output: str, split: str) -> str:
-    """It is there while the files of a split are newer than dataset.json, or may be."""
+    """A marker file. It exists while the files of a split are, or may be, newer than dataset.json."""
     return storage.join(work_dir(output), split, "unpublished")
 
 
 def write_table(uri: str, table: pa.Table, **options: Any) -> None:
-    """One Parquet file, seen whole or not at all. Statistics of the fbank values would serve nobody."""
+    """Write a Parquet file atomically. There are no statistics of the fbank values, since nobody would use them."""
     small = [name for name in table.column_names if name != "fbank"]
     options = parquet.CHECKSUMS | options
     storage.write_file(
@@ -146,12 +148,12 @@ def hash_fbank(fbank: np.ndarray) -> int:
 
 
 def name_of(clip_ids: pa.ChunkedArray) -> str:
-    """A file's name after the clips in it: a task that runs twice writes the same file twice."""
+    """A file name that depends only on the clips in the file, so that a task that runs twice writes the same file."""
     return hashlib.sha256("\n".join(clip_ids.to_pylist()).encode()).hexdigest()[:20]
 
 
 def fingerprint(clip_ids: pa.ChunkedArray, labels: pa.ChunkedArray) -> str:
-    """A hash of which clips there are and how they are labelled, whatever their order."""
+    """A hash of the clips and their labels, independent of their order."""
     text = pc.binary_join_element_wise(clip_ids, pc.binary_join(labels.cast(pa.list_(pa.string())), ","), " ")
     digest = hashlib.sha256()
     for line in text.take(pc.sort_indices(text)).to_pylist():
@@ -163,10 +165,10 @@ FAILURES_REMEDY = "restore it, or delete it and run the same preparation again: 
 
 
 def read_info(output: str) -> dict[str, Any] | None:
-    """The content of dataset.json; None where there is none.
+    """The content of dataset.json; None if it does not exist.
 
     Raises:
-        DataError: it is damaged, was edited, or is of a schema version that this program does not read.
+        DataError: it is damaged, was edited, or has a schema version that this program does not read.
     """
     uri = dataset_json(output)
     if not storage.exists(uri):
@@ -178,7 +180,7 @@ def read_info(output: str) -> dict[str, Any] | None:
     if _version(info) not in (UNCHECKED_VERSION, SCHEMA_VERSION):
         raise DataError(
             f"{output} has schema version {_version(info)}, this program reads {SCHEMA_VERSION}; "
-            "prepare the data anew into another folder"
+            "prepare the data again into another folder"
         )
     if missing := {"features", "labels", "splits"} - set(info):
         raise DataError(f"{uri} is damaged, it lacks {min(missing)}; {remedy}")
@@ -194,10 +196,10 @@ def write_info(output: str, info: dict[str, Any]) -> None:
 
 
 def read_labels(output: str, info: dict[str, Any] | None) -> LabelVocabulary:
-    """The vocabulary in labels.csv, held against dataset.json (`info`) where there is one.
+    """The vocabulary in labels.csv, compared with dataset.json (`info`) if there is one.
 
     Raises:
-        DataError: it is missing or damaged, or another one.
+        DataError: it is missing, damaged, or not the vocabulary of dataset.json.
     """
     uri = labels_csv(output)
     remedy = "put the one back that the data were prepared with"
@@ -211,7 +213,7 @@ def read_labels(output: str, info: dict[str, Any] | None) -> LabelVocabulary:
 
 
 def published_sha256(output: str, split: str, name: str) -> str | None:
-    """The SHA-256 of the file `name` of a split by dataset.json; None where that says nothing, or is out of date."""
+    """The SHA-256 in dataset.json of the file `name` of a split; None if it has none or is out of date."""
     info = read_info(output)
     if info is None or split not in info["splits"] or storage.exists(unpublished_file(output, split)):
         return None
@@ -221,7 +223,7 @@ def published_sha256(output: str, split: str, name: str) -> str | None:
 
 @functools.cache
 def _warn_of_version(uri: str) -> None:
-    """Once a process."""
+    """Warn once in a process."""
     logger.warning(
         f"{uri} is of schema version {UNCHECKED_VERSION}, without checksums of its index and labels: "
         "run the same preparation again, which adds them and prepares no clip again"
@@ -230,7 +232,7 @@ def _warn_of_version(uri: str) -> None:
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of one or several splits, in a fixed order, with what training needs to know of each."""
+    """The clips of one or several splits, in a fixed order, with the columns that training needs."""
 
     shards: list[str]
     """URIs; `shard_of` points into it."""
@@ -240,11 +242,11 @@ class Clips:
     labels: pa.ListArray
     clip_id: pa.Array
     weight: np.ndarray
-    """Sampling weight over this union of splits."""
+    """The sample weight of each clip, computed over this union of splits."""
     fbank_hash: np.ndarray | None = None
-    """int64, `hash_fbank` the clip's fbank; None for data of schema version 2."""
+    """int64, `hash_fbank` of each clip's fbank; None for data of schema version 2."""
     row_group_clips: int = ROW_GROUP_CLIPS
-    """Rows a row group when the index was made. It decides which clips are read together, not where a clip is found."""
+    """Rows in a row group when the index was written. It decides which clips are read together, not where a clip is."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -260,7 +262,11 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, uri: str) -> "PreparedDataset":
-        """Raises DataError where there is none, it is unfinished, damaged, or of another schema version."""
+        """Open a data set.
+
+        Raises:
+            DataError: it does not exist, or is unfinished, damaged, or of another schema version.
+        """
         uri = storage.absolute(uri)
         info = read_info(uri)
         if info is None:
@@ -276,7 +282,7 @@ class PreparedDataset:
         return list(self.info["splits"])
 
     def index(self, split: str) -> pa.Table:
-        """Rows of INDEX; data of schema version 2 have no `fbank_hash`."""
+        """The index of a split: rows of INDEX, without `fbank_hash` for data of schema version 2."""
         entry = self._entry(split)
         sha256 = entry.get("sha256", {}).get("index.parquet")
         index = read_table(index_file(self.uri, split), sha256=sha256, remedy=PREPARE_AGAIN)
@@ -288,7 +294,7 @@ class PreparedDataset:
         return index.select(columns)
 
     def failures(self, split: str) -> pa.Table | None:
-        """The clips that could not be prepared; None where nothing was written of them."""
+        """The failures table of a split; None if it was not written."""
         uri = failures_file(self.uri, split)
         sha256 = self._entry(split).get("sha256", {}).get("failures.parquet")
         if sha256 is None and not storage.exists(uri):
@@ -302,7 +308,7 @@ class PreparedDataset:
         return entry
 
     def clips(self, splits: Sequence[str]) -> Clips:
-        """The union of splits. Their weights are computed anew over it."""
+        """The clips of the union of splits. Sample weights are computed again over the union."""
         if not splits:
             raise DataError(f"no split given; {self.uri} has {', '.join(self.splits)}")
         if repeated := {split for split in splits if splits.count(split) > 1}:
@@ -332,7 +338,7 @@ class PreparedDataset:
         )
 
     def norm(self, splits: Sequence[str]) -> tuple[float, float]:
-        """Mean and standard deviation of raw log-mel over all frames of the splits."""
+        """The norm: mean and standard deviation of raw log-mel over all frames of the splits."""
         parts = [self.info["splits"][split] for split in splits]
         frames = np.array([part["frames"] for part in parts], dtype=np.float64)
         means = np.array([part["norm"]["mean"] for part in parts])

@@ -1,4 +1,4 @@
-"""The one lock: a single job at a time writes to an output or a run."""
+"""The lock that lets only one job at a time write to an output or a run."""
 
 import errno
 import fcntl
@@ -18,19 +18,19 @@ from pipeline.cluster import end, on_this_node
 Purpose = Literal["prepare", "train"]
 DOING: dict[Purpose, str] = {"prepare": "preparing", "train": "training"}
 NO_SUCH_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What `flock` says on file systems without locks: NFS, some Lustre."""
+"""Errors of `flock` on file systems without locks, such as NFS and some Lustre."""
 
 
 @contextmanager
 def exclusive(purpose: Purpose, uri: str) -> Iterator[None]:
-    """Hold `uri` against all other jobs that can be seen, until the block or this process ends.
+    """Lock `uri` against other jobs, until the block or this process ends.
 
-    A folder on a local disk, which is created if it does not exist, is locked on this machine. If this process has
-    joined Ray, `uri` is also held against the other jobs of the cluster, wherever it is. Two clusters that write to one
-    bucket do not see each other.
+    A folder on a local disk is locked on this machine, and created if it does not exist. If this process has joined
+    Ray, `uri` is also locked against the other jobs of the cluster, whether it is local or remote. Two clusters that
+    write to one bucket do not see each other's locks.
 
     Raises:
-        DataError: another job holds it, or it is a file.
+        DataError: another job has the lock, or `uri` is a file.
     """
     with ExitStack() as held:
         is_ours = held.enter_context(_locked_folder(uri))
@@ -43,7 +43,7 @@ def exclusive(purpose: Purpose, uri: str) -> Iterator[None]:
 
 @contextmanager
 def _locked_folder(folder: str) -> Iterator[bool]:
-    """Lock a local folder; False if another process has locked it. Elsewhere there is nothing to lock."""
+    """Lock a local folder; False if another process has the lock. On object storage this does nothing."""
     fs, path = storage.resolve(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
         yield True
@@ -72,12 +72,12 @@ def _flock(handle: int) -> bool:
 
 @contextmanager
 def _named_in_cluster(purpose: str, uri: str) -> Iterator[bool]:
-    """Hold the name of `uri` in the cluster; False if another job does."""
+    """Reserve the name of `uri` in the cluster; False if another job has it."""
     fs, path = storage.resolve(uri)
     name = f"{purpose} {fs.type_name}:{posixpath.normpath(path)}"  # the same for all spellings and options of a URI
     try:
         holder: Any = ray.remote(_Holder).options(name=name, **on_this_node()).remote()
-    except ValueError:  # Ray gives a name once
+    except ValueError:  # an actor with this name exists
         yield False
         return
     try:

@@ -1,8 +1,8 @@
-"""Which errors of the machine and of storage a user can act on, and the line that says how.
+"""Errors of the machine and of storage that a user can act on, and the line that says how.
 
-An OSError is one of these when the system or S3 *refused* what was asked: no room, no right, no answer. A name that
-does not exist is none of them: where a user gives it, the code that reads it says so; anywhere else the program is
-wrong, and its traceback is wanted.
+These are the OSErrors by which the system or S3 refuses a request: no space, no permission, no answer. A missing file
+is not one of them. If a user named the file, the code that reads it reports that; otherwise it is a bug in this
+program, and its traceback is needed.
 """
 
 import errno
@@ -29,14 +29,14 @@ REFUSALS = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "links lead round in a circle",
 }
-"""Errors of the system by their remedies."""
+"""System errors that a user can act on, with the remedy."""
 
 NETWORK = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 
 S3_IS_BUSY = {"SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "THROTTLING"}
 
 PERMISSIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "HeadBucket": "ListBucket"}
-"""The permission that an operation of S3 wants, where it is not called as the operation."""
+"""The permission that an S3 operation needs, if its name differs from the operation's."""
 
 _S3 = re.compile(
     r"(?:for|under|with|of) key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'.*?AWS Error (?P<code>[A-Z_]+)"
@@ -59,10 +59,10 @@ _DENIED = {
 
 
 def explain(error: BaseException, place: str | None = None) -> str | None:
-    """One line for an error that a user can act on: the thing and the remedy; None for any other.
+    """One line with the error and the remedy if a user can act on the error; None otherwise.
 
     Args:
-        place: the path or URI at work, for errors that do not name theirs.
+        place: The path or URI in use, for errors that do not name one.
     """
     if not isinstance(error, OSError):
         return None
@@ -81,7 +81,7 @@ def explain(error: BaseException, place: str | None = None) -> str | None:
 
 
 def errno_text(error: OSError) -> str:
-    """`No space left on device`, for a subclass as for pyarrow's longer sentences."""
+    """The system's text of an error, for example `No space left on device`. pyarrow's own texts are longer."""
     assert error.errno is not None
     return os.strerror(error.errno)
 
@@ -93,7 +93,7 @@ def _text(path: object) -> str:
 def _of_s3(match: re.Match[str]) -> str:
     key = match.groupdict().get("key") or ""
     uri, code, said = f"s3://{match['bucket']}/{key}".rstrip("/"), match["code"], " ".join(match["said"].split())[:200]
-    if "No response body" in said and match["status"] != "503":  # that of a HEAD, which has none
+    if "No response body" in said and match["status"] != "503":  # the answer to a HEAD request has no body
         code, said = _why(match["bucket"], code, said)
     if code in _DENIED:
         return f"{uri}: {_DENIED[code]}"
@@ -117,7 +117,7 @@ def _of_s3(match: re.Match[str]) -> str:
 
 
 def _why(bucket: str, code: str, said: str) -> tuple[str, str]:
-    """S3's reason, from a question whose answer has a body."""
+    """S3's reason for a refusal, from a second request whose answer has a body."""
     fs = storage.opened_bucket(bucket)
     if fs is None:
         return code, said

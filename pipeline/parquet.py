@@ -1,6 +1,6 @@
-"""Parquet files with a checksum on every page, and one line that names the file where one is damaged.
+"""Parquet files with a checksum on every page, and errors that name a damaged file.
 
-Pages have checksums, headers and footers have none: what must be as it was written also has a SHA-256 elsewhere.
+Headers and footers have no checksums. Files that must not change at all also have a SHA-256 that is recorded elsewhere.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ CHECKSUMS: dict[str, Any] = {"write_page_checksum": True}
 """Options of every Parquet file that we write."""
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, ArithmeticError, MemoryError)
-"""What Arrow raises for bytes that are no Parquet: sizes are read from them, so an absurd one is out of memory."""
+"""Errors that Arrow raises for damaged files. MemoryError is one because sizes are read from the file."""
 
 T = TypeVar("T")
 
@@ -33,11 +33,11 @@ def read_table(
     """All rows of a small file.
 
     Args:
-        sha256: of the whole file, where it is known.
-        remedy: what the user can do about a damaged one.
+        sha256: The SHA-256 of the whole file, if it is known.
+        remedy: What the user can do about a damaged file.
 
     Raises:
-        DataError: there is no such file, it is damaged, of another SHA-256, or lacks a column.
+        DataError: the file does not exist, is damaged, has another SHA-256, or lacks a column.
     """
     whole = storage.read_bytes(uri)
     if sha256 is not None and hashlib.sha256(whole).hexdigest() != sha256:
@@ -52,11 +52,11 @@ def read_table(
 
 
 def parse_file(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
-    """What `parse` makes of a large file, of which it need not read all.
+    """The result of `parse` on an open file, of which it need not read all.
 
     Raises:
-        DataError: there is no such file, or it is damaged; then its text is `damaged`, with `{}` for the reason.
-        OSError: it cannot be read.
+        DataError: the file does not exist, or it is damaged. Then the text is `damaged`, with `{}` for the reason.
+        OSError: the file cannot be read.
     """
     fs, path = storage.resolve(uri)
     try:
@@ -69,10 +69,10 @@ def parse_file(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -
 
 
 def parse_from_memory(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
-    """The same, from a copy in memory.
+    """The result of `parse` on a copy of a file in memory.
 
-    Arrow raises OSError for a damaged page as it does for storage that is away. A file whose bytes can be read, and not
-    parsed, is damaged.
+    This tells damage from storage that does not answer, for both of which Arrow raises OSError: a file whose bytes can
+    be read but not parsed is damaged. Raises as `parse_file`.
     """
     whole = storage.read_bytes(uri)
     try:

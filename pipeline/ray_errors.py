@@ -1,4 +1,4 @@
-"""Errors on their way out of Ray's tasks."""
+"""Unwrapping of errors that Ray's tasks raise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from pipeline.os_errors import explain
 
 @contextmanager
 def user_errors_from_tasks() -> Iterator[None]:
-    """What a task says that the user can act on is raised as it said it; what the machine refused it, as one line."""
+    """Raise a task's UserError again without Ray's wrapping, and a machine's error that a user can fix as one line."""
     try:
         yield
     except ray.exceptions.RayError as err:

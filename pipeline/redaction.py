@@ -1,8 +1,8 @@
-"""Keys in URIs: taken out of a command line where the program can have them elsewhere, and never shown.
+"""Keys in URIs: they are never shown, and S3 keys of a command line are moved to the environment.
 
-A key stands before a URI's host (`s3://KEY:SECRET@bucket`, `https://user:password@host`) or among its options
-(`?X-Amz-Signature=…`, `?sig=…`). Strangers and hurried users leave its `/`, `@` and `%` as they are, so what is shown
-leaves out rather too much than too little.
+A key is before a URI's host (`s3://KEY:SECRET@bucket`, `https://user:password@host`) or in its options
+(`?X-Amz-Signature=…`, `?sig=…`). Users often do not escape its `/`, `@` and `%`, so the functions remove too much
+rather than too little.
 """
 
 import re
@@ -26,10 +26,10 @@ _S3 = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """`text` with the keys of all URIs in it left out: a URI, a line, a message.
+    """`text`, a URI or a message, without the keys of all URIs in it.
 
-    A web address loses its options if the name of one says that it is a key. A URI of storage loses all of them; where
-    they stand after the bucket, as `storage.options_first` puts them, the path stays.
+    A web address loses its options if the name of one suggests a key. A storage URI loses all options. If they follow
+    the bucket, as after `storage.options_first`, the path stays.
     """
     return _URI.sub(_shown, text) if "://" in text else text
 
@@ -51,7 +51,7 @@ def _shown(match: re.Match[str]) -> str:
 
 
 def without_secrets_of(uri: str, text: str) -> str:
-    """`text` about `uri` without the keys that the latter holds: libraries quote the parts of what they cannot read."""
+    """`text` without the keys that `uri` contains, also where a library's message quotes only parts of the URI."""
     kept = without_secrets(uri)
     if kept == uri:
         return without_secrets(text)
@@ -65,14 +65,14 @@ def without_secrets_of(uri: str, text: str) -> str:
 
 
 def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> list[str]:
-    """The words of a command line without the keys of their `s3://` URIs, which go into `environment`.
+    """Move the keys of the `s3://` URIs in a command line into `environment`. Returns the words without keys.
 
-    All code that follows, and Ray's workers, then find them where they find those of a machine. A key is one of the
-    whole command: it has to fit every bucket that the command names.
+    All later code, and Ray's workers, then find the keys where a machine's keys usually are. The keys are used for the
+    whole command, so they must be valid for every bucket that it names.
 
     Raises:
-        ConfigError: the URIs have different keys, one has keys and another none while the environment has others, or
-            where the keys end cannot be told.
+        ConfigError: URIs have different keys, or only some have keys while the environment has others, or a key has
+            characters that must be escaped.
     """
     found: set[tuple[str, str]] = set()
     clean, num_without = [], 0
@@ -105,7 +105,7 @@ def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> li
 
 
 def keys_of_uri(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """The variables that hold keys of this job's command line, which workers of a cluster do not have yet."""
+    """The environment variables with the keys of this job's command line. A cluster's workers need to be sent them."""
     if KEYS_OF_URI not in environment:
         return {}
     return {name: environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}

@@ -26,13 +26,13 @@ URI_CHARACTERS = ":/?=&@%+,;~!$'()*[]"
 """Left as they are in a URI; anything else, such as a space in a file name, is quoted for pyarrow's parser."""
 
 PYARROW_SCHEMES = {"file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "mock"}
-"""Any other scheme is fsspec's."""
+"""Schemes that pyarrow opens. Others go to fsspec."""
 
 S3_RETRIES = 10
-"""Of one request. The wait before a retry doubles from 50 ms on, so that S3 is given up after 26 s of refusals."""
+"""Retries of one request. The wait doubles from 50 ms on, so a request fails after 26 s of refusals."""
 
 SHORT_READ_BYTES = 4096
-"""More than what S3 writes into a refusal."""
+"""More than the length of any refusal of S3."""
 
 S3_CONNECT_TIMEOUT_S = 10.0
 S3_SILENCE_TIMEOUT_S = 30.0
@@ -41,10 +41,10 @@ _BUCKET_URI = re.compile(r"(?P<scheme>s3|gs|gcs|abfss?)://(?P<bucket>[^/?]*)(?P<
 
 
 class PatientS3(pafs.S3FileSystem):
-    """S3 that outlasts refusals, in this process and where it is pickled to, and writes a small file by one request.
+    """An S3 file system that retries refused requests, also after pickling, and writes a small file by one request.
 
-    pyarrow forgets the retry strategy of a file system that it pickles. Its standard one is no help either: it gives up
-    for good after a hundred retries, as nothing tells its budget of successes.
+    pyarrow does not pickle the retry strategy of a file system. Its standard strategy fails for good after a hundred
+    retries, because nothing refills its retry budget.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -64,10 +64,10 @@ class PatientS3(pafs.S3FileSystem):
 
 
 class _PatientReads(io.RawIOBase):
-    """A file whose short reads outlast refusals too.
+    """A file whose short reads are retried too.
 
-    pyarrow has the answer written to a buffer as long as the read. A refusal that is longer than this overflows it,
-    which is another error than a refusal, and one that pyarrow does not retry.
+    pyarrow writes S3's answer to a buffer of the length of the read. A longer refusal overflows the buffer, which gives
+    an error that pyarrow does not retry.
     """
 
     def __init__(self, file: pa.NativeFile) -> None:
@@ -116,12 +116,12 @@ _STRAY = re.compile(
 )
 
 UNFINISHED = ".tmp"
-"""How a file on disk ends that is being written; one that a kill left behind may be deleted."""
+"""Suffix of a file that is being written on disk. If a crash left one, it may be deleted."""
 _UNFINISHED_FILE = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}$")
 
 
 def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The file system that holds `uri`, and the path within it. Relative paths are of the current folder."""
+    """The file system that contains `uri`, and the path in it. Relative paths start at the current folder."""
     text = os.fspath(uri)
     scheme, is_uri, _ = text.partition("://")
     try:
@@ -139,7 +139,7 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
                 return fs, f"{bucket}{unquote(path)}".rstrip("/")
             text = f"{root}{path}{options}"
         return pafs.FileSystem.from_uri(quote(text, safe=URI_CHARACTERS))
-    except (OSError, ValueError, ImportError, TypeError) as err:  # TypeError: fsspec has schemes that want arguments
+    except (OSError, ValueError, ImportError, TypeError) as err:  # TypeError: some fsspec schemes need arguments
         raise DataError(f"cannot open {text}: {err}") from err
 
 
@@ -147,13 +147,16 @@ _opened_buckets: dict[str, pafs.FileSystem] = {}
 
 
 def opened_bucket(name: str) -> pafs.FileSystem | None:
-    """The file system by which this process last opened a bucket."""
+    """The file system with which this process last opened a bucket."""
     return _opened_buckets.get(name)
 
 
 @lru_cache(maxsize=64)
 def _s3(bucket_uri: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
-    """One a bucket, as each has connections and credentials of its own; not for a fork, which must open its own."""
+    """The file system of a bucket, cached because each has its own connections and credentials.
+
+    The process id is a key of the cache, because a forked process must open its own.
+    """
     from_uri, path = pafs.FileSystem.from_uri(quote(bucket_uri, safe=URI_CHARACTERS))
     _, (options,) = from_uri.__reduce__()  # from_uri knows the region, AWS_ENDPOINT_URL and the options, but no retries
     fs = PatientS3(**options)
@@ -163,7 +166,7 @@ def _s3(bucket_uri: str, _pid: int, _settings: tuple[tuple[str, str], ...]) -> p
 
 
 def _split(uri: str) -> tuple[str, str, str] | None:
-    """`s3://bucket`, `?options` and `/path` of an object store's URI, its options at the end or after the bucket."""
+    """`s3://bucket`, `?options` and `/path` of an object store's URI, with options at the end or after the bucket."""
     match = _BUCKET_URI.fullmatch(uri)
     if match is None:
         return None
@@ -178,7 +181,7 @@ def _split(uri: str) -> tuple[str, str, str] | None:
 def options_first(uri: str) -> str:
     """`uri` with its options, if any, after the bucket: `s3://bucket/a?region=x` is `s3://bucket?region=x/a` here.
 
-    So a path can be taken apart at its slashes and added to, whatever the options. `resolve` reads both.
+    So a path can be split at its slashes and extended, whatever the options. `resolve` reads both forms.
     """
     root_options_path = _split(uri)
     return uri if root_options_path is None else "".join(root_options_path)
@@ -189,7 +192,7 @@ def join(uri: str | os.PathLike[str], *parts: str) -> str:
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """`uri` such that another process, in another folder, finds the same place; `options_first`."""
+    """`uri` as an absolute path or URI with `options_first`, valid for a process in another folder."""
     text = os.fspath(uri)
     return options_first(text) if "://" in text else str(Path(text).expanduser().absolute())
 
@@ -207,14 +210,14 @@ def _is_there(fs: pafs.FileSystem, path: str) -> bool:
 
 
 def _check_bucket(fs: pafs.FileSystem, path: str) -> None:
-    """Where nothing was found: in a misspelt bucket pyarrow finds nothing either."""
+    """Raise DataError if the bucket does not exist. pyarrow reports only that a file in it is not found."""
     bucket = path.partition("/")[0]
     if isinstance(fs, pafs.S3FileSystem) and not _is_there(fs, bucket):
-        raise DataError(f"there is no bucket s3://{bucket}; create it, or mend its name or the endpoint")
+        raise DataError(f"there is no bucket s3://{bucket}; create it, or correct its name or the endpoint")
 
 
 def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool = False) -> list[str]:
-    """URIs of the files below a folder, sorted and without strays; none if there is no such folder."""
+    """Sorted URIs of the files in a folder, without strays (`is_stray`); none if there is no such folder."""
     fs, path = resolve(uri)
     if recursive and isinstance(fs, pafs.LocalFileSystem):
         found = _files_on_disk(path)
@@ -228,7 +231,7 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
 
 
 def _files_on_disk(folder: str) -> list[str]:
-    """All below a folder, but for names that are no text. pyarrow would end at one, and follow links round a circle."""
+    """All files below a folder whose names are text. pyarrow would fail at other names, and follow circular links."""
     found: list[str] = []
     folders = [(folder, frozenset[tuple[int, int]]())] if os.path.isdir(folder) else []
     while folders:
@@ -248,17 +251,17 @@ def _files_on_disk(folder: str) -> list[str]:
 
 
 def is_stray(path: str) -> bool:
-    """Whether a system left this file for itself: a Mac's `._NAME` with attributes of NAME, waste baskets, previews."""
+    """Whether an operating system or a tool wrote this file for itself, such as a Mac's `._NAME`, trash or previews."""
     return _STRAY.search(path) is not None
 
 
 def is_text(name: str) -> bool:
-    """Whether a name on disk is UTF-8: Python spells other bytes as lone surrogates, which Arrow cannot store."""
+    """Whether a file name is UTF-8. Python represents other bytes as lone surrogates, which Arrow cannot store."""
     return name.isascii() or not re.search("[\ud800-\udfff]", name)
 
 
 def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, float]:
-    """When each file of a folder was written last, by its name, in seconds since 1970; not all file systems know."""
+    """Modification time of each file in a folder, by name, in seconds since 1970. Some file systems have none."""
     fs, path = resolve(uri)
     infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     files = [info for info in infos if info.is_file and info.path.endswith(suffix)]
@@ -266,7 +269,7 @@ def modified_s(uri: str | os.PathLike[str], *, suffix: str = "") -> dict[str, fl
 
 
 def size_and_time(uris: Sequence[str]) -> list[tuple[int | None, int | None]]:
-    """Bytes of each file, and when it was written last in microseconds since 1970; None, None where there is none."""
+    """Size in bytes and modification time in microseconds since 1970 of each file; None, None if it does not exist."""
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(_size_and_time, uris))
 
@@ -281,7 +284,7 @@ def _size_and_time(uri: str) -> tuple[int | None, int | None]:
 
 
 def modified_s_below(uri: str | os.PathLike[str]) -> dict[str, float]:
-    """When a file was written last below each folder of a folder, by the folder's name, in seconds since 1970."""
+    """The latest modification time of the files below each subfolder, by its name, in seconds since 1970."""
     fs, path = resolve(uri)
     latest: dict[str, float] = {}
     for info in fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
@@ -292,12 +295,12 @@ def modified_s_below(uri: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def is_empty(uri: str | os.PathLike[str]) -> bool:
-    """Whether there is no folder, or one in which there is nothing, or a file at most that a kill left unfinished."""
+    """Whether a folder does not exist, is empty, or has only unfinished files that a crash left."""
     return all(info.is_file and _UNFINISHED_FILE.search(info.path) for info in _below(*resolve(uri)))
 
 
 def delete_unfinished(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
-    """What a kill left in a folder. Nobody may be writing there meanwhile."""
+    """Delete unfinished files that a crash left in a folder. No other process may be writing there."""
     for file in list_files(uri, suffix=UNFINISHED, recursive=recursive):
         if _UNFINISHED_FILE.search(file):
             delete(file)
@@ -313,7 +316,7 @@ def _below(fs: pafs.FileSystem, path: str, *, recursive: bool = False) -> list[p
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
     fs, path = resolve(uri)
     try:
-        with fs.open_input_file(path) as file:  # whose size is known: a stream is read by a request for each 256 kB
+        with fs.open_input_file(path) as file:  # not a stream, which sends a request for each 256 kB
             return file.read()
     except FileNotFoundError as err:
         _check_bucket(fs, path)
@@ -325,7 +328,7 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
 
 
 def read_text(uri: str | os.PathLike[str]) -> str:
-    """A text file, whatever usual encoding it has: `ast_core.text_files.decode_text`."""
+    """The text of a file in any usual encoding: `ast_core.text_files.decode_text`."""
     return decode_text(read_bytes(uri), os.fspath(uri))
 
 
@@ -337,9 +340,9 @@ def read_json(uri: str | os.PathLike[str]) -> Any:
 
 
 def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
-    """Write so that a reader sees the whole file or none: by a rename on disk, as one object elsewhere.
+    """Write a file atomically: by a rename on disk, as one object on object storage.
 
-    Closing a remote stream publishes it, even on the way out of an error; so nothing is opened before all is there.
+    Closing a remote stream publishes it, even after an error. So the stream is opened only when all content is ready.
     """
     fs, path = resolve(uri)
     if not isinstance(fs, pafs.LocalFileSystem):
@@ -360,7 +363,7 @@ def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]
             os.fsync(file.fileno())  # a power cut must not leave an empty file under the final name
         os.replace(unfinished, path)
     except OSError as err:
-        if err.errno is not None and err.filename is None:  # a full disk is found by a call that knows no name
+        if err.errno is not None and err.filename is None:  # the call that finds a full disk knows no name
             raise OSError(err.errno, os.strerror(err.errno), path) from err
         raise
     finally:
@@ -376,7 +379,7 @@ def write_json(uri: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_checked_json(uri: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """A JSON object that carries the SHA-256 of its own content."""
+    """Write a JSON object with the SHA-256 of its own content."""
     write_json(uri, with_checksum(value))
 
 
@@ -386,12 +389,12 @@ def read_checked_json(
     remedy: str = "restore it",
     is_required: Callable[[dict[str, Any]], bool] = lambda _: False,
 ) -> dict[str, Any]:
-    """A JSON object that `write_checked_json` wrote, without its checksum.
+    """Read a JSON object that `write_checked_json` wrote. The checksum is left out of the result.
 
-    One without any, which an earlier version wrote, is taken as it is unless the checksum `is_required` of its content.
+    Earlier versions wrote no checksum. Such a file is accepted unless `is_required` returns true for its content.
 
     Raises:
-        DataError: it is missing, no JSON object, or not what its checksum is of.
+        DataError: it is missing, not a JSON object, or does not match its checksum.
     """
     try:
         value = json.loads(read_text(uri))
@@ -410,13 +413,13 @@ def is_local(uri: str | os.PathLike[str]) -> bool:
 
 
 def delete_if_empty(uri: str | os.PathLike[str]) -> None:
-    """Remove a folder in which, at any depth, there is no file."""
+    """Remove a folder that contains no file at any depth."""
     if not list_files(uri, recursive=True):
         delete(uri)
 
 
 def discard(uri: str | os.PathLike[str]) -> None:
-    """Remove what nobody needs any more. A bucket that forbids deleting keeps it, which harms nobody."""
+    """Remove a file that is no longer needed. If the bucket forbids deleting, it stays, which does no harm."""
     try:
         delete(uri)
     except OSError as err:
@@ -425,7 +428,7 @@ def discard(uri: str | os.PathLike[str]) -> None:
 
 
 def delete(uri: str | os.PathLike[str]) -> None:
-    """Remove a file, or a folder with all that is in it. Nothing happens if it is not there."""
+    """Remove a file, or a folder with its content. Nothing happens if it does not exist."""
     fs, path = resolve(uri)
     kind = fs.get_file_info(path).type
     if kind == pafs.FileType.Directory:

@@ -1,10 +1,10 @@
-"""Versions of this project and of the tools that its numbers depend on, for the record beside every output."""
+"""Versions of this project and of the tools that its results depend on. They are recorded with every output."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
 
 VERSION = "0.1.0"
-"""pyproject.toml takes it from here: under `ray job submit` the project is a folder and not an installed package."""
+"""This project's version. pyproject.toml reads it here: under `ray job submit` no package is installed."""
 
 TOOLS = ("av", "numpy", "pyarrow", "ray", "soxr", "timm", "torch", "torchaudio", "yt-dlp")
 
@@ -14,5 +14,5 @@ def tool_versions(tools: Sequence[str] = TOOLS) -> dict[str, str]:
 
 
 def in_words(tools: Sequence[str] = ()) -> str:
-    """`ast-ray 0.1.0 av 15.1.0`: of a clip that failed, what had a part in it."""
+    """Versions as text, for example `ast-ray 0.1.0 av 15.1.0`. It is recorded with a clip that failed."""
     return " ".join(map(" ".join, tool_versions(tools).items()))

@@ -1,4 +1,4 @@
-"""One job at a time writes to an output, on one machine and in one cluster."""
+"""Only one job at a time writes to an output, on one machine and in one cluster."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ with exclusive("prepare", sys.argv[1]):
 """
 
 
-def test_a_local_output_is_held_until_its_job_ends_or_dies(tmp_path: Path):
+def test_a_local_output_is_locked_until_its_job_ends_or_crashes(tmp_path: Path):
     output = str(tmp_path / "data")
     for ending in (subprocess.Popen.kill, lambda holder: holder.communicate("\n")):
         with subprocess.Popen(
@@ -41,7 +41,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
         pass
 
 
-def test_a_remote_output_is_held_against_the_jobs_of_the_cluster(local_ray: None):
+def test_a_remote_output_is_locked_against_other_jobs_of_the_cluster(local_ray: None):
     with exclusive("prepare", "s3://bucket/data"):
         for spelling in ("s3://bucket/data", "s3://bucket/data/", "s3://bucket/data?region=eu-west-1"):
             with (

@@ -1,4 +1,4 @@
-"""Errors of storage and of the machine, as a person reads them: the thing and the remedy in one line."""
+"""Errors of storage and of the machine are one line with the object and the remedy."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ URI = "s3://bucket/data/x"
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """An S3 that refuses everything, or deleting alone, for the reason of the moment; a HEAD has no body to say it."""
+    """An S3 server that refuses all requests, or only deletions, with `said`. Answers to HEAD have no body."""
 
     protocol_version = "HTTP/1.1"
     said = SimpleNamespace(code="AccessDenied", status=403)
@@ -71,7 +71,7 @@ ASK = {
         ("SlowDown", 503, r"S3 has refused this for half a minute \(.*\); run the same command again later"),
     ],
 )
-def test_part_3_4_what_s3_refuses_names_it_and_the_remedy(
+def test_part_3_4_refusals_of_s3_name_the_object_and_the_remedy(
     refusing: SimpleNamespace, method: str, code: str, status: int, said: str
 ):
     refusing.code, refusing.status = code, status
@@ -82,7 +82,7 @@ def test_part_3_4_what_s3_refuses_names_it_and_the_remedy(
     assert re.match(rf"s3://bucket/data(/x)?: {said}", line), line
 
 
-def test_part_3_4_an_s3_that_is_away(monkeypatch: pytest.MonkeyPatch):
+def test_part_3_4_s3_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(storage, "S3_RETRIES", 1)
     with pytest.raises(OSError, match="AWS Error") as caught:
@@ -94,7 +94,7 @@ def test_part_3_4_an_s3_that_is_away(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_named_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """By a call that knows no name: what is opened as the unfinished file is a full disk."""
+    """The failing call knows no path: the unfinished file is opened on a device that is always full."""
     whole = tmp_path / "index.parquet"
     whole.write_bytes(b"whole")
     monkeypatch.setattr("builtins.open", lambda *_: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
@@ -109,11 +109,11 @@ def test_a_full_disk_is_named_with_its_path(tmp_path: Path, monkeypatch: pytest.
     "error",
     [FileNotFoundError(errno.ENOENT, "No such file", "/nowhere/typo.json"), OSError("odd"), OSError(errno.EBADF, "x")],
 )
-def test_case_c18_an_error_of_the_program_has_no_line(error: OSError):
+def test_case_c18_a_programming_error_keeps_its_traceback(error: OSError):
     assert explain(error) is None
 
 
-def test_a_place_below_a_file_is_said(tmp_path: Path):
+def test_a_path_below_a_file_is_a_data_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(storage.DataError, match="file is a file, not a folder"):
         storage.write_bytes(tmp_path / "file" / "x", b"")

@@ -1,4 +1,4 @@
-"""What pages are made of: numbers, charts and pictures, and a frame that lets nothing foreign run."""
+"""Parts of a page: numbers, charts, pictures, and the policy that allows no other script."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ from tests.pages import Page
         (1, "100.0 %"),
     ],
 )
-def test_a_share_near_nothing_or_all_is_not_said_to_be_that(share: float | None, text: str):
+def test_shares_close_to_0_or_100_percent_are_not_shown_as_such(share: float | None, text: str):
     assert page.percent(share) == text
 
 
@@ -38,14 +38,14 @@ def points_of(svg: str) -> list[np.ndarray]:
 
 
 def axis_of(svg: str, along: str) -> tuple[list[float], list[str]]:
-    """Where the ticks of an axis are, and what they say."""
+    """The positions and texts of an axis's ticks."""
     wanted = 'text-anchor="middle"' if along == "x" else 'text-anchor="end"'
     found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" ' + wanted + r">([^<]+)</text>", svg)
     found = found[:-1] if along == "x" else found  # the last is the axis' name
     return [float(x) if along == "x" else float(y) - 4 for x, y, _ in found], [text for _, _, text in found]
 
 
-def test_a_line_goes_through_its_values_as_the_ticks_say():
+def test_a_line_matches_its_values_and_ticks():
     x, y = np.array([0.0, 10.0, 40.0]), np.array([0.0, 500.0, 2000.0])
     svg = page.chart([Series("a", x, y)], title="T", x_label="s", y_label="clips")
     (points,) = points_of(svg)
@@ -57,7 +57,7 @@ def test_a_line_goes_through_its_values_as_the_ticks_say():
     np.testing.assert_allclose(points[:, 1], np.interp(y, [float(t.replace(",", "")) for t in texts], at), atol=0.1)
 
 
-def test_a_histogram_has_a_step_a_bin_and_a_log_axis_shows_the_single_clip():
+def test_a_histogram_has_one_step_a_bin_and_shows_a_count_of_1_on_a_log_axis():
     svg = page.chart(
         [Series("a", np.array([0, 5, 10]), np.array([1, 10_000]))],
         title="T",
@@ -70,10 +70,10 @@ def test_a_histogram_has_a_step_a_bin_and_a_log_axis_shows_the_single_clip():
     assert texts == ["1", "10", "100", "1,000", "10 k"]
     np.testing.assert_allclose(points[1:3, 1], at[0], atol=0.1)
     np.testing.assert_allclose(points[3:5, 1], at[-1], atol=0.1)
-    assert points[0, 1] > at[0]  # no clip is below one
+    assert points[0, 1] > at[0]  # a count of 0 is below 1
 
 
-def test_dots_stand_where_the_log_axis_says_each_with_its_note():
+def test_dots_match_the_log_axis_and_have_notes():
     x, y = np.array([0, 1, 30, 20_000]), np.array([0.0, 0.25, 0.5, 1.0])
     dots = Series("a", x, y, has_line=False, has_dots=True, notes=["none", "<b>one</b>", "some", "many"])
     svg = page.chart([dots], title="T", x_label="clips", y_label="AP", log_x_from=page.BELOW_ONE)
@@ -83,7 +83,7 @@ def test_dots_stand_where_the_log_axis_says_each_with_its_note():
     across = [float(x) for x, _, _ in found]
     assert across[1] == pytest.approx(at[0], abs=0.1)
     np.testing.assert_allclose(np.diff(across[1:]), (at[1] - at[0]) * np.diff(np.log10(x[1:])), atol=0.2)
-    assert across[0] == page.LEFT  # none: below one
+    assert across[0] == page.LEFT  # a count of 0 is below 1
     assert [note for _, _, note in found] == ["none", "&lt;b&gt;one&lt;/b&gt;", "some", "many"]
     assert points_of(svg) == []
 
@@ -105,7 +105,7 @@ def test_a_log_axis_of_few_powers_has_ticks_between_them():
     assert axis_of(svg, "y")[1] == ["0.012", "0.014", "0.016"]
 
 
-def test_an_axis_that_need_not_begin_at_0_shows_small_differences():
+def test_an_axis_not_starting_at_0_shows_small_differences():
     lines = [Series("a", np.arange(1, 4), np.array([0.41, 0.43, 0.45]))]
     svg = page.chart(lines, title="T", x_label="epochs", y_label="mAP", from_zero=False)
     assert axis_of(svg, "y")[1] == ["0.41", "0.42", "0.43", "0.44", "0.45"]
@@ -124,7 +124,7 @@ def test_a_long_line_keeps_its_ends_and_a_flat_one_is_drawn():
     assert np.isfinite(points_of(svg)[0]).all()
 
 
-def test_a_chart_says_what_it_is_to_those_who_do_not_see_it_and_names_several_lines():
+def test_a_chart_has_a_text_description_and_a_legend():
     lines = [Series(name, np.arange(2), np.arange(2)) for name in ("a", "<b>")]
     svg = page.chart(lines, title="T <i>", x_label="s", y_label="clips")
     parsed = Page(str(svg))
@@ -135,7 +135,7 @@ def test_a_chart_says_what_it_is_to_those_who_do_not_see_it_and_names_several_li
     assert "<b>\n" in parsed.text
 
 
-def test_a_picture_has_its_first_row_at_the_bottom_and_dark_at_low():
+def test_a_picture_has_its_first_row_at_the_bottom_and_low_values_dark():
     values = np.zeros((3, 4), np.float16)
     values[0, 1] = 1
     values[2, 3] = np.nan
@@ -151,7 +151,7 @@ def test_a_picture_has_its_first_row_at_the_bottom_and_dark_at_low():
     assert shades[0, 3] < 10
 
 
-def test_a_pages_only_script_is_the_one_that_its_policy_names():
+def test_the_only_script_of_a_page_is_the_one_its_policy_allows():
     html = page.render(
         "data_report.html",
         **dict.fromkeys(

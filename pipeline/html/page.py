@@ -1,7 +1,7 @@
-"""Pages for people: one HTML file with nothing to fetch, which opens from disk in any browser, and its charts.
+"""HTML pages for reports, and their charts. A page is one file that loads nothing and opens from disk in any browser.
 
-Whatever a template shows is escaped: names and messages come from strangers' lists and hosts. A second wall is the
-page's own policy (`base.html`): no script runs but the one whose hash it names, and nothing is loaded from anywhere.
+Everything that a template shows is escaped, because names and messages come from untrusted lists and hosts. As a second
+defence the page's content security policy (`base.html`) allows only the one script whose hash it names, and no loading.
 """
 
 import base64
@@ -20,16 +20,16 @@ from PIL import Image
 
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 8, 38
-"""Of a chart, in CSS pixels: it is about as wide on a phone as in a row of three, so its text has one size."""
+"""Size and margins of a chart in CSS pixels. It is about as wide on a phone as in a row of three charts."""
 
 BELOW_ONE = 0.7
-"""Where a log axis of counts begins, so that a single one is seen."""
+"""Start of a logarithmic axis of counts, so that a count of 1 is visible."""
 
 MAX_POINTS = 600
-"""Of a line: a chart has fewer pixels across."""
+"""Points of a line. A chart has fewer pixels across."""
 
 NUM_COLOURS = 6
-"""base.html names so many; further lines have them again, dashed."""
+"""Colours in base.html. Further lines repeat them, dashed."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,22 @@ class Series:
     name: str
     x: np.ndarray
     y: np.ndarray
-    """As long as x: a line. One shorter: a histogram, whose edges x are."""
+    """As many values as x for a line; one fewer for a histogram, whose bin edges are x."""
     has_line: bool = True
     has_dots: bool = False
     notes: Sequence[str] = ()
-    """Of each dot, shown where the mouse rests on it."""
+    """A text for each dot, shown when the mouse is over it."""
 
 
 @dataclass(frozen=True)
 class Cell:
     text: str
     sort: float | str | None = None
-    """What its column is sorted by; None, for what is not known, comes last either way."""
+    """The value that the column is sorted by. None, for an unknown value, is last in both directions."""
     share: float | None = None
-    """Drawn as a bar beside the text, 0 to 1."""
+    """Length of a bar next to the text, 0 to 1."""
     note: str = ""
-    """Smaller, on a line below."""
+    """Smaller text on a second line."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Column:
     name: str
     is_number: bool = True
     is_sorted: bool = False
-    """Whether its highest value stands first already."""
+    """Whether the rows are already sorted by this column, highest value first."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """For the macro of `table.html`. The first cell of a row is its header."""
+    """A table for the macro of `table.html`. The first cell of a row is its header."""
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     total: Sequence[Cell] = ()
     id: str = ""
-    """Given to a table that can be sorted by a click."""
+    """The element's id. A table that has one can be sorted by a click."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Tick:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of `pipeline/html/templates`."""
+    """The HTML of a page from a template of `pipeline/html/templates`."""
     script = _environment().get_template("script.html").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment().get_template(template).render(script=Markup(script), script_sha256=digest, **values)
@@ -107,7 +107,7 @@ def count(number: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Of nothing there is no share: –. Neither 0 nor 100 % is said of what is only near it."""
+    """A share as text; – for None and NaN. A share that is only close to 0 or 100 % is not shown as such."""
     if share is None or math.isnan(share):
         return "–"
     if 0 < share < 0.001:
@@ -125,13 +125,13 @@ def chart(
     log_y_from: float | None = None,
     from_zero: bool = True,
 ) -> Markup:
-    """Lines, dots or histograms over common axes.
+    """A chart of lines, dots or histograms over common axes.
 
-    The y axis begins at 0, or where values are never near it and differ, by `from_zero` false, at the lowest. An axis
-    with a `log_…_from` is logarithmic and begins there; what is lower, such as a count of 0, is drawn at its foot.
+    The y axis begins at 0; with `from_zero` false it begins at the lowest value, unless all values are equal. An axis
+    with `log_…_from` is logarithmic and begins there. Lower values, such as a count of 0, are drawn at its start.
     """
     xs, ys = (np.concatenate([getattr(one, axis) for one in series]).astype(float) for axis in "xy")
-    # There is no half an epoch, and no half a clip.
+    # Ticks of integers are integers: there is no half epoch, and no half clip.
     x_step, y_step = (int(all(np.issubdtype(getattr(one, axis).dtype, np.integer) for one in series)) for axis in "xy")
     if log_x_from is None:
         x_axis = _Axis.linear(*_not_empty(xs.min(), xs.max()), about=5, min_step=x_step)
@@ -187,7 +187,7 @@ class _Axis:
 
     @classmethod
     def log(cls, low: float, high: float, *, min_step: int) -> "_Axis":
-        """Ticks at the powers of ten, where these are few at their doubles and halves too, or else evenly spread."""
+        """A logarithmic axis with ticks at powers of ten; if these are few, also at 2 and 5 times them, or evenly."""
         high = 1.25 * max(high, 1.25 * low)
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for factors in ((1,), (1, 2, 5)):
@@ -198,7 +198,7 @@ class _Axis:
         return cls(low, high, _ticks(low, high, 4, min_step), is_log=True)
 
     def share(self, values: np.ndarray) -> np.ndarray:
-        """Where on the axis, 0 to 1."""
+        """Positions of values on the axis, 0 to 1."""
         if self.is_log:
             return np.log(np.maximum(values, self.low) / self.low) / math.log(self.high / self.low)
         return (values - self.low) / (self.high - self.low)
@@ -215,7 +215,10 @@ def picture(
     y_ticks: Sequence[tuple[float, str]],
     y_label: str,
 ) -> Markup:
-    """`[rows, columns]`, the first row at the bottom, dark at `low` and bright at `high`. Ticks of y by share of it."""
+    """An image of `values` `[rows, columns]`: first row at the bottom, dark at `low`, bright at `high`.
+
+    `y_ticks` are shares of the height, 0 to 1, and texts.
+    """
     return _figure(
         title=title,
         x_label=x_label,
@@ -249,7 +252,7 @@ def _not_empty(low: float, high: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, about: int, min_step: int = 0) -> list[tuple[float, str]]:
-    """Round numbers from low to high, steps of 1, 2 or 5."""
+    """Ticks at round numbers from `low` to `high`, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     size = 10.0 ** math.floor(math.log10(rough))
     step = min((1 * size, 2 * size, 5 * size, 10 * size), key=lambda step: abs(math.log(step / rough)))
@@ -266,10 +269,10 @@ def _tick_text(value: float, step: float, largest: float) -> str:
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
-# Anchors of a dark-to-bright scale that rises evenly in lightness, for eyes that tell no hues as well.
+# Anchors of a scale from dark to bright whose lightness rises evenly, so that it is readable without colour vision.
 _COLOURS = "000008 220e48 571473 8e2676 c43d61 ed6942 fca842 fcf0be"
 _NUM_SHADES = 96
-"""Few enough for a small file, too many to see."""
+"""Few enough for a small file, and too many to be distinguished."""
 
 
 def _png_uri(values: np.ndarray, low: float, high: float) -> str:

@@ -1,6 +1,7 @@
-"""Compares a prepared data set with what the paper used, and says what each difference will cost.
+"""The doctor's checks: they compare a prepared data set with the paper's data and say what each difference costs.
 
-Each check is a pure function from `Facts` to findings; `CHECKS` lists them. A threshold is a constant with its reason.
+Each check is a pure function from `DatasetSummary` to findings. `CHECKS` lists them. Thresholds are constants with
+their reasons.
 """
 
 import math
@@ -21,7 +22,7 @@ from ast_core.published_inputs import AUDIOSET, PublishedInput
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.inspect import explanations
-from pipeline.inspect.dataset_summary import Facts, OfficialList, SplitFacts, gather
+from pipeline.inspect.dataset_summary import DatasetSummary, OfficialList, SplitSummary, summarize
 from pipeline.inspect.explanations import published_for
 from pipeline.inspect.findings import WORST_FIRST, Finding, Severity, worse
 from pipeline.prepare.clip import Reason
@@ -31,81 +32,86 @@ from pipeline.weights import sample_weights
 MISSING_OK = 0.06
 """The paper's own training copy lacked 5.4 %: 1,953,082 of 2,063,949 clips (YuanGongND/whisper-at#13)."""
 MISSING_WARNING = 0.10
-"""d′ stayed put while AudioSet lost a tenth of its clips (audioset/ontology#8)."""
+"""d′ did not change while AudioSet lost a tenth of its clips (audioset/ontology#8)."""
 MOST = 0.5
-"""More than half: an unfinished run or the wrong folder, not what YouTube has lost."""
+"""If more than half is missing, the cause is an unfinished run or the wrong folder, not videos lost on YouTube."""
 
 MIN_CLASS_CLIPS = 20
-"""Shares of fewer clips than this say little of a class."""
+"""With fewer clips than this a class's share is not reliable."""
 CLASS_Z, CLASS_MISSING, CLASS_RATIO = 4.0, 0.10, 1.5
-"""One table of 527 classes in 60 has such a z by chance; and a class with nine tenths of its clips is not hit."""
+"""By chance one table of 527 classes in 60 has such a z. A class that keeps nine tenths of its clips passes."""
 
 A_FEW = 0.01
-"""A hundredth of the clips: what lists differ by between their revisions, what a further command is worth."""
+"""A hundredth of the clips: the difference between revisions of a list, and enough to make another run worthwhile."""
 
 TV_OK, TV_WARNING, TV_CHANCE = 0.02, 0.05, 1.5
-"""Total variation is the share of all labels that stands at another class; clips lost at random move it too."""
+"""Total variation is the share of all labels that would have to change class. Random loss of clips changes it too."""
 
 NORM_OK = 0.5
-"""Two counts of one public copy lie this far apart: (-3.38, 3.89) and (-3.54, 3.42), YuanGongND/ast#85 and #108."""
+"""Two published norms of one public copy differ by this: (-3.38, 3.89), (-3.54, 3.42), YuanGongND/ast#85 and #108."""
 NORM_SERIOUS = 2.5
-"""11 dB: no choice of clips shifts a mean so far, a scale or a format does."""
+"""11 dB. No selection of clips shifts a mean so far; a wrong scale or format does."""
 CAUSE_WITHIN = 1.0
-"""A fault is named if it explains the figures to within this."""
+"""A fault is named if it explains the norm to within this."""
 
 SILENT_CLIPS_OK, SILENT_CLIPS_WARNING = 0.001, 0.01
-"""The preparation drops silent clips unless it is told --keep-silent; a hundredth of the clips is a set of its own."""
+"""The preparation drops silent clips without --keep-silent. A hundredth of the clips is no accident."""
 SILENT_FRAMES_OK, SILENT_FRAMES_WARNING = 0.02, 0.10
-"""Recordings have some; a frame in ten is padding, or sound tracks that are partly empty. For AudioSet alone: others
-may pad by design, as ESC-50 does."""
+"""Recordings have some silent frames. One frame in ten means padding or partly empty sound tracks.
+
+Used only for AudioSet: other data sets pad by design, as ESC-50 does.
+"""
 
 CLIPPED_OK, CLIPPED_MOST = 0.001, 0.05
-"""Of all samples: a resampler's overshoot stays far below the first; beyond the second the scale is wrong."""
+"""Shares of all samples. A resampler's overshoot stays far below the first; above the second the scale is wrong."""
 
 SHORT, SHORT_OK, SHORT_WARNING = 0.95, 0.01, 0.10
-"""Below this share of its listed length a section would be refused as truncated; other sources do not check."""
+"""A section below this share of its listed length is refused as truncated. Other sources have no such check."""
 CUT_WARNING = 0.05
-"""One clip in twenty is another kind of file, no slip."""
+"""If one clip in twenty is too long, these are other files than the recipe expects."""
 
 
 def examine(data: PreparedDataset, official: Mapping[str, str] | None = None) -> list[Finding]:
-    """All findings, worst first. `official`: path or URL of the segment list of a split whose name does not tell it.
+    """All findings, worst first.
+
+    Args:
+        official: Path or URL of the official segment list, by split, for splits without an official name.
 
     Raises:
-        DataError: `official` names a split that is not there, or a file of the data set is missing or damaged.
+        DataError: `official` names a split that does not exist, or a file of the data set is missing or damaged.
     """
-    return examine_facts(gather(data, official))
+    return examine_summary(summarize(data, official))
 
 
-def examine_facts(facts: Facts) -> list[Finding]:
-    findings = [found for check in CHECKS for found in check(facts)]
+def examine_summary(summary: DatasetSummary) -> list[Finding]:
+    findings = [found for check in CHECKS for found in check(summary)]
     return sorted(findings, key=lambda found: WORST_FIRST.index(found.severity))
 
 
-Check = Callable[[Facts], Iterator[Finding]]
-SplitCheck = Callable[[Facts, SplitFacts], Finding]
-ListCheck = Callable[[Facts, SplitFacts, OfficialList], Finding]
+Check = Callable[[DatasetSummary], Iterator[Finding]]
+SplitCheck = Callable[[DatasetSummary, SplitSummary], Finding]
+ListCheck = Callable[[DatasetSummary, SplitSummary, OfficialList], Finding]
 
 
-def of_each_split(check: SplitCheck) -> Check:
-    """For a check that looks at one split; one without a clip is left to `check_clips` and `check_failures`."""
+def for_each_split(check: SplitCheck) -> Check:
+    """Decorator: run a check on each split that has clips. Other checks report splits without clips."""
 
     @wraps(check)
-    def over_splits(facts: Facts) -> Iterator[Finding]:
-        return (check(facts, split) for split in facts.splits if len(split.clips))
+    def over_splits(summary: DatasetSummary) -> Iterator[Finding]:
+        return (check(summary, split) for split in summary.splits if len(split.clips))
 
     return over_splits
 
 
-def against_list(name: str) -> Callable[[ListCheck], Check]:
-    """For a check that needs the official list: where that cannot be had, it finds `unknown`."""
+def compared_with_list(name: str) -> Callable[[ListCheck], Check]:
+    """Decorator for a check that needs the official list. If the list is not available, the finding is `unknown`."""
 
     def decorate(check: ListCheck) -> Check:
         @wraps(check)
-        def over_splits(facts: Facts) -> Iterator[Finding]:
-            for split in filter(lambda split: len(split.clips), facts.splits):
+        def over_splits(summary: DatasetSummary) -> Iterator[Finding]:
+            for split in filter(lambda split: len(split.clips), summary.splits):
                 if split.official:
-                    yield check(facts, split, split.official)
+                    yield check(summary, split, split.official)
                 elif split.no_list:
                     yield Finding(name, split.name, "unknown", f"not compared: {split.no_list}", explanations.NO_LIST)
 
@@ -114,12 +120,12 @@ def against_list(name: str) -> Callable[[ListCheck], Check]:
     return decorate
 
 
-# --- against the official lists
+# --- comparison with the official lists
 
 
-@against_list("clips")
-def check_clips(facts: Facts, split: SplitFacts, official: OfficialList) -> Finding:
-    """How many of the listed clips there are, overall and by class, and whether there are others."""
+@compared_with_list("clips")
+def check_clips(summary: DatasetSummary, split: SplitSummary, official: OfficialList) -> Finding:
+    """The share of listed clips that exist, overall and by class, and the number of clips not in the list."""
     listed = official.clips
     present = np.unique(split.position[split.position >= 0])
     extra = int((split.position < 0).sum())
@@ -131,7 +137,7 @@ def check_clips(facts: Facts, split: SplitFacts, official: OfficialList) -> Find
     hit = (counted & (z > CLASS_Z) & (lost > max(CLASS_MISSING, CLASS_RATIO * missing))) | (
         (clips_of > 0) & (present_of == 0)
     )
-    names = facts.labels.names
+    names = summary.labels.names
     worst = [c for c in np.argsort(-lost, kind="stable") if counted[c] and lost[c] > 0]
     severity = worse(
         _grade(missing, note=MISSING_OK, warning=MISSING_WARNING, serious=MOST),
@@ -171,7 +177,7 @@ def check_clips(facts: Facts, split: SplitFacts, official: OfficialList) -> Find
             "per_class": [
                 {
                     "index": c,
-                    "mid": facts.labels.mids[c],
+                    "mid": summary.labels.mids[c],
                     "name": names[c],
                     "listed": clips_of[c],
                     "present": present_of[c],
@@ -184,9 +190,9 @@ def check_clips(facts: Facts, split: SplitFacts, official: OfficialList) -> Find
     )
 
 
-@against_list("labels")
-def check_labels(facts: Facts, split: SplitFacts, official: OfficialList) -> Finding:
-    """Whether clips are labelled as the list labels them."""
+@compared_with_list("labels")
+def check_labels(summary: DatasetSummary, split: SplitSummary, official: OfficialList) -> Finding:
+    """Whether clips have the labels of the official list."""
     found = split.position >= 0
     asked = label_text(official.clips.take(split.position[found]))
     given = label_text(split.clips.filter(pa.array(found)))
@@ -203,14 +209,14 @@ def check_labels(facts: Facts, split: SplitFacts, official: OfficialList) -> Fin
     return _finding("labels", split, severity, [what], [explanations.OFFICIAL_LABELS_ON_BALANCED], figures)
 
 
-@against_list("marginals")
-def check_marginals(facts: Facts, split: SplitFacts, official: OfficialList) -> Finding:
-    """The share that each class has of all labels, here and in the list."""
+@compared_with_list("marginals")
+def check_marginals(summary: DatasetSummary, split: SplitSummary, official: OfficialList) -> Finding:
+    """Each class's share of all labels, compared with the official list."""
     listed, here = split.class_counts(official.clips), split.class_counts(split.clips)
     total_listed, total = max(int(listed.sum()), 1), max(int(here.sum()), 1)
     share_listed, share = listed / total_listed, here / total
     distance = float(np.abs(share - share_listed).sum() / 2)
-    # Labels lost at random leave class c a binomial number; the mean of |N(0, s)| is s √(2/π).
+    # If labels are lost at random, the number left in class c is binomial. The mean of |N(0, s)| is s √(2/π).
     kept = min(total / total_listed, 1.0)
     chance = float(np.sqrt(2 / math.pi * listed * (1 - kept) / kept).sum() / total_listed / 2)
     ratio = share / np.where(listed, share_listed, math.nan)
@@ -224,7 +230,7 @@ def check_marginals(facts: Facts, split: SplitFacts, official: OfficialList) -> 
         severity,
         [
             f"label shares differ from the list's by {distance:.3f} in total variation ({chance:.3f} by chance)",
-            f"most {', '.join(f'{facts.labels.names[c]} ×{ratio[c]:.2f}' for c in far)}" if far and distance else "",
+            f"most {', '.join(f'{summary.labels.names[c]} ×{ratio[c]:.2f}' for c in far)}" if far and distance else "",
         ],
         [explanations.MARGINALS],
         {
@@ -233,7 +239,7 @@ def check_marginals(facts: Facts, split: SplitFacts, official: OfficialList) -> 
             "per_class": [
                 {
                     "index": c,
-                    "name": facts.labels.names[c],
+                    "name": summary.labels.names[c],
                     "share": share[c],
                     "listed": share_listed[c],
                     "ratio": ratio[c],
@@ -244,9 +250,9 @@ def check_marginals(facts: Facts, split: SplitFacts, official: OfficialList) -> 
     )
 
 
-@of_each_split
-def check_durations(facts: Facts, split: SplitFacts) -> Finding:
-    """Frames of each clip, against the list's times where there is one, and against what the recipe takes."""
+@for_each_split
+def check_durations(summary: DatasetSummary, split: SplitSummary) -> Finding:
+    """Frames of each clip, compared with the official list's times and with the recipe's input length."""
     frames = split.column("num_frames").astype(np.int64)
     low, middle, high = np.percentile(frames, (5, 50, 95), method="nearest")
     what, costs = [f"median {middle} frames, 5 to 95 % of the clips {low} to {high}"], []
@@ -260,7 +266,7 @@ def check_durations(facts: Facts, split: SplitFacts) -> Finding:
         severity = _grade(short, note=SHORT_OK, warning=SHORT_WARNING, serious=MOST)
         what.append(f"{_percent(short)} below {_percent(SHORT)} of the listed length")
         costs += [explanations.SHORT] if severity != "ok" else []
-    if published := published_for(facts.labels):
+    if published := published_for(summary.labels):
         figures["cut_share"] = cut = float((frames > published.num_frames).mean())
         if cut:
             severity = worse(severity, _grade(cut, note=0.0, warning=CUT_WARNING))
@@ -269,12 +275,12 @@ def check_durations(facts: Facts, split: SplitFacts) -> Finding:
     return _finding("durations", split, severity, what, costs, figures)
 
 
-# --- by itself
+# --- checks of the data set alone
 
 
-def check_failures(facts: Facts) -> Iterator[Finding]:
-    """Clips that could not be prepared, and which of them another run may still get."""
-    for split in facts.splits:
+def check_failures(summary: DatasetSummary) -> Iterator[Finding]:
+    """Clips that could not be prepared, and how many of them another run may still get."""
+    for split in summary.splits:
         reasons = Counter(split.failures["reason"].to_pylist())
         again = sum(n for reason, n in reasons.items() if Reason(reason).retry)
         asked = len(split.clips) + sum(reasons.values())
@@ -289,30 +295,32 @@ def check_failures(facts: Facts) -> Iterator[Finding]:
         yield _finding("failures", split, severity, parts, costs, figures)
 
 
-def check_norm(facts: Facts) -> Iterator[Finding]:
-    """Mean and standard deviation of raw log-mel, against the published figures."""
-    published = published_for(facts.labels)
-    for split in facts.splits:
+def check_norm(summary: DatasetSummary) -> Iterator[Finding]:
+    """Mean and standard deviation of raw log-mel, compared with the published norm."""
+    published = published_for(summary.labels)
+    for split in summary.splits:
         figures = norm_figures(split, published)
         if figures is None:
-            continue  # no clip, or none with finite values: other checks say so
+            continue  # no clip, or none with finite values: other checks report that
         what = [f"mean and std {figures['mean']:.2f}, {figures['std']:.2f}"]
         if published is None:
             yield _finding("norm", split, "ok", [*what, "none published for these classes"], [], figures)
             continue
         counted = figures["as_the_original_counts"]
-        what.append(f"{counted['mean']:.2f}, {counted['std']:.2f} with padding and masks, as the original counts")
+        what.append(f"{counted['mean']:.2f}, {counted['std']:.2f} with padding and masks, as the reference counts")
         what.append(f"published {published.mean:.2f}, {published.std:.2f} ({published.name})")
         severity = _grade(figures["off_by"], warning=NORM_OK, serious=NORM_SERIOUS)
         costs = [explanations.OTHER_NORM, *_norm_causes(figures, published)]
         yield _finding("norm", split, severity, what, costs, figures)
 
 
-def norm_figures(split: SplitFacts, published: PublishedInput | None) -> dict[str, Any] | None:
-    """The norm of all frames, of all but the silent ones, and as the original's script counts; None without values.
+def norm_figures(split: SplitSummary, published: PublishedInput | None) -> dict[str, Any] | None:
+    """The norm of all frames, of the frames that are not silent, and as the reference script counts.
 
-    That script averages over its training loader (src/get_norm_stats.py of YuanGongND/ast, and #16 there), so the zeros
-    of padding and masks count. They enter by their expected share; its mixup is left out.
+    That script averages over its training loader (src/get_norm_stats.py of YuanGongND/ast, and issue #16 there), so the
+    zeros of padding and masks count. Here they count with their expected share; the script's mixup is ignored.
+
+    Returns None if no clip has finite values.
     """
     rows = np.stack(
         [
@@ -332,7 +340,7 @@ def norm_figures(split: SplitFacts, published: PublishedInput | None) -> dict[st
         )
     if published:
         filled = np.minimum(rows[2] / published.num_frames, 1).mean()
-        # The widest mask is drawn from below freqm, then cut to whole bins; see ast_core.augment.draw.
+        # The largest mask width is below freqm, then cut to whole bins; see ast_core.augment.draw.
         masked_bins, masked_frames = (published.freqm - 1) / 2, (published.timem - 1) / 2
         kept = filled * (1 - masked_bins / NUM_MEL_BINS) * (1 - masked_frames / published.num_frames)
         counted = _mean_std(total, squares, frames * NUM_MEL_BINS / kept)
@@ -342,7 +350,7 @@ def norm_figures(split: SplitFacts, published: PublishedInput | None) -> dict[st
             "as_the_original_counts": counted,
             "published": {"mean": published.mean, "std": published.std},
             "standard_error": standard_error,
-            "off_by": max(0.0, nearest - 2 * standard_error),  # a few clips tell little
+            "off_by": max(0.0, nearest - 2 * standard_error),  # with few clips the mean is uncertain
         }
     return figures
 
@@ -358,15 +366,15 @@ def _distance(figures: Mapping[str, float], published: PublishedInput) -> float:
 
 _LN10 = math.log(10)
 _SCALE_FAULTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
-    "16-bit integers where [-1, 1] is meant, which adds 2 ln 32768 = 20.8": lambda m, s: (m + 2 * math.log(2**15), s),
-    "decibels where natural logarithms are meant": lambda m, s: (m * 10 / _LN10, s * 10 / _LN10),
-    "base-10 logarithms where natural ones are meant": lambda m, s: (m / _LN10, s / _LN10),
-    "magnitudes where powers are meant": lambda m, s: (m / 2, s / 2),
+    "16-bit integers instead of [-1, 1], which adds 2 ln 32768 = 20.8": lambda m, s: (m + 2 * math.log(2**15), s),
+    "decibels instead of natural logarithms": lambda m, s: (m * 10 / _LN10, s * 10 / _LN10),
+    "base-10 logarithms instead of natural ones": lambda m, s: (m / _LN10, s / _LN10),
+    "magnitudes instead of powers": lambda m, s: (m / 2, s / 2),
     "values that are normalised already, by twice the std": lambda m, s: (0.0, 0.5),
     "values that are normalised already": lambda m, s: (0.0, 1.0),
     "hardly any sound: a scale that is divided twice, or empty sound tracks": lambda m, s: (STORED_FLOOR, 0.0),
 }
-"""What each would make of the published mean and std."""
+"""Faults, and how each would change the published mean and std."""
 
 
 def _norm_causes(figures: Mapping[str, Any], published: PublishedInput) -> Iterator[str]:
@@ -386,29 +394,29 @@ def _norm_causes(figures: Mapping[str, Any], published: PublishedInput) -> Itera
     elif abs(std - published.std) <= NORM_OK:
         louder = "louder" if mean > published.mean else "quieter"
         level_db = abs(mean - published.mean) * 10 / _LN10
-        yield f"The spread is the paper's and the level {level_db:.0f} dB {louder}, as where files were normalised."
+        yield f"The spread is the paper's and the level {level_db:.0f} dB {louder}, as if files were normalised."
     else:
         yield explanations.LOWER_SPREAD if std < published.std else explanations.LARGER_SPREAD
 
 
-@of_each_split
-def check_values(facts: Facts, split: SplitFacts) -> Finding:
+@for_each_split
+def check_values(summary: DatasetSummary, split: SplitSummary) -> Finding:
     """NaN or infinity among the stored values."""
     broken = ~np.isfinite(split.column("fbank_sum") + split.column("fbank_sum_sq"))
     ids = split.clips["clip_id"].filter(pa.array(broken)).to_pylist()
-    what = f"{len(ids):,} clips hold NaN or infinity: {_some(ids, 3)}" if ids else "all values are finite"
+    what = f"{len(ids):,} clips contain NaN or infinity: {_some(ids, 3)}" if ids else "all values are finite"
     return _finding("values", split, "serious" if ids else "ok", [what], [explanations.NOT_FINITE], {"clips": ids})
 
 
-@of_each_split
-def check_silence(facts: Facts, split: SplitFacts) -> Finding:
+@for_each_split
+def check_silence(summary: DatasetSummary, split: SplitSummary) -> Finding:
     """Clips and frames of digital silence."""
     clips = float(_silent(split).mean())
     frames = float(
         split.column("num_silent_frames").sum(dtype=np.int64) / split.column("num_frames").sum(dtype=np.int64)
     )
     severity = _grade(clips, note=SILENT_CLIPS_OK, warning=SILENT_CLIPS_WARNING)
-    if published_for(facts.labels) is AUDIOSET:
+    if published_for(summary.labels) is AUDIOSET:
         severity = worse(severity, _grade(frames, note=SILENT_FRAMES_OK, warning=SILENT_FRAMES_WARNING))
     what = (
         f"{_silent(split).sum():,} clips are silent throughout, {_percent(clips)}, and {_percent(frames)} of the frames"
@@ -417,9 +425,9 @@ def check_silence(facts: Facts, split: SplitFacts) -> Finding:
     return _finding("silence", split, severity, [what], [explanations.SILENCE], figures)
 
 
-@of_each_split
-def check_clipping(facts: Facts, split: SplitFacts) -> Finding:
-    """Samples beyond full scale, which the preparation has set to ±1."""
+@for_each_split
+def check_clipping(summary: DatasetSummary, split: SplitSummary) -> Finding:
+    """Samples beyond full scale, which the preparation set to ±1."""
     clipped = split.column("num_clipped")
     seconds = float(split.column("num_frames").sum(dtype=np.int64)) * FRAME_SHIFT_MS / 1000
     clips, samples = float((clipped > 0).mean()), float(clipped.sum(dtype=np.int64) / (seconds * SAMPLE_RATE_HZ))
@@ -429,9 +437,9 @@ def check_clipping(facts: Facts, split: SplitFacts) -> Finding:
     return _finding("clipping", split, severity, [what], [cost], {"clips_share": clips, "samples_share": samples})
 
 
-@of_each_split
-def check_duplicates(facts: Facts, split: SplitFacts) -> Finding:
-    """The same audio under several clip_ids of a split."""
+@for_each_split
+def check_duplicates(summary: DatasetSummary, split: SplitSummary) -> Finding:
+    """Equal audio under several clip_ids of a split."""
     _, group, times = np.unique(split.column("fbank_hash"), return_inverse=True, return_counts=True)
     repeated = (times[group] > 1) & ~_silent(split)
     rows = split.clips.filter(pa.array(repeated))
@@ -441,19 +449,19 @@ def check_duplicates(facts: Facts, split: SplitFacts) -> Finding:
     groups = [[clip_id for clip_id, _ in same] for same in members.values()]
     at_odds = sum(len({labels for _, labels in same}) > 1 for same in members.values())
     copies = sum(map(len, groups)) - len(groups)
-    what = ["no audio stands under two clip_ids"]
+    what = ["no audio has two clip_ids"]
     if copies:
-        what = [f"{copies:,} clips are the audio of another one ({_some([' = '.join(ids[:3]) for ids in groups], 2)})"]
+        what = [f"{copies:,} clips have the audio of another one ({_some([' = '.join(ids[:3]) for ids in groups], 2)})"]
         what += [f"{at_odds:,} of these groups have different labels"] if at_odds else []
     figures = {"copies": copies, "groups": groups, "groups_with_different_labels": at_odds}
     severity = _grade(copies / len(split.clips), note=0.0, warning=A_FEW)
     return _finding("duplicates", split, severity, what, [explanations.DUPLICATES], figures)
 
 
-def check_leakage(facts: Facts) -> Iterator[Finding]:
-    """The same audio, clip_id or video in two splits."""
-    in_one_alone = True
-    for one, two in combinations(facts.splits, 2):
+def check_leakage(summary: DatasetSummary) -> Iterator[Finding]:
+    """Equal audio, clip_id or video in two splits."""
+    none_shared = True
+    for one, two in combinations(summary.splits, 2):
         shared = {
             "audio": (_sound_hashes(one), _sound_hashes(two)),
             "clip_id": (one.clips["clip_id"], two.clips["clip_id"]),
@@ -468,7 +476,7 @@ def check_leakage(facts: Facts) -> Iterator[Finding]:
         )
         if not in_two:
             continue
-        in_one_alone = False
+        none_shared = False
         together = role(one.name) == role(two.name) != "either"
         what = [
             f"{len(in_two):,} clips of {two.name} are in {one.name} too ({_some(in_two, 2)})",
@@ -479,20 +487,20 @@ def check_leakage(facts: Facts) -> Iterator[Finding]:
         figures |= {"clips": {one.name: in_one, two.name: in_two}}
         severity: Severity = "note" if together else "serious"
         yield _finding("leakage", f"{one.name} + {two.name}", severity, what, [cost], figures)
-    if in_one_alone:
+    if none_shared:
         yield _finding("leakage", "", "ok", ["no audio, clip_id or video is in two splits"], [], {})
 
 
 def role(split: str) -> Literal["train", "eval", "either"]:
-    """What a split is for, by its name; folds serve as both."""
+    """The use of a split, by its name. Folds are used for both."""
     if "train" in split:
         return "train"
     return "eval" if re.search("eval|test|valid", split) else "either"
 
 
-def check_index(facts: Facts) -> Iterator[Finding]:
-    """Whether index and dataset.json are of the clips that the shards hold."""
-    for split in facts.splits:
+def check_index(summary: DatasetSummary) -> Iterator[Finding]:
+    """Whether index and dataset.json describe the clips in the shards."""
+    for split in summary.splits:
         index = split.index
         at = pc.index_in(_place(index), value_set=_place(split.stored).combine_chunks()).fill_null(-1).to_numpy()
         pointed, indexed = split.stored.take(at[at >= 0]), index.filter(pa.array(at >= 0))
@@ -504,9 +512,9 @@ def check_index(facts: Facts) -> Iterator[Finding]:
         unlisted = split.num_lost
         stale = dataset.fingerprint(index["clip_id"], index["labels"]) != split.info["fingerprint"]
         problems = [
-            f"{nowhere:,} rows point at no stored clip" if nowhere else "",
+            f"{nowhere:,} rows point to no stored clip" if nowhere else "",
             f"{wrong:,} rows have the id, labels or values of another clip" if wrong else "",
-            "dataset.json is of other clips or labels" if stale else "",
+            "dataset.json describes other clips or labels" if stale else "",
             f"{unlisted:,} stored clips have no row" if unlisted else "",
         ]
         severity: Severity = "serious" if nowhere or wrong or stale else "warning" if unlisted else "ok"
@@ -521,25 +529,23 @@ def check_index(facts: Facts) -> Iterator[Finding]:
         yield _finding("index", split, severity, what, costs, figures | {"fingerprint_differs": stale})
 
 
-def check_weights(facts: Facts) -> Iterator[Finding]:
-    """Whether the stored sample weights are those of the labels beside them."""
-    for split in facts.splits:
+def check_weights(summary: DatasetSummary) -> Iterator[Finding]:
+    """Whether the stored sample weights match the labels in the same index."""
+    for split in summary.splits:
         stored = split.index["sample_weight"].to_numpy()
         right = sample_weights(split.index["labels"].combine_chunks(), split.num_classes)
         stale = ~np.isclose(stored, right, rtol=1e-6)
-        what = "sample weights are those of these clips"
+        what = "sample weights match these clips"
         if stale.any():
             ratio = np.median(stored[stale] / right[stale])
-            what = (
-                f"{stale.sum():,} of {len(stale):,} sample weights are not those of these labels (median ×{ratio:.3g})"
-            )
+            what = f"{stale.sum():,} of {len(stale):,} sample weights do not match these labels (median ×{ratio:.3g})"
         severity: Severity = "warning" if stale.any() else "ok"
         yield _finding("weights", split, severity, [what], [explanations.STALE_WEIGHTS], {"stale": stale.sum()})
 
 
-def check_vocabulary(facts: Facts) -> Iterator[Finding]:
-    """The classes and their order, against AudioSet's 527."""
-    ours, audioset = facts.labels.mids, audioset_labels().mids
+def check_vocabulary(summary: DatasetSummary) -> Iterator[Finding]:
+    """The classes and their order, compared with AudioSet's 527."""
+    ours, audioset = summary.labels.mids, audioset_labels().mids
     common = len(set(ours) & set(audioset))
     severity: Severity
     if ours == audioset:
@@ -548,7 +554,7 @@ def check_vocabulary(facts: Facts) -> Iterator[Finding]:
         moved = sum(a != b for a, b in zip(ours, audioset, strict=True))
         severity, what = "serious", f"AudioSet's 527 classes in another order: {moved} have another index"
         cost = explanations.OTHER_ORDER
-    elif published_for(facts.labels) is AUDIOSET:
+    elif published_for(summary.labels) is AUDIOSET:
         severity, what = "warning", f"{common} of AudioSet's 527 classes, {len(ours)} in all"
         cost = explanations.OTHER_CLASSES
     else:
@@ -556,13 +562,13 @@ def check_vocabulary(facts: Facts) -> Iterator[Finding]:
     yield _finding("vocabulary", "", severity, [what], [cost], {"classes": len(ours), "of_audioset": common})
 
 
-def check_features(facts: Facts) -> Iterator[Finding]:
-    """How the fbanks were computed, against what the recipes take."""
-    there, ours = facts.info["features"], dataset.FEATURES
-    other = [key for key in ours | there if there.get(key) != ours.get(key)]
-    what = [f"{key} is {there.get(key)!r}, the recipes take {ours.get(key)!r}" for key in other]
+def check_features(summary: DatasetSummary) -> Iterator[Finding]:
+    """The settings of the fbanks, compared with those that the recipes need."""
+    stored, needed = summary.info["features"], dataset.FEATURES
+    other = [key for key in needed | stored if stored.get(key) != needed.get(key)]
+    what = [f"{key} is {stored.get(key)!r}, the recipes take {needed.get(key)!r}" for key in other]
     severity: Severity = "serious" if other else "ok"
-    figures = {"other": {key: there.get(key) for key in other}}
+    figures = {"other": {key: stored.get(key) for key in other}}
     yield _finding(
         "features", "", severity, what or ["as the recipes take them"], [explanations.OTHER_FEATURES], figures
     )
@@ -589,13 +595,13 @@ CHECKS: tuple[Check, ...] = (
 
 def _finding(
     check: str,
-    split: SplitFacts | str,
+    split: SplitSummary | str,
     severity: Severity,
     what: list[str],
     costs: list[str],
     figures: Mapping[str, Any],
 ) -> Finding:
-    """Empty parts of `what` are left out, and what is ok costs nothing."""
+    """A finding without the empty parts of `what`, and without costs if its severity is `ok`."""
     name = split if isinstance(split, str) else split.name
     return Finding(
         check, name, severity, "; ".join(filter(None, what)), "" if severity == "ok" else " ".join(costs), figures
@@ -603,7 +609,7 @@ def _finding(
 
 
 def _grade(value: float, *, note: float = math.inf, warning: float = math.inf, serious: float = math.inf) -> Severity:
-    """The worst severity whose threshold is passed."""
+    """The worst severity whose threshold `value` exceeds."""
     return "serious" if value > serious else "warning" if value > warning else "note" if value > note else "ok"
 
 
@@ -617,8 +623,8 @@ def _some(items: list[str], at_most: int) -> str:
     return ", ".join(items[:at_most]) + (", …" if len(items) > at_most else "")
 
 
-def _silent(split: SplitFacts) -> np.ndarray:
-    """`[clips]`: silent throughout. All of these are one audio, which says nothing of where they come from."""
+def _silent(split: SplitSummary) -> np.ndarray:
+    """`[clips]`: whether every frame is silent. All silent clips have equal audio, so they are no duplicates."""
     return split.column("num_silent_frames") == split.column("num_frames")
 
 
@@ -626,18 +632,18 @@ def _place(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(rows["shard"], rows["row"].cast(pa.string()), ":")
 
 
-def _sound_hashes(split: SplitFacts) -> pa.ChunkedArray:
-    """Of each clip; null of a silent one."""
+def _sound_hashes(split: SplitSummary) -> pa.ChunkedArray:
+    """The `fbank_hash` of each clip; null for a silent clip."""
     return pc.if_else(pa.array(_silent(split)), None, split.clips["fbank_hash"])
 
 
 def _is_in(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
-    """A null is in nothing."""
+    """Whether each id is in `others`. A null never is."""
     return pc.is_in(ids, value_set=others.combine_chunks().drop_null()).to_numpy()
 
 
-def _video_ids(split: SplitFacts) -> pa.ChunkedArray:
-    """Of each clip; from the official list where the shards do not say."""
+def _video_ids(split: SplitSummary) -> pa.ChunkedArray:
+    """The video id of each clip, from the official list if the shards have none."""
     if split.official is None:
         return split.clips["video_id"]
     row = pa.array(split.position, mask=split.position < 0)

@@ -1,6 +1,6 @@
-"""What the doctor looks at: a prepared data set's small columns, and the official lists that its splits were to hold.
+"""The doctor's input: a prepared data set's small columns, and the official lists of its splits.
 
-No fbank is read: what is to be known of its values stands beside it (`pipeline.prepare.output.shards.clip_facts`).
+No fbank is read: shards have columns with its sums and hash (`pipeline.prepare.output.shards.clip_facts`).
 """
 
 import re
@@ -25,97 +25,99 @@ from pipeline.prepare.sources.web_lists import cached
 from pipeline.weights import flatten_labels
 
 _OTHER_NAME = re.compile(r"Y?(?P<video>[A-Za-z0-9_-]{11})(_(?P<start>\d+(\.\d+)?))?(_\d+(\.\d+)?)?")
-"""What copies of AudioSet call a clip: `YID`, `ID`, `ID_30`, `YID_30.000_40.000`."""
+"""Names of clips in copies of AudioSet: `YID`, `ID`, `ID_30`, `YID_30.000_40.000`."""
 
 
 @dataclass(frozen=True)
 class OfficialList:
     origin: str
     clips: pa.Table
-    """`CLIPS`, one row a clip; its media are not located."""
+    """`CLIPS`, one row a clip, without the places of the media."""
     num_refused: int
     """Rows that could not be read."""
 
 
 @dataclass(frozen=True)
-class SplitFacts:
+class SplitSummary:
     name: str
     num_classes: int
     info: dict[str, Any]
     """The split's entry of dataset.json."""
     stored: pa.Table
-    """`SCANNED`, shard and row of all shards; a clip that a kill left in two of them has two rows."""
+    """The small columns (`SCANNED`), shard and row of all shards. After a crash a clip may be in two shards."""
     index: pa.Table
     """INDEX, as it is on disk."""
     failures: pa.Table
     official: OfficialList | None
     no_list: str
-    """Why the official list is not here; empty where there is a list, and where none could be."""
+    """Why there is no official list; empty if there is one, or if the split cannot have one."""
 
     @cached_property
     def clips(self) -> pa.Table:
-        """`stored`, one row a clip of the index: what is no longer listed stays in the shards."""
+        """One row of `stored` for each clip of the index. Clips that are no longer listed stay in the shards."""
         first = np.unique(self.stored["clip_id"].to_numpy(zero_copy_only=False), return_index=True)[1]
         distinct = self.stored.take(np.sort(first))
         return distinct.filter(pc.is_in(distinct["clip_id"], value_set=self.index["clip_id"].combine_chunks()))
 
     @property
     def num_lost(self) -> int:
-        """Clips that the shards have and the index lacks, though no list has left them out."""
+        """The number of clips in the shards that should be in the index and are not."""
         not_indexed = pc.count_distinct(self.stored["clip_id"]).as_py() - len(self.clips)
         return max(0, int(not_indexed - self.info.get("left_out", 0)))
 
     @cached_property
     def position(self) -> np.ndarray:
-        """`[clips]`: each clip's row in the official list, -1 where it is not in it or there is none."""
+        """`[clips]`: each clip's row in the official list; -1 if it is not in the list or there is none."""
         return _positions(self.clips, self.official.clips) if self.official else np.full(len(self.clips), -1)
 
     def column(self, name: str) -> np.ndarray:
         return self.clips[name].to_numpy()
 
     def class_counts(self, clips: pa.Table) -> np.ndarray:
-        """`[C]`: clips with each label."""
+        """`[C]`: the number of clips that have each class."""
         return np.bincount(flatten_labels(clips["labels"].combine_chunks())[0], minlength=self.num_classes)
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetSummary:
     uri: str
     info: dict[str, Any]
     """dataset.json"""
     labels: LabelVocabulary
-    splits: list[SplitFacts]
+    splits: list[SplitSummary]
 
 
-def gather(
+def summarize(
     data: PreparedDataset,
     official: Mapping[str, str] | None = None,
     stored: Mapping[str, pa.Table] | None = None,
-) -> Facts:
-    """Read the shards' small columns, and the official lists: those given by split, and those known by its name.
+) -> DatasetSummary:
+    """Read the shards' small columns and the official lists: those in `official`, and those known by the split's name.
 
-    `stored` has the small columns of splits whose shards have been read already.
+    Only a list that `official` gives as a URL or a name is fetched from the web. A list known by the split's name is
+    read from the cache; if it is not there, `SplitSummary.no_list` says so.
 
-    Nothing is fetched from the web but a list that `official` gives as a URL or a name. A list known by the split's
-    name is read if a copy of it is in the cache; that there is none is a fact too (`SplitFacts.no_list`).
+    Args:
+        official: The official list, by split.
+        stored: The small columns of splits whose shards were read already, by split.
 
     Raises:
-        DataError: `official` names a split that is not there or a list that cannot be read, or a shard is damaged.
+        DataError: `official` names a split that does not exist or a list that cannot be read, or a shard is damaged.
     """
     official, stored = official or {}, stored or {}
     if unknown := sorted(official.keys() - set(data.splits)):
         raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")
     with ThreadPoolExecutor(max(1, len(data.splits))) as pool:
         splits = list(
-            pool.map(lambda split: _gather_split(data, split, official.get(split), stored.get(split)), data.splits)
+            pool.map(lambda split: _summarize_split(data, split, official.get(split), stored.get(split)), data.splits)
         )
-    return Facts(data.uri, data.info, data.labels, splits)
+    return DatasetSummary(data.uri, data.info, data.labels, splits)
 
 
-def _gather_split(data: PreparedDataset, split: str, uri: str | None, stored: pa.Table | None) -> SplitFacts:
+def _summarize_split(data: PreparedDataset, split: str, uri: str | None, stored: pa.Table | None) -> SplitSummary:
     failures = data.failures(split)
     listed, no_list = _official_list(data, split, uri)
-    return SplitFacts(
+    return SplitSummary(
         name=split,
         num_classes=len(data.labels),
         info=data.info["splits"][split],
@@ -169,6 +171,6 @@ def _positions(clips: pa.Table, listed: pa.Table) -> np.ndarray:
 
 
 def _index_in(names: pa.Array, listed: pa.ChunkedArray) -> np.ndarray:
-    """`[names]`: the first row of each in `listed`, -1 where there is none; in Arrow, for millions of names."""
+    """`[names]`: the first row of each name in `listed`, -1 if there is none. Arrow does it for millions of names."""
     found = pc.index_in(names, value_set=listed.combine_chunks(), skip_nulls=True)
     return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

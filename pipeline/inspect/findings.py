@@ -1,4 +1,4 @@
-"""What the doctor finds, and how it is shown: a table for people, JSON for programs."""
+"""Findings of the doctor, and their output as a table or as JSON."""
 
 import math
 import textwrap
@@ -17,14 +17,14 @@ WORST_FIRST: tuple[Severity, ...] = ("serious", "warning", "unknown", "note", "o
 class Finding:
     check: str
     split: str
-    """Two splits are joined by ` + `; empty for the whole data set."""
+    """The split; two splits are joined by ` + `; empty for the whole data set."""
     severity: Severity
     what: str
     """One line, with the figures."""
     cost: str = ""
-    """What it means for a training run, with the published evidence; empty if all is well."""
+    """The effect on a training run, with published evidence; empty if the severity is `ok`."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """For programs."""
+    """The figures for programs; they are in the JSON output."""
 
 
 def worse(one: Severity, two: Severity) -> Severity:
@@ -32,9 +32,9 @@ def worse(one: Severity, two: Severity) -> Severity:
 
 
 def table(findings: Sequence[Finding], *, width: int = 110) -> str:
-    """Severity, check, split and what of each; then the cost of each that is not ok; then one line in all.
+    """The findings as text: a table, then the costs of those that are not `ok`, then a summary line.
 
-    What is said of several splits, or by several checks, has one line, and what costs the same one text.
+    Findings with the same text for several splits or checks are one line; equal costs are one paragraph.
     """
     splits_of: dict[tuple[str, str, str], list[str]] = {}
     about: dict[tuple[str, str], list[Finding]] = {}
@@ -76,7 +76,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def as_json(uri: str, findings: Sequence[Finding]) -> dict[str, Any]:
-    """Everything, the tables by class included, in types that JSON has."""
+    """All findings with their figures, in types that JSON has."""
     counts = Counter(found.severity for found in findings)
     return {
         "data": uri,

@@ -1,4 +1,4 @@
-"""The evaluation of an epoch beside the training of the next one, and of epochs that it missed."""
+"""Asynchronous validation: an epoch is evaluated in a separate worker while the next epoch trains."""
 
 from typing import Any
 
@@ -18,27 +18,27 @@ from pipeline.train.worker_config import TrainJob, read_initial_model, record_st
 
 
 def validate_checkpoint(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
-    """Evaluate an epoch's checkpoint while the next epoch is trained: Ray Train's validation function.
+    """Evaluate an epoch's checkpoint: Ray Train's validation function.
 
-    Ray runs one at a time, in the order of the epochs, and again after a restart if it was not done. One that failed
-    it does not run again: the next epoch's evaluation does it first, or the ranks at the end. What the user can mend
-    ends the run.
+    Ray runs one validation at a time, in the order of the epochs. After a restart it runs again what was not finished.
+    Ray does not repeat a validation that failed. Then the next epoch's validation evaluates the missed epoch first, or
+    the ranks do so at the end. An error that the user can fix ends the run.
     """
-    said = TrainJob(**job)
-    torch.set_num_threads(said.threads)
+    train_job = TrainJob(**job)
+    torch.set_num_threads(train_job.threads)
     with checkpoint.as_directory() as folder:
         state = load_state(folder)["model"]
     try:
-        return {"headline": _evaluate_up_to(said, epoch, loss, state)["headline"]}
+        return {"headline": _evaluate_up_to(train_job, epoch, loss, state)["headline"]}
     except Exception as err:
-        defer(said.run, epoch, loss, state)  # Ray may delete the checkpoint now
+        defer(train_job.run, epoch, loss, state)  # Ray may delete the checkpoint now
         if isinstance(err, UserError):
-            record_stop(said.run, err)
+            record_stop(train_job.run, err)
         raise
 
 
 def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Note an epoch, after those before it that have no record. Returns its record."""
+    """Evaluate and record an epoch, after all earlier epochs that have no record. Returns the epoch's record."""
     device = torch.device("cuda" if job.use_gpu else "cpu")
     model, config = read_initial_model(job)
     recipe = for_device(config.recipe, device)
@@ -49,7 +49,7 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
     results = EpochResults(job.run, config, dataset.clips(job.train_splits), clips)
     cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
 
-    def note(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:
+    def evaluate_epoch(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:
         model.load_state_dict(state)
         scores = evaluate(
             model, clips, recipe=recipe, norm=config.norm, num_classes=len(config.labels), device=device, cache=cache
@@ -58,20 +58,20 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
         return results.record(epoch, loss, scores, state)
 
     for earlier in range(results.first_missing(), epoch):
-        note(earlier, *load_unevaluated(job.run, earlier))
-    return note(epoch, loss, state)
+        evaluate_epoch(earlier, *load_unevaluated(job.run, earlier))
+    return evaluate_epoch(epoch, loss, state)
 
 
 def load_unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
-    """Loss and weights of an epoch that has no record.
+    """Load the loss and weights of an epoch that has no record.
 
     Raises:
-        DataError: they are gone.
+        DataError: neither the deferred weights nor the epoch's checkpoint exist.
     """
-    kept = read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch)
-    if kept is None:
+    found = read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch)
+    if found is None:
         raise DataError(
             f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; "
-            f"delete the run's {checkpoints.CHECKPOINTS} folder to train anew"
+            f"delete the run's {checkpoints.CHECKPOINTS} folder to train again from the start"
         )
-    return kept
+    return found

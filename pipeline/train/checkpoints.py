@@ -1,4 +1,4 @@
-"""A run's checkpoints: their files, which of them are whole, and how Ray Train receives, finds and deletes them."""
+"""A run's checkpoints: their files and digests, and how they are reported to Ray Train, found and deleted."""
 
 import hashlib
 import logging
@@ -22,14 +22,14 @@ from pipeline.train.metrics_log import temporary_prefix
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-"""Ray Train's folder in that of the run."""
+"""Ray Train's folder in RUN."""
 STATE_FILE, DIGEST_FILE = "state.pt", "state.sha256"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Of the checkpoints that Ray Train knows, which it writes in place."""
+"""Ray Train's list of its checkpoints. Ray overwrites it in place, so a crash can leave it incomplete."""
 
 
 class DamagedStateError(Exception):
-    """A checkpoint that is not what was written."""
+    """A checkpoint is incomplete or does not match its digest."""
 
 
 def save_state(folder: str, state: dict[str, Any]) -> None:
@@ -38,10 +38,14 @@ def save_state(folder: str, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: str) -> dict[str, Any]:
-    """On the CPU. Raises DamagedStateError."""
+    """Load a checkpoint's state to the CPU.
+
+    Raises:
+        DamagedStateError: a file is missing or does not match its digest.
+    """
     try:
         if Path(folder, DIGEST_FILE).read_bytes() != _digest(folder).encode():
-            raise DamagedStateError(f"{STATE_FILE} is not as it was written")
+            raise DamagedStateError(f"{STATE_FILE} does not match {DIGEST_FILE}")
     except FileNotFoundError as err:
         raise DamagedStateError(f"{Path(err.filename).name} is missing") from err
     state: dict[str, Any] = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
@@ -49,44 +53,46 @@ def load_state(folder: str) -> dict[str, Any]:
 
 
 def checkpoint_folders(checkpoints: str) -> list[str]:
-    """URIs of all that hold a state, whole or not, the earliest first: their names sort by epoch and step."""
+    """URIs of all folders with a state file, damaged or not, earliest first: names sort by epoch and step."""
     return [posixpath.dirname(uri) for uri in storage.list_files(checkpoints, suffix=STATE_FILE, recursive=True)]
 
 
 def unlisted_checkpoints(checkpoints: str) -> list[str]:
-    """The folders there are, if Ray's list of them is no good, or was never written; none if it is.
+    """All checkpoint folders if Ray's list is damaged or missing; an empty list if Ray's list is valid.
 
-    A list that is cut off, or names a folder that is gone, is deleted, as Ray would end on it; without one it lets
-    training begin.
+    A list that is incomplete, or names a folder that does not exist, is deleted: Ray would fail on it, but starts
+    training without one.
     """
-    listed = storage.join(checkpoints, RAY_SNAPSHOT)
-    if storage.exists(listed):
+    snapshot = storage.join(checkpoints, RAY_SNAPSHOT)
+    if storage.exists(snapshot):
         try:
-            names = _listed_names(storage.read_json(listed))
+            names = _listed_names(storage.read_json(snapshot))
         except (DataError, KeyError, TypeError, ValueError):
             names = []
         if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
             return []
-        logger.warning(
-            f"{listed} is damaged, or lists a checkpoint that is gone: taking the checkpoints that are there"
-        )
-        storage.delete(listed)
+        logger.warning(f"{snapshot} is damaged, or lists a checkpoint that is gone: using the checkpoints that exist")
+        storage.delete(snapshot)
     return checkpoint_folders(checkpoints)
 
 
-def _listed_names(listed: dict[str, Any]) -> list[str]:
-    """The folders in Ray's list. KeyError, TypeError or ValueError where Ray would not accept the list."""
-    results, pending = listed["checkpoint_results"], listed["pending_training_results"]
+def _listed_names(snapshot: dict[str, Any]) -> list[str]:
+    """The folders in Ray's list.
+
+    Raises:
+        KeyError, TypeError, ValueError: Ray would not accept the list.
+    """
+    results, pending = snapshot["checkpoint_results"], snapshot["pending_training_results"]
     names = [result["checkpoint_dir_name"] for result in results]
-    latest = [] if listed["latest_checkpoint_result"] is None else [listed["latest_checkpoint_result"]]
+    latest = [] if snapshot["latest_checkpoint_result"] is None else [snapshot["latest_checkpoint_result"]]
     for result in (*results, *pending, *latest):
         if result["checkpoint_dir_name"] not in names or not isinstance(result["metrics"], dict):
-            raise ValueError("a result that is not listed, or has no metrics")
-    for some, others in ((results, "checkpoint_report_indices"), (pending, "pending_validation_specs")):
-        if len(some) != len(listed[others]):
-            raise ValueError(f"{others} of another length")
-    if not isinstance(listed["current_report_index"], int):
-        raise ValueError("current_report_index is no number")
+            raise ValueError("a result is not listed, or has no metrics")
+    for some, key in ((results, "checkpoint_report_indices"), (pending, "pending_validation_specs")):
+        if len(some) != len(snapshot[key]):
+            raise ValueError(f"{key} has another length")
+    if not isinstance(snapshot["current_report_index"], int):
+        raise ValueError("current_report_index is not a number")
     return names
 
 
@@ -96,12 +102,12 @@ def _digest(folder: str) -> str:
 
 
 def upload_prefix(run: str) -> str:
-    """Of the temporary folders in which a node holds a run's checkpoints until they are uploaded."""
+    """Name prefix of a node's temporary folders for checkpoints that are not uploaded yet."""
     return temporary_prefix("checkpoint", run)
 
 
 def new_name(epochs_done: int, steps_done: int) -> str:
-    """After a damaged checkpoint the same step is reached a second time, and a name must never come again."""
+    """A unique folder name. After a damaged checkpoint a run reaches the same step again, and needs another name."""
     return _name_prefix(epochs_done, steps_done) + uuid.uuid4().hex[:6]
 
 
@@ -110,7 +116,7 @@ def _name_prefix(epochs_done: int, steps_done: int) -> str:
 
 
 def make(run: str, state: dict[str, Any]) -> Checkpoint:
-    """On this node's disk, for Ray to upload and delete."""
+    """Write a checkpoint to this node's disk. Ray uploads it and then deletes it here."""
     folder = tempfile.mkdtemp(prefix=upload_prefix(run))
     try:
         save_state(folder, state)
@@ -121,32 +127,32 @@ def make(run: str, state: dict[str, Any]) -> Checkpoint:
 
 
 def known(unlisted: Sequence[str]) -> list[Checkpoint]:
-    """Those to go on from, the earliest first; the unlisted are of a run of which Ray knows none."""
+    """The checkpoints that a run can resume from, earliest first: Ray's, or `unlisted` if Ray has none."""
     if ray.train.get_checkpoint() is not None:
         return _listed()
     return [Checkpoint(path, filesystem) for filesystem, path in map(storage.resolve, unlisted)]
 
 
 def _listed() -> list[Checkpoint]:
-    """Those that Ray knows, the earliest first, without waiting for the evaluations that are under way."""
+    """The checkpoints in Ray's list, earliest first, without waiting for validations in progress."""
     listed = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
     return [reported.checkpoint for reported in listed]
 
 
 def load_latest(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
-    """The state of the last one that is not damaged."""
+    """The state of the last checkpoint that is not damaged; None if all are."""
     for checkpoint in reversed(checkpoints):
         try:
             with checkpoint.as_directory() as folder:
                 return load_state(folder)
         except DamagedStateError as err:
             if ray.train.get_context().get_world_rank() == 0:
-                logger.warning(f"passing over the checkpoint {checkpoint.path}: {err}")
+                logger.warning(f"skipping the damaged checkpoint {checkpoint.path}: {err}")
     return None
 
 
 def load_end_of_epoch(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]] | None:
-    """Loss and weights of an epoch, while there is a whole checkpoint of its end."""
+    """Loss and weights after an epoch; None if there is no undamaged checkpoint from its end."""
     for uri in checkpoint_folders(storage.join(run, CHECKPOINTS)):
         if not posixpath.basename(uri).startswith(_name_prefix(epoch, 0)):
             continue
@@ -161,7 +167,7 @@ def load_end_of_epoch(run: str, epoch: int) -> tuple[float | None, dict[str, Ten
 
 
 def delete_unlisted(run: str) -> None:
-    """Those that a kill left, or that Ray's list had lost. Where none is listed, as in one process, all stay."""
+    """Delete checkpoints that are not in Ray's list, as a crash leaves them. If Ray lists none, keep all."""
     kept = {checkpoint.path for checkpoint in _listed()}
     if not kept:
         return

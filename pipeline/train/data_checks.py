@@ -1,6 +1,7 @@
-"""What a data set means for a recipe, said before training starts: one line for each thing that one would want to know.
+"""Checks of a data set against a recipe before training starts.
 
-What cannot train at all is a ConfigError; what trains, though hardly as meant, is a warning. Nothing here reads fbanks.
+A combination that cannot train raises a ConfigError; one that trains but is probably a mistake gives a warning line.
+No check reads fbanks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,22 +24,22 @@ from pipeline.train.data.sampling import num_steps
 from pipeline.weights import flatten_labels
 
 FEW_STEPS = 100
-"""A run with fewer is said to have few."""
+"""A run with fewer steps gets a warning."""
 
 MUCH_PADDING = 0.5
-"""Share of the model's input, over all clips, from which padding is pointed out."""
+"""Share of padding in the model's input, over all clips, above which there is a warning."""
 
 SMALLEST_STD = 1e-3
-"""Of raw log-mel. Below it all values are the same but for rounding; the std of any real recording is above 1."""
+"""Smallest std of raw log-mel. Below it all values are equal but for rounding; real recordings have more than 1."""
 
 MAX_HASHED_SHARDS = 400
-"""Up to so many shards are read for copies of clips: some seconds on object storage. Above, jobs/doctor.py looks."""
+"""With more shards, copies of clips are not searched here, as that takes over some seconds; jobs/doctor.py does it."""
 
 NAMES_SHOWN = 3
 
 
 def fit_warmup(recipe: Recipe, num_clips: int) -> tuple[Recipe, list[str]]:
-    """The recipe with `warmup_steps` decided for a run over `num_clips`, and a line if that needs to be known."""
+    """The recipe with `warmup_steps` set for a run over `num_clips`, and a line for the user if it changed."""
     if not recipe.warmup:
         return recipe, []
     steps = recipe.epochs * num_steps(num_clips, recipe.batch_size)
@@ -47,7 +48,7 @@ def fit_warmup(recipe: Recipe, num_clips: int) -> tuple[Recipe, list[str]]:
     if recipe.warmup_steps is None and warmup_steps < WARMUP_STEPS:
         lines.append(
             f"warm-up takes {WARMUP_STEPS:,} steps, this run has {steps:,}; warmup_steps is now {warmup_steps:,} "
-            f"(--warmup_steps {WARMUP_STEPS} keeps the original's)"
+            f"(--warmup_steps {WARMUP_STEPS} is the reference implementation's value)"
         )
     elif warmup_steps >= steps:
         lines.append(
@@ -58,7 +59,7 @@ def fit_warmup(recipe: Recipe, num_clips: int) -> tuple[Recipe, list[str]]:
 
 
 def check_norm(norm: Norm, splits: Sequence[str]) -> None:
-    """Raise ConfigError where the splits' own mean and std cannot normalise anything."""
+    """Raise ConfigError if the splits' own mean and std cannot be used to normalise."""
     if not (np.isfinite(norm.mean) and np.isfinite(norm.std)):
         raise ConfigError(f"norm_stats data: mean and std of {', '.join(splits)} are {norm.mean} and {norm.std}")
     if norm.std < SMALLEST_STD:
@@ -72,7 +73,7 @@ def check_classes(recipe: Recipe, labels: LabelVocabulary, train: Clips, evaluat
     """Warnings about classes that cannot be learnt or measured.
 
     Raises:
-        ConfigError: the loss has no meaning for such labels.
+        ConfigError: the loss is not defined for these labels.
     """
     num_classes = len(labels)
     if recipe.loss == "CE" and num_classes < 2:
@@ -100,7 +101,7 @@ def check_classes(recipe: Recipe, labels: LabelVocabulary, train: Clips, evaluat
 
 
 def clips_by_class(clips: Clips, num_classes: int) -> np.ndarray:
-    """`[C]`: clips that have a class."""
+    """`[C]`: the number of clips that have each class."""
     return np.bincount(flatten_labels(clips.labels)[0], minlength=num_classes)
 
 
@@ -114,7 +115,7 @@ def _names(labels: LabelVocabulary, classes: np.ndarray) -> str:
 
 
 def length_lines(num_frames: np.ndarray, input_tdim: int, what: str) -> list[str]:
-    """Warnings about clips of `num_frames` that are cut to the model's input, or hardly fill it."""
+    """Warnings if clips of `num_frames` are cut to the model's input, or if most of the input is padding."""
     num_frames = num_frames.astype(np.int64)
     longer = num_frames[num_frames > input_tdim]
     lines = []
@@ -123,7 +124,7 @@ def length_lines(num_frames: np.ndarray, input_tdim: int, what: str) -> list[str
         unheard = (longer - input_tdim).sum() / longer.sum()
         lines.append(
             f"warning: {len(longer):,} of {len(num_frames):,} {what} clips are longer than the model's input "
-            f"({model_s}): {_percent(unheard)} of their sound is not heard"
+            f"({model_s}): {_percent(unheard)} of their sound is not used"
         )
     padding = 1 - np.minimum(num_frames, input_tdim).sum() / (len(num_frames) * input_tdim)
     if padding > MUCH_PADDING:
@@ -139,7 +140,7 @@ def _percent(share: float) -> str:
 
 
 def step_lines(recipe: Recipe, num_clips: int) -> list[str]:
-    """Warnings about runs of few steps."""
+    """Warnings about runs with few steps."""
     lines = []
     if recipe.batch_size > num_clips:
         lines.append(
@@ -158,7 +159,7 @@ def step_lines(recipe: Recipe, num_clips: int) -> list[str]:
 def overlap_lines(
     train: Clips, evaluation: Clips, train_splits: Sequence[str], eval_splits: Sequence[str]
 ) -> list[str]:
-    """Warnings about evaluation clips that the model is trained on, by split, by sound and by id."""
+    """Warnings about evaluation clips that are also training clips: by split, by sound and by clip_id."""
     if shared := [split for split in eval_splits if split in train_splits]:
         return [
             f"warning: {', '.join(shared)} is trained on and evaluated on: the figures say what the model remembers, "
@@ -185,9 +186,9 @@ def overlap_lines(
 
 
 def _hashes(*groups: Clips) -> list[np.ndarray] | None:
-    """`[clips]` of each group: the `fbank_hash` of its clips. None where the shards are too many to read.
+    """The `fbank_hash` of each group's clips, `[clips]`; None if there are too many shards or one cannot be read.
 
-    Nor where one cannot be read: training ends at it, with its name.
+    Training will raise an error that names the shard.
     """
     shards = {shard for clips in groups for shard in clips.shards}
     if len(shards) > MAX_HASHED_SHARDS:

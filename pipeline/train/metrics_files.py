@@ -1,10 +1,10 @@
-"""RUN/metrics.jsonl: one JSON record a line, there while training runs, wherever RUN lies.
+"""RUN/metrics.jsonl: one JSON record a line, readable while training runs, on disk and on object storage.
 
-On a local disk a record is appended as it comes. Object storage cannot append, and writing the whole file at each flush
-would send a quadratic number of bytes over a run. There a flush writes the records since the last one as a part of
-their own, `RUN/metrics/LINE.jsonl`, LINE being how many records come before it. The whole file is written when the
-records have doubled since it was written last, and at the end; then the parts go. So at most four times the bytes of
-the records are sent.
+On a local disk each record is appended at once. Object storage cannot append, and writing the whole file at each flush
+would send a number of bytes that is quadratic in the length of the run. There a flush writes the records since the last
+flush as a part, `RUN/metrics/LINE.jsonl`, where LINE is the number of records before it. The whole file is written, and
+the parts are deleted, when the records have doubled since it was last written, and at the end. So at most four times
+the bytes of the records are sent.
 """
 
 import json
@@ -18,16 +18,16 @@ from ast_core.errors import DataError
 from pipeline import storage
 
 PARTS = "metrics"
-"""Folder in RUN; never there on a local disk."""
+"""Folder of the parts in RUN. On a local disk there is none."""
 
 
 def read_records(run: str) -> list[dict[str, Any]]:
-    """All records of a run so far, in their order; none where there are none yet.
+    """All records of a run so far, in their order.
 
-    A last line that is cut off, as by a power cut, is left out: the run writes it again.
+    An incomplete last line, as after a power cut, is left out: the run writes it again.
 
     Raises:
-        DataError: any other line is no record.
+        DataError: any other line is not a record.
     """
     return [json.loads(line) for line in _read_lines(run, _is_object)]
 
@@ -49,7 +49,7 @@ def _read_lines(run: str, is_good: Callable[[str], bool]) -> list[str]:
     for part in _parts(run):
         first = int(posixpath.basename(part).removesuffix(".jsonl"))
         added = _lines_of(part, is_good)
-        if first <= len(lines) < first + len(added):  # else the whole file has them, and a kill left the part
+        if first <= len(lines) < first + len(added):  # otherwise the whole file has them, and a crash left the part
             lines = lines[:first] + added
     return lines
 
@@ -61,7 +61,7 @@ def _lines_of(uri: str, is_good: Callable[[str], bool]) -> list[str]:
             lines.append(line.rstrip("\n"))
         elif line.endswith("\n"):
             raise DataError(
-                f"{uri}: line {number} is damaged; restore the file, or delete it: training goes on, and its records "
+                f"{uri}: line {number} is damaged; restore the file, or delete it: training continues, and its records "
                 "begin there"
             )
     return lines
@@ -85,17 +85,17 @@ def _is_record(line: str) -> bool:
 
 
 class MetricsFile:
-    """The writer, on rank 0. It begins with the records up to `last_step` that are there."""
+    """The writer of the records, on rank 0. It keeps the existing records up to `last_step`."""
 
     def __init__(self, run: str, last_step: int) -> None:
         self._run = run
         self._is_local = storage.is_local(run)
         self._appended: IO[bytes] | None = None
-        """Of a local run."""
-        there = _read_lines(run, _is_record)
-        self._lines = [line for line in there if json.loads(line)["step"] <= last_step]
+        """The open file of a local run."""
+        existing = _read_lines(run, _is_record)
+        self._lines = [line for line in existing if json.loads(line)["step"] <= last_step]
         self._num_saved, self._whole_bytes = 0, 0
-        if there or storage.exists(_file(run)):
+        if existing or storage.exists(_file(run)):
             self._write_whole()
 
     @property
@@ -114,7 +114,7 @@ class MetricsFile:
             self._appended.flush()
 
     def flush(self) -> None:
-        """All records are on disk, or on object storage, when this returns."""
+        """Write all records to disk or object storage before returning."""
         if self._is_local:
             if self._appended is not None:
                 os.fsync(self._appended.fileno())

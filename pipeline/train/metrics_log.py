@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: metrics.jsonl, TensorBoard, MLflow, summary.json and per_class.csv."""
+"""The logs and tables of a run: metrics.jsonl, TensorBoard, MLflow, summary.json and per_class.csv."""
 
 import csv
 import hashlib
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 def temporary_prefix(what: str, run: str) -> str:
-    """Of a node's temporary folders that a run makes for something."""
+    """Name prefix of the temporary folders that a run creates on a node for one purpose."""
     return f"ast-{what}-{hashlib.sha256(run.encode()).hexdigest()[:12]}-"
 
 
 def delete_leftovers(prefix: str) -> None:
-    """The temporary folders that a kill left."""
+    """Delete the temporary folders that a crash left."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        # Others may write to the temporary folder: what is a link, a file or not this user's is none of a run's.
+        # Others may write to the temporary folder: links, files and other users' folders are not a run's.
         with suppress(OSError):
             found = folder.lstat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
@@ -44,23 +44,23 @@ def delete_leftovers(prefix: str) -> None:
 
 
 LOCAL_FLUSH_S = 5
-"""TensorBoard's events of a local run are on disk after so many seconds, and can be watched while training runs."""
+"""Seconds after which TensorBoard's events of a local run are on disk."""
 
 REMOTE_FLUSH_S = 120.0
-"""How often records go to object storage, besides at each checkpoint."""
+"""Seconds between two uploads of records to object storage. Each checkpoint uploads them too."""
 
 
 class RunLog:
-    """Records of a run, on rank 0: metrics.jsonl, TensorBoard and MLflow, all of which can be watched while it runs.
+    """The logger of a run, on rank 0: metrics.jsonl, TensorBoard and MLflow, all readable while the run trains.
 
-    On object storage each flush adds files with what has come since, so that the bytes sent grow with the number of
-    records and no faster: a part of metrics.jsonl (`metrics_files`), and an event file of TensorBoard, which reads all
-    event files of a folder.
+    On object storage each flush adds files with the new records only, so that the bytes sent grow linearly with the
+    records: a part of metrics.jsonl (`metrics_files`), and a TensorBoard event file (TensorBoard reads all event files
+    of a folder).
 
     On resume the records after `last_step` are dropped: the run writes them again.
 
-    A value that is not known, None or NaN, or infinite is null in metrics.jsonl and has no point elsewhere. With an
-    `mlflow_uri` MLflow gets the same values as TensorBoard, and at its run's beginning `mlflow_params`: the recipe.
+    A value that is None, NaN or infinite is null in metrics.jsonl and is not sent to TensorBoard or MLflow. With an
+    `mlflow_uri`, MLflow gets the same values as TensorBoard, and `mlflow_params` when its run begins: the recipe.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RunLog:
     ) -> None:
         self._metrics = MetricsFile(run, last_step)
         self.epochs = {line["epoch"] for line in map(json.loads, self._metrics.lines) if line["kind"] == "epoch"}
-        """Those that are logged."""
+        """Epochs that are logged already."""
         fs, path = storage.resolve(storage.join(run, "tensorboard"))
         self._remote = None if isinstance(fs, pafs.LocalFileSystem) else (fs, path)
         if self._remote is None:
@@ -94,7 +94,7 @@ class RunLog:
         self.epochs.add(epoch)
 
     def flush(self) -> None:
-        """All records are where the run lies when this returns, but for MLflow's, which are on their way."""
+        """Write all records to the run's folder before returning. MLflow's are sent asynchronously."""
         self._metrics.flush()
         if self._mlflow is not None:
             self._mlflow.send()
@@ -114,7 +114,7 @@ class RunLog:
             self._mlflow.close("FAILED" if failed else "FINISHED")
 
     def _upload_events(self, fs: pafs.FileSystem, path: str) -> None:
-        """Finish the event file, copy it, and let the next event begin another."""
+        """Close the event file and upload it. The next event begins a new file."""
         if not self._has_new_events:
             return
         self._board.close()  # the writer opens a new file with the next event
@@ -136,22 +136,22 @@ class RunLog:
         if self._remote is not None and time.monotonic() - self._flushed_s > REMOTE_FLUSH_S:
             try:
                 self.flush()
-            except OSError as err:  # the next flush has these records too; that of a checkpoint may not fail
+            except OSError as err:  # the next flush writes these records too; only a checkpoint's flush must not fail
                 self._flushed_s = time.monotonic()
                 logger.warning(f"the records of the last minutes could not be written yet: {err}")
 
 
 def finite_or_null(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON knows neither infinity (d′ of a perfect AUC) nor NaN (no class has both kinds of clips)."""
+    """`values` with None for NaN and infinity (d′ of a perfect AUC), which JSON does not have."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def per_class_csv(
     labels: LabelVocabulary, metrics: TaggingMetrics, train_clips: Sequence[int] | None, eval_clips: Sequence[int]
 ) -> str:
-    """`index,mid,display_name,ap,auc,train_clips,eval_clips`; empty where a figure is undefined.
+    """The text of per_class.csv: `index,mid,display_name,ap,auc,train_clips,eval_clips`.
 
-    Without `train_clips`, where nobody knows what a model was trained on, there is no such column.
+    An undefined metric is empty. Without `train_clips`, if the training clips are unknown, there is no such column.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -184,6 +184,6 @@ def write_summary(run: str, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(run: str) -> dict[str, Any]:
-    """Raises DataError where it is missing or damaged."""
+    """The content of RUN/summary.json. Raises DataError if it is missing or damaged."""
     remedy = "restore it, or delete it and run the same training again, which writes it again"
     return storage.read_checked_json(storage.join(run, "summary.json"), remedy=remedy)

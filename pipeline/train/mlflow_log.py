@@ -1,6 +1,6 @@
-"""Records of a run to MLflow, for those who ask for it: values go out beside the training, which never waits for them.
+"""Logging of a run to MLflow, if requested. Values are sent in a thread, so that training never waits for the server.
 
-RUN/mlflow.json holds the id of the MLflow run, so that a resumed run goes on in it.
+RUN/mlflow.json contains the id of the MLflow run, so that a resumed run continues it.
 """
 
 import logging
@@ -16,16 +16,16 @@ from pipeline.redaction import without_secrets, without_secrets_of
 
 logger = logging.getLogger(__name__)
 EXPERIMENT = "ast-ray"
-"""Unless MLFLOW_EXPERIMENT_NAME names another."""
+"""The experiment, unless MLFLOW_EXPERIMENT_NAME names another."""
 SEND_EVERY_S = 10.0
 BATCH_METRICS = 1000
-"""As many as a server takes at once; of parameters 100, each of up to 6,000 characters."""
 BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
+"""MLflow's limits: metrics and parameters in one request, characters of a parameter."""
 
 
 def check_mlflow(uri: str) -> None:
-    """Raises UserError where MLflow is not installed, has no store for such a URI, or one that only this folder has."""
+    """Raise UserError if MLflow is not installed, or cannot log to `uri` from every folder and node."""
     if not (":" in uri or uri.startswith("/") or uri == "databricks"):
         raise UserError(f"MLflow cannot log to {uri} from other folders and nodes: give its full path, or a URI")
     _client(uri)
@@ -50,11 +50,13 @@ def _refusal(uri: str, err: Exception) -> str:
 
 
 class MlflowLog:
-    """What lies in the store already is not sent again: a resumed run writes the same values as before it was cut off.
+    """The MLflow run of a training run.
+
+    A resumed run produces the same values as before it was interrupted; those that MLflow has are not sent again.
 
     Raises:
-        UserError: MLflow is not installed, or the store does not answer. Once the run is there, a store that fails
-            costs a warning and not the training.
+        UserError: MLflow is not installed, or its server does not answer at the start. Later failures of the server
+            only give warnings.
     """
 
     def __init__(self, run: str, uri: str, params: Mapping[str, Any]) -> None:
@@ -62,7 +64,7 @@ class MlflowLog:
         self._pending: list[tuple[str, float, int, int]] = []
         """Name, value, step, and when in milliseconds since 1970."""
         self._known_until: dict[str, int] = {}
-        """Of a name the last step that the store has; asked for once."""
+        """The last step that MLflow has, by name. It is requested once."""
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._sending: Future[None] | None = None
         self._sent_s = time.monotonic()
@@ -108,14 +110,14 @@ class MlflowLog:
             self.send()
 
     def send(self) -> None:
-        """Begin to send what has come since, unless the store is still busy with what came before."""
+        """Begin to send the pending values, unless the previous ones are still being sent."""
         if self._sending is None or self._sending.done():
             batch, self._pending = self._pending, []
             self._sent_s = time.monotonic()
             self._sending = self._sender.submit(self._send, batch)
 
     def close(self, status: str) -> None:
-        """Wait until all is sent, and say how the run ended."""
+        """Wait until all values are sent, and set the run's status."""
         self._sender.submit(self._send, self._pending)
         self._sender.submit(self._end, status).result()
         self._sender.shutdown()

@@ -1,4 +1,4 @@
-"""Models by URI, on local disk or object storage: ours (`model.safetensors` and `config.json`) and foreign ones."""
+"""Reading and writing models by URI, on disk or object storage: model folders and other projects' checkpoints."""
 
 import shutil
 import tempfile
@@ -41,7 +41,7 @@ class Start:
 
 
 def start_from(uri: str, recipe: Recipe) -> Start:
-    """The model at `uri`, in any format, for a run of `recipe`. Raises ConfigError where its size is another."""
+    """The model at `uri`, in any format, to start a run of `recipe` from. Raises ConfigError if its size differs."""
     found = find(uri)
     model, config = read(found)
     sizes = config.recipe.model_size, recipe.model_size
@@ -54,10 +54,10 @@ def start_from(uri: str, recipe: Recipe) -> Start:
 
 
 def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int] | None:
-    """The model's index of each class of the data, or None if they have not the same classes.
+    """The model's index of each class of the data; None if model and data have different classes.
 
-    Classes are the same by their MIDs, or else by their names, which are all that a Hugging Face folder has. The order
-    may differ: the published Speech Commands checkpoint has one of its own.
+    Classes are compared by MID, then by name, because a Hugging Face folder has only names. The order may differ, as in
+    the published Speech Commands checkpoint.
     """
     for theirs, ours in ((of_model.mids, of_data.mids), (of_model.names, of_data.names)):
         if theirs == ours:
@@ -68,11 +68,12 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
 
 
 def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocabulary | None = None) -> ASTModel:
-    """The model that training starts from: pretrained as the recipe says; what is new in it is drawn by the seed.
+    """The model that training starts from: pretrained as the recipe says, with new weights drawn by the seed.
 
-    With `start` it has that model's weights, its head too where `labels` are the same classes.
+    With `start` it has that model's weights, also those of the head if `labels` are the same classes.
 
-    Raises DataError where weights cannot be fetched or do not fit.
+    Raises:
+        DataError: the weights cannot be fetched or do not fit.
     """
     torch.manual_seed(recipe.seed)
     if start is not None:
@@ -104,7 +105,7 @@ def save(uri: str, state: Mapping[str, Tensor], config: ModelConfig) -> None:
 
 
 def find(uri: str) -> str:
-    """The absolute place of a checkpoint in any format: `uri` itself, or the best model of the run there."""
+    """The absolute URI of a checkpoint in any format: `uri` itself, or the best model if `uri` is a run."""
     fs, path = storage.resolve(uri)
     if fs.get_file_info(path).is_file:
         return storage.absolute(uri)
@@ -117,26 +118,26 @@ def find(uri: str) -> str:
 
 
 def read(uri: str, **given: Any) -> tuple[ASTModel, ModelConfig]:
-    """The model at `uri` in any format that `read_checkpoint` reads, which takes `given`; a remote one is copied."""
-    with local_copy(uri) as path, _said_of(uri, path):
+    """Read the model at `uri` with `read_checkpoint`, to which `given` is passed. A remote model is copied first."""
+    with local_copy(uri) as path, _errors_name_uri(uri, path):
         return read_checkpoint(path, **given)
 
 
 @contextmanager
 def _local_weights(uri: str) -> Iterator[str]:
-    """The path of a file of weights, which need not exist, on this machine's disk."""
+    """The path of a weight file on this machine's disk. A local file need not exist."""
     if "://" not in uri:
         yield uri
         return
     if not storage.exists(uri):
         raise DataError(f"there is no weight file {uri}")
-    with local_copy(uri) as path, _said_of(uri, path):
+    with local_copy(uri) as path, _errors_name_uri(uri, path):
         yield path
 
 
 @contextmanager
-def _said_of(uri: str, path: str) -> Iterator[None]:
-    """Errors about the copy of `uri` at `path`, whose name would tell the user nothing, name `uri`."""
+def _errors_name_uri(uri: str, path: str) -> Iterator[None]:
+    """Replace `path`, a temporary copy, by `uri` in the text of errors."""
     try:
         yield
     except UserError as err:
@@ -145,7 +146,7 @@ def _said_of(uri: str, path: str) -> Iterator[None]:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """The path of the file of weights or the model's folder `uri` on this machine's disk."""
+    """A path on this machine's disk with the weight file or model folder `uri`; a remote one is copied."""
     fs, path = storage.resolve(uri)
     if isinstance(fs, pafs.LocalFileSystem):
         yield path
@@ -156,9 +157,9 @@ def local_copy(uri: str) -> Iterator[str]:
             _copy(fs, path, copy)
             yield str(copy)
             return
-        there = [name for name in CHECKPOINT_FILES if storage.exists(storage.join(uri, name))]
-        for name in there:
-            if name != TORCH_WEIGHTS_FILE or WEIGHTS_FILE not in there:
+        existing = [name for name in CHECKPOINT_FILES if storage.exists(storage.join(uri, name))]
+        for name in existing:
+            if name != TORCH_WEIGHTS_FILE or WEIGHTS_FILE not in existing:
                 _copy(fs, f"{path}/{name}", Path(folder) / name)
         yield folder
 
@@ -169,7 +170,7 @@ def _copy(fs: pafs.FileSystem, path: str, target: Path) -> None:
 
 
 def publish(path: Path, uri: str) -> None:
-    """Copy a local file, or the files of a folder, to `uri`; the config comes last, so a folder with it is whole."""
+    """Copy a local file, or the files of a folder, to `uri`. The config is last: a folder that has it is complete."""
     if path.is_file():
         with open(path, "rb") as source:
             storage.write_file(uri, lambda file: shutil.copyfileobj(source, file, COPY_BYTES))

@@ -1,4 +1,4 @@
-"""What a worker takes: a GPU or none, and CPUs. Judged before a run is claimed where that can be known."""
+"""The CPUs and the GPU of a worker, checked before a run starts if the cluster's resources are known by then."""
 
 import os
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ IN_PROCESS = (0, 0)
 """The value of --num-workers that trains in the command's own process."""
 
 CPUS_WITH_GPU = 4
-"""CPUs of a worker with a GPU, if there are as many: one computes the step, the others read shards."""
+"""CPUs of a worker with a GPU, if the machine has enough: one runs the step, the others read shards."""
 
 
 def known_resources(address: str, num_cpus: int | None) -> Mapping[str, float] | None:
-    """CPUs and GPUs that workers can have; None of a cluster that is not joined yet."""
+    """CPUs and GPUs that workers can have; None for a cluster that this process has not joined yet."""
     if ray.is_initialized():
         return ray.cluster_resources()
     if address != "local":
@@ -35,10 +35,10 @@ def worker_resources(
     is_local: bool,
     has: Mapping[str, float],
 ) -> tuple[bool, int, list[str]]:
-    """Whether workers take a GPU each, the CPUs of a worker, and a line for each thing that a cluster lacks now.
+    """Whether each worker has a GPU, the CPUs of a worker, and a line for each resource that a cluster lacks now.
 
     Raises:
-        ConfigError: this machine, which does not grow, has not enough of something.
+        ConfigError: this machine has too few CPUs or GPUs. A cluster may still grow.
     """
     if num_workers == IN_PROCESS:
         if device == "cuda" and not torch.cuda.is_available():
@@ -53,26 +53,26 @@ def worker_resources(
     for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
         if wanted > has.get(kind, 0):
             validation = " and asynchronous validation" if async_validation else ""
-            said = f" (--cpus-per-worker {cpus})" if kind == "CPU" and cpus_per_worker else ""
-            have = f"{least} workers{validation} take {wanted} {kind}s{said}, {{}} has {has.get(kind, 0):.0f}"
+            option = f" (--cpus-per-worker {cpus})" if kind == "CPU" and cpus_per_worker else ""
+            line = f"{least} workers{validation} take {wanted} {kind}s{option}, {{}} has {has.get(kind, 0):.0f}"
             if is_local:
-                raise ConfigError(have.format("this machine"))
-            lacking.append(have.format("the cluster") + " now; training begins when it has grown")
+                raise ConfigError(line.format("this machine"))
+            lacking.append(line.format("the cluster") + " now; training begins when it has grown")
     return use_gpu, cpus, lacking
 
 
 def _share_of_cpus(has: Mapping[str, float], num_tasks: int, use_gpu: bool, is_local: bool) -> int:
-    """CPUs of a worker, where the command names none; `has` is what Ray has."""
+    """CPUs of a worker if the command does not say; `has` is what Ray has."""
     num_cpus = int(has.get("CPU", 1))
     if not use_gpu:
         return max(1, num_cpus // num_tasks)
     num_gpus = int(has.get("GPU", 0))
-    if not is_local and num_gpus < num_tasks:  # the nodes that are to come bring CPUs too
+    if not is_local and num_gpus < num_tasks:  # nodes that join later bring CPUs too
         return CPUS_WITH_GPU
     return max(1, min(CPUS_WITH_GPU, num_cpus // max(1, min(num_tasks, num_gpus))))
 
 
 def check_precision(recipe: Recipe, *, use_gpu: bool) -> None:
-    """Raise ConfigError for a precision that the workers' device cannot train in."""
+    """Raise ConfigError if the workers' device cannot train in the recipe's precision."""
     if not use_gpu and recipe.precision == "fp16":
         for_device(recipe, torch.device("cpu"))

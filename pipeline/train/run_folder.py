@@ -1,7 +1,7 @@
-"""RUN: whose it is. `config.json` says what the run is, and `initial/` is the model that it starts from.
+"""The folder of a run and the run's identity: `config.json` identifies the run, `initial/` is the model it starts from.
 
-A folder is claimed by the first command that writes there. It goes on with the same settings alone once a step of it
-was logged or saved; until then a command with other settings takes its place, since nothing would be lost.
+The first command that writes to a folder reserves it. Once a step was logged or saved, only a command with the same
+settings can continue the run. Until then a command with other settings replaces the run, because nothing is lost.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ from pipeline.train.metrics_files import has_records
 from pipeline.versions import tool_versions
 
 MAY_CHANGE = [f"recipe.{key}" for key in EXECUTION_KEYS]
-"""Where a command may differ from what RUN/config.json says of the run that it goes on with."""
+"""Settings in which a command that resumes a run may differ from RUN/config.json."""
 
 INITIAL = "initial"
 FILES_WITHOUT_TRAINING = (
     *(INITIAL, "tensorboard", "metrics", CHECKPOINTS),
     *("metrics.jsonl", "mlflow.json", "report.html", "nonfinite.json", "stopped.json"),
 )
-"""What a command that trained no step may leave in RUN; goes when another one takes its place."""
+"""Files in RUN of a command that trained no step. They are deleted when another command replaces the run."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What makes a run this run and no other; `about` is recorded beside it and may change."""
+    """The settings that identify a run, and `about`: facts that are recorded with them and may change."""
 
     settings: Mapping[str, Any]
     order: Mapping[str, str]
@@ -75,7 +75,7 @@ class RunIdentity:
 
 
 def clip_order(clips: Clips) -> str:
-    """A hash of the clips in their order. Without a loop over them in Python: there may be two million."""
+    """A hash of the clips in their order. It avoids a Python loop: there may be two million clips."""
     joined = pc.binary_join(pa.ListArray.from_arrays([0, len(clips)], clips.clip_id), "\n")
     return hashlib.sha256(joined[0].as_buffer()).hexdigest()
 
@@ -83,46 +83,47 @@ def clip_order(clips: Clips) -> str:
 def reserve_folder(
     run: str, identity: RunIdentity, config: ModelConfig, make_model: Callable[[], ASTModel]
 ) -> Callable[[], None] | None:
-    """Write RUN/config.json and RUN/initial, or see that those there are of this same run.
+    """Write RUN/config.json and RUN/initial, or check that those that exist belong to this same run.
 
-    The model to start from is made here, once, so that only this machine needs the network or the weight file.
+    The model to start from is created here, once, so that only this machine needs the network or the weight file.
 
-    Returns what is still to be called before training starts, within the job's hold of RUN: on object storage a folder
-    that another command claimed is taken over there alone, as that command may be training by now.
+    Returns a function to call before training starts, while the job has the lock of RUN; None if nothing is left to
+    do. On object storage only that function replaces a run that another command reserved, because that command may
+    have started to train meanwhile.
 
     Raises:
-        ConfigError: RUN is that of another run.
-        DataError: RUN holds something else, or another job is training it.
+        ConfigError: RUN belongs to another run.
+        DataError: RUN contains something else, or another job is training it.
     """
-    if _is_begun(run, identity):
+    if _is_started(run, identity):
         return None
     before = _read(run)
     if before is not None and not storage.is_local(run):
         return lambda: _write(run, identity, config, make_model())
     model = make_model()
     with exclusive("train", run):
-        if _read(run) != before:  # another command claimed it meanwhile, and may be about to train
+        if _read(run) != before:  # another command reserved it meanwhile, and may be about to train
             check_reservation(run, identity)
-        elif not _is_begun(run, identity):
+        elif not _is_started(run, identity):
             _write(run, identity, config, model)
     return None
 
 
 def check_reservation(run: str, identity: RunIdentity) -> None:
-    """Raise ConfigError where RUN is not this run, or no longer: another command may have claimed it meanwhile."""
+    """Raise ConfigError if RUN is not this run, or no longer: another command may have reserved it meanwhile."""
     _check_same_run(run, _read(run) or {}, identity)
 
 
 def recorded_start_norm(run: str, model: str) -> Norm | None:
-    """The norm of the model that RUN was begun from, if that is `model`, which may be gone by now."""
-    said = (_read(run) or {}).get("init_from")
-    if not isinstance(said, dict) or said.get("model") != model or not models.exists(storage.join(run, INITIAL)):
+    """The norm of the model that RUN started from, if that model is `model`. The model itself may be gone by now."""
+    start = (_read(run) or {}).get("init_from")
+    if not isinstance(start, dict) or start.get("model") != model or not models.exists(storage.join(run, INITIAL)):
         return None
-    return Norm(said["mean"], said["std"])
+    return Norm(start["mean"], start["std"])
 
 
 def has_trained(run: str) -> bool:
-    """Whether a step of RUN was logged or saved, or an epoch evaluated."""
+    """Whether a step of RUN was logged or saved, or an epoch was evaluated."""
     return (
         has_records(run)
         or bool(storage.list_files(storage.join(run, "evaluation")))
@@ -131,7 +132,7 @@ def has_trained(run: str) -> bool:
 
 
 def record_computed(run: str, computed: Mapping[str, Any]) -> None:
-    """Write into RUN/config.json what the workers compute in, beside what the recipe asks for."""
+    """Write the precision, attention etc. that the workers use into RUN/config.json; the recipe may ask for others."""
     config = _read(run) or {}
     if config.get("computed") != computed:
         storage.write_checked_json(_config_json(run), config | {"computed": dict(computed)})
@@ -142,21 +143,21 @@ def _config_json(run: str) -> str:
 
 
 def _read(run: str) -> dict[str, Any] | None:
-    """RUN/config.json; None where nobody has claimed RUN."""
+    """RUN/config.json; None if no command has reserved RUN."""
     if not storage.exists(_config_json(run)):
         return None
     return storage.read_checked_json(_config_json(run), remedy=REMEDY)
 
 
-def _is_begun(run: str, identity: RunIdentity) -> bool:
-    """Whether RUN is this run, and all there that it begins with."""
-    there = _read(run)
-    if there is None:
+def _is_started(run: str, identity: RunIdentity) -> bool:
+    """Whether RUN is this run, and the model that it starts from is complete."""
+    recorded = _read(run)
+    if recorded is None:
         if not storage.is_empty(run):
             raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
         return False
     try:
-        _check_same_run(run, there, identity)
+        _check_same_run(run, recorded, identity)
     except ConfigError:
         if has_trained(run):
             raise
@@ -168,40 +169,43 @@ def _write(run: str, identity: RunIdentity, config: ModelConfig, model: ASTModel
     if _read(run) is not None:
         for name in FILES_WITHOUT_TRAINING:
             storage.delete(storage.join(run, name))
-    what = {**identity.settings, "clip_order": dict(identity.order), **identity.about}
-    storage.write_checked_json(_config_json(run), what)
+    config_json = {**identity.settings, "clip_order": dict(identity.order), **identity.about}
+    storage.write_checked_json(_config_json(run), config_json)
     models.save(storage.join(run, INITIAL), model.state_dict(), config)
 
 
-def _check_same_run(run: str, there: dict[str, Any], identity: RunIdentity) -> None:
-    """`there` is RUN's config.json. The same clips in another order are other batches, and other sums of scores."""
+def _check_same_run(run: str, recorded: dict[str, Any], identity: RunIdentity) -> None:
+    """Raise ConfigError if `recorded`, RUN's config.json, is of another run.
+
+    The order of the clips counts too: another order gives other batches and other sums of scores.
+    """
     settings, order = dict(identity.settings), dict(identity.order)
     for what in order:
-        began_with, given = (list(config.get(f"{what}_splits", {})) for config in (there, settings))
+        began_with, given = (list(config.get(f"{what}_splits", {})) for config in (recorded, settings))
         if given != began_with and set(given) == set(began_with):
             raise ConfigError(
                 f"{run} was begun with --{what}-splits {' '.join(began_with)}; give them in this order, or another "
                 "--output"
             )
     compared = {"init_from": None} | settings
-    if differences := _differences({key: _as_of_now(there).get(key) for key in compared}, compared):
+    if differences := _differences({key: _with_old_defaults(recorded).get(key) for key in compared}, compared):
         raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
-    if there.get("clip_order", order) != order:  # earlier versions noted the order of splits alone
+    if recorded.get("clip_order", order) != order:  # earlier versions recorded only the order of the splits
         raise ConfigError(
-            f"{run} was begun on these clips in another order, the data set was prepared anew; give another --output"
+            f"{run} was begun on these clips in another order: the data set was prepared again; give another --output"
         )
 
 
-def _as_of_now(there: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with what earlier versions did without saying it: 1,000 steps of warm-up, whatever the run."""
-    recipe = there.get("recipe")
+def _with_old_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with what earlier versions did without recording it: 1,000 warm-up steps in every run."""
+    recipe = recorded.get("recipe")
     if not isinstance(recipe, dict) or "warmup_steps" in recipe:
-        return there
-    return there | {"recipe": recipe | {"warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None}}
+        return recorded
+    return recorded | {"recipe": recipe | {"warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None}}
 
 
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [*here, *(key for key in there if key not in here)]
-        return [d for key in keys for d in _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if there == here or path in MAY_CHANGE else [f"{path} was {there}, is {here}"]
+def _differences(recorded: Any, given: Any, path: str = "") -> list[str]:
+    if isinstance(recorded, dict) and isinstance(given, dict):
+        keys = [*given, *(key for key in recorded if key not in given)]
+        return [d for key in keys for d in _differences(recorded.get(key), given.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if recorded == given or path in MAY_CHANGE else [f"{path} was {recorded}, is {given}"]

@@ -1,7 +1,7 @@
-"""What one rank does: build, train an epoch, evaluate, and again; checkpoints in between.
+"""One rank of a training run: it builds the model, then trains and evaluates epoch by epoch and saves checkpoints.
 
-All that a resumed run needs lies in the checkpoint. What is random is drawn by (seed, epoch, step), so there is no
-state of generators to keep: a run that was cut off goes on with the very next batch, on any number of workers.
+A checkpoint contains everything that a resumed run needs. Random numbers depend only on (seed, epoch, step), so no
+generator state is saved. An interrupted run continues with the very next batch, on any number of workers.
 """
 
 import logging
@@ -45,48 +45,51 @@ logger = logging.getLogger(__name__)
 METRICS = ("map", "mauc", "d_prime", "accuracy")
 
 LOOK_FOR_PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
-"""As often as Ray's controller looks, by its variable. All ranks meet to learn of it; clouds give 30 s or more."""
+"""Seconds between checks for a preemption notice: as often as Ray's controller, by the same environment variable.
+
+A check synchronises all ranks. Clouds give notice 30 s or more ahead.
+"""
 
 
 @dataclass
 class Progress:
-    """The state of a run, but for model and optimiser. The averaged weights rank 0 alone has until a resume."""
+    """The state of a run apart from model and optimiser."""
 
     epochs_done: int = 0
     steps_done: int = 0
-    """Of the epoch under way."""
+    """Steps of the epoch in progress."""
     loss_sum: float = 0.0
-    """Of these steps' global mean losses."""
+    """Sum of the global mean losses of these steps."""
     averaged: dict[str, Tensor] = field(default_factory=dict)
-    """Sum of the weights of epochs wa_start … wa_end so far."""
+    """Sum of the weights of epochs wa_start … wa_end so far. Only rank 0 has it, until a resume."""
     num_averaged: int = 0
     train_s: float = 0.0
     wait_s: float = 0.0
     epoch_loss: float | None = None
-    """Mean loss of the last whole epoch."""
+    """Mean loss of the last complete epoch."""
 
 
 class NonFiniteError(Exception):
-    """All ranks raise it at the same step."""
+    """A loss or a weight is not finite. All ranks raise it at the same step."""
 
 
 class StoppedError(Exception):
-    """An evaluation beside the training ended the run. All ranks raise it at the same step."""
+    """Asynchronous validation ended the run. All ranks raise it at the same step."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train on every rank; `config` is a TrainJob as a dict."""
     job = TrainJob(**config)
-    if storage.exists(stopped_json(job.run)):  # by an error of any rank, after which Ray begins again
+    if storage.exists(stopped_json(job.run)):  # an error of any rank ended the run, and Ray restarted the ranks
         return
-    logging.getLogger().setLevel(logging.WARNING)  # Ray repeats each report in full
+    logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report in full at INFO
     logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(job.threads)
     try:
         run = Run(job)
         run.train()
     except NonFiniteError as err:
-        # All ranks end. Raised further, Ray would begin again from the checkpoint, and end here again.
+        # All ranks end here. If the error left this function, Ray would restart from the checkpoint and fail again.
         if run.log is not None:
             record_stop(job.run, err)
             run.log.close(failed=True)
@@ -94,13 +97,13 @@ def train_worker(config: dict[str, Any]) -> None:
         if run.log is not None:
             run.log.close(failed=True)
     except UserError as err:
-        # One rank's may be; the others learn of it when Ray ends them and begins again.
+        # Perhaps only this rank has the error. The others find stopped.json when Ray restarts them.
         record_stop(job.run, err)
         raise
 
 
 class Run:
-    """One rank's part of a training run."""
+    """One rank of a training run."""
 
     def __init__(self, job: TrainJob) -> None:
         context = ray.train.get_context()
@@ -125,7 +128,7 @@ class Run:
         self._checkpointed_s = self._looked_s = time.monotonic()
         self._saved_for_preemption = False
         self.log: RunLog | None = None
-        """Rank 0's."""
+        """Only rank 0 has one."""
         if context.get_local_rank() == 0:
             delete_leftovers(checkpoints.upload_prefix(job.run))
         self._resume()
@@ -142,7 +145,7 @@ class Run:
         if self.rank == 0:
             self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.config.recipe.to_dict())
         if not self.job.async_validation:
-            self._evaluate_missing()  # of a run that evaluated beside its training before
+            self._evaluate_missing()  # of a run that used asynchronous validation before
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)
@@ -157,24 +160,24 @@ class Run:
             if self.log is not None:
                 self._write_report()
         if self.job.async_validation:
-            ray.train.get_all_reported_checkpoints()  # waits for their evaluation
+            ray.train.get_all_reported_checkpoints()  # waits for their validation
             if self._from_rank_0(self.rank == 0 and storage.exists(stopped_json(self.job.run))):
                 raise StoppedError
             self._evaluate_missing()
         averaged = self._evaluate_averaged()
         if self.log is not None:
-            self.log.close()  # before the summary, by which a run is finished
+            self.log.close()  # before the summary, whose existence means that the run is finished
             self._finish(averaged)
 
     def _write_report(self) -> None:
-        """Of what there is so far. Training goes on with or without it."""
+        """Write the report of the results so far. Training continues if this fails."""
         try:
             write_run_report(self.job.run)
         except Exception:
             logger.exception("the report could not be written")
 
     def _has_stalled(self) -> bool:
-        """Whether the last `patience` epochs brought no better model."""
+        """Whether the best epoch is `patience` epochs or more ago."""
         patience = self.recipe.patience
         if patience is None:
             return False
@@ -183,7 +186,7 @@ class Run:
         return self._from_rank_0(since_best) >= patience
 
     def _train_epoch(self, epoch: int) -> float:
-        """Train what is left of an epoch. Returns the mean loss over all of it, on every rank."""
+        """Train the remaining steps of an epoch. Returns the mean loss over the whole epoch, on every rank."""
         self.model.train()
         steps_per_epoch, progress = self.feed.steps_per_epoch, self.progress
         losses: list[Tensor] = []
@@ -229,29 +232,31 @@ class Run:
                 if checkpoint_is_due:
                     self._checkpoint()
                 elif look_is_due and self._is_new_preemption():
-                    logger.info("a node is to be taken away: saving a checkpoint")
+                    logger.info("a node will be preempted: saving a checkpoint")
                     self._checkpoint(CheckpointUploadMode.SYNC)
             losses, num_clips, self.feed.waits.wait_s, began_s = [], 0, 0.0, time.monotonic()
         return progress.loss_sum / steps_per_epoch
 
     def _end_interval(self, epoch: int, last_step: int, losses: Sequence[Tensor]) -> tuple[float, bool, bool]:
-        """Take account of the steps up to `last_step` of the epoch; their losses are this rank's parts.
+        """Reduce the losses of the steps up to `last_step` of the epoch over all ranks, and update the progress.
 
-        Returns their mean loss, and what is due by rank 0's clock: a checkpoint, a look for a notice of preemption.
+        Returns:
+            The steps' mean loss, whether a checkpoint is due, and whether to check for a preemption notice, both by
+            rank 0's clock.
 
         Raises:
-            NonFiniteError: on every rank, for a loss or, after the last step, a weight; the clips of the first such
-                step are in RUN/nonfinite.json.
-            StoppedError: on every rank.
+            NonFiniteError: a loss, or a weight after the last step, is not finite; raised on every rank. The clips of
+                the first such step are in RUN/nonfinite.json.
+            StoppedError: asynchronous validation ended the run; raised on every rank.
         """
         now_s = time.monotonic()
         looks = self.rank == 0 and now_s - self._looked_s >= LOOK_FOR_PREEMPTION_EVERY_S
-        looks_beside = self.job.async_validation and (looks or last_step + 1 == self.feed.steps_per_epoch)
+        looks_for_stop = self.job.async_validation and (looks or last_step + 1 == self.feed.steps_per_epoch)
         flags = [
             self.rank == 0 and now_s - self._checkpointed_s >= self.job.checkpoint_every_s,
             looks,
-            self.rank == 0 and looks_beside and storage.exists(stopped_json(self.job.run)),
-            # Else what the last step broke would be evaluated and saved, and every resumed run would end on it.
+            self.rank == 0 and looks_for_stop and storage.exists(stopped_json(self.job.run)),
+            # Without this check, broken weights would be saved, and every resumed run would fail on them.
             not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all(),
         ]
         reduced = torch.cat([torch.stack(list(losses)), torch.tensor(flags, dtype=torch.float32, device=self.device)])
@@ -273,7 +278,7 @@ class Run:
         return float(global_losses.mean()), bool(checkpoint_is_due), bool(look_is_due)
 
     def _write_nonfinite(self, what: str, epoch: int, step: int) -> str:
-        """Rank 0 writes which clips are those of a step (counted from 0); returns the error's text."""
+        """Write the clips of a step (counted from 0) to RUN/nonfinite.json, on rank 0. Returns the error's text."""
         uri = storage.join(self.job.run, "nonfinite.json")
         if self.rank == 0:
             order, batch_size = self.feed.order(epoch), self.recipe.batch_size
@@ -290,13 +295,13 @@ class Run:
         )
 
     def _is_new_preemption(self) -> bool:
-        """A notice is answered once; ranks meet here."""
+        """Whether there is a preemption notice that was not answered yet. All ranks must call this together."""
         is_noticed = ray.train.get_preemption_info() is not None
         is_new, self._saved_for_preemption = is_noticed and not self._saved_for_preemption, is_noticed
         return is_new
 
     def _memory_gb(self) -> float:
-        """The most that was in use."""
+        """Peak memory of the GPU, or of this process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -322,7 +327,7 @@ class Run:
         )
 
     def _evaluate_missing(self) -> None:
-        """Evaluate on the ranks what failed, or was not asked for, beside the training, and log it.
+        """Evaluate and log, on the ranks, epochs whose asynchronous validation failed or was not requested.
 
         Raises:
             DataError: the weights of such an epoch are gone.
@@ -346,7 +351,7 @@ class Run:
         return ValidationTaskConfig({"epoch": epoch, "loss": loss}) if self.job.async_validation else False
 
     def _log_epochs(self) -> None:
-        """Rank 0 logs the epochs whose evaluation is done and that are not logged yet."""
+        """Log, on rank 0, the epochs that are evaluated and not logged yet."""
         if self.log is None:
             return
         for record in self.results.records(self.progress.epochs_done):
@@ -363,7 +368,7 @@ class Run:
             )
 
     def _average(self, epoch: int) -> None:
-        """Rank 0 adds the weights up of the epochs that the recipe averages."""
+        """Add the weights of an epoch that the recipe averages to the sum, on rank 0."""
         progress, recipe = self.progress, self.recipe
         if recipe.wa_start is None or recipe.wa_end is None or not recipe.wa_start <= epoch <= recipe.wa_end:
             return
@@ -376,7 +381,7 @@ class Run:
                 )
 
     def _evaluate_averaged(self) -> TaggingMetrics | None:
-        """Load the averaged weights on every rank and evaluate them; None where no epoch was averaged."""
+        """Load the averaged weights on every rank and evaluate them; None if no epoch was averaged."""
         num_averaged = self.progress.num_averaged
         if not num_averaged:
             return None
@@ -416,12 +421,12 @@ class Run:
         mode: CheckpointUploadMode = CheckpointUploadMode.ASYNC,
         validation: ValidationTaskConfig | bool = False,
     ) -> None:
-        """Every rank reports, rank 0 with the state; it is uploaded while training goes on."""
+        """Report on every rank, on rank 0 with the state. By default it is uploaded while training continues."""
         progress = self.progress
         metrics: dict[str, Any] = {"epochs_done": progress.epochs_done, "steps_done": progress.steps_done}
         checkpoint = None
         if self.log is not None:
-            self.log.flush()  # a resumed run goes on from these very lines
+            self.log.flush()  # a resumed run continues from these records
             checkpoint = checkpoints.make(self.job.run, self._state()) if self.job.saves_checkpoints else None
         ray.train.report(
             metrics,
@@ -442,13 +447,16 @@ class Run:
         }
 
     def _resume(self) -> None:
-        """From the latest checkpoint that is whole. Its state is rank 0's; all ranks read it, and choose alike."""
+        """Restore the latest undamaged checkpoint. All ranks read rank 0's state, and choose the same checkpoint."""
         known = checkpoints.known(self.job.unlisted_checkpoints)
         if not known:
             return
         state = checkpoints.load_latest(known)
         if state is None:
-            raise DataError(f"no checkpoint in {self.job.run} is whole; delete its checkpoints folder to train anew")
+            raise DataError(
+                f"every checkpoint in {self.job.run} is damaged; delete its checkpoints folder to train again from "
+                "the start"
+            )
         self.bare_model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None:
@@ -458,4 +466,4 @@ class Run:
             done = self.progress
             at = f", step {done.steps_done} of the next" if done.steps_done else ""
             ranks = "1 worker" if self.world_size == 1 else f"{self.world_size} workers"
-            logger.info(f"going on after epoch {done.epochs_done}{at}, on {ranks}")
+            logger.info(f"resuming after epoch {done.epochs_done}{at}, on {ranks}")

@@ -1,4 +1,4 @@
-"""What the driver of a training tells its ranks, and they it."""
+"""Configuration that the driver sends to every rank, and the file through which ranks tell it to stop."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,31 +13,31 @@ from pipeline.train import models
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What the driver hands to every rank."""
+    """The configuration of one rank."""
 
     data: str
     train_splits: list[str]
     eval_splits: list[str]
     run: str
-    """Holds `initial`, the model to start from."""
+    """The run's folder. It contains `initial`, the model to start from."""
     recipe: dict[str, Any]
-    """That of `initial`, but for EXECUTION_KEYS that the run goes on with."""
+    """The recipe of `initial`, with the EXECUTION_KEYS of this command."""
     use_gpu: bool
-    """Ranks have one each, and so has the evaluation beside them. Ray hides no GPU from a task that asked for none."""
+    """Whether each rank, and asynchronous validation, has a GPU. Ray hides no GPU from a task that requested none."""
     threads: int
     log_every_steps: int
-    """Losses are looked at, and logged, this often; checkpoints come at these steps."""
+    """Steps between two logs. Losses are checked, and checkpoints saved, only at these steps."""
     checkpoint_every_s: float
-    """Beside those at the ends of epochs."""
+    """Seconds between checkpoints within an epoch. There is also one after each epoch."""
     saves_checkpoints: bool
-    """In one process nobody takes them in: Ray's local mode would leave each where it was made."""
+    """False in one process: Ray's local mode collects no checkpoints and would leave each where it was written."""
     cache_dir: str | None
     cache_bytes: int
     mlflow_uri: str | None
     async_validation: bool
-    """In a task of its own while the next epoch is trained; else on the ranks, in between."""
+    """Evaluate an epoch in a separate task while the next one trains; otherwise on the ranks, between epochs."""
     unlisted_checkpoints: list[str]
-    """To go on from, the earliest first, where Ray knows of none."""
+    """Checkpoints to resume from, earliest first, if Ray's list has none."""
 
 
 def read_initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
@@ -46,7 +46,7 @@ def read_initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
 
 
 def stopped_json(run: str) -> str:
-    """Why a run ended that would end so again: the workers' word to the driver, and to themselves when Ray retries."""
+    """The file with the error that ended a run and would end it again. The driver and restarted ranks read it."""
     return storage.join(run, "stopped.json")
 
 

@@ -1,4 +1,4 @@
-"""The doctor: nothing to mend in data like the paper's, and each illness found by the check that is for it."""
+"""The doctor has no findings for data like the paper's, and each fault is found by its own check."""
 
 import json
 import math
@@ -30,12 +30,12 @@ from tests.damage import record_again
 from tests.reference import SHARED
 
 CLASSES = 20
-"""Of AudioSet's, in each list; a clip of the first ones has a second label."""
+"""Number of AudioSet's classes in each list. Every fourth clip has a second label."""
 CLIPS = 800
 
 
 def write_list(path: Path, split: str) -> str:
-    """A list of CLIPS sections of ten seconds, CLIPS / CLASSES a class."""
+    """Write a list of CLIPS sections of ten seconds, CLIPS / CLASSES for each class."""
     mids = audioset_labels().mids
     lines = []
     for i in range(CLIPS):
@@ -47,7 +47,7 @@ def write_list(path: Path, split: str) -> str:
 
 @dataclass
 class Patient:
-    """A data set in the making: rows of SHARD by split, which a test changes before it is written."""
+    """A data set before it is written: rows of SHARD by split, which a test changes."""
 
     folder: Path
     labels: LabelVocabulary
@@ -85,7 +85,7 @@ class Patient:
 
 @pytest.fixture
 def patient(tmp_path: Path) -> Patient:
-    """Whole, as the paper had it: one clip in 25 is missing, by no preference."""
+    """A data set like the paper's: one clip in 25 is missing, evenly over the classes."""
     official, splits = {}, {}
     for split in ("balanced_train", "eval"):
         official[split] = write_list(tmp_path / f"{split}_segments.csv", split)
@@ -103,16 +103,16 @@ def of(found: Sequence[Finding], check: str, split: str = "balanced_train") -> F
 
 
 def severities(found: Sequence[Finding]) -> dict[tuple[str, str], str]:
-    """Of all that is not ok, but for the note on the balanced set's official labels."""
-    said = {(finding.check, finding.split): finding.severity for finding in found if finding.severity != "ok"}
-    return {key: severity for key, severity in said.items() if key != ("labels", "balanced_train")}
+    """Severities of the findings that are not ok, without the note on the balanced set's official labels."""
+    all_found = {(finding.check, finding.split): finding.severity for finding in found if finding.severity != "ok"}
+    return {key: severity for key, severity in all_found.items() if key != ("labels", "balanced_train")}
 
 
-def test_in_data_like_the_papers_there_is_nothing_to_mend(patient: Patient):
+def test_data_like_the_papers_have_no_findings(patient: Patient):
     found = patient.examined()
     assert severities(found) == {}
     names = {finding.check for finding in found}
-    assert len(found) == 2 * (len(checks.CHECKS) - 3) + 3  # vocabulary, features and leakage are of the whole
+    assert len(found) == 2 * (len(checks.CHECKS) - 3) + 3  # vocabulary, features and leakage concern the whole data set
     assert names == {check.__name__.removeprefix("check_") for check in checks.CHECKS}
     assert of(found, "clips").what.startswith("768 of 800 listed clips, 4 % missing; most of ")
     assert of(found, "labels").severity == "note"
@@ -123,7 +123,7 @@ def test_in_data_like_the_papers_there_is_nothing_to_mend(patient: Patient):
 
 
 @pytest.mark.parametrize(("one_in", "severity"), [(20, "note"), (7, "warning"), (2, "serious")])
-def test_the_more_clips_are_missing_the_worse(patient: Patient, one_in: int, severity: str):
+def test_severity_grows_with_the_share_of_missing_clips(patient: Patient, one_in: int, severity: str):
     rng = np.random.default_rng(0)
     lost = set(rng.permutation(768)[: 768 // one_in].tolist())
     patient.keep("eval", lambda i: i not in lost)
@@ -133,7 +133,7 @@ def test_the_more_clips_are_missing_the_worse(patient: Patient, one_in: int, sev
     assert ("audioset/ontology#8" in finding.cost) == (severity != "serious")
 
 
-def test_the_table_by_class_counts_listed_and_present_clips_of_each(patient: Patient):
+def test_table_by_class_counts_listed_and_present_clips(patient: Patient):
     rows = of(patient.examined(), "clips").figures["per_class"]
     listed = [CLIPS // CLASSES] * CLASSES + [CLIPS // 4, 0]
     assert {row["index"]: row["listed"] for row in rows} == {c: n for c, n in enumerate(listed) if n}
@@ -144,7 +144,7 @@ def test_the_table_by_class_counts_listed_and_present_clips_of_each(patient: Pat
     assert rows[3]["name"] == audioset_labels().names[3]
 
 
-def test_a_class_that_lost_most_of_its_clips_is_named_though_few_are_missing_in_all(patient: Patient):
+def test_a_class_that_lost_most_clips_is_named_when_few_are_missing_overall(patient: Patient):
     patient.keep("balanced_train", lambda i: patient.splits["balanced_train"]["labels"][i].as_py() != [7] or i % 3 == 0)
     finding = of(patient.examined(), "clips")
     assert finding.figures["missing_share"] < 0.10
@@ -154,14 +154,14 @@ def test_a_class_that_lost_most_of_its_clips_is_named_though_few_are_missing_in_
     assert "YuanGongND/whisper-at#13" in finding.cost
 
 
-def test_a_class_without_a_clip_is_named_however_few_it_had(patient: Patient):
+def test_a_class_without_clips_is_named_even_if_it_had_few(patient: Patient):
     mids = audioset_labels().mids
     with open(patient.official["balanced_train"], "a", encoding="utf-8") as file:
         file.write(f'\nrareclip___, 0.000, 10.000, "{mids[300]}"')
     assert of(patient.examined(), "clips").figures["classes_hit"] == [audioset_labels().names[300]]
 
 
-def test_clips_that_the_list_does_not_have_are_counted(patient: Patient):
+def test_clips_not_in_the_list_are_counted(patient: Patient):
     patient.change("balanced_train", "clip_id", lambda i, clip_id: f"own_{i}" if i < 20 else clip_id)
     finding = of(patient.examined(), "clips")
     assert (finding.figures["not_in_list"], finding.severity) == (20, "warning")
@@ -169,7 +169,7 @@ def test_clips_that_the_list_does_not_have_are_counted(patient: Patient):
 
 
 @pytest.mark.parametrize("form", ["Y{video}", "{video}", "Y{video}_{start}", "{video}_{start}.000_{end}.000"])
-def test_clips_are_found_under_the_names_that_copies_give_them(patient: Patient, form: str):
+def test_clips_are_found_under_the_names_used_in_copies(patient: Patient, form: str):
     def renamed(i: int, clip_id: str) -> str:
         video, start = clip_id[:11], int(float(clip_id[12:]))
         return form.format(video=video, start=start, end=start + 10)
@@ -181,7 +181,7 @@ def test_clips_are_found_under_the_names_that_copies_give_them(patient: Patient,
     assert of(found, "clips").figures["present"] == 768
 
 
-def test_a_clip_that_is_there_under_two_names_is_one_clip(patient: Patient):
+def test_a_clip_with_two_names_counts_once(patient: Patient):
     one = patient.splits["balanced_train"]["clip_id"][0].as_py()
     patient.change("balanced_train", "clip_id", lambda i, clip_id: f"Y{one}" if i == 1 else clip_id)
     assert of(patient.examined(), "clips").figures["present"] == 767
@@ -193,15 +193,15 @@ def test_another_section_of_a_listed_video_is_not_the_listed_clip(patient: Patie
 
 
 @pytest.mark.parametrize(("num", "severity"), [(5, "warning"), (50, "serious")])
-def test_labels_that_differ_from_the_lists_are_counted(patient: Patient, num: int, severity: str):
+def test_labels_that_differ_from_the_list_are_counted(patient: Patient, num: int, severity: str):
     patient.change("eval", "labels", lambda i, labels: [*labels, 400] if i < num else labels)
     finding = of(patient.examined(), "labels", "eval")
     assert (finding.figures["labelled_otherwise"], finding.severity) == (num, severity)
     assert "PSLA" in finding.cost
 
 
-def test_label_shares_that_moved_by_chance_are_well_and_those_that_did_not_are_named(patient: Patient):
-    rng = np.random.default_rng(5)  # of a draw that moves them by more than the mean
+def test_label_shares_changed_by_chance_are_ok_and_other_changes_are_named(patient: Patient):
+    rng = np.random.default_rng(5)  # a seed whose draw moves the shares by more than the mean
     kept = set(rng.permutation(768)[:640].tolist())
     patient.keep("balanced_train", lambda i: i in kept)
     patient.keep("eval", lambda i: i % 3 > 0 or patient.splits["eval"]["labels"][i].as_py()[0] > 4)
@@ -219,7 +219,7 @@ def test_label_shares_that_moved_by_chance_are_well_and_those_that_did_not_are_n
 # --- failures
 
 
-def test_failures_are_told_by_reason_and_by_what_another_run_may_get(patient: Patient):
+def test_failures_are_counted_by_reason_and_by_whether_another_run_helps(patient: Patient):
     patient.failures = {"eval": [Reason.UNAVAILABLE] * 20 + [Reason.THROTTLED] * 9 + [Reason.TRUNCATED]}
     finding = of(patient.examined(), "failures", "eval")
     assert (finding.severity, finding.figures["worth_another_run"]) == ("warning", 10)
@@ -229,12 +229,12 @@ def test_failures_are_told_by_reason_and_by_what_another_run_may_get(patient: Pa
     assert "--audio-dir" not in finding.cost
 
 
-def test_failures_for_good_are_a_note(patient: Patient):
+def test_permanent_failures_are_a_note(patient: Patient):
     patient.failures = {"eval": [Reason.UNAVAILABLE] * 20}
     assert of(patient.examined(), "failures", "eval").severity == "note"
 
 
-def test_a_split_of_which_all_failed_is_examined_too(patient: Patient):
+def test_a_split_whose_clips_all_failed_is_examined(patient: Patient):
     patient.splits["eval"] = patient.splits["eval"].slice(0, 0)
     patient.failures = {"eval": [Reason.NETWORK] * 3}
     found = patient.examined()
@@ -245,7 +245,7 @@ def test_a_split_of_which_all_failed_is_examined_too(patient: Patient):
 # --- norm
 
 
-def test_the_norm_of_copies_that_fell_short_is_a_warning_with_what_they_reached(patient: Patient):
+def test_norm_of_known_copies_is_a_warning_with_their_published_map(patient: Patient):
     patient.norm("balanced_train", -3.38, 3.89)
     patient.norm("eval", -3.54, 3.42)
     found = patient.examined()
@@ -253,7 +253,7 @@ def test_the_norm_of_copies_that_fell_short_is_a_warning_with_what_they_reached(
     assert "mean and std -3.38, 3.89" in of(found, "norm").what
     assert "0.433 mAP" in of(found, "norm").cost
     assert "YuanGongND/ast#85" in of(found, "norm").cost
-    assert "quiet parts lifted" in of(found, "norm").cost
+    assert "raised quiet parts" in of(found, "norm").cost
 
 
 @pytest.mark.parametrize(
@@ -262,14 +262,14 @@ def test_the_norm_of_copies_that_fell_short_is_a_warning_with_what_they_reached(
         (-4.27 + 20.8, 4.57, "16-bit integers"),
         (-18.5, 19.8, "decibels"),
         (-1.85, 1.98, "base-10 logarithms"),
-        (-2.13, 2.28, None),  # half: near enough to be audio, so no fault is named
+        (-2.13, 2.28, None),  # half the values: possible for audio, so no fault is named
         (0.02, 0.51, "normalised already, by twice the std"),
         (-0.05, 1.1, "normalised already"),
         (-15.9, 0.2, "hardly any sound"),
         (9.0, 4.5, "the scale or the format"),
     ],
 )
-def test_a_norm_that_no_audio_has_points_to_its_cause(patient: Patient, mean: float, std: float, cause: str | None):
+def test_an_impossible_norm_names_its_likely_cause(patient: Patient, mean: float, std: float, cause: str | None):
     patient.norm("eval", mean, std)
     finding = of(patient.examined(), "norm", "eval")
     assert finding.severity == ("serious" if cause else "warning")
@@ -277,9 +277,9 @@ def test_a_norm_that_no_audio_has_points_to_its_cause(patient: Patient, mean: fl
     assert ("The figures point to" in finding.cost) == (cause not in (None, "the scale or the format"))
 
 
-def test_a_norm_shifted_by_level_alone_is_told_in_decibels(patient: Patient):
+def test_a_norm_shifted_by_level_is_reported_in_decibels(patient: Patient):
     patient.norm("eval", -4.2677 - 1.5, 4.6)
-    # Padding and masks would hide a quieter set, as they raise its mean; a louder one is not hidden.
+    # Padding and masks raise the mean, so they can hide a quieter set, but not a louder one.
     assert of(patient.examined(), "norm", "eval").severity == "ok"
     storage.delete(patient.uri)
     patient.norm("eval", -4.2677 + 1.5, 4.6)
@@ -288,8 +288,8 @@ def test_a_norm_shifted_by_level_alone_is_told_in_decibels(patient: Patient):
     assert "the level 7 dB louder" in finding.cost
 
 
-def test_digital_silence_is_told_as_the_cause_of_a_norm(patient: Patient):
-    """A third of each clip is silent; the rest has the published figures."""
+def test_digital_silence_is_named_as_the_cause_of_a_norm(patient: Patient):
+    """A third of each clip is silent; the rest has the published norm."""
     floor, sound, silent = augment.STORED_FLOOR, 998 - 333, 333
     mean, std = AUDIOSET.mean, AUDIOSET.std
     patient.change("eval", "num_silent_frames", lambda i, _: silent)
@@ -327,13 +327,13 @@ def test_figures_as_the_original_counts_are_those_of_padded_and_masked_fbanks():
     for name, power in {"fbank_sum": 1, "fbank_sum_sq": 2}.items():
         sums = pa.array(128 * (noise.astype(np.float64) ** power).sum(axis=1))
         clips = clips.set_column(clips.schema.get_field_index(name), name, sums)
-    split = dataset_summary.SplitFacts("x", 1, {}, clips, clips, clips, None, "")
+    split = dataset_summary.SplitSummary("x", 1, {}, clips, clips, clips, None, "")
     counted = checks.norm_figures(split, AUDIOSET)["as_the_original_counts"]
     assert counted["mean"] == pytest.approx(masked.mean(dtype=np.float64), abs=0.08)
     assert counted["std"] == pytest.approx(masked.std(dtype=np.float64), abs=0.08)
 
 
-def test_a_norm_that_is_published_by_the_originals_count_is_well(patient: Patient):
+def test_a_norm_that_matches_as_the_reference_counts_is_ok(patient: Patient):
     patient.norm("eval", -5.3, 4.5)
     finding = of(patient.examined(), "norm", "eval")
     assert finding.severity == "ok"
@@ -360,14 +360,14 @@ def test_other_vocabularies_have_other_norms_or_none(
     assert of(found, "norm", "fold1").severity == ("warning" if published else "ok")
     if published:
         assert "published -6.63, 5.36 (ESC-50)" in of(found, "norm", "fold1").what
-        assert of(found, "durations", "fold1").severity == "warning"  # 998 frames where the recipe takes 512
+        assert of(found, "durations", "fold1").severity == "warning"  # 998 frames, the recipe takes 512
     assert not [finding for finding in found if finding.severity == "unknown"]  # there is no list to compare with
 
 
 # --- silence, copies, clipping, durations, values
 
 
-def test_silent_clips_and_silent_frames_are_told(patient: Patient):
+def test_silent_clips_and_silent_frames_are_reported(patient: Patient):
     patient.change("eval", "num_silent_frames", lambda i, _: 998 if i < 20 else 0)
     finding = of(patient.examined(), "silence", "eval")
     assert (finding.severity, finding.figures["silent_clips_share"]) == ("warning", 20 / 768)
@@ -379,7 +379,7 @@ def test_silent_clips_and_silent_frames_are_told(patient: Patient):
 
 
 @pytest.mark.parametrize(("copies", "severity"), [(1, "note"), (9, "warning")])
-def test_the_same_audio_under_several_ids_is_found_with_labels_at_odds(patient: Patient, copies: int, severity: str):
+def test_equal_audio_under_several_ids_is_found_with_conflicting_labels(patient: Patient, copies: int, severity: str):
     labels = patient.splits["eval"]["labels"].to_pylist()
     twins = [i for i in range(100, 768) if labels[i] == [7]][:2]
     patient.change("eval", "fbank_hash", lambda i, value: -7 if i <= copies else -8 if i in twins else value)
@@ -390,7 +390,7 @@ def test_the_same_audio_under_several_ids_is_found_with_labels_at_odds(patient: 
     assert "hkchengrex/MMAudio#50" in finding.cost
 
 
-def test_silent_clips_are_no_copies_of_each_other(patient: Patient):
+def test_silent_clips_are_not_duplicates(patient: Patient):
     for split in patient.splits:
         patient.change(split, "fbank_hash", lambda i, value: -7 if i < 5 else value)
         patient.change(split, "num_silent_frames", lambda i, _: 998 if i < 5 else 0)
@@ -420,7 +420,7 @@ def test_a_clip_or_a_video_in_two_splits_is_found_by_its_id(patient: Patient, co
     assert (finding.severity, finding.figures[f"by_{kind}"]) == ("serious", 1)
 
 
-def test_what_two_training_splits_share_is_a_note(patient: Patient):
+def test_clips_shared_by_two_training_splits_are_a_note(patient: Patient):
     patient.splits["more_train"] = patient.splits["balanced_train"].slice(0, 5)
     assert of(patient.examined(), "leakage", "balanced_train + more_train").severity == "note"
 
@@ -429,7 +429,7 @@ def test_what_two_training_splits_share_is_a_note(patient: Patient):
     ("share", "severity", "source"),
     [(0.0005, "ok", ""), (0.002, "note", "YuanGongND/ast#108"), (0.2, "serious", "RicherMans/PSL#3")],
 )
-def test_clipping_is_harmless_till_the_scale_is_wrong(patient: Patient, share: float, severity: str, source: str):
+def test_clipping_is_serious_only_if_the_scale_is_wrong(patient: Patient, share: float, severity: str, source: str):
     patient.change("eval", "num_clipped", lambda i, _: round(998 * 160 * share))
     finding = of(patient.examined(), "clipping", "eval")
     assert (finding.severity, source in finding.cost) == (severity, True)
@@ -452,7 +452,7 @@ def test_clips_that_the_recipe_cuts_are_counted(patient: Patient):
     assert "1024 frames" in finding.what
 
 
-def test_a_clip_with_nan_in_it_is_named_and_left_out_of_the_norm(patient: Patient):
+def test_a_clip_with_nan_is_named_and_left_out_of_the_norm(patient: Patient):
     patient.change("eval", "fbank_sum", lambda i, value: math.nan if i == 4 else value)
     found = patient.examined()
     assert severities(found) == {("values", "eval"): "serious"}
@@ -480,7 +480,7 @@ def shifted(column: str) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
-def test_weights_of_other_clips_are_stale_and_nothing_else_is(patient: Patient):
+def test_only_the_weights_check_reports_weights_of_other_clips(patient: Patient):
     edit_index(patient, shifted("sample_weight"))
     found = patient.examined()
     assert severities(found) == {("weights", "eval"): "warning"}
@@ -495,14 +495,14 @@ def test_labels_of_other_clips_in_the_index_are_serious(patient: Patient):
     assert finding.figures["fingerprint_differs"]
 
 
-def test_rows_that_point_at_other_clips_are_serious_though_the_fingerprint_holds(patient: Patient):
+def test_rows_that_point_to_other_clips_are_serious_despite_equal_fingerprint(patient: Patient):
     edit_index(patient, shifted("row"))
     finding = of(patient.examined(), "index", "eval")
     assert (finding.severity, finding.figures["of_another_clip"]) == ("serious", 768)
     assert not finding.figures["fingerprint_differs"]
 
 
-def test_rows_that_point_at_clips_of_the_same_labels_are_serious_too(patient: Patient):
+def test_rows_that_point_to_clips_with_equal_labels_are_serious(patient: Patient):
     labels = patient.splits["eval"]["labels"].to_pylist()
     one, two = [i for i in range(768) if labels[i] == [7]][:2]
     swapped = {one: two, two: one}
@@ -515,7 +515,7 @@ def test_rows_that_point_at_clips_of_the_same_labels_are_serious_too(patient: Pa
     assert of(patient.examined(), "index", "eval").figures["of_another_clip"] == 2
 
 
-def test_rows_of_a_shard_that_is_gone_are_serious(patient: Patient):
+def test_rows_of_a_missing_shard_are_serious(patient: Patient):
     patient.write()
     (Path(patient.uri) / "eval" / "shards" / "0.parquet").rename(patient.folder / "elsewhere")
     finding = of(patient.examined(), "index", "eval")
@@ -529,7 +529,7 @@ def test_a_dataset_json_of_another_preparation_is_serious(patient: Patient):
     assert finding.figures["fingerprint_differs"]
 
 
-def test_stored_clips_that_the_index_lacks_are_a_warning(patient: Patient):
+def test_stored_clips_missing_in_the_index_are_a_warning(patient: Patient):
     patient.write()
     more = fakes.stored_clips(fakes.clips({"clip_id": "new", "split": "eval", "media": "", "end_s": 10.0}))
     shard = more.append_column(dataset.SHARD.field("fbank"), pa.array([[]], dataset.FBANK)).cast(dataset.SHARD)
@@ -538,7 +538,7 @@ def test_stored_clips_that_the_index_lacks_are_a_warning(patient: Patient):
     assert (finding.severity, finding.figures["clips_without_a_row"]) == ("warning", 1)
 
 
-def test_a_clip_that_a_kill_left_in_two_shards_is_well(patient: Patient):
+def test_a_clip_in_two_shards_after_a_crash_is_ok(patient: Patient):
     patient.write()
     uri = f"{dataset.shards_dir(patient.uri, 'eval')}/more.parquet"
     dataset.write_table(uri, dataset.read_table(uri.replace("more", "0")).slice(5, 2).cast(dataset.SHARD))
@@ -552,25 +552,25 @@ def test_audiosets_classes_in_another_order_are_serious(patient: Patient):
     for split in patient.splits:
         patient.change(split, "labels", lambda i, labels: sorted(order[c] for c in labels))
     found = patient.examined()
-    assert severities(found) == {("vocabulary", ""): "serious"}  # labels are compared by what they mean
+    assert severities(found) == {("vocabulary", ""): "serious"}  # labels are compared by MID
     assert "2 have another index" in of(found, "vocabulary", "").what
 
 
-def test_a_few_classes_less_than_audiosets_are_a_warning(patient: Patient):
+def test_a_few_missing_audioset_classes_are_a_warning(patient: Patient):
     audioset = audioset_labels()
     patient.labels = LabelVocabulary(audioset.mids[:500], audioset.names[:500])
     finding = of(patient.examined(), "vocabulary", "")
     assert (finding.severity, finding.what) == ("warning", "500 of AudioSet's 527 classes, 500 in all")
 
 
-def test_a_labels_file_that_was_replaced_is_refused(patient: Patient):
+def test_a_replaced_labels_file_is_refused(patient: Patient):
     patient.write()
     storage.write_bytes(dataset.labels_csv(patient.uri), LabelVocabulary.from_names(["a"]).to_csv().encode())
     with pytest.raises(DataError, match=r"labels\.csv is damaged, or not the one that the data were prepared with"):
         patient.examined()
 
 
-def test_features_of_other_settings_are_serious(patient: Patient):
+def test_features_with_other_settings_are_serious(patient: Patient):
     info = patient.write().info
     info["features"] |= {"waveform_scale": 32768.0}
     dataset.write_info(patient.uri, info)
@@ -578,11 +578,13 @@ def test_features_of_other_settings_are_serious(patient: Patient):
     assert (finding.severity, finding.what) == ("serious", "waveform_scale is 32768.0, the recipes take 1.0")
 
 
-# --- lists that cannot be had, other data, and what is shown
+# --- missing lists, other data, and output
 
 
-def test_without_a_list_its_checks_are_unknown_and_the_rest_goes_on(patient: Patient, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", "http://127.0.0.1:9/eval_segments.csv")  # nobody serves there
+def test_without_an_official_list_only_its_checks_are_unknown(patient: Patient, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(
+        sources.OFFICIAL_LISTS, "eval", "http://127.0.0.1:9/eval_segments.csv"
+    )  # no server listens there
     monkeypatch.setenv("XDG_CACHE_HOME", str(patient.folder / "cache"))
     del patient.official["eval"]
     hashes = patient.splits["balanced_train"]["fbank_hash"].to_pylist()
@@ -598,7 +600,7 @@ def test_without_a_list_its_checks_are_unknown_and_the_rest_goes_on(patient: Pat
     assert "--official SPLIT=FILE" in of(found, "clips", "eval").cost
 
 
-def test_official_lists_are_known_by_the_splits_name(patient: Patient, monkeypatch: pytest.MonkeyPatch):
+def test_official_lists_are_found_by_the_name_of_the_split(patient: Patient, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def read(uri: str, **options: Any) -> Any:
@@ -615,7 +617,7 @@ def test_official_lists_are_known_by_the_splits_name(patient: Patient, monkeypat
     assert "give its list with --official mine=LIST" in of(found, "clips", "mine").what
 
 
-def test_c17_a_report_asks_no_server_for_a_list(patient: Patient, monkeypatch: pytest.MonkeyPatch):
+def test_c17_a_report_fetches_no_list(patient: Patient, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(patient.folder / "cache"))
     patient.official = {}
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -623,12 +625,12 @@ def test_c17_a_report_asks_no_server_for_a_list(patient: Patient, monkeypatch: p
         monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", url)
         found = patient.examined()
         listener.settimeout(0.05)
-        with pytest.raises(TimeoutError):  # nobody has called
+        with pytest.raises(TimeoutError):  # nobody connected
             listener.accept()
     assert of(found, "clips", "eval").severity == "unknown"
 
 
-def test_c23_names_of_other_copies_are_found_without_python_texts():
+def test_c23_positions_of_names_of_other_copies():
     listed = pa.table(
         {"video_id": ["aaaaaaaaaaa", "bbbbbbbbbbb"], "clip_id": ["aaaaaaaaaaa_0.000", "bbbbbbbbbbb_30.000"]}
     )
@@ -644,12 +646,12 @@ def test_c23_names_of_other_copies_are_found_without_python_texts():
     assert dataset_summary._positions(clips, listed).tolist() == [1, 1, -1, 0, -1, 0]
 
 
-def test_a_list_for_a_split_that_is_not_there_is_refused(patient: Patient):
+def test_a_list_for_an_unknown_split_is_refused(patient: Patient):
     with pytest.raises(DataError, match="no split 'evil'; it has balanced_train, eval"):
         checks.examine(patient.write(), {"evil": "x.csv"})
 
 
-def test_data_made_by_the_real_stages_are_read_as_they_are(tone_data: str):
+def test_prepared_data_have_no_findings(tone_data: str):
     data = PreparedDataset.open(tone_data)
     found = checks.examine(data)
     assert {finding.severity for finding in found} == {"ok"}
@@ -657,7 +659,7 @@ def test_data_made_by_the_real_stages_are_read_as_they_are(tone_data: str):
     assert (figures["mean"], figures["std"]) == pytest.approx(data.norm(["train"]))
 
 
-def test_each_finding_that_is_not_ok_says_what_it_costs(patient: Patient):
+def test_each_finding_that_is_not_ok_has_a_cost(patient: Patient):
     rng = np.random.default_rng(0)
     for split in patient.splits:
         patient.keep(split, lambda i: bool(rng.random() < 0.3))
@@ -677,8 +679,8 @@ def test_each_finding_that_is_not_ok_says_what_it_costs(patient: Patient):
     assert "NaN" not in shown
 
 
-def test_only_audiosets_frames_have_to_sound(patient: Patient):
-    """ESC-50 fills short sounds up with zeros, and its published norm is of those."""
+def test_silent_frames_matter_only_for_audioset(patient: Patient):
+    """ESC-50 pads short sounds with zeros, and its published norm includes them."""
     patient.labels = LabelVocabulary.from_names(["cat", "dog"])
     patient.official = {}
     for split in patient.splits:
@@ -687,7 +689,7 @@ def test_only_audiosets_frames_have_to_sound(patient: Patient):
     assert of(patient.examined(), "silence", "eval").severity == "ok"
 
 
-def test_the_table_has_the_worst_first_and_each_cost_once(patient: Patient):
+def test_table_lists_the_worst_first_and_each_cost_once(patient: Patient):
     found = [
         Finding("a", "x", "ok", "fine"),
         Finding("b", "x", "unknown", "not compared", "No list."),
@@ -707,7 +709,9 @@ def test_the_table_has_the_worst_first_and_each_cost_once(patient: Patient):
 
 
 def test_json_has_all_figures_and_no_nan(patient: Patient):
-    patient.change("eval", "labels", lambda i, labels: [500] if i == 0 else labels)  # which the list never has
+    patient.change(
+        "eval", "labels", lambda i, labels: [500] if i == 0 else labels
+    )  # no clip of the list has this label
     found = patient.examined()
     written = json.loads(json.dumps(findings.as_json("here", found), allow_nan=False))
     assert written["data"] == "here"
@@ -717,8 +721,8 @@ def test_json_has_all_figures_and_no_nan(patient: Patient):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the official lists beside the project")
-def test_a_copy_of_the_balanced_set_reads_sensibly(tmp_path: Path):
-    """As many clips as a public copy of March 2023 has, lost at random; the lists share no video."""
+def test_findings_for_a_copy_of_the_balanced_set(tmp_path: Path):
+    """As many clips as in a public copy of March 2023, lost at random. The lists share no video."""
     rng = np.random.default_rng(0)
     splits, official = {}, {}
     for split, num in {"balanced_train": 18_685, "eval": 20_371}.items():

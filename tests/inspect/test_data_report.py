@@ -1,4 +1,4 @@
-"""OUT/report.html: its numbers are the data set's, nothing is fetched, no name runs, a browser shows and plays it."""
+"""OUT/report.html: its numbers, hostile names, and how a browser shows and plays it."""
 
 import os
 import re
@@ -33,7 +33,7 @@ MISSING = [
     ("unavailable", [1], f"gone {HOSTILE}"),
     ("network", [3], "timed out"),
     ("no_label", [], "no label"),
-    ("duplicate", [0], "stands in line 1"),
+    ("duplicate", [0], "is in line 1"),
 ]
 BY_SPLIT, BY_REASON, BY_CLASS = (
     "Clips of each split",
@@ -43,7 +43,7 @@ BY_SPLIT, BY_REASON, BY_CLASS = (
 
 
 def write_data(output: str, *, labels_of_failures: bool = True, seconds: float = 0.5, clips_per_shard: int = 8) -> None:
-    """Two splits; of `train` some clips are missing, and the names in it are not nice."""
+    """Write two splits. `train` has missing clips and hostile names."""
     labels = LabelVocabulary(tuple(f"/m/{i}" for i in range(len(NAMES))), tuple(NAMES))
     start_output(output, labels)
     rng = np.random.default_rng(1)
@@ -92,7 +92,7 @@ def html(data: str) -> str:
     return storage.read_bytes(uri).decode()
 
 
-def test_asked_is_got_and_missing_by_split_and_rows_that_repeat_a_clip_are_told_apart(html: str, data: str):
+def test_asked_equals_got_plus_missing_and_repeated_rows_are_separate(html: str, data: str):
     rows = Page(html).tables[BY_SPLIT][1:]
     got = {split: PreparedDataset.open(data).index(split).num_rows for split in ("train", "eval")}
     assert rows == [
@@ -101,14 +101,12 @@ def test_asked_is_got_and_missing_by_split_and_rows_that_repeat_a_clip_are_told_
         ["all", "47", "42", "5", "10.6 %", "1"],
     ]
     text = Page(html).text
-    assert "that repeat a clip that stands before them: 1," in text
-    assert (
-        "eval: the last run’s list has 11 rows, the data set accounts for 12; the others are of earlier lists." in text
-    )
-    assert "train: the last run’s list" not in text  # it has as many as are on record
+    assert "that repeat a clip of an earlier row: 1," in text
+    assert "eval: the last run’s list has 11 rows, the data set has 12; the others are from earlier lists." in text
+    assert "train: the last run’s list" not in text  # both numbers are equal
 
 
-def test_classes_add_up_to_the_labels_on_disk_and_the_worst_hit_is_first(html: str, data: str):
+def test_class_counts_match_the_labels_on_disk_worst_first(html: str, data: str):
     header, *rows = Page(html).tables[BY_CLASS]
     assert header == ["class", "asked for", "got", "missing", "share missing", "missing in train", "missing in eval"]
     got, lost = Counter(), Counter()
@@ -127,15 +125,15 @@ def test_classes_add_up_to_the_labels_on_disk_and_the_worst_hit_is_first(html: s
     assert in_train["rain & wind"] == f"2 of {train[3] + 2}"
     assert in_train["never heard"] == "–"
     assert "1 of 5 classes have no clip" in Page(html).text
-    assert "without labels on record, which are in no class here: 1." in Page(html).text
+    assert "without recorded labels, which are in no class here: 1." in Page(html).text
 
 
-def test_reasons_have_their_counts_meaning_treatment_and_most_frequent_message(html: str):
+def test_reasons_have_count_meaning_next_run_and_most_frequent_message(html: str):
     rows = {row[0].split("\n")[0]: row for row in Page(html).tables[BY_REASON][1:]}
     assert rows["unavailable"][0].endswith(MEANING[Reason.UNAVAILABLE])
     assert rows["unavailable"][1:] == ["3", "60.0 %", "only with --retry unavailable", "Video unavailable"]
     assert rows["network"][1:] == ["1", "20.0 %", "tries again", "timed out"]
-    assert rows["no_label"][1:4] == ["1", "20.0 %", "if the list is mended"]
+    assert rows["no_label"][1:4] == ["1", "20.0 %", "if the list is fixed"]
     assert rows["duplicate"][1:4] == ["1", "–", "–"]
     assert next(iter(rows)) == "unavailable"
 
@@ -152,7 +150,7 @@ def test_levels_are_grouped_without_losing_a_clip(html: str):
     assert [sum(map(int, row[1:])) for row in silence[1:]] == [30, 12]
 
 
-def test_silent_frames_fall_into_the_group_of_their_share(tmp_path: Path):
+def test_clips_are_grouped_by_their_share_of_silent_frames(tmp_path: Path):
     clips = fakes.clips(*({"clip_id": f"c{i}", "end_s": 10.0, "video_id": "v"} for i in range(6)))
     stored = fakes.stored_clips(clips)
     at = stored.schema.get_field_index("num_silent_frames")
@@ -164,7 +162,7 @@ def test_silent_frames_fall_into_the_group_of_their_share(tmp_path: Path):
     assert row == ["train", "1", "2", "1", "1", "1"]
 
 
-def test_nothing_is_fetched_and_no_name_or_message_becomes_markup(html: str):
+def test_page_loads_nothing_and_escapes_names_and_messages(html: str):
     parsed = Page(html)
     assert parsed.loads
     assert [
@@ -178,15 +176,15 @@ def test_nothing_is_fetched_and_no_name_or_message_becomes_markup(html: str):
     assert HOSTILE not in html
 
 
-def test_without_labels_of_the_missing_only_what_was_got_is_told_by_class(tmp_path: Path):
+def test_without_labels_of_missing_clips_classes_show_only_clips_got(tmp_path: Path):
     write_data(str(tmp_path / "data"), labels_of_failures=False)
     parsed = Page(storage.read_bytes(write_report(str(tmp_path / "data"))).decode())
     assert parsed.tables["Clips of each class, fewest first"][0] == ["class", "got", "got in train", "got in eval"]
-    assert "what was asked for is not known by class" in parsed.text
+    assert "by class only the clips that were got are known" in parsed.text
     assert parsed.tables[BY_SPLIT][1][:4] == ["train", "35", "30", "5"]
 
 
-def test_a_data_set_without_a_clip_and_one_that_lacks_nothing_have_pages_too(tmp_path: Path):
+def test_reports_of_an_empty_and_of_a_complete_data_set(tmp_path: Path):
     labels = LabelVocabulary.from_names(["a", "b"])
     nothing = fakes.stored_clips(fakes.clips({"clip_id": "c", "end_s": 1.0})).slice(0, 0)
     fakes.write_stored(str(tmp_path / "none"), labels, {"train": nothing}, {"train": [Reason.UNAVAILABLE] * 3})
@@ -199,7 +197,7 @@ def test_a_data_set_without_a_clip_and_one_that_lacks_nothing_have_pages_too(tmp
     assert "There is no audio to listen to" in parsed.text
 
 
-def test_the_curve_follows_the_shards_times(data: str, tmp_path: Path):
+def test_curve_follows_the_modification_times_of_shards(data: str, tmp_path: Path):
     write_data(str(tmp_path / "data"), clips_per_shard=10)
     for split, days in (("train", (0, 1, 4)), ("eval", (2, 3))):
         shards = sorted((tmp_path / "data" / split / "shards").iterdir())
@@ -218,7 +216,7 @@ def test_the_curve_follows_the_shards_times(data: str, tmp_path: Path):
         assert (np.diff(y) <= 0).all()  # down is up: the curve never falls
 
 
-def test_the_doctors_findings_are_all_there_the_serious_ones_first(data: str, tmp_path: Path):
+def test_page_lists_all_findings_serious_ones_first(data: str, tmp_path: Path):
     clips = [
         fakes.clips({"clip_id": f"{split}_c", "split": split, "end_s": 10.0, "video_id": "v"}) for split in ("a", "b")
     ]
@@ -228,11 +226,11 @@ def test_the_doctors_findings_are_all_there_the_serious_ones_first(data: str, tm
     fakes.write_stored(str(tmp_path / "data"), LabelVocabulary.from_names(["x"]), stored)
     text = Page(storage.read_bytes(write_report(str(tmp_path / "data"))).decode()).text
     assert "Serious:" in text
-    assert text.index("leakage") < text.index("All that is well") < text.index("vocabulary")
+    assert text.index("leakage") < text.index("Checks without a finding") < text.index("vocabulary")
 
 
-def test_the_page_of_all_of_audioset_stays_small(tmp_path: Path):
-    """Its class table and its curve grow with classes and shards, not with clips."""
+def test_page_of_audioset_stays_small(tmp_path: Path):
+    """The class table grows with the classes and the curve with the shards, not with the clips."""
     ids = [{"clip_id": f"c{i}", "end_s": 10.0, "video_id": "v", "labels": [i % 527]} for i in range(5270)]
     fakes.write_stored(
         str(tmp_path / "data"),
@@ -253,12 +251,12 @@ def test_the_page_of_all_of_audioset_stays_small(tmp_path: Path):
         ("/data/me@home?/x", "/data/me@home?/x"),
     ],
 )
-def test_keys_in_a_uri_are_not_passed_around_with_the_page(uri: str, shown: str):
+def test_page_shows_no_keys_of_a_uri(uri: str, shown: str):
     assert without_secrets(uri) == shown
 
 
 @needs_browser
-def test_a_browser_sorts_finds_and_plays_without_a_word_of_complaint(tmp_path: Path):
+def test_a_browser_sorts_searches_and_plays_without_errors(tmp_path: Path):
     write_data(str(tmp_path / "data"), seconds=10.0)
     uri = write_report(str(tmp_path / "data"))
     with browser(tmp_path / "profile") as chromium:
@@ -274,7 +272,7 @@ def test_a_browser_sorts_finds_and_plays_without_a_word_of_complaint(tmp_path: P
         names = chromium.run(heads % 0 + f"return {column % 0}")
         assert set(names) == set(NAMES)
         assert names.index("dog") < names.index("never heard") < names.index("rain & wind")
-        for _ in range(2):  # what is not known is last, whichever way
+        for _ in range(2):  # an unknown value is last in both directions
             assert chromium.run(heads % 4 + f"return {column % 4}")[-1] == "–"
 
         durations = chromium.run(
@@ -296,14 +294,14 @@ def test_a_browser_sorts_finds_and_plays_without_a_word_of_complaint(tmp_path: P
         assert chromium.run("return window.harmed") is None
         assert chromium.console() == []
 
-        # The second wall: a script that had come through would not run.
+        # The second defence: a script that got into the page would not run.
         planted = "const it = document.createElement('script'); it.textContent = 'window.harmed = 1';"
         assert chromium.run(planted + "document.body.append(it); return window.harmed") is None
         assert "Content Security Policy" in " ".join(chromium.console())
 
 
 @needs_browser
-def test_on_a_phone_the_page_is_no_wider_than_the_screen(data: str, html: str, tmp_path: Path):
+def test_page_fits_the_screen_of_a_phone(data: str, html: str, tmp_path: Path):
     with browser(tmp_path / "profile") as chromium:
         chromium.devtools("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
         chromium.open(f"file://{data}/report.html")

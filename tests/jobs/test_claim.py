@@ -85,7 +85,7 @@ def test_data_that_were_prepared_anew_in_another_order_are_refused(split: str, t
     order = [1, 0, *range(2, len(index))]  # within a row group: their layout is the same
     dataset.write_table(dataset.index_file(str(data), split), index.take(order))
     record_again(str(data))
-    with pytest.raises(ConfigError, match="was begun on these clips in another order, the data set was prepared anew"):
+    with pytest.raises(ConfigError, match="was begun on these clips in another order: the data set was prepared again"):
         claim(argv(str(data), run))
     forget_clip_order(run)
     claim(argv(str(data), run))

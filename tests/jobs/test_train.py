@@ -355,7 +355,7 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="pipeline"):
         assert main(argv(tone_data, tmp_path / "begun", num_workers=0)) == 0
-    assert "going on after epoch 3" in caplog.text  # from what the workers saved
+    assert "resuming after epoch 3" in caplog.text  # from what the workers saved
     assert of_another.exists()
     assert not left_over.exists()
     assert len(list((tmp_path / "begun" / "checkpoints").glob("epoch-*/state.pt"))) == 2

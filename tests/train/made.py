@@ -1,4 +1,4 @@
-"""Shards of random fbanks, and the clips of them."""
+"""Shards of random fbanks, and their clips."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from pipeline.dataset import Clips
 
 
 def table_of(num_frames: Sequence[int], seed: int = 0) -> tuple[pa.Table, list[np.ndarray]]:
-    """The columns of a shard that a feed reads, and the fbanks in it."""
+    """A shard's columns that a feed reads, and its fbanks."""
     rng = np.random.default_rng(seed)
     fbanks = [rng.normal(-4, 4, (n, 128)).astype(np.float16) for n in num_frames]
     values = pa.array(np.concatenate(fbanks).reshape(-1))
@@ -26,7 +26,7 @@ def table_of(num_frames: Sequence[int], seed: int = 0) -> tuple[pa.Table, list[n
 
 
 def clips_of(shards: Sequence[str], rows: Sequence[int], fbanks: Sequence[np.ndarray] = ()) -> Clips:
-    """Clip i is row `rows[i]` of the file `shards[i]`, and has the fbank `fbanks[i]`."""
+    """Clips of which clip i is row `rows[i]` of the file `shards[i]` and has the fbank `fbanks[i]`."""
     names = list(dict.fromkeys(shards))
     return Clips(
         shards=names,

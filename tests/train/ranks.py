@@ -1,4 +1,4 @@
-"""What real ranks of a process group do in tests. Importable by other processes."""
+"""Functions that tests run on real ranks of a process group. Other processes can import this module."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.processes import START_METHOD
 
 
 def gathered(num_rows: list[int], *, world_size: int, folder: Path) -> list[list[torch.Tensor | None]]:
-    """For each rank, what it holds of `[rows, 2]` tables after `gather_rows`; row i is (i, -i)."""
+    """The result of `gather_rows` on each rank, for tables `[rows, 2]` whose row i is (i, -i)."""
     mp.start_processes(_gather, (num_rows, world_size, folder), nprocs=world_size, start_method=START_METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 

@@ -1,4 +1,4 @@
-"""Which checkpoints a run goes on from when a disk, or somebody, has been at them."""
+"""Which checkpoints a run resumes from if some are damaged or deleted."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from pipeline.train.checkpoints import (
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
-    """Of two checkpoints, the earlier first, with Ray's list beside them."""
+    """The folders of two checkpoints, earlier first, next to Ray's list."""
     folders = [tmp_path / "epoch-0001-step-000000-a", tmp_path / "epoch-0002-step-000000-b"]
     for folder in folders:
         folder.mkdir()
@@ -37,13 +37,13 @@ def folders(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_a_list_of_folders_that_are_all_there_is_rays_to_read(tmp_path: Path, folders: list[Path]):
+def test_a_valid_list_is_left_to_ray(tmp_path: Path, folders: list[Path]):
     assert unlisted_checkpoints(str(tmp_path)) == []
     assert (tmp_path / RAY_SNAPSHOT).exists()
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-def test_a_list_that_names_a_missing_folder_is_dropped_for_what_is_there(
+def test_a_list_with_a_missing_folder_is_replaced_by_existing_checkpoints(
     tmp_path: Path, folders: list[Path], missing: int
 ):
     shutil.rmtree(folders.pop(missing))
@@ -52,7 +52,7 @@ def test_a_list_that_names_a_missing_folder_is_dropped_for_what_is_there(
 
 
 @pytest.mark.parametrize("text", ["", '{"checkpoint_resul', "null", "{}"])
-def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: Path, folders: list[Path], text: str):
+def test_an_incomplete_list_is_replaced_by_existing_checkpoints(tmp_path: Path, folders: list[Path], text: str):
     (tmp_path / RAY_SNAPSHOT).write_text(text)
     assert unlisted_checkpoints(str(tmp_path)) == [str(folder) for folder in folders]
     assert not (tmp_path / RAY_SNAPSHOT).exists()
@@ -67,7 +67,7 @@ def test_a_list_that_is_cut_off_or_none_is_dropped_for_what_is_there(tmp_path: P
         {"current_report_index": None},
     ],
 )
-def test_a_list_that_ray_would_end_on_is_dropped_and_named(
+def test_a_list_that_ray_would_reject_is_deleted_with_a_warning(
     tmp_path: Path, folders: list[Path], change: dict[str, object], caplog: pytest.LogCaptureFixture
 ):
     listed = json.loads((tmp_path / RAY_SNAPSHOT).read_text())
@@ -78,8 +78,8 @@ def test_a_list_that_ray_would_end_on_is_dropped_and_named(
 
 @pytest.mark.parametrize("name", [STATE_FILE, DIGEST_FILE])
 @pytest.mark.parametrize("garbled", [b"", b"\xff\xfe\x00 no text"])
-def test_a_state_or_a_digest_that_was_garbled_is_a_damaged_state(folders: list[Path], name: str, garbled: bytes):
+def test_a_changed_state_or_digest_is_a_damaged_state(folders: list[Path], name: str, garbled: bytes):
     assert load_state(str(folders[0])) == {"progress": {}}
     (folders[0] / name).write_bytes(garbled)
-    with pytest.raises(DamagedStateError, match=r"^state\.pt is not as it was written$"):
+    with pytest.raises(DamagedStateError, match=r"^state\.pt does not match state\.sha256$"):
         load_state(str(folders[0]))

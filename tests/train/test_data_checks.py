@@ -1,4 +1,4 @@
-"""What a data set means for a recipe is said in one line each, before training starts, or refused."""
+"""Before training starts, unsuitable data are refused, and doubtful data give one warning line each."""
 
 import shutil
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def test_case_12_classes_without_positives_or_negatives_are_named():
     assert class_lines(ALL, [[], []], 5) == ["warning: no evaluation clip has a label: mAP and AUC are undefined"]
 
 
-def test_case_21_data_that_do_not_vary_are_refused():
+def test_case_21_data_without_variance_are_refused():
     with pytest.raises(ConfigError, match=r"^norm_stats data: the std of a, b is 0, all clips are the same sound or"):
         data_checks.check_norm(Norm(-15.9, 0.0), ["a", "b"])
     for norm in (Norm(float("nan"), 4.5), Norm(-4.0, float("nan"))):
@@ -87,11 +87,11 @@ def test_case_21_a_split_of_silence_is_refused_by_the_command(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_case_13_how_much_is_not_heard_or_padding_is_said():
+def test_case_13_cut_and_padded_shares_are_reported():
     frames = np.array([48, 100, 200], np.int16)
     assert data_checks.length_lines(frames, 48, "training") == [
         "warning: 2 of 3 training clips are longer than the model's input (input_tdim 48, 0.48 s): 68 % of their sound "
-        "is not heard"  # 204 of 300 frames
+        "is not used"  # 204 of 300 frames
     ]
     assert data_checks.length_lines(frames[:1], 512, "evaluation") == [
         "warning: 91 % of the model's input (input_tdim 512, 5.12 s) is padding, as the evaluation clips are shorter; "
@@ -99,16 +99,17 @@ def test_case_13_how_much_is_not_heard_or_padding_is_said():
     ]
     assert data_checks.length_lines(np.full(20_000, 998, np.int16), 1024, "training") == []
     assert data_checks.length_lines(np.full(20_000, 32_000, np.int16), 1024, "training")[0].endswith(
-        "97 % of their sound is not heard"
+        "97 % of their sound is not used"
     )
 
 
-def test_case_1_a_short_run_is_told_how_long_its_warm_up_is():
+def test_case_1_a_short_run_gets_a_shorter_warm_up_and_a_line():
     recipe = Recipe(epochs=25, batch_size=12)
     fitted, lines = data_checks.fit_warmup(recipe, 8)
     assert fitted == replace(recipe, warmup_steps=2)
     assert lines == [
-        "warm-up takes 1,000 steps, this run has 25; warmup_steps is now 2 (--warmup_steps 1000 keeps the original's)"
+        "warm-up takes 1,000 steps, this run has 25; warmup_steps is now 2 "
+        "(--warmup_steps 1000 is the reference implementation's value)"
     ]
     asked = replace(recipe, warmup_steps=1000)
     assert data_checks.fit_warmup(asked, 8) == (
@@ -123,7 +124,7 @@ def test_case_1_a_short_run_is_told_how_long_its_warm_up_is():
     assert data_checks.fit_warmup(without, 8) == (without, [])
 
 
-def test_a_batch_larger_than_the_data_and_a_run_of_few_steps_are_said():
+def test_warnings_about_too_large_batches_and_few_steps():
     assert data_checks.step_lines(Recipe(epochs=25, batch_size=12), 8) == [
         "warning: batch_size 12 is larger than the 8 training clips: an epoch is one step; lower batch_size, or raise "
         "epochs",
@@ -139,13 +140,13 @@ def argv(data: str, run: Path, *more: str, train: str = "train", evaluation: str
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]
 
 
-def test_case_14_a_split_that_is_trained_on_and_evaluated_on_is_said(tone_data: str, tmp_path: Path):
+def test_case_14_warning_about_a_split_for_training_and_evaluation(tone_data: str, tmp_path: Path):
     said = "\n".join(claim(argv(tone_data, tmp_path / "run", evaluation="train")).about)
     assert "warning: train is trained on and evaluated on: the figures say what the model remembers" in said
     assert "trained on and evaluated on" not in "\n".join(claim(argv(tone_data, tmp_path / "other")).about)
 
 
-def test_case_14_copies_under_other_names_are_found_by_their_sound(tmp_path: Path):
+def test_case_14_copies_with_other_names_are_found_by_their_hash(tmp_path: Path):
     data = str(tmp_path / "data")
     fakes.write_data(data, splits=[("train", 21), ("eval", 4)])
     lines = overlap(data)
@@ -157,7 +158,7 @@ def test_case_14_copies_under_other_names_are_found_by_their_sound(tmp_path: Pat
     dataset.write_table(str(target), pa.concat_tables([renamed, dataset.read_table(str(target)).slice(3)]))
     (line,) = overlap(data)
     assert line.startswith("warning: 3 of 4 evaluation clips are copies of training clips (equal fbank_hash), eval_")
-    shutil.rmtree(target.parent)  # a shard that cannot be read: training ends at it, with its name
+    shutil.rmtree(target.parent)  # a shard that cannot be read: training will raise an error with its name
     assert overlap(data) == []
 
 
@@ -166,7 +167,7 @@ def overlap(data: str) -> list[str]:
     return data_checks.overlap_lines(prepared.clips(["train"]), prepared.clips(["eval"]), ["train"], ["eval"])
 
 
-def test_clips_of_the_same_id_are_said_where_there_are_too_many_shards_to_compare(monkeypatch: pytest.MonkeyPatch):
+def test_with_too_many_shards_clips_are_compared_by_id(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(data_checks, "MAX_HASHED_SHARDS", 0)
     train, evaluation = clips([[0]] * 5), clips([[0]] * 3)
     assert data_checks.overlap_lines(train, evaluation, ["a"], ["b"]) == [

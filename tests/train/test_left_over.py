@@ -1,4 +1,4 @@
-"""C12 of the review: what a kill left in the shared temporary folder is deleted, and nothing else."""
+"""Case C12 of the review: only folders that a crash left in the shared temporary folder are deleted."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ import pytest
 from pipeline.train.metrics_log import delete_leftovers, temporary_prefix
 
 
-def test_c12_a_strangers_link_or_file_stays_and_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_c12_links_and_files_of_others_are_kept_and_do_not_fail_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     prefix = temporary_prefix("checkpoint", "a run")
     (elsewhere := tmp_path / "elsewhere").mkdir()

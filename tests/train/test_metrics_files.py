@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard can be read while training runs, and cost what the records weigh."""
+"""metrics.jsonl and TensorBoard can be read while training runs, and uploads grow linearly with the records."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def steps_of(run: str | Path) -> list[int]:
     return [one["step"] for one in read_records(str(run))]
 
 
-def test_c22_a_local_run_is_read_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_c22_a_local_run_can_be_read_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics_log, "LOCAL_FLUSH_S", 0)
     log = RunLog(str(tmp_path), 0)
     for step in (20, 40):
@@ -39,7 +39,7 @@ def test_c22_a_local_run_is_read_while_it_goes_on(tmp_path: Path, monkeypatch: p
     log.close()
 
 
-def test_a_resumed_run_drops_what_comes_after_its_checkpoint_and_a_line_cut_off(tmp_path: Path):
+def test_a_resumed_run_drops_later_records_and_an_incomplete_line(tmp_path: Path):
     first = MetricsFile(str(tmp_path), 0)
     for step in (20, 40, 60):
         first.add(record(step))
@@ -70,7 +70,7 @@ def test_a_run_on_object_storage_can_be_read_after_each_flush_and_resumed(s3: S3
         file.flush()
         assert steps_of(run) == list(range(1, step + 1))
     assert storage.list_files(f"{run}/metrics")
-    resumed = MetricsFile(run, 5)  # after a kill, from a checkpoint at step 5
+    resumed = MetricsFile(run, 5)  # after a crash, from a checkpoint at step 5
     assert steps_of(run) == [1, 2, 3, 4, 5]
     for step in (6, 7, 8):
         resumed.add(record(step, "epoch"))
@@ -81,7 +81,7 @@ def test_a_run_on_object_storage_can_be_read_after_each_flush_and_resumed(s3: S3
     assert len(storage.read_bytes(f"{run}/metrics.jsonl").splitlines()) == 8
 
 
-def test_a_part_that_a_kill_left_behind_adds_nothing(s3: S3Server):
+def test_a_part_left_by_a_crash_adds_nothing(s3: S3Server):
     run = s3.uri("metrics", "killed")
     lines = [json.dumps(record(step)) for step in (1, 2, 3)]
     storage.write_bytes(f"{run}/metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
@@ -89,8 +89,8 @@ def test_a_part_that_a_kill_left_behind_adds_nothing(s3: S3Server):
     assert steps_of(run) == [1, 2, 3]
 
 
-def test_c22_uploads_grow_with_the_records_and_not_with_their_square(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
-    """Ten flushes of as many records each: the bytes put in the second five are about those of the first."""
+def test_c22_uploaded_bytes_grow_linearly_with_the_records(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
+    """Of ten flushes of equally many records, the second five upload about as many bytes as the first five."""
     sent: list[int] = []
 
     def counted(write: Any) -> Any:
@@ -127,7 +127,7 @@ def read_whole(run: str) -> list[bytes]:
     return storage.read_bytes(f"{run}/metrics.jsonl").splitlines()
 
 
-def test_records_go_to_object_storage_between_checkpoints_and_an_outage_then_costs_a_warning(
+def test_records_are_uploaded_between_checkpoints_and_an_outage_is_a_warning(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(metrics_log, "REMOTE_FLUSH_S", -1.0)

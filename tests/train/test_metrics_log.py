@@ -1,4 +1,4 @@
-"""Records of a run: the same values in metrics.jsonl, TensorBoard and MLflow, also after a run was cut off."""
+"""metrics.jsonl, TensorBoard and MLflow have the same values, also after a run was interrupted."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_what_is_not_known_is_null_in_the_records_and_no_point_elsewhere(tmp_path: Path):
+def test_unknown_values_are_null_in_records_and_absent_elsewhere(tmp_path: Path):
     log = RunLog(str(tmp_path), 0)
     log.step(epoch=1, step=20, values={"loss": 0.5, "mfu": None, "memory_gb": math.nan})
     log.epoch(epoch=1, step=25, values={"map": 0.25, "d_prime": math.inf})
@@ -37,7 +37,7 @@ def test_what_is_not_known_is_null_in_the_records_and_no_point_elsewhere(tmp_pat
 
 
 @pytest.mark.parametrize("damaged", ["{", '{"kind": "sTep", "epoch": 1, "step": 20}', '{"kind": "step"}', "7"])
-def test_a_damaged_record_is_named_with_its_line_when_a_run_goes_on(tmp_path: Path, damaged: str):
+def test_a_resumed_run_names_the_line_of_a_damaged_record(tmp_path: Path, damaged: str):
     log = RunLog(str(tmp_path), 0)
     log.step(epoch=1, step=20, values={"loss": 0.5})
     log.close()
@@ -47,10 +47,8 @@ def test_a_damaged_record_is_named_with_its_line_when_a_run_goes_on(tmp_path: Pa
         RunLog(str(tmp_path), 20)
 
 
-def test_events_on_their_way_to_object_storage_leave_nothing_in_the_temporary_folder(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Not even after a kill, once the run has begun again; another run's are left alone."""
+def test_uploaded_events_leave_no_temporary_files(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Files that a crash left are deleted when the run starts again; another run's files are kept."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run, other = s3.uri("runs", "a"), s3.uri("runs", "b")
     RunLog(run, 0)
@@ -64,30 +62,30 @@ def test_events_on_their_way_to_object_storage_leave_nothing_in_the_temporary_fo
     assert not list(tmp_path.iterdir())
 
 
-def test_without_mlflow_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_mlflow_an_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(UserError, match="pip install mlflow-skinny"):
         check_mlflow("http://127.0.0.1:1")
     with pytest.raises(UserError, match="pip install mlflow-skinny"):
         RunLog(str(tmp_path), 0, mlflow_uri="http://127.0.0.1:1")
-    RunLog(str(tmp_path), 0).close()  # who does not ask for it needs no MLflow
+    RunLog(str(tmp_path), 0).close()  # a run that does not log to MLflow does not need it
 
 
-def test_a_store_that_only_the_drivers_folder_has_is_refused():
+def test_a_relative_mlflow_store_is_refused():
     with pytest.raises(UserError, match="give its full path"):
         check_mlflow("mlruns")
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store on disk, of the real MLflow."""
+    """A store of the real MLflow on disk."""
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     return (tmp_path / "store").as_uri()
 
 
-def test_mlflow_has_what_the_records_say_and_a_resumed_run_goes_on_in_it(tmp_path: Path, store: str):
+def test_mlflow_has_the_records_values_and_a_resumed_run_continues_it(tmp_path: Path, store: str):
     from mlflow import MlflowClient
 
     check_mlflow(store)
@@ -100,7 +98,7 @@ def test_mlflow_has_what_the_records_say_and_a_resumed_run_goes_on_in_it(tmp_pat
     assert log._mlflow is not None
     log._mlflow._sending.result()
     log._mlflow.send()
-    log._mlflow._sending.result()  # and here the run is cut off, with step 40 in the store alone
+    log._mlflow._sending.result()  # the run is interrupted here: only the store has step 40
 
     resumed = RunLog(str(run), 25, store, {"lr": 1e-5, "wa_start": None})
     resumed.step(epoch=2, step=40, values={"loss": 0.4})
@@ -125,7 +123,7 @@ def test_mlflow_has_what_the_records_say_and_a_resumed_run_goes_on_in_it(tmp_pat
         assert [(metric.step, metric.value) for metric in history] == points
 
 
-def test_a_run_that_ends_by_an_error_failed_in_mlflow_too(tmp_path: Path, store: str):
+def test_a_failed_run_is_failed_in_mlflow(tmp_path: Path, store: str):
     from mlflow import MlflowClient
 
     RunLog(str(tmp_path / "run"), 0, store).close(failed=True)
@@ -133,7 +131,7 @@ def test_a_run_that_ends_by_an_error_failed_in_mlflow_too(tmp_path: Path, store:
     assert MlflowClient(store).get_run(run_id).info.status == "FAILED"
 
 
-def test_an_mlflow_run_that_somebody_deleted_is_begun_anew(tmp_path: Path, store: str):
+def test_a_deleted_mlflow_run_is_replaced_by_a_new_one(tmp_path: Path, store: str):
     from mlflow import MlflowClient
 
     RunLog(str(tmp_path / "run"), 0, store).close()
@@ -143,7 +141,7 @@ def test_an_mlflow_run_that_somebody_deleted_is_begun_anew(tmp_path: Path, store
     assert json.loads((tmp_path / "run" / "mlflow.json").read_text())["run_id"] != first
 
 
-def test_a_store_that_fails_during_the_run_costs_a_warning(
+def test_a_store_that_fails_during_a_run_gives_a_warning(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     log = RunLog(str(tmp_path / "run"), 0, store)

@@ -1,7 +1,7 @@
-"""Shards → batches on the device. Runs without Ray: on a bare GPU machine, in a notebook.
+"""From shards to batches on the device. It works without Ray, for example in a notebook.
 
-Working set: `GROUPS_IN_MEMORY` row groups of 16 clips (1.2 GB of 10 s clips) on one rank, and as much over all ranks
-whose number divides `VIRTUAL_RANKS`, whatever the size of the data set.
+Memory: `GROUPS_IN_MEMORY` row groups of 16 clips (1.2 GB of 10 s clips), whatever the size of the data set. If the
+world size divides `VIRTUAL_RANKS`, all ranks together need this much, otherwise each rank does.
 """
 
 import hashlib
@@ -37,25 +37,25 @@ from pipeline.weights import flatten_labels
 
 PREFETCH_BATCHES = 4
 READ_AHEAD_CLIPS = 512
-"""So far ahead of their use row groups are asked for: at 450 clips/s a second before, many times what S3 takes."""
+"""Row groups are requested this many clips ahead: a second at 450 clips/s, many times the latency of S3."""
 
 T = TypeVar("T")
 
 
 def row_groups(clips: Clips) -> np.ndarray:
-    """`[clips]`: a number for the row group that each clip lay in when the index was made, over the data set."""
+    """`[clips]`: the number, in the data set, of the row group that contained each clip when the index was written."""
     group = clips.row // clips.row_group_clips
     key = clips.shard_of.astype(np.int64) * (int(group.max()) + 1) + group
     return np.unique(key, return_inverse=True)[1]
 
 
 def layout(clips: Clips) -> str:
-    """A hash of which clips lie together: where it differs, so does the order of an epoch."""
+    """A hash of which clips share a row group. The order of an epoch depends on it."""
     return hashlib.sha256(row_groups(clips).astype("<i8").tobytes()).hexdigest()
 
 
 class Targets:
-    """Multi-hot labels of the data set's clips."""
+    """The multi-hot labels of a data set's clips."""
 
     def __init__(self, clips: Clips, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -63,7 +63,7 @@ class Targets:
         self._begin = np.searchsorted(clip_of_label, np.arange(len(clips) + 1))
 
     def __call__(self, clips: np.ndarray) -> np.ndarray:
-        """float32 `[B, C]` for rows of the data set."""
+        """The targets, float32 `[B, C]`, of clips given by their rows in the data set."""
         target = np.zeros((len(clips), self.num_classes), np.float32)
         for row, clip in zip(target, clips, strict=True):
             row[self._labels[self._begin[clip] : self._begin[clip + 1]]] = 1
@@ -75,7 +75,7 @@ class TrainBatch:
     """One rank's share of a global batch, with the augmentation drawn for it."""
 
     step: int
-    """Within the epoch, counted from 0."""
+    """Step within the epoch, counted from 0."""
     batch: Batch
     augmentation: Augmentation
     patchout: Patchout | None
@@ -84,9 +84,9 @@ class TrainBatch:
 
 @dataclass
 class Waits:
-    """Seconds that the consumer waited for batches; of the time that training took, they are the data-wait share.
+    """Seconds that training waited for batches. Divided by the training time they are the data-wait share.
 
-    A GPU stood idle for them no longer than that: it may have been at work on steps that it was asked for before.
+    This is an upper bound of the GPU's idle time: during a wait the GPU may still run steps that were queued before.
     """
 
     wait_s: float = 0.0
@@ -110,7 +110,7 @@ class TrainFeed:
 
     @property
     def groups_in_memory(self) -> int:
-        """Each rank's part of them where it reads lanes of its own."""
+        """Row groups that this rank keeps in memory: its part of GROUPS_IN_MEMORY if ranks share no row groups."""
         return GROUPS_IN_MEMORY // (self.world_size if VIRTUAL_RANKS % self.world_size == 0 else 1)
 
     def order(self, epoch: int) -> EpochOrder:
@@ -126,9 +126,9 @@ class TrainFeed:
         )
 
     def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch, counted from 1, from a step on; read ahead by a thread."""
-        # These arrays, which alone are as long as the data set, are made here and not in the thread, a new one each
-        # epoch: glibc gives threads memory apart, of which one after the other would keep room for all of them.
+        """The batches of an epoch (counted from 1) from `first_step` on. A thread reads ahead."""
+        # These arrays are as long as the data set. They are created here and not in the thread, which is a new one in
+        # each epoch: glibc gives each thread its own heap, and each of these heaps would keep room for the arrays.
         began_s = time.perf_counter()
         order, targets = self.order(epoch), Targets(self.clips, self.num_classes)
         self.waits.wait_s += time.perf_counter() - began_s
@@ -172,10 +172,10 @@ class TrainFeed:
                 yield TrainBatch(step, batch, drawn.take(share.position), patchout, share.num_clips_global)
 
     def _share(self, step: int, num_samples: int) -> tuple[np.ndarray, RankShare]:
-        """The samples of the epoch that this rank takes at a step, and their place in the global batch."""
+        """The samples of the epoch that this rank takes at a step, and their positions in the global batch."""
         begin = step * self.recipe.batch_size
         end = min(begin + self.recipe.batch_size, num_samples)
-        # A smaller last batch would be compiled for anew.
+        # A smaller last batch would be compiled again.
         fill_to = self.recipe.batch_size if self.recipe.compile else 0
         share = rank_share(begin, end, self.rank, self.world_size, fill_to)
         return begin + share.position, share
@@ -211,7 +211,7 @@ def eval_batches(
     device: torch.device,
     cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
-    """This rank's run of rows of an evaluation split (`rank_rows`), in order, each exactly once."""
+    """This rank's rows of an evaluation split (`rank_rows`), in order, each exactly once."""
     rows, targets = rank_rows(len(clips), rank, world_size), Targets(clips, num_classes)
     pieces = [rows[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
 
@@ -229,7 +229,7 @@ def eval_batches(
 
 
 def _with_upcoming(items: Sequence[T], ahead: int) -> Iterator[tuple[T, Sequence[T]]]:
-    """Each item with those that have come within `ahead` of it, each once over the whole."""
+    """Each item, with the items that are now at most `ahead` after it and were not returned with an earlier item."""
     seen = 0
     for i, item in enumerate(items):
         yield item, items[seen : i + 1 + ahead]
@@ -237,7 +237,7 @@ def _with_upcoming(items: Sequence[T], ahead: int) -> Iterator[tuple[T, Sequence
 
 
 def _read_ahead(make: Callable[[], Iterator[T]], waits: Waits) -> Iterator[T]:
-    """Run `make()` in a thread, at most PREFETCH_BATCHES ahead; its exceptions are raised here."""
+    """The items of `make()`, which runs in a thread at most PREFETCH_BATCHES ahead. Its exceptions are raised here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(PREFETCH_BATCHES)
     abandoned = threading.Event()
 

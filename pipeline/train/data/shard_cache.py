@@ -1,4 +1,4 @@
-"""Shards of object storage kept on a node's disk, up to a size: epochs after the first read them there."""
+"""A cache of object storage's shards on a node's disk, up to a size. Epochs after the first read from it."""
 
 import errno
 import logging
@@ -22,29 +22,31 @@ COPY_BYTES = 1 << 24
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 CUT_OFF_S = 3600.0
-"""A copy is cut off, by a kill, if nothing was added to it for so long."""
+"""A partial copy that did not grow for this long was left by a crash."""
 
 _OURS = re.compile(rf"[0-9a-f]{{32}}\.(parquet|[0-9a-f]{{32}}{re.escape(storage.UNFINISHED)})")
-"""Nothing else in the folder is touched."""
+"""Names of the cache's own files. Other files in the folder are left alone."""
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Shared by all workers of a node. A shard is named after its URI, its size and, where that is known, when it was
-    written: one that is made anew has the name of the old one, which is of its clips and not of their features.
+    """A cache folder that all workers of a node share.
+
+    A cached file is named after the shard's URI, size and, if known, modification time. The URI is not enough: a shard
+    that is prepared again keeps its name, which depends on its clips and not on their features.
 
     Args:
-        folder: local; made if it is not there.
-        max_bytes: beyond it the files that were opened longest ago go. A file being read may be removed, and its
-            reader keeps it to the end. While several workers fetch at once, one shard each may be over. A shard that
-            is larger alone is read where it lies.
+        folder: A local folder. It is created if it does not exist.
+        max_bytes: Above it the least recently opened files are removed. A reader can finish a file that is removed
+            meanwhile. While several workers fetch, each may exceed the limit by one shard. A shard larger than
+            `max_bytes` is not cached.
     """
 
     folder: str
     max_bytes: int
 
     def open(self, uri: str) -> pa.NativeFile:
-        """The file `uri` from this node's disk, or from afar where the disk is full; a local file is its own."""
+        """Open `uri` from the cache, or directly if it is a local file or the disk is full."""
         fs, path = storage.resolve(uri)
         if isinstance(fs, pafs.LocalFileSystem):
             return fs.open_input_file(path)
@@ -60,7 +62,7 @@ class ShardCache:
             return fs.open_input_file(path)
 
     def forget(self, uri: str) -> bool:
-        """Remove the copy of a file that turned out to be damaged; whether there was one."""
+        """Remove the cached copy of a file, because it is damaged. Returns whether there was one."""
         fs, path = storage.resolve(uri)
         kept = self._kept(uri, fs.get_file_info(path))
         was_kept = kept.exists()
@@ -76,7 +78,7 @@ class ShardCache:
             try:
                 os.utime(kept)
                 return pafs.LocalFileSystem().open_input_file(str(kept))
-            except FileNotFoundError:  # never here, or removed for room by another worker
+            except FileNotFoundError:  # not cached yet, or removed by another worker that needed room
                 self._fetch(fs, info, kept)
 
     def _fetch(self, fs: pafs.FileSystem, info: pafs.FileInfo, kept: Path) -> None:
@@ -84,7 +86,7 @@ class ShardCache:
         unfinished = kept.with_suffix(f".{uuid.uuid4().hex}{storage.UNFINISHED}")
         try:
             self._make_room(info.size)
-            if shutil.disk_usage(self.folder).free < info.size:  # before the shard is fetched in vain
+            if shutil.disk_usage(self.folder).free < info.size:  # check before the shard is fetched for nothing
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.folder)
             with fs.open_input_file(info.path) as source, open(unfinished, "wb") as file:
                 shutil.copyfileobj(source, file, COPY_BYTES)
@@ -113,5 +115,5 @@ class ShardCache:
 
 @cache
 def _announce_full(folder: str) -> None:
-    """Once a process, however many shards it reads."""
-    logger.warning(f"the disk of the shard cache {folder} is full: shards are read from where they lie")
+    """Warn once in a process, however many shards it reads."""
+    logger.warning(f"the disk of the shard cache {folder} is full: shards are read directly from storage")

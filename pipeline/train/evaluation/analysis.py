@@ -1,6 +1,6 @@
-"""What scores say beyond the metrics: whether they are probabilities, and what is taken for what. Plain NumPy.
+"""Analysis of scores beyond the metrics: calibration and confusions between classes. Plain NumPy.
 
-`scores` are confidences 0 to 1, `targets` 0 or 1, both `[clips, C]`. A decision is one of their clips × C cells.
+`scores` are between 0 and 1, `targets` are 0 or 1, both `[clips, C]`. A decision is one of the clips × C cells.
 """
 
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 
 CLIPS_AT_ONCE = 4096
-"""In memory, as decisions are many: 11 million in AudioSet's evaluation set."""
+"""Clips in memory at once. AudioSet's evaluation set has 11 million decisions."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """By bin of score, all of one width; NaN in a bin without decisions."""
+    """Calibration figures by bin of score. All bins have the same width; a bin without decisions has NaN."""
 
     edges: np.ndarray
     decisions: np.ndarray
     mean_score: np.ndarray
     share_true: np.ndarray
-    """Of the decisions, those whose clip has the class. Of calibrated scores it is their mean."""
+    """The share of decisions whose clip has the class. For calibrated scores it equals `mean_score`."""
 
     @property
     def expected_error(self) -> float:
-        """The mean over decisions of how far their bin's mean score is from its share of true ones."""
+        """Expected calibration error: the mean over decisions of |mean score − share of true ones| of their bin."""
         return float(np.nansum(np.abs(self.mean_score - self.share_true) * self.decisions) / self.decisions.sum())
 
 
 def calibration(scores: np.ndarray, targets: np.ndarray, num_bins: int = 10) -> Calibration:
-    """A score on an edge is of the bin above; 1 is of the last."""
+    """Calibration figures of scores. A score on an edge belongs to the bin above; 1 belongs to the last bin."""
     sums = np.zeros((3, num_bins))
     for first in range(0, len(scores), CLIPS_AT_ONCE):
         score = scores[first : first + CLIPS_AT_ONCE].astype(np.float32).ravel()
@@ -44,21 +44,21 @@ def calibration(scores: np.ndarray, targets: np.ndarray, num_bins: int = 10) -> 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Of the clips that have class `true` and not class `taken_for`."""
+    """A pair of classes: how clips that have class `true` and not class `taken_for` score for both."""
 
     true: int
     taken_for: int
     clips: int
     mean_score: float
-    """Of the class that they do not have."""
+    """The mean score for `taken_for`, the class that the clips do not have."""
     mean_true_score: float
-    """Of the class that they have."""
+    """The mean score for `true`, the class that the clips have."""
     share_above: float
-    """Those that score higher for the class that they do not have."""
+    """The share of clips that score higher for `taken_for`."""
 
 
 def confusions(scores: np.ndarray, targets: np.ndarray, *, num: int = 20, min_clips: int = 5) -> list[Confusion]:
-    """The pairs with the highest `mean_score`, highest first, among those with enough clips to speak of."""
+    """The `num` pairs with the highest `mean_score`, highest first, among those with at least `min_clips` clips."""
     score = scores.astype(np.float32)
     has, lacks = targets, 1 - targets
     clips = has.T @ lacks  # [true, taken for]; a class with itself: 0
@@ -69,8 +69,8 @@ def confusions(scores: np.ndarray, targets: np.ndarray, *, num: int = 20, min_cl
         true, taken_for = (int(index) for index in np.unravel_index(at, mean.shape))
         if mean[true, taken_for] < 0:
             break
-        ours = score[(has[:, true] > 0) & (lacks[:, taken_for] > 0)]
-        above = ours[:, taken_for] > ours[:, true]
-        figures = ours[:, taken_for].mean(), ours[:, true].mean(), above.mean()
-        pairs.append(Confusion(true, taken_for, len(ours), *(float(figure) for figure in figures)))
+        selected = score[(has[:, true] > 0) & (lacks[:, taken_for] > 0)]
+        above = selected[:, taken_for] > selected[:, true]
+        figures = selected[:, taken_for].mean(), selected[:, true].mean(), above.mean()
+        pairs.append(Confusion(true, taken_for, len(selected), *(float(figure) for figure in figures)))
     return pairs

@@ -1,7 +1,7 @@
-"""What becomes of an epoch's scores: metrics, running ensemble, the best model.
+"""The results of each epoch: metrics, running ensemble, and the choice of the best model.
 
-Its memory is RUN/evaluation, so that whoever evaluates, rank 0 or a task beside the training, goes on from the epochs
-before; an epoch that is evaluated twice writes the same files twice. An epoch is noted after all those before it.
+All state is in RUN/evaluation, so that rank 0 and an asynchronous validation task can continue each other's work. An
+epoch that is evaluated twice writes the same files twice. Epochs are recorded in order.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from pipeline.train.metrics_log import finite_or_null, per_class_csv
 logger = logging.getLogger(__name__)
 
 REMEDY = "restore it from a copy, or train into another --output"
-"""For a damaged file that nothing but another training could write."""
+"""What to do about a damaged file that only another training could write."""
 
 PERFECT = 1 - 1e-9
-"""A mean of ones over classes, but for rounding."""
+"""A mean of ones over classes, apart from rounding."""
 
 NUM_SUMS_KEPT = 3
-"""A run resumes from one of two checkpoints, and then asks for the sum of the epoch before."""
+"""Files with sums of scores that are kept. A run resumes from one of two checkpoints, and needs the epoch before."""
 
 _ZIP = b"PK"
 """The beginning of what `torch.save` writes."""
@@ -49,11 +49,11 @@ def defer(run: str, epoch: int, loss: float, state: Mapping[str, Tensor]) -> Non
     torch.save({"loss": loss, "model": dict(state)}, whole)
     data = whole.getvalue()
     storage.write_bytes(_file(run, epoch, "pt"), hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-    storage.delete(_file(run, epoch, "json"))  # of other weights: the epoch is trained twice after some kills
+    storage.delete(_file(run, epoch, "json"))  # from other weights: after some crashes an epoch is trained twice
 
 
 def read_deferred(run: str, epoch: int) -> tuple[float, dict[str, Tensor]] | None:
-    """Loss and weights, on the CPU; None where none are kept, or what is kept is damaged."""
+    """The loss and weights that `defer` kept, on the CPU; None if there are none, or the file is damaged."""
     uri = _file(run, epoch, "pt")
     if not storage.exists(uri):
         return None
@@ -61,14 +61,14 @@ def read_deferred(run: str, epoch: int) -> tuple[float, dict[str, Tensor]] | Non
     if not data.startswith(_ZIP):  # as an earlier version wrote it, without a digest
         digest, _, data = data.partition(b"\n")
         if hashlib.sha256(data).hexdigest().encode() != digest:
-            logger.warning(f"passing over {uri}: it is damaged")
+            logger.warning(f"skipping the damaged file {uri}")
             return None
     kept = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return kept["loss"], kept["model"]
 
 
 def read_records(run: str) -> list[dict[str, Any]]:
-    """The records of all epochs that were evaluated, in their order."""
+    """The records of all evaluated epochs, in order."""
     uris = storage.list_files(storage.join(run, "evaluation"), suffix=".json")
     return sorted((_read_record(uri) for uri in uris), key=lambda record: record["epoch"])
 
@@ -86,12 +86,13 @@ def _best_file(run: str) -> str:
 
 
 def selection_order(record: Mapping[str, Any]) -> tuple[float, int]:
-    """A sort key for epochs: the best has the highest. Of equal epochs the earlier is better, as in the original.
+    """A sort key for epochs: the best epoch has the highest.
 
-    Only where the figure is perfect, as with a handful of evaluation clips from the first epochs on, does it no longer
-    tell epochs apart: then the later one is better, which was trained for longer.
+    If two epochs have the same selection metric, the earlier one is better, as in the reference implementation. If the
+    metric is perfect, as with few evaluation clips, it cannot tell epochs apart, and the later one is better: it was
+    trained for longer.
 
-    An epoch that was evaluated twice replaces itself where the figures are equal, so its files are written again.
+    An epoch that is evaluated twice with the same result replaces itself, so its files are written again.
     """
     figure, epoch = record["headline"], record["epoch"]
     if figure is None or math.isnan(figure):
@@ -106,12 +107,12 @@ class EpochResults:
     train_clips: Clips
     eval_clips: Clips
     _read: dict[str, tuple[float | None, dict[str, Any]]] = field(default_factory=dict)
-    """When each epoch's file was written that has been read, and what it holds."""
+    """Records that were read, by URI, with the modification time of their file."""
 
     def record(self, epoch: int, loss: float | None, scores: np.ndarray, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Take account of the scores `[clips, C]` of an epoch, counted from 1, and of the weights that gave them.
+        """Record the scores `[clips, C]` of an epoch, counted from 1; `state` contains the weights that gave them.
 
-        Returns the epoch's record; its `headline` is the figure that picks the best.
+        Returns the epoch's record. Its `headline` is the selection metric.
         """
         before, recipe, best = self.records(epoch - 1), self.config.recipe, self.best()
         score_sum = scores + self._read_sum(before[-1]) if before else scores
@@ -132,46 +133,46 @@ class EpochResults:
             write_scores(self.run, scores, self.eval_clips)
             storage.write_checked_json(_best_file(self.run), record)
         storage.write_checked_json(_file(self.run, epoch, "json"), record)
-        self._read.pop(_file(self.run, epoch, "json"), None)  # where clocks are coarse, the time may not tell
+        self._read.pop(_file(self.run, epoch, "json"), None)  # a coarse clock may give the same modification time
         storage.delete(_file(self.run, epoch, "pt"))
         return record
 
     def best(self) -> dict[str, Any] | None:
-        """The record of what RUN/best holds; None where it holds nothing, or a kill came while it was written.
+        """The record of the model in RUN/best; None if there is none, or a crash interrupted its writing.
 
-        Not always a record of RUN/evaluation: where a kill came between an epoch's evaluation and its checkpoint, the
-        epoch was trained again, and is its own rival. The weights that it displaced are gone.
+        It may differ from the epoch's record in RUN/evaluation: after a crash between an epoch's evaluation and its
+        checkpoint the epoch is trained twice, and RUN/best keeps the better of the two results.
         """
         uri = _best_file(self.run)
         if storage.exists(uri):
             if storage.read_json(uri) is None:
                 return None
             return storage.read_checked_json(uri, remedy="restore it, or delete it: the best of the epochs counts then")
-        # A run that an earlier version began.
+        # An earlier version started this run.
         return max(self._all_records(), key=selection_order, default=None)
 
     def first_missing(self) -> int:
-        """The first epoch that has no record."""
-        noted = {record["epoch"] for record in self._all_records()}
-        return next(epoch for epoch in itertools.count(1) if epoch not in noted)
+        """The number of the first epoch that has no record."""
+        recorded = {record["epoch"] for record in self._all_records()}
+        return next(epoch for epoch in itertools.count(1) if epoch not in recorded)
 
     def records(self, last_epoch: int) -> list[dict[str, Any]]:
-        """The records of the epochs evaluated so far, up to this one, in their order."""
+        """The records of the evaluated epochs up to `last_epoch`, in order."""
         return [record for record in self._all_records() if record["epoch"] <= last_epoch]
 
     def _all_records(self) -> list[dict[str, Any]]:
-        """Each file is read once, and again when it has been written again: perhaps by a task beside the training."""
+        """All records, in order. A file is read again only if it changed: an asynchronous validation may write it."""
         folder = storage.join(self.run, "evaluation")
         written_s, records = storage.modified_s(folder, suffix=".json"), []
         for uri in storage.list_files(folder, suffix=".json"):
-            at_s = written_s.get(posixpath.basename(uri))  # None where the file system does not know
+            at_s = written_s.get(posixpath.basename(uri))  # None if the file system does not record it
             if at_s is None or uri not in self._read or self._read[uri][0] != at_s:
                 self._read[uri] = at_s, _read_record(uri)
             records.append(self._read[uri][1])
         return sorted(records, key=lambda record: record["epoch"])
 
     def _write_sum(self, epoch: int, score_sum: np.ndarray) -> str:
-        """Returns the file's SHA-256."""
+        """Write the sum of the scores up to an epoch. Returns the file's SHA-256."""
         whole = io.BytesIO()
         np.save(whole, score_sum)
         storage.write_bytes(_file(self.run, epoch, "npy"), whole.getvalue())

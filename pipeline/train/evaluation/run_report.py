@@ -1,6 +1,6 @@
-"""RUN/report.html: how a run went and what its best model knows, from what lies in RUN, at any time.
+"""RUN/report.html: the course of a run and the quality of its best model, from the files in RUN, at any time.
 
-A file that is not there yet, or cannot be read, takes its part of the page with it and nothing else.
+If a file is missing or damaged, only its part of the page is left out.
 """
 
 import csv
@@ -28,19 +28,22 @@ from pipeline.versions import VERSION
 
 METRICS = {"map": "mAP", "mauc": "AUC", "d_prime": "d′", "accuracy": "accuracy"}
 MAX_POINTS = 300
-"""Of a curve; where there are more records, a point is the mean of several."""
+"""Points of a curve. If there are more records, a point is the mean of several."""
 NUM_CONFUSIONS = 20
 MIN_CONFUSED_CLIPS = 5
 
 REFERENCE_MAP = (0.4153, 0.4349, 0.4476, 0.4490, 0.4486)
 REFERENCE_AVERAGED_MAP = 0.4590
-"""Of full AudioSet: https://github.com/YuanGongND/ast, egs/audioset/exp/test-full-f10-t10-pTrue-b12-lr1e-5."""
+"""The reference implementation's mAP on full AudioSet, after each epoch and of its averaged weights.
+
+Source: https://github.com/YuanGongND/ast, egs/audioset/exp/test-full-f10-t10-pTrue-b12-lr1e-5.
+"""
 REFERENCE_RECIPE = Recipe(label_dim=527, wa_start=1, wa_end=5).to_dict()
-"""The recipe of that run; a test holds it to jobs/recipes/audioset-full.yaml."""
+"""The recipe of that run. A test compares it with jobs/recipes/audioset-full.yaml."""
 FULL_AUDIOSET_KEYS = ("label_dim", "sampling", "loss", "metrics", "audioset_pretrain")
-"""What makes a run one of full AudioSet, as recipes have no name once they are resolved."""
+"""The keys by which a run on full AudioSet is recognised: a resolved recipe has no name."""
 NOT_COMPARED = {*EXECUTION_KEYS, "precision", "seed", "imagenet_weights", "audioset_weights"}
-"""What the comparison leaves out: ways to compute the same, other draws, places of files."""
+"""Keys that the comparison ignores: how the same is computed, the seed, and where files are."""
 
 NO_TABLE = Table("", [], [])
 Record = Mapping[str, Any]
@@ -51,7 +54,7 @@ def write_run_report(run: str) -> str:
     """Write RUN/report.html and return its URI.
 
     Raises:
-        DataError: there is no run.
+        DataError: the folder contains no run.
     """
     run = storage.absolute(run)
     if not any(storage.exists(storage.join(run, name)) for name in ("config.json", "metrics.jsonl")):
@@ -95,7 +98,7 @@ def _page(run: str) -> str:
     )
 
 
-# --- what lies in RUN
+# --- files in RUN
 
 
 def _read(run: str, name: str, parse: Callable[[str], T], gaps: list[str]) -> T | None:
@@ -122,7 +125,7 @@ def _records(run: str, gaps: list[str]) -> list[dict[str, Any]]:
 
 
 def _classes(text: str) -> list[dict[str, Any]]:
-    """Of per_class.csv; None where a figure is undefined."""
+    """The rows of per_class.csv. An undefined metric is None."""
     return [
         {"name": row["display_name"]}
         | {key: float(row[key]) if row[key] else None for key in ("ap", "auc")}
@@ -148,7 +151,7 @@ def _number(value: Any) -> float | None:
 
 
 def _best(summary: Record | None, epochs: Sequence[Record], recipe: Record) -> Record:
-    """The best epoch's figures: the summary's, or while there is none those of the best so far."""
+    """The best epoch's metrics: from the summary, or of the best epoch so far if there is no summary yet."""
     if summary is not None:
         return {"epoch": summary.get("best_epoch")} | {name: summary.get(name) for name in METRICS}
     selected = "accuracy" if recipe.get("metrics") == "acc" else "map"
@@ -184,7 +187,7 @@ def _state(summary: Record | None, epochs: Sequence[Record], recipe: Record) -> 
     if summary is not None:
         return f"The run is finished, after {summary.get('epochs', len(epochs))} epochs."
     done = f"{len(epochs):,} of {recipe.get('epochs', '?')} epochs are done"
-    return f"summary.json is missing: the run is under way, or was cut off and goes on by the same command. {done}."
+    return f"summary.json is missing: the run is in progress, or was interrupted; the same command resumes it. {done}."
 
 
 def _figures(best: Record, summary: Record | None, epochs: Sequence[Record]) -> Table:
@@ -226,14 +229,14 @@ def _reference(epochs: Sequence[Record], summary: Record | None) -> Table:
         ]
         for name, mine, theirs in pairs
     ]
-    columns = [Column("", is_number=False), *map(Column, ("mAP of this run", "mAP of the original", "difference"))]
+    columns = [Column("", is_number=False), *map(Column, ("mAP of this run", "mAP of the reference", "difference"))]
     return Table("mAP after each epoch on full AudioSet", columns, rows)
 
 
 def _reference_notes(config: Record, recipe: Record) -> Iterator[str]:
     yield (
-        "The original’s figures are those of its authors’ own run on their copy of balanced and unbalanced AudioSet, "
-        "evaluated on their copy of the evaluation set."
+        "The reference is the AST authors’ own run on their copy of balanced and unbalanced AudioSet, evaluated on "
+        "their copy of the evaluation set."
     )
     splits = config.get("train_splits")
     if isinstance(splits, dict):
@@ -243,7 +246,7 @@ def _reference_notes(config: Record, recipe: Record) -> Iterator[str]:
         for key, value in REFERENCE_RECIPE.items()
         if key not in NOT_COMPARED and recipe.get(key) != value
     ]
-    yield f"Its recipe differs: {', '.join(others)}." if others else "Its recipe is the original’s."
+    yield f"Its recipe differs: {', '.join(others)}." if others else "Its recipe is the reference recipe."
 
 
 # --- curves
@@ -259,7 +262,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
     rate = _series(steps, "lr", "learning rate")
     if rate is not None:
         highest = float(rate.y.max())
-        power = math.floor(math.log10(highest)) if highest > 0 else 0  # a rate that stays 0 is what one has to see
+        power = math.floor(math.log10(highest)) if highest > 0 else 0  # a rate that stays 0 must be visible
         scaled = Series(rate.name, rate.x, rate.y / 10.0**power)
         yield page.chart(
             [scaled], title="Learning rate", x_label="steps", y_label=f"learning rate, 10{_superscript(power)}"
@@ -271,7 +274,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
         ]
         if is_full and metric == "map":
             lines.append(
-                Series("the original", np.arange(1, len(REFERENCE_MAP) + 1), np.array(REFERENCE_MAP), has_dots=True)
+                Series("the reference", np.arange(1, len(REFERENCE_MAP) + 1), np.array(REFERENCE_MAP), has_dots=True)
             )
         there = [line for line in lines if line is not None]
         if lines[0] is not None:
@@ -291,7 +294,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
 
 
 def _series(records: Sequence[Record], key: str, name: str) -> Series | None:
-    """Over steps a line, over epochs with dots; None where no record has the value."""
+    """A curve of one value, over steps as a line or over epochs with dots; None if no record has the value."""
     over = "step" if records and records[0]["kind"] == "step" else "epoch"
     points = [
         (one[over], value)
@@ -339,7 +342,7 @@ def _class_part(classes: Sequence[Record]) -> dict[str, Any]:
     columns = [Column("class", is_number=False), Column("AP", is_sorted=True)]
     columns += map(Column, ("AUC", "training clips", "evaluation clips"))
     without = f"{len(classes) - len(known):,} of {len(classes):,} classes"
-    note = f"Of the best epoch. {without} have no evaluation clip, and so no AP."
+    note = f"Metrics of the best epoch. {without} have no evaluation clip, and so no AP."
     chart: Markup | str = ""
     if known:
         dots = Series(
@@ -381,18 +384,18 @@ def _score_part(scores: Scores | None, classes: Sequence[Record]) -> dict[str, A
     return {
         "calibration": _calibration_table(found),
         "calibration_note": (
-            f"All {num_clips * num_classes:,} decisions, one a clip and class, by their score. Where scores are "
-            "probabilities, the share of true ones in a bin is its mean score. Expected calibration error, the mean "
-            f"distance of the two over decisions: {_error(found.expected_error)}. Most decisions are easy refusals, "
-            "which keep it small."
+            f"All {num_clips * num_classes:,} decisions, one for each clip and class, by score. If scores are "
+            "probabilities, the share of true ones in a bin equals its mean score. Expected calibration error, the "
+            f"mean difference of the two over decisions: {_error(found.expected_error)}. It is small because most "
+            "decisions are easy negatives."
         ),
         "calibration_chart": _calibration_chart(found),
         "confusions": _confusion_table(pairs, names),
         "confusion_note": (
-            "Of the clips that have the class and not the one it is taken for: the mean score of the latter, by which "
-            f"the {NUM_CONFUSIONS} worst pairs are chosen, the mean score of the class itself, and how often the wrong "
-            f"one scores higher. Pairs with fewer than {MIN_CONFUSED_CLIPS} such clips are left out. Labels may be "
-            "incomplete: a pair that goes together is no mistake of the model’s."
+            "For the clips that have the class and not the one it is taken for: the mean score of the wrong class, by "
+            f"which the {NUM_CONFUSIONS} worst pairs are chosen, the mean score of the class itself, and how often the "
+            f"wrong one scores higher. Pairs with fewer than {MIN_CONFUSED_CLIPS} such clips are left out. Labels may "
+            "be incomplete: classes that occur together are no mistake of the model."
         ),
     }
 

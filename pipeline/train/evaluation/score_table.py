@@ -1,4 +1,4 @@
-"""Scores as a table for other programs: `clip_id` and a column a class, CSV or Parquet by the file's suffix."""
+"""Scores as a table for other programs: `clip_id` and one column a class, as CSV or Parquet by the file's suffix."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def check_suffix(uri: str, option: str) -> None:
-    """Raise ConfigError for a file of neither format."""
+    """Raise ConfigError if the file's suffix is neither of a CSV nor of a Parquet file."""
     if not uri.partition("?")[0].lower().endswith(SUFFIXES):
         raise ConfigError(f"{option} {uri} is to be a table; give a name that ends in {' or '.join(SUFFIXES)}")
 
@@ -26,7 +26,7 @@ def check_suffix(uri: str, option: str) -> None:
 def write_score_table(uri: str, clip_id: pa.Array, labels: LabelVocabulary, scores: np.ndarray) -> None:
     """Write the scores `[clips, C]`, float32, in the order of `clip_id`.
 
-    Columns are display names; one that several classes bear, or that is `clip_id`, has the class's MID behind it.
+    Columns are display names. A name of several classes, and the name `clip_id`, gets the class's MID as a suffix.
     """
     names = [
         f"{name} ({mid})" if name == CLIP_ID else name
@@ -38,6 +38,6 @@ def write_score_table(uri: str, clip_id: pa.Array, labels: LabelVocabulary, scor
         storage.write_file(uri, lambda file: pq.write_table(table, file, compression="zstd"))
         return
     header, body = io.StringIO(), io.BytesIO()
-    csv.writer(header, lineterminator="\n").writerow(table.column_names)  # pyarrow's own does not double quotes
+    csv.writer(header, lineterminator="\n").writerow(table.column_names)  # pyarrow's header does not escape quotes
     pyarrow.csv.write_csv(table, body, pyarrow.csv.WriteOptions(include_header=False))
     storage.write_bytes(uri, header.getvalue().encode() + body.getvalue())

@@ -1,6 +1,6 @@
-"""RUN/best/scores.parquet: what the best model says of each evaluation clip, for all that is asked of a run later.
+"""RUN/best/scores.parquet: the best model's scores of all evaluation clips, for later analysis.
 
-One row a clip: clip_id, labels, scores (float16, one a class). All of AudioSet's evaluation set takes 21 MB at most.
+One row a clip: clip_id, labels, scores (float16, one a class). AudioSet's evaluation set takes at most 21 MB.
 """
 
 from dataclasses import dataclass
@@ -57,10 +57,10 @@ def write_scores(run: str, scores: np.ndarray, clips: Clips) -> None:
 
 
 def read_scores(run: str) -> Scores | None:
-    """None where the run has none.
+    """The run's scores; None if it has none.
 
     Raises:
-        DataError: the file is damaged, or a label is none of its classes.
+        DataError: the file is damaged, or has a label outside its classes.
     """
     uri = scores_file(run)
     if not storage.exists(uri):

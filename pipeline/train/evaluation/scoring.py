@@ -1,4 +1,4 @@
-"""Scores over every row of an evaluation split exactly once, and the metrics of them."""
+"""Scores of every clip of an evaluation split, each computed exactly once, and their metrics."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def evaluate(
     world_size: int = 1,
     cache: ShardCache | None = None,
 ) -> np.ndarray | None:
-    """Sigmoid scores `[clips, C]` in the order of `clips` on rank 0, None on the others."""
+    """Sigmoid scores `[clips, C]` in the order of `clips` on rank 0; None on the other ranks."""
     model.eval()
     batches = eval_batches(
         clips,
@@ -50,7 +50,7 @@ def evaluate(
 
 
 def gather_rows(mine: Tensor, num_rows: int, *, rank: int, world_size: int) -> Tensor | None:
-    """Put the ranks' runs of rows together on rank 0."""
+    """Concatenate the rows of all ranks (`rank_rows`) on rank 0; None on the other ranks."""
     if world_size == 1:
         return mine
     sizes = [len(rank_rows(num_rows, r, world_size)) for r in range(world_size)]
@@ -66,10 +66,10 @@ def score_metrics(scores: np.ndarray, clips: Clips) -> TaggingMetrics:
 
 
 def selection_metric(metrics: TaggingMetrics, recipe: Recipe) -> float:
-    """The figure that picks the best epoch."""
+    """The metric that picks the best epoch, by the recipe's `metrics`."""
     return metrics.map if recipe.metrics == "mAP" else metrics.accuracy
 
 
 def class_counts(clips: Clips, num_classes: int) -> Sequence[int]:
-    """Clips of each class."""
+    """The number of clips that have each class."""
     return np.bincount(clips.labels.flatten().to_numpy(), minlength=num_classes).tolist()

@@ -1,4 +1,4 @@
-"""Shards → batches: the stored values, in the order asked for, the same on any number of ranks."""
+"""Batches contain the stored values in the epoch's order, the same on any number of ranks."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ def clips(tone_data: str) -> Clips:
 
 @pytest.fixture(scope="module")
 def stored(clips: Clips) -> list[np.ndarray]:
-    """Every clip's fbank by plain pyarrow, in the order of the data set."""
+    """Every clip's fbank, read by plain pyarrow, in the order of the data set."""
     tables = [pq.read_table(shard)["fbank"] for shard in clips.shards]
     return [np.array(tables[s][int(r)].as_py(), np.float16) for s, r in zip(clips.shard_of, clips.row, strict=True)]
 
@@ -55,7 +55,7 @@ def test_clips_are_padded_with_zeros_and_cut_at_the_end(clips: Clips, stored: li
     np.testing.assert_array_equal(short[0].numpy(), stored[3][:30])
 
 
-def test_batches_hold_the_clips_of_the_order_with_their_labels(clips: Clips, stored: list[np.ndarray]):
+def test_batches_contain_the_clips_of_the_order_with_their_labels(clips: Clips, stored: list[np.ndarray]):
     feed = TrainFeed(clips, RECIPE, 4)
     order = feed.order(1)
     batches = list(feed.epoch(1, CPU))
@@ -77,7 +77,7 @@ def test_batches_hold_the_clips_of_the_order_with_their_labels(clips: Clips, sto
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, world_size: int):
+def test_ranks_together_get_the_batch_and_augmentation_of_one_rank(clips: Clips, world_size: int):
     whole = epoch(clips)
     parts = [epoch(clips, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, item in enumerate(whole):
@@ -94,7 +94,7 @@ def test_ranks_together_get_the_batch_and_the_augmentation_of_one(clips: Clips, 
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_what_is_compiled_gets_batches_of_one_shape_with_the_same_clips(clips: Clips, world_size: int):
+def test_compiled_training_gets_batches_of_one_shape(clips: Clips, world_size: int):
     for rank in range(world_size):
         bare = epoch(clips, rank=rank, world_size=world_size)
         filled = epoch(clips, replace(RECIPE, compile=True), rank, world_size)
@@ -107,8 +107,8 @@ def test_what_is_compiled_gets_batches_of_one_shape_with_the_same_clips(clips: C
 
 
 @pytest.mark.parametrize("first_step", [1, 3])
-def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: Clips, first_step: int):
-    """On one rank and, as after a loss of workers, on two others."""
+def test_an_epoch_resumes_at_a_step_with_exactly_the_next_batches(clips: Clips, first_step: int):
+    """On one rank, and on two ranks of another world size, as after a loss of workers."""
     for world_size in (1, 2):
         for rank in range(world_size):
             whole = epoch(clips, rank=rank, world_size=world_size)
@@ -120,20 +120,20 @@ def test_an_epoch_goes_on_from_a_step_with_the_very_batches_that_follow(clips: C
                 np.testing.assert_array_equal(one.augmentation.freq_start, other.augmentation.freq_start)
 
 
-def test_what_was_read_ahead_is_still_there_when_its_turn_comes(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    """Over five windows of row groups, of clips and of partners."""
+def test_row_groups_read_ahead_stay_in_memory_until_they_are_used(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """The data set has five shuffle windows of row groups, for clips and for partners."""
     num_clips, shard = 6000, str(tmp_path / "all.parquet")
     table, fbanks = table_of([2] * num_clips)
     pq.write_table(table, shard, row_group_size=ROW_GROUP_CLIPS)
     used, gone, read = [], [], FbankReader.__getitem__
 
-    def noted(reader: FbankReader, clip: int) -> np.ndarray:
+    def counted(reader: FbankReader, clip: int) -> np.ndarray:
         used.append(clip)
         if (0, clip // ROW_GROUP_CLIPS) not in reader._groups:
             gone.append(clip)
         return read(reader, clip)
 
-    monkeypatch.setattr(FbankReader, "__getitem__", noted)
+    monkeypatch.setattr(FbankReader, "__getitem__", counted)
     recipe = replace(RECIPE, input_tdim=16, timem=2, batch_size=12, sampling="uniform")
     for _ in TrainFeed(clips_of([shard] * num_clips, range(num_clips), fbanks), recipe, 1).epoch(1, CPU):
         pass
@@ -151,22 +151,20 @@ def test_evaluation_sees_every_row_once_in_order(clips: Clips, stored: list[np.n
         np.testing.assert_array_equal(row, expected)
 
 
-def test_an_unreadable_shard_is_an_error_here_and_not_a_hang(clips: Clips, tmp_path):
+def test_an_unreadable_shard_raises_instead_of_hanging(clips: Clips, tmp_path):
     lost = replace(clips, shards=[str(tmp_path / "gone.parquet")] * len(clips.shards))
     with pytest.raises(DataError, match=r"the shard .*/gone\.parquet is missing; restore it, or prepare the data anew"):
         epoch(lost)
 
 
-def test_a_feed_left_early_leaves_no_thread_behind(clips: Clips):
+def test_leaving_a_feed_early_ends_its_thread(clips: Clips):
     batches = TrainFeed(clips, RECIPE, 4).epoch(1, CPU)
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
 
 
-def test_an_order_is_drawn_by_the_thread_that_asks_for_batches_and_counts_as_waiting(
-    clips: Clips, monkeypatch: pytest.MonkeyPatch
-):
+def test_drawing_the_order_happens_in_the_consumer_and_counts_as_waiting(clips: Clips, monkeypatch: pytest.MonkeyPatch):
     drawn_by = []
 
     def slow_order(**args) -> EpochOrder:

@@ -1,4 +1,4 @@
-"""Shards that another program has rewritten since they were indexed: read right, or refused by name."""
+"""Shards that another program rewrote after indexing are read correctly, or refused by name."""
 
 import shutil
 from collections.abc import Callable
@@ -26,7 +26,7 @@ NUM_CLIPS = 130
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A data set of one shard, and each clip's fbank by plain pyarrow."""
+    """A data set of one shard, and each clip's fbank, read by plain pyarrow."""
     output = tmp_path_factory.mktemp("foreign") / "data"
     fakes.write_data(str(output), splits=[("train", NUM_CLIPS)], clips_a_shard=NUM_CLIPS)
     (shard,) = (output / "train" / "shards").iterdir()
@@ -58,7 +58,7 @@ def test_review_c1_clips_are_found_in_row_groups_of_any_size(whole, tmp_path: Pa
     assert_right(rewritten(whole, tmp_path, rewrite), whole[1])
 
 
-def test_row_groups_of_several_sizes_and_of_none_are_read(whole, tmp_path: Path):
+def test_row_groups_of_different_sizes_and_empty_ones_are_read(whole, tmp_path: Path):
     def rewrite(shard: str) -> None:
         table = pq.read_table(shard)
         with pq.ParquetWriter(shard, table.schema, compression="zstd", write_page_checksum=True) as writer:
@@ -101,7 +101,7 @@ def with_a_dictionary(shard: str) -> None:
 @pytest.mark.parametrize(
     "rewrite", [by_pandas, by_polars, by_duckdb, with_nulls_allowed, with_small_pages, with_a_dictionary]
 )
-def test_shards_that_other_programs_rewrote_are_read_right(whole, tmp_path: Path, rewrite: Callable[[str], None]):
+def test_shards_rewritten_by_other_programs_are_read_correctly(whole, tmp_path: Path, rewrite: Callable[[str], None]):
     assert_right(rewritten(whole, tmp_path, rewrite), whole[1])
 
 
@@ -118,7 +118,7 @@ def without_names(shard: str) -> None:
 
 
 def louder(shard: str) -> None:
-    """The values of one clip and its hash, as somebody who prepared it again with other sound would write them."""
+    """Change the values of one clip and its hash, as preparing it again with other audio would."""
     table = pq.read_table(shard)
     rows = table.to_pylist()
     rows[3] |= {"fbank": rows[4]["fbank"], "fbank_hash": rows[4]["fbank_hash"]}
@@ -126,13 +126,13 @@ def louder(shard: str) -> None:
 
 
 @pytest.mark.parametrize("rewrite", [in_another_order, without_a_row, without_names, louder])
-def test_shards_that_hold_other_rows_are_refused_by_name(whole, tmp_path: Path, rewrite: Callable[[str], None]):
+def test_shards_with_other_rows_are_refused_by_name(whole, tmp_path: Path, rewrite: Callable[[str], None]):
     clips = rewritten(whole, tmp_path, rewrite)
     with pytest.raises(DataError, match=rf"the shard {clips.shards[0]} is damaged[^\n]+; restore it, or "):
         assert_right(clips, whole[1])
 
 
-def test_rows_in_another_order_are_right_once_they_are_indexed_again(whole, tmp_path: Path):
+def test_reordered_rows_are_correct_after_indexing_again(whole, tmp_path: Path):
     clips = rewritten(whole, tmp_path, in_another_order)
     labels = PreparedDataset.open(str(tmp_path / "data")).labels
     publish(str(tmp_path / "data"), labels, {"train": FAILURES.empty_table()})
@@ -141,8 +141,8 @@ def test_rows_in_another_order_are_right_once_they_are_indexed_again(whole, tmp_
     assert_right(again, whole[1])
 
 
-def test_a_footer_that_points_at_whole_pages_of_other_rows_is_found_out(tmp_path: Path):
-    """The checksums of such pages hold. Each clip is of one value, so that both row groups have pages of one size."""
+def test_a_footer_that_points_to_pages_of_other_rows_is_detected(tmp_path: Path):
+    """The checksums of such pages are valid. Each clip has one value, so that both row groups have equal page sizes."""
     fbanks = [np.full((10, 128), 1 + i // 16, np.float16) for i in range(32)]
     table, _ = table_of([10] * 32)
     values = pa.array(np.concatenate(fbanks).reshape(-1))
@@ -160,7 +160,7 @@ def test_a_footer_that_points_at_whole_pages_of_other_rows_is_found_out(tmp_path
     there, wanted = varint(second.data_page_offset), varint(first.data_page_offset)
     assert len(there) == len(wanted)
     shard.write_bytes(whole[:footer] + whole[footer:].replace(there, wanted))
-    assert pq.read_table(shard)["fbank"][20].as_py()[0][0] == 1  # pyarrow takes them for those of the second
+    assert pq.read_table(shard)["fbank"][20].as_py()[0][0] == 1  # pyarrow returns them for the second
     with FbankReader(clips) as reader:
         assert reader[3][0, 0] == 1
         with pytest.raises(DataError, match=rf"the shard {shard} is damaged \(the values of a clip are not those of"):
@@ -168,7 +168,7 @@ def test_a_footer_that_points_at_whole_pages_of_other_rows_is_found_out(tmp_path
 
 
 def varint(number: int) -> bytes:
-    """As Thrift's compact protocol writes a positive number."""
+    """A positive number as Thrift's compact protocol writes it."""
     rest, made = 2 * number, bytearray()
     while rest >= 0x80:
         made.append(rest & 0x7F | 0x80)

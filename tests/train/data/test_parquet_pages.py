@@ -1,4 +1,4 @@
-"""The fbanks' pages read directly: what a general reader gives, of shards by whatever program."""
+"""Reading the fbanks' pages directly gives the same values as a general reader, for shards of any program."""
 
 import gc
 import re
@@ -17,7 +17,7 @@ from tests.train.made import clips_of, table_of
 
 
 def lengths(num_clips: int) -> list[int]:
-    """Clips of 0 to 40 frames, some of none."""
+    """Lengths of clips: 0 to 40 frames, some 0."""
     return np.random.default_rng(1).integers(0, 40, num_clips).tolist()
 
 
@@ -29,7 +29,7 @@ def read_all(path: Path, fbanks: list[np.ndarray]) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "options", [{}, {"data_page_size": 1000}, {"data_page_version": "2.0"}, {"compression": "lz4"}]
 )
-def test_every_clip_is_what_was_written_in_few_pages_or_many(tmp_path: Path, options: dict[str, object]):
+def test_clips_equal_what_was_written_in_few_or_many_pages(tmp_path: Path, options: dict[str, object]):
     table, fbanks = table_of(lengths(50))
     usual = {"compression": "zstd", "use_dictionary": ["clip_id"], "row_group_size": dataset.ROW_GROUP_CLIPS}
     pq.write_table(table, tmp_path / "shard.parquet", **(usual | options))
@@ -37,7 +37,7 @@ def test_every_clip_is_what_was_written_in_few_pages_or_many(tmp_path: Path, opt
         np.testing.assert_array_equal(got, expected)
 
 
-def test_shards_of_other_programs_whose_values_may_be_null_are_read(tmp_path: Path):
+def test_shards_of_other_programs_with_nullable_values_are_read(tmp_path: Path):
     table, fbanks = table_of(lengths(20))
     nullable = table.set_column(
         table.column_names.index("fbank"),
@@ -49,7 +49,7 @@ def test_shards_of_other_programs_whose_values_may_be_null_are_read(tmp_path: Pa
         np.testing.assert_array_equal(got, expected)
 
 
-def test_shards_as_we_write_them_take_the_short_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_our_own_shards_take_the_fast_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table, fbanks = table_of([30] * 16)
     dataset.write_table(str(tmp_path / "shard.parquet"), table, row_group_size=dataset.ROW_GROUP_CLIPS)
     read = []
@@ -61,8 +61,8 @@ def test_shards_as_we_write_them_take_the_short_way(tmp_path: Path, monkeypatch:
     assert "PLAIN" in metadata.column(table.column_names.index("fbank")).encodings
 
 
-def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_path: Path):
-    """A run opens shards without end, and a full collection is rare where as much as PyTorch is loaded."""
+def test_readers_are_freed_without_the_garbage_collector(tmp_path: Path):
+    """A run opens very many shards, and full garbage collections are rare in a process with PyTorch."""
     table, fbanks = table_of([30] * 16)
     dataset.write_table(str(tmp_path / "shard.parquet"), table, row_group_size=dataset.ROW_GROUP_CLIPS)
 
@@ -79,7 +79,7 @@ def test_nothing_of_a_shard_that_was_read_waits_for_the_garbage_collector(tmp_pa
         gc.enable()
 
 
-def test_a_damaged_shard_is_said_to_be_so_whatever_is_wrong_with_it(tmp_path: Path):
+def test_any_damage_of_a_shard_is_reported_as_damage(tmp_path: Path):
     table, fbanks = table_of([30] * 32)
     path = tmp_path / "shard.parquet"
     dataset.write_table(str(path), table, row_group_size=dataset.ROW_GROUP_CLIPS)

@@ -1,4 +1,4 @@
-"""A node's copies of remote shards: fetched once, within a size, whatever other workers remove."""
+"""The cache of remote shards fetches each once and keeps its size limit, also if other workers remove copies."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ from tests.train.made import clips_of, table_of
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """URIs `far://NAME` stand for files below tmp_path/far; the list tells which were opened there."""
+    """URIs `far://NAME` are files below tmp_path/far. The fixture is the list of those that were opened there."""
     opened: list[str] = []
     local = pafs.LocalFileSystem()
 
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, size: int = 1000) -> str:
     return f"far://{name}"
 
 
-def test_a_file_is_fetched_once_and_a_local_one_never(fetched: list[str], tmp_path: Path):
+def test_a_remote_file_is_fetched_once_and_a_local_one_never(fetched: list[str], tmp_path: Path):
     cache = ShardCache(str(tmp_path / "cache"), 10_000)
     uri = write(tmp_path, "a")
     for _ in range(3):
@@ -65,14 +65,14 @@ def test_a_file_is_fetched_once_and_a_local_one_never(fetched: list[str], tmp_pa
     assert fetched == ["a"]
 
 
-def test_the_files_opened_longest_ago_make_room(fetched: list[str], tmp_path: Path):
+def test_least_recently_opened_files_are_removed_for_room(fetched: list[str], tmp_path: Path):
     cache = ShardCache(str(tmp_path / "cache"), 2500)
     uris = [write(tmp_path, name) for name in "abc"]
     for age_s, uri in ((300, uris[0]), (200, uris[1])):
         cache.open(uri).close()
         newest = max((tmp_path / "cache").iterdir(), key=os.path.getmtime)
         os.utime(newest, (newest.stat().st_mtime - age_s,) * 2)
-    cache.open(uris[0]).close()  # used again: now b is the one of longest ago
+    cache.open(uris[0]).close()  # used again: now b is the least recently opened
     cache.open(uris[2]).close()
     assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= 2500
     cache.open(uris[0]).close()
@@ -81,7 +81,7 @@ def test_the_files_opened_longest_ago_make_room(fetched: list[str], tmp_path: Pa
     assert fetched == ["a", "b", "c", "b"]
 
 
-def test_a_copy_that_another_worker_removes_is_fetched_again(fetched: list[str], tmp_path: Path):
+def test_a_copy_removed_by_another_worker_is_fetched_again(fetched: list[str], tmp_path: Path):
     cache = ShardCache(str(tmp_path / "cache"), 10_000)
     uri = write(tmp_path, "a")
     with cache.open(uri) as held:
@@ -92,7 +92,7 @@ def test_a_copy_that_another_worker_removes_is_fetched_again(fetched: list[str],
     assert fetched == ["a", "a"]
 
 
-def test_a_shard_that_is_made_anew_is_fetched_anew(fetched: list[str], tmp_path: Path):
+def test_a_shard_that_is_written_again_is_fetched_again(fetched: list[str], tmp_path: Path):
     cache = ShardCache(str(tmp_path / "cache"), 10_000)
     uri, shard = write(tmp_path, "a"), tmp_path / "far" / "a"
     cache.open(uri).close()
@@ -104,7 +104,7 @@ def test_a_shard_that_is_made_anew_is_fetched_anew(fetched: list[str], tmp_path:
     assert fetched == ["a"] * 4
 
 
-def test_a_shard_larger_than_the_cache_is_read_where_it_lies(fetched: list[str], tmp_path: Path):
+def test_a_shard_larger_than_the_cache_is_read_directly(fetched: list[str], tmp_path: Path):
     cache = ShardCache(str(tmp_path / "cache"), 1500)
     small, large = write(tmp_path, "small"), write(tmp_path, "large", 1501)
     for _ in range(2):
@@ -114,7 +114,7 @@ def test_a_shard_larger_than_the_cache_is_read_where_it_lies(fetched: list[str],
 
 
 @pytest.mark.parametrize("is_seen_before", [True, False])
-def test_a_full_disk_is_announced_once_and_shards_are_read_where_they_lie(
+def test_a_full_disk_gives_one_warning_and_shards_are_read_directly(
     fetched: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +131,7 @@ def test_a_full_disk_is_announced_once_and_shards_are_read_where_they_lie(
     with caplog.at_level(logging.WARNING):
         for uri in (kept, *others):
             assert cache.open(uri).read().strip() == uri[-1:].encode()
-    said = f"the disk of the shard cache {tmp_path}/cache is full: shards are read from where they lie"
+    said = f"the disk of the shard cache {tmp_path}/cache is full: shards are read directly from storage"
     assert [record.message for record in caplog.records] == [said]
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert fetched == (["a", "b", "c"] if is_seen_before else ["a", "b", "b", "c", "c"])
@@ -144,12 +144,12 @@ def test_an_interrupted_fetch_leaves_nothing(fetched: list[str], tmp_path: Path,
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_missing_shard_is_missing(fetched: list[str], tmp_path: Path):
+def test_a_missing_shard_raises(fetched: list[str], tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         ShardCache(str(tmp_path / "cache"), 10_000).open("far://missing")
 
 
-def test_what_a_kill_cut_off_goes_and_what_is_not_the_caches_stays(fetched: list[str], tmp_path: Path):
+def test_incomplete_copies_are_removed_and_other_files_are_kept(fetched: list[str], tmp_path: Path):
     cache = ShardCache(str(tmp_path / "cache"), 1500)
     uris = [write(tmp_path, name) for name in "ab"]
     cache.open(uris[0]).close()
@@ -166,7 +166,7 @@ def test_what_a_kill_cut_off_goes_and_what_is_not_the_caches_stays(fetched: list
     assert not kept.exists()
 
 
-def test_the_feed_reads_remote_shards_through_it(fetched: list[str], tmp_path: Path):
+def test_the_feed_reads_remote_shards_through_the_cache(fetched: list[str], tmp_path: Path):
     table, fbanks = table_of([5] * 40)
     write_table(str(tmp_path / "far" / "s.parquet"), table, row_group_size=ROW_GROUP_CLIPS)
     assert pq.ParquetFile(tmp_path / "far" / "s.parquet").num_row_groups == 3

@@ -1,4 +1,4 @@
-"""Calibration and confusions, against the definitions written out clip by clip."""
+"""Calibration and confusions equal their definitions, computed clip by clip."""
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ def made(num_clips: int = 60, num_classes: int = 6, seed: int = 0) -> tuple[np.n
     return scores, (rng.random((num_clips, num_classes)) < 0.3).astype(np.float32)
 
 
-def test_calibration_is_that_of_its_definition(monkeypatch: pytest.MonkeyPatch):
+def test_calibration_matches_its_definition(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(analysis, "CLIPS_AT_ONCE", 7)
     scores, targets = made()
-    scores = np.where(scores > 0.9, np.float16(0.85), scores)  # an empty bin, but for the 1
+    scores = np.where(scores > 0.9, np.float16(0.85), scores)  # a bin that is empty apart from the 1
     scores[0, 2] = 0.85
     found = analysis.calibration(scores, targets)
     error = 0.0
@@ -40,14 +40,14 @@ def test_calibration_is_that_of_its_definition(monkeypatch: pytest.MonkeyPatch):
     assert found.expected_error == pytest.approx(error)
 
 
-def test_scores_that_are_probabilities_have_no_error_and_sure_mistakes_all_of_it():
+def test_expected_error_is_0_for_probabilities_and_1_for_certain_mistakes():
     scores = np.full((10, 4), 0.25, np.float16)
     targets = np.tile(np.array([1, 0, 0, 0], np.float32), (10, 1))
     assert analysis.calibration(scores, targets).expected_error == 0
     assert analysis.calibration(1 - targets, targets).expected_error == 1
 
 
-def test_confusions_are_those_of_their_definition_worst_first():
+def test_confusions_match_their_definition_worst_first():
     scores, targets = made()
     expected = []
     for true in range(6):
@@ -66,6 +66,6 @@ def test_confusions_are_those_of_their_definition_worst_first():
     assert len(analysis.confusions(scores, targets, num=100, min_clips=12)) == len(expected)
 
 
-def test_of_clips_too_few_nothing_is_said():
+def test_too_few_clips_give_no_confusions():
     scores, targets = made(num_clips=4)
     assert analysis.confusions(scores, targets, min_clips=5) == []

@@ -1,4 +1,4 @@
-"""RUN/report.html: its numbers are the run's, what is missing is left out, no name runs, a browser sorts it."""
+"""RUN/report.html: its numbers, missing parts, hostile names, and sorting in a browser."""
 
 import json
 import math
@@ -34,11 +34,11 @@ BY_CLASS, BY_EPOCH, FIGURES = (
     "Best epoch, averaged weights and running ensemble",
 )
 CALIBRATION, CONFUSIONS = "Decisions by score", "Classes and what they are taken for, worst first"
-ORIGINAL = "mAP after each epoch on full AudioSet"
+REFERENCE = "mAP after each epoch on full AudioSet"
 
 
 def made_scores() -> tuple[np.ndarray, list[list[int]]]:
-    """Class 4 has no clip; class 1 is taken for class 3."""
+    """Scores and labels in which class 4 has no clip, and class 1 is taken for class 3."""
     rng = np.random.default_rng(1)
     labels = [sorted({int(c) for c in rng.choice([0, 1, 2, 3, *range(5, 40)], 2)}) for _ in range(300)]
     labels += [[1]] * 20
@@ -51,7 +51,7 @@ def made_scores() -> tuple[np.ndarray, list[list[int]]]:
 
 
 def write_run(run: Path, *, recipe: Recipe | None = None, finished: bool = True) -> dict[str, Any]:
-    """As a run writes it, of what it knows; returns the summary."""
+    """Write the files of a run. Returns its summary."""
     recipe = recipe or Recipe(label_dim=len(CLASSES), epochs=EPOCHS, wa_start=1, wa_end=EPOCHS)
     config = {"recipe": recipe.to_dict(), "train_splits": {"train": "abc"}, "data": "s3://me:hush@bucket/data"}
     storage.write_json(run / "config.json", config | {"num_workers": 2})
@@ -112,7 +112,7 @@ def html(run: Path) -> str:
     return storage.read_bytes(uri).decode()
 
 
-def test_case_1_a_rate_that_stays_0_has_its_chart(tmp_path: Path):
+def test_case_1_a_learning_rate_of_0_has_a_chart(tmp_path: Path):
     write_run(tmp_path)
     log = RunLog(str(tmp_path), 0)
     for step in range(1, 6):
@@ -121,7 +121,7 @@ def test_case_1_a_rate_that_stays_0_has_its_chart(tmp_path: Path):
     assert "Learning rate" in Path(write_run_report(str(tmp_path))).read_text()
 
 
-def test_the_figures_are_the_summarys_and_the_epochs_those_of_the_records(html: str):
+def test_figures_come_from_the_summary_and_epochs_from_the_records(html: str):
     parsed = Page(html)
     assert parsed.tables[FIGURES][1:] == [
         ["best epoch (2)", "0.4322", "0.9712", "–", "0.5000"],
@@ -138,7 +138,7 @@ def test_the_figures_are_the_summarys_and_the_epochs_those_of_the_records(html: 
     assert "Left out" not in parsed.text
 
 
-def test_the_curves_are_there_with_axes_and_units_where_there_are_records(html: str):
+def test_curves_have_axes_and_units(html: str):
     labels = [attributes["aria-label"] for tag, attributes in Page(html).tags if attributes.get("role") == "img"]
     told = {label.partition(". ")[0]: label for label in labels}
     assert set(told) == {
@@ -152,7 +152,7 @@ def test_the_curves_are_there_with_axes_and_units_where_there_are_records(html: 
     assert "over epochs, 1 to 3; each epoch, running ensemble" in told["mAP on the evaluation set"]
 
 
-def test_classes_are_those_of_per_class_csv_best_first_and_each_has_its_dot(html: str, run: Path):
+def test_classes_of_per_class_csv_are_listed_best_first_and_drawn_as_dots(html: str, run: Path):
     rows = Page(html).tables[BY_CLASS][1:]
     assert len(rows) == len(CLASSES)
     there = {row.split(",")[0]: row for row in (run / "per_class.csv").read_text().splitlines()[1:]}
@@ -170,7 +170,7 @@ def test_classes_are_those_of_per_class_csv_best_first_and_each_has_its_dot(html
     assert "1 of 40 classes have no evaluation clip" in Page(html).text
 
 
-def test_calibration_and_confusions_are_those_of_the_scores(html: str):
+def test_calibration_and_confusions_match_the_scores(html: str):
     scores, labels = made_scores()
     targets = np.zeros(scores.shape, np.float32)
     for row, clip in zip(targets, labels, strict=True):
@@ -188,7 +188,7 @@ def test_calibration_and_confusions_are_those_of_the_scores(html: str):
     assert rows[0][5] == "100.0 %"
 
 
-def test_nothing_is_fetched_no_name_becomes_markup_and_no_key_is_shown(html: str):
+def test_page_loads_nothing_escapes_names_and_shows_no_keys(html: str):
     parsed = Page(html)
     assert parsed.loads == []
     assert len([tag for tag, _ in parsed.tags if tag == "script"]) == 1
@@ -201,10 +201,10 @@ def test_nothing_is_fetched_no_name_becomes_markup_and_no_key_is_shown(html: str
     assert "hush" not in html
 
 
-def test_a_run_under_way_has_a_page_that_says_so(tmp_path: Path):
+def test_report_of_a_run_in_progress_says_so(tmp_path: Path):
     write_run(tmp_path / "run", finished=False)
     parsed = page_of(tmp_path / "run")
-    assert "the run is under way" in parsed.text
+    assert "the run is in progress" in parsed.text
     assert "3 of 3 epochs are done" in parsed.text
     assert parsed.tables[FIGURES][1:] == [
         ["best epoch (2)", "0.4322", "0.9712", "–", "0.5000"],
@@ -216,7 +216,7 @@ def test_a_run_under_way_has_a_page_that_says_so(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "said", "gone"),
     [
-        ("summary.json", "summary.json is missing: the run is under way", None),
+        ("summary.json", "summary.json is missing: the run is in progress", None),
         ("metrics.jsonl", "There are no records to draw yet", BY_EPOCH),
         ("per_class.csv", "per_class.csv, are missing", BY_CLASS),
         ("best/scores.parquet", "best/scores.parquet, are missing", CALIBRATION),
@@ -224,7 +224,7 @@ def test_a_run_under_way_has_a_page_that_says_so(tmp_path: Path):
     ],
 )
 @pytest.mark.parametrize("damage", [None, b"", b"{{{\n,,", b"[1]\n", b"\xff\xfe\x00"])
-def test_a_file_that_is_missing_or_damaged_takes_its_part_with_it_and_nothing_else(
+def test_a_missing_or_damaged_file_removes_only_its_part_of_the_page(
     tmp_path: Path, name: str, said: str, gone: str | None, damage: bytes | None
 ):
     write_run(tmp_path / "run")
@@ -238,14 +238,14 @@ def test_a_file_that_is_missing_or_damaged_takes_its_part_with_it_and_nothing_el
     assert gone not in parsed.tables
 
 
-def test_a_run_that_has_just_begun_has_a_page_and_no_run_has_none(tmp_path: Path):
+def test_a_run_without_steps_has_a_report_and_a_folder_without_run_has_none(tmp_path: Path):
     storage.write_json(tmp_path / "run" / "config.json", {"recipe": Recipe().to_dict()})
     assert "No epoch has been evaluated yet." in page_of(tmp_path / "run").text
     with pytest.raises(DataError, match="holds no run"):
         write_run_report(str(tmp_path))
 
 
-def test_values_that_a_record_lacks_are_no_points(tmp_path: Path):
+def test_missing_values_of_a_record_are_not_drawn(tmp_path: Path):
     lines = [
         {"kind": "step", "epoch": 1, "step": 20, "loss": None},
         {"kind": "step", "step": 40, "loss": 0.5},
@@ -257,15 +257,15 @@ def test_values_that_a_record_lacks_are_no_points(tmp_path: Path):
     assert len([tag for tag, _ in parsed.tags if tag == "circle"]) == 1
 
 
-def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp_path: Path, html: str):
-    assert ORIGINAL not in Page(html).tables
+def test_only_a_run_on_full_audioset_is_compared_with_the_reference(tmp_path: Path, html: str):
+    assert REFERENCE not in Page(html).tables
     full = replace(read_recipe("audioset-full", []), label_dim=527)
     assert full.to_dict() == REFERENCE_RECIPE
     balanced = replace(read_recipe("audioset-balanced", []), label_dim=527)
     assert any(getattr(balanced, key) != REFERENCE_RECIPE[key] for key in FULL_AUDIOSET_KEYS)
     write_run(tmp_path / "run", recipe=replace(full, batch_size=128))
     parsed = page_of(tmp_path / "run")
-    assert parsed.tables[ORIGINAL][1:] == [
+    assert parsed.tables[REFERENCE][1:] == [
         ["epoch 1", "0.3123", "0.4153", "−0.1030"],
         ["epoch 2", "0.4322", "0.4349", "−0.0027"],
         ["epoch 3", "0.4200", "0.4476", "−0.0276"],
@@ -280,8 +280,8 @@ def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "Its recipe is the original’s."),
-        ({"seed": 1, "micro_batch_size": 4, "precision": "fp32"}, "Its recipe is the original’s."),
+        ({}, "Its recipe is the reference recipe."),
+        ({"seed": 1, "micro_batch_size": 4, "precision": "fp32"}, "Its recipe is the reference recipe."),
         ({"patchout_f": 4, "patchout_t": 40}, "Its recipe differs: patchout_f 4 for 0, patchout_t 40 for 0."),
         ({"mixup_domain": "log_mel"}, "Its recipe differs: mixup_domain log_mel for power."),
         ({"norm_stats": "data"}, "Its recipe differs: norm_stats data for recipe."),
@@ -289,7 +289,7 @@ def test_a_run_of_full_audioset_stands_beside_the_original_and_others_do_not(tmp
         ({"grad_clip": 1.0, "patience": 2}, "Its recipe differs: patience 2 for None, grad_clip 1.0 for None."),
     ],
 )
-def test_whatever_changes_the_result_is_a_difference_from_the_originals_recipe(
+def test_report_lists_differences_from_the_reference_recipe_that_change_results(
     tmp_path: Path, changes: dict[str, Any], said: str
 ):
     recipe = Recipe(**(REFERENCE_RECIPE | changes))
@@ -299,7 +299,7 @@ def test_whatever_changes_the_result_is_a_difference_from_the_originals_recipe(
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_sorts_finds_and_shows_it_in_both_schemes_without_complaint(
+def test_a_browser_sorts_and_searches_the_page_in_both_colour_schemes(
     run: Path, html: str, tmp_path: Path, scheme: str
 ):
     with browser(tmp_path / "profile") as chromium:

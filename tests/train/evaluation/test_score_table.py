@@ -1,4 +1,4 @@
-"""A table of scores holds what was scored, whatever a class is called, as other programs read it."""
+"""Other programs read the right scores from a table, whatever the names of the classes."""
 
 import csv
 from pathlib import Path
@@ -36,6 +36,6 @@ def test_case_11_parquet_reads_back(tmp_path: Path):
     np.testing.assert_array_equal(np.array([table[i].to_numpy() for i in range(1, 8)]).T, SCORES)
 
 
-def test_another_suffix_is_refused():
+def test_other_suffixes_are_refused():
     with pytest.raises(ConfigError, match=r"^--scores scores\.txt is to be a table; give a name that ends in \.csv or"):
         check_suffix("scores.txt", "--scores")

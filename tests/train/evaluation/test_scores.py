@@ -1,4 +1,4 @@
-"""The best epoch's scores come back as they were written, from disk and from S3."""
+"""The best epoch's scores are read as they were written, from disk and from S3."""
 
 from pathlib import Path
 
@@ -39,11 +39,11 @@ def test_scores_and_labels_come_back_in_order(tmp_path: Path):
     assert read_scores(str(tmp_path / "elsewhere")) is None
 
 
-def test_scores_may_lie_on_s3(s3: S3Server):
+def test_scores_can_be_stored_on_s3(s3: S3Server):
     check(s3.uri("runs", "1"))
 
 
-def test_others_read_the_file_and_all_of_audioset_stays_small(tmp_path: Path):
+def test_other_programs_read_the_file_and_it_stays_small_for_audioset(tmp_path: Path):
     num_clips, num_classes = 2_000, 527
     scores = 1 / (1 + np.exp(4 - np.random.default_rng(0).normal(0, 2, (num_clips, num_classes))))
     write_scores(str(tmp_path), scores, clips_of([[i % num_classes] for i in range(num_clips)]))

@@ -1,4 +1,4 @@
-"""Scores come together on one rank, each row once and in order, and nowhere else."""
+"""Rank 0 gets the scores of all ranks, each row once and in order."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from tests.train import ranks
 
 
-def test_every_row_comes_to_rank_0_in_order_and_the_others_keep_none_of_the_whole(tmp_path: Path):
+def test_rank_0_gets_every_row_in_order_and_other_ranks_get_none(tmp_path: Path):
     num_rows = [7, 6, 2, 1]  # uneven, even, fewer than ranks
     first, *others = ranks.gathered(num_rows, world_size=3, folder=tmp_path)
     for rows, table in zip(num_rows, first, strict=True):
