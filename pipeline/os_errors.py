@@ -40,12 +40,12 @@ PERMISSIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "HeadBu
 
 _S3 = re.compile(
     r"(?:for|under|with|of) key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'.*?AWS Error (?P<code>[A-Z_]+)"
-    r"(?: \(HTTP status (?P<status>\d+)\))? during (?P<operation>\w+) operation: (?P<said>.*)",
+    r"(?: \(HTTP status (?P<status>\d+)\))? during (?P<operation>\w+) operation: (?P<text>.*)",
     re.DOTALL,
 )
 _S3_BUCKET = re.compile(
     r"bucket '(?P<bucket>[^']*)'.*?AWS Error (?P<code>[A-Z_]+)(?: \(HTTP status (?P<status>\d+)\))? during "
-    r"(?P<operation>\w+) operation: (?P<said>.*)",
+    r"(?P<operation>\w+) operation: (?P<text>.*)",
     re.DOTALL,
 )
 _DENIED = {
@@ -67,16 +67,15 @@ def explain(error: BaseException, place: str | None = None) -> str | None:
     if not isinstance(error, OSError):
         return None
     if match := _S3.search(str(error)) or _S3_BUCKET.search(str(error)):
-        return _of_s3(match)
+        return _explain_s3(match)
     if error.errno in REFUSALS:
         where = error.filename or error.filename2 or place
-        said = errno_text(error)
-        return f"{said}{f': {_text(where)}' if where else ''}; {REFUSALS[error.errno]}, and run the same command again"
-    if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)) or "google::cloud" in str(
-        error
-    ):
-        said = " ".join(str(error).split()[:60]) or type(error).__name__
-        return f"{said}{f' ({place})' if place else ''}; see the network, and run the same command again"
+        text = errno_text(error)
+        path = f": {_path_text(where)}" if where else ""
+        return f"{text}{path}; {REFUSALS[error.errno]}, and run the same command again"
+    if isinstance(error, NETWORK) or "google::cloud" in str(error):
+        text = " ".join(str(error).split()[:60]) or type(error).__name__
+        return f"{text}{f' ({place})' if place else ''}; see the network, and run the same command again"
     return None
 
 
@@ -86,44 +85,41 @@ def errno_text(error: OSError) -> str:
     return os.strerror(error.errno)
 
 
-def _text(path: object) -> str:
+def _path_text(path: object) -> str:
     return path.decode(errors="replace") if isinstance(path, bytes) else str(path)
 
 
-def _of_s3(match: re.Match[str]) -> str:
+def _explain_s3(match: re.Match[str]) -> str:
     key = match.groupdict().get("key") or ""
-    uri, code, said = f"s3://{match['bucket']}/{key}".rstrip("/"), match["code"], " ".join(match["said"].split())[:200]
-    if "No response body" in said and match["status"] != "503":  # the answer to a HEAD request has no body
-        code, said = _why(match["bucket"], code, said)
+    uri, code, text = f"s3://{match['bucket']}/{key}".rstrip("/"), match["code"], " ".join(match["text"].split())[:200]
+    if "No response body" in text and match["status"] != "503":  # the answer to a HEAD request has no body
+        code, text = _reason_from_s3(match["bucket"], code, text)
     if code in _DENIED:
         return f"{uri}: {_DENIED[code]}"
     if code == "ACCESS_DENIED" or match["status"] == "403":
         permission = PERMISSIONS.get(match["operation"], match["operation"])
-        return f"{uri}: S3 denies {match['operation']} ({said}); give this key s3:{permission} there"
+        return f"{uri}: S3 denies {match['operation']} ({text}); give this key s3:{permission} there"
     if code == "NETWORK_CONNECTION":
         return (
-            f"{uri}: S3 does not answer ({said.split('; Details')[0]}); see the network and AWS_ENDPOINT_URL, and run "
+            f"{uri}: S3 does not answer ({text.split('; Details')[0]}); see the network and AWS_ENDPOINT_URL, and run "
             "the same command again"
         )
-    if (
-        code in ("SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "THROTTLING")
-        or (match["status"] or "") >= "500"
-    ):
+    if code in S3_IS_BUSY or (match["status"] or "") >= "500":
         return (
-            f"{uri}: S3 has refused this for half a minute ({code.lower()}: {said}); run the same command again later, "
+            f"{uri}: S3 has refused this for half a minute ({code.lower()}: {text}); run the same command again later, "
             "or with fewer workers"
         )
-    return f"{uri}: S3 answers {match['operation']} with {code.lower()} ({said})"
+    return f"{uri}: S3 answers {match['operation']} with {code.lower()} ({text})"
 
 
-def _why(bucket: str, code: str, said: str) -> tuple[str, str]:
+def _reason_from_s3(bucket: str, code: str, text: str) -> tuple[str, str]:
     """S3's reason for a refusal, from a second request whose answer has a body."""
     fs = storage.opened_bucket(bucket)
     if fs is None:
-        return code, said
+        return code, text
     try:
         fs.get_file_info(pafs.FileSelector(bucket))
     except OSError as err:
         if found := _S3.search(str(err)) or _S3_BUCKET.search(str(err)):
-            return found["code"], " ".join(found["said"].split())[:200]
-    return code, said
+            return found["code"], " ".join(found["text"].split())[:200]
+    return code, text

@@ -92,8 +92,8 @@ def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> li
         clean.append(f"{match['before']}{match['bucket']}{match['rest']}")
     if not found:
         return clean
-    there = (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY"))
-    if len(found) > 1 or (num_without and there[0] is not None and there not in found):
+    existing = (environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY"))
+    if len(found) > 1 or (num_without and existing[0] is not None and existing not in found):
         raise ConfigError(
             "the s3:// URIs of one command have different keys; give one key that may use all their buckets, best as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

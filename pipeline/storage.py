@@ -199,20 +199,20 @@ def absolute(uri: str | os.PathLike[str]) -> str:
 
 def exists(uri: str | os.PathLike[str]) -> bool:
     fs, path = resolve(uri)
-    there = _is_there(fs, path)
-    if not there:
+    is_found = _exists_at(fs, path)
+    if not is_found:
         _check_bucket(fs, path)
-    return there
+    return is_found
 
 
-def _is_there(fs: pafs.FileSystem, path: str) -> bool:
+def _exists_at(fs: pafs.FileSystem, path: str) -> bool:
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def _check_bucket(fs: pafs.FileSystem, path: str) -> None:
     """Raise DataError if the bucket does not exist. pyarrow reports only that a file in it is not found."""
     bucket = path.partition("/")[0]
-    if isinstance(fs, pafs.S3FileSystem) and not _is_there(fs, bucket):
+    if isinstance(fs, pafs.S3FileSystem) and not _exists_at(fs, bucket):
         raise DataError(f"there is no bucket s3://{bucket}; create it, or correct its name or the endpoint")
 
 

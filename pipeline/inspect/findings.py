@@ -55,8 +55,11 @@ def table(findings: Sequence[Finding], *, width: int = 110) -> str:
         left = "".join(f"{cell:{size}}  " for cell, size in zip(cells, columns, strict=True))
         lines += _wrapped(what, max(width, len(left) + 40), left, " " * len(left))
     for (severity, cost), same in about.items():
-        of = _named([f.split for f in same])
-        lines += ["", f"{severity}: {_named([f.check for f in same])}" + (f" of {of}" if of else "")]
+        named_splits = _named([f.split for f in same])
+        lines += [
+            "",
+            f"{severity}: {_named([f.check for f in same])}" + (f" of {named_splits}" if named_splits else ""),
+        ]
         lines += _wrapped(cost, width, "    ", "    ")
     return "\n".join([*lines, "", summary(findings)])
 

@@ -1,4 +1,4 @@
-"""A training run from its settings to its results: checked, claimed, trained by Ray Train, and resumed."""
+"""A training run from its settings to its results: check, reserve RUN, train with Ray Train, resume."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -45,12 +45,12 @@ from pipeline.train.worker import train_worker
 from pipeline.train.worker_config import TrainJob, stopped_json
 
 COORDINATOR_S = 60.0
-"""How long training waits for the actor by which Ray Train asks for resources; it begins without it then."""
+"""Longest wait for the actor through which Ray Train requests resources. After it training begins without the actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What a user asks for: a recipe, data, an output, and how to compute. The options of jobs/train.py."""
+    """What a user asks for: recipe, data, output, and how to compute. These are the options of jobs/train.py."""
 
     recipe: Recipe
     overrides: Collection[str] = ()
@@ -61,7 +61,7 @@ class TrainSettings:
     output: str
     """Absolute URI of the run."""
     num_workers: tuple[int, int] = (1, 1)
-    """Fewest and most; `IN_PROCESS` for none."""
+    """The fewest and the most workers; `IN_PROCESS` trains without workers."""
     device: str = "auto"
     cpus_per_worker: int | None = None
     max_failures: int = 2
@@ -79,17 +79,17 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class ClaimedRun:
-    """A run that may begin: what is asked for holds together, and RUN is its own."""
+    """A run that may begin: its settings are consistent, and RUN is reserved for it."""
 
     settings: TrainSettings
     uri: str
     data: str
     recipe: Recipe
     about: Sequence[str]
-    """What is trained on what, and what to know of it, a line each."""
+    """Lines for the user: the data, the norm, and warnings."""
     identity: RunIdentity
     take_over: Callable[[], None] | None
-    """To be called before training starts (`run_folder.reserve_folder`)."""
+    """A function to call before training starts (`run_folder.reserve_folder`)."""
 
     @property
     def is_finished(self) -> bool:
@@ -97,11 +97,11 @@ class ClaimedRun:
 
 
 def claim(settings: TrainSettings) -> ClaimedRun:
-    """Check settings against the data, this machine and RUN, and record in RUN what the run is.
+    """Check settings against the data, this machine and RUN, and record the run's identity in RUN.
 
     Raises:
-        ConfigError: options or keys of the recipe do not fit the data or each other, or RUN is that of another run.
-        DataError: the data set or a split is not there, or RUN holds something else.
+        ConfigError: options or recipe keys do not fit the data or each other, or RUN belongs to another run.
+        DataError: the data set or a split does not exist, or RUN contains something else.
     """
     recipe, run = settings.recipe, settings.output
     dataset = PreparedDataset.open(settings.data)
@@ -115,7 +115,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
         lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
     lines += data_checks.overlap_lines(clips["train"], clips["eval"], settings.train_splits, settings.eval_splits)
     if settings.async_validation and recipe.patience is not None:
-        raise ConfigError("patience decides by an epoch before the next; leave out --async-validation")
+        raise ConfigError("patience needs the result of an epoch before the next; leave out --async-validation")
     if settings.mlflow:
         check_mlflow(settings.mlflow)
     has = known_resources(settings.address, settings.num_cpus)
@@ -126,7 +126,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
         if recipe.audioset_pretrain:
             raise ConfigError("--init-from and audioset_pretrain both name weights to start from; give one")
         start = cache(partial(models.start_from, settings.init_from, recipe))
-        # It need not be there any more where the run began from it.
+        # If the run has started from this model, the model need not exist any more.
         model = without_secrets(storage.absolute(settings.init_from))
         init_from = model, run_folder.recorded_start_norm(run, model) or start().config.norm
         recipe = _from_own_model(recipe, init_from[1], settings.overrides)
@@ -147,26 +147,26 @@ def claim(settings: TrainSettings) -> ClaimedRun:
 def session(
     *runs: ClaimedRun, ray_session: Callable[[str, int | None], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Hold those runs of one command that are not finished against other jobs, and have Ray where they take workers.
+    """Lock the unfinished runs of one command, and start Ray if they need workers.
 
     Raises:
-        DataError: another job holds one of them.
+        DataError: another job has locked one of them.
     """
     settings, unfinished = runs[0].settings, [run for run in runs if not run.is_finished]
-    with ExitStack() as held:
+    with ExitStack() as locked:
         for run in unfinished:
             if storage.is_local(run.uri):  # before Ray is started
-                held.enter_context(exclusive("train", run.uri))
+                locked.enter_context(exclusive("train", run.uri))
         if unfinished and settings.num_workers != IN_PROCESS:
-            held.enter_context(ray_session(settings.address, settings.num_cpus))
+            locked.enter_context(ray_session(settings.address, settings.num_cpus))
             for run in unfinished:
                 if not storage.is_local(run.uri):
-                    held.enter_context(exclusive("train", run.uri))
+                    locked.enter_context(exclusive("train", run.uri))
         yield
 
 
 def train_run(claimed: ClaimedRun) -> None:
-    """Train to the end, or resume an interrupted run, within a `session`. Prints what is trained and the results."""
+    """Train a run to the end, or resume it, within a `session`. Prints the data, warnings and results."""
     settings, run = claimed.settings, claimed.uri
     print(*claimed.about, sep="\n", flush=True)
     if claimed.is_finished:
@@ -180,7 +180,7 @@ def train_run(claimed: ClaimedRun) -> None:
     if claimed.take_over is not None:
         claimed.take_over()
     run_folder.check_reservation(run, claimed.identity)
-    # In this process Ray keeps no list; what workers saved before is there all the same.
+    # In this process Ray keeps no list of checkpoints, but workers may have saved some before.
     find_checkpoints = checkpoint_folders if settings.num_workers == IN_PROCESS else unlisted_checkpoints
     fs, path = storage.resolve(run)
     job = TrainJob(
@@ -204,7 +204,7 @@ def train_run(claimed: ClaimedRun) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=asdict(job),
-        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1, what runs is V2
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1; V2 runs
             num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # the same
             elastic_resize_monitor_interval_s=settings.resize_every_s,
             use_gpu=use_gpu,
@@ -216,7 +216,7 @@ def train_run(claimed: ClaimedRun) -> None:
             name=CHECKPOINTS,
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),  # Ray's own lines; ours come through
+            logging_config=LoggingConfig(log_level="WARNING"),  # for Ray's own lines; ours are still shown
         ),
         validation_config=_validation(job, use_gpu) if settings.async_validation else None,
     )
@@ -249,7 +249,7 @@ def _initial_model(recipe: Recipe, labels: LabelVocabulary, start: Callable[[], 
 
 
 def _without_keys(recipe: Recipe) -> Recipe:
-    """`recipe` as RUN's files and the workers have it: weight files are read by this command alone, maybe with keys."""
+    """`recipe` for RUN's files and the workers: without keys in URIs, because only this command reads weight files."""
     imagenet, audioset = (
         None if uri is None else without_secrets(uri) for uri in (recipe.imagenet_weights, recipe.audioset_weights)
     )
@@ -257,7 +257,7 @@ def _without_keys(recipe: Recipe) -> Recipe:
 
 
 def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> Recipe:
-    """`recipe` for a run that starts from a model of that norm: it takes the norm over and names no other weights."""
+    """`recipe` for a run that starts from a model with this norm: with the norm, and without other weights."""
     recipe = replace(recipe, imagenet_pretrain=False, imagenet_weights=None)
     if recipe.norm_stats == "data" or {"dataset_mean", "dataset_std"} & set(overrides):
         return recipe
@@ -265,7 +265,7 @@ def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> R
 
 
 def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
-    """The recipe's published figures, or those of the training splits."""
+    """The recipe's published norm, or that of the training splits."""
     if recipe.norm_stats == "recipe":
         return Norm(recipe.dataset_mean, recipe.dataset_std)
     if recipe.audioset_pretrain:
@@ -276,7 +276,7 @@ def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence
 
 
 def _resources(settings: TrainSettings, has: Mapping[str, float] | None = None) -> tuple[bool, int]:
-    """Whether workers take a GPU each, and CPUs a worker, where `has` is what there is: by default what Ray has."""
+    """Whether each worker has a GPU, and the CPUs of a worker; `has` is what there is, by default in Ray's cluster."""
     is_joined = has is None
     if has is None:
         has = {} if settings.num_workers == IN_PROCESS else ray.cluster_resources()
@@ -295,17 +295,17 @@ def _resources(settings: TrainSettings, has: Mapping[str, float] | None = None) 
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
     return ValidationConfig(
-        validate_checkpoint,  # type: ignore[arg-type]  # Ray means: with these arguments
+        validate_checkpoint,  # type: ignore[arg-type]  # Ray passes the arguments of task_config
         task_config=ValidationTaskConfig({"job": asdict(job)}),
         ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu)},
     )
 
 
 def _fit(trainer: TorchTrainer) -> None:
-    # A thread of Ray Train's own, in another process, asks which cluster is its own, and fails where several run.
+    # A thread of Ray Train in another process looks for its cluster, and fails if several run on this machine.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     if ray.is_initialized():
-        # The controller waits 5 s for this actor, and where its process takes longer to start, prints tracebacks.
+        # The controller waits 5 s for this actor, and prints tracebacks if its process takes longer to start.
         with suppress(RayError):
             ray.get(get_or_create_autoscaling_coordinator().__ray_ready__.remote(), timeout=COORDINATOR_S)
     try:
@@ -318,7 +318,7 @@ def _fit(trainer: TorchTrainer) -> None:
                 raise UserError(str(cause)) from err
         for cause in causes:
             if line := explain(cause, "a temporary folder, or the run's"):
-                raise UserError(f"training failed, its checkpoints are whole: {line}") from err
+                raise UserError(f"training failed, its checkpoints are complete: {line}") from err
         if isinstance(err, WorkerGroupError):
             raise
         raise _failed(err) from err
@@ -326,7 +326,7 @@ def _fit(trainer: TorchTrainer) -> None:
 
 def _failed(err: Exception) -> UserError:
     line = (str(err).strip().splitlines() or [type(err).__name__])[-1]  # Ray's first line does not name the cause
-    return UserError(f"training failed: {line}; the same command goes on from the last checkpoint")
+    return UserError(f"training failed: {line}; the same command resumes from the last checkpoint")
 
 
 def results(run: str) -> str:
