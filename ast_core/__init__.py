@@ -1,4 +1,4 @@
-"""The science: labels, features, model, augmentation, metrics. Imports neither Ray nor anything of `pipeline`."""
+"""The science: labels, features, model, augmentation, metrics. Imports neither Ray nor `pipeline`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["ASTModel"]
 
 
 def __getattr__(name: str) -> Any:
-    """PyTorch and timm come with the model, not with the package: a process that decodes audio needs neither."""
+    """Import `ASTModel`, and with it PyTorch and timm, on first use: a process that decodes audio needs neither."""
     if name != "ASTModel":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ast_core.models.ast import ASTModel

@@ -1,11 +1,11 @@
 """Augmentation and normalisation of whole batches, on the device of the batch.
 
-B clips, T frames, M mel bins. The order is the original's: mixup → pad or cut → SpecAugment, which fills 0 →
-`(x - mean) / (2 std)` → noise and time roll where the recipe asks.
+B clips, T frames, M mel bins. The order is that of the reference implementation: mixup → pad or cut → SpecAugment,
+which fills with 0 → `(x - mean) / (2 std)` → noise and time roll if the recipe asks for them.
 
-What is random is drawn beforehand, on the CPU, for the global batch (`draw`), each kind by a generator of its own, so
-that a seed gives the same batch on any number of workers; applying it is a pure function, which makes few arrays of a
-batch's size: on a CPU, getting their memory takes longer than filling it.
+Random numbers are drawn first, on the CPU and for the global batch (`draw`), so that a seed gives the same batch on any
+number of workers. Applying them is a pure function. It allocates few arrays of the batch's size, because on a CPU
+allocating one takes longer than filling it.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from ast_core.transfer import to_device
 ROLL_FRAMES = 10
 NOISE_GAIN = 0.1
 MIXUP_BETA = 10.0
-"""λ ~ Beta(10, 10): `YuanGongND/ast`, dataloader."""
+"""λ ~ Beta(10, 10), as in the dataloader of `YuanGongND/ast`."""
 
 
 def mixup_power(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
-    """Log-mel of `λ a + (1 - λ) b`, were the two waveforms uncorrelated: powers add, weighted λ² and (1 - λ)².
+    """Log-mel of the mixture `λ a + (1 - λ) b` of two uncorrelated waveforms: powers add, weighted λ² and (1 - λ)².
 
     `a` and `b` are raw log-mel of one shape, `[..., frames, mel bins]`; `lam` in [0, 1] broadcasts against them.
-    `b` may be -inf where the second clip has ended; λ = 1 gives `a` exactly.
+    `b` may be -inf after the end of the second clip. λ = 1 gives `a` exactly.
     """
     lam = torch.as_tensor(lam, dtype=a.dtype, device=a.device)
     return torch.logaddexp(2 * lam.log() + a, 2 * torch.log1p(-lam) + b)
 
 
 def mixup_log_mel(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
-    """`λ a + (1 - λ) b` on raw log-mel as it is, as image recipes mix; far from a mixture of the two sounds."""
+    """`λ a + (1 - λ) b` of the raw log-mel values, as in image recipes. The result is not the log-mel of a mixture."""
     return torch.lerp(b, a, torch.as_tensor(lam, dtype=a.dtype, device=a.device))
 
 
@@ -49,30 +49,30 @@ def mixup_batch(
     lam_B: Tensor,
     domain: MixupDomain = "power",
 ) -> Tensor:
-    """Mix each clip with its partner, to the length of the clip, as the original mixes waveforms; 0 beyond it.
+    """Mix each clip with its partner. The result has the clip's length and is 0 after it.
 
-    λ = 1 leaves a clip as it is. Where the partner has ended it is silent. Nothing falls below the fbank's floor, as no
-    fbank of a mixture does.
+    λ = 1 leaves a clip unchanged. A partner is silent after its end. All values stay at or above the fbank's floor, as
+    those of a real mixture do.
     """
     lam_B11, ended_BT1 = lam_B.view(-1, 1, 1), ~frames_mask(partner_frames_B, partner_BTM.shape[1]).unsqueeze(2)
     if domain == "power":
-        # mixup_power, with -inf for a partner that has ended where its log(1 - λ) is added anyway.
-        louder_BT1 = (2 * torch.log1p(-lam_B11)).expand(ended_BT1.shape).masked_fill(ended_BT1, -torch.inf)
+        # As mixup_power. After the partner's end, -inf takes the place of 2 log(1 - λ).
+        gain_BT1 = (2 * torch.log1p(-lam_B11)).expand(ended_BT1.shape).masked_fill(ended_BT1, -torch.inf)
         mixed = fbank_BTM + 2 * lam_B11.log()
-        torch.logaddexp(mixed, partner_BTM + louder_BT1, out=mixed)
+        torch.logaddexp(mixed, partner_BTM + gain_BT1, out=mixed)
     else:
         mixed = mixup_log_mel(fbank_BTM, partner_BTM.masked_fill(ended_BT1, STORED_FLOOR), lam_B11)
     return mixed.clamp_min_(STORED_FLOOR).mul_(frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2))
 
 
 def frames_mask(num_frames_B: Tensor, num_frames: int) -> Tensor:
-    """`[B, T]`, true on the frames that the clip has."""
+    """`[B, T]`, true for the frames that the clip has."""
     return torch.arange(num_frames, device=num_frames_B.device) < num_frames_B.unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw a clip; every array is `[B]`. Starts and widths are in mel bins or frames."""
+    """The random numbers of each clip; every array is `[B]`. Starts and widths are in mel bins or frames."""
 
     freq_start: np.ndarray
     freq_width: np.ndarray
@@ -89,10 +89,11 @@ class Augmentation:
 def draw(
     seed: Sequence[int], num_clips: int, *, num_frames: int, num_mel_bins: int, freqm: int, timem: int, noise: bool
 ) -> Augmentation:
-    """The original's distributions; a function of `seed`, such as (run's seed, epoch, step), and of its arguments.
+    """Draw from the reference implementation's distributions.
 
-    Masks are torchaudio's: a real width `v = U·freqm`, a start `U·(size - v)`, both cut to whole bins. Noise is uniform
-    in [0, gain), the gain uniform in [0, 0.1); the roll is uniform over -10 … 9 frames.
+    The result depends only on `seed`, such as (run's seed, epoch, step), and the other arguments. Each kind has its own
+    generator. Masks are drawn as in torchaudio: a real width `v = U·freqm` and a start `U·(size - v)`, both rounded
+    down. Noise is uniform in [0, gain), with a gain uniform in [0, 0.1). The roll is uniform over -10 … 9 frames.
     """
 
     def mask(axis: str, size: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,21 +113,22 @@ def draw(
 
 @dataclass(frozen=True)
 class Patchout:
-    """The rows (frequency) and columns (time) of the grid of patches that are kept; both sorted."""
+    """The rows (frequency) and columns (time) of the patch grid that are kept, both sorted."""
 
     rows: np.ndarray
     columns: np.ndarray
 
     def kept_patches(self, num_columns: int) -> np.ndarray:
-        """`[rows × columns]`: places of the kept patches in a grid of `num_columns`, flattened row by row."""
+        """`[rows × columns]`: indices of the kept patches in a grid of `num_columns`, flattened row by row."""
         return (self.rows[:, None] * num_columns + self.columns).ravel()
 
 
 def draw_patchout(seed: Sequence[int], grid: tuple[int, int], *, num_rows: int, num_columns: int) -> Patchout | None:
-    """Structured patchout (PaSST: Koutini et al., 2022, https://arxiv.org/abs/2110.05069): whole rows and columns go.
+    """Structured patchout (PaSST: Koutini et al., 2022, https://arxiv.org/abs/2110.05069): drop whole rows and columns.
 
-    One draw for the global batch, a function of `seed` = (run's seed, epoch, step), so that all ranks and micro-batches
-    leave out the same `num_rows` and `num_columns` of the grid, and all clips have as many tokens. None: nothing goes.
+    There is one draw for the global batch, a function of `seed` = (run's seed, epoch, step). All ranks and
+    micro-batches drop the same `num_rows` rows and `num_columns` columns, so all clips have the same number of tokens.
+    Returns None if nothing is dropped.
     """
     if num_rows == num_columns == 0:
         return None
@@ -138,7 +140,7 @@ def draw_patchout(seed: Sequence[int], grid: tuple[int, int], *, num_rows: int, 
 
 
 def spec_augment(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
-    """One block of mel bins and one of frames set to 0 in each clip."""
+    """Set one block of mel bins and one block of frames to 0 in each clip."""
     _, num_frames, num_mel_bins = fbank_BTM.shape
     kept_M = ~_block(augmentation.freq_start, augmentation.freq_width, num_mel_bins, fbank_BTM.device).unsqueeze(1)
     kept_T = ~_block(augmentation.time_start, augmentation.time_width, num_frames, fbank_BTM.device).unsqueeze(2)
@@ -146,12 +148,12 @@ def spec_augment(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
-    """`(x - mean) / (2 std)`: twice the std, on purpose, to meet the range of ImageNet weights."""
+    """`(x - mean) / (2 std)`. The factor 2 is intended: it gives the range that ImageNet weights expect."""
     return torch.sub(fbank_BTM, mean).div_(2 * std)
 
 
 def noise_and_roll(fbank_BTM: Tensor, augmentation: Augmentation) -> Tensor:
-    """Uniform noise of the drawn gain on each clip, then a roll along time. Nothing where gain and roll are 0."""
+    """Add uniform noise of the drawn gain to each clip, then roll it along time."""
     if not augmentation.noise_gain.any() and not augmentation.roll_frames.any():
         return fbank_BTM
     clips = []

@@ -1,4 +1,4 @@
-"""A batch of raw log-mel, and how it becomes the network's input.
+"""A batch of raw log-mel, and the function that makes the network's input from it.
 
 B clips, K of them mixed, T frames, M mel bins, C classes.
 """
@@ -20,28 +20,28 @@ G = TypeVar("G", "Batch", "Partners")
 
 @dataclass(frozen=True)
 class Partners:
-    """What is mixed into K of the clips of a batch: half as much to read, copy and mix as a partner for each."""
+    """The mixup partners of K clips of a batch. Clips that are not mixed have none, which saves reading and copying."""
 
     position: np.ndarray
-    """`[K]`, ascending: the clips of the batch that are mixed."""
+    """`[K]`, ascending: indices in the batch of the clips that are mixed."""
     fbank_KTM: Tensor
     num_frames_K: Tensor
     lam_K: Tensor
-    """Share of the clip in the mixture."""
+    """The clip's share of the mixture; the partner has 1 - λ."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Raw log-mel as stored, padded with 0 or cut to the recipe's frames, and what is to be done to it."""
+    """Raw log-mel as stored, padded with 0 or cut to the recipe's number of frames, with targets and mixup partners."""
 
     fbank_BTM: Tensor
     num_frames_B: Tensor
     target_BC: Tensor
-    """Labels, mixed by λ already; rows sum over a clip's labels."""
+    """Labels, already mixed by λ."""
     weight_B: Tensor
-    """1, or 0 for a clip that only fills up the batch so that all ranks have the same number."""
+    """1, or 0 for padding: a clip that only makes all ranks' batches the same size."""
     partners: Partners | None = None
-    """For mixup; None where no clip of the batch is mixed."""
+    """None if no clip of the batch is mixed."""
 
     def __len__(self) -> int:
         return len(self.num_frames_B)
@@ -50,7 +50,7 @@ class Batch:
         return _each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """In page-locked memory, from which a GPU fetches it while the CPU goes on."""
+        """The batch in page-locked memory, from which it is copied to a GPU while the CPU goes on."""
         return _each_tensor(self, Tensor.pin_memory)
 
     def part(self, begin: int, end: int) -> "Batch":
@@ -82,13 +82,18 @@ class Norm:
 def model_input(
     batch: Batch, norm: Norm, augmentation: Augmentation | None, mixup_domain: MixupDomain = "power"
 ) -> Tensor:
-    """The network's input `[B, T, M]` in float32, in the original's order of operations."""
+    """The network's input `[B, T, M]` in float32: mixup, SpecAugment, normalisation, noise and roll, in this order."""
     fbank = batch.fbank_BTM.to(torch.float32, copy=True)
     if (partners := batch.partners) is not None and len(partners.position):
         mixed = to_device(partners.position, fbank.device)
-        of_mixed = fbank[mixed], batch.num_frames_B[mixed]
-        of_partners = partners.fbank_KTM.float(), partners.num_frames_K, partners.lam_K
-        fbank[mixed] = mixup_batch(*of_mixed, *of_partners, mixup_domain)
+        fbank[mixed] = mixup_batch(
+            fbank[mixed],
+            batch.num_frames_B[mixed],
+            partners.fbank_KTM.float(),
+            partners.num_frames_K,
+            partners.lam_K,
+            mixup_domain,
+        )
     if augmentation is None:
         return normalise(fbank, norm.mean, norm.std)
     return noise_and_roll(normalise(spec_augment(fbank, augmentation), norm.mean, norm.std), augmentation)

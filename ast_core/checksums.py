@@ -1,4 +1,4 @@
-"""Checksums by which a damaged file of ours is known: SHA-256 in hexadecimal."""
+"""SHA-256 checksums, in hexadecimal, that detect damage to files that this project writes."""
 
 import hashlib
 import json
@@ -9,29 +9,29 @@ from typing import Any
 from ast_core.errors import DataError
 
 KEY = "sha256"
-"""The checksum of a JSON object, among its own keys."""
+"""The key under which a JSON object stores its own checksum."""
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` and the checksum of its content, which does not depend on spaces or on the order of keys."""
+    """`value` with the checksum of its content. White space and the order of keys do not change the checksum."""
     return {**value, KEY: _checksum(value)}
 
 
 def without_checksum(
     value: Any, *, origin: object, remedy: str, is_required: Callable[[dict[str, Any]], bool] = lambda _: False
 ) -> dict[str, Any]:
-    """The content of a JSON object.
+    """The content of a JSON object, verified by its checksum.
 
-    One without a checksum, which an earlier version wrote, is taken as it is unless the checksum `is_required` of it.
+    An object without a checksum, which an earlier version wrote, is accepted unless `is_required(content)`.
 
     Raises:
-        DataError: it is no object, or not what its checksum is of. The line names `origin` and `remedy`.
+        DataError: `value` is not an object, or does not match its checksum. The message names `origin` and `remedy`.
     """
     if not isinstance(value, dict):
-        raise DataError(f"{origin} is damaged, it holds no JSON object; {remedy}")
+        raise DataError(f"{origin} is damaged: it is not a JSON object; {remedy}")
     content = {key: item for key, item in value.items() if key != KEY}
     if (KEY in value or is_required(content)) and value.get(KEY) != _checksum(content):
-        raise DataError(f"{origin} is damaged or was edited, its checksum is another; {remedy}")
+        raise DataError(f"{origin} is damaged or was edited: its checksum differs; {remedy}")
     return content
 
 

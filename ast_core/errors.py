@@ -1,13 +1,13 @@
-"""Errors that the user can mend. Jobs show them as one line; anything else keeps its traceback."""
+"""Errors that the user can fix. Jobs show them as one line; any other error keeps its traceback."""
 
 
 class UserError(Exception):
-    """Its message says what is wrong, what was given, and what to do."""
+    """The message says what is wrong, what was given, and what to do."""
 
 
 class ConfigError(UserError):
-    """A setting that does not exist or cannot be."""
+    """A setting does not exist, or its value is not allowed."""
 
 
 class DataError(UserError):
-    """A list, a data set or a checkpoint that is missing, unfinished or not the one expected."""
+    """A list, a data set or a checkpoint is missing, unfinished, damaged or not the expected one."""

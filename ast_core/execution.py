@@ -1,6 +1,6 @@
 """How a model is computed on a device: precision, attention, compilation and CUDA graphs.
 
-None of these changes the result beyond rounding.
+None of these changes the result by more than rounding.
 """
 
 import copy
@@ -23,23 +23,25 @@ AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> Recipe:
-    """The recipe with `compile` decided, in a precision that the device has instructions for.
+    """The recipe with `compile` decided and with a precision for which the device has instructions.
 
-    In place of bf16 that is fp32, and it is announced: PyTorch would emulate bf16, several times slower than fp32 (on
-    AVX2 seven times). Raises ConfigError for fp16 on a CPU: what CPUs have instructions for, if any, is bf16, which
-    needs no scale. A model that is no longer trained is computed in fp32 there: who scores it did not choose its
-    precision.
+    If the device has no bf16 instructions, the result has fp32 and a warning says so: PyTorch would emulate bf16, which
+    is several times slower than fp32 (seven times on AVX2). If the model is only evaluated (`trains=False`), fp16 on a
+    CPU also becomes fp32, because whoever evaluates a model did not choose its precision.
+
+    Raises:
+        ConfigError: training in fp16 on a CPU. CPUs have instructions for bf16, if any.
     """
     if recipe.compile is None:
         recipe = replace(recipe, compile=device.type == "cuda")
     if recipe.precision == "fp16" and device.type == "cpu":
         if trains:
-            raise ConfigError("precision fp16 takes a GPU; use bf16")
-        _announce("precision fp16 takes a GPU: computing in fp32")
+            raise ConfigError("precision fp16 needs a GPU; use bf16")
+        _warn_once("precision fp16 needs a GPU: computing in fp32")
     elif recipe.precision == "bf16" and not _has_bf16(device):
         hint = "; precision fp16 is faster on it" if device.type == "cuda" else ""
         name = {"cpu": "CPU", "cuda": "GPU"}[device.type]
-        _announce(f"this {name} has no instructions for bf16: computing in fp32{hint}")
+        _warn_once(f"this {name} has no instructions for bf16: computing in fp32{hint}")
     else:
         return recipe
     return replace(recipe, precision="fp32")
@@ -53,17 +55,16 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 @cache
-def _announce(text: str) -> None:
-    """Once a process, however many models it computes."""
+def _warn_once(text: str) -> None:
+    """Log a warning once in each process, for any number of models."""
     logger.warning(text)
 
 
 def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> bool:
     """Set fused or plain attention, and return whether it is fused.
 
-    By default it is, except in bf16 on a CPU, where PyTorch 2.11's is slower than plain products.
-
-    `python -m benchmarks.attention` measures by how much.
+    `auto` is fused, except for bf16 on a CPU, where fused attention of PyTorch 2.11 is slower than matrix products.
+    `python -m benchmarks.attention` measures both.
     """
     slow_when_fused = device.type == "cpu" and recipe.precision == "bf16"
     fused = not slow_when_fused if recipe.attention == "auto" else recipe.attention == "fused"
@@ -72,11 +73,11 @@ def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> bool
 
 
 def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> dict[str, Any]:
-    """The recipe's switches of how training computes; none changes what is computed beyond rounding.
+    """Apply the recipe's execution keys to the model.
 
-    `recipe` is that of `for_device`. The model may still be on another device than the one it will train on.
+    `recipe` is the result of `for_device`. The model may still be on another device than `device`, where it will train.
 
-    Returns what was decided: `device`, `precision`, `compile`, `cuda_graphs` and `attention` (fused or plain).
+    Returns what is in effect: `device`, `precision`, `compile`, `cuda_graphs` and `attention` (fused or plain).
     """
     fused, compiled = set_attention(model, device, recipe), False
     model.set_activation_checkpointing(recipe.activation_checkpointing)
@@ -86,54 +87,53 @@ def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> dict
             model.compile_blocks(**_how_to_compile(device, recipe))
             compiled = True
         else:
-            logger.warning(f"training goes on without torch.compile, which fails here: {reason}")
+            logger.warning(f"training goes on without torch.compile, which fails on this machine: {reason}")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": recipe.precision,
         "compile": compiled,
-        "cuda_graphs": compiled and has_graphs(device, recipe),
+        "cuda_graphs": compiled and uses_cuda_graphs(device, recipe),
         "attention": "fused" if fused else "plain",
     }
 
 
 def _how_to_compile(device: torch.device, recipe: Recipe) -> dict[str, Any]:
-    """Each shape for itself: kernels for sizes that change, once there, would serve those that do not as well."""
-    options = {"options": {"triton.cudagraphs": True}} if has_graphs(device, recipe) else {}
+    """Arguments of `torch.compile`. Shapes are static: slower dynamic kernels would be used for all shapes."""
+    options = {"options": {"triton.cudagraphs": True}} if uses_cuda_graphs(device, recipe) else {}
     return {"backend": COMPILE_BACKEND, "dynamic": False} | options
 
 
-def has_graphs(device: torch.device, recipe: Recipe) -> bool:
-    """Whether the compiled blocks, where they compile, are CUDA graphs. Checkpointed ones run again on the way back."""
+def uses_cuda_graphs(device: torch.device, recipe: Recipe) -> bool:
+    """Whether compiled blocks run as CUDA graphs. Blocks with activation checkpointing run again, so they do not."""
     is_asked_for = bool(recipe.compile) and recipe.cuda_graphs
     return device.type == "cuda" and is_asked_for and not recipe.activation_checkpointing
 
 
 def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> str | None:
-    """None where a block compiles and runs on the device, forward and back; else the reason, in one line.
+    """Why a block does not compile or run on the device, in one line. None if it runs forward and backward.
 
-    `torch.compile` does nothing before the first call, and its errors (no C++ compiler, no Triton, a kernel that the
-    card refuses) then come out of the middle of a training step, on the way back too, where they cannot be told from
-    those of training. So a copy of one block is tried on a few tokens, for some seconds; the model itself stays as it
-    is. What fails with the full batch alone is still an error, and not swallowed.
+    `torch.compile` does nothing until the first call. Its errors (no C++ compiler, no Triton, a kernel that the card
+    refuses) would appear inside a training step and could not be told from errors of training. Therefore a copy of one
+    block is tried on a few tokens, which takes some seconds. A failure that needs the full batch still raises.
     """
     block = copy.deepcopy(model.v.blocks[0]).to(device).train()
     tokens_BND = torch.zeros(2, 8, model.v.embed_dim, device=device, requires_grad=True)
     try:
         compiled = torch.compile(block, **_how_to_compile(device, recipe))
-        for _ in range(3 if has_graphs(device, recipe) else 1):  # a graph is recorded second, and then replayed
-            begin_graphs(device, recipe)
+        for _ in range(3 if uses_cuda_graphs(device, recipe) else 1):  # the second call records, the third replays
+            begin_graph_step(device, recipe)
             block.zero_grad()
             tokens_BND.grad = None
             with autocast(device, recipe):
                 total = compiled(tokens_BND).float().sum()
             total.backward()
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # kernels report late
+            torch.cuda.synchronize(device)  # kernels report errors asynchronously
     except Exception as err:  # whatever a backend, a compiler or a driver raises
-        said = " ".join(str(err).strip().split("\n\n")[0].split())  # advice on debugging PyTorch follows
-        return f"{type(err).__name__}: {said}"[:250]
+        message = " ".join(str(err).strip().split("\n\n")[0].split())  # advice on debugging PyTorch follows
+        return f"{type(err).__name__}: {message}"[:250]
     finally:
-        # Otherwise the trial's shape counts as a first one, and the batch is compiled for shapes that change.
+        # Otherwise the batch counts as a second shape, and PyTorch compiles it for dynamic shapes.
         torch.compiler.reset()
     return None
 
@@ -143,7 +143,7 @@ def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def begin_graphs(device: torch.device, recipe: Recipe) -> None:
-    """What the graphs gave before may be written over from here on."""
-    if has_graphs(device, recipe):
+def begin_graph_step(device: torch.device, recipe: Recipe) -> None:
+    """Tell CUDA graphs that they may overwrite the outputs of earlier replays."""
+    if uses_cuda_graphs(device, recipe):
         torch.compiler.cudagraph_mark_step_begin()

@@ -1,6 +1,6 @@
-"""Kaldi-compatible log-mel filter banks, batched, on any device, with gradients.
+"""Kaldi-compatible log-mel filter banks: batched, on any device, differentiable.
 
-The same function as `torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", dither=0,
+It computes the same as `torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", dither=0,
 use_energy=False, num_mel_bins=128, frame_shift=10)`, which works on one clip at a time. The steps and constants follow
 Kaldi's feature extraction (https://kaldi-asr.org/doc/feat.html).
 """
@@ -26,9 +26,9 @@ PREEMPHASIS = 0.97
 
 FRAMES_AT_ONCE = 1024
 FRAMES_AT_ONCE_ON_GPU = 65_536
-"""A frame's intermediates take about 7 KB: on a CPU a block of them should stay in the cache, on a GPU fill it."""
+"""Frames in one block. A frame needs about 7 KB: a block should fit into a CPU's cache, or fill a GPU."""
 MEL_GROUPS = 8
-"""A mel filter covers few FFT bins: multiplying by groups of neighbours skips most of the matrix's zeros."""
+"""A mel filter covers few FFT bins, so multiplying by groups of neighbouring filters skips most of the zeros."""
 
 
 def fbank(
@@ -39,14 +39,14 @@ def fbank(
     frame_length_ms: float = FRAME_LENGTH_MS,
     frame_shift_ms: float = FRAME_SHIFT_MS,
 ) -> Tensor:
-    """Natural log of mel powers.
+    """The natural logarithm of mel powers.
 
-    In memory, beside the waveform: twice the result, and 7 MB in float32 (0.5 GB on a GPU) however long the input is.
-    Where gradients are wanted, autograd keeps about 5 KB a frame more.
+    Memory besides the waveform: twice the result, and 7 MB in float32 (0.5 GB on a GPU) for any length of input. With
+    gradients, autograd keeps about 5 KB more for each frame.
 
     Args:
-        waveform: `[..., samples]`, float32 or float64, full scale at [-1, 1] (not 16-bit integers: AST's norm figures
-            assume this scale). Its mean should be taken off before, as the recipes do.
+        waveform: `[..., samples]`, float32 or float64, full scale at [-1, 1]; the published norms assume this scale.
+            Subtract its mean first, as the preparation does.
 
     Returns:
         `[..., frames, num_mel_bins]` in the dtype of `waveform`.
@@ -67,17 +67,17 @@ def fbank(
     filters = _mel_filters(num_mel_bins, _fft_size(length), sample_rate_hz, waveform.dtype, waveform.device)
     frames = waveform.reshape(-1, num_samples).unfold(-1, length, shift)  # a view: [clips, frames, samples]
     at_once = FRAMES_AT_ONCE if waveform.device.type == "cpu" else FRAMES_AT_ONCE_ON_GPU
-    # A block is several whole clips or a part of one, so that blocks in a row are clips in a row.
+    # A block is several whole clips or a part of one clip, so that concatenated blocks keep the order of the clips.
     blocks = [part for clips in frames.split(max(1, at_once // num_frames)) for part in clips.split(at_once, dim=1)]
-    with torch.autocast(waveform.device.type, enabled=False):  # bf16 products would be 0.03 nats off
+    with torch.autocast(waveform.device.type, enabled=False):  # the error of bf16 products would be 0.03 nats
         log_mel = torch.cat([_log_mel(block, window, filters) for block in blocks])
     return log_mel.view(*batch, num_frames, num_mel_bins)
 
 
 def _log_mel(frames: Tensor, window: Tensor, filters: list[tuple[slice, Tensor]]) -> Tensor:
     """`[clips, frames, samples]` → `[clips · frames, mel bins]`."""
-    # In torchaudio's order of operations, to the rounding: between the partials of a clean tone, or under a strong DC
-    # offset, float32 rounding alone is worth 1e-3, and so is a fused multiply-add or a frame that begins elsewhere.
+    # The order of operations is exactly torchaudio's. Between the partials of a clean tone, or with a strong DC offset,
+    # another rounding in float32 changes the result by 1e-3; so does a fused multiply-add.
     frames = (frames - frames.mean(dim=-1, keepdim=True)).flatten(0, 1)
     # A frame's first sample has no predecessor within the frame; the window is 0 there.
     frames = (frames[:, 1:] - PREEMPHASIS * frames[:, :-1]) * window[1:]
@@ -91,7 +91,7 @@ def _fft_size(length: int) -> int:
     return 1 << (length - 1).bit_length()
 
 
-# What is kept must also serve a later call that wants gradients, hence `inference_mode(False)`.
+# A cached tensor must also serve a later call with gradients, so it is not an inference tensor.
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _hann(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -103,10 +103,10 @@ def _hann(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _mel_filters(
     num_mel_bins: int, fft_size: int, sample_rate_hz: int, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[slice, Tensor]]:
-    """Triangles of equal width on the mel scale `1127 ln(1 + f / 700)`, in groups of neighbours from the lowest up.
+    """Triangular filters of equal width on the mel scale `1127 ln(1 + f / 700)`, in groups from the lowest up.
 
-    A group is the FFT bins that it covers, and its weights `[FFT bins, filters]`. The last filter ends where the FFT's
-    last bin lies. In float32 as torchaudio's, whose rounding tells where a filter is narrower than a bin.
+    A group is the slice of FFT bins that it covers, with weights `[FFT bins, filters]`. The weights are computed in
+    float32 as in torchaudio, because rounding decides the weights of filters that are narrower than an FFT bin.
     """
     low, high = (1127.0 * math.log(1.0 + freq_hz / 700.0) for freq_hz in (LOW_FREQ_HZ, sample_rate_hz / 2))
     step = (high - low) / (num_mel_bins + 1)

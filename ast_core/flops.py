@@ -1,4 +1,4 @@
-"""What a training step costs in theory, and what a device could do at best: their quotient is the utilisation (MFU).
+"""Operations of a training step, the peak rate of a device, and the utilisation (MFU) that follows from both.
 
 N tokens, D width.
 """
@@ -14,12 +14,12 @@ from ast_core.recipe import Recipe
 
 
 class Peak(NamedTuple):
-    """FLOP/s of matrix products, at best."""
+    """Peak FLOP/s of matrix products."""
 
     half: float
-    """Of bf16 and fp16 with float32 sums, without sparsity; V100 and T4 have fp16 alone."""
+    """bf16 and fp16 with float32 sums, without sparsity. V100 and T4 have only fp16."""
     fp32: float
-    """Of float32, without TF32: PyTorch takes that for convolutions, of which AST has one, and else when told to."""
+    """float32 without TF32. By default PyTorch uses TF32 for convolutions only; the AST has one."""
 
 
 PEAK_FLOPS = {
@@ -41,20 +41,20 @@ PEAK_FLOPS = {
     "V100": Peak(125e12, 15.7e12),
     "T4": Peak(65e12, 8.1e12),
 }
-"""NVIDIA's data sheets of the cards (SXM where nothing is said), and its white papers of Volta, Turing, Ampere and Ada.
-Longer names come first."""
+"""From NVIDIA's data sheets (SXM unless the name says otherwise) and its white papers on Volta, Turing, Ampere and Ada.
+The first match counts, so longer names come first."""
 OTHER_CARDS = {"MIG", "Laptop", "D"}
-"""Words that make a name that of a slice of the card, or of a slower one."""
+"""Words in a device name that mean a slice of a card or a slower variant."""
 
 
 def forward_flops(model: ASTModel, num_tokens: int) -> int:
-    """Of one clip of which `num_tokens` go through the blocks: matrix products, two operations a multiply-add."""
+    """Operations of one clip with `num_tokens` tokens in the blocks: matrix products, two for each multiply-add."""
     dim, num_classes = model.v.embed_dim, model.label_dim
     patch_embedding = 2 * model.v.patch_embed.num_patches * PATCH_SIZE**2 * dim
 
     def block(num_queries: int) -> int:
-        # k and v: 4 N D². Of each query, q and the way out: 4 D²; the MLP, four times as wide: 16 D²; scores and their
-        # sums over values: 4 N D.
+        # Keys and values: 4 N D². For each query: the query and the output projection, 4 D²; the MLP, four times as
+        # wide, 16 D²; scores and weighted sums of values, 4 N D.
         return 4 * num_tokens * dim**2 + num_queries * (20 * dim**2 + 4 * num_tokens * dim)
 
     blocks = (len(model.v.blocks) - 1) * block(num_tokens) + block(model.v.num_prefix_tokens)
@@ -62,7 +62,7 @@ def forward_flops(model: ASTModel, num_tokens: int) -> int:
 
 
 def training_flops(model: ASTModel, recipe: Recipe) -> int:
-    """Of one clip: forward, and twice that on the way back. What activation checkpointing computes again is no gain."""
+    """Operations of one clip: forward, and twice that for backward. Recomputed activations do not count."""
     rows, columns = model.v.patch_embed.grid_size
     num_patches = (rows - recipe.patchout_f) * (columns - recipe.patchout_t)
     return 3 * forward_flops(model, model.v.num_prefix_tokens + num_patches)
@@ -71,9 +71,9 @@ def training_flops(model: ASTModel, recipe: Recipe) -> int:
 def utilisation(
     clips_per_s: float, model: ASTModel, recipe: Recipe, device: torch.device, num_devices: int = 1
 ) -> float | None:
-    """MFU: the share of the devices' peak, in the recipe's precision, that training at this rate makes use of.
+    """MFU: the share of the devices' peak, in the recipe's precision, that training at this rate uses.
 
-    None where the peak is not known, as of a CPU, so that no utilisation is made up.
+    None if the peak is unknown, as for a CPU.
     """
     peak = peak_flops(device, recipe.precision)
     return None if peak is None else clips_per_s * training_flops(model, recipe) / (peak * num_devices)

@@ -1,4 +1,4 @@
-"""An fbank's figures, for processes that have no use for PyTorch, which takes half a gigabyte and seconds."""
+"""Constants and frame counts of the fbank. Does not import PyTorch, which takes half a gigabyte and seconds."""
 
 import math
 
@@ -10,9 +10,9 @@ FRAME_LENGTH_MS = 25.0
 FRAME_SHIFT_MS = 10.0
 LOW_FREQ_HZ = 20.0
 POWER_FLOOR = float(np.finfo(np.float32).eps)
-"""Log-mel values never fall below `log(POWER_FLOOR)` = -15.94: digital silence."""
+"""The smallest power: log-mel values are at least `log(POWER_FLOOR)` = -15.94, which is digital silence."""
 STORED_FLOOR = float(np.float16(math.log(POWER_FLOOR)))
-"""The same as float16 stores it."""
+"""`log(POWER_FLOOR)` as float16 stores it."""
 
 
 def num_frames_of(
@@ -22,7 +22,7 @@ def num_frames_of(
     frame_length_ms: float = FRAME_LENGTH_MS,
     frame_shift_ms: float = FRAME_SHIFT_MS,
 ) -> int:
-    """Frames that fit wholly into `num_samples` (Kaldi's `snip_edges`): 998 for 10 s."""
+    """The number of whole frames in `num_samples` (Kaldi's `snip_edges`): 998 for 10 s."""
     length, shift = samples_of(sample_rate_hz, frame_length_ms), samples_of(sample_rate_hz, frame_shift_ms)
     return 0 if num_samples < length else 1 + (num_samples - length) // shift
 

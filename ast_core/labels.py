@@ -31,19 +31,21 @@ class LabelVocabulary:
         if not self.mids:
             raise DataError("the label vocabulary is empty; give at least one label")
         if len(self.mids) != len(self.names):
-            raise DataError(f"the label vocabulary has {len(self.mids)} ids and {len(self.names)} names")
+            raise DataError(
+                f"the label vocabulary has {len(self.mids)} ids and {len(self.names)} names; give each id a name"
+            )
         mid, times = Counter(self.mids).most_common(1)[0]
         if times > 1:
-            raise DataError(f"label {mid!r} stands more than once in the vocabulary")
+            raise DataError(f"label {mid!r} is in the vocabulary more than once; keep one")
 
     def __len__(self) -> int:
         return len(self.mids)
 
     @cached_property
     def index_of(self) -> dict[str, int]:
-        """From a MID, or from a display name that only one class bears, to the class index.
+        """Class index by MID, and by display name if only one class has that name.
 
-        A name in which accents are characters of their own (NFD) is found by its usual form (NFC) too.
+        A name with decomposed accents (NFD) is also found by its composed form (NFC).
         """
         times = Counter(self.names)
         by_name = {name: i for i, name in enumerate(self.names) if times[name] == 1}
@@ -55,7 +57,7 @@ class LabelVocabulary:
         return hashlib.sha256(self.to_csv().encode()).hexdigest()
 
     def to_csv(self) -> str:
-        """`index,mid,display_name`, as the original's `class_labels_indices.csv`."""
+        """The CSV text `index,mid,display_name`, the format of AudioSet's `class_labels_indices.csv`."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(CSV_HEADER)
@@ -77,20 +79,20 @@ class LabelVocabulary:
             raise DataError(f"{origin}: needs at least one row below its header {','.join(CSV_HEADER)}")
         for place, (line, row) in enumerate(rows):
             if missing := next((field for field in CSV_HEADER if not row[field]), None):
-                raise DataError(f"{origin}: line {line} lacks one of {', '.join(CSV_HEADER)} ({missing})")
+                raise DataError(f"{origin}: line {line} has no {missing}; each row needs {', '.join(CSV_HEADER)}")
             if damaged := next((cell for cell in row.values() if is_spreadsheet_damage(cell)), None):
-                raise DataError(f"{origin}: line {line} holds {damaged}, which a spreadsheet wrote over what was there")
+                raise DataError(
+                    f"{origin}: line {line} contains {damaged}, which a spreadsheet wrote over the text; restore it"
+                )
             if not row["index"].isdecimal():
                 raise DataError(f"{origin}: line {line}: the index {row['index']!r} is not a whole number")
             if int(row["index"]) != place:
-                raise DataError(
-                    f"{origin}: line {line}: the indices must count 0, 1, 2, … in order; here {place} is due"
-                )
+                raise DataError(f"{origin}: line {line}: the index is {row['index']}, not {place}; count 0, 1, 2, …")
         return cls(tuple(row["mid"] for _, row in rows), tuple(row["display_name"] for _, row in rows))
 
     @classmethod
     def from_names(cls, names: Iterable[str]) -> "LabelVocabulary":
-        """A vocabulary whose ids are the names themselves, in the given order."""
+        """A vocabulary in the given order that uses the names as MIDs."""
         names = tuple(names)
         return cls(names, names)
 

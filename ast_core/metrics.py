@@ -1,6 +1,7 @@
-"""Tagging metrics, equal to scikit-learn's average precision and ROC AUC, ties included.
+"""Tagging metrics, equal to scikit-learn's average precision and ROC AUC, also for tied scores.
 
-A class without positives has no AP and no AUC, one without negatives no AUC: they are NaN and left out of the means.
+A class without positives has no AP and no AUC; a class without negatives has no AUC. Undefined values are NaN, and
+means leave them out.
 """
 
 import math
@@ -13,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 RESAMPLES_AT_ONCE = 64
-"""A clip's counts then take 256 bytes: those of 20,000 clips stay in a CPU's cache."""
+"""Resamples computed at once: 256 bytes of counts a clip, so that those of 20,000 clips fit into a CPU's cache."""
 
 
 @dataclass(frozen=True)
 class TaggingMetrics:
-    """`ap` and `auc` are `[classes]`, NaN where undefined; the rest are numbers over the classes that are defined."""
+    """`ap` and `auc` are `[classes]`, NaN if undefined. `map`, `mauc` and `d_prime` are over the defined classes."""
 
     ap: np.ndarray
     auc: np.ndarray
@@ -32,13 +33,13 @@ class TaggingMetrics:
 
 
 def tagging_metrics(score: np.ndarray, target: np.ndarray) -> TaggingMetrics:
-    """Metrics of `score` (any monotone confidence) against `target` (0 or 1), both `[clips, classes]`.
+    """Metrics of `score` (only its order counts) against `target` (0 or 1), both `[clips, classes]`.
 
-    `accuracy` is the share of clips whose highest score is on their (first) label, as the original computes it.
-    `d_prime` is √2 · Φ⁻¹(mean AUC).
+    `accuracy` is the share of clips whose highest score is that of their first label, as in the reference
+    implementation. `d_prime` is √2 · Φ⁻¹(mean AUC).
 
     Raises:
-        ValueError: shapes differ, no clips, or a score that is not a number.
+        ValueError: the shapes differ, there are no clips, or a score is NaN.
     """
     score, target = _checked(score, target)
     pairs = [_ap_and_auc(score[:, c], target[:, c] > 0.5) for c in range(score.shape[1])]
@@ -57,20 +58,20 @@ def tagging_metrics(score: np.ndarray, target: np.ndarray) -> TaggingMetrics:
 def bootstrap_map(
     score: np.ndarray, target: np.ndarray, *, num_resamples: int = 1000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Where the `map` of endlessly many such clips lies: the basic bootstrap over clips.
+    """Confidence interval (low, high) of the `map` of the population of clips, by the basic bootstrap over clips.
 
-    Resamples are as many clips, drawn with replacement: the rows `rng.integers(clips, size=clips)` of one
-    `rng = default_rng(seed)`. With `q` the quantiles `(1 ± confidence) / 2` of their `map`, the bounds are `2 map - q`
-    (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2). A resample in which no class is
-    defined does not count; both bounds are NaN where none does.
+    A resample has as many clips, drawn with replacement: the rows `rng.integers(clips, size=clips)` of one
+    `rng = default_rng(seed)`. The bounds are `2 map - q`, where `q` are the quantiles `(1 ± confidence) / 2` of the
+    resamples' `map` (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2). Resamples in
+    which no class is defined do not count; if none counts, both bounds are NaN.
 
-    The plain quantiles would lie too high: a resample repeats positives, which raises an AP, the more the rarer a class
-    is. By the same bias `map` itself is somewhat high, so it may stand near the upper bound.
+    The quantiles themselves would be too high: a resample repeats positives, which raises the AP, most of all that of
+    rare classes. For the same reason `map` is somewhat too high and may be near the upper bound.
 
-    In memory: 4 bytes a score and 12 a label, and up to 4 KB a clip.
+    It needs 4 bytes of memory a score, 12 a label, and up to 4 KB a clip.
 
     Raises:
-        ValueError: as in `tagging_metrics`; no resamples, or a confidence that is not between 0 and 1.
+        ValueError: as in `tagging_metrics`; or no resamples; or a confidence that is not between 0 and 1.
     """
     score, target = _checked(score, target)
     if num_resamples < 1 or not 0 < confidence < 1:
@@ -96,7 +97,7 @@ def bootstrap_map(
 
 
 def d_prime(auc: float) -> float:
-    """√2 · Φ⁻¹(AUC); ±inf at an AUC of 1 or 0."""
+    """√2 · Φ⁻¹(AUC), which is ±inf for an AUC of 1 or 0."""
     if not 0 < auc < 1:
         return math.nan if math.isnan(auc) else math.copysign(math.inf, auc - 0.5)
     return math.sqrt(2) * NormalDist().inv_cdf(auc)
@@ -105,14 +106,14 @@ def d_prime(auc: float) -> float:
 def _checked(score: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     score, target = np.asarray(score), np.asarray(target)
     if score.shape != target.shape or score.ndim != 2 or len(score) == 0:
-        raise ValueError(f"score {score.shape} and target {target.shape} must be one [clips, classes], clips > 0")
+        raise ValueError(f"score is {score.shape} and target {target.shape}; give the same [clips, classes], clips > 0")
     if np.isnan(score).any():
         raise ValueError("a score is NaN: the model diverged")
     return score, target
 
 
 def _thresholds(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The clips from the highest score down; and how many clips, and positives, reach each distinct score."""
+    """The clips by falling score, and the numbers of clips and of positives that reach each distinct score."""
     order = np.argsort(score)[::-1]
     ranked = score[order]
     reach = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1) + 1
@@ -120,7 +121,7 @@ def _thresholds(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _ap_and_auc(score: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Both from the counts of true and false positives at each distinct threshold, from the highest down."""
+    """AP and AUC from the counts of true and false positives at each distinct threshold, from the highest down."""
     num_positive = int(positive.sum())
     num_negative = len(positive) - num_positive
     if num_positive == 0:
@@ -137,10 +138,10 @@ def _ap_and_auc(score: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A class's clips and its positives, from the highest score down to that of the last positive.
+    """Indices of a class's clips and positives, from the highest score down to that of the last positive.
 
-    Both are parted at the distinct scores that positives have, the only thresholds that add to an AP: `…_begin` says
-    where the clips begin that each threshold adds to those of the one above.
+    Only the distinct scores of positives are thresholds that change an AP. `…_begin` says for each threshold where the
+    clips begin that it adds to those of the threshold above.
     """
 
     clips: Tensor
@@ -159,10 +160,10 @@ def _ranked(score: np.ndarray, positive: np.ndarray) -> _Ranked:
 
 
 def _maps(classes: list[_Ranked], times_drawn: Tensor) -> np.ndarray:
-    """`map` of each resample; `times_drawn` is float32 `[clips, resamples]`, whose sums are exact below 2²⁴ clips."""
+    """The `map` of each resample. `times_drawn` is float32 `[clips, resamples]`; its sums are exact below 2²⁴ clips."""
     ap = torch.full((len(classes), times_drawn.shape[1]), torch.nan, dtype=torch.float64)
     for c, ranked in enumerate(classes):
-        # Of each threshold, how many clips and positives it adds, `[thresholds, resamples]`; then how many reach it.
+        # Clips and positives that each threshold adds, `[thresholds, resamples]`, and how many reach it.
         reach = embedding_bag(ranked.clips, times_drawn, ranked.clips_begin, mode="sum").double().cumsum(0)
         new_true = embedding_bag(ranked.positives, times_drawn, ranked.positives_begin, mode="sum").double()
         true = new_true.cumsum(0)

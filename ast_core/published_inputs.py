@@ -1,19 +1,19 @@
-"""How the original's recipes take their data sets. Without PyTorch, for those who only compare with it."""
+"""The input settings of the reference implementation's recipes. Imports no PyTorch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PublishedInput:
-    """How the original's recipe takes a data set: https://github.com/YuanGongND/ast, `egs/*/run*.sh`."""
+    """The input settings of one recipe: https://github.com/YuanGongND/ast, `egs/*/run*.sh`."""
 
     name: str
     mean: float
     std: float
     num_frames: int
-    """To which a clip is padded or cut."""
+    """Frames to which a clip is padded or cut."""
     freqm: int
-    """The masks under which the norm was computed: for AudioSet `src/get_norm_stats.py`, else the recipe's."""
+    """Mask widths under which the norm was computed: from `src/get_norm_stats.py` for AudioSet, else the recipe's."""
     timem: int
 
 

@@ -1,11 +1,10 @@
-"""A recipe: every number that defines a training run, typed, checked, under the original's names.
+"""A recipe: all numbers that define a training run, typed and checked, named as in the reference implementation.
 
 Values come from the defaults, then the recipe file, then the command line; a later one wins. An unknown key or a value
-of the wrong kind is a ConfigError before any worker starts. What the command line bounds (`NO_MORE_THAN`) gives way.
+of the wrong type is a ConfigError before any worker starts.
 """
 
 import difflib
-import logging
 import math
 import types
 import typing
@@ -14,15 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ast_core.errors import ConfigError
-from ast_core.models.shapes import MODEL_SIZES, check_start, patch_grid
+from ast_core.models.shapes import MODEL_SIZES, check_pretraining, patch_grid
 from ast_core.recipe_yaml import read_yaml
-
-logger = logging.getLogger(__name__)
 
 MixupDomain = Literal["power", "log_mel"]
 
 MAX_SEED = 2**64 - 1
-"""The largest seed that torch takes."""
+"""The largest seed that PyTorch accepts."""
 
 UPPER_BOUNDS = {
     "label_dim": 32_767,  # shards store labels as int16
@@ -37,101 +34,106 @@ UPPER_BOUNDS = {
     "warmup_steps": 1_000_000_000,
     "seed": MAX_SEED,
 }
-"""Largest values of whole numbers; larger ones are typing errors, or would overflow far from where they were typed."""
+"""Largest allowed integers. A larger one is a typing error, or would overflow far from where it was typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     # --- model
     label_dim: int | None = None
-    """Number of classes; by default that of the data set."""
+    """Number of classes. null: that of the data set."""
     model_size: str = "base384"
     fstride: int = 10
     tstride: int = 10
     input_fdim: int = 128
     input_tdim: int = 1024
-    """Frames of 10 ms a clip is padded or cut to."""
+    """Number of 10 ms frames to which a clip is padded or cut."""
     imagenet_pretrain: bool = True
     audioset_pretrain: bool = False
     imagenet_weights: str | None = None
-    """A local file, for machines without a network; null fetches."""
+    """A local file, for machines without a network. null: fetched."""
     audioset_weights: str | None = None
-    """The same, of a published AudioSet checkpoint."""
+    """A local file of a published AudioSet checkpoint. null: fetched."""
 
     # --- input
     norm_stats: Literal["recipe", "data"] = "recipe"
-    """Normalise by dataset_mean and dataset_std, which published weights expect, or by the training splits' own."""
+    """recipe: normalise by dataset_mean and dataset_std, which published weights expect. data: by the norm of the
+    training splits."""
     dataset_mean: float = -4.2677393
-    """Of raw log-mel."""
+    """Mean of raw log-mel."""
     dataset_std: float = 4.5689974
+    """Standard deviation of raw log-mel."""
     freqm: int = 48
-    """Widest frequency mask of SpecAugment, in mel bins; 0 is off."""
+    """Largest width of SpecAugment's frequency mask, in mel bins. 0: no mask."""
     timem: int = 192
-    """Widest time mask, in frames."""
+    """Largest width of SpecAugment's time mask, in frames. 0: no mask."""
     mixup: float = 0.5
-    """Share of the clips that are mixed with another; 0 is off."""
+    """Share of the clips that are mixed with another clip. 0: no mixup."""
     mixup_domain: MixupDomain = "power"
-    """Add powers, close to the original's mixing of waveforms, or mix log-mel values as they are."""
+    """power: add powers, which is close to mixing waveforms as the reference implementation does. log_mel: mix the
+    log-mel values themselves."""
     noise: bool = False
-    """Noise and time roll."""
+    """Add noise and roll the clip in time."""
     patchout_f: int = 0
-    """Rows of patches (one along frequency) left out of each training step, as PaSST does; 0 is off."""
+    """Patch rows (frequency bands) that each training step leaves out, as PaSST does. 0: none."""
     patchout_t: int = 0
-    """The same, columns along time. Evaluation sees every patch."""
+    """Patch columns (time spans) that each training step leaves out. Evaluation uses all patches."""
     sampling: Literal["weighted", "uniform"] = "weighted"
-    """Weighted draws with replacement by sample weight; uniform takes each clip once an epoch."""
+    """weighted: draw clips with replacement by sample weight. uniform: take each clip once an epoch."""
 
     # --- optimisation
     loss: Literal["BCE", "CE"] = "BCE"
     metrics: Literal["mAP", "acc"] = "mAP"
-    """What picks the best epoch."""
+    """The selection metric: it picks the best epoch."""
     patience: int | None = None
-    """End after so many epochs without a better one; null trains them all."""
+    """End the run after this number of epochs without a better one. null: train all epochs."""
     lr: float = 1e-5
     batch_size: int = 12
-    """Of all workers together."""
+    """Clips a step, of all workers together."""
     epochs: int = 5
     lrscheduler_start: int = 2
     lrscheduler_step: int = 1
     lrscheduler_decay: float = 0.5
     warmup: bool = True
-    """Raise the rate from 0 to lr over the first `warmup_steps`."""
+    """Raise the learning rate from 0 to lr over the first `warmup_steps` steps."""
     warmup_steps: int | None = None
-    """null: the original's 1,000, or a tenth of the run's steps where the run has fewer than 10,000."""
+    """null: 1,000 as in the reference implementation, or a tenth of the run's steps if it has fewer than 10,000."""
     adam_beta1: float = 0.95
     adam_beta2: float = 0.999
     weight_decay: float = 5e-7
     grad_clip: float | None = None
-    """Longest gradient, as the norm over all parameters; a longer one is scaled down to it. null does not clip."""
+    """Largest norm of the gradient over all parameters; a larger gradient is scaled down. null: no clipping."""
     wa_start: int | None = None
-    """First and last epoch, counted from 1, whose weights are averaged; null does not average."""
+    """First epoch, counted from 1, whose weights are averaged. null: no averaging."""
     wa_end: int | None = None
+    """Last epoch whose weights are averaged."""
 
     # --- execution
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """bf16 and fp16 are autocast: weights and optimiser stay in float32. fp16 scales the loss, and takes a GPU. fp32
-    stands in for bf16 on devices without instructions for it."""
+    """bf16 and fp16 use autocast: weights and optimiser stay in float32. fp16 scales the loss and needs a GPU. A device
+    without bf16 instructions computes in fp32 instead."""
     micro_batch_size: int | None = None
-    """Clips that a worker takes through the network at once, gradients adding up over the batch; null takes all."""
+    """Clips that a worker sends through the network at once; gradients accumulate over the batch. null: all clips."""
     activation_checkpointing: bool = False
-    """Less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     compile: bool | None = None
-    """torch.compile on the transformer's blocks; where that fails, a warning, and training without. null: on a GPU."""
+    """Use torch.compile for the transformer's blocks. If it fails, a warning says why and training goes on without it.
+    null: only on a GPU."""
     cuda_graphs: bool = False
-    """With compile, on a GPU and without activation_checkpointing: the compiled blocks are replayed as CUDA graphs, so
-    that a small batch does not wait for the CPU to ask for one kernel after the other."""
+    """Replay the compiled blocks as CUDA graphs, so that a small batch does not wait for the CPU to launch each kernel.
+    Takes effect on a GPU, with compile and without activation_checkpointing."""
     attention: Literal["auto", "fused", "plain"] = "auto"
-    """Fused is PyTorch's scaled_dot_product_attention; auto takes what is fastest on the device."""
+    """fused: PyTorch's scaled_dot_product_attention. plain: matrix products. auto: the faster one on the device."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.model_size not in MODEL_SIZES:
             raise ConfigError(f"model_size is {self.model_size!r}; use one of {', '.join(MODEL_SIZES)}")
         if self.imagenet_weights is not None and not self.imagenet_pretrain:
-            raise ConfigError("imagenet_weights is given and imagenet_pretrain is false; set one of them otherwise")
+            raise ConfigError("imagenet_weights is set but imagenet_pretrain is false; change one of them")
         if self.audioset_weights is not None and not self.audioset_pretrain:
-            raise ConfigError("audioset_weights is given and audioset_pretrain is false; set one of them otherwise")
-        check_start(self.model_size, self.imagenet_pretrain, self.audioset_pretrain)
+            raise ConfigError("audioset_weights is set but audioset_pretrain is false; change one of them")
+        check_pretraining(self.model_size, self.imagenet_pretrain, self.audioset_pretrain)
         for key, most in UPPER_BOUNDS.items():
             value = getattr(self, key)
             self._require(value is None or value <= most, key, f"{most} or less")
@@ -149,8 +151,11 @@ class Recipe:
         if self.grad_clip is not None:
             self._require(0 < self.grad_clip < math.inf, "grad_clip", "more than 0, or null")
         self._require(0 <= self.mixup <= 1, "mixup", "0 to 1")
-        self._require(0 <= self.freqm <= self.input_fdim, "freqm", f"0 to {self.input_fdim} (input_fdim)")
-        self._require(0 <= self.timem <= self.input_tdim, "timem", f"0 to {self.input_tdim} (input_tdim)")
+        for key, size in (("freqm", "input_fdim"), ("timem", "input_tdim")):
+            self._require(getattr(self, key) >= 0, key, "0 or more")
+            if getattr(self, key) > getattr(self, size):
+                problem = f"{key} is {getattr(self, key)}, but {size} is {getattr(self, size)}"
+                raise ConfigError(f"{problem}; set {key} and {size} together, with {key} at most {size}")
         self._require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more, or null")
         self._require(self.patience is None or self.patience >= 1, "patience", "1 or more")
         self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")
@@ -160,20 +165,18 @@ class Recipe:
         for key, other in (("wa_start", "wa_end"), ("wa_end", "wa_start")):
             if getattr(self, key) is not None and getattr(self, other) is None:
                 raise ConfigError(f"{key} is {getattr(self, key)} but {other} is not set; set both or neither")
-        if self.wa_start is not None and self.wa_end is not None:
-            self._require(1 <= self.wa_start <= self.epochs, "wa_start", f"1 to {self.epochs} (epochs)")
-            self._require(
-                self.wa_start <= self.wa_end <= self.epochs,
-                "wa_end",
-                f"{self.wa_start} (wa_start) to {self.epochs} (epochs)",
-            )
+        first, last = self.wa_start, self.wa_end
+        if first is not None and last is not None and not 1 <= first <= last <= self.epochs:
+            problem = f"wa_start is {first} and wa_end is {last}, but epochs is {self.epochs}"
+            allowed = "with 1 <= wa_start <= wa_end <= epochs, or both wa_start and wa_end null"
+            raise ConfigError(f"{problem}; set the three together, {allowed}")
 
     def _require(self, holds: bool, key: str, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"{key} is {getattr(self, key)}; use {allowed}")
 
     def model_args(self) -> dict[str, Any]:
-        """What `ASTModel` takes, but for the weights to start from."""
+        """The arguments of `ASTModel`, without those that name initial weights."""
         keys = ("label_dim", "fstride", "tstride", "input_fdim", "input_tdim", "model_size")
         return {key: getattr(self, key) for key in keys}
 
@@ -182,15 +185,11 @@ class Recipe:
 
 
 EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "cuda_graphs", "attention")
-"""Of a recipe: they change speed and memory, and the result by rounding alone, so that a run may go on with others."""
-
-
-NO_MORE_THAN = {"wa_start": "epochs", "wa_end": "epochs", "freqm": "input_fdim", "timem": "input_tdim"}
-"""Keys that give way where another one is overridden: fewer epochs or frames need no second change."""
+"""Recipe keys that change speed and memory, and the result only by rounding. A resumed run may change them."""
 
 
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:
-    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top; what gives way is announced."""
+    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top."""
     values = read_yaml(text, origin=origin)
     given = {key: read_yaml(value, origin=f"--{key}") for key, value in overrides.items()}
     if values is None:
@@ -198,11 +197,6 @@ def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Reci
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping from keys to values, not {type(values).__name__}")
     typed = {key: _typed(key, value) for key, value in (values | given).items()}
-    for key, bound in NO_MORE_THAN.items():
-        value = typed.get(key, getattr(Recipe, key))
-        if bound in given and key not in given and value is not None and value > typed[bound] > 0:
-            logger.warning(f"{key} is {typed[bound]} in place of {value}: no more than {bound}")
-            typed[key] = typed[bound]
     return Recipe(**typed)
 
 
@@ -223,7 +217,7 @@ SYNONYMS = {
     "num_frames": "input_tdim",
     "num_mel_bins": "input_fdim",
 }
-"""Names that other programs have for a key, where spelling alone does not lead to it."""
+"""What other programs call a key, for names that are not similar to ours."""
 
 
 def _typed(key: Any, value: Any) -> Any:

@@ -1,8 +1,7 @@
-"""YAML for recipes: the scalars of YAML 1.2's core schema, and no key twice.
+"""YAML for recipes: the scalars of YAML 1.2's core schema. Repeated keys are refused.
 
-PyYAML reads YAML 1.1, where 010 is 8, 1:30 is 90, `no` is false and 1e-5 is text. A recipe's author means 1.2, as most
-other readers do: 010 is 10, 1e-5 is a number, and 1:30, 1_000, yes, no, on and off are text, which no key for a number
-or a switch takes.
+PyYAML reads YAML 1.1, where 010 is 8, 1:30 is 90, `no` is false and 1e-5 is text. Authors of recipes expect YAML 1.2:
+010 is 10, 1e-5 is a number, and 1:30, 1_000, yes, no, on and off are text, which keys for numbers or switches refuse.
 """
 
 import re
@@ -14,7 +13,7 @@ import yaml
 from ast_core.errors import ConfigError
 
 MAX_CHARACTERS = 100_000
-"""Longest text that is read. A recipe has about a thousand characters."""
+"""Length of the longest accepted text. A recipe has about a thousand characters."""
 
 _CORE_SCHEMA = {
     "null": (r"~|null|Null|NULL|", "~nN"),
@@ -25,11 +24,11 @@ _CORE_SCHEMA = {
         "-+.0123456789",
     ),
 }
-"""Tag → pattern of its plain scalars, and the characters that they begin with. What matches none is text."""
+"""Tag → pattern of its plain scalars, and their first characters. A scalar that matches no pattern is text."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's scalars, which refuses repeated keys."""
+    """PyYAML's safe loader with the scalars of YAML 1.2. It refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -37,7 +36,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
                     line = key_node.start_mark.line + 1
-                    raise ConfigError(f"the key {key_node.value!r} stands a second time in line {line}; keep one")
+                    raise ConfigError(f"the key {key_node.value!r} is repeated in line {line}; keep one")
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -62,13 +61,17 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def read_yaml(text: str, *, origin: str) -> Any:
-    """The value that the YAML `text` holds. Raises ConfigError, which names `origin`, in one line."""
+    """The value of the YAML `text`.
+
+    Raises:
+        ConfigError: `text` is too long or not valid. The message is one line and names `origin`.
+    """
     if len(text) > MAX_CHARACTERS:
-        raise ConfigError(f"{origin}: {len(text):,} characters are no recipe; at most {MAX_CHARACTERS:,} are read")
+        raise ConfigError(f"{origin} has {len(text):,} characters; a recipe has at most {MAX_CHARACTERS:,}")
     try:
         return yaml.load(text, Loader=_Loader)
     except ConfigError as err:
         raise ConfigError(f"{origin}: {err}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a number of thousands of digits
-        said = " ".join(str(err).split())
-        raise ConfigError(f"{origin}: not valid YAML: {said}") from err
+        message = " ".join(str(err).split())
+        raise ConfigError(f"{origin}: not valid YAML: {message}") from err

@@ -1,28 +1,28 @@
-"""The learning rate at every step, as the original's loop sets it.
+"""The learning rate at each step, as in the training loop of the reference implementation.
 
-There a `MultiStepLR` multiplies the rate by `lrscheduler_decay` after epoch `lrscheduler_start` and every
-`lrscheduler_step` epochs from then on. With `warmup`, up to step 1,000 the loop overwrites the rate every 50 steps by
-`step / 1000 · lr` (0 for the first 50), which also undoes a decay that fell before. So the rate is a function of the
-step alone. A warm-up of other `warmup_steps` rises in twenty stages too, or at each step if it has fewer.
+A `MultiStepLR` multiplies the rate by `lrscheduler_decay` after epoch `lrscheduler_start` and then every
+`lrscheduler_step` epochs. With `warmup`, the loop overwrites the rate every 50 steps up to step 1,000 with
+`step / 1000 · lr` (0 for the first 50 steps), which also removes earlier decays. So the rate is a function of the step
+only. A warm-up of another length also rises in twenty stages, or at each step if it has fewer than twenty steps.
 """
 
 from ast_core.recipe import Recipe
 
 WARMUP_STEPS = 1000
-"""The original's, of whatever run."""
+"""Length of the reference implementation's warm-up, for runs of any length."""
 
 WARMUP_STAGES = 20
-"""A warm-up of 1,000 steps raises the rate every 50."""
+"""A warm-up of 1,000 steps raises the rate every 50 steps."""
 
 WARMUP_SHARE = 0.1
-"""Where a recipe does not say `warmup_steps`, at most this share of a run's steps is warm-up."""
+"""Without `warmup_steps` in the recipe, at most this share of a run's steps is warm-up."""
 
 
 def warmup_steps_of(recipe: Recipe, num_steps: int) -> int:
-    """Steps of warm-up in a run of `num_steps` steps: the recipe's own, or those that fit the run's length.
+    """The number of warm-up steps in a run of `num_steps` steps: `warmup_steps`, or else at most a tenth of the run.
 
-    A run of 10,000 steps or more has the original's 1,000, as all published recipes have on the data they were
-    published with.
+    A run of 10,000 steps or more has 1,000, as in the reference implementation. This holds for all published recipes
+    that use warm-up, on their published data.
     """
     if not recipe.warmup:
         return 0
@@ -32,10 +32,9 @@ def warmup_steps_of(recipe: Recipe, num_steps: int) -> int:
 
 
 def learning_rate(recipe: Recipe, step: int, *, steps_per_epoch: int) -> float:
-    """The rate of the optimiser step number `step`, counted from 0 over the whole run.
+    """The learning rate of step `step`, counted from 0 over the whole run.
 
-    A recipe without `warmup_steps` has the original's here, whatever the length of the run: `warmup_steps_of` decides
-    them before a run begins.
+    A recipe without `warmup_steps` has 1,000 here. Call `warmup_steps_of` before a run to fit them to its length.
     """
     overwritten_at, rate = -1, recipe.lr
     steps = WARMUP_STEPS if recipe.warmup_steps is None else recipe.warmup_steps

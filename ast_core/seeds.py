@@ -1,4 +1,4 @@
-"""Random generators: one for each purpose, so that what is drawn for one never shifts what is drawn for another."""
+"""Random generators, one for each purpose, so that draws for one purpose do not change those for another."""
 
 from collections.abc import Sequence
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def rng_for(purpose: str, seed: Sequence[int]) -> np.random.Generator:
-    """A function of its arguments alone; generators of different purposes are independent."""
+    """A generator that depends only on the arguments. Generators of different purposes are independent."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(purpose.encode())))

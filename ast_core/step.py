@@ -1,4 +1,4 @@
-"""One training step: a batch of raw log-mel → augmentation → loss → update. And the same model at evaluation.
+"""One training step (a batch of raw log-mel → augmentation → loss → update), and scores for evaluation.
 
 B clips, T frames, M mel bins, C classes.
 """
@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ast_core.augment import Augmentation, Patchout
 from ast_core.batch import Batch, Norm, model_input
-from ast_core.execution import autocast, begin_graphs, has_graphs
+from ast_core.execution import autocast, begin_graph_step, uses_cuda_graphs
 from ast_core.recipe import Recipe
 
 
 def clip_losses(logits_BC: Tensor, target_BC: Tensor, loss: str) -> Tensor:
-    """`[B]`: BCE averaged over classes, or cross-entropy against the target as a distribution."""
+    """`[B]`: BCE averaged over classes (`BCE`), or cross-entropy with the target as a distribution (`CE`)."""
     logits_BC = logits_BC.float()
     if loss == "BCE":
         return F.binary_cross_entropy_with_logits(logits_BC, target_BC, reduction="none").mean(dim=1)
@@ -27,7 +27,7 @@ def clip_losses(logits_BC: Tensor, target_BC: Tensor, loss: str) -> Tensor:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The original's Adam: L2 inside the gradient, not decoupled."""
+    """Adam as in the reference implementation: weight decay is L2 in the gradient, not decoupled."""
     return torch.optim.Adam(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.lr,
@@ -38,7 +38,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler | None:
-    """For fp16, whose smallest gradients would vanish without a scale; part of a run's state. None for the others."""
+    """The loss scaler of fp16, whose small gradients would become 0 without it. None for other precisions.
+
+    Its state belongs to the checkpoint of a run.
+    """
     return torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None
 
 
@@ -58,25 +61,28 @@ def train_step(
 ) -> Tensor:
     """Update `model` with this rank's share of a global batch of `num_clips_global` clips.
 
-    The share goes through the network `recipe.micro_batch_size` clips at a time; gradients add up, and ranks exchange
-    them once.
+    The share goes through the network in micro-batches of `recipe.micro_batch_size` clips. Gradients accumulate, and
+    ranks exchange them once. DDP averages gradients over `world_size` ranks; the loss is scaled so that the average is
+    the gradient of the global mean loss. So the number of ranks does not change the update. `recipe.grad_clip` clips
+    the whole gradient after the exchange.
 
-    Returns this rank's part of the global mean loss, a detached scalar: summed over ranks it is the batch's mean.
-    The gradient that DDP averages over `world_size` ranks is that of this same mean, so the number of ranks does not
-    change the update, nor where `recipe.grad_clip` cuts: it looks at the whole gradient, after the exchange.
+    Args:
+        patchout: the draw for the global batch (`draw_patchout`).
+        scaler: the result of `make_scaler`, the same object during the whole run.
 
-    `patchout` is of the global batch (`draw_patchout`), `scaler` that of `make_scaler`, for the whole run.
+    Returns:
+        This rank's part of the global mean loss, a detached scalar. The sum over ranks is the mean of the batch.
     """
     assert patchout is not None or not (recipe.patchout_f or recipe.patchout_t), "the recipe asks for patchout"
-    assert scaler is not None or recipe.precision != "fp16", "fp16 wants a scaler"
+    assert scaler is not None or recipe.precision != "fp16", "fp16 needs a scaler"
     device = batch.fbank_BTM.device
     for group in optimizer.param_groups:
         group["lr"] = lr
-    _forget_gradients(optimizer, adds_up=recipe.micro_batch_size is not None and has_graphs(device, recipe))
+    _clear_gradients(optimizer, accumulate=recipe.micro_batch_size is not None and uses_cuda_graphs(device, recipe))
     total = torch.zeros((), device=device)
     for part, drawn, is_last in _micro_batches(batch, augmentation, recipe.micro_batch_size or len(batch)):
         with nullcontext() if is_last else _without_exchange(model):
-            begin_graphs(device, recipe)
+            begin_graph_step(device, recipe)
             with autocast(device, recipe):
                 logits = model(model_input(part, norm, drawn, recipe.mixup_domain), patchout)
             loss = (clip_losses(logits, part.target_BC, recipe.loss) * part.weight_B).sum() / num_clips_global
@@ -87,12 +93,13 @@ def train_step(
     return total
 
 
-def _forget_gradients(optimizer: torch.optim.Optimizer, *, adds_up: bool) -> None:
-    """Gradients that a CUDA graph has made lie in memory of its own, which its next replay writes over. Where several
-    are added up, that takes memory apart, from the first on.
+def _clear_gradients(optimizer: torch.optim.Optimizer, *, accumulate: bool) -> None:
+    """Clear the gradients; with `accumulate`, allocate zeros for the sums.
+
+    A CUDA graph reuses its gradient buffers at every replay, so sums over micro-batches need memory outside the graph.
     """
     optimizer.zero_grad(set_to_none=True)
-    if adds_up:
+    if accumulate:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
@@ -101,7 +108,7 @@ def _forget_gradients(optimizer: torch.optim.Optimizer, *, adds_up: bool) -> Non
 def _update(
     model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, scaler: torch.amp.GradScaler | None
 ) -> None:
-    """Clip and step. With a scaler a gradient that overflowed steps nowhere: on no rank, as all have the same."""
+    """Clip the gradient and update. With a scaler, all ranks skip the update if the gradient overflowed."""
     if recipe.grad_clip is not None:
         if scaler is not None:
             scaler.unscale_(optimizer)
@@ -116,7 +123,7 @@ def _update(
 def _micro_batches(
     batch: Batch, augmentation: Augmentation, num_clips: int
 ) -> Iterator[tuple[Batch, Augmentation, bool]]:
-    """Parts of `batch` with their augmentation, and whether a part is the last."""
+    """The parts of `batch`, each with its augmentation and whether it is the last."""
     for begin in range(0, len(batch), num_clips):
         end = min(begin + num_clips, len(batch))
         yield batch.part(begin, end), augmentation.take(np.arange(begin, end)), end == len(batch)
@@ -128,7 +135,7 @@ def _without_exchange(model: nn.Module) -> AbstractContextManager[None]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, batch: Batch, *, recipe: Recipe, norm: Norm) -> Tensor:
-    """Sigmoid scores `[B, C]` in float32, as the original scores with either loss."""
+    """Sigmoid scores `[B, C]` in float32. The reference implementation also uses the sigmoid with either loss."""
     with autocast(batch.fbank_BTM.device, recipe):
         logits = model(model_input(batch, norm, None))
     return logits.float().sigmoid()

@@ -1,4 +1,4 @@
-"""Scores of one waveform, as preparation, feed and evaluation give them together.
+"""Scores of one waveform, the same that preparation and evaluation compute for a clip.
 
 N samples, T frames, M mel bins, C classes.
 """
@@ -17,11 +17,12 @@ from ast_core.models.ast import ASTModel
 def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor:
     """The network's input `[1, T, M]` for a waveform `[N]`, mono, 16 kHz, in [-1, 1].
 
-    Its mean is taken off, its log-mel padded with 0 or cut to the model's `input_tdim` frames, and normalised:
-    `(x - mean) / (2 std)`. What is longer than the model's input is not heard: give it in pieces.
+    The mean of the waveform is subtracted. The log-mel is padded with 0 or cut to the model's `input_tdim` frames, and
+    normalised: `(x - mean) / (2 std)`. Everything after the model's input length is ignored, so pass a long recording
+    in windows.
 
     Raises:
-        ValueError: the waveform is no single channel, or shorter than a frame of 25 ms.
+        ValueError: the waveform has more than one channel, or is shorter than a frame of 25 ms.
     """
     samples_N = torch.as_tensor(waveform, dtype=torch.float32)
     if samples_N.ndim != 1:

@@ -1,6 +1,6 @@
-"""Text files as people save them: which encodings are read, and tables whose columns a character separates.
+"""Read text files: accepted encodings, and tables with a separator character.
 
-Every text file of the project is decoded here: lists, labels, recipes and JSON.
+All text files are decoded here: lists, labels, recipes and JSON.
 """
 
 import csv
@@ -30,15 +30,15 @@ _NOT_TEXT = (
 _SAVE_AGAIN = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
 
 LINE_END = re.compile(r"\r\n|\r|\n")
-"""What ends a line. `str.splitlines` knows more, among them characters that may stand within a name."""
+"""The ends of a line. `str.splitlines` also splits at characters that may be part of a name."""
 
 _SPREADSHEET_ERROR = re.compile(
-    r"#[¿¡]?[A-ZÀ-ÝĄ-ŻΑ-ΩА-Я0-9_/]+[!?]"  # an error's name, in any language
-    r"|#N/[AD]|#Н/Д|#NV|#GETTING_DATA|#{3,}|Err:\d{3}"  # errors without a sign at the end; a column too narrow
-    r"|[+-]?\d([.,]\d+)?E\+\d{2,}"  # a number in place of digits
+    r"#[¿¡]?[A-ZÀ-ÝĄ-ŻΑ-ΩА-Я0-9_/]+[!?]"  # an error's name in any language
+    r"|#N/[AD]|#Н/Д|#NV|#GETTING_DATA|#{3,}|Err:\d{3}"  # errors without a sign at the end; a column that is too narrow
+    r"|[+-]?\d([.,]\d+)?E\+\d{2,}"  # a number in place of an id
 )
 _MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mrz|Mär|Mai|Okt|Dez"  # English and German
-_MONTH_BEHIND = (  # French, Spanish, Italian, Portuguese and Dutch too
+_MONTH_BEHIND = (  # also French, Spanish, Italian, Portuguese and Dutch
     f"{_MONTH}|janv|févr|mars|avr|mai|juin|juil|août|sept|oct|nov|déc|ene|feb|mar|abr|may|jun|jul|ago|sep|dic|gen|apr"
     "|mag|giu|lug|set|ott|jan|fev|out|dez|mrt|mei|aug|okt|dec"
 )
@@ -48,14 +48,15 @@ _SPREADSHEET_DATE = re.compile(
 
 
 def decode_text(data: bytes, origin: object) -> str:
-    """The text of a file that is UTF-8, with or without a byte order mark, or UTF-16 with one.
+    """The text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
-        DataError: it is of another encoding or no text, or characters were lost in it before; with byte and line.
+        DataError: the file has another encoding, is not text, or lost characters in a conversion. The message has byte
+            and line.
     """
     for magic, kind in _NOT_TEXT:
         if data.startswith(magic):
-            raise DataError(f"{origin} is no text that can be read: it is {kind}; {_SAVE_AGAIN}")
+            raise DataError(f"{origin} is not a text file: it is {kind}; {_SAVE_AGAIN}")
     is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     encoding = "utf-16" if is_utf16 else "utf-8"
     try:
@@ -69,18 +70,18 @@ def decode_text(data: bytes, origin: object) -> str:
         before = text[: lost.start()]
         num_bytes = 2 * is_utf16 + len(before.encode("utf-16-le" if is_utf16 else "utf-8", "surrogatepass"))
         what = (
-            "NUL characters, so it is no text, or UTF-16 without a byte order mark"
+            "NUL characters, so it is not text, or UTF-16 without a byte order mark"
             if lost[0] == "\0"
-            else "U+FFFD, which stands where a conversion lost a character; take the file from before that"
+            else "U+FFFD, which replaces a character that a conversion lost; use the file from before the conversion"
         )
-        raise DataError(f"{origin} holds {what}: line {_line_number(before)}, byte {num_bytes}; {_SAVE_AGAIN}")
+        raise DataError(f"{origin} contains {what}: line {_line_number(before)}, byte {num_bytes}; {_SAVE_AGAIN}")
     return text.lstrip("\ufeff")
 
 
 def is_spreadsheet_damage(text: str, *, dates: bool = True) -> bool:
-    """Whether a spreadsheet wrote `text` in place of what it was given: `#NAME?`, `1.2E+05`, `3-Feb`.
+    """Whether a spreadsheet wrote `text` in place of the original value: `#NAME?`, `1.2E+05`, `3-Feb`.
 
-    A date may be meant where files or ids are named by days; `dates=False` lets it pass.
+    Files or ids may be named by dates; `dates=False` accepts them.
     """
     return bool(_SPREADSHEET_ERROR.fullmatch(text) or (dates and _SPREADSHEET_DATE.fullmatch(text)))
 
@@ -95,18 +96,17 @@ def read_table(
     separators: str = ",;\t|",
     on_header: Callable[[list[str]], None] = lambda names: None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a text table: the line in which each begins, and its cells by column, without outer spaces.
+    """The rows of a text table: the number of a row's first line, and its stripped cells by column.
 
-    The header tells the separator: the first of `separators` by which `is_header` accepts the column names, whose case
-    and outer spaces do not matter. `columns` are those to read, where they are there; `on_header` is told all. A row
-    may end early, and its last cells are then empty; rows with nothing in them are passed over, and so is the header
-    where it comes again, as in files that were joined.
+    The separator is the first of `separators` for which `is_header` accepts the column names. Case and outer spaces of
+    the names do not matter. Only `columns` are read, if present; `on_header` is called with all names. Missing cells at
+    the end of a row are empty. Empty rows are skipped, and so are repeated headers, as in joined files.
 
     Raises:
-        DataError: there is no such header (`needs` says what it should hold), a column is there twice, a row has more
-            cells than the header, or a quote is wrong, or a header of other columns follows.
+        DataError: no separator gives an accepted header (`needs` describes it), a column is repeated, a row has more
+            cells than the header, a quote is wrong, or a header with other columns follows.
     """
-    skipped = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # what Excel reads and nothing else
+    skipped = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # a hint that only Excel reads
     if skipped:
         separators = skipped[1]
     first: list[str] = []
@@ -120,7 +120,7 @@ def read_table(
         shown = f"{found[:80]}…" if len(found) > 80 else found or "nothing"
         raise DataError(f"{origin} needs {needs}; its first line has: {' '.join(shown.split())}")
     lowered = [name.lower() for name in names]
-    spellings = {spelt(name) for name in filter(None, names) for spelt in (str, str.lower, str.upper, str.title)}
+    spellings = {variant(name) for name in filter(None, names) for variant in (str, str.lower, str.upper, str.title)}
     for column in columns:
         if lowered.count(column) > 1:
             raise DataError(f"{origin} has the column {column} twice; rename or remove one of them")
@@ -140,13 +140,11 @@ def read_table(
             if not past_header:
                 past_header = True
                 continue
-            if not spellings.isdisjoint(row) and is_header(set(again := _tidied(row))):
+            if not spellings.isdisjoint(row) and is_header(set(again := _column_names(row))):
                 if again != lowered:
-                    raise DataError(
-                        f"{origin}, line {begins} is a header of other columns; give one list after the other"
-                    )
+                    raise DataError(f"{origin}, line {begins} is a header with other columns; give each list by itself")
                 continue
-            if any(cell and not cell.isspace() for cell in row[len(names) :]):  # half of a row's labels would be lost
+            if any(cell and not cell.isspace() for cell in row[len(names) :]):  # its labels would be lost
                 raise DataError(f"{origin}, line {begins} has more fields than the header; quote the labels")
             yield begins, {column: row[i].strip() if i < len(row) else "" for column, i in places.items()}
     except csv.Error as err:
@@ -164,8 +162,8 @@ def _first_row(text: str, begin: int, separator: str) -> list[str]:
         return []
 
 
-def _tidied(row: list[str]) -> list[str]:
-    """A row as a header; where files were joined, a byte order mark may be left in it."""
+def _column_names(row: list[str]) -> list[str]:
+    """The cells of a row as column names. In joined files a byte order mark may remain in the first."""
     return [cell.strip().strip("\ufeff").lower() for cell in row]
 
 

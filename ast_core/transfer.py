@@ -1,4 +1,4 @@
-"""Small arrays that the CPU has drawn, on their way to the device."""
+"""Copying small arrays from the CPU to the device without a wait."""
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ from torch import Tensor
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """`values` as a tensor of the same shape and type on `device`.
 
-    A GPU fetches it from page-locked memory while the CPU goes on; a copy from other memory, however small, keeps the
-    CPU waiting until the GPU has done all that it was asked before. PyTorch holds on to such memory until the copy is
-    made, though nobody here does, and has it ready for the next.
+    A copy to a GPU from page-locked memory is asynchronous. A copy from other memory, however small, makes the CPU wait
+    until the GPU has finished all earlier work. PyTorch keeps the page-locked memory until the copy is done, and then
+    reuses it.
     """
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""Weight files, read without executing anything, and loaded with every key and shape accounted for."""
+"""Read weight files without executing code from them, and load them with a check of all keys and shapes."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from ast_core.errors import DataError
 
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors`, or in a `.pth` of tensors alone (in DeiT's own files, under `model`)."""
+    """The state dict in a `.safetensors`, or in a `.pth` with only tensors (DeiT's own files have it under `model`)."""
     path = os.fspath(file)
     if not os.path.isfile(path):
         raise DataError(f"there is no weight file {path}")
@@ -22,17 +22,17 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.endswith(".safetensors"):
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # both raise whatever their archive's layers raise
-        raise DataError(f"{path} holds no weights that can be read safely ({type(err).__name__})") from err
+    except Exception as err:  # both raise undocumented errors of their archive formats
+        raise DataError(f"{path} has no weights that can be read safely ({type(err).__name__})") from err
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{path} holds no state dict, a mapping from names to tensors")
+        raise DataError(f"{path} contains no state dict, which is a mapping from names to tensors")
     return state
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file on the Hugging Face hub, pinned."""
+    """A file on the Hugging Face hub, pinned by revision and hash."""
 
     repo_id: str
     revision: str
@@ -46,21 +46,21 @@ AUDIOSET_WEIGHTS = HubFile(
     filename="model.safetensors",
     sha256="ae0c1e2ad4e1381d851fa9bf298ba13ebc9c5a914cdee2dbe427a6583869924d",
 )
-"""The published full-AudioSet AST, weights averaged, as its authors' organisation keeps it on the hub.
+"""The published AudioSet AST with averaged weights, from its authors' organisation on the hub.
 
-The original `audioset_10_10_0.4593.pth` lies behind links whose content nobody has published a checksum of."""
+The same weights are published as `audioset_10_10_0.4593.pth`, but only through links without a checksum."""
 
 
 def fetch_audioset_weights(file: HubFile = AUDIOSET_WEIGHTS) -> str:
-    """The path of `file` in the hub's own cache (`$HF_HOME`), fetched if it is not there.
+    """The path of `file` in the hub's cache (`$HF_HOME`). It is fetched if it is missing.
 
     Raises:
-        DataError: it cannot be fetched, or is not the file that was pinned.
+        DataError: the file cannot be fetched, or is not the pinned one.
     """
-    for again in (False, True):  # a damaged copy in the cache is fetched anew
+    for again in (False, True):  # a damaged copy in the cache is fetched again
         try:
             path = hf_hub_download(file.repo_id, file.filename, revision=file.revision, force_download=again)
-        except Exception as err:  # the hub's client lets through its own errors and those of its HTTP library
+        except Exception as err:  # the hub's client raises its own errors and those of its HTTP library
             raise DataError(
                 f"could not fetch {file.filename} of {file.repo_id} ({type(err).__name__}: {str(err)[:120]!r}); "
                 "give the published checkpoint's file as audioset_weights"
@@ -69,19 +69,20 @@ def fetch_audioset_weights(file: HubFile = AUDIOSET_WEIGHTS) -> str:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest == file.sha256:
             return path
-    raise DataError(f"what the hub sent as {path} is not the published checkpoint: sha256 {digest}, not {file.sha256}")
+    raise DataError(f"{path}, from the hub, is not the published checkpoint: sha256 is {digest}, not {file.sha256}")
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], origin: object, *, may_lack: str | None = None
+    module: nn.Module, state: Mapping[str, Tensor], origin: object, *, optional_prefix: str | None = None
 ) -> None:
-    """Fill `module`; keys that begin with `may_lack` may be missing, and stay as they are.
+    """Load `state` into `module`. Keys that begin with `optional_prefix` may be missing; their values do not change.
 
     Raises:
-        DataError: any other missing key, a surplus one, or a tensor of another shape. Nothing is loaded then.
+        DataError: another key is missing, a key is surplus, or a tensor has another shape. Nothing is loaded.
     """
     expected = module.state_dict()
-    missing = sorted(key for key in expected.keys() - state.keys() if may_lack is None or not key.startswith(may_lack))
+    absent = expected.keys() - state.keys()
+    missing = sorted(key for key in absent if optional_prefix is None or not key.startswith(optional_prefix))
     surplus = sorted(state.keys() - expected.keys())
     if missing or surplus:
         raise DataError(f"{origin} does not fit the model: missing {missing[:3]}, surplus {surplus[:3]}")

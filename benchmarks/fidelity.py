@@ -39,7 +39,7 @@ from ast_core.published_inputs import AUDIOSET
 from ast_core.recipe import load_recipe
 from ast_core.schedule import learning_rate
 from ast_core.step import clip_losses, make_optimizer
-from jobs.recipe_option import RECIPES, recipe_names
+from jobs.recipe_option import recipe_names, shipped_recipe
 from pipeline.train.data.sampling import NO_PARTNER, epoch_order
 from pipeline.weights import sample_weights
 from tests import reference
@@ -60,7 +60,7 @@ def features() -> Iterator[Row]:
         waveform = torch.from_numpy(np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1)[0])
     ours = fbank(waveform - waveform.mean())
     theirs = torch.from_numpy(expected["fbank"])
-    where = "test_fbank: a_real_clip_equals_the_originals_loader"
+    where = "test_fbank: a_real_clip_equals_the_reference_loader_before_and_after_normalising"
     definition = "torchaudio's kaldi.fbank of an AudioSet clip, [998, 128]"
     yield Row("fbank", definition, f"{largest(ours, theirs):.1e} nats", where)
     stored = largest(ours.half().float(), theirs)
@@ -85,7 +85,7 @@ def mixup() -> Iterator[Row]:
         "mixup",
         "λ a + (1 - λ) b on waveforms, one pair; by design ours adds powers of stored fbanks",
         f"{power:.2f} nats on average (`mixup_domain: log_mel`: {linear:.2f})",
-        "test_augment: mixup_of_log_mel_comes_close_to_mixing_the_waveforms",
+        "test_augment: power_mixup_is_near_mixing_waveforms_and_linear_mixup_is_not",
     )
 
 
@@ -94,7 +94,7 @@ def chance() -> Iterator[Row]:
     drawn = draw((0,), 50_000, num_frames=1024, num_mel_bins=128, freqm=48, timem=192, noise=True)
     widths = [np.bincount(width, minlength=n) for width, n in ((drawn.freq_width, 48), (drawn.time_width, 192))]
     p = ", ".join(f"{stats.chisquare(counts).pvalue:.2f}" for counts in widths)
-    test = "test_augment: widths_and_starts_of_masks_are_torchaudios"
+    test = "test_augment: mask_widths_and_starts_are_distributed_as_in_torchaudio"
     yield Row("SpecAugment", "torchaudio's masks, widths uniform below freqm and timem", f"χ² p {p}", test)
     gain, roll = stats.kstest(drawn.noise_gain, stats.uniform(0, 0.1).cdf), np.bincount(drawn.roll_frames + 10)
     p = f"KS p {gain.pvalue:.2f}, χ² p {stats.chisquare(roll).pvalue:.2f}"
@@ -142,11 +142,11 @@ def network() -> Iterator[Row]:
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 off = largest(model(clips).float(), expected) / expected.std(correction=0).item()
             by_precision[precision] = max(by_precision[precision], off)
-    test = "test_model: logits_parameters_and_tokens_equal_the_originals"
+    test = "test_ast: logits_parameters_and_tokens_equal_the_references"
     what = "logits of eight models, all sizes and strides, drawn weights, float32"
     yield Row("logits", what, f"{by_precision['fp32']:.1e} of their spread", test)
     what = "the same float32; ours under bf16 autocast, the default of training (the original's: fp16)"
-    test = "test_step: bf16_computes_close_by, which bounds the loss"
+    test = "test_step: bf16_is_close_to_fp32_and_keeps_parameters_in_float32, which bounds the loss"
     yield Row("logits in bf16", what, f"{by_precision['bf16']:.1e} of their spread", test)
 
 
@@ -167,10 +167,10 @@ def starts() -> Iterator[Row]:
         ours = from_audioset({"v.pos_embed": published}, case_grid(case))
         worst["as"] = max(worst["as"], pos_embed_off(ours["v.pos_embed"], figures[f"as_pos_embed_{i}"]))
     what = "DeiT's weights: colours summed, embedding cut or stretched, seven shapes"
-    test = "test_model: deit_weights_are_adapted_as_the_original_does"
+    test = "test_ast: deit_weights_are_adapted_as_in_the_reference"
     yield Row("ImageNet start", what, f"{worst['deit']:.1e}", test)
     what = "the published checkpoint's embedding on four other grids"
-    test = "test_model: an_audioset_checkpoint_is_adapted_as_the_original_does"
+    test = "test_ast: an_audioset_checkpoint_is_adapted_as_in_the_reference"
     yield Row("AudioSet start", what, f"{worst['as']:.1e}", test)
 
 
@@ -209,7 +209,7 @@ def round_trip() -> Iterator[Row]:
 
         hugging = ASTForAudioClassification.from_pretrained(folder / "hf")(clips).logits
         onnx = save_onnx(folder / "model.onnx", back, config)
-    test = "test_huggingface: through_every_format_and_back_no_bit_of_weights_or_logits_changes"
+    test = "test_huggingface: a_round_trip_through_all_formats_changes_no_bit"
     what = "every tensor that takes part: original → ours → Hugging Face → ours → original"
     yield Row("checkpoints", what, f"{len(differ)} tensors differ by a bit", test)
     off = largest(hugging, logits) / logits.std().item()
@@ -220,7 +220,7 @@ def round_trip() -> Iterator[Row]:
         "ONNX",
         "logits of ONNX Runtime",
         f"{onnx:.1e} of their spread",
-        "test_onnx: onnx_runtime_gives_the_models_logits",
+        "test_onnx: onnx_runtime_gives_the_models_logits_for_any_batch_size",
     )
 
 
@@ -239,7 +239,7 @@ def weights_and_metrics() -> Iterator[Row]:
     ours = tagging_metrics(figures["score"], figures["target"])
     off = max(np.abs(ours.ap - figures["ap"]).max(), np.abs(ours.auc - figures["auc"]).max())
     what = "scikit-learn's AP and ROC AUC by class, with ties"
-    yield Row("AP, AUC", what, f"{off:.1e}", "test_metrics: metrics_equal_the_originals")
+    yield Row("AP, AUC", what, f"{off:.1e}", "test_metrics: metrics_equal_the_references")
     off = max(abs(ours.accuracy - float(figures["acc"])), abs(ours.d_prime - float(figures["d_prime"])))
     yield Row("accuracy, d′", "argmax on the first label; √2 Φ⁻¹(mean AUC)", f"{off:.1e}", "the same")
 
@@ -247,17 +247,20 @@ def weights_and_metrics() -> Iterator[Row]:
 def training() -> Iterator[Row]:
     worst = 0.0
     for name in recipe_names():
-        recipe = load_recipe((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), {}, origin=name)
+        recipe = load_recipe(shipped_recipe(name), {}, origin=name)
         for steps_per_epoch in (25, 61, 333, 2500):
             for step, rate in enumerate(reference.learning_rates(recipe, steps_per_epoch)):
                 ours = learning_rate(recipe, step, steps_per_epoch=steps_per_epoch)
                 worst = max(worst, abs(ours - rate) / max(rate, 1e-30) if rate else abs(ours))
     what = "MultiStepLR and warm-up in steps of 50, every recipe at 25 to 2,500 steps an epoch"
     yield Row(
-        "learning rate", what, f"{worst:.1e} relative", "test_schedule: every_rate_of_a_whole_run_on_the_official_lists"
+        "learning rate",
+        what,
+        f"{worst:.1e} relative",
+        "test_schedule: every_rate_of_a_run_on_the_official_lists_equals_the_references",
     )
     what = "Adam 0.95/0.999, L2 5e-7 within the gradient; ours is fused; 50 steps of lr 1e-3"
-    yield Row("optimiser", what, f"{optimiser_off():.1e}", "test_step: the_optimiser_is_the_originals_adam")
+    yield Row("optimiser", what, f"{optimiser_off():.1e}", "test_step: the_optimiser_is_the_references_adam")
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(12, 527, generator=generator), torch.randint(527, (12,), generator=generator)
     one_hot = torch.nn.functional.one_hot(target, 527).float()
@@ -267,14 +270,14 @@ def training() -> Iterator[Row]:
     ):
         off = abs(clip_losses(logits, one_hot, name).mean() / criterion(logits, wanted) - 1).item()
         what = f"torch's {type(criterion).__name__} over a batch"
-        yield Row(f"loss {name}", what, f"{off:.1e} relative", "test_step: a_step_returns_the_originals_loss")
+        yield Row(f"loss {name}", what, f"{off:.1e} relative", "test_step: a_step_returns_the_references_loss")
     alone = ddp.train(small.recipe(lr=1e-4), 50)
     with tempfile.TemporaryDirectory() as folder:
         runs = [(small.recipe(lr=1e-4, micro_batch_size=2), 50)]
         (ranks,) = ddp.train_on_ranks(runs, world_size=2, folder=Path(folder))
     off = max(abs(a / b - 1) for a, b in zip(ranks["losses"], alone["losses"], strict=True))
     what = "50 losses of one process; ours on two ranks, in micro-batches"
-    yield Row("DDP", what, f"{off:.1e} relative", "test_ddp: fifty_losses_on_two_ranks_are_those_of_one_process")
+    yield Row("DDP", what, f"{off:.1e} relative", "test_ddp: fifty_losses_on_two_ranks_equal_those_of_one_process")
 
 
 def optimiser_off() -> float:

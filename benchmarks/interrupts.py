@@ -95,7 +95,15 @@ class World:
             words = ["train", "--recipe", "audioset-balanced", "--data", str(data), "--output", str(output)]
             words += ["--train-splits", "train", "--eval-splits", "eval", "--epochs", "3", "--checkpoint-every-s", "1"]
             words += ["--num-workers", "0" if job == "train in process" else "1", "--log-every-steps", "1"]
-            keys = {"model_size": "tiny224", "imagenet_pretrain": "false", "fstride": 16, "tstride": 16, "lr": 1e-4}
+            keys = {
+                "model_size": "tiny224",
+                "imagenet_pretrain": "false",
+                "fstride": 16,
+                "tstride": 16,
+                "lr": 1e-4,
+                "wa_start": 3,
+                "wa_end": 3,
+            }
             keys |= {"input_tdim": 128, "freqm": 16, "timem": 8, "batch_size": 16, "warmup": "false"}
             words += [f"--{key}={value}" for key, value in keys.items()]
         return [sys.executable, f"jobs/{words[0]}.py", *words[1:]]

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from itertools import chain
 from pathlib import Path
 
 from ast_core.errors import ConfigError
@@ -12,13 +14,24 @@ RECIPES = files("jobs") / "recipes"
 
 
 def recipe_names() -> list[str]:
-    return sorted(Path(file.name).stem for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
+    return sorted(_shipped_files())
+
+
+def shipped_recipe(name: str) -> str:
+    """The YAML text of a shipped recipe."""
+    return _shipped_files()[name].read_text(encoding="utf-8")
+
+
+def _shipped_files() -> dict[str, Traversable]:
+    """Shipped recipes by name, the experimental ones included."""
+    in_folders = (folder.iterdir() for folder in (RECIPES, RECIPES / "experimental"))
+    return {Path(file.name).stem: file for file in chain(*in_folders) if file.name.endswith(".yaml")}
 
 
 def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
     """A shipped recipe by name, or a YAML file, with the keys that the rest of a command line sets."""
     if name in recipe_names():
-        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+        text = shipped_recipe(name)
     elif storage.exists(name):
         text = storage.read_text(name)
     else:

@@ -1,6 +1,6 @@
-"""Where the reference figures of the original implementation lie, and the weights they were made with.
+"""Figures of the reference implementation, and the weights with which they were made.
 
-`../shared/fixtures/README.md` says what each figure is. A fresh clone has no `../shared`; tests against it are skipped.
+`../shared/fixtures/README.md` describes each figure. Tests that need `../shared` are skipped if it is missing.
 """
 
 import json
@@ -34,12 +34,12 @@ def figures(name: str) -> Mapping[str, np.ndarray]:
 
 @cache
 def described() -> dict[str, Any]:
-    """What `ast_reference.json` says of each case, and the original's key names and shapes."""
+    """The content of `ast_reference.json`: the cases, and key names and shapes of the reference implementation."""
     return json.loads((FIXTURES / "ast_reference.json").read_text(encoding="utf-8"))
 
 
 def draw(name: str, shape: tuple[int, ...], salt: str) -> Tensor:
-    """The weight that anyone can draw again from a key of the original's state dict, its shape and a salt."""
+    """A random weight that depends only on its key in the reference's state dict, its shape and a salt."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(f"{salt}/{name}".encode())))
     normal = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     is_norm = name.endswith("norm.weight") or ".norm1.weight" in name or ".norm2.weight" in name
@@ -55,7 +55,7 @@ def draw_all(shapes: Mapping[str, tuple[int, ...]], salt: str) -> dict[str, Tens
 
 
 def original_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """The original's keys and shapes for an `ASTModel`: the same, and two image heads that are never used."""
+    """The reference's keys and shapes for an `ASTModel`: the same, and two unused image heads."""
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     dim = shapes["v.cls_token"][-1]
     heads = {"weight": (IMAGE_CLASSES, dim), "bias": (IMAGE_CLASSES,)}
@@ -63,7 +63,7 @@ def original_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def learning_rates(recipe: Recipe, steps_per_epoch: int) -> Iterator[float]:
-    """The rate at every step of the original's loop, with torch's own scheduler."""
+    """The learning rate of each step of the reference implementation's loop, with PyTorch's scheduler."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
     milestones = list(range(recipe.lrscheduler_start, 1000, recipe.lrscheduler_step))
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.lrscheduler_decay)

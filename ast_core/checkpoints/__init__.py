@@ -1,4 +1,4 @@
-"""Checkpoints of a model, in each format that this project reads or writes."""
+"""Reading and writing models in all formats that this project knows."""
 
 from ast_core.checkpoints.folder import (
     CHECKPOINT_FILES,

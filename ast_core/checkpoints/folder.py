@@ -1,6 +1,7 @@
-"""Models in and out: our own folder, the original's `.pth`, and Hugging Face's folder. `onnx_export` writes ONNX.
+"""Read and write models: our model folder, the reference implementation's `.pth`, and Hugging Face's folder.
 
-Ours is `model.safetensors` + `config.json`. All three hold the same tensors bit for bit, under other names.
+Our model folder is `model.safetensors` and `config.json`. All three formats contain the same tensors bit for bit, under
+different names. `onnx.py` writes ONNX.
 """
 
 import json
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ast_core.batch import Norm
 from ast_core.checkpoints import huggingface
-from ast_core.checkpoints.published import published
+from ast_core.checkpoints.published import recognise_published
 from ast_core.checksums import file_sha256, with_checksum, without_checksum
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
@@ -32,18 +33,18 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 TORCH_WEIGHTS_FILE = "pytorch_model.bin"
-"""What older Hugging Face folders have instead of `model.safetensors`."""
+"""The weights in older Hugging Face folders, which have no `model.safetensors`."""
 CHECKPOINT_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, TORCH_WEIGHTS_FILE)
 WEIGHTS_KEY = "weights_sha256"
-"""The SHA-256 of `model.safetensors`, in our `config.json`."""
-RESTORE = "restore it from a copy, or take another checkpoint"
+"""Key of our `config.json` with the SHA-256 of `model.safetensors`."""
+RESTORE = "restore it from a copy, or use another checkpoint"
 OUR_KEY = "ast_ray"
-"""Of a Hugging Face `config.json` that we wrote: our whole config, which has MIDs and the recipe too."""
+"""Key of a Hugging Face `config.json` that we wrote. It contains our whole config, with MIDs and the recipe."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to use a trained model: what it was trained by, its input's norm and its classes."""
+    """All that is needed to use a trained model: its recipe, the norm of its input, and its classes."""
 
     recipe: Recipe
     norm: Norm
@@ -89,28 +90,28 @@ def read_checkpoint(
     labels: LabelVocabulary | None = None,
     norm: Norm | None = None,
 ) -> tuple[ASTModel, ModelConfig]:
-    """The model of our folder, a Hugging Face folder or an original's file, in evaluation mode, on the CPU.
+    """Read a model from our folder, a Hugging Face folder or a weight file. It is in evaluation mode, on the CPU.
 
-    A file of weights does not say what they are for. For the eight that were published it is known, by their shapes,
-    and a warning says for which a file is taken; for any other, and for one that `save_original` wrote, give `recipe`
-    (its shape; its norm unless `norm` is given) and `labels`. What is given wins over what is known.
+    A weight file does not contain its recipe and classes. The eight published files are recognised by their shapes, and
+    a warning says which one was assumed. For other files, and for those of `save_original`, give `recipe` (model shape,
+    and the norm unless `norm` is given) and `labels`. Given arguments win over those of a published file.
 
     Raises:
-        DataError: it is not there, damaged, of a shape or with a setting that we cannot follow, or not known.
-        ConfigError: something is given for a folder, which says it all.
+        DataError: the checkpoint is missing, damaged or not recognised, or its shape or a setting is not supported.
+        ConfigError: `recipe`, `labels` or `norm` is given for a folder, which contains them.
     """
     source = Path(path)
     if not source.is_dir():
         return _read_file(source, recipe, labels, norm)
     if (recipe, labels, norm) != (None, None, None):
-        raise ConfigError(f"{source} says its recipe, labels and norm; leave them out, they go with a file of weights")
+        raise ConfigError(f"{source} contains its recipe, labels and norm; give them only for a weight file")
     if _is_huggingface(source):
         return _read_huggingface(source)
     return load_model(source)
 
 
 def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """Write a model's folder. `state` is the state dict of an `ASTModel`."""
+    """Write a model folder. `state` is the state dict of an `ASTModel`."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file(_on_cpu(state), target / WEIGHTS_FILE)
@@ -119,37 +120,35 @@ def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], conf
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[ASTModel, ModelConfig]:
-    """The model of a folder that `save_model` wrote, in evaluation mode, on the CPU.
+    """Read the model folder that `save_model` wrote. The model is in evaluation mode, on the CPU.
 
-    A folder without checksums, which an earlier version wrote, is read without verifying them.
+    A folder without checksums, which an earlier version wrote, is read without verification.
 
     Raises:
-        DataError: a file is missing or damaged, or the weights are not those that the config was written with.
+        DataError: a file is missing or damaged, or weights and config were not written together.
     """
     source = Path(folder)
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         if not (source / name).is_file():
-            raise DataError(f"{source} is no model folder: {name} is missing")
+            raise DataError(f"{source} is not a model folder: {name} is missing")
     file = source / CONFIG_FILE
     value = without_checksum(_read_json(file), origin=file, remedy=RESTORE)
     config = ModelConfig.from_dict(value, origin=file)
     weights = source / WEIGHTS_FILE
     if WEIGHTS_KEY in value and file_sha256(weights) != value[WEIGHTS_KEY]:
-        raise DataError(
-            f"{weights} is damaged, or not the weights that {CONFIG_FILE} beside it was written with; {RESTORE}"
-        )
-    return _filled(config, read_weights(source / WEIGHTS_FILE), source), config
+        raise DataError(f"{weights} is damaged, or not the weights that {CONFIG_FILE} was written with; {RESTORE}")
+    return _build_model(config, read_weights(source / WEIGHTS_FILE), source), config
 
 
 def save_original(file: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
-    """Write a `.pth` that the original implementation loads, strictly, into its `DataParallel` model."""
+    """Write a `.pth` that the reference implementation loads strictly into its `DataParallel` model."""
     torch.save(_on_cpu(to_original(state)), file)
 
 
 def load_original(model: ASTModel, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> ASTModel:
-    """Fill `model` from a checkpoint of the original implementation: a `.pth` path, or its state dict.
+    """Fill `model` from a checkpoint of the reference implementation: a `.pth` path, or its state dict.
 
-    The `module.` prefix and the unused image heads are expected; any other missing or surplus key is a DataError.
+    The `module.` prefix and the unused image heads may be present. Any other missing or surplus key is a DataError.
     """
     state = source if isinstance(source, Mapping) else read_weights(source)
     origin = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
@@ -160,7 +159,8 @@ def load_original(model: ASTModel, source: str | os.PathLike[str] | Mapping[str,
 def save_huggingface(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Write a folder for `transformers`: `AutoModelForAudioClassification` and `pipeline("audio-classification")`.
 
-    The tensors are the same; what `transformers` computes differs by its one epsilon (`huggingface`).
+    The tensors are the same. The logits of `transformers` differ slightly, because it has one epsilon for all norms
+    (see `huggingface.py`).
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -176,61 +176,61 @@ def _is_huggingface(folder: Path) -> bool:
 
 def _read_huggingface(folder: Path) -> tuple[ASTModel, ModelConfig]:
     if not (folder / PREPROCESSOR_FILE).is_file():
-        raise DataError(f"{folder} lacks {PREPROCESSOR_FILE}, which says how the input is normalised; add it")
+        raise DataError(f"{folder} has no {PREPROCESSOR_FILE}, which contains the norm of the input; add it")
     weights = [folder / name for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE) if (folder / name).is_file()]
     if not weights:
-        raise DataError(f"{folder} holds neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}")
+        raise DataError(f"{folder} has neither {WEIGHTS_FILE} nor {TORCH_WEIGHTS_FILE}; add one of them")
     settings, extractor = _read_json(folder / CONFIG_FILE), _read_json(folder / PREPROCESSOR_FILE)
     config = ModelConfig(*huggingface.from_configs(settings, extractor, origin=folder))
     if OUR_KEY in settings:
-        config = _agreeing(settings, extractor) or config
-    return _filled(config, under_our_names(read_weights(weights[0])), folder), config
+        config = _own_config(settings, extractor) or config
+    return _build_model(config, under_our_names(read_weights(weights[0])), folder), config
 
 
-def _agreeing(settings: dict[str, Any], extractor: dict[str, Any]) -> ModelConfig | None:
-    """Our config out of a Hugging Face `config.json`, unless the files have been changed since we wrote them."""
+def _own_config(settings: dict[str, Any], extractor: dict[str, Any]) -> ModelConfig | None:
+    """Our config in a Hugging Face `config.json`. None if one of the two files has changed since we wrote it."""
     try:
         config = ModelConfig.from_dict(settings[OUR_KEY], origin=OUR_KEY)
         written = huggingface.to_configs(config.recipe, config.norm, config.labels)
     except (ConfigError, DataError):
         return None
-    said = {key: settings.get(key) for key in written[0]}, {key: extractor.get(key) for key in written[1]}
-    return config if said == written else None
+    found = {key: settings.get(key) for key in written[0]}, {key: extractor.get(key) for key in written[1]}
+    return config if found == written else None
 
 
 def _read_file(
     file: Path, recipe: Recipe | None, labels: LabelVocabulary | None, norm: Norm | None
 ) -> tuple[ASTModel, ModelConfig]:
     if recipe is None and (file.parent / CONFIG_FILE).is_file():
-        raise DataError(f"{file} lies in a model's folder, which says what it is for; give the folder {file.parent}")
+        raise DataError(f"{file} is a part of a model folder; give the folder {file.parent}")
     stored = read_weights(file)
     state = under_our_names(stored)
-    known = None if has_zero_image_heads(stored) else published(state, origin=file)
+    known = None if has_zero_image_heads(stored) else recognise_published(state, origin=file)
     if known is not None and (recipe is None or labels is None):
         recipe, labels = recipe or known[0], labels or known[1]
         logger.warning(
             f"{file} is taken for the published checkpoint of its shape: {len(labels)} classes, {labels.names[0]} "
             f"first and {labels.names[-1]} last, input of mean {recipe.dataset_mean} and std {recipe.dataset_std}"
         )
-    lacking = [key for key, value in {"recipe": recipe, "labels": labels}.items() if value is None]
+    missing = [key for key, value in {"recipe": recipe, "labels": labels}.items() if value is None]
     if recipe is None or labels is None:
         raise DataError(
-            f"{file} is no published checkpoint; give its {' and its '.join(lacking)} "
-            "(a recipe says the shape: model_size, fstride, tstride, input_fdim, input_tdim)"
+            f"{file} is not a published checkpoint; give its {' and its '.join(missing)} "
+            "(a recipe has the shape: model_size, fstride, tstride, input_fdim, input_tdim)"
         )
     if norm is None and recipe.norm_stats != "recipe":
-        raise DataError(f"{file} does not say the norm of its input; give norm, or a recipe with norm_stats recipe")
+        raise DataError(f"{file} does not contain the norm of its input; give norm, or a recipe with norm_stats recipe")
     config = ModelConfig(
         recipe=replace(recipe, label_dim=recipe.label_dim or len(labels)),
         norm=norm or Norm(recipe.dataset_mean, recipe.dataset_std),
         labels=labels,
     )
-    return _filled(config, state, file), config
+    return _build_model(config, state, file), config
 
 
-def _filled(config: ModelConfig, state: Mapping[str, Tensor], origin: object) -> ASTModel:
+def _build_model(config: ModelConfig, state: Mapping[str, Tensor], origin: object) -> ASTModel:
     if config.recipe.label_dim != len(config.labels):
-        raise DataError(f"{origin}: label_dim is {config.recipe.label_dim}, and there are {len(config.labels)} labels")
+        raise DataError(f"{origin}: label_dim is {config.recipe.label_dim}, but there are {len(config.labels)} labels")
     model = ASTModel(**config.recipe.model_args(), imagenet_pretrain=False)
     load_weights(model, state, origin)
     return model.eval()
@@ -250,5 +250,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except ValueError as err:
         raise DataError(f"{file} is not valid JSON: {err}") from err
     if not isinstance(value, dict):
-        raise DataError(f"{file} holds {type(value).__name__}, not the settings of a model")
+        raise DataError(f"{file} contains {type(value).__name__}, not the settings of a model")
     return value

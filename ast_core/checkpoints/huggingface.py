@@ -1,10 +1,9 @@
-"""The two JSON files of a Hugging Face `ASTForAudioClassification` as recipe, norm and labels, and back. Pure.
+"""Convert the two JSON files of Hugging Face's `ASTForAudioClassification` to recipe, norm and labels, and back.
 
-Hugging Face has one `layer_norm_eps` for all norms. The original has 1e-6 in the transformer, as timm has, and 1e-5 in
-the classifier's norm. A folder of ours says 1e-6; files on the hub say 1e-12, and are read all the same. With drawn
-weights (base384, 1,214 tokens), whose pooled tokens have a variance of 1, the logits of `transformers` then differ by
-1.5e-5 of their spread, with 1e-12 by 2.1e-5, and with the original's two epsilons not at all. The difference grows as
-that variance falls.
+Hugging Face has one `layer_norm_eps` for all norms. The reference implementation has 1e-6 in the transformer, as timm
+has, and 1e-5 in the classifier's norm. Our folders have 1e-6. Files on the hub have 1e-12 and are accepted. With drawn
+weights (base384, 1,214 tokens), whose pooled tokens have a variance of 1, the logits of `transformers` differ from ours
+by 1.5e-5 of their spread (2.1e-5 with 1e-12, 0 with the two epsilons). The difference grows as that variance falls.
 """
 
 import math
@@ -27,9 +26,9 @@ MLP_RATIO = 4
 
 _PROBLEM_OF_LOSS = {"BCE": "multi_label_classification", "CE": "single_label_classification"}
 _LOSS_OF_PROBLEM = {problem: loss for loss, problem in _PROBLEM_OF_LOSS.items()} | {None: "BCE"}
-"""The published checkpoints name no problem; all of them were trained with BCE."""
+"""The published checkpoints have no problem type; all of them were trained with BCE."""
 
-# What a file leaves out has these values: `ASTConfig` and `ASTFeatureExtractor` of transformers.
+# Values of keys that a file leaves out, as in `ASTConfig` and `ASTFeatureExtractor` of transformers.
 _CONFIG_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -58,7 +57,7 @@ _EXTRACTOR_DEFAULTS: dict[str, Any] = {
 
 
 def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of `config.json` and `preprocessor_config.json`."""
+    """The contents of `config.json` and `preprocessor_config.json`."""
     names = distinct_names(labels)
     config = {
         "architectures": ["ASTForAudioClassification"],
@@ -95,44 +94,62 @@ def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dic
 def from_configs(
     config: Mapping[str, Any], extractor: Mapping[str, Any], *, origin: object
 ) -> tuple[Recipe, Norm, LabelVocabulary]:
-    """Back from the values of both files. Raises DataError for a setting that our model cannot follow, by its name."""
-    said, heard = _CONFIG_DEFAULTS | dict(config), _EXTRACTOR_DEFAULTS | dict(extractor)
+    """Recipe, norm and labels from the contents of both files.
+
+    Raises:
+        DataError: a setting that our model does not support. The message names it.
+    """
+    config, extractor = _CONFIG_DEFAULTS | dict(config), _EXTRACTOR_DEFAULTS | dict(extractor)
 
     def require(holds: bool, setting: str, value: Any, allowed: object) -> None:
         if not holds:
-            raise DataError(f"{origin}: {setting} is {value!r}; what can be read is {allowed}")
+            raise DataError(f"{origin}: {setting} is {value!r}; only {allowed} can be read")
 
     fixed = {"model_type": MODEL_TYPE, "patch_size": PATCH_SIZE, "hidden_act": "gelu", "qkv_bias": True}
     for key, value in fixed.items():
-        require(said.get(key) == value, key, said.get(key), repr(value))
+        require(config.get(key) == value, key, config.get(key), repr(value))
     for key in ("feature_extractor_type", "sampling_rate", "do_normalize"):
-        require(heard[key] == _EXTRACTOR_DEFAULTS[key], key, heard[key], repr(_EXTRACTOR_DEFAULTS[key]))
+        require(extractor[key] == _EXTRACTOR_DEFAULTS[key], key, extractor[key], repr(_EXTRACTOR_DEFAULTS[key]))
     for key, low, high in (
         ("frequency_stride", 1, PATCH_SIZE),
         ("time_stride", 1, PATCH_SIZE),
         ("num_mel_bins", PATCH_SIZE, math.inf),
         ("max_length", PATCH_SIZE, math.inf),
     ):
-        require(type(said[key]) is int and low <= said[key] <= high, key, said[key], f"a whole number, {low} to {high}")
+        require(
+            type(config[key]) is int and low <= config[key] <= high,
+            key,
+            config[key],
+            f"a whole number from {low} to {high}",
+        )
     for key in ("num_mel_bins", "max_length"):
-        require(heard[key] == said[key], f"{key} of the preprocessor", heard[key], f"the model's {said[key]}")
+        require(
+            extractor[key] == config[key], f"{key} of the preprocessor", extractor[key], f"the model's {config[key]}"
+        )
     for key in ("mean", "std"):
-        require(_is_number(heard[key]) and (key == "mean" or heard[key] > 0), key, heard[key], "a number, std above 0")
-    eps = said["layer_norm_eps"]
-    require(_is_number(eps) and 0 < eps <= LARGEST_EPS, "layer_norm_eps", eps, f"more than 0, {LARGEST_EPS} at most")
+        require(
+            _is_number(extractor[key]) and (key == "mean" or extractor[key] > 0),
+            key,
+            extractor[key],
+            "a number (std above 0)",
+        )
+    eps = config["layer_norm_eps"]
+    require(
+        _is_number(eps) and 0 < eps <= LARGEST_EPS, "layer_norm_eps", eps, f"a number above 0 and at most {LARGEST_EPS}"
+    )
     problems = list(_LOSS_OF_PROBLEM)
-    require(said["problem_type"] in problems, "problem_type", said["problem_type"], f"one of {problems}")
-    labels = _labels(said["id2label"], origin)
+    require(config["problem_type"] in problems, "problem_type", config["problem_type"], f"one of {problems}")
+    labels = _labels(config["id2label"], origin)
     recipe = foreign_recipe(
         label_dim=len(labels),
-        model_size=_model_size(said, origin),
-        fstride=said["frequency_stride"],
-        tstride=said["time_stride"],
-        input_fdim=said["num_mel_bins"],
-        input_tdim=said["max_length"],
-        dataset_mean=float(heard["mean"]),
-        dataset_std=float(heard["std"]),
-        loss=_LOSS_OF_PROBLEM[said["problem_type"]],
+        model_size=_model_size(config, origin),
+        fstride=config["frequency_stride"],
+        tstride=config["time_stride"],
+        input_fdim=config["num_mel_bins"],
+        input_tdim=config["max_length"],
+        dataset_mean=float(extractor["mean"]),
+        dataset_std=float(extractor["std"]),
+        loss=_LOSS_OF_PROBLEM[config["problem_type"]],
     )
     return recipe, Norm(recipe.dataset_mean, recipe.dataset_std), labels
 
@@ -151,27 +168,27 @@ def _shape_of(model_size: str) -> dict[str, int]:
     }
 
 
-def _model_size(said: Mapping[str, Any], origin: object) -> str:
-    """Of the two sizes of one shape base384, which is the one that was published."""
-    shape = {key: said[key] for key in _shape_of("base384")}
+def _model_size(config: Mapping[str, Any], origin: object) -> str:
+    """The size of this shape. base224 and base384 have the same shape; the result is base384, which was published."""
+    shape = {key: config[key] for key in _shape_of("base384")}
     for model_size in reversed(MODEL_SIZES):
         if shape == _shape_of(model_size):
             return model_size
     given = ", ".join(f"{key} {value!r}" for key, value in shape.items())
-    raise DataError(f"{origin}: {given} is none of the shapes that can be read: {', '.join(MODEL_SIZES)}")
+    raise DataError(f"{origin}: {given}; only the shapes of {', '.join(MODEL_SIZES)} can be read")
 
 
 def _labels(id2label: Any, origin: object) -> LabelVocabulary:
     if not isinstance(id2label, dict) or set(id2label) != {str(i) for i in range(len(id2label))}:
-        raise DataError(f"{origin}: the keys of id2label must count 0, 1, 2, …")
+        raise DataError(f"{origin}: the keys of id2label are not 0, 1, 2, …; give each class its index")
     names = tuple(id2label[str(i)] for i in range(len(id2label)))
     if not all(isinstance(name, str) for name in names):
-        raise DataError(f"{origin}: id2label must give each class a name")
+        raise DataError(f"{origin}: a name in id2label is not text; give each class a name")
     return vocabulary_of(names)
 
 
 def distinct_names(labels: LabelVocabulary) -> list[str]:
-    """Display names; with the MID behind one that several classes bear, so that `label2id` has them all."""
+    """Display names. If several classes have the same name, the MID is appended, so that `label2id` has all classes."""
     times = Counter(labels.names)
     shown = [n if times[n] == 1 else f"{n} ({mid})" for mid, n in zip(labels.mids, labels.names, strict=True)]
     return shown if len(set(shown)) == len(shown) else list(labels.mids)

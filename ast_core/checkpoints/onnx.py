@@ -1,4 +1,4 @@
-"""A trained model as one ONNX file, checked against PyTorch before it gets its name."""
+"""Export a trained model as one ONNX file, which is compared with PyTorch before it gets its final name."""
 
 import json
 import logging
@@ -15,34 +15,35 @@ from ast_core.models.ast import ASTModel
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
-"""Of the logits' spread; float32 rounding in another order is worth some 1e-6."""
+"""Largest accepted difference, relative to the spread of the logits. Float32 rounding makes about 1e-6."""
 SMALLEST_SPREAD = 1e-3
-"""A model that gives every clip the same has none."""
+"""Lower bound of the spread, which is 0 for a model that gives the same logits for each clip."""
 TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
 
 
 def save_onnx(file: str | os.PathLike[str], model: ASTModel, config: ModelConfig) -> float:
-    """Write `fbank` [batch, frames, mel bins] → `logits` [batch, classes], for any batch, weights in the file.
+    """Write `fbank` [batch, frames, mel bins] → `logits` [batch, classes], for any batch size, with the weights.
 
-    `fbank` is *normalised* log-mel, as `ASTModel` takes it: `(log-mel - mean) / (2 std)`, padded before with 0. The
-    file's metadata says mean and std (`norm`), the classes (`labels`) and the model's shape (`recipe`), each as JSON.
+    `fbank` is *normalised* log-mel, as `ASTModel` takes it: padded with 0, then `(log-mel - mean) / (2 std)`. The
+    file's metadata contains mean and std (`norm`), the classes (`labels`) and the model's shape (`recipe`) as JSON.
     `model` is in evaluation mode, on the CPU.
 
-    Returns the largest difference between ONNX Runtime's logits and PyTorch's, over the spread of the latter.
+    Returns:
+        The largest difference between the logits of ONNX Runtime and PyTorch, divided by the spread of the latter.
 
     Raises:
-        ConfigError: the packages for it are not installed.
-        DataError: ONNX Runtime computes something else. No file is left then.
+        ConfigError: the ONNX packages are not installed.
+        DataError: ONNX Runtime computes different logits. No file is written.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"ONNX takes packages that are not here ({', '.join(missing)}): pip install 'ast-ray[export]'"
+            f"ONNX needs packages that are not installed ({', '.join(missing)}); pip install 'ast-ray[export]'"
         )
-    # It warns that it leaves some operations as they are.
+    # It warns about operations that it does not fold.
     logging.getLogger("onnxscript.optimizer._constant_folding").setLevel(logging.ERROR)
     unfinished = Path(f"{os.fspath(file)}.unfinished")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's exporter of PyTorch's own tree specs
+        warnings.simplefilter("ignore", FutureWarning)  # raised by PyTorch's exporter about its own tree specs
         program = torch.onnx.export(
             model,
             (_noise(model, TRACED_BATCH),),
@@ -52,7 +53,7 @@ def save_onnx(file: str | os.PathLike[str], model: ASTModel, config: ModelConfig
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # with dynamo there always is one
+    assert program is not None  # with dynamo=True it is never None
     program.model.metadata_props.update(_metadata(config))
     try:
         program.save(unfinished, external_data=False)
@@ -71,7 +72,7 @@ def _metadata(config: ModelConfig) -> dict[str, str]:
 
 
 def _noise(model: ASTModel, num_clips: int) -> torch.Tensor:
-    """Clips of about the spread of normalised log-mel."""
+    """Random clips with about the spread of normalised log-mel."""
     return 0.5 * torch.randn(num_clips, *model.input_shape, generator=torch.Generator().manual_seed(num_clips))
 
 

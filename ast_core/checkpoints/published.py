@@ -1,6 +1,6 @@
-"""The checkpoints that AST's authors published: their classes, norms and shapes, which the files themselves do not say.
+"""Classes, norms and shapes of the checkpoints that AST's authors published. The files do not contain them.
 
-Shapes, norms and the order of the classes: https://github.com/YuanGongND/ast, its README, recipes and label files.
+Source: README, recipes and label files of https://github.com/YuanGongND/ast.
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ SPEECHCOMMANDS_WORDS = (
 
 @cache
 def speechcommands_labels() -> LabelVocabulary:
-    """The 35 words of Speech Commands V2 in the order of the published checkpoint, which is not the alphabet's."""
+    """The 35 words of Speech Commands V2 in the order of the published checkpoint, which is not alphabetical."""
     names = tuple(SPEECHCOMMANDS_WORDS.split())
     return LabelVocabulary(tuple(f"/m/spcmd{i:02d}" for i in range(len(names))), names)
 
 
 def vocabulary_of(names: tuple[str, ...]) -> LabelVocabulary:
-    """AudioSet's or Speech Commands' own, which have MIDs, where these are its names in order; else of names alone."""
+    """The vocabulary of AudioSet or Speech Commands, with MIDs, if it has these names in this order; else the names."""
     for known in (audioset_labels(), speechcommands_labels()):
         if names == known.names:
             return known
@@ -42,20 +42,23 @@ def vocabulary_of(names: tuple[str, ...]) -> LabelVocabulary:
 
 
 def foreign_recipe(**known: Any) -> Recipe:
-    """A recipe for weights that were trained elsewhere: the `known` keys, no augmentation, scores in float32."""
+    """A recipe for weights that were trained elsewhere: the `known` keys, no augmentation, float32."""
     unknown: dict[str, Any] = {"imagenet_pretrain": False, "freqm": 0, "timem": 0, "mixup": 0.0, "precision": "fp32"}
     return Recipe(**unknown | known)
 
 
-def published(state: Mapping[str, Tensor], *, origin: object) -> tuple[Recipe, LabelVocabulary] | None:
-    """What belongs to one of the eight published checkpoints, told by the shapes of its tensors; None for any other.
+def recognise_published(state: Mapping[str, Tensor], *, origin: object) -> tuple[Recipe, LabelVocabulary] | None:
+    """Recipe and labels of a published checkpoint, recognised by the shapes of its tensors. None for any other.
 
-    Seven of AudioSet, at strides 10 (four of them), 12, 14 and 16, and one of Speech Commands V2. `state` is under our
-    names. Raises DataError if it is not that of an AST at all.
+    Eight were published: seven for AudioSet, with strides 10 (four of them), 12, 14 and 16, and one for Speech Commands
+    V2. `state` has our key names.
+
+    Raises:
+        DataError: these are not the weights of an AST.
     """
-    lacking = sorted({"v.pos_embed", "mlp_head.1.weight"} - state.keys())
-    if lacking:
-        raise DataError(f"{origin} does not hold the weights of an AST: {lacking[0]} is missing")
+    missing = sorted({"v.pos_embed", "mlp_head.1.weight"} - state.keys())
+    if missing:
+        raise DataError(f"{origin} does not contain the weights of an AST: {missing[0]} is missing")
     shapes = tuple(state["v.pos_embed"].shape), tuple(state["mlp_head.1.weight"].shape)
     for labels, known, strides in (
         (audioset_labels(), AUDIOSET, (10, 12, 14, 16)),

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from ast_core.augment import Patchout
 from ast_core.errors import ConfigError, DataError
 from ast_core.models.pretrained import from_audioset, from_deit, on_grid
-from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_start, patch_grid
+from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_pretraining, patch_grid
 from ast_core.transfer import to_device
 from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
 
 
 class OverlappingPatchEmbed(nn.Module):
-    """timm's `PatchEmbed`, with a stride of its own on each axis."""
+    """timm's `PatchEmbed` with a separate stride for each axis."""
 
     def __init__(
         self, stride: tuple[int, int], img_size: tuple[int, int], in_chans: int, embed_dim: int, **_: Any
@@ -37,7 +37,7 @@ class OverlappingPatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=PATCH_SIZE, stride=stride)
 
     def forward(self, image_B1MT: Tensor) -> Tensor:
-        """`proj` as one matrix product over all patches: for a single channel cuDNN takes several times as long."""
+        """Compute `proj` as one matrix product over all patches, several times faster than cuDNN for one channel."""
         rows, columns = self.proj.stride
         patches_BFPHW = image_B1MT.squeeze(1).unfold(1, PATCH_SIZE, rows).unfold(2, PATCH_SIZE, columns)
         return F.linear(patches_BFPHW.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
@@ -48,18 +48,18 @@ class ASTModel(nn.Module):
 
     Args:
         label_dim: number of classes.
-        fstride, tstride: patch strides on frequency and time; below 16 neighbouring patches overlap.
-        input_fdim, input_tdim: mel bins and frames of the input, fixed for a model.
-        imagenet_pretrain: start from DeiT-distilled ImageNet weights, from timm's hub or from `imagenet_weights`.
-        audioset_pretrain: start from the full-AudioSet AST of 0.4593 mAP, fetched or from `audioset_weights`; only
-            base384 was published. The classifier is new.
+        fstride, tstride: patch strides along frequency and time. Below 16, neighbouring patches overlap.
+        input_fdim, input_tdim: mel bins and frames of the input.
+        imagenet_pretrain: start from distilled DeiT weights for ImageNet, fetched by timm or from `imagenet_weights`.
+        audioset_pretrain: start from the published AudioSet AST of 0.4593 mAP, fetched or from `audioset_weights`. Only
+            base384 was published. The classifier is initialised.
         model_size: one of `MODEL_SIZES`.
-        imagenet_weights: a local `.pth` or `.safetensors` under timm's key names.
-        audioset_weights: a local `.pth` of the original implementation, or Hugging Face's `.safetensors` of it.
+        imagenet_weights: a local `.pth` or `.safetensors` with timm's key names.
+        audioset_weights: a local `.pth` of the reference implementation, or Hugging Face's `.safetensors`.
 
     Raises:
-        ConfigError: a shape, stride or size that cannot be.
-        DataError: a weight file that does not hold what it should.
+        ConfigError: a shape, stride or size is not allowed.
+        DataError: a weight file is missing, or its content does not fit.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ASTModel(nn.Module):
             raise ConfigError(f"model_size is {model_size!r}; use one of {', '.join(MODEL_SIZES)}")
         if label_dim < 1:
             raise ConfigError(f"label_dim is {label_dim}; use the number of classes, 1 or more")
-        check_start(model_size, imagenet_pretrain, audioset_pretrain)
+        check_pretraining(model_size, imagenet_pretrain, audioset_pretrain)
         timm_name, shape = MODEL_SIZES[model_size]
         self.label_dim = label_dim
         self.input_shape = (input_tdim, input_fdim)
@@ -97,21 +97,21 @@ class ASTModel(nn.Module):
         grid = self.v.patch_embed.grid_size
         if audioset_pretrain:
             file = fetch_audioset_weights() if audioset_weights is None else audioset_weights
-            load_weights(self, from_audioset(read_weights(file), grid), file, may_lack="mlp_head")
+            load_weights(self, from_audioset(read_weights(file), grid), file, optional_prefix="mlp_head")
         elif imagenet_pretrain:
             state = _timm_weights(timm_name) if imagenet_weights is None else read_weights(imagenet_weights)
             load_weights(self.v, from_deit(state, grid), imagenet_weights or timm_name)
 
     def start_from(self, source: "ASTModel", head_rows: Sequence[int] | None = None) -> None:
-        """Take over the weights of another model of the same size, positions fitted to this one's patches.
+        """Copy the weights of another model of the same size; fit its positional embedding to this patch grid.
 
         Args:
-            source: of any input shape and strides.
-            head_rows: for each class of this model the index of that class in `source`; None leaves the head, with its
-                norm, as it is.
+            source: a model with any input shape and strides.
+            head_rows: for each class of this model, the index of that class in `source`. None: the head and its norm
+                do not change.
 
         Raises:
-            DataError: `source` is of another size.
+            DataError: `source` has another size.
         """
         theirs = {key: value.detach().cpu() for key, value in source.state_dict().items()}
         if head_rows is None:
@@ -120,30 +120,31 @@ class ASTModel(nn.Module):
             for key in ("mlp_head.1.weight", "mlp_head.1.bias"):
                 theirs[key] = theirs[key][list(head_rows)]
         state = on_grid(theirs, source.v.patch_embed.grid_size, self.v.patch_embed.grid_size)
-        load_weights(self, state, "the model to start from", may_lack="mlp_head" if head_rows is None else None)
+        load_weights(self, state, "the model to start from", optional_prefix="mlp_head" if head_rows is None else None)
 
     def set_fused_attention(self, fused: bool) -> None:
-        """Fused (SDPA) or plain attention: one function, up to rounding, at different speeds."""
+        """Choose fused (SDPA) or plain attention: the same function up to rounding, at different speeds."""
         for module in self.v.modules():
             if isinstance(module, Attention):
-                module.fused_attn = fused  # type: ignore[misc]  # Final, but for TorchScript alone
+                module.fused_attn = fused  # type: ignore[misc]  # Final only for TorchScript
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the inputs of each block and compute the rest again on the way back: less memory, more time."""
+        """Keep only the inputs of each block and compute the rest again for backward: less memory, more time."""
         self.v.set_grad_checkpointing(enabled)
 
     def compile_blocks(self, **how: Any) -> None:
-        """`torch.compile` the transformer blocks, `how` as it takes it; alike as they are, they are compiled once.
+        """Compile the transformer blocks; `how` is passed to `torch.compile`.
 
-        Training alone goes through what is compiled: batches of evaluation have other shapes, and to compile for them
-        would take longer than it saves. The last block, of which two tokens are wanted, stays as it is.
+        All blocks have the same shape, so they are compiled once. Only training uses the compiled blocks: evaluation
+        has other batch shapes, and compiling for them would take longer than it saves. The last block, which computes
+        only two tokens, is not compiled.
         """
         self._compiled_blocks = [torch.compile(block, **how) for block in list(self.v.blocks)[:-1]]
 
     def forward_features(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
-        """Normalised tokens `[batch, tokens, dim]`; the first two are class and distillation.
+        """Normalised tokens `[batch, tokens, dim]`; the first two are the class and the distillation token.
 
-        In training only what `patchout` keeps goes through the blocks; evaluation, like dropout's, sees all.
+        In training, only the patches that `patchout` keeps go through the blocks. Evaluation uses all patches.
         """
         return self.v.norm(self.v.blocks[-1](self._before_last_block(fbank_BTM, patchout)))
 
@@ -156,7 +157,7 @@ class ASTModel(nn.Module):
             )
         tokens_BND = self.v._pos_embed(self.v.patch_embed(fbank_BTM.transpose(1, 2).unsqueeze(1)))
         if patchout is not None and self.training:
-            tokens_BND = self._without(tokens_BND, patchout)
+            tokens_BND = self._kept_tokens(tokens_BND, patchout)
         blocks: Any = self._compiled_blocks if self._compiled_blocks and self.training else self.v.blocks[:-1]
         if self.v.grad_checkpointing:
             return checkpoint_seq(blocks, tokens_BND)
@@ -164,8 +165,8 @@ class ASTModel(nn.Module):
             tokens_BND = block(tokens_BND)
         return tokens_BND
 
-    def _without(self, tokens_BND: Tensor, patchout: Patchout) -> Tensor:
-        """The prefix and the kept patches: `[batch, 2 + rows × columns, dim]`."""
+    def _kept_tokens(self, tokens_BND: Tensor, patchout: Patchout) -> Tensor:
+        """The prefix tokens and the kept patches: `[batch, 2 + rows × columns, dim]`."""
         patches = self.v.num_prefix_tokens + patchout.kept_patches(self.v.patch_embed.grid_size[1])
         kept = np.concatenate([np.arange(self.v.num_prefix_tokens), patches])
         return tokens_BND.index_select(1, to_device(kept, tokens_BND.device))
@@ -174,16 +175,16 @@ class ASTModel(nn.Module):
         return self.mlp_head(tokens_BND[:, :2].mean(dim=1))
 
     def forward(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
-        """As the head reads two tokens alone, the last block computes no other."""
+        """Raw logits `[B, C]`. The head reads only the prefix tokens, so the last block computes no other tokens."""
         tokens_BND = self._before_last_block(fbank_BTM, patchout)
         prefix_BND = first_tokens_after(self.v.blocks[-1], tokens_BND, self.v.num_prefix_tokens)
         return self.forward_head(self.v.norm(prefix_BND))
 
 
 def first_tokens_after(block: Any, tokens_BND: Tensor, num_tokens: int) -> Tensor:
-    """`block(tokens_BND)[:, :num_tokens]`, for which the other tokens need be no more than keys and values.
+    """`block(tokens_BND)[:, :num_tokens]`. The other tokens are only used as keys and values.
 
-    For a timm `Block` without dropout, layer scale and norms inside attention, as DeiT's are.
+    `block` is a timm `Block` without dropout, layer scale and norms inside attention, as in DeiT.
     """
     attention, dim = block.attn, tokens_BND.shape[2]
     normed_BND = block.norm1(tokens_BND)
@@ -199,7 +200,7 @@ def first_tokens_after(block: Any, tokens_BND: Tensor, num_tokens: int) -> Tenso
 
 
 def plain_attention(query_BHQK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor) -> Tensor:
-    """`softmax(q kᵀ / √d) v` as two matrix products, H heads, Q queries, K dimensions of a head."""
+    """`softmax(q kᵀ / √d) v` as two matrix products. H heads, Q queries, K dimensions of a head."""
     scaled_BHQK = query_BHQK * query_BHQK.shape[-1] ** -0.5
     return (scaled_BHQK @ key_BHNK.transpose(-2, -1)).softmax(dim=-1) @ value_BHNK
 
@@ -207,7 +208,7 @@ def plain_attention(query_BHQK: Tensor, key_BHNK: Tensor, value_BHNK: Tensor) ->
 def _timm_weights(timm_name: str) -> dict[str, Tensor]:
     try:
         return timm.create_model(timm_name, pretrained=True).state_dict()
-    except Exception as err:  # timm lets through whatever its hub client raises, none of it documented
+    except Exception as err:  # timm raises undocumented errors of its hub client
         raise DataError(
             f"could not fetch {timm_name} ({type(err).__name__}: {str(err)[:120]!r}); "
             "give the file as imagenet_weights, or train from scratch with imagenet_pretrain false"

@@ -1,6 +1,7 @@
-"""Foreign weights made to fit: key names, and positional embeddings on other patch grids. Pure functions.
+"""Convert weights of other projects: key names, and positional embeddings for other patch grids. Pure functions.
 
-Our names are the original's without `module.`: `v.blocks.0.attn.qkv.weight`, `mlp_head.1.bias`.
+Our key names are those of the reference implementation without `module.`: `v.blocks.0.attn.qkv.weight`,
+`mlp_head.1.bias`.
 """
 
 import re
@@ -14,14 +15,14 @@ from ast_core.errors import DataError
 from ast_core.models.shapes import Grid
 
 NUM_PREFIX_TOKENS = 2
-"""Class token and distillation token stand before the patches."""
+"""The class token and the distillation token come before the patches."""
 
 AUDIOSET_GRID: Grid = (12, 101)
-"""128 mel bins × 1024 frames in 16×16 patches at stride 10."""
+"""Patch grid of 128 mel bins × 1024 frames with 16 × 16 patches at stride 10."""
 
 IMAGE_HEADS = ("v.head.", "v.head_dist.")
+"""DeiT's two classifiers. The reference implementation has them in its state dict but never uses them."""
 IMAGE_CLASSES = 1000
-"""DeiT's two classifiers, which the original's state dict has and its forward never uses."""
 
 HUGGINGFACE_PREFIX = "audio_spectrogram_transformer."
 _HUGGINGFACE_BLOCK = f"{HUGGINGFACE_PREFIX}encoder.layer.N"
@@ -42,14 +43,14 @@ _TO_HUGGINGFACE = {
     "mlp_head.0": "classifier.layernorm",
     "mlp_head.1": "classifier.dense",
 }
-"""Names as in the files of `ASTForAudioClassification`, whose own state dict in memory has others since 5.x."""
+"""Our names → names in the files of `ASTForAudioClassification`. Its state dict in memory has others since 5.x."""
 _FROM_HUGGINGFACE = {theirs: ours for ours, theirs in _TO_HUGGINGFACE.items()}
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
-    """Cut the middle out of each axis that is too long; stretch bilinearly what is too short.
+    """Cut the middle out of an axis that is too long; interpolate bilinearly along an axis that is too short.
 
-    As the original's constructor does: first time, then frequency. `pos_embed` is `[1, 2 + F·T, dim]`.
+    Time comes first, then frequency, as in the reference implementation. `pos_embed` is `[1, 2 + F·T, dim]`.
     """
     prefix, patches = pos_embed[:, :NUM_PREFIX_TOKENS], pos_embed[:, NUM_PREFIX_TOKENS:]
     image = patches.transpose(1, 2).reshape(1, -1, *grid)
@@ -64,7 +65,7 @@ def resize_pos_embed(pos_embed: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
 
 
 def from_deit(state: Mapping[str, Tensor], new_grid: Grid) -> dict[str, Tensor]:
-    """timm's DeiT-distilled weights for our transformer: colours summed, grid adapted, image heads dropped."""
+    """timm's distilled DeiT weights for our transformer: colours summed, positions resized, image heads removed."""
     missing = {"patch_embed.proj.weight", "pos_embed", "cls_token", "dist_token"} - state.keys()
     if missing:
         raise DataError(f"these are not DeiT-distilled weights: {sorted(missing)[0]!r} is missing")
@@ -76,15 +77,15 @@ def from_deit(state: Mapping[str, Tensor], new_grid: Grid) -> dict[str, Tensor]:
 
 
 def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original implementation's state dict under our names: no `module.`, no unused image heads."""
+    """The reference implementation's state dict with our names, without the unused image heads."""
     renamed = _renamed(state, lambda key: key.removeprefix("module."))
     return {key: value for key, value in renamed.items() if not key.startswith(IMAGE_HEADS)}
 
 
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours under the original's names: `module.` in front, as its training saves them, and the image heads as zeros.
+    """Our state dict with the reference implementation's names: the prefix `module.`, and image heads of zeros.
 
-    The original's own loader is strict, so the heads must be there; they take no part in the output.
+    Its loader is strict, so the heads must be present; they do not affect the output.
     """
     like = state["v.cls_token"]
     heads = {}
@@ -95,13 +96,13 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def has_zero_image_heads(state: Mapping[str, Tensor]) -> bool:
-    """Whether `to_original` wrote this: its image heads are there and all zero, as no trained ones are."""
+    """Whether `to_original` made this state dict: it has image heads, and they are all zero."""
     heads = [value for key, value in state.items() if key.removeprefix("module.").startswith(IMAGE_HEADS)]
     return bool(heads) and not any(value.any() for value in heads)
 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of Hugging Face's `ASTForAudioClassification` under our names, query, key and value in one."""
+    """Hugging Face's `ASTForAudioClassification` weights with our names; query, key and value become one tensor."""
     renamed = _renamed(state, lambda key: _translated(key, _FROM_HUGGINGFACE))
     for query in [key for key in renamed if ".attn.q." in key]:
         parts = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
@@ -111,7 +112,7 @@ def from_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours under the names of `ASTForAudioClassification`'s files, query, key and value apart."""
+    """Our state dict with the names of `ASTForAudioClassification`; query, key and value become separate tensors."""
     parts: dict[str, Tensor] = {}
     for key, value in state.items():
         if ".attn.qkv." in key:
@@ -123,7 +124,10 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def under_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the original (with `module.` or without), of Hugging Face, or of ours, told apart by its keys."""
+    """A state dict of the reference implementation, Hugging Face or this project, with our names.
+
+    The keys tell which it is. The prefix `module.` may be missing.
+    """
     if any(key.startswith(HUGGINGFACE_PREFIX) for key in state):
         return from_huggingface(state)
     return from_original(state)
@@ -132,12 +136,12 @@ def under_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
     renamed = {rename(key): value for key, value in state.items()}
     if len(renamed) < len(state):
-        raise DataError("these weights mix two ways of naming: the same tensor stands under two keys")
+        raise DataError("these weights mix two naming schemes: two keys mean the same tensor; remove one of the two")
     return renamed
 
 
 def _translated(key: str, names: Mapping[str, str]) -> str:
-    """`key` by a table of stems with N for the block's number; what the table lacks stays, for the loader to refuse."""
+    """`key` translated by `names`, which has N for a block number. An unknown key is kept; the loader refuses it."""
     kind = next((kind for kind in (".weight", ".bias") if key.endswith(kind)), "")
     stem = key.removesuffix(kind)
     number = next(iter(re.findall(r"\.\d+\.", stem)), ".N.")
@@ -146,17 +150,20 @@ def _translated(key: str, names: Mapping[str, str]) -> str:
 
 
 def from_audioset(state: Mapping[str, Tensor], new_grid: Grid) -> dict[str, Tensor]:
-    """A full-AudioSet checkpoint (base384, stride 10, 1024 frames) in any naming, classifier off, on another grid."""
+    """An AudioSet checkpoint (base384, stride 10, 1024 frames) for another patch grid, without its classifier.
+
+    It may have the names of any project.
+    """
     renamed = {key: value for key, value in under_our_names(state).items() if not key.startswith("mlp_head")}
     num_tokens = NUM_PREFIX_TOKENS + AUDIOSET_GRID[0] * AUDIOSET_GRID[1]
     if "v.pos_embed" not in renamed or renamed["v.pos_embed"].shape[1] != num_tokens:
         raise DataError(
             f"not an AudioSet checkpoint at stride 10 and 1024 frames: v.pos_embed of {num_tokens} tokens expected; "
-            "a model of another shape is one to start from by --init-from"
+            "to start from a model of another shape, use --init-from"
         )
     return on_grid(renamed, AUDIOSET_GRID, new_grid)
 
 
 def on_grid(state: Mapping[str, Tensor], grid: Grid, new_grid: Grid) -> dict[str, Tensor]:
-    """The weights of an AST on `grid`, under our names, for one on `new_grid`."""
+    """The weights of an AST with patch grid `grid`, in our names, for an AST with `new_grid`."""
     return {**state, "v.pos_embed": resize_pos_embed(state["v.pos_embed"], grid, new_grid)}

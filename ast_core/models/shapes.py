@@ -1,4 +1,4 @@
-"""Sizes and patch grids of the AST. Imports no PyTorch: a recipe is read and checked in milliseconds."""
+"""Sizes and patch grids of the AST. Imports no PyTorch, so that recipes are checked in milliseconds."""
 
 from ast_core.errors import ConfigError
 
@@ -10,14 +10,14 @@ MODEL_SIZES: dict[str, tuple[str, dict[str, int]]] = {
     "base224": ("deit_base_distilled_patch16_224", {"embed_dim": 768, "depth": 12, "num_heads": 12}),
     "base384": ("deit_base_distilled_patch16_384", {"embed_dim": 768, "depth": 12, "num_heads": 12}),
 }
-"""timm's name of the ImageNet weights, and the shape of the transformer."""
+"""Size → timm's name of the ImageNet weights, and the shape of the transformer."""
 
 Grid = tuple[int, int]
-"""Patches along frequency, patches along time."""
+"""Number of patches along frequency and along time."""
 
 
 def patch_grid(input_fdim: int, input_tdim: int, fstride: int, tstride: int) -> Grid:
-    """Patches along frequency and time. Raises ConfigError where not even one fits."""
+    """The patch grid of an input. Raises ConfigError if a stride is not allowed or not even one patch fits."""
     for key, value in {"fstride": fstride, "tstride": tstride}.items():
         if not 1 <= value <= PATCH_SIZE:
             raise ConfigError(f"{key} is {value}; use 1 to {PATCH_SIZE} (the patch size)")
@@ -27,9 +27,11 @@ def patch_grid(input_fdim: int, input_tdim: int, fstride: int, tstride: int) -> 
     return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
 
 
-def check_start(model_size: str, imagenet_pretrain: bool, audioset_pretrain: bool) -> None:
-    """Raises ConfigError for AudioSet weights that were never published, as the original does."""
+def check_pretraining(model_size: str, imagenet_pretrain: bool, audioset_pretrain: bool) -> None:
+    """Raises ConfigError for AudioSet weights that were not published, as the reference implementation does."""
     if audioset_pretrain and model_size != "base384":
-        raise ConfigError(f"audioset_pretrain goes with model_size base384 only, not {model_size}")
+        raise ConfigError(
+            f"audioset_pretrain is true but model_size is {model_size}; use base384, or audioset_pretrain false"
+        )
     if audioset_pretrain and not imagenet_pretrain:
-        raise ConfigError("audioset_pretrain starts from weights that saw ImageNet first; set imagenet_pretrain true")
+        raise ConfigError("audioset_pretrain is true but imagenet_pretrain is false; set imagenet_pretrain true")

@@ -1,4 +1,4 @@
-"""Training steps as every rank makes them, alone or with DistributedDataParallel. Importable by other processes."""
+"""Training steps in one process or on several DDP ranks, in a module that other processes can import."""
 
 import os
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ from tests.ast_core import small
 from tests.processes import START_METHOD
 
 GLOBAL_BATCH = 5
-"""Odd, so that two ranks need a filler clip."""
+"""Odd, so that two ranks need a padding clip."""
 
 
 def model() -> ASTModel:
-    """`small.model` with a third of its blocks: what ranks exchange is of the same kinds."""
+    """`small.model` with a third of its blocks, which has the same kinds of parameters."""
     made = small.model()
     del made.v.blocks[4:]
     return made
 
 
 def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1) -> dict[str, Any]:
-    """This rank's part of each step's loss, the first step's gradients, the weights after the first and the last."""
+    """Train; return this rank's losses, the gradients of the first step, and the weights after first and last step."""
     bare = model()
     set_execution(bare, torch.device("cpu"), recipe)
     trained: nn.Module = DistributedDataParallel(bare) if world_size > 1 else bare
@@ -64,7 +64,7 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
 
 
 def train_on_ranks(runs: Sequence[tuple[Recipe, int]], *, world_size: int, folder: Path) -> list[dict[str, Any]]:
-    """The same for each recipe and number of steps: rank 0's weights and gradients, losses summed over real ranks."""
+    """Train each recipe on real ranks; return rank 0's weights and gradients, and losses summed over ranks."""
     mp.start_processes(_rank, (runs, world_size, folder), nprocs=world_size, start_method=START_METHOD)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
     results = []

@@ -1,4 +1,4 @@
-"""Weight files that nobody should load: a pickle can run any function when it is read."""
+"""Weight files with hostile code: reading a pickle can run any function."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ import torch
 
 
 class MakesFolder:
-    """Makes a folder when it is read without care."""
+    """Makes a folder when it is unpickled without protection."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

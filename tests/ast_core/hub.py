@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback, as much of it as fetching one file by revision takes."""
+"""A Hugging Face hub on loopback that serves one file of one revision."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from threading import Thread
 
 
 def fetch_and_read(*file: str) -> str:
-    """What a HubFile of these arguments holds, or the error. For a process that has not imported the hub's client."""
+    """The content of a `HubFile` with these arguments, or the error. Run it in a process without the hub's client."""
     from ast_core.errors import DataError
     from ast_core.weight_files import HubFile, fetch_audioset_weights, read_weights
 
@@ -40,7 +40,7 @@ def serving(path: str, content: bytes) -> Iterator[tuple[str, list[str]]]:
                 self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()

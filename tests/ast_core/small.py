@@ -1,4 +1,4 @@
-"""A model, a recipe and batches small enough for every test: 34 tokens, 5 classes."""
+"""A small model, recipe and batches for tests: 34 tokens, 5 classes."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ def model(*, seed: int = 0, label_dim: int = NUM_CLASSES) -> ASTModel:
 
 
 def deit_state(model: ASTModel) -> dict[str, torch.Tensor]:
-    """A model's weights as those of DeiT: the positions of its 14 × 14 patches, and its two heads, are 0."""
+    """A model's weights as a DeiT state dict. The positions of the 14 × 14 patches and the two heads are 0."""
     state = model.v.state_dict()
     state["pos_embed"] = torch.zeros(1, 2 + 14 * 14, state["pos_embed"].shape[-1])
     state["head.weight"] = state["head_dist.weight"] = torch.zeros(1000, state["norm.weight"].numel())
@@ -33,8 +33,8 @@ def deit_state(model: ASTModel) -> dict[str, torch.Tensor]:
 
 
 def recipe(**changes: Any) -> Recipe:
-    few = {"label_dim": NUM_CLASSES, "freqm": 24, "timem": 24, "precision": "fp32"}
-    return Recipe(**SHAPE | few | changes)
+    defaults = {"label_dim": NUM_CLASSES, "freqm": 24, "timem": 24, "precision": "fp32"}
+    return Recipe(**SHAPE | defaults | changes)
 
 
 def log_mel(num_clips: int, *, seed: int = 0) -> torch.Tensor:
@@ -44,7 +44,7 @@ def log_mel(num_clips: int, *, seed: int = 0) -> torch.Tensor:
 
 
 def batch(num_clips: int, *, seed: int = 0, one_label: bool = False) -> Batch:
-    """Clips of full length; half of them mixed with a partner; one label a clip, or several."""
+    """Clips of full length. Half of them have a mixup partner. A clip has one label, or several."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(NUM_CLASSES, (num_clips,), generator=generator)
     target = torch.nn.functional.one_hot(label, NUM_CLASSES).float()
@@ -62,7 +62,7 @@ def batch(num_clips: int, *, seed: int = 0, one_label: bool = False) -> Batch:
 
 
 def take(whole: Batch, positions: np.ndarray) -> Batch:
-    """These clips of a batch, with their partners."""
+    """The clips at `positions` of a batch, with their partners."""
     parts = [whole.part(i, i + 1) for i in positions.tolist()]
     partners = [part.partners for part in parts]
     mixed = np.flatnonzero([len(p.position) for p in partners])

@@ -1,4 +1,4 @@
-"""Augmentation has the original's distributions and order, and is the same alone, in a batch and in a share."""
+"""Augmentation has the reference's distributions and order, and is the same in a batch and in a rank's share."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from tests.ast_core import small
 from tests.reference import figures, needs_shared
 
 SIGNIFICANCE = 1e-3
-"""A right implementation would be refused for one seed in a thousand; the seeds are fixed and were not chosen."""
+"""A correct implementation fails for one seed in a thousand. The seeds are fixed and were not selected."""
 
 FBANK_TOLERANCE = 1e-3
 SILENCE = math.log(POWER_FLOOR)
@@ -41,7 +41,7 @@ AUDIOSET_MASKS = {"num_frames": NUM_FRAMES, "num_mel_bins": NUM_MEL_BINS, "freqm
 
 
 @needs_shared
-def test_mixup_of_log_mel_comes_close_to_mixing_the_waveforms_and_mixing_it_linearly_does_not():
+def test_power_mixup_is_near_mixing_waveforms_and_linear_mixup_is_not():
     mixed = figures("mixup_reference")
     lam = float(mixed["lam"])
     a, b = (fbank(torch.from_numpy(mixed[key])) for key in ("waveform_a", "waveform_b"))
@@ -50,22 +50,22 @@ def test_mixup_of_log_mel_comes_close_to_mixing_the_waveforms_and_mixing_it_line
     def error(fbank_TM: Tensor) -> float:
         return (fbank_TM - expected).abs().mean().item()
 
-    # 0.14 nats on average over 42 pairs (README of the fixtures); this pair: 0.15.
+    # 0.14 nats on average over 42 pairs (README of the fixtures), 0.15 for this pair.
     assert error(mixup_power(a, b, lam)) < 0.2
     assert error(lam * a + (1 - lam) * b) > 4 * error(mixup_power(a, b, lam))
 
 
-def test_mixup_is_exact_where_the_two_clips_share_no_frequency():
+def test_mixup_is_exact_for_clips_that_share_no_frequency():
     t = torch.arange(16_000) / 16_000
     low, high = (0.5 * torch.sin(2 * torch.pi * freq_hz * t) for freq_hz in (500, 4000))
     mixed, expected = mixup_power(fbank(low), fbank(high), 0.3), fbank(0.3 * low + 0.7 * high)
-    loud = expected > 0  # the two peaks; elsewhere the window's side lobes overlap
+    loud = expected > 0  # only the two peaks; elsewhere side lobes of the window overlap
     assert loud.sum() > 2 * len(expected)
     torch.testing.assert_close(mixed[loud], expected[loud], rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("partner", [0.0, -15.9, -torch.inf], ids=["loud", "silent", "ended"])
-def test_lambda_1_leaves_the_clip_as_it_is(partner: float):
+def test_lambda_1_does_not_change_the_clip(partner: float):
     clips = small.log_mel(2)
     assert torch.equal(mixup_power(clips, torch.full_like(clips, partner), 1.0), clips)
 
@@ -75,7 +75,7 @@ def test_mixup_is_symmetric():
     torch.testing.assert_close(mixup_power(a, b, 0.3), mixup_power(b, a, 0.7))
 
 
-def test_lambda_may_differ_by_clip():
+def test_lambda_may_differ_between_clips():
     a, b = small.log_mel(2), small.log_mel(2, seed=1)
     lam = torch.tensor([0.2, 0.9])
     each = torch.stack([mixup_power(a[i], b[i], lam[i].item()) for i in range(2)])
@@ -87,10 +87,10 @@ def padded(fbank_TM: Tensor, num_frames: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("clip_s", "partner_s"), [(0.5, 0.3), (0.3, 0.5), (0.4, 0.4), (0.9, 0.2), (0.2, 0.9)])
-def test_a_mixture_is_as_long_as_the_clip_whatever_the_partner(clip_s: float, partner_s: float):
-    """As in the original, where the partner's waveform is cut to the clip's or padded with silence."""
+def test_a_mixture_has_the_length_of_the_clip_for_any_partner(clip_s: float, partner_s: float):
+    """The reference implementation cuts the partner's waveform to the clip's length, or pads it with silence."""
     generator = torch.Generator().manual_seed(0)
-    lam, num_frames = 0.4, 64  # 0.9 s are cut, the rest is padded
+    lam, num_frames = 0.4, 64  # 0.9 s is cut, shorter clips are padded
     clip, partner = (0.1 * torch.randn(int(s * 16_000), generator=generator) for s in (clip_s, partner_s))
     fbanks = [fbank(waveform) for waveform in (clip, partner)]
     clip_frames, partner_frames = (min(len(each), num_frames) for each in fbanks)
@@ -102,18 +102,18 @@ def test_a_mixture_is_as_long_as_the_clip_whatever_the_partner(clip_s: float, pa
         torch.tensor([lam]),
     )[0]
     assert not mixed[clip_frames:].any()
-    as_long = torch.zeros_like(clip)
-    as_long[: len(partner)] = partner[: len(clip)]
-    of_waveforms = padded(fbank(lam * clip + (1 - lam) * as_long), num_frames)
+    fitted = torch.zeros_like(clip)
+    fitted[: len(partner)] = partner[: len(clip)]
+    of_waveforms = padded(fbank(lam * clip + (1 - lam) * fitted), num_frames)
     error = (mixed - of_waveforms).masked_fill(of_waveforms < SILENCE + 1e-3, 0)  # one mel filter is empty at 16 kHz
     both = min(clip_frames, partner_frames)
-    # Past the partner's end (two frames overlap it) only the gain is left, which is exact.
+    # After the partner's end, which two frames overlap, only the gain remains, which is exact.
     assert torch.all(error[both + 2 : clip_frames].abs() < FBANK_TOLERANCE)
-    # Before it, two noises: right on average over hundreds of values.
+    # Before it there are two noises, for which the average over hundreds of values is right.
     assert abs(error[:both].mean().item()) < 0.2
 
 
-def test_mixup_of_log_mel_as_it_is_weighs_the_values_and_takes_silence_where_the_partner_has_ended():
+def test_mixup_in_log_mel_weights_values_and_takes_silence_after_the_partner():
     clip, partner = small.log_mel(2).split(1)
     frames, ended = torch.tensor([small.NUM_FRAMES]), torch.tensor([40])
     mixed = mixup_batch(clip, frames, partner, ended, torch.tensor([0.3]), "log_mel")
@@ -122,7 +122,7 @@ def test_mixup_of_log_mel_as_it_is_weighs_the_values_and_takes_silence_where_the
 
 
 @pytest.mark.parametrize("domain", ["power", "log_mel"])
-def test_in_a_batch_only_the_clips_with_a_partner_change(domain: MixupDomain):
+def test_only_clips_with_a_partner_change(domain: MixupDomain):
     clips, junk = small.log_mel(3), torch.full((3, small.NUM_FRAMES, small.NUM_MEL_BINS), 50.0)
     frames = torch.full((3,), small.NUM_FRAMES)
     mixed = mixup_batch(clips, frames, junk, torch.tensor([0, 64, 64]), torch.tensor([1.0, 0.5, 1.0]), domain)
@@ -130,7 +130,7 @@ def test_in_a_batch_only_the_clips_with_a_partner_change(domain: MixupDomain):
     assert (mixed[1] > clips[1] + 10).all()
 
 
-def test_frames_mask_is_true_on_the_frames_that_a_clip_has():
+def test_frames_mask_is_true_for_the_frames_of_a_clip():
     assert frames_mask(torch.tensor([0, 2, 3, 5]), 3).tolist() == [
         [False, False, False],
         [True, True, False],
@@ -151,7 +151,7 @@ def masks_of_draw(size: int, longest: int, num: int) -> tuple[np.ndarray, np.nda
 
 
 def masks_of_torchaudio(size: int, longest: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the original's own transforms set to 0."""
+    """Starts and widths of the masks of torchaudio's transforms, which the reference implementation uses."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         masked = torch.stack(
@@ -162,14 +162,14 @@ def masks_of_torchaudio(size: int, longest: int, num: int) -> tuple[np.ndarray, 
 
 
 def start_probabilities(size: int, longest: int) -> np.ndarray:
-    """P(start = s) for a real width v = U·longest of 1 or more and a start floor(U'·(size - v)), integrated over v."""
+    """P(start = s) for a start floor(U'·(size - v)), integrated over real widths v = U·longest of at least 1."""
     v = 1 + (np.arange(20_000) + 0.5) / 20_000 * (longest - 1)
     s = np.arange(size).reshape(-1, 1)
     return (np.clip(size - v - s, 0, 1) / (size - v)).mean(axis=1)
 
 
 def p_value(observed: np.ndarray, probability: np.ndarray) -> float:
-    """Chi-square of counts; neighbouring values are counted together until about 20 are expected."""
+    """Chi-square test of counts. Neighbouring values are merged until about 20 are expected in each cell."""
     expected = probability * observed.sum()
     cell = np.minimum(np.cumsum(expected) / 20, observed.sum() / 20 - 1).astype(int)
     _, cell = np.unique(cell, return_inverse=True)
@@ -178,12 +178,12 @@ def p_value(observed: np.ndarray, probability: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("size", "longest"), [(NUM_MEL_BINS, 48), (NUM_FRAMES, 192), (NUM_MEL_BINS, 128)])
 @pytest.mark.parametrize("masks", [masks_of_draw, masks_of_torchaudio])
-def test_widths_and_starts_of_masks_are_torchaudios(masks: Callable, size: int, longest: int):
-    """Both ours and torchaudio's agree with the distribution as written down here."""
+def test_mask_widths_and_starts_are_distributed_as_in_torchaudio(masks: Callable, size: int, longest: int):
+    """Our masks and torchaudio's both agree with the distribution of `start_probabilities`."""
     num = 40_000 if masks is masks_of_draw else 8_000
     start, width = masks(size, longest, num)
     assert p_value(np.bincount(width, minlength=longest), np.full(longest, 1 / longest)) > SIGNIFICANCE
-    seen = width > 0  # where an empty mask of torchaudio's starts cannot be seen
+    seen = width > 0  # the start of an empty torchaudio mask is not visible
     assert p_value(np.bincount(start[seen], minlength=size), start_probabilities(size, longest)) > SIGNIFICANCE
     assert np.all(start + width <= size)
 
@@ -192,11 +192,11 @@ def test_masks_in_time_and_in_frequency_are_independent():
     drawn = draw((5,), 5000, **AUDIOSET_MASKS, noise=True)
     values = [getattr(drawn, name) for name in vars(drawn) if name != "freq_start" and name != "time_start"]
     correlation = np.corrcoef(values) - np.eye(len(values))
-    # Six values, 15 pairs: the limit is passed by chance in one seed of a thousand.
+    # Six values have 15 pairs. Chance exceeds the limit for one seed in a thousand.
     assert np.abs(correlation).max() < stats.norm.isf(SIGNIFICANCE / 30) / math.sqrt(5000)
 
 
-def test_masked_blocks_are_0_and_the_rest_is_untouched():
+def test_masked_blocks_are_0_and_the_rest_is_unchanged():
     clips = small.log_mel(16)
     drawn = small.augmentation(16)
     masked = spec_augment(clips, drawn)
@@ -208,7 +208,7 @@ def test_masked_blocks_are_0_and_the_rest_is_untouched():
     assert (masked == 0).any()
 
 
-def test_masks_of_width_0_leave_the_clips_as_they_are():
+def test_masks_of_width_0_do_not_change_the_clips():
     clips = small.log_mel(8)
     shape = {"num_frames": small.NUM_FRAMES, "num_mel_bins": small.NUM_MEL_BINS}
     drawn = draw((0,), 8, **shape, freqm=0, timem=0, noise=False)
@@ -230,7 +230,7 @@ def test_noise_gains_and_rolls_are_uniform():
     assert len(np.unique(drawn.noise_seed)) == 20_000
 
 
-def test_noise_is_uniform_up_to_its_gain_and_the_roll_goes_along_time():
+def test_noise_is_uniform_below_its_gain_and_the_roll_is_along_time():
     drawn = small.augmentation(4)
     zeros = torch.zeros(4, small.NUM_FRAMES, small.NUM_MEL_BINS)
     noise = noise_and_roll(zeros, drawn).numpy()
@@ -243,14 +243,14 @@ def test_noise_is_uniform_up_to_its_gain_and_the_roll_goes_along_time():
     assert len(set(drawn.roll_frames)) > 1
 
 
-def test_every_clip_has_noise_of_its_own():
+def test_every_clip_has_independent_noise():
     drawn = small.augmentation(3)
     noise = noise_and_roll(torch.zeros(3, small.NUM_FRAMES, small.NUM_MEL_BINS), drawn).numpy()
     unrolled = [np.roll(clip, -roll, axis=0).ravel() for clip, roll in zip(noise, drawn.roll_frames, strict=True)]
     assert np.abs(np.corrcoef(unrolled) - np.eye(3)).max() < 0.05  # about 4.5 σ of 8,192 values
 
 
-def test_without_noise_nothing_is_added_and_the_masks_are_the_same():
+def test_without_noise_the_clips_are_unchanged_and_masks_the_same():
     with_noise, without = (small.augmentation(6, seed=4, noise=noise) for noise in (True, False))
     clips = small.log_mel(6)
     assert torch.equal(noise_and_roll(clips, without), clips)
@@ -258,8 +258,8 @@ def test_without_noise_nothing_is_added_and_the_masks_are_the_same():
     assert torch.equal(spec_augment(clips, without), spec_augment(clips, with_noise))
 
 
-def test_what_one_augmentation_draws_does_not_depend_on_another():
-    """Each has a generator of its own: switching one off, or making it wider, leaves the others as they were."""
+def test_each_augmentation_draws_independently_of_the_others():
+    """Each kind has its own generator, so switching one off does not change the others."""
     usual = AUDIOSET_MASKS | {"noise": True}
     drawn = draw((2, 7), 50, **usual)
     for changes in ({"freqm": 0}, {"timem": 0}, {"noise": False}):
@@ -272,7 +272,7 @@ def test_what_one_augmentation_draws_does_not_depend_on_another():
     assert (draw((2, 8), 50, **usual).freq_width != drawn.freq_width).any()
 
 
-def test_patchout_is_one_draw_a_step_of_uniform_rows_and_columns():
+def test_patchout_draws_uniform_rows_and_columns():
     grid, dropped = (12, 101), {"num_rows": 4, "num_columns": 40}
     rows, columns = np.zeros(12), np.zeros(101)
     for seed in range(300):
@@ -282,18 +282,18 @@ def test_patchout_is_one_draw_a_step_of_uniform_rows_and_columns():
         assert (np.sort(drawn.columns) == drawn.columns).all()
         rows[drawn.rows] += 1
         columns[drawn.columns] += 1
-    # Binomial, standard deviation 0.027: five of them.
+    # Five standard deviations of the binomial distribution, 0.027 each.
     assert np.abs(rows / 300 - 8 / 12).max() < 0.14
     assert np.abs(columns / 300 - 61 / 101).max() < 0.14
 
 
-def test_patchout_is_a_function_of_the_step_and_of_nothing_else():
+def test_patchout_depends_only_on_the_seed():
     grid = (12, 101)
     first, again, other = (draw_patchout((7, 2, i), grid, num_rows=4, num_columns=40) for i in (5, 5, 6))
     assert (first.rows == again.rows).all()
     assert (first.columns == again.columns).all()
     assert set(first.columns) != set(other.columns)
-    # Neither axis' draw depends on whether the other drops any.
+    # The draw for one axis does not depend on the other axis.
     assert (draw_patchout((7, 2, 5), grid, num_rows=0, num_columns=40).columns == first.columns).all()
     assert len(draw_patchout((7, 2, 5), grid, num_rows=4, num_columns=0).columns) == 101
     assert draw_patchout((7, 2, 5), grid, num_rows=0, num_columns=0) is None
@@ -311,7 +311,7 @@ def test_one_seed_gives_one_augmentation():
 
 
 @pytest.mark.parametrize("positions", [[0], [5, 2], [1, 3, 5], [0, 1, 2, 3, 4, 5]])
-def test_a_share_is_augmented_as_its_clips_are_in_the_whole_batch(positions: list[int]):
+def test_a_share_is_augmented_as_in_the_whole_batch(positions: list[int]):
     clips, drawn = small.log_mel(6), small.augmentation(6)
     whole = everything(clips, drawn)
     assert torch.equal(everything(clips[positions], drawn.take(np.array(positions))), whole[positions])

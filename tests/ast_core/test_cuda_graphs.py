@@ -1,4 +1,4 @@
-"""The compiled blocks as CUDA graphs, on a real GPU; what they give lies in memory that the next replay writes over."""
+"""Compiled blocks as CUDA graphs, on a real GPU. The next replay overwrites their outputs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ GPU = torch.device("cuda")
 
 
 def trained(changes: dict[str, Any], num_steps: int = 5) -> list[float]:
-    """Losses of `num_steps` steps and the mean score after them."""
+    """The losses of `num_steps` steps, and the mean score after them."""
     recipe, model = small.recipe(precision="bf16", **changes), small.model()
     set_execution(model, GPU, recipe)
     model.to(GPU).train()
@@ -23,7 +23,7 @@ def trained(changes: dict[str, Any], num_steps: int = 5) -> list[float]:
     for step in range(num_steps):
         drawn = small.augmentation(6, seed=step, noise=False)
         losses.append(train_step(model, optimizer, batch, drawn, lr=2e-4, **args))
-        if step == 2:  # between graphs that are replayed already
+        if step == 2:  # when the graphs are already being replayed
             model.eval()
             predict(model, batch, recipe=recipe, norm=small.NORM)
             model.train()
@@ -34,7 +34,7 @@ def trained(changes: dict[str, Any], num_steps: int = 5) -> list[float]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 2}, {"grad_clip": 0.1}], ids=str)
-def test_replayed_blocks_train_as_the_plain_ones_do(changes: dict[str, Any]):
+def test_cuda_graphs_train_as_plain_blocks(changes: dict[str, Any]):
     replayed = trained(changes | {"compile": True, "cuda_graphs": True})
     graphs = get_container(torch.cuda.current_device()).tree_manager
     assert graphs is not None

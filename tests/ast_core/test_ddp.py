@@ -1,10 +1,10 @@
-"""DDP over two real ranks makes the update of one process on the same global batch, at once or in parts.
+"""DDP on two real ranks makes the update of one process on the same global batch, with or without micro-batches.
 
-In parts, it also checkpoints activations, which must agree with ranks that exchange gradients but once.
+With micro-batches it also uses activation checkpointing, which must work together with one exchange of gradients.
 
-What differs is float32 rounding, which the order of summation moves. Adam makes a step of the size of lr out of any
-gradient, also out of rounding where the true gradient is 0, as that of the attention's key bias is; so a parameter is
-compared with how far it has gone.
+Only float32 rounding differs, as the order of summation does. Adam's steps have the size of lr for any gradient. If the
+true gradient is 0, as that of the attention's key bias, the steps follow rounding. So the difference of a parameter is
+compared with its distance from the start.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,20 +21,20 @@ MICRO_BATCHES = [None, 2]
 SWITCHES: dict[str, Any] = {"patchout_f": 3, "patchout_t": 1, "grad_clip": 1e-2}
 LOSS_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 1e-4
-"""Of the logits' spread, on clips that were not trained on."""
+"""Relative to the logits' spread, on clips that were not trained on."""
 MOVED_TOLERANCE = 3e-2
-"""Of the norm of a parameter's way from its start; measured: 3e-6 to 1e-2 by the kind of CPU. The most have the key
-biases: they change no logit, so that their gradients are rounding alone, and Adam's steps go by the sign."""
+"""Relative to the norm of a parameter's distance from its start. Measured: 3e-6 to 1e-2, depending on the CPU. Key
+biases differ most: they do not change the logits, so their gradients are only rounding."""
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+def one_process() -> dict[str, Any]:
     return ddp.train(small.recipe(lr=1e-4), NUM_STEPS)
 
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
-    """Runs by their micro-batch size, and one that is `switched`: the processes start once for all."""
+    """Runs by micro-batch size, and the run `switched` with `SWITCHES`. The processes start once for all runs."""
     runs = {
         size: (small.recipe(lr=1e-4, micro_batch_size=size, activation_checkpointing=size is not None), NUM_STEPS)
         for size in MICRO_BATCHES
@@ -62,24 +62,26 @@ def logits() -> Callable[[Mapping[str, Tensor]], Tensor]:
 
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
-def test_two_ranks_have_the_gradients_of_one_process(alone: dict, on_two_ranks: dict, micro_batch_size: int | None):
+def test_two_ranks_get_the_gradients_of_one_process(
+    one_process: dict, on_two_ranks: dict, micro_batch_size: int | None
+):
     gradients = on_two_ranks[micro_batch_size]["gradients"]
-    assert gradients.keys() == alone["gradients"].keys()
-    for name, expected in alone["gradients"].items():
+    assert gradients.keys() == one_process["gradients"].keys()
+    for name, expected in one_process["gradients"].items():
         assert (gradients[name] - expected).norm() <= 1e-4 * expected.norm(), name
 
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
 @pytest.mark.parametrize("after", ["first", "last"])
-def test_two_ranks_come_to_the_weights_of_one_process(
-    alone: dict,
+def test_two_ranks_reach_the_weights_of_one_process(
+    one_process: dict,
     on_two_ranks: dict,
     start: dict[str, Tensor],
     logits: Callable,
     micro_batch_size: int | None,
     after: str,
 ):
-    expected, got = alone[after], on_two_ranks[micro_batch_size][after]
+    expected, got = one_process[after], on_two_ranks[micro_batch_size][after]
     for name, value in expected.items():
         assert (got[name] - value).norm() <= MOVED_TOLERANCE * (value - start[name]).norm(), name
     difference = (logits(got) - logits(expected)).abs().max()
@@ -88,20 +90,20 @@ def test_two_ranks_come_to_the_weights_of_one_process(
 
 
 @pytest.mark.parametrize("micro_batch_size", MICRO_BATCHES)
-def test_fifty_losses_on_two_ranks_are_those_of_one_process(
-    alone: dict, on_two_ranks: dict, micro_batch_size: int | None
+def test_fifty_losses_on_two_ranks_equal_those_of_one_process(
+    one_process: dict, on_two_ranks: dict, micro_batch_size: int | None
 ):
-    assert on_two_ranks[micro_batch_size]["losses"] == pytest.approx(alone["losses"], rel=LOSS_TOLERANCE)
-    assert len(set(alone["losses"])) == NUM_STEPS
+    assert on_two_ranks[micro_batch_size]["losses"] == pytest.approx(one_process["losses"], rel=LOSS_TOLERANCE)
+    assert len(set(one_process["losses"])) == NUM_STEPS
 
 
-def test_patchout_and_clipping_on_two_ranks_in_parts_are_those_of_one_process(on_two_ranks: dict):
-    """The gradients are clipped as one, after the exchange: a rank's or a part's own norm is another."""
-    alone = ddp.train(small.recipe(**SWITCHES), 2)
+def test_patchout_and_clipping_on_two_ranks_equal_those_of_one_process(on_two_ranks: dict):
+    """The whole gradient is clipped after the exchange. The norms of a rank's or a micro-batch's gradient differ."""
+    one_process = ddp.train(small.recipe(**SWITCHES), 2)
     shared = on_two_ranks["switched"]
-    assert shared["losses"] == pytest.approx(alone["losses"], rel=LOSS_TOLERANCE)
-    assert alone["losses"] != pytest.approx(ddp.train(small.recipe(), 2)["losses"], rel=LOSS_TOLERANCE)
-    for name, expected in alone["gradients"].items():
+    assert shared["losses"] == pytest.approx(one_process["losses"], rel=LOSS_TOLERANCE)
+    assert one_process["losses"] != pytest.approx(ddp.train(small.recipe(), 2)["losses"], rel=LOSS_TOLERANCE)
+    for name, expected in one_process["gradients"].items():
         assert (shared["gradients"][name] - expected).norm() <= 1e-4 * expected.norm() + 1e-9, name
     norm = torch.stack([gradient.norm() for gradient in shared["gradients"].values()]).norm()
     assert norm.item() == pytest.approx(1e-2, rel=1e-4)

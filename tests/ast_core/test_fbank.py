@@ -1,4 +1,4 @@
-"""`fbank` is Kaldi's, for a batch as for a clip, and lets gradients through."""
+"""`fbank` equals Kaldi's for clips and batches, and is differentiable."""
 
 from collections.abc import Callable
 from itertools import product
@@ -21,7 +21,7 @@ from ast_core.frames import NUM_MEL_BINS, POWER_FLOOR, SAMPLE_RATE_HZ, num_frame
 from tests.reference import AUDIOSET, SHARED, figures, needs_shared
 
 TOLERANCE = 1e-3
-"""DESIGN.md, "Exactness"; in nats."""
+"""In nats."""
 KALDI_NAMES = {
     "frame_length_ms": "frame_length",
     "frame_shift_ms": "frame_shift",
@@ -43,7 +43,7 @@ ESC10_CLASSES = [
 
 
 def kaldi(waveform: Tensor, **settings: float) -> Tensor:
-    """The original's call, for one clip `[samples]`."""
+    """torchaudio's fbank of one clip `[samples]`, called as in the reference implementation."""
     return torchaudio.compliance.kaldi.fbank(
         waveform.unsqueeze(0),
         **{"sample_frequency": SAMPLE_RATE_HZ, "num_mel_bins": 128, "frame_shift": 10} | settings,
@@ -63,7 +63,7 @@ def tone(num_samples: int, freq_hz: float = 440.0) -> Tensor:
 
 
 def speech_like() -> Tensor:
-    """Two seconds of a buzz whose pitch glides from 90 to 240 Hz, through three formants, with a pause."""
+    """Two seconds of a buzz with a pitch from 90 to 240 Hz, filtered by three formants, with a pause."""
     pitch_hz = np.linspace(90, 240, 2 * SAMPLE_RATE_HZ)
     signal = np.diff(np.floor(np.cumsum(pitch_hz / SAMPLE_RATE_HZ)), prepend=0)
     for formant_hz, bandwidth_hz in ((700, 80), (1220, 90), (2600, 120)):
@@ -74,7 +74,7 @@ def speech_like() -> Tensor:
 
 
 def music_like() -> Tensor:
-    """Four chords of decaying notes, each with five harmonics, down to silence between them."""
+    """Four chords of notes with five harmonics, which decay to silence."""
     t = torch.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     chords = ((220, 277, 330), (247, 294, 370), (196, 247, 294), (110, 220, 440))
     notes = [[(freq_hz * k, 1 / k) for freq_hz in chord for k in range(1, 6)] for chord in chords]
@@ -122,7 +122,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_fbank_equals_kaldis_at_other_settings_alone_and_together(settings: dict):
+def test_fbank_equals_kaldis_at_other_settings(settings: dict):
     waveform = torch.cat([noise(7001), speech_like()[:7000], music_like()[:7000]])
     theirs = kaldi(waveform, **{KALDI_NAMES[key]: value for key, value in settings.items()})
     ours = fbank(waveform, **settings)
@@ -130,7 +130,7 @@ def test_fbank_equals_kaldis_at_other_settings_alone_and_together(settings: dict
     assert (ours - theirs).abs().max() < TOLERANCE
 
 
-def test_every_ten_seconds_of_ten_minutes_equal_kaldis():
+def test_the_fbank_of_ten_minutes_equals_kaldis():
     num_frames, shift, length = 1000, 160, 400
     waveform = torch.cat([noise(60 * SAMPLE_RATE_HZ, seed=minute, gain=2.0**-minute) for minute in range(10)])
     ours = fbank(waveform)
@@ -141,7 +141,7 @@ def test_every_ten_seconds_of_ten_minutes_equal_kaldis():
 
 
 class LargestTensor(TorchDispatchMode):
-    """The bytes of the largest tensor that an operation makes."""
+    """Records the size in bytes of the largest tensor that an operation makes."""
 
     num_bytes = 0
 
@@ -153,7 +153,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("shape", [(9_600_000,), (600, 16_000)], ids=["a long clip", "many clips"])
-def test_nothing_on_the_way_to_a_long_result_is_larger_than_it_or_its_waveform(shape: tuple[int, ...]):
+def test_no_intermediate_tensor_is_larger_than_result_and_waveform(shape: tuple[int, ...]):
     waveform = torch.zeros(shape)
     with LargestTensor() as largest:
         result = fbank(waveform)
@@ -165,31 +165,31 @@ def test_nothing_on_the_way_to_a_long_result_is_larger_than_it_or_its_waveform(s
     [(1, 16_000), (6, 8000), (2, 3, 8000), (40, 8000), (3, 200_000), (2, 1, 2, 200_000), (1100, 400)],
     ids=str,
 )
-def test_a_batch_gives_what_its_clips_give_alone(shape: tuple[int, ...]):
-    """Of blocks that hold all clips, some of them, or a part of one."""
+def test_a_batch_gives_the_fbanks_of_its_clips(shape: tuple[int, ...]):
+    """The shapes give blocks of all clips, of some clips, and of a part of a clip."""
     batch = noise(int(np.prod(shape))).view(shape)
-    alone = torch.stack([fbank(clip) for clip in batch.view(-1, shape[-1])])
+    one_by_one = torch.stack([fbank(clip) for clip in batch.view(-1, shape[-1])])
     together = fbank(batch)
     assert together.shape == (*shape[:-1], num_frames_of(shape[-1]), NUM_MEL_BINS)
-    torch.testing.assert_close(together.view_as(alone), alone, rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.view_as(one_by_one), one_by_one, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "batch",
     [noise(2 * 8000).view(8000, 2).T, noise(6 * 8000).view(3, 2, 8000).transpose(0, 1)],
-    ids=["samples of channels in turn", "clips of channels"],
+    ids=["interleaved channels", "clips of channels"],
 )
-def test_a_batch_may_lie_in_memory_as_it_likes(batch: Tensor):
+def test_a_batch_need_not_be_contiguous(batch: Tensor):
     assert not batch.is_contiguous()
     torch.testing.assert_close(fbank(batch), fbank(batch.contiguous()), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(0, 16_000), (2, 0, 16_000)], ids=str)
-def test_no_clips_have_no_fbanks(shape: tuple[int, ...]):
+def test_an_empty_batch_gives_no_fbanks(shape: tuple[int, ...]):
     assert fbank(torch.zeros(shape)).shape == (*shape[:-1], 98, NUM_MEL_BINS)
 
 
-def test_double_precision_stays_double_and_close_to_kaldis():
+def test_float64_input_gives_float64_close_to_kaldis():
     waveform = noise(SAMPLE_RATE_HZ).double()
     ours = fbank(waveform)
     assert ours.dtype == torch.float64
@@ -197,7 +197,7 @@ def test_double_precision_stays_double_and_close_to_kaldis():
     assert (ours - fbank(waveform.float())).abs().max() < TOLERANCE
 
 
-def test_digital_silence_stands_at_the_floor():
+def test_digital_silence_is_at_the_floor():
     assert torch.all(fbank(torch.zeros(800)) == torch.tensor(POWER_FLOOR).log())
 
 
@@ -206,7 +206,7 @@ def test_ten_seconds_have_998_frames():
 
 
 @pytest.mark.parametrize("settings", [{}, {"frame_length_ms": 20.0, "frame_shift_ms": 5.0}, {"sample_rate_hz": 8000}])
-def test_num_frames_of_is_the_length_of_the_output(settings: dict):
+def test_num_frames_of_is_the_length_of_the_fbank(settings: dict):
     first = next(n for n in range(1000) if num_frames_of(n, **settings))
     for num_samples in [*range(first, first + 3), *range(first, 4000, 79), 16_000, 16_239, 16_240]:
         assert num_frames_of(num_samples, **settings) == len(fbank(torch.zeros(num_samples), **settings))
@@ -216,15 +216,13 @@ def test_num_frames_of_is_the_length_of_the_output(settings: dict):
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4, 1024])
-def test_the_gradient_is_that_of_finite_differences_however_the_frames_are_parted(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_gradient_equals_finite_differences_for_any_block_size(at_once: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ast_core.fbank, "FRAMES_AT_ONCE", at_once)
     waveform = noise(2 * 720).double().view(2, 720).requires_grad_()  # three frames each
     assert torch.autograd.gradcheck(fbank, waveform, fast_mode=True)
 
 
-def test_the_gradient_is_that_of_kaldis():
+def test_the_gradient_equals_kaldis():
     def gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
         waveform = noise(20 * SAMPLE_RATE_HZ).double().requires_grad_()  # two blocks
         log_mel = function(waveform)
@@ -243,8 +241,8 @@ def test_the_gradient_is_finite_even_in_silence():
     assert waveform.grad[1000:].abs().sum() > 0
 
 
-def test_a_first_call_in_inference_mode_does_not_spoil_later_gradients():
-    settings = {"frame_length_ms": 21.0, "num_mel_bins": 24}  # used nowhere else: nothing is cached yet
+def test_a_first_call_in_inference_mode_allows_later_gradients():
+    settings = {"frame_length_ms": 21.0, "num_mel_bins": 24}  # used nowhere else, so nothing is cached yet
     with torch.inference_mode():
         fbank(noise(400), **settings)
     waveform = noise(400).requires_grad_()
@@ -252,7 +250,7 @@ def test_a_first_call_in_inference_mode_does_not_spoil_later_gradients():
     assert waveform.grad.isfinite().all()
 
 
-def test_autocast_leaves_it_in_full_precision():
+def test_autocast_does_not_change_the_precision():
     waveform = noise(8000)
     with torch.autocast("cpu", torch.bfloat16):
         inside = fbank(waveform)
@@ -260,13 +258,13 @@ def test_autocast_leaves_it_in_full_precision():
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int64, torch.float16, torch.bfloat16])
-def test_samples_that_are_integers_or_halves_are_refused(dtype: torch.dtype):
+def test_integer_and_half_precision_samples_are_refused(dtype: torch.dtype):
     with pytest.raises(ValueError, match=f"{dtype}; give float32 or float64 in \\[-1, 1\\]"):
         fbank(torch.zeros(800, dtype=dtype))
 
 
 def read(path: Path) -> Tensor:
-    """The first channel at 16 kHz, its mean taken off."""
+    """The first channel of a file at 16 kHz, with its mean subtracted."""
     with av.open(str(path)) as container:
         rate_hz = container.streams.audio[0].rate
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
@@ -285,7 +283,7 @@ def test_fbank_equals_kaldis_on_recordings(name: str):
 
 
 @needs_shared
-def test_a_real_clip_equals_the_originals_loader_before_and_after_normalising():
+def test_a_real_clip_equals_the_reference_loader_before_and_after_normalising():
     waveform = read(AUDIOSET / "--BfvyPmVMo_20.000.wav")
     expected = figures("clip_fbank_reference")
     ours = fbank(waveform)
@@ -297,7 +295,7 @@ def test_a_real_clip_equals_the_originals_loader_before_and_after_normalising():
 
 
 @needs_shared
-def test_a_mixture_of_waveforms_equals_the_originals():
+def test_the_fbank_of_mixed_waveforms_equals_the_references():
     mixed = figures("mixup_reference")
     a, b, lam = (torch.from_numpy(mixed["waveform_a"]), torch.from_numpy(mixed["waveform_b"]), float(mixed["lam"]))
     assert np.abs(fbank(lam * a + (1 - lam) * b).numpy() - mixed["fbank"]).max() < TOLERANCE

@@ -1,4 +1,4 @@
-"""Operations are those that PyTorch counts, close to DESIGN's figure; a peak is shown of known cards alone."""
+"""Operations equal PyTorch's count; peaks are known only for listed cards."""
 
 import pytest
 import torch
@@ -13,21 +13,21 @@ from tests.ast_core import small
 
 
 @pytest.mark.parametrize("dropped", [(0, 0), (3, 1)])
-def test_forward_operations_are_those_that_pytorch_counts(dropped: tuple[int, int]):
+def test_forward_flops_equal_pytorchs_count(dropped: tuple[int, int]):
     model = small.model()
     model.set_fused_attention(False)
     patchout = draw_patchout((0,), (8, 4), num_rows=dropped[0], num_columns=dropped[1])
-    # PyTorch does not count the fused kernel of CPUs
+    # PyTorch does not count the fused CPU kernel
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(small.log_mel(2), patchout)
     assert 2 * forward_flops(model, 2 + (8 - dropped[0]) * (4 - dropped[1])) == counter.get_total_flops()
 
 
-def test_a_clip_of_the_papers_recipe_costs_0_73_tflop_and_a_third_with_patchout():
+def test_a_clip_of_the_default_recipe_takes_0_73_tflop_and_a_third_with_patchout():
     with torch.device("meta"):
         model = ASTModel(imagenet_pretrain=False)
     whole = training_flops(model, Recipe())
-    # DESIGN's 0.78 less what the last block does not compute
+    # 0.78 for all tokens, minus what the last block does not compute
     assert whole == pytest.approx(0.727e12, rel=0.01)
     assert training_flops(model, Recipe(patchout_f=4, patchout_t=40)) / whole == pytest.approx(0.35, abs=0.01)
 
@@ -52,11 +52,11 @@ def test_a_clip_of_the_papers_recipe_costs_0_73_tflop_and_a_third_with_patchout(
         ("Quadro K620", None),
     ],
 )
-def test_the_peak_is_that_of_the_card_or_unknown(name: str, tera: int | None):
+def test_the_peak_is_known_for_listed_cards_only(name: str, tera: int | None):
     assert peak_flops_of(name, "bf16") == peak_flops_of(name, "fp16") == (None if tera is None else tera * 1e12)
 
 
-def test_the_peak_is_that_of_the_precision():
+def test_the_peak_depends_on_the_precision():
     for name, tera in {"NVIDIA H100 80GB HBM3": 67, "NVIDIA A100-SXM4-80GB": 19.5, "NVIDIA A10G": 35}.items():
         assert peak_flops_of(name, "fp32") == pytest.approx(tera * 1e12)
 

@@ -1,6 +1,6 @@
-"""`ast_core` is usable in a notebook, in a server, on a bare GPU machine: it needs neither Ray nor `pipeline`.
+"""`ast_core` imports neither Ray nor `pipeline`, so that notebooks and servers can use it without them.
 
-Nor do the feed, the doctor and the benchmarks of training need Ray.
+The feed, the doctor and the training benchmarks do not need Ray either.
 """
 
 import json
@@ -29,8 +29,8 @@ WITHOUT_RAY = (
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[set[str], set[str]]:
-    """By all of `ast_core`; and by what else of this project is to run without Ray, in the same process."""
-    science = [f"ast_core.{module.name}" for module in pkgutil.iter_modules(ast_core.__path__)]
+    """The modules loaded by `ast_core`, and then by the other modules that must run without Ray."""
+    science = [module.name for module in pkgutil.walk_packages(ast_core.__path__, "ast_core.")]
     command = [sys.executable, "-c", LIST_MODULES, " ".join(science), " ".join(WITHOUT_RAY)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     of_science, of_all = (set(json.loads(line)) for line in lines)
@@ -38,27 +38,35 @@ def loaded() -> tuple[set[str], set[str]]:
     return of_science, of_all
 
 
-def test_all_of_ast_core_imports_without_ray_pyarrow_or_the_pipeline(loaded: tuple[set[str], set[str]]):
+def test_ast_core_imports_neither_ray_nor_pyarrow_nor_pipeline(loaded: tuple[set[str], set[str]]):
     of_science, _ = loaded
     assert {name.split(".")[0] for name in of_science} & FORBIDDEN == set()
 
 
-def test_the_feed_the_doctor_and_the_benchmarks_of_training_import_without_ray(loaded: tuple[set[str], set[str]]):
+def test_feed_doctor_and_training_benchmarks_import_without_ray(loaded: tuple[set[str], set[str]]):
     _, of_all = loaded
     assert set(WITHOUT_RAY) <= of_all
     assert "ray" not in of_all
 
 
-def test_the_report_of_a_data_set_imports_without_pytorch():
-    """Which with timm would cost a worker four seconds of CPU time for one page."""
+def test_the_data_report_imports_without_pytorch():
+    """PyTorch and timm would take four seconds of CPU time for one page."""
     command = [sys.executable, "-c", LIST_MODULES, "pipeline.inspect.data_report"]
     loaded = set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert "pipeline.inspect.checks" in loaded
     assert loaded & {"torch", "ray"} == set()
 
 
+@pytest.mark.parametrize("module", ["ast_core.recipe", "jobs.recipe_option"])
+def test_reading_a_recipe_imports_neither_torch_nor_timm_nor_ray(module: str):
+    command = [sys.executable, "-c", LIST_MODULES, module]
+    loaded = set(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert module in loaded
+    assert loaded & {"torch", "timm", "ray"} == set()
+
+
 def table_of_step_benchmark(*options: str) -> tuple[str, list[str]]:
-    """The head and the only row."""
+    """The header and the only row."""
     small = ["--device", "cpu", "--frames", "64", "--batch-sizes", "2", "--steps", "2", "--threads", "1"]
     printed = in_new_process(run_module, "benchmarks.train_step", [*small, *options], ["ray"])
     head, _, row = [line for line in printed.splitlines() if line.startswith("|")]
@@ -72,7 +80,7 @@ def test_the_benchmark_of_a_step_runs_without_ray():
     assert float(row[2]) > 0
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["shards that it makes", "a data set"])
+@pytest.mark.parametrize("given", [False, True], ids=["own-shards", "data-set"])
 def test_the_benchmark_of_feed_and_step_runs_without_ray(given: bool, tone_data: str):
     options = ["--data", tone_data] if given else ["--clips", "16"]
     head, row = table_of_step_benchmark("--fed", *options)

@@ -1,4 +1,4 @@
-"""Our functions equal other people's, in figures that every clone has; `tests/fixtures/make.py` says what each is."""
+"""Our functions equal other implementations, for figures in this repository (see `tests/fixtures/make.py`)."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ with np.load(FILE) as archive:
     FIGURES = dict(archive)
 
 LOGITS_TOLERANCE = 2e-5
-"""Of the figures' spread: float32 rounding over twelve blocks, another order of summation."""
+"""Relative to the spread of the logits, for float32 rounding in another order of summation."""
 FBANK_TOLERANCE = 1e-3
 
 
@@ -54,11 +54,11 @@ def test_fbanks_equal_those_of_torchaudio(kind: str):
     assert np.abs(ours - expected).max() < FBANK_TOLERANCE
 
 
-def test_mixup_of_log_mel_comes_close_to_the_fbank_of_the_mixture_and_mixing_it_linearly_does_not():
+def test_power_mixup_is_near_the_fbank_of_the_mixture_and_linear_mixup_is_not():
     a, b = (fbank(waveform(kind) - waveform(kind).mean()) for kind in ("speech", "music"))
     lam, expected = float(FIGURES["mixup_lam"]), torch.from_numpy(FIGURES["mixup_fbank"])
     error = (mixup_power(a, b, lam) - expected).abs().mean()
-    # 0.31 nats on average here, where harmonics meet; powers mixed by λ instead of λ² would be 0.64 off, linearly 1.6.
+    # 0.31 nats on average, as harmonics overlap. The error is 0.64 with λ instead of λ², and 1.6 for linear mixing.
     assert error < 0.35
     assert (lam * a + (1 - lam) * b - expected).abs().mean() > 4 * error
 
@@ -72,7 +72,7 @@ def test_metrics_equal_those_of_scikit_learn_and_scipy():
 
 
 @pytest.mark.parametrize("case_index", range(len(FIGURES["pos_embed_grids"])))
-def test_positional_embeddings_are_cut_and_stretched_as_the_arithmetic_says(case_index: int):
+def test_resized_positional_embeddings_equal_those_of_numpy(case_index: int):
     pos_embed, new_grid = torch.from_numpy(FIGURES["pos_embed"]), FIGURES["pos_embed_grids"][case_index]
     resized = resize_pos_embed(pos_embed, (6, 9), tuple(new_grid.tolist()))
     np.testing.assert_allclose(resized.numpy(), FIGURES[f"pos_embed_{case_index}"], rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The rate at every step is the one that the original's loop would use."""
+"""The learning rate of each step equals that of the reference implementation's loop."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from ast_core.schedule import learning_rate, warmup_steps_of
 from tests.reference import learning_rates
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+FILES = {path.stem: path for path in RECIPES.rglob("*.yaml")}
 
 
 def shipped(name: str, **overrides: str) -> Recipe:
-    return load_recipe((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"), overrides, origin=name)
+    return load_recipe(FILES[name].read_text(encoding="utf-8"), overrides, origin=name)
 
 
 def our_rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
@@ -25,9 +25,9 @@ def our_rates(recipe: Recipe, steps_per_epoch: int) -> list[float]:
 
 @pytest.mark.parametrize("warmup", ["true", "false"])
 @pytest.mark.parametrize("steps_per_epoch", [1, 25, 50, 61, 333])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_rate_of_a_shipped_recipe_is_the_originals(name: str, steps_per_epoch: int, warmup: str):
-    """At 25 to 61 steps decays fall inside the warm-up, at 50 just on a step that overwrites the rate."""
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_every_rate_of_a_shipped_recipe_equals_the_references(name: str, steps_per_epoch: int, warmup: str):
+    """With 25 to 61 steps an epoch, decays fall into the warm-up; with 50, on a step that overwrites the rate."""
     recipe = shipped(name, warmup=warmup)
     expected = list(learning_rates(recipe, steps_per_epoch))
     assert our_rates(recipe, steps_per_epoch) == pytest.approx(expected, rel=1e-12, abs=0)
@@ -43,7 +43,7 @@ def test_every_rate_of_a_shipped_recipe_is_the_originals(name: str, steps_per_ep
         ("speechcommands", 84_843),
     ],
 )
-def test_every_rate_of_a_whole_run_on_the_official_lists_is_the_originals(name: str, num_clips: int):
+def test_every_rate_of_a_run_on_the_official_lists_equals_the_references(name: str, num_clips: int):
     recipe = shipped(name)
     steps_per_epoch = -(-num_clips // recipe.batch_size)
     fitted = replace(recipe, warmup_steps=warmup_steps_of(recipe, recipe.epochs * steps_per_epoch))
@@ -52,7 +52,7 @@ def test_every_rate_of_a_whole_run_on_the_official_lists_is_the_originals(name: 
     np.testing.assert_allclose(our_rates(fitted, steps_per_epoch), expected, rtol=1e-12, atol=0)
 
 
-def test_a_long_epoch_warms_up_within_the_first_and_then_halves():
+def test_warm_up_ends_in_a_long_first_epoch_and_the_rate_then_halves():
     recipe = shipped("audioset-full")
     expected = list(learning_rates(recipe, 2500))
     assert our_rates(recipe, 2500) == pytest.approx(expected, rel=1e-12, abs=0)
@@ -72,7 +72,7 @@ def test_case_1_warm_up_is_a_tenth_of_a_short_run(num_steps: int, warmup_steps: 
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 2, 19, 50, 1037])
-def test_a_warm_up_of_any_length_rises_from_0_and_ends_at_the_full_rate(warmup_steps: int):
+def test_a_warm_up_of_any_length_rises_from_0_to_the_full_rate(warmup_steps: int):
     recipe = shipped("audioset-balanced", warmup_steps=str(warmup_steps), lrscheduler_start="20")
     rates = np.array(our_rates(recipe, 100)[:1900]) / recipe.lr
     assert (rates[warmup_steps:] == 1).all()

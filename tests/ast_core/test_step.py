@@ -1,4 +1,4 @@
-"""A training step: the same update however the batch is shared out, and the original's loss, order and optimiser."""
+"""Training steps have the reference's loss, order and optimiser, and the same update on any number of ranks."""
 
 import copy
 import logging
@@ -26,8 +26,8 @@ SGD_LR = 0.1
 LR = 1e-3
 
 
-class Held:
-    """An optimizer that steps only when the gradients of all ranks are averaged, which DDP does within `backward`."""
+class NoStep:
+    """An optimizer whose `step` does nothing, so that a test can average the gradients of two ranks first."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -37,7 +37,7 @@ class Held:
         self.optimizer.zero_grad(set_to_none)
 
     def step(self) -> None:
-        """Leave the parameters, so that the gradients can be looked at."""
+        """Do not change the parameters."""
 
 
 def share(batch: Batch, positions: list[int], weights: list[float]) -> Batch:
@@ -45,11 +45,11 @@ def share(batch: Batch, positions: list[int], weights: list[float]) -> Batch:
 
 
 def sgd(model: nn.Module, _: Recipe) -> torch.optim.Optimizer:
-    """Unlike Adam it shows a gradient of the wrong size, and does not blow up rounding where the gradient is 0."""
+    """SGD, which unlike Adam shows a gradient of the wrong size and does not amplify rounding of zero gradients."""
     return torch.optim.SGD(model.parameters(), lr=SGD_LR, momentum=0.9)
 
 
-def steps_alone(recipe: Recipe, optimizer_of, lr: float, steps: int) -> tuple[nn.Module, list[float]]:
+def steps_of_one_process(recipe: Recipe, optimizer_of, lr: float, steps: int) -> tuple[nn.Module, list[float]]:
     model = small.model()
     optimizer = optimizer_of(model, recipe)
     losses = []
@@ -61,7 +61,7 @@ def steps_alone(recipe: Recipe, optimizer_of, lr: float, steps: int) -> tuple[nn
 
 
 def steps_of_two_ranks(recipe: Recipe, optimizer_of, lr: float, steps: int) -> tuple[nn.Module, list[float]]:
-    """Five clips over two ranks: 0, 2, 4 and 1, 3 with clip 1 again to fill up."""
+    """Share five clips between two ranks: 0, 2, 4 and 1, 3, with clip 1 again as padding."""
     shares = [([0, 2, 4], [1.0, 1.0, 1.0]), ([1, 3, 1], [1.0, 1.0, 0.0])]
     models = [small.model(), small.model()]
     optimizers = [optimizer_of(model, recipe) for model in models]
@@ -71,7 +71,7 @@ def steps_of_two_ranks(recipe: Recipe, optimizer_of, lr: float, steps: int) -> t
         parts = [
             train_step(
                 model,
-                Held(optimizer),
+                NoStep(optimizer),
                 share(batch, positions, weights),
                 drawn.take(np.array(positions)),
                 recipe=recipe,
@@ -92,40 +92,40 @@ def steps_of_two_ranks(recipe: Recipe, optimizer_of, lr: float, steps: int) -> t
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CE"])
-def test_two_ranks_make_the_update_of_one(loss: str):
+def test_two_ranks_make_the_update_of_one_process(loss: str):
     recipe = small.recipe(loss=loss)
     before = small.model().state_dict()
-    (alone, losses), (shared, shared_losses) = (
-        run(recipe, sgd, SGD_LR, 2) for run in (steps_alone, steps_of_two_ranks)
+    (single, losses), (shared, shared_losses) = (
+        run(recipe, sgd, SGD_LR, 2) for run in (steps_of_one_process, steps_of_two_ranks)
     )
     assert shared_losses == pytest.approx(losses, rel=1e-6)
-    for key, value in alone.state_dict().items():
-        # float32: a thousandth of how far the parameter went, or the rounding of the parameter itself.
+    for key, value in single.state_dict().items():
+        # float32: a thousandth of the parameter's change, or its own rounding.
         moved = (value - before[key]).abs().max()
         assert (shared.state_dict()[key] - value).abs().max() <= 1e-3 * moved + 1e-7, key
         assert moved > 0, key
 
 
-def test_two_ranks_learn_as_one_with_the_originals_optimiser():
+def test_two_ranks_learn_as_one_with_adam():
     recipe = small.recipe()
-    _, alone = steps_alone(recipe, make_optimizer, LR, 3)
+    _, single = steps_of_one_process(recipe, make_optimizer, LR, 3)
     _, shared = steps_of_two_ranks(recipe, make_optimizer, LR, 3)
-    assert shared == pytest.approx(alone, rel=1e-3)
+    assert shared == pytest.approx(single, rel=1e-3)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 5, 7])
-def test_a_batch_in_parts_makes_the_update_of_the_whole(micro_batch_size: int):
+def test_micro_batches_make_the_update_of_the_whole_batch(micro_batch_size: int):
     recipe = small.recipe()
     before = small.model().state_dict()
-    whole, losses = steps_alone(recipe, sgd, SGD_LR, 2)
-    parts, part_losses = steps_alone(replace(recipe, micro_batch_size=micro_batch_size), sgd, SGD_LR, 2)
+    whole, losses = steps_of_one_process(recipe, sgd, SGD_LR, 2)
+    parts, part_losses = steps_of_one_process(replace(recipe, micro_batch_size=micro_batch_size), sgd, SGD_LR, 2)
     assert part_losses == pytest.approx(losses, rel=1e-6)
     for key, value in whole.state_dict().items():
         moved = (value - before[key]).abs().max()
         assert (parts.state_dict()[key] - value).abs().max() <= 1e-3 * moved + 1e-7, key
 
 
-def test_ranks_exchange_gradients_once_a_batch_however_many_its_parts(tmp_path: Path):
+def test_ranks_exchange_gradients_once_a_batch_with_any_micro_batch_size(tmp_path: Path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         exchanges = []
@@ -148,7 +148,7 @@ def count_bucket(seen: list[int], bucket: dist.GradBucket) -> torch.futures.Futu
     return done
 
 
-def test_a_step_mixes_in_the_recipes_domain():
+def test_a_step_uses_the_recipes_mixup_domain():
     losses = {}
     for domain in ("power", "log_mel"):
         recipe, model, drawn = small.recipe(mixup_domain=domain), small.model(), small.augmentation(4)
@@ -162,7 +162,7 @@ def test_a_step_mixes_in_the_recipes_domain():
 
 
 needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile wants a C++ compiler on CPUs"
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on CPUs"
 )
 
 
@@ -175,8 +175,8 @@ needs_compiler = pytest.mark.skipif(
     ],
     ids=str,
 )
-def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):
-    """Gradients within float32 rounding of those without the switch."""
+def test_execution_keys_change_gradients_by_rounding_only(switch: dict):
+    """Gradients with and without the key differ by float32 rounding."""
     gradients = []
     for recipe in (small.recipe(attention="fused"), small.recipe(**{"attention": "fused"} | switch)):
         model = small.model()
@@ -189,9 +189,10 @@ def test_how_a_step_is_computed_does_not_change_what_is_computed(switch: dict):
         assert (switched - without).abs().max() <= 1e-4 * without.abs().max() + 1e-8
 
 
-def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.MonkeyPatch):
-    """The trial leaves no trace, the blocks are alike, patchout keeps as many tokens in each step, and evaluation goes
-    without. Another shape is compiled for itself.
+def test_the_blocks_are_compiled_once_for_each_shape(monkeypatch: pytest.MonkeyPatch):
+    """The trial does not count, all blocks have the same shape, and so have all steps with patchout.
+
+    Evaluation is not compiled. Another shape is compiled separately.
     """
     compiled = []
 
@@ -206,7 +207,7 @@ def test_a_batch_is_compiled_once_and_for_its_own_shape(monkeypatch: pytest.Monk
     for seed in range(2):
         drawn = augment.draw_patchout((seed,), (8, 4), num_rows=0, num_columns=1)
         model(small.log_mel(3), drawn).sum().backward()
-    assert compiled == [False]  # one graph, without a size that may change
+    assert compiled == [False]  # one graph with static sizes
     model.eval()(small.log_mel(3)).sum().backward()
     assert compiled == [False]
     model.train()(small.log_mel(2), drawn).sum().backward()
@@ -227,7 +228,7 @@ def fails_when_it_runs(_graph: torch.fx.GraphModule, _inputs: list[Tensor]):
 @pytest.mark.parametrize(
     ("backend", "reason"), [(refuses, "no C++ compiler"), (fails_when_it_runs, "this card runs no such kernel")]
 )
-def test_where_compiling_fails_training_goes_on_after_one_line_that_says_why(
+def test_if_compiling_fails_a_warning_says_why_and_training_goes_on(
     backend, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(execution, "COMPILE_BACKEND", backend)
@@ -249,14 +250,14 @@ def test_where_compiling_fails_training_goes_on_after_one_line_that_says_why(
     assert losses[0] == losses[1]
 
 
-def test_the_switches_take_effect():
+def test_execution_keys_take_effect():
     fused = [module.fused_attn for module in attention_of(small.recipe(attention="auto", precision="bf16"))]
     assert fused == [False] * 12
     assert all(module.fused_attn for module in attention_of(small.recipe(attention="fused", precision="bf16")))
     model = small.model()
     ran = []
     model.v.blocks[0].mlp.fc1.register_forward_hook(lambda *_: ran.append(1))
-    for enabled, times in ((False, 1), (True, 2)):  # with checkpointing a block runs again on the way back
+    for enabled, times in ((False, 1), (True, 2)):  # with checkpointing a block runs again for backward
         set_execution(model, torch.device("cpu"), small.recipe(activation_checkpointing=enabled))
         ran.clear()
         model(small.log_mel(1)).sum().backward()
@@ -269,7 +270,7 @@ def attention_of(recipe: Recipe) -> list[nn.Module]:
     return [module for module in model.modules() if hasattr(module, "fused_attn")]
 
 
-def test_what_stands_in_a_filler_clip_does_not_matter():
+def test_the_content_of_a_padding_clip_does_not_matter():
     recipe, drawn = small.recipe(), small.augmentation(3)
     batch = small.batch(3)
     junk = batch.fbank_BTM.clone()
@@ -285,8 +286,8 @@ def test_what_stands_in_a_filler_clip_does_not_matter():
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CE"])
-def test_a_step_returns_the_originals_loss(loss: str):
-    """BCE averaged over clips and classes; cross-entropy on the class, for clips of one label."""
+def test_a_step_returns_the_references_loss(loss: str):
+    """BCE is averaged over clips and classes. Cross-entropy is that of the class, for clips with one label."""
     recipe, drawn = small.recipe(loss=loss), small.augmentation(4)
     model, batch = small.model(), small.batch(4, one_label=loss == "CE")
     with torch.no_grad():
@@ -301,14 +302,14 @@ def test_a_step_returns_the_originals_loss(loss: str):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
-def test_losses_are_by_clip():
+def test_losses_are_per_clip():
     logits, target = torch.randn(3, 5), small.batch(3).target_BC
     for loss in ("BCE", "CE"):
-        alone = [clip_losses(logits[i : i + 1], target[i : i + 1], loss)[0] for i in range(3)]
-        torch.testing.assert_close(clip_losses(logits, target, loss), torch.stack(alone))
+        each = [clip_losses(logits[i : i + 1], target[i : i + 1], loss)[0] for i in range(3)]
+        torch.testing.assert_close(clip_losses(logits, target, loss), torch.stack(each))
 
 
-def test_a_mixed_target_is_a_mixture_of_the_losses():
+def test_the_loss_of_a_mixed_target_is_the_mixture_of_losses():
     logits, (a, b) = torch.randn(1, 5), F.one_hot(torch.tensor([1, 3]), 5).float()
     for loss in ("BCE", "CE"):
         mixed = clip_losses(logits, (0.3 * a + 0.7 * b).unsqueeze(0), loss)
@@ -327,8 +328,8 @@ def test_the_learning_rate_is_that_of_the_step():
     assert (model.mlp_head[1].bias - before["mlp_head.1.bias"]).abs().max().item() == pytest.approx(1e-3, rel=0.2)
 
 
-def test_the_optimiser_is_the_originals_adam():
-    """L2 within the gradient: with decoupled decay, or other betas, the paths part at once."""
+def test_the_optimiser_is_the_references_adam():
+    """Weight decay is L2 in the gradient. Decoupled decay or other betas would give different steps."""
     recipe = small.recipe(lr=1e-2, weight_decay=0.1)
     start = torch.randn(20, generator=torch.Generator().manual_seed(0))
     ours, theirs = nn.ParameterList([start.clone()]), nn.ParameterList([start.clone()])
@@ -345,15 +346,15 @@ def test_the_optimiser_is_the_originals_adam():
     assert (Recipe().adam_beta1, Recipe().adam_beta2, Recipe().weight_decay) == (0.95, 0.999, 5e-7)
 
 
-def test_frozen_parameters_are_left_to_nobody():
+def test_frozen_parameters_are_not_optimised():
     model = nn.Linear(2, 3)
     model.bias.requires_grad_(False)
     (group,) = make_optimizer(model, small.recipe()).param_groups
     assert group["params"] == [model.weight]
 
 
-def test_the_input_is_made_in_the_originals_order():
-    """Mixup, then masks of 0, then the norm, then noise, then the roll: one clip, step by step."""
+def test_the_input_is_made_in_the_reference_order():
+    """The order for one clip is mixup, masks of 0, norm, noise, roll."""
     batch, drawn = small.batch(2), small.augmentation(2, seed=1)
     clip, partner, lam, ended = (
         batch.fbank_BTM[1].numpy(),
@@ -383,17 +384,17 @@ def test_padding_is_0_before_the_norm():
     torch.testing.assert_close(value, torch.tensor([4.0 / 9.0]))
 
 
-def test_stored_half_precision_is_worked_on_in_float32():
+def test_stored_float16_is_computed_in_float32():
     batch = small.batch(3)
     partners = replace(batch.partners, fbank_KTM=batch.partners.fbank_KTM.half())
     half = replace(batch, fbank_BTM=batch.fbank_BTM.half(), partners=partners)
     made = model_input(half, small.NORM, None)
     assert made.dtype == torch.float32
-    # Half the spacing of float16 below 16, over twice the std, and the rounding of float32.
+    # Half the spacing of float16 below 16, divided by twice the std, plus float32 rounding.
     torch.testing.assert_close(made, model_input(batch, small.NORM, None), rtol=0, atol=2**-8 / 9 + 1e-6)
 
 
-def test_making_the_input_leaves_the_batch_as_it_was():
+def test_model_input_does_not_change_the_batch():
     batch, again = small.batch(4), small.batch(4)
     model_input(batch, small.NORM, small.augmentation(4))
     assert torch.equal(batch.fbank_BTM, again.fbank_BTM)
@@ -401,7 +402,7 @@ def test_making_the_input_leaves_the_batch_as_it_was():
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 1), (1, 4), (3, 5)])
-def test_a_part_of_a_batch_is_mixed_as_in_the_whole(begin: int, end: int):
+def test_a_part_of_a_batch_is_mixed_as_in_the_whole_batch(begin: int, end: int):
     batch = small.batch(5)
     part = model_input(batch.part(begin, end), small.NORM, None)
     assert torch.equal(part, model_input(batch, small.NORM, None)[begin:end])
@@ -420,7 +421,7 @@ def test_a_batch_without_partners_moves_as_a_whole():
     assert there == dict.fromkeys(("fbank_BTM", "num_frames_B", "target_BC", "weight_B"), "meta")
 
 
-def test_bf16_computes_close_by_and_keeps_the_parameters_in_float32():
+def test_bf16_is_close_to_fp32_and_keeps_parameters_in_float32():
     drawn, batch = small.augmentation(4), small.batch(4)
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -439,58 +440,58 @@ def test_bf16_computes_close_by_and_keeps_the_parameters_in_float32():
 
 
 @pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
-def test_blocks_are_compiled_on_a_gpu_where_the_recipe_does_not_say(device: torch.device):
+def test_compile_null_means_true_on_a_gpu_only(device: torch.device):
     assert for_device(small.recipe(), device).compile == (device.type == "cuda")
-    for said in (False, True):
-        assert for_device(small.recipe(compile=said), device).compile is said
+    for given in (False, True):
+        assert for_device(small.recipe(compile=given), device).compile is given
 
 
 def test_fp16_is_refused_on_a_cpu():
-    with pytest.raises(ConfigError, match=r"^precision fp16 takes a GPU; use bf16$"):
+    with pytest.raises(ConfigError, match=r"^precision fp16 needs a GPU; use bf16$"):
         for_device(small.recipe(precision="fp16"), torch.device("cpu"))
     assert make_scaler(small.recipe(precision="bf16"), torch.device("cpu")) is None
 
 
-def test_a_model_of_fp16_is_scored_on_a_cpu_in_fp32_and_it_is_said_once(caplog: pytest.LogCaptureFixture):
-    execution._announce.cache_clear()
+def test_an_fp16_model_is_scored_on_a_cpu_in_fp32_with_one_warning(caplog: pytest.LogCaptureFixture):
+    execution._warn_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             recipe = for_device(small.recipe(precision="fp16"), torch.device("cpu"), trains=False)
             assert recipe == small.recipe(precision="fp32", compile=False)
-    assert [record.message for record in caplog.records] == ["precision fp16 takes a GPU: computing in fp32"]
+    assert [record.message for record in caplog.records] == ["precision fp16 needs a GPU: computing in fp32"]
     on_a_gpu = for_device(small.recipe(precision="fp16"), torch.device("cuda"), trains=False)
     assert on_a_gpu.precision == "fp16"
 
 
 @pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
 @pytest.mark.parametrize("has_bf16", [False, True])
-def test_fp32_stands_in_for_bf16_where_that_is_emulated_and_says_so_once(
+def test_emulated_bf16_becomes_fp32_with_one_warning(
     device: torch.device, has_bf16: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """What the hardware says is played here."""
+    """The capabilities of the hardware are mocked."""
     capabilities = {"avx2": True, "avx512_bf16": False, "amx_bf16": has_bf16}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
-    execution._announce.cache_clear()
+    execution._warn_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             assert for_device(small.recipe(precision="bf16"), device).precision == ("bf16" if has_bf16 else "fp32")
         fp32 = small.recipe(precision="fp32", compile=False)
         assert for_device(fp32, device) == fp32
-    said = {
+    warnings = {
         "cpu": "this CPU has no instructions for bf16: computing in fp32",
         "cuda": "this GPU has no instructions for bf16: computing in fp32; precision fp16 is faster on it",
     }
-    assert [record.message for record in caplog.records] == [said[device.type]] * (not has_bf16)
+    assert [record.message for record in caplog.records] == [warnings[device.type]] * (not has_bf16)
 
 
-def test_the_capabilities_of_this_cpu_say_of_bf16():
+def test_pytorch_reports_bf16_among_cpu_capabilities():
     assert any(name.endswith("bf16") for name in torch.cpu.get_capabilities())
 
 
 @pytest.mark.parametrize("grad_clip", [None, 1e-2])
-def test_a_scaled_loss_makes_the_update_of_an_unscaled_one(grad_clip: float | None):
-    """Clipping looks at the gradient, not at its 1,024-fold."""
+def test_a_scaled_loss_makes_the_same_update(grad_clip: float | None):
+    """Clipping uses the unscaled gradient."""
     ends = []
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
         recipe, model = small.recipe(grad_clip=grad_clip, micro_batch_size=2), small.model()
@@ -501,7 +502,7 @@ def test_a_scaled_loss_makes_the_update_of_an_unscaled_one(grad_clip: float | No
         torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)
 
 
-def test_an_overflow_in_fp16_updates_nothing_and_lowers_the_scale():
+def test_an_fp16_overflow_skips_the_update_and_lowers_the_scale():
     recipe, model = small.recipe(precision="fp16", grad_clip=1.0), small.model()
     optimizer, scaler = make_optimizer(model, recipe), torch.amp.GradScaler("cpu", init_scale=2.0**40)
     args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 2, "scaler": scaler}
@@ -515,7 +516,7 @@ def test_an_overflow_in_fp16_updates_nothing_and_lowers_the_scale():
     assert not torch.equal(model.mlp_head[1].bias, before["mlp_head.1.bias"])
 
 
-def test_fp16_without_a_scaler_and_patchout_without_a_draw_are_our_own_mistakes():
+def test_a_missing_scaler_or_patchout_draw_fails_an_assertion():
     for recipe in (small.recipe(precision="fp16"), small.recipe(patchout_f=1)):
         model = small.model()
         args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 2}
@@ -524,7 +525,7 @@ def test_fp16_without_a_scaler_and_patchout_without_a_draw_are_our_own_mistakes(
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
-def test_a_long_gradient_is_scaled_down_as_a_whole_and_a_short_one_stays(micro_batch_size: int | None):
+def test_grad_clip_scales_a_long_gradient_and_keeps_a_short_one(micro_batch_size: int | None):
     def gradients(grad_clip: float | None, parts: int | None) -> Tensor:
         recipe, model = small.recipe(grad_clip=grad_clip, micro_batch_size=parts), small.model()
         args = {"recipe": recipe, "norm": small.NORM, "lr": 0.0, "num_clips_global": 5}

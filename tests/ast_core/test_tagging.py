@@ -1,4 +1,4 @@
-"""A waveform's scores are those that preparation, feed and evaluation give it together."""
+"""`tag` gives a waveform the scores that preparation, feed and evaluation give its clip."""
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ def config() -> ModelConfig:
 
 
 @pytest.mark.parametrize("duration_s", [0.03, 0.3, 0.66, 2.0])
-def test_case_10_a_waveforms_scores_are_those_of_its_prepared_clip(duration_s: float):
-    """Shorter than the model's 64 frames, as long and longer; an offset of the waveform goes with its mean."""
+def test_case_10_a_waveform_gets_the_scores_of_its_prepared_clip(duration_s: float):
+    """Durations are below, at and above the model's 64 frames. The waveform has an offset, which is subtracted."""
     waveform = fakes.tone(440.0, duration_s) + fakes.noise(duration_s) + 0.05
     stored = torch.from_numpy(clip_fbank(np.clip(waveform, -1, 1)))
     fbank = torch.zeros(1, small.NUM_FRAMES, small.NUM_MEL_BINS, dtype=torch.float16)
@@ -34,7 +34,7 @@ def test_case_10_a_waveforms_scores_are_those_of_its_prepared_clip(duration_s: f
     assert model_input_of(torch.from_numpy(waveform), config()).shape == (1, small.NUM_FRAMES, small.NUM_MEL_BINS)
 
 
-def test_a_waveform_of_two_channels_or_no_frame_is_refused():
+def test_a_waveform_with_two_channels_or_no_frame_is_refused():
     with pytest.raises(ValueError, match=r"^the waveform has shape \(2, 16000\); give one channel"):
         tag(small.model(), config(), np.zeros((2, 16000), np.float32))
     with pytest.raises(ValueError, match=r"^waveform has 399 samples; one frame takes 400"):

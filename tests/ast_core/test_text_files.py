@@ -1,4 +1,4 @@
-"""Text is read in the encodings that people save, or refused with the place."""
+"""Text is read in common encodings, or refused with line and byte."""
 
 import codecs
 import gzip
@@ -24,7 +24,7 @@ TEXT = "path,labels\nå.wav,mål\nb.wav,日本\n"
     ],
     ids=["utf-8", "bom", "two-boms", "utf-16-le", "utf-16-be"],
 )
-def test_case_27_utf_8_and_utf_16_with_a_mark_are_read(data: bytes):
+def test_case_27_utf_8_and_utf_16_with_a_byte_order_mark_are_read(data: bytes):
     assert decode_text(data, "x") == TEXT
 
 
@@ -44,7 +44,7 @@ def a_zip() -> bytes:
         (TEXT.encode("shift-jis", "replace"), r"not UTF-8: line"),
         (codecs.BOM_UTF16_LE + "ab\ncd".encode("utf-16-le")[:-1], r"not UTF-16: line 2, byte 10"),
         (codecs.BOM_UTF16_LE + b"a\0\n\0" + b"\x00\xd8a\0", r"not UTF-16: line 2, byte 6"),
-        ("ab\n".encode("utf-16-le"), r"NUL characters, so it is no text, or UTF-16 without .*: line 1, byte 1"),
+        ("ab\n".encode("utf-16-le"), r"NUL characters, so it is not text, or UTF-16 without .*: line 1, byte 1"),
         (TEXT.encode("utf-32"), "UTF-32"),
         ("a\nb\ufffdc\n".encode(), r"U\+FFFD.*: line 2, byte 3"),
         (codecs.BOM_UTF16_LE + "a\nb\ufffdc\n".encode("utf-16-le"), r"U\+FFFD.*: line 2, byte 8"),
@@ -53,7 +53,7 @@ def a_zip() -> bytes:
         (b"PAR1\x15", "a Parquet file"),
     ],
 )
-def test_case_11_anything_else_is_refused_with_line_and_byte(data: bytes, message: str):
+def test_case_11_other_encodings_are_refused_with_line_and_byte(data: bytes, message: str):
     with pytest.raises(DataError, match=message) as refused:
         decode_text(data, "mine.csv")
     assert str(refused.value).startswith("mine.csv ")
@@ -64,7 +64,7 @@ def rows(text: str) -> list[tuple[int, dict[str, str]]]:
     return list(read_table(text, origin="m.csv", columns=["path", "labels"], is_header={"path"}.issubset, needs="path"))
 
 
-def test_a_row_has_the_line_in_which_it_begins():
+def test_a_row_has_the_number_of_its_first_line():
     text = '\n"Path", LABELS \nx.wav,"dog\nbark"\n\n , \ny.wav, "cat, too"\nz.wav\n'
     assert rows(text) == [
         (3, {"path": "x.wav", "labels": "dog\nbark"}),
@@ -84,7 +84,7 @@ def test_a_row_has_the_line_in_which_it_begins():
         ("path,labels\nx.wav,dog,cat\n", "line 2 has more fields than the header"),
     ],
 )
-def test_a_table_that_cannot_be_read_is_refused_with_its_line(text: str, message: str):
+def test_an_invalid_table_is_refused_with_the_line(text: str, message: str):
     with pytest.raises(DataError, match=message):
         rows(text)
 
@@ -114,7 +114,7 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_line(text: str, message
         "Mrz 05",
     ],
 )
-def test_case_9_what_a_spreadsheet_leaves_behind_is_known(text: str):
+def test_case_9_damage_by_a_spreadsheet_is_recognised(text: str):
     assert is_spreadsheet_damage(text)
 
 
@@ -138,9 +138,9 @@ def test_case_9_what_a_spreadsheet_leaves_behind_is_known(text: str):
         "#wow!",
     ],
 )
-def test_names_that_only_resemble_that_are_left_alone(text: str):
+def test_similar_names_are_not_taken_for_spreadsheet_damage(text: str):
     assert not is_spreadsheet_damage(text)
 
 
-def test_a_date_may_name_a_file_and_an_error_may_not():
+def test_dates_false_accepts_dates_but_not_errors():
     assert [is_spreadsheet_damage(text, dates=False) for text in ("3-Feb", "Feb-03", "#NAME?")] == [False, False, True]

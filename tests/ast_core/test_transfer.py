@@ -1,9 +1,8 @@
-"""On a GPU a step is asked for as a whole: nothing in it makes the CPU wait for the GPU.
+"""No part of a training step makes the CPU wait for the GPU.
 
-Without a GPU, PyTorch's fake tensors stand for those on one. They have no values, so that whatever would fetch one
-(`.item()`, `bool`, `nonzero`, indexing by a mask) raises an error, and every copy between CPU and GPU is seen.
-What this cannot show: the way back, which PyTorch's engine refuses without a GPU; noise, whose generators want one;
-and what kernels do inside.
+Without a GPU, PyTorch's fake tensors represent tensors on a GPU. They have no values, so any operation that reads one
+(`.item()`, `bool`, `nonzero`, indexing by a mask) raises an error. Copies between CPU and GPU are recorded.
+This does not test the backward pass and noise, which need a GPU, and the inside of kernels.
 """
 
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class Copies(TorchDispatchMode):
-    """Looks at the copies between CPU and GPU."""
+    """Records copies between CPU and GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +54,7 @@ class Copies(TorchDispatchMode):
 
 @contextmanager
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Copies]:
-    """Page-locking, which wants a real one, is only noted."""
+    """Page-locking needs a real GPU, so it is only recorded."""
     with FakeTensorMode(allow_non_fake_inputs=True), Copies() as copies, monkeypatch.context() as patched:
         patched.setattr(Tensor, "pin_memory", lambda tensor: copies.pin(tensor))
         patched.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -85,8 +84,8 @@ def test_no_step_waits_for_the_gpu(changes: dict, monkeypatch: pytest.MonkeyPatc
         model.to(GPU)
         optimizer, scaler = make_optimizer(model, recipe), make_scaler(recipe, GPU)
         monkeypatch.setattr(Tensor, "backward", lambda _loss: set_gradients(model))
-        copies.num_copies, copies.waited_for = 0, []  # not counting those of the weights
-        for step in range(2):  # the first makes the optimizer's state
+        copies.num_copies, copies.waited_for = 0, []  # do not count copies of the weights
+        for step in range(2):  # the first step makes the optimizer's state
             patchout = draw_patchout((step,), (8, 4), num_rows=recipe.patchout_f, num_columns=recipe.patchout_t)
             drawn = small.augmentation(5, seed=step, noise=False)
             args = {"recipe": recipe, "norm": small.NORM, "lr": 1e-3, "num_clips_global": 5}
@@ -94,7 +93,7 @@ def test_no_step_waits_for_the_gpu(changes: dict, monkeypatch: pytest.MonkeyPatc
             loss = train_step(model, optimizer, batch, drawn, **args, patchout=patchout, scaler=scaler)
         assert loss.device.type == "cuda"
         assert copies.waited_for == []
-        assert copies.num_copies > 2 * 7  # the batch itself
+        assert copies.num_copies > 2 * 7  # more than the copies of the batch
         with pytest.raises(DataDependentOutputException):
             loss.item()
 
@@ -103,7 +102,7 @@ def test_no_step_waits_for_the_gpu(changes: dict, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_no_step_waits_for_a_real_gpu(precision: str):
-    """PyTorch raises an error for whatever makes the CPU wait."""
+    """In this mode PyTorch raises an error if the CPU waits."""
     recipe, model = small.recipe(precision=precision, grad_clip=1.0, micro_batch_size=2, patchout_t=1), small.model()
     set_execution(model, GPU, recipe)
     model.to(GPU)

@@ -1,4 +1,4 @@
-"""The published weights come from the hub once, by revision, and only if they are the file that was pinned."""
+"""Published weights are fetched once from the hub, by revision, and only the pinned file is accepted."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ CONTENT = save({"v.cls_token": torch.arange(3.0)})
 
 
 def fetched(endpoint: str, cache: Path, *, sha256: str, offline: bool = False) -> str:
-    """What another process says, whose hub is at `endpoint`: the hub's client reads where it is when imported."""
+    """The result in a new process with the hub at `endpoint`, which the hub's client reads when it is imported."""
     env = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(cache),
@@ -25,7 +25,7 @@ def fetched(endpoint: str, cache: Path, *, sha256: str, offline: bool = False) -
     return in_new_process(hub.fetch_and_read, "owner/ast", REVISION, "model.safetensors", sha256, env=env)
 
 
-def test_weights_are_fetched_once_checked_and_then_taken_from_the_cache(tmp_path: Path):
+def test_weights_are_fetched_once_and_then_read_from_the_cache(tmp_path: Path):
     pinned = hashlib.sha256(CONTENT).hexdigest()
     with hub.serving(PATH, CONTENT) as (endpoint, asked):
         for _ in range(2):
@@ -33,7 +33,7 @@ def test_weights_are_fetched_once_checked_and_then_taken_from_the_cache(tmp_path
         assert asked.count(f"GET {PATH}") == 1
 
 
-def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(tmp_path: Path):
+def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path: Path):
     pinned = hashlib.sha256(CONTENT).hexdigest()
     with hub.serving(PATH, CONTENT) as (endpoint, asked):
         fetched(endpoint, tmp_path, sha256=pinned)
@@ -43,14 +43,14 @@ def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(tmp_path: Path):
         assert asked.count(f"GET {PATH}") == 2
 
 
-def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path):
+def test_a_file_other_than_the_pinned_one_is_refused(tmp_path: Path):
     with hub.serving(PATH, CONTENT) as (endpoint, _):
-        said = fetched(endpoint, tmp_path, sha256="0" * 64)
-    assert said.startswith("DataError:")
-    assert "is not the published checkpoint: sha256" in said
+        result = fetched(endpoint, tmp_path, sha256="0" * 64)
+    assert result.startswith("DataError:")
+    assert "is not the published checkpoint: sha256" in result
 
 
 def test_without_a_network_the_error_names_audioset_weights(tmp_path: Path):
-    said = fetched("http://127.0.0.1:9", tmp_path, sha256="0" * 64, offline=True)
-    assert said.startswith("DataError: could not fetch model.safetensors of owner/ast")
-    assert said.endswith("give the published checkpoint's file as audioset_weights")
+    result = fetched("http://127.0.0.1:9", tmp_path, sha256="0" * 64, offline=True)
+    assert result.startswith("DataError: could not fetch model.safetensors of owner/ast")
+    assert result.endswith("give the published checkpoint's file as audioset_weights")

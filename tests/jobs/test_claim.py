@@ -141,11 +141,11 @@ def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
 
 def test_case_17_a_folder_of_a_refused_command_can_be_claimed_again(tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"^precision fp16 takes a GPU"):
+    with pytest.raises(ConfigError, match=r"^precision fp16 needs a GPU"):
         main(argv(tone_data, run, "--num-workers", "0", "--device", "cpu", "--precision", "fp16"))
     assert not run.exists()
-    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2"))  # and no step is trained
-    claimed = claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "3"))
+    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2", "--wa_end", "2"))  # and no step is trained
+    claimed = claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "3", "--wa_end", "3"))
     assert (claimed.recipe.precision, claimed.recipe.epochs) == ("fp32", 3)
     there = json.loads((run / "config.json").read_text())["recipe"]
     assert (there["precision"], there["epochs"]) == ("fp32", 3)

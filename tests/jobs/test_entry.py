@@ -188,7 +188,8 @@ def test_case_16_no_line_of_a_job_is_ray_s_own(tmp_path: Path):
         rows = [f"{url}/clip{i}.wav,{'ab'[i % 2]},{'test' if i > 5 else 'train'}" for i in range(8)]
         (tmp_path / "list.csv").write_text("\n".join(["url,labels,split", *rows]))
         train = ["train", "--recipe", "audioset-balanced", "--data", str(data), "--train-splits", "train"]
-        train += [*("--eval-splits", "test", "--epochs", "2"), *(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
+        train += [*("--eval-splits", "test", "--epochs", "2", "--wa_start", "2", "--wa_end", "2")]
+        train += [*(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
         for job in (
             [
                 "prepare_audioset",

@@ -115,7 +115,8 @@ def test_case_c9_no_output_of_a_job_holds_a_key(
     data, run = f"{base}/data", f"{base}/run"
     argv = ["--manifest", str(tmp_path / "list.csv"), "--output", data, "--download-workers", "2"]
     fit = ["--recipe", "audioset-balanced", "--data", data, "--train-splits", "train", "--eval-splits", "test"]
-    fit += [*("--num-workers", "1", "--epochs", "1"), *(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
+    fit += ["--num-workers", "1", "--epochs", "1", "--wa_start", "1", "--wa_end", "1"]
+    fit += [*(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
     assert run_job(prepare_audioset.main, argv) == 0
     assert run_job(train.main, [*fit, "--output", run]) == 0
     assert (

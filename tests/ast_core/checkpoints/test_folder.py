@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit in each format, and what is no checkpoint is refused by name."""
+"""Each format restores a saved model bit for bit; a file that is not a checkpoint is refused by name."""
 
 import contextlib
 import pickle
@@ -25,7 +25,7 @@ from ast_core.checkpoints import (
     save_model,
     save_original,
 )
-from ast_core.checkpoints.published import published, speechcommands_labels
+from ast_core.checkpoints.published import recognise_published, speechcommands_labels
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.models.pretrained import from_audioset, to_huggingface, to_original, under_our_names
@@ -38,7 +38,7 @@ CONFIG = ModelConfig(recipe=small.recipe(lr=1e-5, dataset_mean=-4.2677393), norm
 
 @pytest.fixture
 def original() -> dict[str, Tensor]:
-    """A checkpoint as the original writes it."""
+    """A checkpoint as the reference implementation writes it."""
     weights = reference.draw_all(reference.original_shapes(small.model()), "test")
     return {f"module.{key}": value for key, value in weights.items()}
 
@@ -70,7 +70,7 @@ def test_saving_again_replaces_what_was_there(tmp_path: Path):
 def test_a_folder_without_one_of_its_files_names_it(tmp_path: Path, name: str):
     save_model(tmp_path, small.model().state_dict(), CONFIG)
     (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=rf"is no model folder: {name} is missing"):
+    with pytest.raises(DataError, match=rf"is not a model folder: {name} is missing"):
         load_model(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_an_original_checkpoint_fills_every_parameter(tmp_path: Path, original: dict[str, Tensor], prefix: str):
+def test_load_original_fills_every_parameter(tmp_path: Path, original: dict[str, Tensor], prefix: str):
     state = {key.replace("module.", prefix): value for key, value in original.items()}
     torch.save(state, tmp_path / "original.pth")
     for source in (state, tmp_path / "original.pth", str(tmp_path / "original.pth")):
@@ -91,7 +91,7 @@ def test_an_original_checkpoint_fills_every_parameter(tmp_path: Path, original: 
         assert wrong == []
 
 
-def test_the_model_does_not_share_the_checkpoints_memory(original: dict[str, Tensor]):
+def test_the_model_does_not_share_memory_with_the_checkpoint(original: dict[str, Tensor]):
     model = load_original(small.model(), original)
     original["module.v.cls_token"].zero_()
     assert model.v.cls_token.abs().sum() > 0
@@ -108,13 +108,13 @@ def test_a_surplus_key_is_named(original: dict[str, Tensor]):
         load_original(small.model(), original | {"module.extra.weight": torch.zeros(1)})
 
 
-def test_a_shape_that_does_not_fit_is_named_with_both(original: dict[str, Tensor]):
+def test_a_wrong_tensor_shape_is_refused_with_both_shapes(original: dict[str, Tensor]):
     wrong = original | {"module.v.pos_embed": torch.zeros(1, 10, 192)}
     with pytest.raises(DataError, match=r"v\.pos_embed is \(1, 10, 192\), not \(1, 34, 192\)"):
         load_original(small.model(), wrong)
 
 
-def test_a_refused_checkpoint_leaves_the_model_as_it_was(original: dict[str, Tensor]):
+def test_a_refused_checkpoint_does_not_change_the_model(original: dict[str, Tensor]):
     model, before = small.model(), small.model().state_dict()
     del original["module.mlp_head.1.bias"]
     with pytest.raises(DataError):
@@ -128,31 +128,31 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("write", [hostile.as_torch_archive, hostile.as_plain_pickle])
-def test_a_pickle_that_is_more_than_weights_is_not_executed(tmp_path: Path, write: Callable):
+def test_a_pickle_with_code_is_not_executed(tmp_path: Path, write: Callable):
     file, folder = tmp_path / "evil.pth", tmp_path / "broken-in"
     write({"module.v.cls_token": hostile.MakesFolder(folder)}, file)
     with pytest.raises((DataError, pickle.UnpicklingError)):
         load_original(small.model(), file)
     assert not folder.exists()
-    with contextlib.suppress(RuntimeError):  # a careless reader would have run it
+    with contextlib.suppress(RuntimeError):  # shows that the code would run without `weights_only`
         torch.load(file, weights_only=False)
     assert folder.exists()
 
 
 @pytest.mark.parametrize("content", ["<!DOCTYPE html><p>404", ""])
-def test_a_file_that_is_no_archive_is_a_data_error(tmp_path: Path, content: str):
+def test_a_file_that_is_not_a_weight_file_is_a_data_error(tmp_path: Path, content: str):
     (tmp_path / "page.pth").write_text(content)
     with pytest.raises(DataError, match=r"page\.pth"):
         load_original(small.model(), tmp_path / "page.pth")
 
 
-def test_a_pickle_that_is_more_than_weights_is_a_data_error(tmp_path: Path):
+def test_a_pickle_with_code_is_a_data_error(tmp_path: Path):
     torch.save({"module.v.cls_token": hostile.MakesFolder(tmp_path / "broken-in")}, tmp_path / "evil.pth")
     with pytest.raises(DataError, match=r"evil\.pth"):
         load_original(small.model(), tmp_path / "evil.pth")
 
 
-def test_a_torn_file_in_a_model_folder_is_a_data_error(tmp_path: Path):
+def test_truncated_weights_in_a_model_folder_are_a_data_error(tmp_path: Path):
     save_model(tmp_path, small.model().state_dict(), CONFIG)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
@@ -160,7 +160,7 @@ def test_a_torn_file_in_a_model_folder_is_a_data_error(tmp_path: Path):
         load_model(tmp_path)
 
 
-def test_a_torn_config_in_a_model_folder_is_a_data_error(tmp_path: Path):
+def test_a_truncated_config_in_a_model_folder_is_a_data_error(tmp_path: Path):
     save_model(tmp_path, small.model().state_dict(), CONFIG)
     (tmp_path / "config.json").write_text(CONFIG.to_json()[:200])
     with pytest.raises(DataError, match=str(tmp_path)):
@@ -168,7 +168,7 @@ def test_a_torn_config_in_a_model_folder_is_a_data_error(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_each_flipped_bit_of_a_models_folder_is_named_or_changes_nothing(tmp_path: Path, name: str):
+def test_each_flipped_bit_of_a_model_folder_is_reported_or_harmless(tmp_path: Path, name: str):
     save_model(tmp_path, small.model().state_dict(), CONFIG)
     expected, config = load_model(tmp_path)
     file, rng, lines = tmp_path / name, np.random.default_rng(0), []
@@ -185,7 +185,7 @@ def test_each_flipped_bit_of_a_models_folder_is_named_or_changes_nothing(tmp_pat
     assert sum(map(bool, lines)) > 15
 
 
-def test_a_folder_that_an_earlier_version_wrote_is_read_without_checksums(tmp_path: Path):
+def test_a_folder_of_an_earlier_version_is_read_without_checksums(tmp_path: Path):
     model = small.model()
     save_model(tmp_path, model.state_dict(), CONFIG)
     (tmp_path / "config.json").write_text(CONFIG.to_json())
@@ -194,7 +194,7 @@ def test_a_folder_that_an_earlier_version_wrote_is_read_without_checksums(tmp_pa
     assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
 
 
-def test_other_weights_under_the_config_of_a_model_are_refused(tmp_path: Path):
+def test_weights_of_another_model_under_a_config_are_refused(tmp_path: Path):
     save_model(tmp_path / "one", small.model(seed=1).state_dict(), CONFIG)
     save_model(tmp_path / "two", small.model(seed=2).state_dict(), CONFIG)
     shutil.copy(tmp_path / "one" / "model.safetensors", tmp_path / "two" / "model.safetensors")
@@ -205,7 +205,7 @@ def test_other_weights_under_the_config_of_a_model_are_refused(tmp_path: Path):
 # --- any naming
 
 
-def test_a_state_dict_of_any_naming_comes_out_under_our_names_bit_for_bit(original: dict[str, Tensor]):
+def test_a_state_dict_of_any_naming_is_converted_bit_for_bit(original: dict[str, Tensor]):
     ours = load_original(small.model(), original).state_dict()
     bare = {key.removeprefix("module."): value for key, value in original.items()}
     for naming in (original, bare, ours, to_original(ours), to_huggingface(ours)):
@@ -214,19 +214,19 @@ def test_a_state_dict_of_any_naming_comes_out_under_our_names_bit_for_bit(origin
         assert [key for key in ours if not torch.equal(again[key], ours[key])] == []
 
 
-def test_a_state_dict_that_mixes_two_namings_is_refused(original: dict[str, Tensor]):
+def test_a_state_dict_with_two_naming_schemes_is_refused(original: dict[str, Tensor]):
     ours = load_original(small.model(), original).state_dict()
     for other in (original, to_huggingface(ours)):
-        with pytest.raises(DataError, match="mix two ways of naming"):
+        with pytest.raises(DataError, match="mix two naming schemes"):
             under_our_names(ours | other)
 
 
-def test_only_the_two_unused_image_heads_are_excused(original: dict[str, Tensor]):
+def test_only_the_two_image_heads_may_be_surplus(original: dict[str, Tensor]):
     with pytest.raises(DataError, match=r"surplus \['v\.header\.weight'\]"):
         load_original(small.model(), original | {"module.v.header.weight": torch.zeros(1)})
 
 
-def test_the_original_format_has_the_keys_and_shapes_that_the_original_loads_strictly(tmp_path: Path):
+def test_save_original_writes_the_keys_and_shapes_of_the_reference_implementation(tmp_path: Path):
     model = small.model()
     save_original(tmp_path / "out.pth", model.state_dict())
     written = torch.load(tmp_path / "out.pth", weights_only=True)
@@ -238,7 +238,7 @@ def test_the_original_format_has_the_keys_and_shapes_that_the_original_loads_str
     assert all(torch.equal(written[f"module.{key}"], value) for key, value in model.state_dict().items())
 
 
-def test_a_fine_tune_starts_the_same_from_either_format_of_an_audioset_checkpoint():
+def test_both_formats_of_an_audioset_checkpoint_give_the_same_start():
     shapes = reference.original_shapes(small.model(label_dim=527)) | {"v.pos_embed": (1, 1214, 192)}
     original = reference.draw_all(shapes, "audioset")
     start = from_audioset(original, (12, 50))
@@ -252,31 +252,31 @@ def test_a_fine_tune_starts_the_same_from_either_format_of_an_audioset_checkpoin
     assert all(torch.equal(start[key], again[key]) for key in start)
 
 
-# --- files of weights, which do not say what they are for
+# --- weight files, which do not contain their recipe and classes
 
 AUDIOSET_NORM, SPEECHCOMMANDS_NORM = Norm(-4.2677393, 4.5689974), Norm(-6.845978, 5.5654526)
 
 
 def published_model(label_dim: int, stride: int, num_frames: int) -> ASTModel:
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         return ASTModel(label_dim, stride, stride, input_tdim=num_frames, imagenet_pretrain=False)
 
 
 @pytest.mark.parametrize(
     ("file", "label_dim", "num_tokens", "stride", "num_frames"),
     [
-        ("audioset_10_10_0.4593.pth", 527, 1214, 10, 1024),  # 0.4495, 0.4483 and 0.4475 are of the same shape
+        ("audioset_10_10_0.4593.pth", 527, 1214, 10, 1024),  # 0.4495, 0.4483 and 0.4475 have the same shape
         ("audioset_12_12_0.4467.pth", 527, 852, 12, 1024),
         ("audioset_14_14_0.4431.pth", 527, 659, 14, 1024),
         ("audioset_16_16_0.4422.pth", 527, 514, 16, 1024),
         ("speechcommands_10_10_0.9812.pth", 35, 146, 10, 128),
     ],
 )
-def test_each_published_shape_is_known(file: str, label_dim: int, num_tokens: int, stride: int, num_frames: int):
+def test_each_published_shape_is_recognised(file: str, label_dim: int, num_tokens: int, stride: int, num_frames: int):
     shapes = reference.original_shapes(published_model(label_dim, stride, num_frames))
     assert shapes["v.pos_embed"] == (1, num_tokens, 768)
     state = {f"module.{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    recipe, labels = published(under_our_names(state), origin=file)
+    recipe, labels = recognise_published(under_our_names(state), origin=file)
     assert (recipe.model_size, recipe.label_dim, recipe.fstride, recipe.tstride) == (
         "base384",
         label_dim,
@@ -291,7 +291,7 @@ def test_each_published_shape_is_known(file: str, label_dim: int, num_tokens: in
         assert (labels, norm) == (speechcommands_labels(), SPEECHCOMMANDS_NORM)
 
 
-def test_the_words_of_the_published_speech_commands_checkpoint_are_in_its_own_order():
+def test_speech_commands_words_are_in_the_order_of_the_published_checkpoint():
     labels = speechcommands_labels()
     assert len(labels) == len(set(labels.names)) == 35
     assert [labels.names[i] for i in (0, 5, 19, 34)] == ["backward", "on", "visual", "one"]
@@ -299,23 +299,23 @@ def test_the_words_of_the_published_speech_commands_checkpoint_are_in_its_own_or
 
 
 def as_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Ours as the authors' files have it: with image heads that are not zero."""
+    """Our state dict as in the authors' files, with image heads that are not zero."""
     return {key: value + 1 if ".head" in key else value for key, value in to_original(state).items()}
 
 
-def test_a_file_that_we_wrote_in_the_originals_format_is_not_taken_for_a_published_one(tmp_path: Path):
-    """It may be of the published shape and have other classes, or another norm."""
+def test_a_file_of_save_original_is_not_taken_for_a_published_checkpoint(tmp_path: Path):
+    """It may have the published shape but other classes or another norm."""
     shapes = {key: value.shape for key, value in published_model(35, 10, 128).state_dict().items()}
     state = {key: torch.tensor(0.001).expand(shape) for key, shape in shapes.items()}
     torch.save(to_original(state), tmp_path / "ours.pth")
-    with pytest.raises(DataError, match=r"ours\.pth is no published checkpoint; give its recipe and its labels"):
+    with pytest.raises(DataError, match=r"ours\.pth is not a published checkpoint; give its recipe and its labels"):
         read_checkpoint(tmp_path / "ours.pth")
     words = LabelVocabulary.from_names(sorted(speechcommands_labels().names))
     recipe = small.recipe(model_size="base384", fstride=10, tstride=10, input_tdim=128, label_dim=35)
     assert read_checkpoint(tmp_path / "ours.pth", recipe=recipe, labels=words)[1].labels == words
 
 
-def test_the_weights_out_of_a_models_folder_are_read_by_the_folder(tmp_path: Path):
+def test_the_weight_file_of_a_model_folder_is_refused_with_the_folder(tmp_path: Path):
     save_model(tmp_path, small.model().state_dict(), CONFIG)
     with pytest.raises(DataError, match=rf"give the folder {tmp_path}"):
         read_checkpoint(tmp_path / "model.safetensors")
@@ -325,25 +325,25 @@ def test_the_weights_out_of_a_models_folder_are_read_by_the_folder(tmp_path: Pat
     ("label_dim", "num_frames", "naming"),
     [(527, 1024, as_published), (527, 1024, to_huggingface), (35, 128, as_published)],
 )
-def test_a_published_file_is_read_with_nothing_but_its_path(
+def test_a_published_file_is_read_without_recipe_and_labels(
     tmp_path: Path, label_dim: int, num_frames: int, naming: Callable, caplog: pytest.LogCaptureFixture
 ):
     shapes = {key: value.shape for key, value in published_model(label_dim, 10, num_frames).state_dict().items()}
-    # One number a tensor, so that 350 MB of weights are a small file; each its own, so that none is misplaced.
+    # Each tensor repeats one number, so the file of 350 MB of weights is small. The numbers differ, so a swap shows.
     state = {key: torch.tensor(0.001 * i).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
     torch.save(naming(state), tmp_path / "published.pth")
     model, config = read_checkpoint(tmp_path / "published.pth")
     assert f"is taken for the published checkpoint of its shape: {label_dim} classes" in caplog.text
     assert config.norm == (AUDIOSET_NORM if label_dim == 527 else SPEECHCOMMANDS_NORM)
     assert config.labels == (audioset_labels() if label_dim == 527 else speechcommands_labels())
-    assert config.recipe.precision == "fp32"  # figures are compared with the paper's
+    assert config.recipe.precision == "fp32"  # for comparison with the paper's figures
     assert model.input_shape == (num_frames, 128)
     assert not model.training
     assert [key for key, value in model.state_dict().items() if (value != state[key].flatten()[0]).any()] == []
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_file_of_another_shape_is_read_by_its_recipe_and_labels(
+def test_a_file_of_another_shape_is_read_with_its_recipe_and_labels(
     tmp_path: Path, original: dict[str, Tensor], suffix: str
 ):
     write = torch.save if suffix == "pth" else save_file
@@ -357,8 +357,8 @@ def test_a_file_of_another_shape_is_read_by_its_recipe_and_labels(
     assert given[1].norm == small.NORM
 
 
-def test_what_is_given_wins_over_what_is_known_of_a_published_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(folder, "published", lambda *_, **__: (small.recipe(lr=0.5), LABELS))
+def test_given_recipe_and_labels_win_over_those_of_a_published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(folder, "recognise_published", lambda *_, **__: (small.recipe(lr=0.5), LABELS))
     torch.save(as_published(small.model().state_dict()), tmp_path / "known.pth")
     other = LabelVocabulary.from_names("vwxyz")
     known, given = read_checkpoint(tmp_path / "known.pth")[1], read_checkpoint(tmp_path / "known.pth", labels=other)[1]
@@ -377,45 +377,45 @@ def test_what_is_given_wins_over_what_is_known_of_a_published_shape(tmp_path: Pa
         ({"recipe": small.recipe(fstride=10), "labels": LABELS}, r"v\.pos_embed is \(1, 34, 192\), not \(1, 50, 192\)"),
         (
             {"recipe": small.recipe(), "labels": LabelVocabulary.from_names("ab")},
-            "label_dim is 5, and there are 2 labels",
+            "label_dim is 5, but there are 2 labels",
         ),
         ({"recipe": small.recipe(norm_stats="data"), "labels": LABELS}, "give norm"),
     ],
 )
-def test_a_file_that_nothing_is_known_of_says_what_to_give(tmp_path: Path, given: dict[str, Any], message: str):
+def test_an_unknown_file_is_refused_with_what_to_give(tmp_path: Path, given: dict[str, Any], message: str):
     save_original(tmp_path / "mine.pth", small.model().state_dict())
     with pytest.raises(DataError, match=message):
         read_checkpoint(tmp_path / "mine.pth", **given)
 
 
-def test_a_file_of_other_weights_is_no_checkpoint(tmp_path: Path):
+def test_weights_of_another_model_or_a_missing_file_are_refused(tmp_path: Path):
     torch.save({"cls_token": torch.zeros(1, 1, 192)}, tmp_path / "deit.pth")
-    with pytest.raises(DataError, match=r"deit\.pth does not hold the weights of an AST"):
+    with pytest.raises(DataError, match=r"deit\.pth does not contain the weights of an AST"):
         read_checkpoint(tmp_path / "deit.pth")
     with pytest.raises(DataError, match=r"no weight file .*nowhere"):
         read_checkpoint(tmp_path / "nowhere")
 
 
-def test_our_folder_is_read_as_it_was_saved_and_takes_nothing_given(tmp_path: Path):
+def test_our_folder_is_read_as_saved_and_refuses_recipe_labels_and_norm(tmp_path: Path):
     model = small.model()
     save_model(tmp_path, model.state_dict(), CONFIG)
     again, config = read_checkpoint(tmp_path)
     assert config == CONFIG
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
     for given in ({"recipe": small.recipe()}, {"labels": LABELS}, {"norm": small.NORM}):
-        with pytest.raises(ConfigError, match="leave them out"):
+        with pytest.raises(ConfigError, match="only for a weight file"):
             read_checkpoint(tmp_path, **given)
 
 
 @pytest.mark.parametrize("write", [hostile.as_torch_archive, hostile.as_plain_pickle])
-def test_reading_any_checkpoint_executes_nothing(tmp_path: Path, write: Callable):
+def test_reading_a_checkpoint_executes_no_code(tmp_path: Path, write: Callable):
     write({"module.v.cls_token": hostile.MakesFolder(tmp_path / "broken-in")}, tmp_path / "evil.pth")
     with pytest.raises(DataError, match=r"evil\.pth"):
         read_checkpoint(tmp_path / "evil.pth")
     assert not (tmp_path / "broken-in").exists()
 
 
-def test_a_folder_whose_config_is_no_json_is_a_data_error(tmp_path: Path):
+def test_a_config_that_is_not_json_is_a_data_error(tmp_path: Path):
     save_model(tmp_path, small.model().state_dict(), CONFIG)
     for text in ("{", "[]"):
         (tmp_path / "config.json").write_text(text)

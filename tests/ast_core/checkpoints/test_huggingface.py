@@ -1,4 +1,4 @@
-"""A Hugging Face folder and our model are one function, both ways, with `transformers` itself as the judge."""
+"""A Hugging Face folder and our model compute the same, in both directions, compared with `transformers`."""
 
 import json
 from collections.abc import Callable
@@ -36,16 +36,16 @@ from tests import reference
 from tests.ast_core import hostile, small
 
 EPS_TOLERANCE = 1e-4
-"""Of the logits' spread: 1e-5 is measured, from the classifier's epsilon of 1e-6 or 1e-12 in place of 1e-5."""
+"""Relative to the logits' spread. Measured: 1e-5, as the classifier's epsilon is 1e-6 or 1e-12, not 1e-5."""
 SCORE_TOLERANCE = 1e-5
-"""Of a score between 0 and 1, from the waveform on: two implementations of the fbank besides."""
+"""Difference of scores between 0 and 1. It includes the difference of two fbank implementations."""
 LABELS = LabelVocabulary(tuple("/m/" + c for c in "abcde"), ("Speech, man", "“Ping”", "Éclair", "犬", "Tab\there"))
 CONFIG = ModelConfig(recipe=small.recipe(lr=3e-5, dataset_mean=-4.0, dataset_std=4.5), norm=small.NORM, labels=LABELS)
 
 
 @pytest.fixture(scope="module")
 def original() -> dict[str, Tensor]:
-    """A checkpoint as the original writes it."""
+    """A checkpoint as the reference implementation writes it."""
     weights = reference.draw_all(reference.original_shapes(small.model()), "hugging")
     return {f"module.{key}": value for key, value in weights.items()}
 
@@ -69,7 +69,9 @@ def logits(model: Callable[[Tensor], Any]) -> Tensor:
 
 def in_transformers(folder: Path) -> ASTForAudioClassification:
     model, loaded = ASTForAudioClassification.from_pretrained(folder, output_loading_info=True)
-    assert [key for key, problems in loaded.items() if problems] == []  # nothing missing, surplus or of another shape
+    assert [
+        key for key, problems in loaded.items() if problems
+    ] == []  # no key is missing or surplus, and all shapes match
     return model
 
 
@@ -84,7 +86,7 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, Tensor]], object])
     save_file(state, folder / "model.safetensors")
 
 
-def test_through_every_format_and_back_no_bit_of_weights_or_logits_changes(tmp_path: Path, original: dict[str, Tensor]):
+def test_a_round_trip_through_all_formats_changes_no_bit(tmp_path: Path, original: dict[str, Tensor]):
     torch.save(original, tmp_path / "a.pth")
     first, config = read_checkpoint(tmp_path / "a.pth", recipe=CONFIG.recipe, labels=LABELS, norm=small.NORM)
     save_model(tmp_path / "ours", first.state_dict(), config)
@@ -109,12 +111,12 @@ def test_transformers_loads_our_folder_strictly_and_gives_our_logits(tmp_path: P
     save_huggingface(tmp_path, model.state_dict(), replace(CONFIG, recipe=recipe))
     theirs, expected = in_transformers(tmp_path), logits(model)
     assert (logits(theirs) - expected).abs().max() < EPS_TOLERANCE * expected.std()
-    theirs.classifier.layernorm.eps = 1e-5  # the one thing that a folder cannot say
+    theirs.classifier.layernorm.eps = 1e-5  # a folder has only one epsilon
     assert (logits(theirs) - expected).abs().max() < 5e-6 * expected.std()
 
 
 @pytest.mark.parametrize(("eps", "weights_file"), [(1e-12, "model.safetensors"), (1e-6, "pytorch_model.bin")])
-def test_a_model_made_by_transformers_gives_its_logits_in_ours(tmp_path: Path, eps: float, weights_file: str):
+def test_a_model_of_transformers_gives_the_same_logits_in_ours(tmp_path: Path, eps: float, weights_file: str):
     torch.manual_seed(1)
     settings = ASTConfig(
         hidden_size=192,
@@ -129,7 +131,7 @@ def test_a_model_made_by_transformers_gives_its_logits_in_ours(tmp_path: Path, e
     theirs = ASTForAudioClassification(settings).eval()
     for parameter in theirs.parameters():
         fan_in = parameter[0].numel() if parameter.ndim in (2, 4) else 100
-        parameter.data.add_(torch.randn_like(parameter) / fan_in**0.5)  # norms stay about 1
+        parameter.data.add_(torch.randn_like(parameter) / fan_in**0.5)  # layer norm weights stay about 1
     theirs.save_pretrained(tmp_path)
     ASTFeatureExtractor(max_length=64, mean=small.NORM.mean, std=small.NORM.std).save_pretrained(tmp_path)
     if weights_file != "model.safetensors":
@@ -144,19 +146,19 @@ def test_a_model_made_by_transformers_gives_its_logits_in_ours(tmp_path: Path, e
     assert not ours.training
 
 
-def test_the_weights_name_their_framework_as_transformers_4_demands(folder: Path):
+def test_the_weight_file_has_the_metadata_that_transformers_4_needs(folder: Path):
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_query_key_and_value_are_not_mistaken_for_one_another(folder: Path, model: ASTModel):
+def test_query_key_and_value_are_not_swapped(folder: Path, model: ASTModel):
     written = load_file(folder / "model.safetensors")
     for i, part in enumerate(("query", "key", "value")):
         theirs = written[f"audio_spectrogram_transformer.encoder.layer.7.attention.attention.{part}.weight"]
         assert torch.equal(theirs, model.v.blocks[7].attn.qkv.weight[192 * i : 192 * (i + 1)])
 
 
-def test_a_folder_that_transformers_saved_again_keeps_mids_norm_and_recipe(folder: Path, tmp_path: Path):
+def test_a_folder_saved_again_by_transformers_keeps_mids_norm_and_recipe(folder: Path, tmp_path: Path):
     in_transformers(folder).save_pretrained(tmp_path / "again")
     ASTFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path / "again")
     assert read_checkpoint(tmp_path / "again")[1] == CONFIG
@@ -172,7 +174,7 @@ def test_a_folder_that_transformers_saved_again_keeps_mids_norm_and_recipe(folde
         ("config.json", {"ast_ray": None}),
     ],
 )
-def test_our_key_is_not_trusted_where_the_folder_says_otherwise(folder: Path, name: str, changes: dict[str, Any]):
+def test_our_config_is_ignored_if_the_folder_was_changed(folder: Path, name: str, changes: dict[str, Any]):
     edit(folder, name, **changes)
     config = read_checkpoint(folder)[1]
     assert config.recipe.lr != CONFIG.recipe.lr
@@ -183,7 +185,7 @@ def test_our_key_is_not_trusted_where_the_folder_says_otherwise(folder: Path, na
 
 
 @pytest.mark.parametrize("vocabulary", [audioset_labels(), speechcommands_labels()])
-def test_published_names_in_their_order_get_their_mids_back(vocabulary: LabelVocabulary):
+def test_published_names_in_their_order_get_their_mids(vocabulary: LabelVocabulary):
     config, extractor = to_configs(small.recipe(label_dim=len(vocabulary)), small.NORM, vocabulary)
     assert from_configs(config, extractor, origin="here")[2] == vocabulary
     swapped = config["id2label"] | {"0": config["id2label"]["1"], "1": config["id2label"]["0"]}
@@ -191,7 +193,7 @@ def test_published_names_in_their_order_get_their_mids_back(vocabulary: LabelVoc
     assert other.mids == other.names == (vocabulary.names[1], vocabulary.names[0], *vocabulary.names[2:])
 
 
-def test_the_hubs_own_configs_with_what_they_leave_out_are_the_published_model():
+def test_missing_keys_of_a_hub_config_have_the_defaults_of_transformers():
     names = {str(i): name for i, name in enumerate(audioset_labels().names)}
     config = {"model_type": "audio-spectrogram-transformer", "id2label": names}
     recipe, norm, labels = from_configs(config, {}, origin="hub")
@@ -203,7 +205,7 @@ def test_the_hubs_own_configs_with_what_they_leave_out_are_the_published_model()
     assert labels == audioset_labels()
 
 
-def test_names_that_repeat_stay_apart_and_come_back(tmp_path: Path, model: ASTModel):
+def test_repeated_display_names_are_made_distinct_and_restored(tmp_path: Path, model: ASTModel):
     labels = LabelVocabulary(tuple("abcde"), ("dog", "cat", "dog", "bird", "dog"))
     save_huggingface(tmp_path, model.state_dict(), replace(CONFIG, labels=labels))
     theirs = in_transformers(tmp_path).config
@@ -213,27 +215,27 @@ def test_names_that_repeat_stay_apart_and_come_back(tmp_path: Path, model: ASTMo
     assert read_checkpoint(tmp_path)[1].labels == labels
 
 
-def test_names_that_are_made_to_collide_give_way_to_the_mids():
+def test_colliding_names_are_replaced_by_the_mids():
     labels = LabelVocabulary(("a", "b", "c"), ("dog", "dog", "dog (a)"))
     config, _ = to_configs(small.recipe(label_dim=3), small.NORM, labels)
     assert config["label2id"] == {"a": 0, "b": 1, "c": 2}
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CE"])
-def test_the_pipeline_of_transformers_scores_a_waveform_as_we_do(tmp_path: Path, model: ASTModel, loss: str):
+def test_the_pipeline_of_transformers_gives_our_scores(tmp_path: Path, model: ASTModel, loss: str):
     config = replace(CONFIG, recipe=replace(CONFIG.recipe, loss=loss))
     save_huggingface(tmp_path, model.state_dict(), config)
     classify = pipeline("audio-classification", model=str(tmp_path))
     for num_samples in (8_000, 16_000):  # padded with 20 frames, and cut
         waveform = np.random.default_rng(3).normal(0, 0.1, num_samples).astype(np.float32)
-        said = {row["label"]: row["score"] for row in classify(waveform, top_k=5)}
+        scores = {row["label"]: row["score"] for row in classify(waveform, top_k=5)}
         log_mel = fbank(torch.from_numpy(waveform - waveform.mean()))[:64]
         padded = torch.nn.functional.pad(log_mel, (0, 0, 0, 64 - len(log_mel)))
         with torch.no_grad():
             out = model(normalise(padded, small.NORM.mean, small.NORM.std)[None])[0]
         expected = out.sigmoid() if loss == "BCE" else out.softmax(dim=0)
-        assert expected.std() > 0.05  # scores that tell classes apart
-        assert [said[name] for name in LABELS.names] == pytest.approx(expected.tolist(), abs=SCORE_TOLERANCE)
+        assert expected.std() > 0.05  # the scores differ between classes
+        assert [scores[name] for name in LABELS.names] == pytest.approx(expected.tolist(), abs=SCORE_TOLERANCE)
     assert classify.feature_extractor.sampling_rate == SAMPLE_RATE_HZ
     assert read_checkpoint(tmp_path)[1] == config
 
@@ -251,7 +253,7 @@ def test_the_pipeline_of_transformers_scores_a_waveform_as_we_do(tmp_path: Path,
         ("config.json", "intermediate_size", 100),
         ("config.json", "frequency_stride", 20),
         ("config.json", "time_stride", "16"),
-        ("config.json", "max_length", 128),  # the preprocessor says 64
+        ("config.json", "max_length", 128),  # the preprocessor has 64
         ("config.json", "num_mel_bins", 8),
         ("config.json", "problem_type", "regression"),
         ("config.json", "problem_type", ["regression"]),
@@ -268,7 +270,7 @@ def test_the_pipeline_of_transformers_scores_a_waveform_as_we_do(tmp_path: Path,
         ("preprocessor_config.json", "std", 0),
     ],
 )
-def test_a_setting_that_our_model_cannot_follow_is_named(folder: Path, name: str, setting: str, value: Any):
+def test_an_unsupported_hugging_face_setting_is_named(folder: Path, name: str, setting: str, value: Any):
     edit(folder, name, **{setting: value})
     with pytest.raises(DataError, match=rf"hf.*{setting}"):
         read_checkpoint(folder)
@@ -281,7 +283,7 @@ def test_a_folder_without_one_of_its_files_names_it(folder: Path, name: str):
         read_checkpoint(folder)
 
 
-def test_a_tensor_missing_surplus_or_of_another_shape_is_refused(folder: Path):
+def test_a_missing_surplus_or_misshapen_tensor_is_refused(folder: Path):
     query = "audio_spectrogram_transformer.encoder.layer.3.attention.attention.query.bias"
     piece = load_file(folder / "model.safetensors")[query]
     rewrite_weights(folder, lambda state: state.pop(query))
@@ -299,6 +301,6 @@ def test_a_pickle_in_a_hugging_face_folder_is_not_executed(folder: Path, tmp_pat
     (folder / "model.safetensors").unlink()
     evil = {"classifier.dense.bias": hostile.MakesFolder(tmp_path / "broken-in")}
     hostile.as_torch_archive(evil, folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="no weights that can be read safely"):
+    with pytest.raises(DataError, match="has no weights that can be read safely"):
         read_checkpoint(folder)
     assert not (tmp_path / "broken-in").exists()

@@ -1,4 +1,4 @@
-"""The ONNX file computes what PyTorch does, says how to use it, and is not there if it does not."""
+"""The ONNX file computes the same as PyTorch and describes its use; otherwise it is not written."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from tests import reference
 from tests.ast_core import small
 
 TOLERANCE = 1e-5
-"""Of the logits' spread: 2e-6 is measured."""
+"""Relative to the logits' spread. Measured: 2e-6."""
 LABELS = LabelVocabulary(tuple("abcde"), ("Speech, man", "“Ping”", "Éclair", "犬", "Tab\there"))
 CONFIG = ModelConfig(recipe=small.recipe(), norm=small.NORM, labels=LABELS)
 
@@ -31,16 +31,16 @@ def model() -> ASTModel:
 
 @pytest.fixture(scope="module")
 def exported(model: ASTModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.onnx.ONNXProgram]:
-    """The file, and the program that was saved as it: tracing takes seconds."""
+    """The file and its program. Both are made once, because tracing takes seconds."""
     file, programs = tmp_path_factory.mktemp("onnx") / "tagger.onnx", []
 
-    def kept(*args: object, **kwargs: object) -> torch.onnx.ONNXProgram:
+    def recorded(*args: object, **kwargs: object) -> torch.onnx.ONNXProgram:
         programs.append(export(*args, **kwargs))
         return programs[0]
 
     export = torch.onnx.export
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", kept)
+        patch.setattr(torch.onnx, "export", recorded)
         assert save_onnx(file, model, CONFIG) < TOLERANCE
     return file, programs[0]
 
@@ -51,7 +51,7 @@ def file(exported: tuple[Path, torch.onnx.ONNXProgram]) -> Path:
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 5])
-def test_onnx_runtime_gives_the_models_logits_for_any_batch(file: Path, model: ASTModel, num_clips: int):
+def test_onnx_runtime_gives_the_models_logits_for_any_batch_size(file: Path, model: ASTModel, num_clips: int):
     fbank = small.log_mel(num_clips, seed=num_clips) / 9
     with torch.no_grad():
         expected = model(fbank)
@@ -61,21 +61,21 @@ def test_onnx_runtime_gives_the_models_logits_for_any_batch(file: Path, model: A
     assert (torch.from_numpy(logits) - expected).abs().max() < TOLERANCE * expected.std()
 
 
-def test_the_file_alone_holds_weights_norm_labels_and_shape(file: Path, model: ASTModel):
+def test_the_file_contains_weights_norm_labels_and_shape(file: Path, model: ASTModel):
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert file.stat().st_size > 4 * sum(parameter.numel() for parameter in model.parameters())
     exported = onnx.load(file)
     onnx.checker.check_model(exported)
-    said = {entry.key: json.loads(entry.value) for entry in exported.metadata_props}
-    assert said["norm"] == {"mean": small.NORM.mean, "std": small.NORM.std}
-    assert [(label["mid"], label["display_name"]) for label in said["labels"]] == list(
+    metadata = {entry.key: json.loads(entry.value) for entry in exported.metadata_props}
+    assert metadata["norm"] == {"mean": small.NORM.mean, "std": small.NORM.std}
+    assert [(label["mid"], label["display_name"]) for label in metadata["labels"]] == list(
         zip(LABELS.mids, LABELS.names, strict=True)
     )
-    assert said["recipe"] == {"label_dim": 5, "input_fdim": 128} | small.SHAPE
+    assert metadata["recipe"] == {"label_dim": 5, "input_fdim": 128} | small.SHAPE
 
 
 @pytest.mark.parametrize("wrong_by", [1e-2, float("nan")])
-def test_a_file_that_computes_something_else_is_not_kept(
+def test_a_file_with_other_logits_is_not_kept(
     tmp_path: Path, exported: tuple[Path, torch.onnx.ONNXProgram], monkeypatch: pytest.MonkeyPatch, wrong_by: float
 ):
     (tmp_path / "old.onnx").write_text("an older file")
@@ -89,7 +89,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
-def test_without_its_packages_the_error_says_what_to_install(
+def test_missing_onnx_packages_are_refused_with_what_to_install(
     tmp_path: Path, model: ASTModel, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     monkeypatch.setitem(sys.modules, name, None)

@@ -1,4 +1,4 @@
-"""The network equals the original's, and its weights come from where the user says or are refused by name."""
+"""The network equals the reference implementation; weights come from the given source or are refused by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.ast_core import hostile, small
 from tests.reference import needs_shared
 
 LOGITS_TOLERANCE = 2e-5
-"""Of the reference's spread: float32 rounding over twelve blocks, another order of summation."""
+"""Relative to the spread of the reference's logits, for float32 rounding in another order of summation."""
 STORED_CHANNELS, STORED_FILTERS = 32, 8
 TINY_TIMM_NAME = MODEL_SIZES["tiny224"][0]
 
@@ -34,14 +34,14 @@ def shape_of(case: dict) -> dict:
 
 
 def deit_weights(model_size: str, salt: str = "public-deit") -> dict[str, Tensor]:
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         shapes = {key: tuple(v.shape) for key, v in timm.create_model(MODEL_SIZES[model_size][0]).state_dict().items()}
     return reference.draw_all(shapes, salt)
 
 
 @pytest.fixture(scope="module")
 def deit_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A file of DeiT weights by model size: tiny224 as DeiT's authors publish theirs, the rest as timm does."""
+    """A file of DeiT weights by model size: tiny224 as DeiT's authors publish it, the others as timm does."""
     folder = tmp_path_factory.mktemp("deit")
 
     def file_of(model_size: str) -> Path:
@@ -57,7 +57,7 @@ def deit_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def audioset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A full-AudioSet checkpoint as the original publishes it."""
+    """An AudioSet checkpoint in the format that AST's authors publish."""
     with torch.device("meta"):
         shapes = reference.original_shapes(ASTModel(imagenet_pretrain=False))
     file = tmp_path_factory.mktemp("audioset") / "audioset_10_10.pth"
@@ -66,7 +66,7 @@ def audioset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_shared
-def test_the_state_dict_has_the_originals_keys_and_shapes_but_for_the_image_heads():
+def test_the_state_dict_equals_the_references_without_its_image_heads():
     case = reference.described()["logits"][0]
     with torch.device("meta"):
         model = ASTModel(case["label_dim"], **shape_of(case), model_size=case["model_size"], imagenet_pretrain=False)
@@ -79,7 +79,7 @@ def test_the_state_dict_has_the_originals_keys_and_shapes_but_for_the_image_head
 
 @needs_shared
 @pytest.mark.parametrize("case_index", range(8))
-def test_logits_parameters_and_tokens_equal_the_originals(case_index: int):
+def test_logits_parameters_and_tokens_equal_the_references(case_index: int):
     case = reference.described()["logits"][case_index]
     model = ASTModel(case["label_dim"], **shape_of(case), model_size=case["model_size"], imagenet_pretrain=False)
     weights = reference.draw_all(reference.original_shapes(model), reference.described()["salt"])
@@ -97,7 +97,7 @@ def test_logits_parameters_and_tokens_equal_the_originals(case_index: int):
 
 @needs_shared
 @pytest.mark.parametrize("case_index", range(7))
-def test_deit_weights_are_adapted_as_the_original_does(case_index: int, deit_file: Callable[[str], Path]):
+def test_deit_weights_are_adapted_as_in_the_reference(case_index: int, deit_file: Callable[[str], Path]):
     case = reference.described()["deit_adaptation"][case_index]
     file = deit_file(case["model_size"])
     model = ASTModel(10, **shape_of(case), model_size=case["model_size"], imagenet_weights=file)
@@ -109,7 +109,7 @@ def test_deit_weights_are_adapted_as_the_original_does(case_index: int, deit_fil
 
 @needs_shared
 @pytest.mark.parametrize("case_index", range(4))
-def test_an_audioset_checkpoint_is_adapted_as_the_original_does(case_index: int, audioset_file: Path):
+def test_an_audioset_checkpoint_is_adapted_as_in_the_reference(case_index: int, audioset_file: Path):
     case = reference.described()["audioset_adaptation"][case_index]
     model = ASTModel(
         case["label_dim"],
@@ -131,19 +131,19 @@ def assert_pos_embed(model: ASTModel, first_channels: np.ndarray, sums: np.ndarr
     np.testing.assert_allclose([whole.sum(), np.abs(whole).sum()], sums, rtol=1e-6, atol=1e-3)
 
 
-def test_deit_weights_reach_every_parameter_but_the_classifier(deit_file: Callable[[str], Path]):
+def test_deit_weights_fill_every_parameter_except_the_classifier(deit_file: Callable[[str], Path]):
     weights = deit_weights("tiny224")
     loaded = ASTModel(5, **small.SHAPE, imagenet_weights=deit_file("tiny224")).v.state_dict()
     adapted = {"pos_embed", "patch_embed.proj.weight"}
     assert loaded.keys() == {key for key in weights if not key.startswith("head")}
     assert [key for key in loaded.keys() - adapted if not torch.equal(loaded[key], weights[key])] == []
     torch.testing.assert_close(loaded["patch_embed.proj.weight"], weights["patch_embed.proj.weight"].sum(1, True))
-    # 8 × 4 patches of 14 × 14: the middle, 7 - 8//2 and 7 - 4//2 from the edges.
+    # The middle 8 × 4 of 14 × 14 patches, 7 - 8//2 and 7 - 4//2 from the edges.
     middle = weights["pos_embed"][0, 2:].view(14, 14, -1)[3:11, 5:9].flatten(0, 1)
     assert torch.equal(loaded["pos_embed"][0], torch.cat([weights["pos_embed"][0, :2], middle]))
 
 
-def test_without_a_file_the_weights_are_timms(monkeypatch: pytest.MonkeyPatch, deit_file: Callable[[str], Path]):
+def test_without_a_file_timm_fetches_the_weights(monkeypatch: pytest.MonkeyPatch, deit_file: Callable[[str], Path]):
     weights, asked = deit_weights("tiny224"), []
 
     def create_model(name: str, *, pretrained: bool) -> SimpleNamespace:
@@ -172,13 +172,13 @@ def test_timm_knows_the_weights_of_each_size(model_size: str):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_stretched_positional_embedding_is_linear_along_its_axis_and_keeps_the_prefix(axis: int):
+def test_a_stretched_positional_embedding_is_linear_and_keeps_its_prefix(axis: int):
     grid, new_grid = (4, 6), ((9, 6), (4, 11))[axis]
     ramp = torch.arange(grid[axis], dtype=torch.float32)
     image = ramp.view(-1, 1).expand(grid) if axis == 0 else ramp.view(1, -1).expand(grid)
     prefix = torch.tensor([100.0, 200.0])
     resized = resize_pos_embed(torch.cat([prefix, image.flatten()]).view(1, -1, 1), grid, new_grid).view(-1)
-    # Bilinear with pixel centres: output i lies at (i + 1/2) · old/new - 1/2 of the input, held at the edges.
+    # Bilinear between pixel centres: output i is at (i + 1/2) · old/new - 1/2 of the input, clamped at the edges.
     at = (torch.arange(new_grid[axis]) + 0.5) * grid[axis] / new_grid[axis] - 0.5
     stretched = at.clamp(0, grid[axis] - 1)
     expected = stretched.view(-1, 1).expand(new_grid) if axis == 0 else stretched.view(1, -1).expand(new_grid)
@@ -193,7 +193,7 @@ def test_every_parameter_gets_a_gradient():
     assert names == []
 
 
-def test_c20_plain_attention_reaches_the_last_block_too(monkeypatch: pytest.MonkeyPatch):
+def test_c20_the_last_block_uses_plain_attention_too(monkeypatch: pytest.MonkeyPatch):
     model, fbank = small.model().eval(), small.log_mel(2)
     model.set_fused_attention(True)
     expected = model(fbank)
@@ -206,8 +206,8 @@ def test_c20_plain_attention_reaches_the_last_block_too(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_leaving_tokens_out_of_the_last_block_changes_neither_logits_nor_gradients(fused: bool):
-    """Within float32 rounding of every token's way through every block."""
+def test_the_short_last_block_changes_neither_logits_nor_gradients(fused: bool):
+    """The difference from computing all tokens in all blocks is float32 rounding."""
     clips, found = small.log_mel(2), []
     for whole in (False, True):
         model = small.model()
@@ -237,7 +237,7 @@ def test_patchout_keeps_the_drawn_rows_and_columns_with_their_positions(checkpoi
     assert moved.nonzero().tolist() == [[row, column] for row in rows for column in columns]
 
 
-def test_evaluation_sees_every_patch_and_so_does_training_that_keeps_all():
+def test_evaluation_ignores_patchout():
     model, clips = small.model(), small.log_mel(2)
     everything = model(clips)
     assert torch.equal(model(clips, Patchout(np.arange(8), np.arange(4))), everything)
@@ -246,13 +246,13 @@ def test_evaluation_sees_every_patch_and_so_does_training_that_keeps_all():
     assert torch.equal(model.eval()(clips, few), everything)
 
 
-def test_the_head_takes_the_mean_of_the_class_and_the_distillation_token():
+def test_the_head_uses_the_mean_of_class_and_distillation_token():
     model = small.model().eval()
     with torch.no_grad():
         tokens = model.forward_features(small.log_mel(2))
         expected = model.mlp_head((tokens[:, 0] + tokens[:, 1]) / 2)
         torch.testing.assert_close(model.forward_head(tokens), expected)
-        tokens[:, 2:] = torch.nan  # patches take no part
+        tokens[:, 2:] = torch.nan  # the head ignores patches
         torch.testing.assert_close(model.forward_head(tokens), expected)
 
 
@@ -269,20 +269,20 @@ def test_the_head_takes_the_mean_of_the_class_and_the_distillation_token():
         ("label_dim", 0),
     ],
 )
-def test_a_setting_that_cannot_be_is_named_with_its_value(setting: str, value: object):
+def test_an_impossible_setting_is_refused_with_its_value(setting: str, value: object):
     with pytest.raises(ConfigError, match=rf"{setting} is '?{value}'?; use"):
         ASTModel(**{"imagenet_pretrain": False, "label_dim": 5} | small.SHAPE | {setting: value})
 
 
-def test_an_audioset_start_is_refused_where_the_original_raises():
-    with pytest.raises(ConfigError, match="audioset_pretrain goes with model_size base384 only, not tiny224"):
+def test_audioset_pretraining_is_refused_for_unpublished_models():
+    with pytest.raises(ConfigError, match="audioset_pretrain is true but model_size is tiny224; use base384"):
         ASTModel(audioset_pretrain=True, audioset_weights="a.pth", model_size="tiny224")
     with pytest.raises(ConfigError, match=r"audioset_pretrain .* set imagenet_pretrain true"):
         ASTModel(audioset_pretrain=True, audioset_weights="a.pth", imagenet_pretrain=False)
 
 
 @pytest.mark.parametrize("shape", [(2, 128, 64), (2, 63, 128), (2, 64, 64), (64, 128)])
-def test_an_input_of_another_shape_is_refused_with_the_shape_it_takes(shape: tuple[int, ...]):
+def test_a_wrong_input_shape_is_refused_with_the_expected_one(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"\(64, 128\).*input_tdim and input_fdim"):
         small.model()(torch.zeros(shape))
 
@@ -296,21 +296,21 @@ def test_a_missing_weight_file_is_named(tmp_path: Path, pretrain: str):
 
 
 @pytest.mark.parametrize("write", [hostile.as_torch_archive, hostile.as_plain_pickle])
-def test_a_pickle_that_is_more_than_weights_is_refused_and_not_executed(tmp_path: Path, write: Callable):
+def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path: Path, write: Callable):
     write({"model": hostile.MakesFolder(tmp_path / "broken-in")}, tmp_path / "weights.pth")
-    with pytest.raises(DataError, match=r"weights\.pth holds no weights that can be read safely"):
+    with pytest.raises(DataError, match=r"weights\.pth has no weights that can be read safely"):
         ASTModel(5, **small.SHAPE, imagenet_weights=tmp_path / "weights.pth")
     assert not (tmp_path / "broken-in").exists()
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_file_that_is_no_archive_is_a_data_error(tmp_path: Path, name: str):
+def test_a_file_that_is_not_a_weight_file_is_a_data_error(tmp_path: Path, name: str):
     (tmp_path / name).write_text("<!DOCTYPE html><p>404")
     with pytest.raises(DataError, match=name):
         ASTModel(5, **small.SHAPE, imagenet_weights=tmp_path / name)
 
 
-def test_weights_that_are_no_mapping_are_a_data_error(tmp_path: Path):
+def test_weights_that_are_not_a_mapping_are_a_data_error(tmp_path: Path):
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     with pytest.raises(DataError, match=r"list\.pth"):
         ASTModel(5, **small.SHAPE, imagenet_weights=tmp_path / "list.pth")
@@ -330,7 +330,7 @@ def test_a_missing_key_of_deit_is_named(tmp_path: Path, key: str):
         ASTModel(5, **small.SHAPE, imagenet_weights=tmp_path / "weights.pth")
 
 
-def test_a_checkpoint_of_another_grid_is_no_audioset_checkpoint(tmp_path: Path):
+def test_a_checkpoint_of_another_grid_is_refused_as_audioset_weights(tmp_path: Path):
     state = {f"module.{key}": value for key, value in small.model().state_dict().items()}
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(DataError, match="1214 tokens expected"), torch.device("meta"):

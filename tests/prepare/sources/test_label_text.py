@@ -362,7 +362,7 @@ def test_a_header_that_comes_again_is_no_row(tmp_path: Path):
     out = read_manifest(str(tmp_path / "m.csv"))
     assert (out.clips["clip_id"].to_pylist(), out.vocabulary.names, len(out.refused)) == (["a", "b"], ("cat", "dog"), 0)
     (tmp_path / "m.csv").write_text("path,labels\na.wav,dog\nlabels,path\ncat,b.wav\n")
-    with pytest.raises(DataError, match=r"m\.csv, line 3 is a header of other columns"):
+    with pytest.raises(DataError, match=r"m\.csv, line 3 is a header with other columns"):
         read_manifest(str(tmp_path / "m.csv"))
 
 
