@@ -3,7 +3,6 @@
 None of these changes the result by more than rounding.
 """
 
-import copy
 import logging
 from dataclasses import replace
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from ast_core.errors import ConfigError
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ def _warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> bool:
+def set_attention(model: Tagger, device: torch.device, recipe: Recipe) -> bool:
     """Set fused or plain attention, and return whether it is fused.
 
     `auto` is fused, except for bf16 on a CPU, where fused attention of PyTorch 2.11 is slower than matrix products.
@@ -72,7 +71,7 @@ def set_attention(model: ASTModel, device: torch.device, recipe: Recipe) -> bool
     return fused
 
 
-def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> dict[str, Any]:
+def set_execution(model: Tagger, device: torch.device, recipe: Recipe) -> dict[str, Any]:
     """Apply the recipe's execution keys to the model.
 
     `recipe` is the result of `for_device`. The model may still be on another device than `device`, where it will train.
@@ -84,7 +83,7 @@ def set_execution(model: ASTModel, device: torch.device, recipe: Recipe) -> dict
     if recipe.compile:
         reason = _why_not_compiled(model, device, recipe)
         if reason is None:
-            model.compile_blocks(**_how_to_compile(device, recipe))
+            model.compile_parts(**_how_to_compile(device, recipe))
             compiled = True
         else:
             logger.warning(f"training goes on without torch.compile, which fails on this machine: {reason}")
@@ -109,23 +108,25 @@ def uses_cuda_graphs(device: torch.device, recipe: Recipe) -> bool:
     return device.type == "cuda" and is_asked_for and not recipe.activation_checkpointing
 
 
-def _why_not_compiled(model: ASTModel, device: torch.device, recipe: Recipe) -> str | None:
-    """Why a block does not compile or run on the device, in one line. None if it runs forward and backward.
+def _why_not_compiled(model: Tagger, device: torch.device, recipe: Recipe) -> str | None:
+    """Why the model does not compile or run on the device, in one line. None if it runs forward and backward.
 
     `torch.compile` does nothing until the first call. Its errors (no C++ compiler, no Triton, a kernel that the card
     refuses) would appear inside a training step and could not be told from errors of training. Therefore a copy of one
-    block is tried on a few tokens, which takes some seconds. A failure that needs the full batch still raises.
+    part is tried on a small input, which takes some seconds. A failure that needs the full batch still raises.
     """
-    block = copy.deepcopy(model.v.blocks[0]).to(device).train()
-    tokens_BND = torch.zeros(2, 8, model.v.embed_dim, device=device, requires_grad=True)
+    trial = model.part_to_compile()
+    if trial is None:
+        return "this model has nothing to compile"
+    part, small_input = trial[0].to(device).train(), trial[1].to(device).requires_grad_()
     try:
-        compiled = torch.compile(block, **_how_to_compile(device, recipe))
+        compiled = torch.compile(part, **_how_to_compile(device, recipe))
         for _ in range(3 if uses_cuda_graphs(device, recipe) else 1):  # the second call records, the third replays
             begin_graph_step(device, recipe)
-            block.zero_grad()
-            tokens_BND.grad = None
+            part.zero_grad()
+            small_input.grad = None
             with autocast(device, recipe):
-                total = compiled(tokens_BND).float().sum()
+                total = compiled(small_input).float().sum()
             total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # kernels report errors asynchronously

@@ -1,15 +1,11 @@
-"""Operations of a training step, the peak rate of a device, and the utilisation (MFU) that follows from both.
-
-N tokens, D width.
-"""
+"""Operations of a training step, the peak rate of a device, and the utilisation (MFU) that follows from both."""
 
 import re
 from typing import NamedTuple
 
 import torch
 
-from ast_core.models.ast import ASTModel
-from ast_core.models.shapes import PATCH_SIZE
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 
 
@@ -47,29 +43,13 @@ OTHER_CARDS = {"MIG", "Laptop", "D"}
 """Words in a device name that mean a slice of a card or a slower variant."""
 
 
-def forward_flops(model: ASTModel, num_tokens: int) -> int:
-    """Operations of one clip with `num_tokens` tokens in the blocks: matrix products, two for each multiply-add."""
-    dim, num_classes = model.v.embed_dim, model.label_dim
-    patch_embedding = 2 * model.v.patch_embed.num_patches * PATCH_SIZE**2 * dim
-
-    def block(num_queries: int) -> int:
-        # Keys and values: 4 N D². For each query: the query and the output projection, 4 D²; the MLP, four times as
-        # wide, 16 D²; scores and weighted sums of values, 4 N D.
-        return 4 * num_tokens * dim**2 + num_queries * (20 * dim**2 + 4 * num_tokens * dim)
-
-    blocks = (len(model.v.blocks) - 1) * block(num_tokens) + block(model.v.num_prefix_tokens)
-    return patch_embedding + blocks + 2 * dim * num_classes
-
-
-def training_flops(model: ASTModel, recipe: Recipe) -> int:
+def training_flops(model: Tagger, recipe: Recipe) -> int:
     """Operations of one clip: forward, and twice that for backward. Recomputed activations do not count."""
-    rows, columns = model.v.patch_embed.grid_size
-    num_patches = (rows - recipe.patchout_f) * (columns - recipe.patchout_t)
-    return 3 * forward_flops(model, model.v.num_prefix_tokens + num_patches)
+    return 3 * model.forward_flops(recipe.patchout_f, recipe.patchout_t)
 
 
 def utilisation(
-    clips_per_s: float, model: ASTModel, recipe: Recipe, device: torch.device, num_devices: int = 1
+    clips_per_s: float, model: Tagger, recipe: Recipe, device: torch.device, num_devices: int = 1
 ) -> float | None:
     """MFU: the share of the devices' peak, in the recipe's precision, that training at this rate uses.
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ast_core.errors import ConfigError
-from ast_core.models.shapes import MODEL_SIZES, check_pretraining, patch_grid
+from ast_core.models.registry import model_kind, owner_of
 from ast_core.recipe_yaml import read_yaml
 
 MixupDomain = Literal["power", "log_mel"]
@@ -40,6 +40,8 @@ UPPER_BOUNDS = {
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     # --- model
+    model: str = "ast"
+    """The model's name: one of `ast_core.models.MODELS`."""
     label_dim: int | None = None
     """Number of classes. null: that of the data set."""
     model_size: str = "base384"
@@ -127,19 +129,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.model_size not in MODEL_SIZES:
-            raise ConfigError(f"model_size is {self.model_size!r}; use one of {', '.join(MODEL_SIZES)}")
-        if self.imagenet_weights is not None and not self.imagenet_pretrain:
-            raise ConfigError("imagenet_weights is set but imagenet_pretrain is false; change one of them")
-        if self.audioset_weights is not None and not self.audioset_pretrain:
-            raise ConfigError("audioset_weights is set but audioset_pretrain is false; change one of them")
-        check_pretraining(self.model_size, self.imagenet_pretrain, self.audioset_pretrain)
+        kind = model_kind(self.model)
+        for key, default in ((field.name, field.default) for field in fields(self)):
+            owner = owner_of(key)
+            if owner is not None and key not in kind.keys and getattr(self, key) != default:
+                raise ConfigError(f"{key} is a key of the model {owner}, but model is {self.model}; leave it out")
         for key, most in UPPER_BOUNDS.items():
             value = getattr(self, key)
             self._require(value is None or value <= most, key, f"{most} or less")
-        num_rows, num_columns = patch_grid(self.input_fdim, self.input_tdim, self.fstride, self.tstride)
-        for key, num, which in (("patchout_f", num_rows, "rows"), ("patchout_t", num_columns, "columns")):
-            self._require(0 <= getattr(self, key) < num, key, f"0 to {num - 1} (of {num} {which} of patches)")
+        kind.check(self)
         for key in ("batch_size", "epochs", "lrscheduler_start", "lrscheduler_step"):
             self._require(getattr(self, key) >= 1, key, "1 or more")
         for key in ("lr", "lrscheduler_decay"):
@@ -176,9 +174,13 @@ class Recipe:
             raise ConfigError(f"{key} is {getattr(self, key)}; use {allowed}")
 
     def model_args(self) -> dict[str, Any]:
-        """The arguments of `ASTModel`, without those that name initial weights."""
-        keys = ("label_dim", "fstride", "tstride", "input_fdim", "input_tdim", "model_size")
-        return {key: getattr(self, key) for key in keys}
+        """The arguments of `create_model` for this model's shape, without those that name initial weights."""
+        keys = ("label_dim", "input_tdim", "input_fdim", *model_kind(self.model).settings)
+        return {"name": self.model} | {key: getattr(self, key) for key in keys}
+
+    def initial_weights(self) -> dict[str, Any]:
+        """The arguments of `create_model` that name the weights to start from."""
+        return {key: getattr(self, key) for key in model_kind(self.model).initial_weights}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -205,7 +207,6 @@ SYNONYMS = {
     "num_epochs": "epochs",
     "max_epochs": "epochs",
     "bs": "batch_size",
-    "model": "model_size",
     "num_classes": "label_dim",
     "optimizer_lr": "lr",
     "mean": "dataset_mean",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ast_core.augment import normalise
 from ast_core.checkpoints import ModelConfig
 from ast_core.fbank import fbank
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 
 
 def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor:
@@ -35,7 +35,7 @@ def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor
 
 
 @torch.inference_mode()
-def tag(model: ASTModel, config: ModelConfig, waveform: np.ndarray | Tensor) -> Tensor:
+def tag(model: Tagger, config: ModelConfig, waveform: np.ndarray | Tensor) -> Tensor:
     """Sigmoid scores `[C]` on the CPU for a waveform `[N]`, mono, 16 kHz, in [-1, 1]; see `model_input_of`.
 
     Class i is `config.labels.names[i]`. `model` is in evaluation mode, as `load_model` returns it.

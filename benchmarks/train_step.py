@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ast_core import ASTModel
 from ast_core.augment import draw, draw_patchout
 from ast_core.batch import Batch, Norm, Partners
 from ast_core.execution import for_device, set_execution
 from ast_core.fbank import fbank
 from ast_core.flops import utilisation
 from ast_core.frames import NUM_MEL_BINS
+from ast_core.models import create_model
 from ast_core.models.shapes import MODEL_SIZES, patch_grid
 from ast_core.recipe import Recipe
 from ast_core.step import make_optimizer, make_scaler, train_step
@@ -266,7 +266,7 @@ def row(
 
 def mfu_of(clips_per_s: float, recipe: Recipe, device: torch.device) -> str:
     with torch.device("meta"):
-        mfu = utilisation(clips_per_s, ASTModel(**recipe.model_args(), imagenet_pretrain=False), recipe, device)
+        mfu = utilisation(clips_per_s, create_model(**recipe.model_args()), recipe, device)
     return "–" if mfu is None else f"{mfu:.0%}"
 
 
@@ -287,7 +287,7 @@ def builder(variant: Variant, args: argparse.Namespace, batch_size: int, device:
 def our_step(variant: Variant, recipe: Recipe, device: torch.device) -> Callable[..., Tensor]:
     """`train_step` of a new model, which lacks the batch and what is drawn for it."""
     torch.manual_seed(0)
-    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    model = create_model(**recipe.model_args())
     set_execution(model, device, recipe)
     model.to(device).train()
     optimizer = make_optimizer(model, recipe)

@@ -28,7 +28,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.execution import for_device, set_attention
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from jobs.common import add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import storage
@@ -174,7 +174,7 @@ def _length_lines(clips: Clips, configs: Sequence[ModelConfig]) -> list[str]:
 
 
 def _score(
-    model: ASTModel, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str, threads: int
+    model: Tagger, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str, threads: int
 ) -> np.ndarray:
     """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
     torch.set_num_threads(threads)

@@ -28,7 +28,7 @@ from ast_core.checkpoints import CHECKPOINT_FILES, ModelConfig, save_huggingface
 from ast_core.checkpoints.onnx import save_onnx
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe, recipe_names
 from pipeline import storage
@@ -70,17 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = Path(folder) / "made"
         _write(args.format, made, model, config)
         models.publish(made, output)
-    recipe = config.recipe
+    args_of_model = config.recipe.model_args()
+    shape = ", ".join(f"{key} {value}" for key, value in args_of_model.items() if key not in ("name", "label_dim"))
     place = output.rsplit("/", 1)[-1] if "://" in output else output  # of a copy, where nothing reads URIs
     print(
-        f"wrote {output}: {recipe.model_size}, {len(config.labels)} classes, "
-        f"{recipe.input_tdim} frames × {recipe.input_fdim} mel bins, strides {recipe.fstride} and {recipe.tstride}\n"
+        f"wrote {output}: {config.recipe.model}, {len(config.labels)} classes, {shape}\n"
         f"use: {USE[args.format].format(place)}"
     )
     return 0
 
 
-def _read(args: argparse.Namespace, rest: Sequence[str]) -> tuple[ASTModel, ModelConfig]:
+def _read(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Tagger, ModelConfig]:
     """The model, and its config without the places on somebody's disk that its training began from."""
     model, config = models.read(
         models.find(args.checkpoint),
@@ -113,12 +113,14 @@ def _labels(uri: str) -> LabelVocabulary:
     return LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
 
 
-def _write(output_format: str, target: Path, model: ASTModel, config: ModelConfig) -> None:
+def _write(output_format: str, target: Path, model: Tagger, config: ModelConfig) -> None:
     state = model.state_dict()
     match output_format:
         case "ours":
             save_model(target, state, config)
         case "original":
+            if config.recipe.model != "ast":
+                raise ConfigError(f"format original is for the model ast, this is {config.recipe.model}; use ours")
             save_original(target, state)
         case "huggingface":
             save_huggingface(target, state, config)

@@ -22,8 +22,9 @@ from ast_core.checkpoints.published import recognise_published
 from ast_core.checksums import file_sha256, with_checksum, without_checksum
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
-from ast_core.models.ast import ASTModel
+from ast_core.models import create_model
 from ast_core.models.pretrained import from_original, has_zero_image_heads, to_huggingface, to_original, under_our_names
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from ast_core.text_files import decode_text
 from ast_core.weight_files import load_weights, read_weights
@@ -89,7 +90,7 @@ def read_checkpoint(
     recipe: Recipe | None = None,
     labels: LabelVocabulary | None = None,
     norm: Norm | None = None,
-) -> tuple[ASTModel, ModelConfig]:
+) -> tuple[Tagger, ModelConfig]:
     """Read a model from our folder, a Hugging Face folder or a weight file. It is in evaluation mode, on the CPU.
 
     A weight file does not contain its recipe and classes. The eight published files are recognised by their shapes, and
@@ -111,7 +112,7 @@ def read_checkpoint(
 
 
 def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """Write a model folder. `state` is the state dict of an `ASTModel`."""
+    """Write a model folder. `state` is the state dict of the model."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file(_on_cpu(state), target / WEIGHTS_FILE)
@@ -119,7 +120,7 @@ def save_model(folder: str | os.PathLike[str], state: Mapping[str, Tensor], conf
     (target / CONFIG_FILE).write_text(_to_json(checked), encoding="utf-8")
 
 
-def load_model(folder: str | os.PathLike[str]) -> tuple[ASTModel, ModelConfig]:
+def load_model(folder: str | os.PathLike[str]) -> tuple[Tagger, ModelConfig]:
     """Read the model folder that `save_model` wrote. The model is in evaluation mode, on the CPU.
 
     A folder without checksums, which an earlier version wrote, is read without verification.
@@ -145,7 +146,7 @@ def save_original(file: str | os.PathLike[str], state: Mapping[str, Tensor]) -> 
     torch.save(_on_cpu(to_original(state)), file)
 
 
-def load_original(model: ASTModel, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> ASTModel:
+def load_original(model: Tagger, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Tagger:
     """Fill `model` from a checkpoint of the reference implementation: a `.pth` path, or its state dict.
 
     The `module.` prefix and the unused image heads may be present. Any other missing or surplus key is a DataError.
@@ -162,6 +163,8 @@ def save_huggingface(folder: str | os.PathLike[str], state: Mapping[str, Tensor]
     The tensors are the same. The logits of `transformers` differ slightly, because it has one epsilon for all norms
     (see `huggingface.py`).
     """
+    if config.recipe.model != "ast":
+        raise ConfigError(f"the format of Hugging Face is for the model ast, this is {config.recipe.model}; use ours")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     settings, extractor = huggingface.to_configs(config.recipe, config.norm, config.labels)
@@ -174,7 +177,7 @@ def _is_huggingface(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and "model_type" in _read_json(folder / CONFIG_FILE)
 
 
-def _read_huggingface(folder: Path) -> tuple[ASTModel, ModelConfig]:
+def _read_huggingface(folder: Path) -> tuple[Tagger, ModelConfig]:
     if not (folder / PREPROCESSOR_FILE).is_file():
         raise DataError(f"{folder} has no {PREPROCESSOR_FILE}, which contains the norm of the input; add it")
     weights = [folder / name for name in (WEIGHTS_FILE, TORCH_WEIGHTS_FILE) if (folder / name).is_file()]
@@ -200,7 +203,7 @@ def _own_config(settings: dict[str, Any], extractor: dict[str, Any]) -> ModelCon
 
 def _read_file(
     file: Path, recipe: Recipe | None, labels: LabelVocabulary | None, norm: Norm | None
-) -> tuple[ASTModel, ModelConfig]:
+) -> tuple[Tagger, ModelConfig]:
     if recipe is None and (file.parent / CONFIG_FILE).is_file():
         raise DataError(f"{file} is a part of a model folder; give the folder {file.parent}")
     stored = read_weights(file)
@@ -228,10 +231,10 @@ def _read_file(
     return _build_model(config, state, file), config
 
 
-def _build_model(config: ModelConfig, state: Mapping[str, Tensor], origin: object) -> ASTModel:
+def _build_model(config: ModelConfig, state: Mapping[str, Tensor], origin: object) -> Tagger:
     if config.recipe.label_dim != len(config.labels):
         raise DataError(f"{origin}: label_dim is {config.recipe.label_dim}, but there are {len(config.labels)} labels")
-    model = ASTModel(**config.recipe.model_args(), imagenet_pretrain=False)
+    model = create_model(**config.recipe.model_args())
     load_weights(model, state, origin)
     return model.eval()
 

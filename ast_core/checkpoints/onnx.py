@@ -11,7 +11,7 @@ import torch
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4
@@ -21,10 +21,10 @@ SMALLEST_SPREAD = 1e-3
 TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
 
 
-def save_onnx(file: str | os.PathLike[str], model: ASTModel, config: ModelConfig) -> float:
+def save_onnx(file: str | os.PathLike[str], model: Tagger, config: ModelConfig) -> float:
     """Write `fbank` [batch, frames, mel bins] → `logits` [batch, classes], for any batch size, with the weights.
 
-    `fbank` is *normalised* log-mel, as `ASTModel` takes it: padded with 0, then `(log-mel - mean) / (2 std)`. The
+    `fbank` is *normalised* log-mel, as models take it: padded with 0, then `(log-mel - mean) / (2 std)`. The
     file's metadata contains mean and std (`norm`), the classes (`labels`) and the model's shape (`recipe`) as JSON.
     `model` is in evaluation mode, on the CPU.
 
@@ -67,16 +67,17 @@ def save_onnx(file: str | os.PathLike[str], model: ASTModel, config: ModelConfig
 
 
 def _metadata(config: ModelConfig) -> dict[str, str]:
-    value = config.to_dict() | {"recipe": config.recipe.model_args()}
+    shape = {key: value for key, value in config.recipe.model_args().items() if key != "name"}
+    value = config.to_dict() | {"recipe": {"model": config.recipe.model} | shape}
     return {key: json.dumps(part, ensure_ascii=False) for key, part in value.items()}
 
 
-def _noise(model: ASTModel, num_clips: int) -> torch.Tensor:
+def _noise(model: Tagger, num_clips: int) -> torch.Tensor:
     """Random clips with about the spread of normalised log-mel."""
     return 0.5 * torch.randn(num_clips, *model.input_shape, generator=torch.Generator().manual_seed(num_clips))
 
 
-def _deviation(file: Path, model: ASTModel) -> float:
+def _deviation(file: Path, model: Tagger) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])

@@ -3,8 +3,8 @@
 B clips, T frames of 10 ms, M mel bins, F × P patches (frequency × time), N = 2 + F·P tokens, D width, C classes.
 """
 
+import copy
 import os
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from ast_core.augment import Patchout
 from ast_core.errors import ConfigError, DataError
 from ast_core.models.pretrained import from_audioset, from_deit, on_grid
 from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_pretraining, patch_grid
+from ast_core.models.tagger import Tagger
 from ast_core.transfer import to_device
 from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
 
@@ -43,7 +44,7 @@ class OverlappingPatchEmbed(nn.Module):
         return F.linear(patches_BFPHW.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
 
 
-class ASTModel(nn.Module):
+class ASTModel(Tagger):
     """`[batch, frames, mel bins]` of normalised log-mel → raw logits `[batch, label_dim]`.
 
     Args:
@@ -76,6 +77,7 @@ class ASTModel(nn.Module):
         audioset_weights: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
+        self.head = "mlp_head"
         if model_size not in MODEL_SIZES:
             raise ConfigError(f"model_size is {model_size!r}; use one of {', '.join(MODEL_SIZES)}")
         if label_dim < 1:
@@ -102,25 +104,10 @@ class ASTModel(nn.Module):
             state = _timm_weights(timm_name) if imagenet_weights is None else read_weights(imagenet_weights)
             load_weights(self.v, from_deit(state, grid), imagenet_weights or timm_name)
 
-    def start_from(self, source: "ASTModel", head_rows: Sequence[int] | None = None) -> None:
-        """Copy the weights of another model of the same size; fit its positional embedding to this patch grid.
-
-        Args:
-            source: a model with any input shape and strides.
-            head_rows: for each class of this model, the index of that class in `source`. None: the head and its norm
-                do not change.
-
-        Raises:
-            DataError: `source` has another size.
-        """
-        theirs = {key: value.detach().cpu() for key, value in source.state_dict().items()}
-        if head_rows is None:
-            theirs = {key: value for key, value in theirs.items() if not key.startswith("mlp_head")}
-        else:
-            for key in ("mlp_head.1.weight", "mlp_head.1.bias"):
-                theirs[key] = theirs[key][list(head_rows)]
-        state = on_grid(theirs, source.v.patch_embed.grid_size, self.v.patch_embed.grid_size)
-        load_weights(self, state, "the model to start from", optional_prefix="mlp_head" if head_rows is None else None)
+    def state_of(self, source: Tagger) -> dict[str, Tensor]:
+        """The state dict of another AST, its positional embedding fitted to this model's patch grid."""
+        assert isinstance(source, ASTModel)
+        return on_grid(super().state_of(source), source.v.patch_embed.grid_size, self.v.patch_embed.grid_size)
 
     def set_fused_attention(self, fused: bool) -> None:
         """Choose fused (SDPA) or plain attention: the same function up to rounding, at different speeds."""
@@ -132,7 +119,7 @@ class ASTModel(nn.Module):
         """Keep only the inputs of each block and compute the rest again for backward: less memory, more time."""
         self.v.set_grad_checkpointing(enabled)
 
-    def compile_blocks(self, **how: Any) -> None:
+    def compile_parts(self, **how: Any) -> None:
         """Compile the transformer blocks; `how` is passed to `torch.compile`.
 
         All blocks have the same shape, so they are compiled once. Only training uses the compiled blocks: evaluation
@@ -141,12 +128,28 @@ class ASTModel(nn.Module):
         """
         self._compiled_blocks = [torch.compile(block, **how) for block in list(self.v.blocks)[:-1]]
 
-    def forward_features(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
-        """Normalised tokens `[batch, tokens, dim]`; the first two are the class and the distillation token.
+    def part_to_compile(self) -> tuple[nn.Module, Tensor]:
+        """A copy of a transformer block, and a few tokens `[2, 8, D]` for it."""
+        return copy.deepcopy(self.v.blocks[0]), torch.zeros(2, 8, self.v.embed_dim)
 
-        In training, only the patches that `patchout` keeps go through the blocks. Evaluation uses all patches.
-        """
-        return self.v.norm(self.v.blocks[-1](self._before_last_block(fbank_BTM, patchout)))
+    def forward_flops(self, patchout_f: int = 0, patchout_t: int = 0) -> int:
+        """Operations of matrix products for one clip, two for each multiply-add."""
+        rows, columns = self.v.patch_embed.grid_size
+        num_prefix, dim = self.v.num_prefix_tokens, self.v.embed_dim
+        num_tokens = num_prefix + (rows - patchout_f) * (columns - patchout_t)
+
+        def block(num_queries: int) -> int:
+            # N tokens, D width. Keys and values: 4 N D². For each query: the query and the output projection, 4 D²;
+            # the MLP, four times as wide, 16 D²; scores and weighted sums of values, 4 N D.
+            return 4 * num_tokens * dim**2 + num_queries * (20 * dim**2 + 4 * num_tokens * dim)
+
+        patch_embedding = 2 * self.v.patch_embed.num_patches * PATCH_SIZE**2 * dim
+        blocks = (len(self.v.blocks) - 1) * block(num_tokens) + block(num_prefix)
+        return patch_embedding + blocks + 2 * dim * self.label_dim
+
+    def forward_features(self, fbank_BTM: Tensor) -> Tensor:
+        """The embedding `[B, D]`: the mean of the class and the distillation token."""
+        return self._prefix(fbank_BTM, None).mean(dim=1)
 
     def _before_last_block(self, fbank_BTM: Tensor, patchout: Patchout | None) -> Tensor:
         if fbank_BTM.shape[1:] != self.input_shape:
@@ -171,14 +174,15 @@ class ASTModel(nn.Module):
         kept = np.concatenate([np.arange(self.v.num_prefix_tokens), patches])
         return tokens_BND.index_select(1, to_device(kept, tokens_BND.device))
 
-    def forward_head(self, tokens_BND: Tensor) -> Tensor:
-        return self.mlp_head(tokens_BND[:, :2].mean(dim=1))
+    def _prefix(self, fbank_BTM: Tensor, patchout: Patchout | None) -> Tensor:
+        """The normalised prefix tokens `[B, 2, D]`. The last block computes no other tokens: nothing else is read."""
+        tokens_BND = self._before_last_block(fbank_BTM, patchout)
+        prefix_B2D: Tensor = self.v.norm(first_tokens_after(self.v.blocks[-1], tokens_BND, self.v.num_prefix_tokens))
+        return prefix_B2D
 
     def forward(self, fbank_BTM: Tensor, patchout: Patchout | None = None) -> Tensor:
-        """Raw logits `[B, C]`. The head reads only the prefix tokens, so the last block computes no other tokens."""
-        tokens_BND = self._before_last_block(fbank_BTM, patchout)
-        prefix_BND = first_tokens_after(self.v.blocks[-1], tokens_BND, self.v.num_prefix_tokens)
-        return self.forward_head(self.v.norm(prefix_BND))
+        """Raw logits `[B, C]`. In training, only the patches that `patchout` keeps go through the blocks."""
+        return self.mlp_head(self._prefix(fbank_BTM, patchout).mean(dim=1))
 
 
 def first_tokens_after(block: Any, tokens_BND: Tensor, num_tokens: int) -> Tensor:

@@ -26,7 +26,7 @@ from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, UserError
 from ast_core.labels import LabelVocabulary
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
@@ -244,7 +244,7 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
     return replace(recipe, label_dim=num_classes)
 
 
-def _initial_model(recipe: Recipe, labels: LabelVocabulary, start: Callable[[], models.Start] | None) -> ASTModel:
+def _initial_model(recipe: Recipe, labels: LabelVocabulary, start: Callable[[], models.Start] | None) -> Tagger:
     return models.initial_model(recipe, None if start is None else start(), labels)
 
 

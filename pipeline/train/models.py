@@ -23,8 +23,9 @@ from ast_core.checkpoints import (
 )
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary
-from ast_core.models.ast import ASTModel
-from ast_core.models.shapes import MODEL_SIZES
+from ast_core.models import create_model
+from ast_core.models.registry import model_kind
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
 
@@ -36,7 +37,7 @@ class Start:
     """A trained model to start from."""
 
     uri: str
-    model: ASTModel
+    model: Tagger
     config: ModelConfig
 
 
@@ -44,12 +45,10 @@ def start_from(uri: str, recipe: Recipe) -> Start:
     """The model at `uri`, in any format, to start a run of `recipe` from. Raises ConfigError if its size differs."""
     found = find(uri)
     model, config = read(found)
-    sizes = config.recipe.model_size, recipe.model_size
-    shapes = [MODEL_SIZES[size][1] for size in sizes]
-    if shapes[0] != shapes[1]:
-        raise ConfigError(
-            f"--init-from {uri} is of model_size {sizes[0]}, this run is of {sizes[1]}; give --model_size {sizes[0]}"
-        )
+    if config.recipe.model != recipe.model:
+        raise ConfigError(f"--init-from {uri} is the model {config.recipe.model}, this run's is {recipe.model}")
+    if reason := model_kind(recipe.model).why_no_start_from(config.recipe, recipe):
+        raise ConfigError(f"--init-from {uri} {reason}")
     return Start(found, model, config)
 
 
@@ -67,7 +66,7 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
     return None
 
 
-def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocabulary | None = None) -> ASTModel:
+def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocabulary | None = None) -> Tagger:
     """The model that training starts from: pretrained as the recipe says, with new weights drawn by the seed.
 
     With `start` it has that model's weights, also those of the head if `labels` are the same classes.
@@ -77,21 +76,15 @@ def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocab
     """
     torch.manual_seed(recipe.seed)
     if start is not None:
-        model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+        model = create_model(**recipe.model_args())
         model.start_from(start.model, None if labels is None else class_order(start.config.labels, labels))
         return model
     with ExitStack() as stack:
-
-        def local(uri: str | None) -> str | None:
-            return None if uri is None else stack.enter_context(_local_weights(uri))
-
-        return ASTModel(
-            **recipe.model_args(),
-            imagenet_pretrain=recipe.imagenet_pretrain,
-            audioset_pretrain=recipe.audioset_pretrain,
-            imagenet_weights=local(recipe.imagenet_weights),
-            audioset_weights=local(recipe.audioset_weights),
-        )
+        weights: dict[str, Any] = {
+            key: stack.enter_context(_local_weights(value)) if key.endswith("_weights") and value is not None else value
+            for key, value in recipe.initial_weights().items()
+        }
+        return create_model(**recipe.model_args(), **weights)
 
 
 def exists(uri: str) -> bool:
@@ -117,7 +110,7 @@ def find(uri: str) -> str:
     )
 
 
-def read(uri: str, **given: Any) -> tuple[ASTModel, ModelConfig]:
+def read(uri: str, **given: Any) -> tuple[Tagger, ModelConfig]:
     """Read the model at `uri` with `read_checkpoint`, to which `given` is passed. A remote model is copied first."""
     with local_copy(uri) as path, _errors_name_uri(uri, path):
         return read_checkpoint(path, **given)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import EXECUTION_KEYS
 from ast_core.schedule import WARMUP_STEPS
 from pipeline import storage
@@ -81,7 +81,7 @@ def clip_order(clips: Clips) -> str:
 
 
 def reserve_folder(
-    run: str, identity: RunIdentity, config: ModelConfig, make_model: Callable[[], ASTModel]
+    run: str, identity: RunIdentity, config: ModelConfig, make_model: Callable[[], Tagger]
 ) -> Callable[[], None] | None:
     """Write RUN/config.json and RUN/initial, or check that those that exist belong to this same run.
 
@@ -165,7 +165,7 @@ def _is_started(run: str, identity: RunIdentity) -> bool:
     return models.exists(storage.join(run, INITIAL))
 
 
-def _write(run: str, identity: RunIdentity, config: ModelConfig, model: ASTModel) -> None:
+def _write(run: str, identity: RunIdentity, config: ModelConfig, model: Tagger) -> None:
     if _read(run) is not None:
         for name in FILES_WITHOUT_TRAINING:
             storage.delete(storage.join(run, name))
@@ -197,11 +197,12 @@ def _check_same_run(run: str, recorded: dict[str, Any], identity: RunIdentity) -
 
 
 def _with_old_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with what earlier versions did without recording it: 1,000 warm-up steps in every run."""
+    """A config.json with what earlier versions did without recording it: the model ast, 1,000 warm-up steps."""
     recipe = recorded.get("recipe")
-    if not isinstance(recipe, dict) or "warmup_steps" in recipe:
+    if not isinstance(recipe, dict):
         return recorded
-    return recorded | {"recipe": recipe | {"warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None}}
+    defaults = {"model": "ast", "warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None}
+    return recorded | {"recipe": defaults | recipe}
 
 
 def _differences(recorded: Any, given: Any, path: str = "") -> list[str]:

@@ -24,7 +24,7 @@ from ast_core.errors import DataError, UserError
 from ast_core.execution import for_device, set_execution
 from ast_core.flops import utilisation
 from ast_core.metrics import TaggingMetrics
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, make_scaler, train_step
 from pipeline import storage
@@ -134,9 +134,9 @@ class Run:
         self._resume()
 
     @property
-    def bare_model(self) -> ASTModel:
+    def bare_model(self) -> Tagger:
         model = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
-        assert isinstance(model, ASTModel)
+        assert isinstance(model, Tagger)
         return model
 
     def train(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ast_core.checkpoints import ModelConfig
-from ast_core.models.ast import ASTModel
+from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.redaction import without_secrets
@@ -40,7 +40,7 @@ class TrainJob:
     """Checkpoints to resume from, earliest first, if Ray's list has none."""
 
 
-def read_initial_model(job: TrainJob) -> tuple[ASTModel, ModelConfig]:
+def read_initial_model(job: TrainJob) -> tuple[Tagger, ModelConfig]:
     model, config = models.read(storage.join(job.run, "initial"))
     return model, replace(config, recipe=Recipe(**job.recipe))
 

@@ -9,7 +9,7 @@ import yaml
 
 from ast_core import published_inputs
 from ast_core.errors import ConfigError
-from ast_core.models.ast import ASTModel
+from ast_core.models import create_model
 from ast_core.recipe import SYNONYMS, Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -118,7 +118,7 @@ def test_a_recipe_is_restored_from_its_dictionary():
 
 def test_model_args_build_the_model():
     args = load("model_size: tiny224\ninput_tdim: 64\ntimem: 32\nlabel_dim: 7\nfstride: 16").model_args()
-    model = ASTModel(**args, imagenet_pretrain=False)
+    model = create_model(**args)
     assert (model.input_shape, model.v.patch_embed.grid_size, len(model.mlp_head[1].bias)) == ((64, 128), (8, 5), 7)
 
 

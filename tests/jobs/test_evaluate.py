@@ -21,6 +21,7 @@ from ast_core.checkpoints.published import speechcommands_labels
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import bootstrap_map
+from ast_core.models import create_model
 from jobs import evaluate
 from jobs.common import run_job
 from pipeline.dataset import PreparedDataset
@@ -52,7 +53,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("other")
     recipe = small.recipe(label_dim=4, input_tdim=48, tstride=12, timem=0)
     torch.manual_seed(6)
-    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    model = create_model(**recipe.model_args())
     save_huggingface(folder, model.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
     return str(folder)
 
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: s
     with pytest.raises(DataError, match=refusal):
         figures(tone_data, tmp_path, str(tmp_path / "cats"))
     recipe = small.recipe(label_dim=4, input_fdim=64)
-    coarse = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    coarse = create_model(**recipe.model_args())
     save_model(tmp_path / "coarse", coarse.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
     with pytest.raises(DataError, match=r"coarse takes 64 mel bins; .* has 128"):
         figures(tone_data, tmp_path, str(tmp_path / "coarse"))

@@ -70,7 +70,8 @@ def test_a_runs_best_model_comes_out_whole_as_a_folder(
         output_format == "huggingface"
     )
     said = capsys.readouterr().out
-    assert f"wrote {tmp_path / 'out'}: tiny224, 5 classes, 64 frames × 128 mel bins, strides 16 and 16" in said
+    shape = "input_tdim 64, input_fdim 128, model_size tiny224, fstride 16, tstride 16"
+    assert f"wrote {tmp_path / 'out'}: ast, 5 classes, {shape}" in said
     use = {"ours": "load_model(", "huggingface": 'transformers.pipeline("audio-classification", model='}
     assert f'{use[output_format]}"{tmp_path / "out"}")' in said
 

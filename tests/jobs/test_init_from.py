@@ -11,6 +11,7 @@ from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig, load_model, save_huggingface, save_model
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
+from ast_core.models import create_model
 from ast_core.models.shapes import MODEL_SIZES
 from ast_core.recipe import Recipe
 from jobs.train import claim, main
@@ -26,7 +27,7 @@ def made(folder: Path, names: list[str], **changes: object) -> tuple[ASTModel, M
     shape = {"model_size": "tiny224", "input_tdim": 64, "fstride": 10, "tstride": 10, "timem": 8, "freqm": 8}
     recipe = Recipe(label_dim=len(names), imagenet_pretrain=False, **shape | changes)
     torch.manual_seed(7)
-    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False)
+    model = create_model(**recipe.model_args())
     with torch.no_grad():
         model.mlp_head[1].bias.copy_(torch.arange(len(names)))
     config = ModelConfig(recipe, NORM, LabelVocabulary.from_names(names))

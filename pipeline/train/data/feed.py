@@ -159,12 +159,14 @@ class TrainFeed:
                     timem=recipe.timem,
                     noise=recipe.noise,
                 )
-                patchout = augment.draw_patchout(
-                    (recipe.seed, epoch, step),
-                    patch_grid(recipe.input_fdim, recipe.input_tdim, recipe.fstride, recipe.tstride),
-                    num_rows=recipe.patchout_f,
-                    num_columns=recipe.patchout_t,
-                )
+                patchout = None
+                if recipe.patchout_f or recipe.patchout_t:
+                    patchout = augment.draw_patchout(
+                        (recipe.seed, epoch, step),
+                        patch_grid(recipe.input_fdim, recipe.input_tdim, recipe.fstride, recipe.tstride),
+                        num_rows=recipe.patchout_f,
+                        num_columns=recipe.patchout_t,
+                    )
                 batch = self._batch(
                     reader, targets, order.clip[samples], order.partner[samples], order.lam[samples], share.weight
                 )

@@ -31,6 +31,7 @@ from ast_core.checkpoints.published import speechcommands_labels
 from ast_core.errors import DataError
 from ast_core.fbank import SAMPLE_RATE_HZ, fbank
 from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.models import create_model
 from ast_core.weight_files import read_weights
 from tests import reference
 from tests.ast_core import hostile, small
@@ -106,7 +107,7 @@ def test_a_round_trip_through_all_formats_changes_no_bit(tmp_path: Path, origina
 
 def test_transformers_loads_our_folder_strictly_and_gives_our_logits(tmp_path: Path):
     recipe = small.recipe(fstride=10, tstride=14)
-    model = ASTModel(**recipe.model_args(), imagenet_pretrain=False).eval()
+    model = create_model(**recipe.model_args()).eval()
     load_original(model, reference.draw_all(reference.original_shapes(model), "strides"))
     save_huggingface(tmp_path, model.state_dict(), replace(CONFIG, recipe=recipe))
     theirs, expected = in_transformers(tmp_path), logits(model)

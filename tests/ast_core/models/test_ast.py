@@ -205,6 +205,12 @@ def test_c20_the_last_block_uses_plain_attention_too(monkeypatch: pytest.MonkeyP
         model(fbank)
 
 
+def all_tokens(model: ASTModel, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All tokens `[batch, tokens, dim]` after all blocks, and the logits, as the reference implementation computes."""
+    tokens = model.v.norm(model.v.blocks(model.v._pos_embed(model.v.patch_embed(clips.transpose(1, 2).unsqueeze(1)))))
+    return tokens, model.mlp_head((tokens[:, 0] + tokens[:, 1]) / 2)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_short_last_block_changes_neither_logits_nor_gradients(fused: bool):
     """The difference from computing all tokens in all blocks is float32 rounding."""
@@ -212,7 +218,7 @@ def test_the_short_last_block_changes_neither_logits_nor_gradients(fused: bool):
     for whole in (False, True):
         model = small.model()
         model.set_fused_attention(fused)
-        logits = model.forward_head(model.forward_features(clips)) if whole else model(clips)
+        logits = all_tokens(model, clips)[1] if whole else model(clips)
         logits.square().sum().backward()
         found.append([logits, *(parameter.grad for parameter in model.parameters())])
     for short, whole in zip(*found, strict=True):
@@ -231,7 +237,7 @@ def test_patchout_keeps_the_drawn_rows_and_columns_with_their_positions(checkpoi
     prefix, grid = embedded[:, :2], embedded[:, 2:].unflatten(1, (8, 4))
     kept = torch.cat([prefix, *(grid[:, row, column].unsqueeze(1) for row in rows for column in columns)], dim=1)
     assert torch.equal(entered[0], kept)
-    torch.testing.assert_close(logits, model.forward_head(model.v.norm(model.v.blocks(kept))))
+    torch.testing.assert_close(logits, model.mlp_head(model.v.norm(model.v.blocks(kept))[:, :2].mean(dim=1)))
     logits.sum().backward()
     moved = model.v.pos_embed.grad[0, 2:].abs().sum(dim=1).unflatten(0, (8, 4)) > 0
     assert moved.nonzero().tolist() == [[row, column] for row in rows for column in columns]
@@ -246,14 +252,14 @@ def test_evaluation_ignores_patchout():
     assert torch.equal(model.eval()(clips, few), everything)
 
 
-def test_the_head_uses_the_mean_of_class_and_distillation_token():
-    model = small.model().eval()
+def test_the_embedding_is_the_mean_of_class_and_distillation_token():
+    model, clips = small.model().eval(), small.log_mel(2)
     with torch.no_grad():
-        tokens = model.forward_features(small.log_mel(2))
-        expected = model.mlp_head((tokens[:, 0] + tokens[:, 1]) / 2)
-        torch.testing.assert_close(model.forward_head(tokens), expected)
-        tokens[:, 2:] = torch.nan  # the head ignores patches
-        torch.testing.assert_close(model.forward_head(tokens), expected)
+        tokens, logits = all_tokens(model, clips)
+        embedding = model.forward_features(clips)
+        torch.testing.assert_close(embedding, (tokens[:, 0] + tokens[:, 1]) / 2)
+        torch.testing.assert_close(model.mlp_head(embedding), logits)
+        torch.testing.assert_close(model(clips), logits)
 
 
 @pytest.mark.parametrize(

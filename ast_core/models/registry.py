@@ -1,0 +1,91 @@
+"""The models by name, and which recipe keys belong to each. Imports no PyTorch: a recipe is checked in milliseconds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ast_core.errors import ConfigError
+from ast_core.models.shapes import check_ast, why_no_start_from
+
+if TYPE_CHECKING:
+    from ast_core.models.tagger import Tagger
+
+
+def _accept(recipe: Any) -> None:
+    """Every recipe fits."""
+
+
+def _can_start(theirs: Any, ours: Any) -> str:
+    """Any model can start from any other of its kind."""
+    return ""
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A model that recipes can name. `docs/extending.md` shows how to add one."""
+
+    builder: str
+    """`module:class` of a `Tagger`. It takes `label_dim`, `input_tdim`, `input_fdim` and the keys below by name."""
+    settings: tuple[str, ...] = ()
+    """Recipe keys that determine the model's shape."""
+    initial_weights: tuple[str, ...] = ()
+    """Recipe keys that name pretrained weights; those that end in `_weights` are files."""
+    random_weights: Mapping[str, Any] = field(default_factory=dict)
+    """Values of `initial_weights` keys for which nothing is loaded."""
+    training: tuple[str, ...] = ()
+    """Recipe keys of the training that only this model understands."""
+    check: Callable[[Any], None] = _accept
+    """Raises ConfigError for a recipe whose keys do not fit the model or each other."""
+    why_no_start_from: Callable[[Any, Any], str] = _can_start
+    """Why a run of the second recipe cannot start from a model of the first, and what to do; empty if it can."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.settings, *self.initial_weights, *self.training)
+
+
+MODELS: dict[str, ModelKind] = {
+    "ast": ModelKind(
+        "ast_core.models.ast:ASTModel",
+        settings=("model_size", "fstride", "tstride"),
+        initial_weights=("imagenet_pretrain", "audioset_pretrain", "imagenet_weights", "audioset_weights"),
+        random_weights={"imagenet_pretrain": False},
+        training=("patchout_f", "patchout_t"),
+        check=check_ast,
+        why_no_start_from=why_no_start_from,
+    ),
+}
+
+
+def model_kind(name: str) -> ModelKind:
+    """Raises ConfigError for a name that is not in `MODELS`."""
+    if name not in MODELS:
+        raise ConfigError(f"model is {name!r}; use one of {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def owner_of(key: str) -> str | None:
+    """The model that a recipe key belongs to; None for a key that all models share."""
+    return next((name for name, kind in MODELS.items() if key in kind.keys), None)
+
+
+def create_model(
+    name: str, label_dim: int = 527, input_tdim: int = 1024, input_fdim: int = 128, **settings: Any
+) -> "Tagger":
+    """A model by its name. Its weights are random unless `settings` ask for pretrained ones.
+
+    Args:
+        label_dim: number of classes.
+        input_tdim, input_fdim: frames and mel bins of the input.
+        settings: keys of the model (`ModelKind.keys`), by name.
+
+    Raises:
+        ConfigError: there is no such model, or a setting is not allowed.
+        DataError: pretrained weights are missing or do not fit.
+    """
+    kind = model_kind(name)
+    module, _, builder = kind.builder.partition(":")
+    build: Callable[..., Tagger] = getattr(import_module(module), builder)
+    shape = {"label_dim": label_dim, "input_tdim": input_tdim, "input_fdim": input_fdim}
+    return build(**shape, **{**kind.random_weights, **settings})
