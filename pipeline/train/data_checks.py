@@ -30,7 +30,7 @@ MUCH_PADDING = 0.5
 """Share of padding in the model's input, over all clips, above which there is a warning."""
 
 SMALLEST_STD = 1e-3
-"""Smallest std of raw log-mel. Below it all values are equal but for rounding; real recordings have more than 1."""
+"""Smallest std of raw log-mel. Below it all values are equal apart from rounding; real recordings have more than 1."""
 
 MAX_HASHED_SHARDS = 400
 """With more shards, copies of clips are not searched here, as that takes over some seconds; jobs/doctor.py does it."""

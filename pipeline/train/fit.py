@@ -26,6 +26,7 @@ from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, UserError
 from ast_core.labels import LabelVocabulary
+from ast_core.metrics import key_metrics
 from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe
 from pipeline import storage
@@ -173,8 +174,8 @@ def train_run(claimed: ClaimedRun) -> None:
         print("this run is finished", results(run), sep="\n")
         return
     if settings.num_workers == IN_PROCESS:
-        logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
-        logging.getLogger("ray").setLevel(logging.WARNING)  # as in workers
+        logging.basicConfig(format="%(message)s")  # the format in which Ray shows the logs of workers
+        logging.getLogger("ray").setLevel(logging.WARNING)  # the same level as in workers
     use_gpu, cpus = _resources(settings)
     check_precision(claimed.recipe, use_gpu=use_gpu)
     if claimed.take_over is not None:
@@ -340,8 +341,11 @@ def results(run: str) -> str:
     lines = []
     for name, figures in models_of.items():
         if figures is not None:
-            shown = {key: "–" if figures[key] is None else f"{figures[key]:.4f}" for key in ("map", "mauc", "accuracy")}
-            lines.append(f"{name:18} mAP {shown['map']}  AUC {shown['mauc']}  accuracy {shown['accuracy']}")
+            shown = [
+                f"{metric.title} {'–' if (value := figures.get(metric.name)) is None else format(value, '.4f')}"
+                for metric in key_metrics()
+            ]
+            lines.append(f"{name:18} {'  '.join(shown)}")
     waiting = f"{summary['data_wait_share']:.1%} of the time waiting for data"
     lines.append(f"{summary['clips_per_s']:.1f} clips/s, {waiting}")
     lines.append(f"run: {run}   best model: {storage.join(run, 'best')}   report: {write_run_report(run)}")
