@@ -82,15 +82,12 @@ class Mono:
         if (dtype := DTYPES.get(name.removesuffix("p"))) is None:
             raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {name}")
         step = 1 if planar else num_channels
-
-        def plane(i: int) -> np.ndarray:
-            parts = [
-                np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
-                for frame, begin, end in self._waiting
-            ]
-            return _as_float(np.concatenate(parts))
-
-        planes = [plane(i) for i in range(num_channels if planar else 1)]
+        parts: list[list[np.ndarray]] = [[] for _ in range(num_channels if planar else 1)]
+        for frame, begin, end in self._waiting:
+            for of_plane, plane in zip(parts, frame.planes, strict=False):  # FFmpeg may have planes without a channel
+                values = np.frombuffer(memoryview(plane), dtype, frame.samples * step)
+                of_plane.append(values[begin * step : end * step])
+        planes = [_as_float(np.concatenate(of_plane)) for of_plane in parts]
         channels = planes if planar else [planes[0][i::num_channels] for i in range(num_channels)]
         mono = channels[0]
         if num_channels > 1:

@@ -119,21 +119,22 @@ class _Cutter:
     def take(self, decoded: Decoded, zero_s: float) -> bool:
         """Returns whether the section is complete. `zero_s`: the timestamp of time 0."""
         frame = decoded.frame
-        if frame.rate != self._rate_hz:
-            self._change_rate(frame.rate)
-        stamp = None if frame.time is None else round((frame.time - zero_s) * frame.rate) - self._zero
+        rate_hz, num_samples, time_s = frame.rate, frame.samples, frame.time  # each makes a new object
+        if rate_hz != self._rate_hz:
+            self._change_rate(rate_hz)
+        stamp = None if time_s is None else round((time_s - zero_s) * rate_hz) - self._zero
         if self._position is None:
-            self._begin(stamp or 0, frame.samples)
+            self._begin(stamp or 0, num_samples)
         elif decoded.after_skip:
             assert stamp is not None, "a frame after a skip has a timestamp"
-            self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {frame.samples}
+            self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {num_samples}
         elif stamp is not None and self.is_timed:
-            self._follow(stamp, frame.samples, after_damage=decoded.after_damage)
+            self._follow(stamp, num_samples, after_damage=decoded.after_damage)
         assert self._position is not None
-        begin, self._position = self._position, self._position + frame.samples
+        begin, self._position = self._position, self._position + num_samples
         if self._position > self._next_wanted and self._drifts:
-            begin = self._settled(begin, frame.samples)
-            self._position = begin + frame.samples
+            begin = self._settled(begin, num_samples)
+            self._position = begin + num_samples
         if self._position <= self._next_wanted:
             return False  # not yet there; hours of this must not pile up
         if begin > self._next_wanted:
