@@ -28,8 +28,9 @@ MAX_AGAIN = 100
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
-SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "ogg", "w64", "wav"}
-"""FFmpeg's names of formats in which a seek is exact to a sample. Others are read, not decoded, from the beginning."""
+SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "mp3", "ogg", "w64", "wav"}
+"""FFmpeg's names of formats in which a seek is exact to a sample. In MP3 FFmpeg itself then reads from the start and
+counts the frames. Other formats are read, not decoded, from the beginning packet by packet."""
 
 OF_SAMPLES = {"aiff", "au", "w64", "wav"}
 """FFmpeg's names of formats whose times it reckons by bytes: wrongly for G.722 in WAV, so only PCM's are used."""
