@@ -76,7 +76,11 @@ class _Clock:
     expected: int | None = None
     """The next packet's timestamp, moved."""
     num_unclaimed: int = 0
-    """Bytes before the last packet that belong to none."""
+    """The most bytes that belonged to no packet, before any so far."""
+    position: int | None = -1
+    """Of the last packet. All packets of an Ogg page have that of the page."""
+    num_unclaimed_before: int = 0
+    """`num_unclaimed` before the first packet there: a page of Ogg tells the time of its last packet alone."""
 
     def move(self, packet: av.Packet, pts: int) -> None:
         """Go on to a packet whose timestamp is `pts` in the file."""
@@ -86,6 +90,12 @@ class _Clock:
         if self.expected is None:
             self.first = pts
         self.expected = pts + (packet.duration or 0)
+
+    def count(self, position: int | None, num_unclaimed: int) -> None:
+        if position != self.position:
+            self.position, self.num_unclaimed_before = position, self.num_unclaimed
+        if num_unclaimed > self.num_unclaimed:
+            self.num_unclaimed = num_unclaimed
 
 
 class Packets:
@@ -101,6 +111,8 @@ class Packets:
         """Bytes before the last packet that was read: those of the packets of all tracks, and those of none."""
         self.error: FFmpegError | None = None
         """The last that the demuxer or the decoder had."""
+        self.unread: FFmpegError | None = None
+        """Why the demuxer does not read the rest of a whole file."""
         self.lost_s: list[tuple[float, float]] = []
         """From when to when, on the container's clock, data were lost."""
         self.end_s = self._end_s()
@@ -170,7 +182,7 @@ class Packets:
                     jumped = (packet, num_claimed, num_unclaimed)
                     continue
                 clock.move(packet, pts)
-            clock.num_unclaimed = num_unclaimed
+            clock.count(packet.pos, num_unclaimed)
             yield packet
         if jumped is not None:
             self._settle(*jumped, None)
@@ -183,7 +195,8 @@ class Packets:
         assert pts is not None
         jump = pts + clock.offset - clock.expected
         after = clock.expected + (packet.duration or 0)
-        lost_bytes = num_unclaimed - clock.num_unclaimed
+        clock.count(packet.pos, num_unclaimed)
+        lost_bytes = clock.num_unclaimed - clock.num_unclaimed_before
         if following_pts is not None and abs(following_pts + clock.offset - after) <= GAP_S / self._tick_s:
             packet.pts = pts = clock.expected - clock.offset
         elif jump < 0 or (clock_may_jump(self.container) and jump > DISCONTINUITY_S / self._tick_s):
@@ -191,7 +204,6 @@ class Packets:
         elif lost_bytes * (clock.expected - clock.first) > LOST_SHARE * num_claimed * jump:
             self.lost_s.append((clock.expected * self._tick_s, (clock.expected + jump) * self._tick_s))
         clock.move(packet, pts)
-        clock.num_unclaimed = num_unclaimed
 
     def _read(self) -> Iterator[av.Packet]:
         """The track's packets. As for the program, the first error of the demuxer is the end of the file.
@@ -219,6 +231,8 @@ class Packets:
                 continue
             except FFmpegError as err:
                 self._fail(err)
+                if self.container.format.name == "ogg":  # whose links differ, in rate, channels or codec
+                    self.unread = err
             return
 
     def _end_s(self) -> float | None:

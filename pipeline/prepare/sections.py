@@ -70,7 +70,7 @@ def read_section(
     What is missing at either end is left out, never made up.
 
     Raises:
-        ClipError: not_audio.
+        ClipError: not_audio; truncated, where the file goes on in a way that FFmpeg cannot read.
         FFmpegError: nothing could be decoded, or memory did not suffice.
     """
     zero_s = _start_s(container, track)
@@ -81,6 +81,13 @@ def read_section(
     for decoded in packets.frames(run_up_s):
         if cutter.take(decoded, zero_s):
             break
+    else:
+        if packets.unread is not None and cutter.has_begun:
+            raise ClipError(
+                Reason.TRUNCATED,
+                "FFmpeg reads only the first of the recordings that were joined in this file, as the next has another "
+                "rate, channels or codec",
+            )
     if packets.error is not None and not cutter.has_begun:
         raise packets.error
     return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s])
