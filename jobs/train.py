@@ -203,6 +203,7 @@ def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
     lines += data_checks.check_classes(recipe, dataset.labels, *clips.values())
     for what, name in {"train": "training", "eval": "evaluation"}.items():
         lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
+        lines += data_checks.silence_lines(Norm(*dataset.norm(splits[what])), name)
     lines += data_checks.overlap_lines(clips["train"], clips["eval"], args.train_splits, args.eval_splits)
     run = output_uri(args.output)
     if args.evaluate_beside and recipe.patience is not None:
