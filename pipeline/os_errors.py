@@ -33,8 +33,6 @@ REFUSALS = {
 
 NETWORK = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 
-S3_IS_BUSY = {"SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "THROTTLING"}
-
 PERMISSIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "HeadBucket": "ListBucket"}
 """The permission that an operation of S3 wants, where it is not called as the operation."""
 

@@ -33,9 +33,6 @@ DECLARED_BY_STREAM = {
 DECLARED_BY_FILE = {"matroska,webm", "flv"}
 """Formats whose header gives the length of the whole file: that of the sound only where there is nothing else."""
 
-COUNTED_BY_STREAM = {"avi", "caf"}
-"""Formats whose header counts a stream's ticks (`frames`)."""
-
 MAX_BYTES = 1 << 62
 """A header that gives more was written before its writer knew the size."""
 

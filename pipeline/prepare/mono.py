@@ -31,8 +31,6 @@ class Mono:
     """
 
     def __init__(self) -> None:
-        self.num_decoded = 0
-        """Samples of frames, without the silence that was added."""
         self._pieces: list[tuple[int, np.ndarray]] = []
         self._waiting: list[tuple[av.AudioFrame, int, int]] = []
         self._kind: tuple[str, int, int] = ("", 0, 0)
@@ -48,7 +46,6 @@ class Mono:
             self._kind = kind
         self._waiting.append((frame, begin, end))
         self._values_waiting += frame.samples * kind[1]
-        self.num_decoded += end - begin
 
     def add_silence(self, num_samples: int, rate_hz: int) -> None:
         self._flush()
