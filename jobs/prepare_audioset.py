@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.dry_run:
         todo = what_is_left(listed, settings)
-        if line := todo.line():
+        for line in filter(None, [todo.line(), *todo.notes]):
             print(line)
         own = settings.own_addresses
         print(report.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace, own_addresses=own))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from ast_core.errors import DataError, UserError
+from ast_core.errors import UserError
 from pipeline import dataset, storage
 from pipeline.prepare import ledger
 from pipeline.prepare.clip import FAILED_AT, Reason
@@ -29,6 +29,7 @@ from pipeline.prepare.ledger import note_media
 from pipeline.prepare.membership import listed_in
 from pipeline.prepare.order import shuffled
 from pipeline.prepare.report import Progress, SplitReport
+from pipeline.prepare.same_clips import check_same_clips, newer_media_lines
 from pipeline.prepare.samples import KeepSamples
 from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
 from pipeline.prepare.shared import ClusterTurns, cluster_turns, sole_writer
@@ -80,6 +81,8 @@ class Todo:
     """Clips that stay failed, by reason."""
     num_changed: int
     """Clips that had failed for good, and whose file has changed since."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the clips that are prepared, a line each."""
 
     @property
     def num_done(self) -> int:
@@ -125,7 +128,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         store, states = _open_output(listed, settings, say)
         todo = _left(listed, states, settings)
         del states
-        if line := todo.line():
+        for line in filter(None, [todo.line(), *todo.notes]):
             say(line)
         if len(todo.clips):
             _work_off(todo, settings, store, say)
@@ -349,11 +352,12 @@ def _splits(listed: ClipList) -> list[str]:
 
 def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> Todo:
     clips = listed.clips
-    todo, failed, num_changed = [], Counter[str](), 0
+    todo, failed, num_changed, notes = [], Counter[str](), 0, list[str]()
     for split, state in states.items():
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
-            _check_same_clips(split, of_split, listed, state.prepared)
+            check_same_clips(split, of_split, listed, state.prepared)
+            notes += newer_media_lines(settings.output, split, of_split, state.prepared)
         final = ledger.final(state.failures, settings.retry)
         final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
         has_changed = ledger.has_changed(final, of_split)
@@ -364,26 +368,4 @@ def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSett
         # Two million clips of one new split are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
         todo.append(of_split if is_left is None else of_split.filter(is_left))
-    return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed)
-
-
-def _check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared: pa.Table) -> None:
-    """A split may grow and shrink; it may not turn into another one, nor may labels change under a prepared clip."""
-    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too: no file in this folder, say
-    if not any(
-        pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
-    ):
-        raise DataError(
-            f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
-        )
-    position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
-    known = prepared.filter(pc.is_valid(position))
-    asked = of_split["labels"].take(position.drop_null())
-    differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked))).as_py() or 0
-    if differs:
-        raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
-
-
-def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Arrow compares no lists."""
-    return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
+    return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed, notes)

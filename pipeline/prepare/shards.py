@@ -78,7 +78,17 @@ _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
 
-_SCANNED = ["clip_id", "num_frames", "labels", "num_clipped", "fbank_sum", "fbank_sum_sq", "fbank_hash"]
+_SCANNED = [
+    "clip_id",
+    "start_s",
+    "end_s",
+    "num_frames",
+    "labels",
+    "num_clipped",
+    "fbank_sum",
+    "fbank_sum_sq",
+    "fbank_hash",
+]
 
 
 def tidy(output: str, split: str) -> SplitState:
