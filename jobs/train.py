@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 import logging
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -51,7 +52,7 @@ from jobs.recipe_option import overridden, read_recipe, recipe_names
 from pipeline import storage
 from pipeline.cluster import hold
 from pipeline.dataset import Clips, PreparedDataset
-from pipeline.os_errors import explain
+from pipeline.os_errors import explain, nearly_full
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.beside import evaluate_beside
@@ -253,6 +254,7 @@ def session(*runs: ClaimedRun) -> Iterator[None]:
     with ExitStack() as held:
         for run in unfinished:
             held.enter_context(run_folder.sole_job(run.uri, storage.lock(run.uri)))
+            storage.check_writable(run.uri)
         if unfinished and args.num_workers != IN_PROCESS:
             held.enter_context(ray_session(args.address, args.num_cpus))
             for run in unfinished:
@@ -318,7 +320,7 @@ def train_run(claimed: ClaimedRun) -> None:
         validation_config=_validation(job, use_gpu) if args.evaluate_beside else None,
     )
     storage.delete(stopped_json(run))
-    _fit(trainer)
+    _fit(trainer, run)
     if storage.exists(stopped_json(run)):
         raise UserError(storage.read_json(stopped_json(run))["error"])
     _say_results(run)
@@ -424,7 +426,7 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
     )
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def _fit(trainer: TorchTrainer, run: str) -> None:
     # A thread of Ray Train's own, in another process, asks which cluster is its own, and fails where several run.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     if ray.is_initialized():
@@ -440,7 +442,7 @@ def _fit(trainer: TorchTrainer) -> None:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
         for cause in causes:
-            if line := explain(cause, "a temporary folder, or the run's"):
+            if line := explain(cause, nearly_full(run, tempfile.gettempdir()) or "a temporary folder, or the run's"):
                 raise UserError(f"training failed, its checkpoints are whole: {line}") from err
         if isinstance(err, WorkerGroupError):
             raise

@@ -407,6 +407,13 @@ def sha256(uri: str | os.PathLike[str]) -> str:
     return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Write an empty file and delete it, so that what storage refuses is known before hours of work depend on it."""
+    probe = join(folder, "probe")
+    write_bytes(probe, b"")
+    delete(probe)
+
+
 def is_local(uri: str | os.PathLike[str]) -> bool:
     return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
 
@@ -422,9 +429,9 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[bool]:
         yield True
         return
     try:
-        fs.create_dir(path)
-    except FileExistsError as err:
-        raise DataError(f"{os.fspath(folder)} is a file; give a folder") from err
+        os.makedirs(path, exist_ok=True)  # not Arrow's, whose error on a read-only disk does not name the folder
+    except (FileExistsError, NotADirectoryError) as err:
+        raise DataError(f"{os.fspath(folder)} is a file or below one; give a folder") from err
     handle = os.open(path, os.O_RDONLY)
     try:
         yield _lock(handle)

@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ast_core.errors import UserError
 from pipeline import dataset, storage
+from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare import ledger
 from pipeline.prepare.clip import FAILED_AT, Reason
 from pipeline.prepare.decode import Decode
@@ -31,7 +32,16 @@ from pipeline.prepare.order import shuffled
 from pipeline.prepare.report import Progress, SplitReport
 from pipeline.prepare.same_clips import check_same_clips, newer_media_lines
 from pipeline.prepare.samples import KeepSamples
-from pipeline.prepare.shards import SplitState, WriteShards, check_output, load_split, publish, start_output, tidy
+from pipeline.prepare.shards import (
+    PUBLISHED,
+    SplitState,
+    WriteShards,
+    check_output,
+    load_split,
+    publish,
+    start_output,
+    tidy,
+)
 from pipeline.prepare.shared import ClusterTurns, cluster_turns, sole_writer
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.todo import read_chunks, work_list, write_todo
@@ -55,6 +65,8 @@ LEAST_CPUS = 1e-4
 
 MAX_DEATHS = 3
 """Of the task of a chunk, by a crash of its process, by Ray's memory monitor or with its node."""
+
+SHARDS_ARE_WHOLE = "the preparation stopped, all shards written so far are whole"
 
 Stage = Callable[[pa.Table], pa.Table]
 
@@ -133,15 +145,16 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         if len(todo.clips):
             _work_off(todo, settings, store, say)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
-        with users_errors():
+        with users_errors(SHARDS_ARE_WHOLE):
             named = {split: listed_in(listed, split) for split in splits}
             info, lines = _in_a_task(publish, settings.output, listed.vocabulary, refused, named)
-        for line in [*lines, *_left_over(settings.output, splits)]:
-            say(line)
-        if store is not None:
-            for split in splits:
-                index = dataset.index_file(settings.output, split)
-                store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
+        with in_spite_of_errors(PUBLISHED):
+            for line in [*lines, *_left_over(settings.output, splits)]:
+                say(line)
+            if store is not None:
+                for split in splits:
+                    index = dataset.index_file(settings.output, split)
+                    store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
         reports = [SplitReport(split, info["splits"][split]) for split in splits]
         _write_page(settings.output, {report.split: report.num_listed for report in reports}, say)
     return reports
@@ -243,8 +256,9 @@ class Stages:
     stages: tuple[Stage, ...]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        for stage in self.stages:
-            rows = stage(rows)
+        with in_spite_of_errors(SHARDS_ARE_WHOLE):  # here, as Ray Data puts advice in the place of an error's path
+            for stage in self.stages:
+                rows = stage(rows)
         return rows
 
 
@@ -290,7 +304,8 @@ class FetchAndPrepare:
         self._download, self._prepare_chunk = download, ray.put(prepare_chunk)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        fetched = self._download(read_chunks(chunks))
+        with in_spite_of_errors(SHARDS_ARE_WHOLE):
+            fetched = self._download(read_chunks(chunks))
         written: pa.Table = ray.get(_prepare_fetched.remote(self._prepare_chunk, fetched))
         return written
 
@@ -332,7 +347,9 @@ def _written(data: Dataset) -> Generator[dict[str, Any]]:
 
 
 def _leave_the_terminal_to_us() -> None:
-    """Our progress counts clips and failures. Ray's warnings still come through, and its log files keep everything."""
+    """Our progress counts clips and failures, and the job shows an error that is raised: as one line where that does,
+    while Ray prints the traceback of each. Ray's warnings still come through, and its log files keep everything.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # a chunk is the bound
@@ -340,6 +357,11 @@ def _leave_the_terminal_to_us() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
+            handler.addFilter(_is_not_a_raised_error)
+
+
+def _is_not_a_raised_error(record: logging.LogRecord) -> bool:
+    return not record.exc_info and record.name != "ray.data.exceptions"
 
 
 def _num_urls(clips: pa.Table) -> int:

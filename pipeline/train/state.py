@@ -44,24 +44,30 @@ def checkpoint_folders(checkpoints: str) -> list[str]:
 
 
 def unlisted_checkpoints(checkpoints: str) -> list[str]:
-    """The folders there are, if Ray's list of them is no good, or was never written; none if it is.
+    """The folders there are, if Ray's list of them is no good; none if it is.
 
     A list that is cut off, or names a folder that is gone, is deleted, as Ray would end on it; without one it lets
-    training begin.
+    training begin. Where none was ever written, no upload is known to have ended, as when the first one met a full
+    disk: folders that are whole are taken, and without any training begins again.
     """
     listed = storage.join(checkpoints, RAYS_LIST)
-    if storage.exists(listed):
-        try:
-            names = _listed_names(storage.read_json(listed))
-        except (DataError, KeyError, TypeError, ValueError):
-            names = []
-        if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
-            return []
-        logger.warning(
-            f"{listed} is damaged, or lists a checkpoint that is gone: taking the checkpoints that are there"
-        )
-        storage.delete(listed)
+    if not storage.exists(listed):
+        return [folder for folder in checkpoint_folders(checkpoints) if _is_whole(folder)]
+    try:
+        names = _listed_names(storage.read_json(listed))
+    except (DataError, KeyError, TypeError, ValueError):
+        names = []
+    if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
+        return []
+    logger.warning(f"{listed} is damaged, or lists a checkpoint that is gone: taking the checkpoints that are there")
+    storage.delete(listed)
     return checkpoint_folders(checkpoints)
+
+
+def _is_whole(folder: str) -> bool:
+    digest = storage.join(folder, DIGEST_FILE)
+    state = storage.join(folder, STATE_FILE)
+    return storage.exists(digest) and storage.read_bytes(digest) == storage.sha256(state).encode()
 
 
 def _listed_names(listed: dict[str, Any]) -> list[str]:

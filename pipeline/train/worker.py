@@ -7,6 +7,7 @@ state of generators to keep: a run that was cut off goes on with the very next b
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from ast_core.schedule import learning_rate
 from ast_core.step import for_device, make_optimizer, make_scaler, set_execution, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.os_errors import explain
 from pipeline.train import checkpointing, models, run_folder
 from pipeline.train.beside import unevaluated
 from pipeline.train.evaluation import evaluate, score_metrics
@@ -76,6 +78,7 @@ class StoppedError(Exception):
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train on every rank; `config` is a TrainJob as a dict."""
     job = TrainJob(**config)
+    _shorten_errors_on_the_terminal()
     if storage.exists(stopped_json(job.run)):  # by an error of any rank, after which Ray begins again
         return
     logging.getLogger().setLevel(logging.WARNING)  # Ray repeats each report in full
@@ -96,6 +99,24 @@ def train_worker(config: dict[str, Any]) -> None:
         # One rank's may be; the others learn of it when Ray ends them and begins again.
         record_stop(job.run, err)
         raise
+
+
+def _shorten_errors_on_the_terminal() -> None:
+    """Show one line for an error that the user can act on, such as a full disk or an S3 that is away.
+
+    Ray Train logs a traceback for each attempt. Its log files, which come before the terminal, keep it.
+    """
+    for handler in logging.getLogger("ray.train").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_shorten)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    error = (record.exc_info or sys.exc_info())[1]  # some lines hold the traceback as text
+    line = str(error) if isinstance(error, UserError) else explain(error)
+    if line is not None and record.levelno >= logging.ERROR:
+        record.msg, record.args, record.exc_info, record.exc_text = f"this worker fails: {line}", (), None, None
+    return True
 
 
 class Run:
@@ -169,8 +190,11 @@ class Run:
         """Of what there is so far. Training goes on with or without it."""
         try:
             write_run_report(self.job.run)
-        except Exception:
-            logger.exception("the report could not be written")
+        except Exception as err:
+            if line := explain(err):
+                logger.warning(f"the report could not be written: {line}")
+            else:
+                logger.exception("the report could not be written")
 
     def _has_stalled(self) -> bool:
         """Whether the last `patience` epochs brought no better model."""

@@ -509,7 +509,7 @@ def test_a_damaged_shard_ends_the_run_with_its_name_after_one_attempt(local_ray:
 def test_a_full_disk_ends_training_in_one_line_that_names_it(failure: TrainingFailedError):
     trainer = Mock(fit=Mock(side_effect=failure))
     with pytest.raises(UserError, match=r"^training failed, its checkpoints are whole: No space left on device: "):
-        _fit(trainer)
+        _fit(trainer, "s3://bucket/run")
 
 
 def test_training_ends_when_epochs_no_longer_help(tone_data: str, tmp_path: Path):

@@ -40,7 +40,10 @@ def test_an_output_on_disk_is_held_against_any_other_process_until_its_job_ends_
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
     (tmp_path / "data").write_text("")
-    with pytest.raises(DataError, match="data is a file; give a folder"), sole_writer(str(tmp_path / "data")):
+    with (
+        pytest.raises(DataError, match="data is a file or below one; give a"),
+        sole_writer(str(tmp_path / "data")),
+    ):
         pass
 
 
