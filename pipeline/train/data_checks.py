@@ -69,6 +69,13 @@ def check_norm(norm: Norm, splits: Sequence[str]) -> None:
         )
 
 
+def silence_lines(norm: Norm, what: str) -> list[str]:
+    """A warning where clips whose own mean and std are these do not vary."""
+    if norm.std >= SMALLEST_STD:
+        return []
+    return [f"warning: the std of the {what} clips is 0, all are the same sound or silence: there is nothing to hear"]
+
+
 def check_classes(recipe: Recipe, labels: LabelVocabulary, train: Clips, evaluation: Clips) -> list[str]:
     """Warnings about classes that cannot be learnt or measured.
 

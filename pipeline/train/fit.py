@@ -1,6 +1,7 @@
 """A training run from its settings to its results: check, reserve RUN, train with Ray Train, resume."""
 
 import logging
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.locks import exclusive
-from pipeline.os_errors import explain
+from pipeline.os_errors import explain, nearly_full
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.async_validation import validate_checkpoint
@@ -114,6 +115,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
     lines += data_checks.check_classes(recipe, dataset.labels, *clips.values())
     for what, name in {"train": "training", "eval": "evaluation"}.items():
         lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
+        lines += data_checks.silence_lines(Norm(*dataset.norm(splits[what])), name)
     lines += data_checks.overlap_lines(clips["train"], clips["eval"], settings.train_splits, settings.eval_splits)
     if settings.async_validation and recipe.patience is not None:
         raise ConfigError("patience needs the result of an epoch before the next; leave out --async-validation")
@@ -158,6 +160,8 @@ def session(
         for run in unfinished:
             if storage.is_local(run.uri):  # before Ray is started
                 locked.enter_context(exclusive("train", run.uri))
+        for run in unfinished:
+            storage.check_writable(run.uri)
         if unfinished and settings.num_workers != IN_PROCESS:
             locked.enter_context(ray_session(settings.address, settings.num_cpus))
             for run in unfinished:
@@ -222,7 +226,7 @@ def train_run(claimed: ClaimedRun) -> None:
         validation_config=_validation(job, use_gpu) if settings.async_validation else None,
     )
     storage.delete(stopped_json(run))
-    _fit(trainer)
+    _fit(trainer, run)
     if storage.exists(stopped_json(run)):
         raise UserError(storage.read_json(stopped_json(run))["error"])
     print(results(run))
@@ -302,7 +306,7 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
     )
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def _fit(trainer: TorchTrainer, run: str) -> None:
     # A thread of Ray Train in another process looks for its cluster, and fails if several run on this machine.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     if ray.is_initialized():
@@ -318,7 +322,7 @@ def _fit(trainer: TorchTrainer) -> None:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
         for cause in causes:
-            if line := explain(cause, "a temporary folder, or the run's"):
+            if line := explain(cause, nearly_full(run, tempfile.gettempdir()) or "a temporary folder, or the run's"):
                 raise UserError(f"training failed, its checkpoints are complete: {line}") from err
         if isinstance(err, WorkerGroupError):
             raise

@@ -7,6 +7,7 @@ generator state is saved. An interrupted run continues with the very next batch,
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, make_scaler, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.os_errors import explain
 from pipeline.train import checkpoints, models, run_folder
 from pipeline.train.async_validation import load_unevaluated
 from pipeline.train.data.feed import TrainFeed
@@ -78,6 +80,7 @@ class StoppedError(Exception):
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train on every rank; `config` is a TrainJob as a dict."""
     job = TrainJob(**config)
+    _shorten_errors_on_the_terminal()
     if storage.exists(stopped_json(job.run)):  # an error of any rank ended the run, and Ray restarted the ranks
         return
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report in full at INFO
@@ -98,6 +101,24 @@ def train_worker(config: dict[str, Any]) -> None:
         # Perhaps only this rank has the error. The others find stopped.json when Ray restarts them.
         record_stop(job.run, err)
         raise
+
+
+def _shorten_errors_on_the_terminal() -> None:
+    """Show one line for an error that the user can act on, such as a full disk or an S3 that is away.
+
+    Ray Train logs a traceback for each attempt. Its log files, which come before the terminal, keep it.
+    """
+    for handler in logging.getLogger("ray.train").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_shorten)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    error = (record.exc_info or sys.exc_info())[1]  # some lines hold the traceback as text
+    line = str(error) if isinstance(error, UserError) else explain(error)
+    if line is not None and record.levelno >= logging.ERROR:
+        record.msg, record.args, record.exc_info, record.exc_text = f"this worker fails: {line}", (), None, None
+    return True
 
 
 class Run:
@@ -171,8 +192,11 @@ class Run:
         """Write the report of the results so far. Training continues if this fails."""
         try:
             write_run_report(self.job.run)
-        except Exception:
-            logger.exception("the report could not be written")
+        except Exception as err:
+            if line := explain(err):
+                logger.warning(f"the report could not be written: {line}")
+            else:
+                logger.exception("the report could not be written")
 
     def _has_stalled(self) -> bool:
         """Whether the best epoch is `patience` epochs or more ago."""
