@@ -101,13 +101,16 @@ def draw(
         width *= longest
         return (start * (size - width)).astype(np.int64), width.astype(np.int64)
 
-    noise_rng, off = rng_for("noise", seed), np.zeros(num_clips, dtype=np.int64)
+    masks = (*mask("frequency", num_mel_bins, freqm), *mask("time", num_frames, timem))
+    if not noise:  # before a generator is made for it, which takes longer than a batch's draws
+        off = np.zeros(num_clips, dtype=np.int64)
+        return Augmentation(*masks, noise_gain=off, noise_seed=off, roll_frames=off)
+    noise_rng = rng_for("noise", seed)
     return Augmentation(
-        *mask("frequency", num_mel_bins, freqm),
-        *mask("time", num_frames, timem),
-        noise_gain=noise_rng.random(num_clips) * NOISE_GAIN if noise else off,
-        noise_seed=noise_rng.integers(0, 2**62, num_clips) if noise else off,
-        roll_frames=rng_for("roll", seed).integers(-ROLL_FRAMES, ROLL_FRAMES, num_clips) if noise else off,
+        *masks,
+        noise_gain=noise_rng.random(num_clips) * NOISE_GAIN,
+        noise_seed=noise_rng.integers(0, 2**62, num_clips),
+        roll_frames=rng_for("roll", seed).integers(-ROLL_FRAMES, ROLL_FRAMES, num_clips),
     )
 
 

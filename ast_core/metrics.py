@@ -5,31 +5,156 @@ means leave them out.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import embedding_bag
+
+if TYPE_CHECKING:  # PyTorch is imported only by the functions that need it: reading a recipe imports this module
+    from torch import Tensor
 
 RESAMPLES_AT_ONCE = 64
 """Resamples computed at once: 256 bytes of counts a clip, so that those of 20,000 clips fit into a CPU's cache."""
 
 
+class ScoredClips:
+    """Scores and targets of clips, both `[clips, classes]`, and each class's AP and AUC, which are computed once."""
+
+    def __init__(self, score: np.ndarray, target: np.ndarray) -> None:
+        self.score, self.target = score, target
+
+    @cached_property
+    def _ap_and_auc(self) -> np.ndarray:
+        num_classes = self.score.shape[1]
+        pairs = [_ap_and_auc(self.score[:, c], self.target[:, c] > 0.5) for c in range(num_classes)]
+        return np.array(pairs, dtype=np.float64).T
+
+    @property
+    def ap(self) -> np.ndarray:
+        """`[classes]`, NaN for a class without positives."""
+        return self._ap_and_auc[0]
+
+    @property
+    def auc(self) -> np.ndarray:
+        """`[classes]`, NaN for a class without positives or without negatives."""
+        return self._ap_and_auc[1]
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """The values `[classes]` of which a metric is the mean: a column of per_class.csv."""
+
+    column: str
+    title: str
+    compute: Callable[[ScoredClips], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric. Training, evaluation, reports and the recipe take their metrics from the table METRICS."""
+
+    name: str
+    """Key in records and JSON files."""
+    title: str
+    """Name on pages and in the terminal."""
+    compute: Callable[[ScoredClips], float]
+    higher_is_better: bool = True
+    per_class: PerClass | None = None
+    selected_as: str | None = None
+    """The value of the recipe key `metrics` with which this metric selects the best epoch; None if it may not."""
+    is_key_figure: bool = True
+    """Whether log lines, the summary in the terminal and the curves of the report show it."""
+
+    @property
+    def may_select_best(self) -> bool:
+        return self.selected_as is not None
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="map",
+            title="mAP",
+            compute=lambda clips: _mean_of_defined(clips.ap),
+            per_class=PerClass("ap", "AP", lambda clips: clips.ap),
+            selected_as="mAP",
+        ),
+        Metric(
+            name="mauc",
+            title="AUC",
+            compute=lambda clips: _mean_of_defined(clips.auc),
+            per_class=PerClass("auc", "AUC", lambda clips: clips.auc),
+        ),
+        Metric(
+            name="d_prime",
+            title="d′",
+            compute=lambda clips: d_prime(_mean_of_defined(clips.auc)),
+            is_key_figure=False,
+        ),
+        Metric(
+            name="accuracy",
+            title="accuracy",
+            compute=lambda clips: float((clips.score.argmax(axis=1) == clips.target.argmax(axis=1)).mean()),
+            selected_as="acc",
+        ),
+    )
+}
+"""All metrics, by name, in the order in which they are shown."""
+
+
+def per_class_columns() -> list[PerClass]:
+    """The columns of per_class.csv with values of metrics. Classes are sorted by the first."""
+    return [metric.per_class for metric in METRICS.values() if metric.per_class is not None]
+
+
+def key_metrics() -> list[Metric]:
+    return [metric for metric in METRICS.values() if metric.is_key_figure]
+
+
+def selection_metrics() -> dict[str, Metric]:
+    """The metrics that may select the best epoch, by the value of the recipe key `metrics`."""
+    return {metric.selected_as: metric for metric in METRICS.values() if metric.selected_as is not None}
+
+
 @dataclass(frozen=True)
 class TaggingMetrics:
-    """`ap` and `auc` are `[classes]`, NaN if undefined. `map`, `mauc` and `d_prime` are over the defined classes."""
+    """The METRICS of a set of clips. An undefined value is NaN; means are over the classes that are defined."""
 
-    ap: np.ndarray
-    auc: np.ndarray
-    map: float
-    mauc: float
-    d_prime: float
-    accuracy: float
+    values: Mapping[str, float]
+    """Value by name of the metric."""
+    per_class: Mapping[str, np.ndarray]
+    """Values `[classes]` by `PerClass.column`."""
+
+    @property
+    def ap(self) -> np.ndarray:
+        return self.per_class["ap"]
+
+    @property
+    def auc(self) -> np.ndarray:
+        return self.per_class["auc"]
+
+    @property
+    def map(self) -> float:
+        return self.values["map"]
+
+    @property
+    def mauc(self) -> float:
+        return self.values["mauc"]
+
+    @property
+    def d_prime(self) -> float:
+        return self.values["d_prime"]
+
+    @property
+    def accuracy(self) -> float:
+        return self.values["accuracy"]
 
     def scalars(self) -> dict[str, float]:
-        return {"map": self.map, "mauc": self.mauc, "d_prime": self.d_prime, "accuracy": self.accuracy}
+        return dict(self.values)
 
 
 def tagging_metrics(score: np.ndarray, target: np.ndarray) -> TaggingMetrics:
@@ -41,17 +166,10 @@ def tagging_metrics(score: np.ndarray, target: np.ndarray) -> TaggingMetrics:
     Raises:
         ValueError: the shapes differ, there are no clips, or a score is NaN.
     """
-    score, target = _checked(score, target)
-    pairs = [_ap_and_auc(score[:, c], target[:, c] > 0.5) for c in range(score.shape[1])]
-    ap, auc = np.array(pairs, dtype=np.float64).T
-    mauc = _mean_of_defined(auc)
+    clips = ScoredClips(*_checked(score, target))
     return TaggingMetrics(
-        ap=ap,
-        auc=auc,
-        map=_mean_of_defined(ap),
-        mauc=mauc,
-        d_prime=d_prime(mauc),
-        accuracy=float((score.argmax(axis=1) == target.argmax(axis=1)).mean()),
+        values={name: metric.compute(clips) for name, metric in METRICS.items()},
+        per_class={each.column: each.compute(clips) for each in per_class_columns()},
     )
 
 
@@ -73,6 +191,8 @@ def bootstrap_map(
     Raises:
         ValueError: as in `tagging_metrics`; or no resamples; or a confidence that is not between 0 and 1.
     """
+    import torch
+
     score, target = _checked(score, target)
     if num_resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"num_resamples is {num_resamples}, confidence {confidence}; use 1 or more, between 0 and 1")
@@ -144,13 +264,15 @@ class _Ranked:
     clips begin that it adds to those of the threshold above.
     """
 
-    clips: Tensor
-    clips_begin: Tensor
-    positives: Tensor
-    positives_begin: Tensor
+    clips: "Tensor"
+    clips_begin: "Tensor"
+    positives: "Tensor"
+    positives_begin: "Tensor"
 
 
 def _ranked(score: np.ndarray, positive: np.ndarray) -> _Ranked:
+    import torch
+
     order, reach, true = _thresholds(score, positive)
     has_positives = np.diff(true, prepend=0) > 0
     reach, true = reach[has_positives], true[has_positives]
@@ -159,8 +281,11 @@ def _ranked(score: np.ndarray, positive: np.ndarray) -> _Ranked:
     return _Ranked(*(torch.from_numpy(values.astype(np.int32)) for values in indices))
 
 
-def _maps(classes: list[_Ranked], times_drawn: Tensor) -> np.ndarray:
+def _maps(classes: list[_Ranked], times_drawn: "Tensor") -> np.ndarray:
     """The `map` of each resample. `times_drawn` is float32 `[clips, resamples]`; its sums are exact below 2²⁴ clips."""
+    import torch
+    from torch.nn.functional import embedding_bag
+
     ap = torch.full((len(classes), times_drawn.shape[1]), torch.nan, dtype=torch.float64)
     for c, ranked in enumerate(classes):
         # Clips and positives that each threshold adds, `[thresholds, resamples]`, and how many reach it.

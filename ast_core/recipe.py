@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from ast_core.errors import ConfigError
+from ast_core.metrics import selection_metrics
 from ast_core.models.registry import model_kind, owner_of
 from ast_core.recipe_yaml import read_yaml
 
@@ -85,8 +86,8 @@ class Recipe:
 
     # --- optimisation
     loss: Literal["BCE", "CE"] = "BCE"
-    metrics: Literal["mAP", "acc"] = "mAP"
-    """The selection metric: it picks the best epoch."""
+    metrics: str = "mAP"
+    """The selection metric, which picks the best epoch: mAP or acc."""
     patience: int | None = None
     """End the run after this number of epochs without a better one. null: train all epochs."""
     lr: float = 1e-5
@@ -134,6 +135,7 @@ class Recipe:
             owner = owner_of(key)
             if owner is not None and key not in kind.keys and getattr(self, key) != default:
                 raise ConfigError(f"{key} is a key of the model {owner}, but model is {self.model}; leave it out")
+        self._require(self.metrics in selection_metrics(), "metrics", " or ".join(selection_metrics()))
         for key, most in UPPER_BOUNDS.items():
             value = getattr(self, key)
             self._require(value is None or value <= most, key, f"{most} or less")

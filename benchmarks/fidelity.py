@@ -122,7 +122,7 @@ def chance() -> Iterator[Row]:
     test = "test_sampling: weighted_sampling_draws_in_proportion_to_the_weights"
     yield Row("sampling", what, f"χ² p {p_value:.2f}", test)
     uniform, beta = stats.chisquare(np.bincount(partners, minlength=500)), stats.kstest(lam, stats.beta(10, 10).cdf)
-    test = "test_sampling: partners_are_uniform_over_the_data_set"
+    test = "test_sampling: partners_are_drawn_uniformly_when_clips_are_drawn_by_weight"
     what = "partners uniform over the data set, λ ~ Beta(10, 10)"
     yield Row("mixup's draws", what, f"χ² p {uniform.pvalue:.2f}, KS p {beta.pvalue:.2f}", test)
 

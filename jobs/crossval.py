@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ast_core.errors import ConfigError
+from ast_core.metrics import METRICS, selection_metrics
 from jobs import train
 from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe
@@ -62,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fold in folds
     }
     _, keys = train.parser().parse_known_args(commands[folds[0]])
-    metric = {"mAP": "map", "acc": "accuracy"}[read_recipe(args.recipe, keys).metrics]
+    metric = selection_metrics()[read_recipe(args.recipe, keys).metrics].name
     runs = {fold: train.claim(command) for fold, command in commands.items()}  # all, before one is trained
     with train.session(*runs.values()):
         for fold, run in runs.items():
             print(f"\n{fold}", flush=True)
             train.train_run(run)
-    found = summarise({fold: _figures(storage.join(output, fold), metric) for fold in folds})
+    found = summarise(
+        {fold: _figures(storage.join(output, fold), metric) for fold in folds},
+        higher_is_better=METRICS[metric].higher_is_better,
+    )
     storage.write_json(storage.join(output, "folds.json"), {"metric": metric} | found)
     print(f"\n{table(found, metric)}\nfigures: {storage.join(output, 'folds.json')}")
     return 0
@@ -84,14 +88,15 @@ def _figures(run: str, metric: str) -> dict[str, Any]:
     }
 
 
-def summarise(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(figures: Mapping[str, Mapping[str, Any]], *, higher_is_better: bool = True) -> dict[str, Any]:
     """What folds.json holds of the folds' `_figures`; a figure that is not there or undefined is None.
 
     `common_epoch` is the one epoch that is best in the mean over the folds.
     """
     shared_epochs = sorted(set.intersection(*(set(fold["by_epoch"]) for fold in figures.values())))
     curves = np.array([[fold["by_epoch"][epoch] for epoch in shared_epochs] for fold in figures.values()], float)
-    common_epoch = shared_epochs[int(np.argmax(curves.mean(axis=0)))]
+    mean_curve = curves.mean(axis=0) if higher_is_better else -curves.mean(axis=0)
+    common_epoch = shared_epochs[int(np.argmax(mean_curve))]
     folds = {
         name: {
             "best": fold["by_epoch"][fold["best_epoch"]],
@@ -114,7 +119,7 @@ def summarise(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any], metric: str) -> str:
     """For a terminal."""
-    name = {"map": "mAP", "accuracy": "accuracy"}[metric]
+    name = METRICS[metric].title
     heads = {
         "best": "at its best",
         "common": f"at epoch {found['common_epoch']}",

@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.dry_run:
         todo = what_is_left(listed, settings)
-        if line := todo.line():
+        for line in filter(None, [todo.line(), *todo.notes]):
             print(line)
         own = settings.own_addresses
         print(

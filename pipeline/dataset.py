@@ -334,7 +334,7 @@ class PreparedDataset:
             clip_id=union["clip_id"].combine_chunks(),
             weight=sample_weights(labels, len(self.labels)),
             fbank_hash=union["fbank_hash"].to_numpy() if "fbank_hash" in union.column_names else None,
-            row_group_clips=self.info.get("row_group_clips", 16),  # as schema version 2 had it
+            row_group_clips=self.info.get("row_group_clips", 16),  # the value of schema version 2
         )
 
     def norm(self, splits: Sequence[str]) -> tuple[float, float]:

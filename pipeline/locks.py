@@ -49,9 +49,9 @@ def _locked_folder(folder: str) -> Iterator[bool]:
         yield True
         return
     try:
-        fs.create_dir(path)
-    except FileExistsError as err:
-        raise DataError(f"{folder} is a file; give a folder") from err
+        os.makedirs(path, exist_ok=True)  # Arrow's error on a read-only disk does not name the folder
+    except (FileExistsError, NotADirectoryError) as err:
+        raise DataError(f"{folder} is a file or below one; give a folder") from err
     handle = os.open(path, os.O_RDONLY)
     try:
         yield _flock(handle)

@@ -8,11 +8,15 @@ program, and its traceback is needed.
 import errno
 import os
 import re
+import shutil
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow.fs as pafs
 
+from ast_core.errors import UserError
 from pipeline import storage
 
 REFUSALS = {
@@ -35,11 +39,14 @@ NETWORK = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
 
 S3_IS_BUSY = {"SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "THROTTLING"}
 
+NEARLY_FULL = 0.02
+"""Share of a disk that may be free again after an unfinished file was deleted."""
+
 PERMISSIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket", "HeadBucket": "ListBucket"}
 """The permission that an S3 operation needs, if its name differs from the operation's."""
 
 _S3 = re.compile(
-    r"(?:for|under|with|of) key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'.*?AWS Error (?P<code>[A-Z_]+)"
+    r"key '(?P<key>[^']*)' in bucket '(?P<bucket>[^']*)'.*?AWS Error (?P<code>[A-Z_]+)"
     r"(?: \(HTTP status (?P<status>\d+)\))? during (?P<operation>\w+) operation: (?P<text>.*)",
     re.DOTALL,
 )
@@ -58,7 +65,7 @@ _DENIED = {
 }
 
 
-def explain(error: BaseException, place: str | None = None) -> str | None:
+def explain(error: BaseException | None, place: str | None = None) -> str | None:
     """One line with the error and the remedy if a user can act on the error; None otherwise.
 
     Args:
@@ -76,6 +83,28 @@ def explain(error: BaseException, place: str | None = None) -> str | None:
     if isinstance(error, NETWORK) or "google::cloud" in str(error):
         text = " ".join(str(error).split()[:60]) or type(error).__name__
         return f"{text}{f' ({place})' if place else ''}; see the network, and run the same command again"
+    return None
+
+
+@contextmanager
+def in_spite_of_errors(is_whole: str) -> Iterator[None]:
+    """Raise an error that a user can act on as a line that begins with what is whole all the same."""
+    try:
+        yield
+    except OSError as err:
+        line = explain(err)
+        if line is None:
+            raise
+        raise UserError(f"{is_whole}: {line}") from err
+
+
+def nearly_full(*folders: str) -> str | None:
+    """The first of these folders on this machine whose disk is full, for errors that do not say which one is."""
+    for folder in folders:
+        if os.path.isdir(folder):
+            disk = shutil.disk_usage(folder)
+            if disk.free <= NEARLY_FULL * disk.total:
+                return folder
     return None
 
 

@@ -10,8 +10,12 @@ from pipeline.os_errors import explain
 
 
 @contextmanager
-def user_errors_from_tasks() -> Iterator[None]:
-    """Raise a task's UserError again without Ray's wrapping, and a machine's error that a user can fix as one line."""
+def user_errors_from_tasks(is_whole: str = "") -> Iterator[None]:
+    """Raise a task's UserError again without Ray's wrapping, and a machine's error that a user can fix as one line.
+
+    Args:
+        is_whole: What is complete in spite of the error; such a line begins with it.
+    """
     try:
         yield
     except ray.exceptions.RayError as err:
@@ -21,5 +25,5 @@ def user_errors_from_tasks() -> Iterator[None]:
         if isinstance(cause, UserError):
             raise type(cause)(str(cause).partition("\n")[0]) from err  # Ray adds lines of its own
         if line := explain(cause):
-            raise UserError(line) from err
+            raise UserError(f"{is_whole}: {line}" if is_whole else line) from err
         raise

@@ -100,7 +100,7 @@ def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> li
         )
     [(key, secret)] = found
     environment.update({"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, KEYS_OF_URI: "1"})
-    environment.pop("AWS_SESSION_TOKEN", None)  # of the other key
+    environment.pop("AWS_SESSION_TOKEN", None)  # it belongs to the other key
     return clean
 
 

@@ -408,6 +408,13 @@ def sha256(uri: str | os.PathLike[str]) -> str:
     return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Write an empty file and delete it, so that what storage refuses is known before hours of work depend on it."""
+    probe = join(folder, "probe")
+    write_bytes(probe, b"")
+    delete(probe)
+
+
 def is_local(uri: str | os.PathLike[str]) -> bool:
     return isinstance(resolve(uri)[0], pafs.LocalFileSystem)
 

@@ -1,4 +1,4 @@
-"""An S3 server on loopback, a process of its own: `tests.s3_server`, which can be told to answer 503 as a busy S3 does.
+"""An S3 server on loopback, a process of its own: `tests.s3_server`, which can be told to refuse, and to go away.
 
 Ray's workers use it too: what they need to know of it is in the usual variables of the environment.
 """
@@ -6,6 +6,7 @@ Ray's workers use it too: what they need to know of it is in the usual variables
 import json
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +52,23 @@ class S3Server:
         finally:
             self._control()
 
-    def _control(self, *, share: float = 0.0, following: int = 0, forbids_deleting: int = 0) -> dict[str, int]:
-        query = f"?share={share}&following={following}&forbids_deleting={forbids_deleting}"
-        with urllib.request.urlopen(f"{self.endpoint}{CONTROL}{query}", timeout=60) as answer:
+    @contextmanager
+    def away_from(self, request: str) -> Iterator[dict[str, int]]:
+        """Nobody answers from the first request on that matches this pattern; what was dropped is known at the end.
+
+        Args:
+            request: a regular expression for method and path, such as `PUT .*/dataset.json`.
+        """
+        counts: dict[str, int] = {}
+        self._control(away_from=request)
+        try:
+            yield counts
+        finally:
+            counts |= self._control()
+
+    def _control(self, **settings: float | str) -> dict[str, int]:
+        query = urllib.parse.urlencode(settings)
+        with urllib.request.urlopen(f"{self.endpoint}{CONTROL}?{query}", timeout=60) as answer:
             return json.load(answer)
 
 

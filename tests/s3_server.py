@@ -1,11 +1,12 @@
 """The S3 server of tests, moto's, which takes long to import: `python -m tests.s3_server` prints its port.
 
-A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse, and whether
-deleting is forbidden.
+A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse, whether
+deleting is forbidden, and from which request on it is away.
 """
 
 import json
 import re
+import socket
 import threading
 from random import Random
 from typing import Any
@@ -30,19 +31,23 @@ DENIED = b"<Error>%b<Code>AccessDenied</Code><Message>Access Denied</Message></E
 class Busy:
     """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones.
 
-    Where deleting is forbidden, all requests to delete are denied, as by a key without s3:DeleteObject.
+    Where deleting is forbidden, all requests to delete are denied, as by a key without s3:DeleteObject. Away, it closes
+    each connection without an answer, from the first request on that matches `away_from`.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app, self.lock = app, threading.Lock()
         self.share, self.following, self.draw = 0.0, 0, Random(0)
-        self.forbids_deleting = False
-        self.counts = {"requests": 0, "refused": 0}
+        self.forbids_deleting, self.away_from, self.is_away = False, "", False
+        self.counts = {"requests": 0, "refused": 0, "dropped": 0}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         if environ["PATH_INFO"] == CONTROL:
             start_response("200 OK", [("Content-Type", "application/json")])
             return [json.dumps(self._reset(parse_qs(environ["QUERY_STRING"]))).encode()]
+        if self._drop(environ):
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionAbortedError
         if not self._refuse():
             many = environ["REQUEST_METHOD"] == "POST" and "delete" in environ["QUERY_STRING"].split("&")
             if self.forbids_deleting and (many or environ["REQUEST_METHOD"] == "DELETE"):
@@ -54,10 +59,23 @@ class Busy:
 
     def _reset(self, query: dict[str, list[str]]) -> dict[str, int]:
         with self.lock:
-            before, self.counts = self.counts, {"requests": 0, "refused": 0}
-            self.share, self.following, self.draw = float(query["share"][0]), int(query["following"][0]), Random(0)
-            self.forbids_deleting = query["forbids_deleting"] == ["1"]
+            before, self.counts = self.counts, dict.fromkeys(self.counts, 0)
+            said = {name: values[0] for name, values in query.items()}
+            self.share, self.following, self.draw = (
+                float(said.get("share", 0)),
+                int(said.get("following", 0)),
+                Random(0),
+            )
+            self.forbids_deleting = "forbids_deleting" in said
+            self.away_from, self.is_away = said.get("away_from", ""), False
             return before
+
+    def _drop(self, environ: WSGIEnvironment) -> bool:
+        with self.lock:
+            request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+            self.is_away |= bool(self.away_from) and re.match(self.away_from, request) is not None
+            self.counts["dropped"] += self.is_away
+            return self.is_away
 
     def _refuse(self) -> bool:
         with self.lock:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from benchmarks.against import figures
+
 
 @pytest.mark.slow
 def test_the_benchmark_of_preparation_prints_its_row():
@@ -34,3 +36,20 @@ def test_case_26_a_press_of_each_job_ends_it_in_one_line():
     command = [sys.executable, "-m", "benchmarks.interrupts", "--presses", "4", "--clips", "16", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_figures_of_two_commits_are_read_from_the_tables_that_they_print():
+    printed = """Said before.
+| | clips/s of one core's time | of the original's |
+|---|---|---|
+| feed, on the CPU | 1,264 | 11.3 |
+
+| clips | floor ms: alone, two at once | failed |
+|---|---|---|
+| 2000 | 52.5, 59.6 | none |
+"""
+    assert figures(printed) == {
+        ("feed, on the CPU", "clips/s of one core's time"): 1264,
+        ("feed, on the CPU", "of the original's"): 11.3,
+        ("2000", "floor ms: alone, two at once"): 52.5,
+    }

@@ -37,7 +37,10 @@ def test_a_local_output_is_locked_until_its_job_ends_or_crashes(tmp_path: Path):
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path):
     (tmp_path / "data").write_text("")
-    with pytest.raises(DataError, match="data is a file; give a folder"), exclusive("prepare", str(tmp_path / "data")):
+    with (
+        pytest.raises(DataError, match="data is a file or below one; give a folder"),
+        exclusive("prepare", str(tmp_path / "data")),
+    ):
         pass
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import storage
-from pipeline.os_errors import explain
+from pipeline.os_errors import explain, nearly_full
 
 URI = "s3://bucket/data/x"
 
@@ -103,6 +104,15 @@ def test_a_full_disk_is_named_with_its_path(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.undo()
     assert explain(caught.value) == f"No space left on device: {whole}; make room there, and run the same command again"
     assert whole.read_bytes() == b"whole"
+
+
+def test_of_two_folders_the_one_on_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    free_bytes = {str(tmp_path / "run"): 500, str(tmp_path / "temporary"): 10}
+    for folder in free_bytes:
+        os.mkdir(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(total=1000, free=free_bytes[folder]))
+    assert nearly_full("s3://bucket/run", *free_bytes) == str(tmp_path / "temporary")
+    assert nearly_full(str(tmp_path / "run")) is None
 
 
 @pytest.mark.parametrize(

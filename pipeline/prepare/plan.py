@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from ast_core.errors import DataError
 from pipeline import dataset, storage
 from pipeline.locks import exclusive
+from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.audio.decode import Decode
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILED_AT, Reason
@@ -31,8 +31,10 @@ from pipeline.prepare.output.audio_store import AudioStore, keep_audio
 from pipeline.prepare.output.failures_table import note_media
 from pipeline.prepare.output.membership import listed_in
 from pipeline.prepare.output.order import shuffled
+from pipeline.prepare.output.same_clips import check_same_clips, newer_media_lines
 from pipeline.prepare.output.samples import KeepSamples
 from pipeline.prepare.output.shards import (
+    PUBLISHED,
     SplitState,
     WriteShards,
     check_output,
@@ -64,6 +66,8 @@ LEAST_CPUS = 1e-4
 MAX_DEATHS = 3
 """Of the task of a chunk, by a crash of its process, by Ray's memory monitor or with its node."""
 
+SHARDS_ARE_WHOLE = "the preparation stopped, all shards written so far are whole"
+
 Stage = Callable[[pa.Table], pa.Table]
 
 
@@ -89,6 +93,8 @@ class Todo:
     """Clips that stay failed, by reason."""
     num_changed: int
     """Clips that had failed for good, and whose file has changed since."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of the clips that are prepared, a line each."""
 
     @property
     def num_done(self) -> int:
@@ -142,21 +148,22 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         todo = _left(listed, states, settings)
         known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
         del states
-        if line := todo.line():
+        for line in filter(None, [todo.line(), *todo.notes]):
             say(line)
         if len(todo.clips):
             _work_off(todo, settings, store, say)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
-        with user_errors_from_tasks():
+        with user_errors_from_tasks(SHARDS_ARE_WHOLE):
             named = {split: listed_in(listed, split) for split in splits}
             published = _publish.remote(settings.output, listed.vocabulary, refused, named, known)
             (info, lines), stored = ray.get(published[0]), published[1]
-        for line in [*lines, *_left_over(settings.output, splits)]:
-            say(line)
-        if store is not None:
-            for split in splits:
-                index = dataset.index_file(settings.output, split)
-                store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
+        with in_spite_of_errors(PUBLISHED):
+            for line in [*lines, *_left_over(settings.output, splits)]:
+                say(line)
+            if store is not None:
+                for split in splits:
+                    index = dataset.index_file(settings.output, split)
+                    store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
     return Prepared([SplitReport(split, info["splits"][split]) for split in splits], stored)
 
 
@@ -247,8 +254,9 @@ class Stages:
     stages: tuple[Stage, ...]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        for stage in self.stages:
-            rows = stage(rows)
+        with in_spite_of_errors(SHARDS_ARE_WHOLE):  # here, as Ray Data puts advice in the place of an error's path
+            for stage in self.stages:
+                rows = stage(rows)
         return rows
 
 
@@ -299,7 +307,8 @@ class FetchAndPrepare:
         self._download, self._prepare_chunk = download, ray.put(prepare_chunk)
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        fetched = self._download(read_chunks(chunks))
+        with in_spite_of_errors(SHARDS_ARE_WHOLE):
+            fetched = self._download(read_chunks(chunks))
         written: pa.Table = ray.get(_prepare_fetched.remote(self._prepare_chunk, fetched))
         return written
 
@@ -341,7 +350,9 @@ def _written(data: Dataset) -> Generator[dict[str, Any]]:
 
 
 def _leave_the_terminal_to_us() -> None:
-    """Our progress counts clips and failures. Ray's warnings still come through, and its log files keep everything."""
+    """Our progress counts clips and failures, and the job shows an error that is raised: as one line where that does,
+    while Ray prints the traceback of each. Ray's warnings still come through, and its log files keep everything.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # a chunk is the bound
@@ -349,6 +360,11 @@ def _leave_the_terminal_to_us() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
+            handler.addFilter(_is_not_a_raised_error)
+
+
+def _is_not_a_raised_error(record: logging.LogRecord) -> bool:
+    return not record.exc_info and record.name != "ray.data.exceptions"
 
 
 def _num_urls(clips: pa.Table) -> int:
@@ -357,11 +373,12 @@ def _num_urls(clips: pa.Table) -> int:
 
 def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> Todo:
     clips = listed.clips
-    todo, failed, num_changed = [], Counter[str](), 0
+    todo, failed, num_changed, notes = [], Counter[str](), 0, list[str]()
     for split, state in states.items():
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
-            _check_same_clips(split, of_split, listed, state.prepared)
+            check_same_clips(split, of_split, listed, state.prepared)
+            notes += newer_media_lines(settings.output, split, of_split, state.prepared)
         final = failures_table.final(state.failures, settings.retry)
         final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
         has_changed = failures_table.has_changed(final, of_split)
@@ -372,26 +389,4 @@ def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSett
         # Two million clips of one new split are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
         todo.append(of_split if is_left is None else of_split.filter(is_left))
-    return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed)
-
-
-def _check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared: pa.Table) -> None:
-    """A split may grow and shrink; it may not turn into another one, nor may labels change under a prepared clip."""
-    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too: no file in this folder, say
-    if not any(
-        pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
-    ):
-        raise DataError(
-            f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
-        )
-    position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
-    known = prepared.filter(pc.is_valid(position))
-    asked = of_split["labels"].take(position.drop_null())
-    differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked))).as_py() or 0
-    if differs:
-        raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
-
-
-def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Arrow compares no lists."""
-    return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
+    return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed, notes)

@@ -25,6 +25,7 @@ from contextlib import ExitStack, suppress
 from typing import IO, Any, NoReturn
 
 from ast_core.errors import UserError
+from pipeline.os_errors import explain
 from pipeline.prepare import answers
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.memory import keep_freed_memory
@@ -234,7 +235,7 @@ def _answer(
         return answers.pack_error(ClipError(Reason.TOO_LARGE, "takes more memory than a clip may"))
     except Exception as err:  # any library's
         if isinstance(err, OSError) and err.errno in LOCAL_ERRNOS:
-            return answers.pack_error(UserError(f"this machine cannot go on: {err}"))
+            return answers.pack_error(UserError(f"this machine cannot go on: {explain(err, os.path.dirname(path))}"))
         return answers.pack_error(ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}"))
 
 

@@ -58,22 +58,29 @@ def checkpoint_folders(checkpoints: str) -> list[str]:
 
 
 def unlisted_checkpoints(checkpoints: str) -> list[str]:
-    """All checkpoint folders if Ray's list is damaged or missing; an empty list if Ray's list is valid.
+    """The checkpoint folders, if Ray's list of them cannot be used; an empty list if it can.
 
-    A list that is incomplete, or names a folder that does not exist, is deleted: Ray would fail on it, but starts
-    training without one.
+    A list that is cut off, or names a folder that does not exist, is deleted, because Ray would fail on it. Without a
+    list, Ray lets training begin. If no list was ever written, no upload is known to have ended, as when the first one
+    met a full disk. Then only complete checkpoints are used, and without any training begins again.
     """
     snapshot = storage.join(checkpoints, RAY_SNAPSHOT)
-    if storage.exists(snapshot):
-        try:
-            names = _listed_names(storage.read_json(snapshot))
-        except (DataError, KeyError, TypeError, ValueError):
-            names = []
-        if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
-            return []
-        logger.warning(f"{snapshot} is damaged, or lists a checkpoint that is gone: using the checkpoints that exist")
-        storage.delete(snapshot)
+    if not storage.exists(snapshot):
+        return [folder for folder in checkpoint_folders(checkpoints) if _is_complete(folder)]
+    try:
+        names = _listed_names(storage.read_json(snapshot))
+    except (DataError, KeyError, TypeError, ValueError):
+        names = []
+    if names and all(storage.exists(storage.join(checkpoints, name)) for name in names):
+        return []
+    logger.warning(f"{snapshot} is damaged, or lists a checkpoint that is gone: using the checkpoints that exist")
+    storage.delete(snapshot)
     return checkpoint_folders(checkpoints)
+
+
+def _is_complete(folder: str) -> bool:
+    digest, state = storage.join(folder, DIGEST_FILE), storage.join(folder, STATE_FILE)
+    return storage.exists(digest) and storage.read_bytes(digest) == storage.sha256(state).encode()
 
 
 def _listed_names(snapshot: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ MUCH_PADDING = 0.5
 """Share of padding in the model's input, over all clips, above which there is a warning."""
 
 SMALLEST_STD = 1e-3
-"""Smallest std of raw log-mel. Below it all values are equal but for rounding; real recordings have more than 1."""
+"""Smallest std of raw log-mel. Below it all values are equal apart from rounding; real recordings have more than 1."""
 
 MAX_HASHED_SHARDS = 400
 """With more shards, copies of clips are not searched here, as that takes over some seconds; jobs/doctor.py does it."""
@@ -67,6 +67,13 @@ def check_norm(norm: Norm, splits: Sequence[str]) -> None:
             f"norm_stats data: the std of {', '.join(splits)} is 0, all clips are the same sound or silence; "
             "look at the clips, or use norm_stats recipe"
         )
+
+
+def silence_lines(norm: Norm, what: str) -> list[str]:
+    """A warning where clips whose own mean and std are these do not vary."""
+    if norm.std >= SMALLEST_STD:
+        return []
+    return [f"warning: the std of the {what} clips is 0, all are the same sound or silence: there is nothing to hear"]
 
 
 def check_classes(recipe: Recipe, labels: LabelVocabulary, train: Clips, evaluation: Clips) -> list[str]:

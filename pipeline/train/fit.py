@@ -1,6 +1,7 @@
 """A training run from its settings to its results: check, reserve RUN, train with Ray Train, resume."""
 
 import logging
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,12 +27,13 @@ from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, UserError
 from ast_core.labels import LabelVocabulary
+from ast_core.metrics import key_metrics
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.locks import exclusive
-from pipeline.os_errors import explain
+from pipeline.os_errors import explain, nearly_full
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.async_validation import validate_checkpoint
@@ -113,6 +115,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
     lines += data_checks.check_classes(recipe, dataset.labels, *clips.values())
     for what, name in {"train": "training", "eval": "evaluation"}.items():
         lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name)
+        lines += data_checks.silence_lines(Norm(*dataset.norm(splits[what])), name)
     lines += data_checks.overlap_lines(clips["train"], clips["eval"], settings.train_splits, settings.eval_splits)
     if settings.async_validation and recipe.patience is not None:
         raise ConfigError("patience needs the result of an epoch before the next; leave out --async-validation")
@@ -157,6 +160,8 @@ def session(
         for run in unfinished:
             if storage.is_local(run.uri):  # before Ray is started
                 locked.enter_context(exclusive("train", run.uri))
+        for run in unfinished:
+            storage.check_writable(run.uri)
         if unfinished and settings.num_workers != IN_PROCESS:
             locked.enter_context(ray_session(settings.address, settings.num_cpus))
             for run in unfinished:
@@ -173,8 +178,8 @@ def train_run(claimed: ClaimedRun) -> None:
         print("this run is finished", results(run), sep="\n")
         return
     if settings.num_workers == IN_PROCESS:
-        logging.basicConfig(format="%(message)s")  # as Ray shows what workers log
-        logging.getLogger("ray").setLevel(logging.WARNING)  # as in workers
+        logging.basicConfig(format="%(message)s")  # the format in which Ray shows the logs of workers
+        logging.getLogger("ray").setLevel(logging.WARNING)  # the same level as in workers
     use_gpu, cpus = _resources(settings)
     check_precision(claimed.recipe, use_gpu=use_gpu)
     if claimed.take_over is not None:
@@ -221,7 +226,7 @@ def train_run(claimed: ClaimedRun) -> None:
         validation_config=_validation(job, use_gpu) if settings.async_validation else None,
     )
     storage.delete(stopped_json(run))
-    _fit(trainer)
+    _fit(trainer, run)
     if storage.exists(stopped_json(run)):
         raise UserError(storage.read_json(stopped_json(run))["error"])
     print(results(run))
@@ -301,7 +306,7 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
     )
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def _fit(trainer: TorchTrainer, run: str) -> None:
     # A thread of Ray Train in another process looks for its cluster, and fails if several run on this machine.
     ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
     if ray.is_initialized():
@@ -317,7 +322,7 @@ def _fit(trainer: TorchTrainer) -> None:
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from err
         for cause in causes:
-            if line := explain(cause, "a temporary folder, or the run's"):
+            if line := explain(cause, nearly_full(run, tempfile.gettempdir()) or "a temporary folder, or the run's"):
                 raise UserError(f"training failed, its checkpoints are complete: {line}") from err
         if isinstance(err, WorkerGroupError):
             raise
@@ -340,8 +345,11 @@ def results(run: str) -> str:
     lines = []
     for name, figures in models_of.items():
         if figures is not None:
-            shown = {key: "–" if figures[key] is None else f"{figures[key]:.4f}" for key in ("map", "mauc", "accuracy")}
-            lines.append(f"{name:18} mAP {shown['map']}  AUC {shown['mauc']}  accuracy {shown['accuracy']}")
+            shown = [
+                f"{metric.title} {'–' if (value := figures.get(metric.name)) is None else format(value, '.4f')}"
+                for metric in key_metrics()
+            ]
+            lines.append(f"{name:18} {'  '.join(shown)}")
     waiting = f"{summary['data_wait_share']:.1%} of the time waiting for data"
     lines.append(f"{summary['clips_per_s']:.1f} clips/s, {waiting}")
     lines.append(f"run: {run}   best model: {storage.join(run, 'best')}   report: {write_run_report(run)}")

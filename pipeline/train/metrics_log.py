@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 from torch.utils.tensorboard import SummaryWriter
 
 from ast_core.labels import LabelVocabulary
-from ast_core.metrics import TaggingMetrics
+from ast_core.metrics import TaggingMetrics, per_class_columns
 from pipeline import storage
 from pipeline.train.metrics_files import MetricsFile
 from pipeline.train.mlflow_log import MlflowLog
@@ -157,25 +157,27 @@ def per_class_csv(
     writer = csv.writer(out, lineterminator="\n")
     counts = {"train_clips": train_clips, "eval_clips": eval_clips}
     known = {name: clips for name, clips in counts.items() if clips is not None}
-    writer.writerow(["index", "mid", "display_name", "ap", "auc", *known])
-    figures = [
-        ["" if math.isnan(value) else f"{value:.6f}" for value in column] for column in (metrics.ap, metrics.auc)
-    ]
+    writer.writerow(["index", "mid", "display_name", *metrics.per_class, *known])
+    values = metrics.per_class.values()
+    figures = [["" if math.isnan(value) else f"{value:.6f}" for value in column] for column in values]
     writer.writerows(zip(range(len(labels)), labels.mids, labels.names, *figures, *known.values(), strict=True))
     return out.getvalue()
 
 
 def per_class_table(text: str) -> str:
     """The classes of a per_class.csv that have evaluation clips, best first, for a terminal."""
-    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["ap"]]
-    rows.sort(key=lambda row: -float(row["ap"]))
+    columns = per_class_columns()
+    first = columns[0].column
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row[first]]
+    rows.sort(key=lambda row: -float(row[first]))
     width = max([len("class"), *(len(row["display_name"]) for row in rows)])
     has_train = bool(rows) and "train_clips" in rows[0]
-    lines = [f"{'class':{width}}      AP     AUC{'  train' if has_train else ''}  eval"]
+    heads = " ".join(f"{each.title:>7}" for each in columns)
+    lines = [f"{'class':{width}} {heads}{'  train' if has_train else ''}  eval"]
     for row in rows:
-        auc = f"{float(row['auc']):7.3f}" if row["auc"] else "      –"
+        values = " ".join(f"{float(value):7.3f}" if (value := row.get(each.column)) else "      –" for each in columns)
         train = f"  {row['train_clips']:>5}" if has_train else ""
-        lines.append(f"{row['display_name']:{width}}  {float(row['ap']):6.3f} {auc}{train}  {row['eval_clips']:>4}")
+        lines.append(f"{row['display_name']:{width}} {values}{train}  {row['eval_clips']:>4}")
     return "\n".join(lines)
 
 

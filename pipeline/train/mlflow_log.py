@@ -41,7 +41,7 @@ def _client(uri: str) -> Any:
         ) from err
     try:
         return mlflow.MlflowClient(tracking_uri=uri)
-    except (MlflowException, ImportError, OSError) as err:  # ImportError: a database wants more packages
+    except (MlflowException, ImportError, OSError) as err:  # ImportError: a database needs more packages
         raise UserError(_refusal(uri, err)) from err
 
 
@@ -76,9 +76,9 @@ class MlflowLog:
     def _continue_or_begin(self, run: str, params: Mapping[str, Any]) -> tuple[str, bool]:
         from mlflow.entities import Param
 
-        note = storage.join(run, "mlflow.json")
-        if storage.exists(note):
-            run_id = storage.read_checked_json(note, remedy="delete it, and a new MLflow run begins")["run_id"]
+        record = storage.join(run, "mlflow.json")
+        if storage.exists(record):
+            run_id = storage.read_checked_json(record, remedy="delete it, and a new MLflow run begins")["run_id"]
             if self._is_there(run_id):
                 self._client.update_run(run_id, status="RUNNING")
                 return run_id, False
@@ -86,12 +86,12 @@ class MlflowLog:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        begun = self._client.create_run(experiment_id, run_name=without_secrets(run).rstrip("/").rpartition("/")[2])
+        created = self._client.create_run(experiment_id, run_name=without_secrets(run).rstrip("/").rpartition("/")[2])
         given = [Param(key, str(value)[:PARAM_CHARACTERS]) for key, value in params.items()]
         for first in range(0, len(given), BATCH_PARAMS):
-            self._client.log_batch(begun.info.run_id, params=given[first : first + BATCH_PARAMS])
-        storage.write_checked_json(note, {"run_id": begun.info.run_id, "experiment": name})
-        return begun.info.run_id, True
+            self._client.log_batch(created.info.run_id, params=given[first : first + BATCH_PARAMS])
+        storage.write_checked_json(record, {"run_id": created.info.run_id, "experiment": name})
+        return created.info.run_id, True
 
     def _is_there(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException

@@ -7,6 +7,7 @@ generator state is saved. An interrupted run continues with the very next batch,
 import logging
 import os
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,26 +24,25 @@ from torch import Tensor, nn
 from ast_core.errors import DataError, UserError
 from ast_core.execution import for_device, set_execution
 from ast_core.flops import utilisation
-from ast_core.metrics import TaggingMetrics
+from ast_core.metrics import METRICS, TaggingMetrics, key_metrics
 from ast_core.models.tagger import Tagger
 from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, make_scaler, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.os_errors import explain
 from pipeline.train import checkpoints, models, run_folder
 from pipeline.train.async_validation import load_unevaluated
 from pipeline.train.data.feed import TrainFeed
 from pipeline.train.data.sampling import NO_PARTNER
 from pipeline.train.data.shard_cache import ShardCache
-from pipeline.train.evaluation.epoch_results import EpochResults, selection_order
+from pipeline.train.evaluation.epoch_results import EpochResults
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.evaluation.scoring import evaluate, score_metrics
 from pipeline.train.metrics_log import RunLog, delete_leftovers, finite_or_null, write_summary
 from pipeline.train.worker_config import TrainJob, read_initial_model, record_stop, stopped_json
 
 logger = logging.getLogger(__name__)
-
-METRICS = ("map", "mauc", "d_prime", "accuracy")
 
 LOOK_FOR_PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "5"))
 """Seconds between checks for a preemption notice: as often as Ray's controller, by the same environment variable.
@@ -80,6 +80,7 @@ class StoppedError(Exception):
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of Ray Train on every rank; `config` is a TrainJob as a dict."""
     job = TrainJob(**config)
+    _shorten_errors_on_the_terminal()
     if storage.exists(stopped_json(job.run)):  # an error of any rank ended the run, and Ray restarted the ranks
         return
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report in full at INFO
@@ -100,6 +101,24 @@ def train_worker(config: dict[str, Any]) -> None:
         # Perhaps only this rank has the error. The others find stopped.json when Ray restarts them.
         record_stop(job.run, err)
         raise
+
+
+def _shorten_errors_on_the_terminal() -> None:
+    """Show one line for an error that the user can act on, such as a full disk or an S3 that is away.
+
+    Ray Train logs a traceback for each attempt. Its log files, which come before the terminal, keep it.
+    """
+    for handler in logging.getLogger("ray.train").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.addFilter(_shorten)
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    error = (record.exc_info or sys.exc_info())[1]  # some lines hold the traceback as text
+    line = str(error) if isinstance(error, UserError) else explain(error)
+    if line is not None and record.levelno >= logging.ERROR:
+        record.msg, record.args, record.exc_info, record.exc_text = f"this worker fails: {line}", (), None, None
+    return True
 
 
 class Run:
@@ -145,7 +164,7 @@ class Run:
         if self.rank == 0:
             self.log = RunLog(self.job.run, steps_done, self.job.mlflow_uri, self.config.recipe.to_dict())
         if not self.job.async_validation:
-            self._evaluate_missing()  # of a run that used asynchronous validation before
+            self._evaluate_missing()  # the run may have used asynchronous validation before
         while progress.epochs_done < self.recipe.epochs and not self._has_stalled():
             epoch = progress.epochs_done + 1
             loss = self._train_epoch(epoch)
@@ -173,16 +192,18 @@ class Run:
         """Write the report of the results so far. Training continues if this fails."""
         try:
             write_run_report(self.job.run)
-        except Exception:
-            logger.exception("the report could not be written")
+        except Exception as err:
+            if line := explain(err):
+                logger.warning(f"the report could not be written: {line}")
+            else:
+                logger.exception("the report could not be written")
 
     def _has_stalled(self) -> bool:
         """Whether the best epoch is `patience` epochs or more ago."""
         patience = self.recipe.patience
         if patience is None:
             return False
-        records = self.results.records(self.progress.epochs_done) if self.rank == 0 else []
-        since_best = records[-1]["epoch"] - max(records, key=selection_order)["epoch"] if records else 0
+        since_best = self.results.epochs_since_best(self.progress.epochs_done) if self.rank == 0 else 0
         return self._from_rank_0(since_best) >= patience
 
     def _train_epoch(self, epoch: int) -> float:
@@ -357,15 +378,17 @@ class Run:
         for record in self.results.records(self.progress.epochs_done):
             if record["epoch"] in self.log.epochs:
                 continue
-            figures = {name: record[name] for name in ("loss", *METRICS)}
+            figures = {name: record.get(name) for name in ("loss", *METRICS)}
             ensemble = {f"running_ensemble_{name}": value for name, value in record["running_ensemble"].items()}
             step = record["epoch"] * self.feed.steps_per_epoch
             self.log.epoch(epoch=record["epoch"], step=step, values=figures | ensemble)
-            shown = {name: float("nan") if value is None else value for name, value in figures.items()}
-            logger.info(
-                f"epoch {record['epoch']}/{self.recipe.epochs}  loss {shown['loss']:.4f}  mAP {shown['map']:.4f}  "
-                f"AUC {shown['mauc']:.4f}  accuracy {shown['accuracy']:.4f}{'  (best)' if record['is_best'] else ''}"
-            )
+            titles = {"loss": "loss"} | {metric.name: metric.title for metric in key_metrics()}
+            shown = [
+                f"{title} {float('nan') if figures[name] is None else figures[name]:.4f}"
+                for name, title in titles.items()
+            ]
+            best = "  (best)" if record["is_best"] else ""
+            logger.info("  ".join([f"epoch {record['epoch']}/{self.recipe.epochs}", *shown]) + best)
 
     def _average(self, epoch: int) -> None:
         """Add the weights of an epoch that the recipe averages to the sum, on rank 0."""
@@ -404,7 +427,7 @@ class Run:
         num_clips = len(self.feed.clips) * progress.epochs_done
         summary = {
             "best_epoch": best["epoch"],
-            **{name: best[name] for name in METRICS},
+            **{name: best.get(name) for name in METRICS},
             "averaged": None if averaged is None else finite_or_null(averaged.scalars()),
             "running_ensemble": records[-1]["running_ensemble"],
             "epochs": progress.epochs_done,

@@ -1,5 +1,6 @@
 """The preparation job, whole: real media over real HTTP, through real yt-dlp and a real Ray, to a data set on disk."""
 
+import csv
 import json
 import os
 import subprocess
@@ -188,6 +189,24 @@ def test_ones_own_files_by_a_manifest_in_two_splits(local_ray: None, tmp_path: P
     opened = PreparedDataset.open(str(tmp_path / "data"))
     assert opened.splits == ["train", "test", "extra"]
     assert opened.clips(["extra"]).labels.to_pylist() == [[1]]
+
+
+def test_case_38_files_and_folders_of_any_name(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sounds = tmp_path / "my sounds"
+    sounds.mkdir()
+    sound = fakes.write_media(tmp_path / "sound.wav", fakes.noise(0.5)).read_bytes()
+    names = ["\N{DOG}", "it's", 'a "b"', "a%20b", "c#d", "e?f", "g,h", "i;j", "-k", "[1]", "loud"]
+    files = [f"{name}.wav" for name in names[:-1]] + ["loud.WAV"]
+    for file in files:
+        (sounds / file).write_bytes(sound)
+    (sounds / "link.wav").symlink_to(tmp_path / "sound.wav")
+    with (sounds / "list.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([["path", "labels"], *([name, "x"] for name in [*files, "link.wav"])])
+    assert b"\r\n" in (sounds / "list.csv").read_bytes()
+    assert main(["--manifest", "~/my sounds/list.csv", "--output", "~/my data/"]) == 0
+    opened = PreparedDataset.open(str(tmp_path / "my data"))
+    assert sorted(opened.clips(["train"]).clip_id.to_pylist()) == sorted([*names, "link"])
 
 
 def test_files_by_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Path):

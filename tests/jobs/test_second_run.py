@@ -202,6 +202,37 @@ def test_a_failed_file_of_the_same_size_is_tried_again_by_its_time(local_ray: No
     assert folder.index() == {"train": ["a", "b"]}
 
 
+def test_another_section_under_the_name_of_a_prepared_clip_is_refused(local_ray: None, folder: Folder):
+    """The shards have the section of each clip; without a look at it, the earlier one's sound would stay."""
+    fakes.write_media(folder.path / "long.wav", fakes.noise(2.0))
+    header = "clip_id,path,labels,start_s,end_s"
+    manifest = folder.path / "list.csv"
+    manifest.write_text(f"{header}\na,long.wav,x,0,1\nb,long.wav,x,0.5,2.02\n")  # the recording ends a little early
+    folder.run_with("--manifest", str(manifest))
+    assert "2 clips are done" in folder.run_with("--manifest", str(manifest))
+    for section in ("0.5,1.5", "0,0.9", "0,1.2"):
+        manifest.write_text(f"{header}\na,long.wav,x,{section}\nb,long.wav,x,0.5,2\n")
+        printed = folder.run_with("--manifest", str(manifest), status=2)
+        assert "error: 1 clips of split 'train' are prepared from another section than this list names, a" in printed
+
+
+def test_a_file_that_was_written_after_its_clip_is_pointed_out(local_ray: None, folder: Folder):
+    folder.sounds(*"abc")
+    assert "written later" not in folder.run(in_train("abc"))
+    fakes.write_media(folder.path / "b.wav", fakes.noise(0.5, seed=7))
+    (shard,) = folder.shards()
+    printed = folder.run(in_train("abc"))
+    assert "1 prepared clips of split 'train' have files that were written later (b for one) and are not" in printed
+    index = folder.data / "train" / "index.parquet"
+    assert f"delete {index} and the clips' shards ({shard} for one)" in printed
+    before = pd.read_parquet(index)["fbank_hash"]
+    shard.unlink()
+    index.unlink()
+    assert "written later" not in folder.run(in_train("abc"))
+    after = pd.read_parquet(index)["fbank_hash"]
+    assert (before == after).tolist() == [True, False, True]
+
+
 def test_a_list_in_another_order_gives_shards_that_are_equal_to_the_byte(local_ray: None, folder: Folder):
     names = [f"{i:02}" for i in range(40)]
     folder.sounds(*names)

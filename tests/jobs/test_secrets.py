@@ -117,7 +117,8 @@ def test_case_c9_no_output_of_a_job_holds_a_key(
     fit = ["--recipe", "audioset-balanced", "--data", data, "--train-splits", "train", "--eval-splits", "test"]
     fit += ["--num-workers", "1", "--epochs", "1", "--wa_start", "1", "--wa_end", "1"]
     fit += [*(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
-    assert run_job(prepare_audioset.main, argv) == 0
+    with s3.without_deleting():  # so that `_work` stays as the run left it
+        assert run_job(prepare_audioset.main, argv) == 0
     assert run_job(train.main, [*fit, "--output", run]) == 0
     assert (
         run_job(evaluate.main, ["--checkpoint", run, "--data", data, "--split", "test", "--json", f"{base}/e.json"])
@@ -131,6 +132,7 @@ def test_case_c9_no_output_of_a_job_holds_a_key(
     assert "PLANTED" not in said.out + said.err
 
     files = storage.list_files(s3.uri("secret"), recursive=True)
+    assert any("/_work/todo/" in file and file.endswith(".parquet") for file in files)
     assert {"failures.parquet", "report.html", "config.json", "metrics.jsonl", "e.json", "d.json"} <= {
         file.rsplit("/", 1)[-1] for file in files
     }

@@ -384,16 +384,20 @@ def test_a_run_in_this_process_leaves_no_temporary_files(
 
 
 @pytest.mark.slow
-def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number_of_workers(
+def test_case_23_a_killed_run_that_moved_goes_on_at_the_next_step_on_other_workers(
     two_workers: Path, tone_data: str, tmp_path: Path
 ):
-    """And even if it was killed while Ray wrote its list of checkpoints, which then is cut off."""
-    run = tmp_path / "run"
+    """And even if it was killed while Ray wrote its list of checkpoints, which then is cut off.
+
+    Case 33: TensorBoard has each step once. Case 35: a proxy of the environment is not asked for this machine.
+    """
+    run, data = tmp_path / "run", Path(shutil.copytree(tone_data, tmp_path / "data"))
     script = str(Path(__file__).parents[2] / "jobs" / "train.py")
     every_step = ["--checkpoint-every-s", "0"]
-    command = [sys.executable, script, *argv(tone_data, run, num_workers=2), *every_step, "--num-cpus", "2"]
+    command = [sys.executable, script, *argv(str(data), run, num_workers=2), *every_step, "--num-cpus", "2"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # of 2 s: a look takes in one checkpoint
+    env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline_s = time.monotonic() + 120
         registered = run / "checkpoints" / "checkpoint_manager_snapshot.json"
@@ -407,7 +411,10 @@ def test_a_run_killed_within_an_epoch_goes_on_at_the_next_step_on_another_number
     assert (run / "report.html").exists()  # of the first epoch
     registered.write_text(registered.read_text()[:100])
     before = (run / "metrics.jsonl").read_text().splitlines()
-    assert main(argv(tone_data, run, num_workers=1)) == 0
+    run, data = run.rename(tmp_path / "moved run"), data.rename(tmp_path / "moved data")
+    assert main(argv(str(data), run, num_workers=1)) == 0
+    in_tensorboard = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/loss")
+    assert [event.step for event in in_tensorboard] == list(range(1, 16))
     steps, undisturbed = records_of(run, "step"), records_of(two_workers, "step")
     assert [record["step"] for record in steps] == list(range(1, 16))
     # Rates are in the records: those of the checkpoint's epoch were not made again.
@@ -503,7 +510,7 @@ def test_a_damaged_shard_ends_the_run_with_its_name_after_one_attempt(local_ray:
 def test_a_full_disk_ends_training_in_one_line_that_names_it(failure: TrainingFailedError):
     trainer = Mock(fit=Mock(side_effect=failure))
     with pytest.raises(UserError, match=r"^training failed, its checkpoints are complete: No space left on device: "):
-        _fit(trainer)
+        _fit(trainer, "s3://bucket/run")
 
 
 def test_training_ends_when_epochs_no_longer_help(tone_data: str, tmp_path: Path):
@@ -573,8 +580,8 @@ def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(tw
         ({"label_dim": "527"}, ConfigError, "label_dim is 527; .* has 4 classes"),
         ({"input_fdim": "64", "freqm": "8"}, ConfigError, "input_fdim is 64; the data has 128 mel bins"),
         ({"audioset_pretrain": "true", "model_size": "base384"}, ConfigError, "set imagenet_pretrain true"),
-        ({"audioset_weights": "/nowhere.pth"}, ConfigError, "audioset_weights is given and audioset_pretrain is false"),
-        ({"imagenet_weights": "/nowhere.pth"}, ConfigError, "imagenet_weights is given and imagenet_pretrain is false"),
+        ({"audioset_weights": "/nowhere.pth"}, ConfigError, "audioset_weights is set but audioset_pretrain is false"),
+        ({"imagenet_weights": "/nowhere.pth"}, ConfigError, "imagenet_weights is set but imagenet_pretrain is false"),
         (
             {"imagenet_pretrain": "true", "imagenet_weights": "/nowhere.pth"},
             DataError,

@@ -1,5 +1,6 @@
 """How the stages are put together, on a real Ray."""
 
+import errno
 import os
 import time
 from contextlib import closing
@@ -15,7 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, UserError
 from pipeline.prepare.clip import FAILED_AT, under_way
 from pipeline.prepare.fetch.pacing import Pace
 from pipeline.prepare.fetch.ytdlp import YtDlp
@@ -23,6 +24,7 @@ from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.work_list import read_chunks, write_todo
 from pipeline.prepare.plan import (
     MAX_DEATHS,
+    SHARDS_ARE_WHOLE,
     FetchAndPrepare,
     PrepareSettings,
     Stages,
@@ -157,6 +159,20 @@ def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_
             assert (type(caught.value), str(caught.value)) == (DataError, "no room there; make some"), name
     finally:
         DataContext.get_current().raise_original_map_exception = raises_original
+
+
+def no_room(rows: pa.Table) -> pa.Table:
+    raise OSError(errno.ENOSPC, "No space left on device", "/data/train/shards/0.parquet")
+
+
+def test_part_3_5_a_full_disk_is_named_by_its_path_and_what_is_whole_is_said(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(DataContext.get_current(), "raise_original_map_exception", True)
+    with pytest.raises(UserError) as caught:
+        list(_written(ray.data.range(1).map_batches(Stages((no_room,)), batch_format="pyarrow")))
+    expected = "No space left on device: /data/train/shards/0.parquet; make room there, and run the same command again"
+    assert str(caught.value) == f"{SHARDS_ARE_WHOLE}: {expected}"
 
 
 def _beside() -> None:

@@ -76,6 +76,14 @@ def test_a_list_that_ray_would_reject_is_deleted_with_a_warning(
     assert f"{tmp_path / RAY_SNAPSHOT} is damaged" in caplog.text
 
 
+def test_an_upload_that_ended_before_ray_wrote_its_list_is_taken_where_it_is_whole(tmp_path: Path, folders: list[Path]):
+    (tmp_path / RAY_SNAPSHOT).unlink()
+    (folders[1] / STATE_FILE).write_bytes(b"cut off by a full disk")
+    assert unlisted_checkpoints(str(tmp_path)) == [str(folders[0])]
+    (folders[0] / DIGEST_FILE).unlink()
+    assert unlisted_checkpoints(str(tmp_path)) == []
+
+
 @pytest.mark.parametrize("name", [STATE_FILE, DIGEST_FILE])
 @pytest.mark.parametrize("garbled", [b"", b"\xff\xfe\x00 no text"])
 def test_a_changed_state_or_digest_is_a_damaged_state(folders: list[Path], name: str, garbled: bytes):

@@ -87,6 +87,18 @@ def test_case_21_a_split_of_silence_is_refused_by_the_command(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_case_21_silence_is_said_where_the_norm_is_the_recipes(tone_data: str, tmp_path: Path):
+    data = str(tmp_path / "data")
+    fakes.write_data(data, waveform=np.zeros(8000, np.float32))
+    words = argv(data, tmp_path / "run")
+    words[words.index("--norm_stats") + 1] = "recipe"
+    said = claim(words).about
+    for what in ("training", "evaluation"):
+        line = f"warning: the std of the {what} clips is 0, all are the same sound or silence: there is nothing to hear"
+        assert line in said
+    assert "the std of" not in "\n".join(claim(argv(tone_data, tmp_path / "other")).about)
+
+
 def test_case_13_cut_and_padded_shares_are_reported():
     frames = np.array([48, 100, 200], np.int16)
     assert data_checks.length_lines(frames, 48, "training") == [

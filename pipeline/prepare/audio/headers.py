@@ -33,9 +33,6 @@ DECLARED_BY_STREAM = {
 DECLARED_BY_FILE = {"matroska,webm", "flv"}
 """Formats whose header gives the length of the whole file: that of the sound only where there is nothing else."""
 
-COUNTED_BY_STREAM = {"avi", "caf"}
-"""Formats whose header counts a stream's ticks (`frames`)."""
-
 MAX_BYTES = 1 << 62
 """A header that gives more was written before its writer knew the size."""
 
@@ -46,8 +43,8 @@ and 0x7FFFF000 in WAV."""
 HEAD_BYTES = 1 << 20
 """Where the chunks before the samples end, in all files that are not made to deceive."""
 
-OGG_HEADER_BYTES = 18
-"""To the end of a page's serial number."""
+OGG_PAGE, OGG_IS_FIRST = b"OggS\0", 2
+"""How a page begins, and the bit in the byte behind that of the first page of a logical stream."""
 
 OGG_END_BYTES = 1 << 17
 """More than two pages have."""
@@ -186,13 +183,16 @@ def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - OGG_END_BYTES))
         return any(page.serial not in begun for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
-    goes_on, tail = False, b""
+    goes_on, data = False, b""
     while block := file.read(1 << 20):
-        for page in _ogg_pages(data := tail + block):
-            if page.is_first and goes_on:
+        data = data[-len(OGG_PAGE) :] + block
+        at = data.find(OGG_PAGE)
+        while 0 <= at < len(data) - len(OGG_PAGE):
+            is_first = data[at + len(OGG_PAGE)] & OGG_IS_FIRST
+            if is_first and goes_on:
                 return True
-            goes_on = goes_on or not page.is_first
-        tail = data[-(OGG_HEADER_BYTES - 1) :]
+            goes_on = goes_on or not is_first
+            at = data.find(OGG_PAGE, at + 1)
     return False
 
 
@@ -205,4 +205,4 @@ class _OggPage(NamedTuple):
 def _ogg_pages(data: bytes) -> list[_OggPage]:
     """Pages whose headers lie in the data."""
     found = re.finditer(rb"OggS\0(.).{8}(.{4})", data, re.DOTALL)
-    return [_OggPage(bool(page[1][0] & 2), page[2]) for page in found]
+    return [_OggPage(bool(page[1][0] & OGG_IS_FIRST), page[2]) for page in found]

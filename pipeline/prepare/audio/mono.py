@@ -31,8 +31,6 @@ class Mono:
     """
 
     def __init__(self) -> None:
-        self.num_decoded = 0
-        """Samples of frames, without the silence that was added."""
         self._pieces: list[tuple[int, np.ndarray]] = []
         self._waiting: list[tuple[av.AudioFrame, int, int]] = []
         self._kind: tuple[str, int, int] = ("", 0, 0)
@@ -48,7 +46,6 @@ class Mono:
             self._kind = kind
         self._waiting.append((frame, begin, end))
         self._values_waiting += frame.samples * kind[1]
-        self.num_decoded += end - begin
 
     def add_silence(self, num_samples: int, rate_hz: int) -> None:
         self._flush()
@@ -82,15 +79,12 @@ class Mono:
         if (dtype := DTYPES.get(name.removesuffix("p"))) is None:
             raise ClipError(Reason.NOT_AUDIO, f"samples of the kind {name}")
         step = 1 if planar else num_channels
-
-        def plane(i: int) -> np.ndarray:
-            parts = [
-                np.frombuffer(memoryview(frame.planes[i]), dtype, frame.samples * step)[begin * step : end * step]
-                for frame, begin, end in self._waiting
-            ]
-            return _as_float(np.concatenate(parts))
-
-        planes = [plane(i) for i in range(num_channels if planar else 1)]
+        parts: list[list[np.ndarray]] = [[] for _ in range(num_channels if planar else 1)]
+        for frame, begin, end in self._waiting:
+            for of_plane, plane in zip(parts, frame.planes, strict=False):  # FFmpeg may have planes without a channel
+                values = np.frombuffer(memoryview(plane), dtype, frame.samples * step)
+                of_plane.append(values[begin * step : end * step])
+        planes = [_as_float(np.concatenate(of_plane)) for of_plane in parts]
         channels = planes if planar else [planes[0][i::num_channels] for i in range(num_channels)]
         mono = channels[0]
         if num_channels > 1:

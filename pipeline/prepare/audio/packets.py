@@ -28,8 +28,9 @@ MAX_AGAIN = 100
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
-SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "ogg", "w64", "wav"}
-"""FFmpeg's names of formats in which a seek is exact to a sample. Others are read, not decoded, from the beginning."""
+SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "mp3", "ogg", "w64", "wav"}
+"""FFmpeg's names of formats in which a seek is exact to a sample. In MP3 FFmpeg itself then reads from the start and
+counts the frames. Other formats are read, not decoded, from the beginning packet by packet."""
 
 OF_SAMPLES = {"aiff", "au", "w64", "wav"}
 """FFmpeg's names of formats whose times it reckons by bytes: wrongly for G.722 in WAV, so only PCM's are used."""
@@ -44,14 +45,15 @@ def clock_may_jump(container: InputContainer) -> bool:
 
 def is_longer(container: InputContainer, track: av.AudioStream, limit_s: float) -> bool:
     """Whether the track lasts longer than a time, by its packets: a header may guess, or speak of the picture."""
-    first_s, total_s = None, 0.0
+    first, total = None, 0
+    limit = limit_s / float(track.time_base or 1)
     for packet in Packets(container, track).continuous():
-        if packet.pts is None or packet.duration is None:
+        pts, duration = packet.pts, packet.duration
+        if pts is None or duration is None:
             continue
-        tick_s = float(packet.time_base)
-        first_s = packet.pts * tick_s if first_s is None else first_s
-        total_s += packet.duration * tick_s
-        if max(total_s, (packet.pts + packet.duration) * tick_s - first_s) > limit_s:
+        first = pts if first is None else first
+        total += duration
+        if total > limit or pts + duration - first > limit:
             return True
     return False
 
@@ -64,14 +66,6 @@ class Decoded(NamedTuple):
     """Packets before it were passed over."""
 
 
-class _Read(NamedTuple):
-    packet: av.Packet
-    num_claimed: int
-    """Bytes of the packets of all tracks before this one."""
-    num_unclaimed: int
-    """Bytes before this packet that belong to none."""
-
-
 @dataclass
 class _Clock:
     """Where the timestamps of a track have come to."""
@@ -82,16 +76,26 @@ class _Clock:
     expected: int | None = None
     """The next packet's timestamp, moved."""
     num_unclaimed: int = 0
-    """See `_Read`; before the last packet."""
+    """The most bytes that belonged to no packet, before any so far."""
+    position: int | None = -1
+    """Of the last packet. All packets of an Ogg page have that of the page."""
+    num_unclaimed_before: int = 0
+    """`num_unclaimed` before the first packet there: a page of Ogg tells the time of its last packet alone."""
 
-    def move(self, packet: av.Packet) -> None:
-        assert packet.pts is not None
+    def move(self, packet: av.Packet, pts: int) -> None:
+        """Go on to a packet whose timestamp is `pts` in the file."""
         if self.offset:
-            packet.pts += self.offset
-            packet.dts = packet.pts
+            pts += self.offset
+            packet.pts = packet.dts = pts
         if self.expected is None:
-            self.first = packet.pts
-        self.expected = packet.pts + (packet.duration or 0)
+            self.first = pts
+        self.expected = pts + (packet.duration or 0)
+
+    def count(self, position: int | None, num_unclaimed: int) -> None:
+        if position != self.position:
+            self.position, self.num_unclaimed_before = position, self.num_unclaimed
+        if num_unclaimed > self.num_unclaimed:
+            self.num_unclaimed = num_unclaimed
 
 
 class Packets:
@@ -103,8 +107,12 @@ class Packets:
         self.is_timed = container.format.name not in UNTIMED and not self.must_count
         self._tick_s = float(track.time_base or 1)
         self._packets = self.continuous()
+        self._num_claimed = self._num_unclaimed = 0
+        """Bytes before the last packet that was read: those of the packets of all tracks, and those of none."""
         self.error: FFmpegError | None = None
         """The last that the demuxer or the decoder had."""
+        self.unread: FFmpegError | None = None
+        """Why the demuxer does not read the rest of a whole file."""
         self.lost_s: list[tuple[float, float]] = []
         """From when to when, on the container's clock, data were lost."""
         self.end_s = self._end_s()
@@ -135,7 +143,8 @@ class Packets:
         damaged = False
         run_up = run_up_s / self._tick_s
         for packet in self._packets:
-            end = None if packet.pts is None else packet.pts + (packet.duration or 0)
+            pts = packet.pts
+            end = None if pts is None else pts + (packet.duration or 0)
             if end is not None and end <= run_up:
                 continue  # by its end: FLAC has packets of many seconds
             try:
@@ -143,8 +152,8 @@ class Packets:
             except FFmpegError as err:
                 self._fail(err)
                 damaged = True
-                if packet.pts is not None and end is not None and self.is_timed:
-                    self.lost_s.append((packet.pts * self._tick_s, end * self._tick_s))
+                if pts is not None and end is not None and self.is_timed:
+                    self.lost_s.append((pts * self._tick_s, end * self._tick_s))
                 continue
             for frame in frames:
                 yield Decoded(frame, damaged, False)
@@ -160,66 +169,70 @@ class Packets:
         """Packets with their timestamps moved where the clock starts again. See the head of this file."""
         gap = GAP_S / self._tick_s
         self._clock = clock = _Clock()
-        jumped: _Read | None = None
-        for read in self._read():
+        jumped: tuple[av.Packet, int, int] | None = None
+        for packet in self._read():
+            num_claimed, num_unclaimed = self._num_claimed, self._num_unclaimed
+            pts = packet.pts
             if jumped is not None:
-                self._settle(jumped, read.packet.pts)
-                yield jumped.packet
+                self._settle(*jumped, pts)
+                yield jumped[0]
                 jumped = None
-            packet = read.packet
-            if packet.pts is not None:
-                if clock.expected is not None and not -gap <= packet.pts + clock.offset - clock.expected <= gap:
-                    jumped = read
+            if pts is not None:
+                if clock.expected is not None and not -gap <= pts + clock.offset - clock.expected <= gap:
+                    jumped = (packet, num_claimed, num_unclaimed)
                     continue
-                clock.move(packet)
-            clock.num_unclaimed = read.num_unclaimed
+                clock.move(packet, pts)
+            clock.count(packet.pos, num_unclaimed)
             yield packet
         if jumped is not None:
-            self._settle(jumped, None)
-            yield jumped.packet
+            self._settle(*jumped, None)
+            yield jumped[0]
 
-    def _settle(self, read: _Read, following_pts: int | None) -> None:
+    def _settle(self, packet: av.Packet, num_claimed: int, num_unclaimed: int, following_pts: int | None) -> None:
         """Say what a jump is: a lone wrong timestamp, another clock, lost data or a pause."""
-        clock, packet = self._clock, read.packet
+        clock, pts = self._clock, packet.pts
         assert clock.expected is not None
-        assert packet.pts is not None
-        jump = packet.pts + clock.offset - clock.expected
+        assert pts is not None
+        jump = pts + clock.offset - clock.expected
         after = clock.expected + (packet.duration or 0)
-        lost_bytes = read.num_unclaimed - clock.num_unclaimed
+        clock.count(packet.pos, num_unclaimed)
+        lost_bytes = clock.num_unclaimed - clock.num_unclaimed_before
         if following_pts is not None and abs(following_pts + clock.offset - after) <= GAP_S / self._tick_s:
-            packet.pts = clock.expected - clock.offset
+            packet.pts = pts = clock.expected - clock.offset
         elif jump < 0 or (clock_may_jump(self.container) and jump > DISCONTINUITY_S / self._tick_s):
             clock.offset -= jump
-        elif lost_bytes * (clock.expected - clock.first) > LOST_SHARE * read.num_claimed * jump:
+        elif lost_bytes * (clock.expected - clock.first) > LOST_SHARE * num_claimed * jump:
             self.lost_s.append((clock.expected * self._tick_s, (clock.expected + jump) * self._tick_s))
-        clock.move(packet)
-        clock.num_unclaimed = read.num_unclaimed
+        clock.move(packet, pts)
 
-    def _read(self) -> Iterator[_Read]:
-        """As for the program, the first error of the demuxer is the end of the file."""
+    def _read(self) -> Iterator[av.Packet]:
+        """The track's packets. As for the program, the first error of the demuxer is the end of the file.
+
+        One flat loop: a recording that is read from its beginning has thousands of packets before the section.
+        """
         first_byte: int | None = None
         num_claimed = num_unclaimed = 0
-        try:
-            for packet in self._demuxed():
-                size, pos = packet.size, packet.pos
-                if not size:
-                    continue  # what flushes a decoder
-                if pos is not None and pos >= 0:
-                    first_byte = pos if first_byte is None else first_byte
-                    num_unclaimed = pos - first_byte - num_claimed
-                if packet.stream_index == self.track.index:
-                    yield _Read(packet, num_claimed, num_unclaimed)
-                num_claimed += size
-        except FFmpegError as err:
-            self._fail(err)
-
-    def _demuxed(self) -> Iterator[av.Packet]:
-        """The packets of all tracks. MPEG-TS says "again" where many bytes hold no packet, and the program goes on."""
+        track_index = self.track.index
         for _ in range(MAX_AGAIN):
             try:
-                yield from self.container.demux()
-            except BlockingIOError:
+                for packet in self.container.demux():
+                    size = packet.size
+                    if not size:
+                        continue  # what flushes a decoder
+                    pos = packet.pos
+                    if pos is not None and pos >= 0:
+                        first_byte = pos if first_byte is None else first_byte
+                        num_unclaimed = pos - first_byte - num_claimed
+                    if packet.stream_index == track_index:
+                        self._num_claimed, self._num_unclaimed = num_claimed, num_unclaimed
+                        yield packet
+                    num_claimed += size
+            except BlockingIOError:  # MPEG-TS says so where many bytes hold no packet, and the program goes on
                 continue
+            except FFmpegError as err:
+                self._fail(err)
+                if self.container.format.name == "ogg":  # whose links differ, in rate, channels or codec
+                    self.unread = err
             return
 
     def _end_s(self) -> float | None:

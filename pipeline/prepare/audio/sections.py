@@ -70,7 +70,7 @@ def read_section(
     What is missing at either end is left out, never made up.
 
     Raises:
-        ClipError: not_audio.
+        ClipError: not_audio; truncated, where the file goes on in a way that FFmpeg cannot read.
         FFmpegError: nothing could be decoded, or memory did not suffice.
     """
     zero_s = _start_s(container, track)
@@ -81,6 +81,13 @@ def read_section(
     for decoded in packets.frames(run_up_s):
         if cutter.take(decoded, zero_s):
             break
+    else:
+        if packets.unread is not None and cutter.has_begun:
+            raise ClipError(
+                Reason.TRUNCATED,
+                "FFmpeg reads only the first of the recordings that were joined in this file, as the next has another "
+                "rate, channels or codec",
+            )
     if packets.error is not None and not cutter.has_begun:
         raise packets.error
     return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s])
@@ -119,21 +126,22 @@ class _Cutter:
     def take(self, decoded: Decoded, zero_s: float) -> bool:
         """Returns whether the section is complete. `zero_s`: the timestamp of time 0."""
         frame = decoded.frame
-        if frame.rate != self._rate_hz:
-            self._change_rate(frame.rate)
-        stamp = None if frame.time is None else round((frame.time - zero_s) * frame.rate) - self._zero
+        rate_hz, num_samples, time_s = frame.rate, frame.samples, frame.time  # each makes a new object
+        if rate_hz != self._rate_hz:
+            self._change_rate(rate_hz)
+        stamp = None if time_s is None else round((time_s - zero_s) * rate_hz) - self._zero
         if self._position is None:
-            self._begin(stamp or 0, frame.samples)
+            self._begin(stamp or 0, num_samples)
         elif decoded.after_skip:
             assert stamp is not None, "a frame after a skip has a timestamp"
-            self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {frame.samples}
+            self._position, self._drifts, self._sizes = stamp, [0] if self.is_timed else None, {num_samples}
         elif stamp is not None and self.is_timed:
-            self._follow(stamp, frame.samples, after_damage=decoded.after_damage)
+            self._follow(stamp, num_samples, after_damage=decoded.after_damage)
         assert self._position is not None
-        begin, self._position = self._position, self._position + frame.samples
+        begin, self._position = self._position, self._position + num_samples
         if self._position > self._next_wanted and self._drifts:
-            begin = self._settled(begin, frame.samples)
-            self._position = begin + frame.samples
+            begin = self._settled(begin, num_samples)
+            self._position = begin + num_samples
         if self._position <= self._next_wanted:
             return False  # not yet there; hours of this must not pile up
         if begin > self._next_wanted:

@@ -21,6 +21,7 @@ from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
+from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.output import failures_table, membership
 from pipeline.prepare.output.membership import Listed
 from pipeline.prepare.output.samples import samples_dir
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
 """What `WriteShards` says of a batch: clips by outcome; the reason is null for prepared ones."""
+
+
+PUBLISHED = "the data set is whole, but cleaning up after it failed"
 
 
 @dataclass(frozen=True)
@@ -325,10 +329,11 @@ def publish(
     there = _published_splits(output)
     if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
         raise DataError(f"another job has written to {output} at the same time; run the same command again, alone")
-    for split in members.standing:
-        storage.discard(dataset.unpublished_file(output, split))
-    storage.delete_unfinished(dataset.work_dir(output), recursive=True)
-    storage.delete_if_empty(dataset.work_dir(output))
+    with in_spite_of_errors(PUBLISHED):
+        for split in members.standing:
+            storage.discard(dataset.unpublished_file(output, split))
+        storage.delete_unfinished(dataset.work_dir(output), recursive=True)
+        storage.delete_if_empty(dataset.work_dir(output))
     return info, members.remarks, prepared
 
 

@@ -2,6 +2,8 @@
 
 A *chunk*, a row group of these files, becomes one shard. Its clips are of one split, in the order of
 `pipeline.prepare.output.order`. Each run has a folder of its own, so that no task ever reads another run's list.
+
+The files contain URLs without their keys. A chunk brings URLs with keys to its task through Ray's memory.
 """
 
 import threading
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import under_way
 from pipeline.prepare.output.order import in_work_order
+from pipeline.redaction import without_secrets
 
 CHUNKS_PER_FILE = 64
 """A task reads the footer of a file for one chunk of it."""
@@ -33,6 +36,8 @@ DEAD_AFTER_S = 900.0
 class Chunk(TypedDict):
     uri: str
     row_group: int
+    media_with_keys: list[str | None] | None
+    """Of each clip, where one has any."""
 
 
 def todo_dir(output: str) -> str:
@@ -86,9 +91,24 @@ def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk
         of_split = in_work_order(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
         for rows in _pieces(of_split, clips_per_chunk * CHUNKS_PER_FILE):
             uri = storage.join(folder, f"{len(chunks):08d}.parquet")
+            shown, with_keys = _apart_from_keys(rows["media"])
+            rows = rows.set_column(rows.column_names.index("media"), rows.schema.field("media"), shown)
             storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk, **parquet.CHECKSUMS))
-            chunks += [Chunk(uri=uri, row_group=group) for group in range(-(-len(rows) // clips_per_chunk))]
+            for group, begin in enumerate(range(0, len(rows), clips_per_chunk)):
+                own = with_keys.slice(begin, clips_per_chunk)
+                media = own.to_pylist() if own.null_count < len(own) else None
+                chunks.append(Chunk(uri=uri, row_group=group, media_with_keys=media))
     return chunks
+
+
+def _apart_from_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """What may be written of each URL, and the URLs with keys, null for all others."""
+    if not pc.any(pc.match_substring_regex(media, "://.*[@?]")).as_py():
+        return media.combine_chunks(), pa.nulls(len(media), media.type)
+    given = media.to_pylist()
+    shown = [without_secrets(uri) for uri in given]
+    with_keys = [uri if uri != without else None for uri, without in zip(given, shown, strict=True)]
+    return pa.array(shown, media.type), pa.array(with_keys, media.type)
 
 
 def read_chunks(chunks: pa.Table) -> pa.Table:
@@ -96,10 +116,15 @@ def read_chunks(chunks: pa.Table) -> pa.Table:
     return under_way(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()]))
 
 
-def _read(uri: str, row_group: int) -> pa.Table:
+def _read(uri: str, row_group: int, media_with_keys: list[str | None] | None) -> pa.Table:
     fs, path = storage.resolve(uri)
     with fs.open_input_file(path) as file:
-        return parquet.open_checked(file).read_row_group(row_group, use_threads=False)
+        rows = parquet.open_checked(file).read_row_group(row_group, use_threads=False)
+    if media_with_keys is None:
+        return rows
+    field = rows.schema.field("media")
+    media = pc.coalesce(pa.array(media_with_keys, field.type), rows["media"].combine_chunks())
+    return rows.set_column(rows.column_names.index("media"), field, media)
 
 
 def _pieces(rows: pa.Table, size: int) -> Iterator[pa.Table]:

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from ast_core.errors import DataError
 from ast_core.text_files import decode_text
 from pipeline import storage
+from pipeline.parquet import DAMAGE, column_chunks
 from pipeline.prepare.clip import ClipError, Reason
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
             yield parquet
     except FileNotFoundError as err:
         raise DataError(f"there is no file {uri}") from err
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as err:
+    except DAMAGE as err:
         raise DataError(f"cannot read {uri} ({_line(err)}); if it is damaged, fetch it again") from err
 
 
@@ -147,24 +148,19 @@ def holds_audio(parquet: pq.ParquetFile, uri: str) -> bool:
         raise OtherAudioError(
             f"the column `audio` of {uri} is {kind}, not struct<bytes, path> as Hugging Face's Audio is"
         )
-    if len(parquet.schema_arrow) and parquet.metadata.num_rows and _all_null(parquet, "audio.bytes"):
+    if len(parquet.schema_arrow) and parquet.metadata.num_rows and _all_null(uri, "audio.bytes"):
         raise OtherAudioError(
             f"{uri} holds paths of audio files, not their bytes; embed them (datasets: embed_external_files)"
         )
     return True
 
 
-def _all_null(parquet: pq.ParquetFile, leaf: str) -> bool:
-    """Whether the statistics say so; without them, it is not known."""
-    metadata = parquet.metadata
-    leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    for group in range(metadata.num_row_groups):
-        chunk = metadata.row_group(group).column(leaves.index(leaf))
-        if chunk.statistics is None or not chunk.statistics.has_null_count:
-            return False
-        if chunk.statistics.null_count < chunk.num_values:
-            return False
-    return True
+def _all_null(uri: str, leaf: str) -> bool:
+    """Whether the statistics say so of a column; without them, it is not known."""
+    fs, path = storage.resolve(uri)
+    with fs.open_input_file(path) as file:
+        chunks = [chunk for group in column_chunks(file) for chunk in group if chunk.name == leaf]
+    return all(chunk.null_count is not None and chunk.null_count >= chunk.num_values for chunk in chunks)
 
 
 @dataclass(frozen=True)
@@ -287,7 +283,7 @@ def read_member(uri: str, member: str) -> Member:
         return _read_row(uri, int(numbers[0]))
     except (FileNotFoundError, PermissionError, DataError) as err:
         raise ClipError(Reason.MISSING_FILE, f"cannot open the archive {uri}: {_line(err)}") from err
-    except (OSError, pa.ArrowInvalid) as err:
+    except DAMAGE as err:
         reason = Reason.NETWORK if "://" in uri else Reason.NOT_AUDIO
         raise ClipError(reason, f"cannot read {member} of {uri}: {_line(err)}") from err
 

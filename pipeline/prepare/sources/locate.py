@@ -27,7 +27,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
-from posixpath import basename, splitext
+from posixpath import basename, dirname, splitext
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -185,7 +185,9 @@ class AudioFolder:
         """
         lengths = sorted({len(video_id) for video_id in video_ids})
         found: dict[str, str] = {}
-        stems = chain(map(stem, self._files), *(names.to_pylist() for names in self._names))
+        # Some downloaders name folders by ids.
+        folders = dict.fromkeys(f"{basename(dirname(file))}/" for file in self._files)
+        stems = chain(map(stem, self._files), folders, *(names.to_pylist() for names in self._names))
         for name in stems:
             for length in lengths:
                 for begin in range(len(name) - length + 1):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ from ast_core.errors import DataError
 from ast_core.frames import NUM_MEL_BINS
 from pipeline import dataset, parquet, storage
 from pipeline.dataset import Clips
-from pipeline.train.data.parquet_pages import ColumnChunk, UnknownLayoutError, column_chunks, read_values
+from pipeline.parquet import ColumnChunk, column_chunks
+from pipeline.train.data.parquet_pages import UnknownLayoutError, read_values
 from pipeline.train.data.sampling import GROUPS_PER_SHUFFLE_WINDOW
 from pipeline.train.data.shard_cache import ShardCache
 
@@ -185,7 +187,6 @@ class _Shard:
 
     @cached_property
     def _columns(self) -> list[list[ColumnChunk]]:
-        """Raises UnknownLayoutError too, for a footer that pyarrow may understand."""
         return column_chunks(self._source)
 
     def read_rows(self, begin: int, end: int) -> _Rows:
@@ -207,7 +208,8 @@ class _Shard:
         values, is_checked = self._values(group)
         if num_frames.min() < 0 or len(values) != NUM_MEL_BINS * num_frames.sum():
             raise ValueError(f"{len(values)} values of {num_frames.sum()} frames")
-        fbanks = np.split(values.reshape(-1, NUM_MEL_BINS), np.cumsum(num_frames)[:-1])
+        frames, ends = values.reshape(-1, NUM_MEL_BINS), np.cumsum(num_frames).tolist()
+        fbanks = [frames[first:end] for first, end in pairwise([0, *ends])]
         kept = slice(max(begin - int(self._bounds[group]), 0), end - int(self._bounds[group]))
         if not is_checked and [dataset.hash_fbank(fbank) for fbank in fbanks[kept]] != hashes[kept].tolist():
             raise ValueError("the values of a clip are not those of its hash")

@@ -18,7 +18,7 @@ VIRTUAL_RANKS = 24
 """Parts into which the samples of an epoch are divided, whatever the world size. Divisible by 1, 2, 3, 4, 6, 8, 12."""
 
 GROUPS_PER_SHUFFLE_WINDOW = 72
-"""Row groups of a shuffle window, over all virtual ranks: the samples at any place of the order come from so many.
+"""Row groups of a shuffle window, over all virtual ranks. Clips are mixed only within a window.
 
 With 16 clips a row group that is 1,152 clips.
 """

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import DataError
-from ast_core.metrics import TaggingMetrics
+from ast_core.metrics import Metric, TaggingMetrics, selection_metrics
 from pipeline import storage
 from pipeline.dataset import Clips
 from pipeline.train import models
@@ -85,8 +85,8 @@ def _best_file(run: str) -> str:
     return storage.join(run, "best", "epoch.json")
 
 
-def selection_order(record: Mapping[str, Any]) -> tuple[float, int]:
-    """A sort key for epochs: the best epoch has the highest.
+def selection_order(record: Mapping[str, Any], metric: Metric) -> tuple[float, int]:
+    """A sort key for epochs: the best epoch by the selection metric `metric` has the highest.
 
     If two epochs have the same selection metric, the earlier one is better, as in the reference implementation. If the
     metric is perfect, as with few evaluation clips, it cannot tell epochs apart, and the later one is better: it was
@@ -97,6 +97,8 @@ def selection_order(record: Mapping[str, Any]) -> tuple[float, int]:
     figure, epoch = record["headline"], record["epoch"]
     if figure is None or math.isnan(figure):
         return -math.inf, -epoch
+    if not metric.higher_is_better:
+        return -figure, -epoch
     return figure, epoch if figure >= PERFECT else -epoch
 
 
@@ -121,7 +123,7 @@ class EpochResults:
         figures = finite_or_null({"loss": loss, "headline": selection_metric(metrics, recipe)})
         record: dict[str, Any] = {"epoch": epoch, **figures}
         record |= {
-            "is_best": best is None or selection_order(record) >= selection_order(best),
+            "is_best": best is None or self._order(record) >= self._order(best),
             **finite_or_null(metrics.scalars()),
             "running_ensemble": finite_or_null(ensemble.scalars()),
             "score_sum_sha256": self._write_sum(epoch, score_sum),
@@ -148,8 +150,16 @@ class EpochResults:
             if storage.read_json(uri) is None:
                 return None
             return storage.read_checked_json(uri, remedy="restore it, or delete it: the best of the epochs counts then")
-        # An earlier version started this run.
-        return max(self._all_records(), key=selection_order, default=None)
+        # A run of an earlier version has no such file.
+        return max(self._all_records(), key=self._order, default=None)
+
+    def _order(self, record: Mapping[str, Any]) -> tuple[float, int]:
+        return selection_order(record, selection_metrics()[self.config.recipe.metrics])
+
+    def epochs_since_best(self, last_epoch: int) -> int:
+        """Epochs from the best one to the last one, of those evaluated so far, up to `last_epoch`."""
+        records = self.records(last_epoch)
+        return records[-1]["epoch"] - max(records, key=self._order)["epoch"] if records else 0
 
     def first_missing(self) -> int:
         """The number of the first epoch that has no record."""

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ast_core.checksums import without_checksum
 from ast_core.errors import DataError
+from ast_core.metrics import METRICS, key_metrics, per_class_columns, selection_metrics
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from pipeline import storage
 from pipeline.html import page
@@ -26,7 +27,6 @@ from pipeline.train.evaluation.scores import Scores, read_scores
 from pipeline.train.metrics_files import read_records
 from pipeline.versions import VERSION
 
-METRICS = {"map": "mAP", "mauc": "AUC", "d_prime": "d′", "accuracy": "accuracy"}
 MAX_POINTS = 300
 """Points of a curve. If there are more records, a point is the mean of several."""
 NUM_CONFUSIONS = 20
@@ -128,7 +128,7 @@ def _classes(text: str) -> list[dict[str, Any]]:
     """The rows of per_class.csv. An undefined metric is None."""
     return [
         {"name": row["display_name"]}
-        | {key: float(row[key]) if row[key] else None for key in ("ap", "auc")}
+        | {each.column: float(row[each.column]) if row.get(each.column) else None for each in per_class_columns()}
         | {key: int(row[key]) for key in ("train_clips", "eval_clips")}
         for row in csv.DictReader(io.StringIO(text))
     ]
@@ -154,9 +154,11 @@ def _best(summary: Record | None, epochs: Sequence[Record], recipe: Record) -> R
     """The best epoch's metrics: from the summary, or of the best epoch so far if there is no summary yet."""
     if summary is not None:
         return {"epoch": summary.get("best_epoch")} | {name: summary.get(name) for name in METRICS}
-    selected = "accuracy" if recipe.get("metrics") == "acc" else "map"
-    of = [-math.inf if (value := _number(one.get(selected))) is None else value for one in epochs]
-    return epochs[int(np.argmax(of))] if epochs else {}
+    metrics = selection_metrics()
+    selected = metrics.get(str(recipe.get("metrics")), METRICS["map"])
+    sign = 1 if selected.higher_is_better else -1
+    scores = [-math.inf if (value := _number(one.get(selected.name))) is None else sign * value for one in epochs]
+    return epochs[int(np.argmax(scores))] if epochs else {}
 
 
 def _averaged(summary: Record | None) -> Record | None:
@@ -173,7 +175,7 @@ def _ensemble(summary: Record | None, epochs: Sequence[Record]) -> Record | None
 
 def _key_figures(best: Record, summary: Record | None, epochs: Sequence[Record]) -> list[tuple[str, str]]:
     figures = [("best epoch" if summary else "best epoch so far", str(best.get("epoch") or "–"))]
-    figures += [(name, _figure(best.get(key))) for key, name in METRICS.items()]
+    figures += [(metric.title, _figure(best.get(metric.name))) for metric in METRICS.values()]
     others = {"averaged weights": _averaged(summary), "running ensemble": _ensemble(summary, epochs)}
     figures += [(f"mAP, {name}", _figure(of.get("map"))) for name, of in others.items() if of is not None]
     if summary is not None and _number(summary.get("clips_per_s")) is not None:
@@ -202,14 +204,15 @@ def _figures(best: Record, summary: Record | None, epochs: Sequence[Record]) -> 
         if figures is not None
     ]
     caption = "Best epoch, averaged weights and running ensemble"
-    return Table(caption, [Column("model", is_number=False), *map(Column, METRICS.values())], rows)
+    titles = [metric.title for metric in METRICS.values()]
+    return Table(caption, [Column("model", is_number=False), *map(Column, titles)], rows)
 
 
 def _by_epoch(epochs: Sequence[Record]) -> Table:
     names = (
         {"loss": "training loss"}
-        | METRICS
-        | {f"running_ensemble_{key}": f"ensemble’s {METRICS[key]}" for key in ("map", "mauc")}
+        | {name: metric.title for name, metric in METRICS.items()}
+        | {f"running_ensemble_{key}": f"ensemble’s {one.title}" for key, one in METRICS.items() if one.per_class}
     )
     shown = {key: name for key, name in names.items() if any(key in one for one in epochs)}
     rows = [[Cell(str(one.get("epoch", "–"))), *(_cell(one.get(key)) for key in shown)] for one in epochs]
@@ -267,7 +270,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
         yield page.chart(
             [scaled], title="Learning rate", x_label="steps", y_label=f"learning rate, 10{_superscript(power)}"
         )
-    for metric, label in (("map", "mAP"), ("mauc", "AUC"), ("accuracy", "accuracy")):
+    for metric, label in ((one.name, one.title) for one in key_metrics()):
         lines = [
             _series(epochs, metric, "each epoch"),
             _series(epochs, f"running_ensemble_{metric}", "running ensemble"),
@@ -327,37 +330,41 @@ def _superscript(power: int) -> str:
 def _class_part(classes: Sequence[Record]) -> dict[str, Any]:
     if not classes:
         return {"by_class": NO_TABLE, "class_note": "", "class_chart": ""}
-    known = [one for one in classes if one["ap"] is not None]
-    order = sorted(classes, key=lambda one: -math.inf if one["ap"] is None else one["ap"], reverse=True)
+    first, *others = per_class_columns()
+    known = [one for one in classes if one[first.column] is not None]
+    order = sorted(classes, key=lambda one: -math.inf if one[first.column] is None else one[first.column], reverse=True)
     rows = [
         [
             Cell(one["name"], one["name"]),
-            Cell(_figure(one["ap"]), one["ap"], one["ap"]),
-            _cell(one["auc"]),
+            Cell(_figure(one[first.column]), one[first.column], one[first.column]),
+            *(_cell(one[each.column]) for each in others),
             Cell(page.count(one["train_clips"]), one["train_clips"]),
             Cell(page.count(one["eval_clips"]), one["eval_clips"]),
         ]
         for one in order
     ]
-    columns = [Column("class", is_number=False), Column("AP", is_sorted=True)]
-    columns += map(Column, ("AUC", "training clips", "evaluation clips"))
+    columns = [Column("class", is_number=False), Column(first.title, is_sorted=True)]
+    columns += map(Column, (*(each.title for each in others), "training clips", "evaluation clips"))
     without = f"{len(classes) - len(known):,} of {len(classes):,} classes"
-    note = f"Metrics of the best epoch. {without} have no evaluation clip, and so no AP."
+    note = f"Metrics of the best epoch. {without} have no evaluation clip, and so no {first.title}."
     chart: Markup | str = ""
     if known:
         dots = Series(
             "class",
             np.array([one["train_clips"] for one in known]),
-            np.array([one["ap"] for one in known]),
+            np.array([one[first.column] for one in known]),
             has_line=False,
             has_dots=True,
-            notes=[f"{one['name']}: AP {one['ap']:.3f}, {one['train_clips']:,} training clips" for one in known],
+            notes=[
+                f"{one['name']}: {first.title} {one[first.column]:.3f}, {one['train_clips']:,} training clips"
+                for one in known
+            ],
         )
         chart = page.chart(
             [dots],
-            title="AP and training clips of each class",
+            title=f"{first.title} and training clips of each class",
             x_label="training clips (log scale)",
-            y_label="AP",
+            y_label=first.title,
             log_x_from=page.BELOW_ONE,
         )
     return {

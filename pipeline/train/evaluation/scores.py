@@ -23,7 +23,7 @@ class Scores:
     """float16 `[clips, C]`."""
 
     def targets(self) -> np.ndarray:
-        """float32 `[clips, C]`: 1 where a clip has a class."""
+        """Multi-hot labels, float32 `[clips, C]`."""
         targets = np.zeros(self.scores.shape, np.float32)
         label, clip = flatten_labels(self.labels)
         targets[clip, label] = 1

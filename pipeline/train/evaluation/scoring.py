@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ast_core.batch import Norm
-from ast_core.metrics import TaggingMetrics, tagging_metrics
+from ast_core.metrics import TaggingMetrics, selection_metrics, tagging_metrics
 from ast_core.recipe import Recipe
 from ast_core.step import predict
 from pipeline.dataset import Clips
@@ -67,7 +67,7 @@ def score_metrics(scores: np.ndarray, clips: Clips) -> TaggingMetrics:
 
 def selection_metric(metrics: TaggingMetrics, recipe: Recipe) -> float:
     """The metric that picks the best epoch, by the recipe's `metrics`."""
-    return metrics.map if recipe.metrics == "mAP" else metrics.accuracy
+    return metrics.values[selection_metrics()[recipe.metrics].name]
 
 
 def class_counts(clips: Clips, num_classes: int) -> Sequence[int]:

@@ -1,5 +1,6 @@
 """Files that people have and that were once read wrongly: each with the sound that FFmpeg's program finds in it."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,22 @@ def test_case_2_every_link_of_a_chained_ogg_is_read(tmp_path: Path, codec: str):
     assert reason_of(path, 8.0, 3.0).reason is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "codec"), [(22_050, 1, "libvorbis"), (RATE_HZ, 2, "libvorbis"), (48_000, 1, "libopus")]
+)
+def test_case_2_links_that_differ_are_no_end_of_the_file(tmp_path: Path, rate_hz: int, channels: int, codec: str):
+    """The program stops there, as it cannot read them ("Changing stream parameters in multistream ogg")."""
+    first = write(tmp_path / "first.ogg", signal(2, RATE_HZ), RATE_HZ, "-c:a", "libvorbis").read_bytes()
+    planes = np.stack([signal(2, rate_hz, seed=1)] * channels)
+    path = placed(
+        tmp_path / "chained.ogg", first + write(tmp_path / "second.ogg", planes, rate_hz, "-c:a", codec).read_bytes()
+    )
+    assert len(program(path)) == 32_000
+    error = reason_of(path)
+    assert (error.reason, "only the first of the recordings" in error.message) == (Reason.TRUNCATED, True)
+    assert len(decode_section(str(path), 0.5, 1.0)) == 16_000
+
+
 def test_a_section_behind_a_join_is_found_by_what_came_before(tmp_path: Path):
     """Reading passes packets over by their timestamps, which start again in the second file."""
     sound = signal(10, RATE_HZ)
@@ -266,6 +283,25 @@ def test_lost_bytes_are_no_pause(ten: Path, tmp_path: Path):
     broken = placed(tmp_path / "broken.webm", damaged(media, len(media) // 3, len(media) // 5))
     assert len(program(broken)) < 150_000
     assert reason_of(broken).reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("codec", ["libvorbis", "libopus", "flac"])
+def test_a_lost_page_of_ogg_is_no_pause(tmp_path: Path, codec: str):
+    """Packets have the position of their page, and of the first behind a lost page nobody knows the time."""
+    ogg = write(tmp_path / "a.ogg", signal(6, RATE_HZ), RATE_HZ, "-c:a", codec)
+    media = ogg.read_bytes()
+    pages = [match.start() for match in re.finditer(b"OggS", media)]
+    lost = next(page for page in pages if page > len(media) // 2)
+    broken = placed(tmp_path / "broken.ogg", damaged(media, lost + 200, 40))
+    assert len(program(broken)) < 90_000
+    assert reason_of(broken).reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("codec", ["libvorbis", "libopus"])
+def test_case_24_a_pause_in_ogg_is_silence(tmp_path: Path, codec: str):
+    whole = write(tmp_path / "a.ogg", signal(6, 48_000), 48_000, "-c:a", codec, "-page_duration", "200000")
+    path = without_packets(whole, tmp_path / "pause.ogg", 2.0, 3.0)
+    assert len(decode_section(str(path), 0.0, None)) == pytest.approx(96_000, abs=200)
 
 
 def test_frames_whose_packet_has_no_timestamp_are_not_missing(tmp_path: Path):
@@ -450,6 +486,51 @@ def test_cases_33_and_35_headers_rates_and_codecs(tmp_path: Path, name: str, rat
     decoded, expected = decode_section(str(path), 0.0, None), program(path, resampler="soxr")
     assert abs(len(decoded) - len(expected)) <= 1
     assert error_level(decoded, expected) < 0.001
+
+
+def riff(*chunks: tuple[bytes, bytes], data_bytes: int | None = None) -> bytes:
+    """A WAV file of these chunks; `data_bytes` is what the last one says of its length."""
+    parts = [
+        name + struct.pack("<I", len(body) if data_bytes is None or name != b"data" else data_bytes) + body
+        for name, body in chunks
+    ]
+    body = b"WAVE" + b"".join(part + b"\0" * (len(part) % 2) for part in parts)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+_PCM = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
+_EXTENSIBLE = struct.pack("<HHIIHH", 0xFFFE, 1, 16_000, 48_000, 3, 24) + struct.pack("<HHI", 22, 20, 4)
+_EXTENSIBLE += bytes.fromhex("0100000000001000800000aa00389b71")
+_INFO = b"INFOISFT" + struct.pack("<I", 6) + b"Zoom\0\0"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "20 bits in 24", "odd list", "zeros in a list", "broadcast", "bytes behind", "odd length", "sphere"],
+)
+def test_case_33_headers_as_recorders_write_them(tmp_path: Path, kind: str):
+    sound = signal(2)
+    pcm = np.round(sound * 32767).astype("<i2").tobytes()
+    wide = (np.round(sound * 2**19).astype("<i4") << 4).astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+    sphere = b"NIST_1A\n   1024\nsample_rate -i 16000\nchannel_count -i 1\nsample_n_bytes -i 2\nsample_sig_bits -i 16\n"
+    sphere += f"sample_count -i {len(sound)}\nsample_byte_format -s2 01\nsample_coding -s3 pcm\nend_head\n".encode()
+    media = {
+        "plain": riff((b"fmt ", _PCM), (b"data", pcm)),
+        "20 bits in 24": riff((b"fmt ", _EXTENSIBLE), (b"data", wide)),
+        "odd list": riff((b"fmt ", _PCM), (b"LIST", _INFO[:-1]), (b"data", pcm)),
+        "zeros in a list": riff((b"fmt ", _PCM), (b"LIST", b"INFO" + bytes(384_000)), (b"data", pcm)),
+        "broadcast": riff(
+            (b"bext", bytes(338) + struct.pack("<Q", 480_000) + bytes(256)), (b"fmt ", _PCM), (b"data", pcm)
+        ),
+        "bytes behind": riff((b"fmt ", _PCM), (b"data", pcm)) + bytes(100_000),
+        "odd length": riff((b"fmt ", _PCM), (b"data", pcm), data_bytes=len(pcm) - 1),
+        "sphere": sphere.ljust(1024) + pcm,
+    }[kind]
+    path = placed(tmp_path / ("a.sph" if kind == "sphere" else "a.wav"), media)
+    decoded = decode_section(str(path), 0.0, None)
+    assert abs(len(decoded) - len(sound)) <= (kind == "odd length")
+    np.testing.assert_allclose(decoded, sound[: len(decoded)], atol=4e-5)
+    assert abs(len(program(path)) - len(decoded)) <= 1
 
 
 def test_case_34_a_list_without_its_pad_byte_is_not_audio(tmp_path: Path):

@@ -3,6 +3,11 @@
 import numpy as np
 import pytest
 
+from pipeline.prepare import packets
+from pipeline.prepare.audio.decode import decode_section
+from pipeline.prepare.audio.packets import SEEKABLE
+from pipeline.prepare.clip import ClipError
+from tests.prepare import differential
 from tests.prepare.differential import ENCODINGS, Maker, verdict
 
 NUM_FILES = 210
@@ -23,3 +28,35 @@ def test_seeded_files_are_read_as_ffmpegs_program_reads_them(maker: Maker):
             made.path.unlink()
     assert [f"{name}: {outcome}" for name, outcome in outcomes.items() if outcome.startswith("UNEXPLAINED")] == []
     assert sum(outcome == "equal" for outcome in outcomes.values()) > 0.6 * NUM_FILES
+
+
+MP3 = {
+    "mp3": ("mp3", ("-c:a", "libmp3lame")),
+    "mp3, variable": ("mp3", ("-c:a", "libmp3lame", "-q:a", 4)),
+    "mp3, without a count of frames": ("mp3", ("-c:a", "libmp3lame", "-q:a", 4, "-write_xing", 0)),
+    "mp2": ("mp2", ("-c:a", "mp2")),
+}
+
+
+def test_sections_of_mp3_by_a_seek_are_those_read_from_the_beginning(maker: Maker, monkeypatch: pytest.MonkeyPatch):
+    """FFmpeg seeks by the frames that it counts, not by the bit rate, whatever lies between them."""
+    monkeypatch.setattr(differential, "ENCODINGS", MP3)
+    monkeypatch.setattr(differential, "LENGTH_S", 12.0)
+    longer = Maker(maker.folder / "longer")
+    num_read, odds = 0, set()
+    for number in range(40):
+        made = longer.make(number)
+        start_s = round(float(np.random.default_rng(number).uniform(2, 9)), 3)
+        sections = []
+        for seekable in (SEEKABLE, SEEKABLE - {"mp3"}):
+            monkeypatch.setattr(packets, "SEEKABLE", seekable)
+            try:
+                sections.append(decode_section(f"file:{made.path}", start_s, 2.0))
+            except ClipError as err:
+                sections.append(np.frombuffer(err.message.encode(), np.uint8))
+        rounding = 2.0**-14 if made.encoding == "mp2" else 0  # its decoder dithers by all samples before
+        np.testing.assert_allclose(*sections, rtol=0, atol=rounding, err_msg=f"{made.name}, {start_s}")
+        num_read += sections[0].dtype == np.float32
+        odds.add(made.odd)
+    assert num_read > 30
+    assert {"damaged", "flipped bits", "joined", "tag between"} <= odds

@@ -175,10 +175,10 @@ def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
     with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data anew"):
         load_split(output, "train")
     (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
-    with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data anew"):
+    with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data again"):
         PreparedDataset.open(output)
     with pytest.raises(
-        DataError, match="has schema version 1, this program reads 3; prepare the data anew into another"
+        DataError, match="has schema version 1, this program reads 3; prepare the data again into another"
     ):
         start_output(output, labels)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import storage
+from pipeline import dataset, storage
 from pipeline.prepare.output import work_list as module
 from pipeline.prepare.output.work_list import read_chunks, todo_dir, work_list, write_todo
 from tests import fakes
@@ -31,6 +31,24 @@ def test_part_3_2_runs_of_two_clusters_read_their_own_lists(s3: S3Server):
             assert (names_read(chunks_one), names_read(chunks_two)) == (["a", "b"], ["c", "d", "e"])
         assert names_read(chunks_one) == ["a", "b"]  # the end of one run leaves the other's
     assert not storage.list_files(todo_dir(output), recursive=True)
+
+
+def test_case_c9_keys_of_urls_reach_the_tasks_and_no_file(tmp_path: Path):
+    media = [
+        "/a.wav",
+        "https://host/b.wav?X-Amz-Signature=PLANTED",
+        "https://me:PLANTED@host/c.wav",
+        "https://h/d?id=1",
+    ]
+    listed = fakes.clips(*({"clip_id": name, "media": uri} for name, uri in zip("abcd", media, strict=True)))
+    with work_list(str(tmp_path)) as folder:
+        chunks = write_todo(folder, listed, 1)
+        rows = read_chunks(pa.Table.from_pylist([*map(dict, chunks)]))
+        written = [dataset.read_table(uri)["media"] for uri in storage.list_files(folder, suffix=".parquet")]
+    by_name = dict(zip(rows["clip_id"].to_pylist(), rows["media"].to_pylist(), strict=True))
+    assert by_name == dict(zip("abcd", media, strict=True))
+    shown = ["/a.wav", "https://h/d?id=1", "https://host/b.wav", "https://host/c.wav"]
+    assert sorted(uri for column in written for uri in column.to_pylist()) == shown
 
 
 def test_the_list_of_a_dead_run_goes_and_that_of_a_live_one_stays(s3: S3Server, monkeypatch: pytest.MonkeyPatch):

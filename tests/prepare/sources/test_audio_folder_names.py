@@ -61,6 +61,15 @@ def test_case_15_files_under_names_that_are_not_read_are_pointed_out(tmp_path: P
     assert repr(Path(name.format("aaaaaaaaaaa")).stem) in note
 
 
+def test_case_15_folders_that_have_an_id_for_a_name_are_pointed_out(tmp_path: Path):
+    folder = AudioFolder(
+        touch(tmp_path, "aaaaaaaaaaa/audio.wav", "bbbbbbbbbbb/30_40.wav", "ccccccccccc/ccccccccccc.wav")
+    )
+    note = folder.under_other_names({"aaaaaaaaaaa", "bbbbbbbbbbb"})
+    assert note.startswith("files of 2 of the 2 ids without a file are there")
+    assert "'aaaaaaaaaaa/' for aaaaaaaaaaa" in note
+
+
 def test_case_15_words_that_only_contain_an_id_are_not_taken_for_its_file(tmp_path: Path):
     folder = touch(tmp_path / "audio", "abcd.wav", "xabc.wav", "abc1.wav")
     (tmp_path / "list.csv").write_text('abc, 0, 10, "/m/09x0r"\n')

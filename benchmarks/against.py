@@ -1,0 +1,96 @@
+"""A benchmark of this commit and of an older one, in turns on one machine: the ratio of each of their figures.
+
+    python -m benchmarks.against [--rounds 3] COMMIT feed|prepare|sections [OPTIONS OF THE BENCHMARK]
+
+The speed of a machine drifts by more than the differences that matter, so only figures that were measured next to each
+other are compared. The older commit is checked out into a temporary folder, and the benchmark runs as its own program
+in one tree and the other by turns, each with the code and the data of its tree. A benchmark that the older commit lacks
+is copied there. Printed are the medians over the rounds, and new over old: below 1 is faster for milliseconds, and
+slower for clips a second.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[1]
+
+Figures = dict[tuple[str, str], float]
+"""By the name of the row and of the column of a table, in the order of the table."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commit", help="the older commit")
+    parser.add_argument("benchmark", help="a module of this folder that prints a table of figures")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each commit")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark")
+    args = parser.parse_args(argv)
+    with older_tree(args.commit, args.benchmark) as older:
+        found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        for number in range(args.rounds):
+            trees = [older, HERE] if number % 2 == 0 else [HERE, older]  # whoever is second finds a warmer machine
+            of = {tree: figures(printed(tree, args.benchmark, args.options)) for tree in trees}
+            for key, before in of[older].items():
+                if key in of[HERE]:
+                    found[key].append((before, of[HERE][key]))
+    if not found:
+        raise SystemExit(f"the tables of {args.benchmark} at {args.commit} and here have no figure in common")
+    print(f"| {args.benchmark} | figure | {args.commit} | here | ratio | lowest, highest |")
+    print("|---|---|---|---|---|---|")
+    for (row, column), pairs in found.items():
+        ratios = [after / before for before, after in pairs]
+        before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
+        spread = f"{min(ratios):.2f}, {max(ratios):.2f}"
+        print(f"| {row} | {column} | {before:,.2f} | {after:,.2f} | {statistics.median(ratios):.2f} | {spread} |")
+    return 0
+
+
+@contextmanager
+def older_tree(commit: str, benchmark: str) -> Iterator[Path]:
+    """A folder with the files of a commit, and the benchmark."""
+    with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
+        tree = Path(folder, "older")
+        subprocess.run(["git", "-C", HERE, "worktree", "add", "--detach", "--quiet", tree, commit], check=True)
+        try:
+            script = Path("benchmarks", f"{benchmark}.py")
+            if not (tree / script).exists():
+                (tree / script).write_bytes((HERE / script).read_bytes())
+            yield tree
+        finally:
+            subprocess.run(["git", "-C", HERE, "worktree", "remove", "--force", tree], check=True)
+
+
+def printed(tree: Path, benchmark: str, options: Sequence[str]) -> str:
+    """What a benchmark of a tree prints."""
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
+    paths = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(command, cwd=tree, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def figures(text: str) -> Figures:
+    """The numbers in the cells of the Markdown tables in a text; a cell of several numbers counts for its first."""
+    found: Figures = {}
+    head: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if not head or not cells:
+            head = cells
+            continue
+        for column, cell in zip(head[1:], cells[1:], strict=True):
+            if (number := re.match(r"[\d,]*\.?\d+", cell)) and float(number[0].replace(",", "")):
+                found[cells[0], column] = float(number[0].replace(",", ""))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

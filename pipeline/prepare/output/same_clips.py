@@ -1,0 +1,108 @@
+"""Whether the clips that a list names are those that an earlier run prepared under the same names.
+
+Shards say of a clip its labels and its section, and neither may change under a prepared clip. They do not say which
+file it was read from; a file that was written after the shard may hold another sound by now.
+"""
+
+import functools
+import os
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ast_core.errors import DataError
+from pipeline import dataset, storage
+from pipeline.prepare.audio.decode import SHORTFALL_SHARE
+from pipeline.prepare.sources import ClipList
+
+ROWS_AT_ONCE = 1 << 14
+"""Of two million clips, so many are Python's objects at a time."""
+
+ROUNDING_S = 1e-3
+"""Times of a list are rounded to milliseconds, and lengths to samples."""
+
+
+def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared: pa.Table) -> None:
+    """A split may grow and shrink; it may not turn into another one.
+
+    Args:
+        of_split: rows of CLIPS, those of the list in this split.
+        prepared: rows of the shards, with `clip_id`, `labels`, `start_s` and `end_s`.
+
+    Raises:
+        DataError: no clip is the same, or one has other labels or another section.
+    """
+    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too: no file in this folder, say
+    if not any(
+        pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
+    ):
+        raise DataError(
+            f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
+        )
+    position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
+    known = prepared.filter(pc.is_valid(position))
+    asked = of_split.select(["labels", "start_s", "end_s"]).take(position.drop_null())
+    differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked["labels"]))).as_py() or 0
+    if differs:
+        raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
+    is_elsewhere = _is_elsewhere(known, asked)
+    if is_elsewhere.any():
+        raise DataError(
+            f"{is_elsewhere.sum()} clips of split {split!r} are prepared from another section than this list names, "
+            f"{known['clip_id'][int(np.argmax(is_elsewhere))]} for one; give another --output, or these clips other ids"
+        )
+
+
+def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Arrow compares no lists."""
+    return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
+
+
+def _is_elsewhere(known: pa.Table, asked: pa.Table) -> np.ndarray:
+    """bool `[clips]`: whether a clip was prepared from another section than is asked for.
+
+    A clip may be a little shorter than its section, where the recording ends; a section without an end is not compared.
+    """
+    start_s, asked_start_s = (table["start_s"].to_numpy() for table in (known, asked))
+    length_s = known["end_s"].to_numpy() - start_s
+    asked_length_s = pc.fill_null(asked["end_s"], np.nan).to_numpy() - asked_start_s
+    has_other_length = np.abs(length_s - asked_length_s) > SHORTFALL_SHARE * asked_length_s + ROUNDING_S
+    return (np.abs(start_s - asked_start_s) > ROUNDING_S) | has_other_length
+
+
+def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
+    """A line on prepared clips whose file, on a disk of this machine, was written after their shard.
+
+    They are not prepared again by themselves: who copies a folder of sounds writes all its files later.
+    """
+    position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
+    known = prepared.select(["clip_id", "shard"]).filter(pc.is_valid(position))
+    known = known.append_column("media", of_split["media"].take(position.drop_null()))
+    known = known.filter(pc.invert(pc.match_substring(known["media"], "://")))
+    folder = dataset.shards_dir(output, split)
+    shards = pc.unique(known["shard"]).to_pylist()
+    states = storage.size_and_time([storage.join(folder, shard) for shard in shards])
+    shard_us = {shard: time_us or 0 for shard, (_, time_us) in zip(shards, states, strict=True)}
+    written_us = functools.lru_cache(1 << 10)(_written_us)  # an archive holds many clips
+    num_newer, example = 0, ("", "")
+    for batch in known.to_batches(max_chunksize=ROWS_AT_ONCE):
+        for clip_id, shard, media in zip(*batch.to_pydict().values(), strict=True):
+            if written_us(media) > shard_us[shard]:
+                num_newer, example = num_newer + 1, example if num_newer else (clip_id, shard)
+    if not num_newer:
+        return []
+    clip_id, shard = example
+    return [
+        f"{num_newer:,} prepared clips of split {split!r} have files that were written later ({clip_id} for one) and "
+        f"are not read again; if they are other sounds now, delete {dataset.index_file(output, split)} and the clips' "
+        f"shards ({storage.join(folder, shard)} for one), or give another --output"
+    ]
+
+
+def _written_us(path: str) -> int:
+    """When a file was written last; 0 for one that is not there."""
+    with suppress(OSError, ValueError):
+        return os.stat(path).st_mtime_ns // 1000
+    return 0
