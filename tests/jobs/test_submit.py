@@ -1,4 +1,4 @@
-"""The two commands of the README on a real cluster: `ray start --head` with its token, `ray job submit`."""
+"""The two commands of the README on a real cluster: `ray start --head` with a token, and `ray job submit`."""
 
 import json
 import os
@@ -26,7 +26,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 PORTS = range(20_000, 32_000)
-"""Neither those of Ray's workers nor those that the system gives to connections, which may take one at any time."""
+"""Neither ports of Ray's workers nor those that the system assigns to connections: both may be taken at any time."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,13 +44,13 @@ class Cluster:
     env: dict[str, str]
 
     def submit(self, *command: str) -> str:
-        """`ray job submit --working-dir . -- python …` from the project's root; returns what it printed."""
+        """Run `ray job submit --working-dir . -- python …` in the project's root. Returns what it printed."""
         argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
         for _ in range(12):
             done = subprocess.run(
                 argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=600, check=False
             )
-            # The head waits ten seconds for its own agent, which on a busy machine takes longer to start.
+            # The head node waits 10 s for its agent, which takes longer to start on a busy machine.
             if "No available agent to submit job" not in done.stderr:
                 break
         assert done.returncode == 0, done.stdout + done.stderr
@@ -68,7 +68,7 @@ def lists_jobs(env: dict[str, str]) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
-    """A head on ports and in a folder of its own; its token lies in a home of its own. Ended by its process group."""
+    """A head node with its own ports, folder and home, where its token is. It is ended by its process group."""
     with tempfile.TemporaryDirectory(prefix="head", dir=own_folders.root, ignore_cleanup_errors=True) as folder:
         port, client, dashboard = free_ports(3)
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -86,7 +86,7 @@ def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
                 time.sleep(0.2)
             yield Cluster(client_env)
         finally:
-            # Asked to end, a head takes half a minute over it.
+            # A head node takes half a minute to end by itself.
             started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
             for process in started:
                 with suppress(psutil.NoSuchProcess):
@@ -97,7 +97,7 @@ def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for a source: real field recordings where they are, else the demo's."""
+    """Arguments for a source: real field recordings if they exist, else the demo's sounds."""
     if ESC10.exists():
         return ["--esc50", str(ESC10), "--limit", "10"]
     world = build_dataset(tmp_path_factory.mktemp("world"), num_train=40, num_eval=16, seed=1)
