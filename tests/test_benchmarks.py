@@ -26,7 +26,7 @@ def test_the_benchmark_of_the_drivers_memory_prints_its_figure():
     command = [sys.executable, "-m", "benchmarks.driver_memory", "--rows", "600", "--to-do", "300"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"600 rows, 600 of them in the ledger; driver: (\d+) MB at most", done.stdout)
+    found = re.search(r"600 rows, 600 of them in the failures table; driver: (\d+) MB at most", done.stdout)
     assert found
     assert int(found[1]) > 100
 

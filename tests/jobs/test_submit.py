@@ -100,8 +100,8 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments for a source: real field recordings if they exist, else the demo's sounds."""
     if ESC10.exists():
         return ["--esc50", str(ESC10), "--limit", "10"]
-    world = build_dataset(tmp_path_factory.mktemp("world"), num_train=40, num_eval=16, seed=1)
-    return ["--segments", str(world.train_list), str(world.eval_list), "--audio-dir", str(world.media_dir)]
+    made = build_dataset(tmp_path_factory.mktemp("sounds"), num_train=40, num_eval=16, seed=1)
+    return ["--segments", str(made.train_list), str(made.eval_list), "--audio-dir", str(made.media_dir)]
 
 
 @pytest.mark.timeout(1200)
