@@ -1,7 +1,7 @@
-"""The S3 server of tests, moto's, which takes long to import: `python -m tests.s3_server` prints its port.
+"""The S3 server of the tests, moto's, which is slow to import. `python -m tests.s3_server` prints its port.
 
-A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse, whether
-deleting is forbidden, and from which request on it is away.
+A request to CONTROL sets the share of the requests, or the number of the following ones, that it refuses, whether
+deleting is forbidden, and the request from which on it is away.
 """
 
 import json
@@ -29,10 +29,10 @@ DENIED = b"<Error>%b<Code>AccessDenied</Code><Message>Access Denied</Message></E
 
 
 class Busy:
-    """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones.
+    """Refuses a share of the requests, drawn by a seed and the request's number, or a number of the following ones.
 
-    Where deleting is forbidden, all requests to delete are denied, as by a key without s3:DeleteObject. Away, it closes
-    each connection without an answer, from the first request on that matches `away_from`.
+    If deleting is forbidden, all requests to delete are denied, as for a key without s3:DeleteObject. From the first
+    request that matches `away_from` on, each connection is closed without an answer.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
@@ -87,7 +87,7 @@ class Busy:
 
 
 def _deny(environ: WSGIEnvironment, start_response: StartResponse, many: bool) -> list[bytes]:
-    """S3 denies one key by a status, and each of many by a part of the answer."""
+    """S3 denies a single key with a status, and many keys with an error for each in the answer."""
     asked = get_input_stream(environ).read()
     answer = DENIED % b""
     if many:

@@ -1,4 +1,4 @@
-"""Benchmarks that nothing else runs, in small: a figure that nobody can print any more is none."""
+"""Small runs of the benchmarks that no other test uses, so that their figures can still be reproduced."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from benchmarks.against import figures
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_preparation_prints_its_row():
+def test_benchmark_of_preparation_prints_its_row():
     command = [sys.executable, "-m", "benchmarks.prepare", "--clips", "16", "--scale", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
@@ -22,7 +22,7 @@ def test_the_benchmark_of_preparation_prints_its_row():
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_drivers_memory_prints_its_figure():
+def test_benchmark_of_driver_memory_prints_its_figure():
     command = [sys.executable, "-m", "benchmarks.driver_memory", "--rows", "600", "--to-do", "300"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
@@ -32,7 +32,7 @@ def test_the_benchmark_of_the_drivers_memory_prints_its_figure():
 
 
 @pytest.mark.slow
-def test_case_26_a_press_of_each_job_ends_it_in_one_line():
+def test_case_26_ctrl_c_ends_each_job_with_one_line():
     command = [sys.executable, "-m", "benchmarks.interrupts", "--presses", "4", "--clips", "16", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

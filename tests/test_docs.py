@@ -1,4 +1,4 @@
-"""The pages of the documentation: links lead somewhere, and every page can be reached from the README."""
+"""The pages of the documentation: all links are valid, and every page is reachable from the README."""
 
 import re
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def prose(page: Path) -> str:
-    """The text of a page without its blocks of code."""
+    """The text of a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def links(page: Path) -> Iterator[tuple[Path, str]]:
-    """File and anchor of each link that leads into the repository; the anchor may be empty."""
+    """File and anchor of each link into the repository. The anchor may be empty."""
     for target in LINK.findall(re.sub(r"`[^`]*`", "", prose(page))):
         if not re.match(r"\w+:", target):
             path, _, anchor = target.partition("#")
@@ -26,7 +26,7 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """GitHub's anchors of the headings of a page."""
+    """The anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -60,5 +60,5 @@ def test_the_index_of_decisions_has_every_title():
         assert f"| {number} | [{title}]({page.name}) |" in index
 
 
-def test_readme_is_short_enough_to_read_at_once():
+def test_readme_has_fewer_than_150_lines():
     assert len(README.read_text(encoding="utf-8").splitlines()) < 150
