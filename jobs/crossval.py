@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--recipe", required=True, metavar="NAME|FILE")
+    parser.add_argument("--recipe", required=True, metavar="NAME|FILE", help="as in jobs/train.py")
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument("--output", required=True, metavar="URI", help="folder for the runs and folds.json")
     parser.add_argument("--splits", nargs="+", metavar="FOLD", help="two or more splits (default: all of the data set)")

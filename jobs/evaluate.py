@@ -56,8 +56,10 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
     )
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    parser.add_argument("--split", required=True, nargs="+", metavar="SPLIT")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--split", required=True, nargs="+", metavar="SPLIT", help="splits to evaluate on, together")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU"
+    )
     parser.add_argument(
         "--bootstrap",
         type=int,

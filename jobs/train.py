@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", required=True, metavar="NAME|FILE", help=f"{', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    parser.add_argument("--train-splits", required=True, nargs="+", metavar="SPLIT")
-    parser.add_argument("--eval-splits", required=True, nargs="+", metavar="SPLIT")
+    parser.add_argument("--train-splits", required=True, nargs="+", metavar="SPLIT", help="splits to train on")
+    parser.add_argument("--eval-splits", required=True, nargs="+", metavar="SPLIT", help="splits to evaluate on")
     parser.add_argument(
         "--output",
         required=True,

@@ -1,6 +1,7 @@
 """The pages of the documentation: all links are valid, and every page is reachable from the README."""
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_the_index_of_decisions_has_every_title():
         number, title = re.fullmatch(r"# (\d+)\. (.+)", page.read_text(encoding="utf-8").splitlines()[0]).groups()
         assert page.name.startswith(f"{int(number):04}-")
         assert f"| {number} | [{title}]({page.name}) |" in index
+
+
+def test_options_page_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "docs" / "make_options.py"))["page"]()
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == page, "run python docs/make_options.py"
 
 
 def test_readme_has_fewer_than_150_lines():

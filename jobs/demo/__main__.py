@@ -33,7 +33,7 @@ NUM_TRAIN, NUM_EVAL = 440, 110
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder for all files (default demo-out)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of sounds and training (default 0)")
     add_ray_options(parser)
     args = parser.parse_args(argv)
     out, began_s = args.output.absolute(), time.monotonic()
