@@ -214,7 +214,7 @@ def digest(*values: object) -> str:
     return made.hexdigest()
 
 
-# --- what reads a data set
+# --- readers of a data set
 
 
 def read_clips(data: Path) -> str:
@@ -255,7 +255,7 @@ DATA_READERS: dict[str, Reader] = {
 }
 
 
-# --- what reads a run
+# --- readers of a run
 
 
 def run_readers(command: Sequence[str]) -> dict[str, Reader]:

@@ -152,7 +152,7 @@ def make_inputs(folder: Path, num_clips: int, seed: int) -> Inputs:
         elif fault == 17:
             fakes.write_media(path, np.zeros(round(CLIP_S * fakes.RATE_HZ), np.float32))
         elif fault == 27:
-            fakes.write_media(path, fakes.noise(0.3 * CLIP_S, seed=i))  # the list says more
+            fakes.write_media(path, fakes.noise(0.3 * CLIP_S, seed=i))  # shorter than in the list
         elif fault == 37:
             pass  # no file
         elif fault == 47:
@@ -161,7 +161,7 @@ def make_inputs(folder: Path, num_clips: int, seed: int) -> Inputs:
             fakes.write_media(path, fakes.noise(CLIP_S, seed=seed * 1_000_003 + i))
         rows[lists[i % 5 == 0]].append(line)
         if i % 50 == 10:
-            rows[lists[0]].append(line)  # in both splits, for 10 is a multiple of 5
+            rows[lists[0]].append(line)  # in both splits, since 10 is a multiple of 5
         if i % 60 == 57:
             rows[lists[i % 5 == 0]].append(line)  # twice in one list
     for path, lines in rows.items():
@@ -219,7 +219,7 @@ class CountingHandler(FolderHandler):
         super().answer(with_body=with_body)
 
 
-# --- what came out ---
+# --- results ---
 
 
 @dataclass(frozen=True)

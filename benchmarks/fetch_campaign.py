@@ -74,7 +74,7 @@ def outcome(host: BadHost, case: Case, expected: np.ndarray | Reason) -> str:
             PASSING | FINAL.get(case.misbehaviour, set()) | ({expected} if isinstance(expected, Reason) else set())
         )
         return str(err.reason) if err.reason in allowed else f"WRONG: {err}"
-    except Exception as err:  # a child of a job would end as `unforeseen`
+    except Exception as err:  # in a job, the reason would be `unforeseen`
         return f"unforeseen: {type(err).__name__}: {err}"
     if isinstance(expected, np.ndarray) and np.array_equal(got, expected):
         return "right"

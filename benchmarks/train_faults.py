@@ -125,7 +125,7 @@ def moment_of(kind: Kind, seed: int) -> Moment:
     return Moment(int(rng.choice(steps)), int(rng.integers(WORKERS)))
 
 
-# --- what a run has left ---
+# --- the files of a run ---
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def describe(device: torch.device) -> str:
     return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
 
 
-# --- steps alone
+# --- steps only
 
 
 def say_steps(variants: tuple[Variant, ...], args: argparse.Namespace, device: torch.device) -> None:

@@ -64,7 +64,7 @@ def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     (`pipeline.os_errors`).
     """
     try:
-        return job(None if argv is None else take_keys(argv, os.environ))  # `entry.begin` did so with the process's own
+        return job(None if argv is None else take_keys(argv, os.environ))  # `entry.begin` did this with sys.argv
     except UserError as err:
         print(f"error: {without_secrets(str(err))}", file=sys.stderr)
     except OSError as err:

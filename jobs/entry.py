@@ -65,7 +65,7 @@ def begin() -> None:
     global _has_begun
     _has_begun = True
     _restart_without_keys()
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data's may start a Ray of its own
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data may start another Ray
     sys.excepthook = _excepthook
     sys.stdout, sys.stderr = (
         _Outlet.in_place_of(sys.stdout, 1),
@@ -154,7 +154,7 @@ def is_stopped() -> bool:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _stop(number)
-    if _raise_once.acquire(blocking=False):  # a second signal must not end the unwinding after the first
+    if _raise_once.acquire(blocking=False):  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt
 
 
@@ -165,7 +165,7 @@ def _stop(number: int) -> None:
         return
     _stopped_by = number
     with suppress(OSError):  # the output is closed
-        os.write(_stderr, f"{STOPPED}\n".encode())  # not print: this may run within one
+        os.write(_stderr, f"{STOPPED}\n".encode())  # not `print`, since this may interrupt one
     silence = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2, _stderr):
         os.dup2(silence, descriptor)
@@ -232,7 +232,7 @@ class _Outlet(io.FileIO):
             io.BufferedWriter(raw), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
         )
 
-    def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's own may be None too
+    def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's may return None too
         shown = bytes(data)
         if _is_noise(shown):  # from a worker
             shown = b"".join(line for line in shown.splitlines(keepends=True) if not _is_noise(line))

@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write_report(output: str, prepared: Prepared) -> None:
     """Write the data set's report. If this fails, the data set is complete without it."""
-    from pipeline.inspect.data_report import write_report  # loads templates and pictures, which nothing before needs
+    from pipeline.inspect.data_report import write_report  # slow to import, and needed only here
 
     try:
         with user_errors_from_tasks():

@@ -62,7 +62,7 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
     before, os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS"), ray.get_runtime_context().gcs_address
     try:
         if entry.has_begun():
-            entry.take_signals()  # Ray has put a handler of its own for SIGTERM
+            entry.take_signals()  # Ray has replaced the handler of SIGTERM
         yield
     finally:
         if before is None:
@@ -106,7 +106,7 @@ def _join(address: str) -> None:
     try:
         with entry.deadline(JOIN_S, late, EXIT_CANNOT_JOIN):
             keys = keys_of_uri(os.environ)
-            runtime_env = {"env_vars": keys} if keys else None  # the workers of a cluster have not this environment
+            runtime_env = {"env_vars": keys} if keys else None  # workers of a cluster do not have this environment
             ray.init(address=found, logging_level=logging.WARNING, runtime_env=runtime_env)
     except (OSError, RuntimeError, ValueError, RayError) as err:
         ray.shutdown()

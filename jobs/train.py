@@ -180,7 +180,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.cache_dir:
         if "://" in args.cache_dir:
             raise ConfigError(f"--cache-dir is {args.cache_dir}; use a folder on the disk of each node")
-        output_uri(args.cache_dir, "--cache-dir")  # refuses what the end of a submitted job would delete
+        output_uri(args.cache_dir, "--cache-dir")  # refuses a folder that Ray deletes with a submitted job
     if args.async_validation and args.num_workers == IN_PROCESS:
         raise ConfigError("--async-validation needs workers; leave it out, or give --num-workers 1")
     if args.async_validation and args.num_workers[0] < args.num_workers[1]:

@@ -113,7 +113,7 @@ class _Handler(FolderHandler):
     def _drop(self) -> None:
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        socket.close(self.connection.detach())  # at once: the handler's files would keep the socket open
+        socket.close(self.connection.detach())  # at once, since the handler's files keep the socket open
 
     # Wrong answers to range requests
 
@@ -145,7 +145,7 @@ class _Handler(FolderHandler):
     def _reset_connection(self) -> None:
         """Reset the connection, so that sent data that has not arrived is lost too."""
         self._drop()
-        raise ConnectionResetError  # which `handle` takes for the end
+        raise ConnectionResetError  # which ends `handle`
 
     def _rst(self, name: str, with_body: bool) -> None:
         """The connection is reset before the answer."""

@@ -148,7 +148,7 @@ def write_data(
         )
         rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
         rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)))
-        for begin in range(0, num_clips, clips_a_shard):  # several shards, with row groups that are not full
+        for begin in range(0, num_clips, clips_a_shard):  # several shards, with incomplete row groups
             WriteShards(output)(rows.slice(begin, clips_a_shard))
     publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits})
 

@@ -230,7 +230,7 @@ def _frame(text: str, wanted: set[str]) -> pd.DataFrame:
         frame = None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row that is too long loses its last cells
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # else pandas drops extra cells of a long row
                 frame = pd.read_csv(
                     io.StringIO(text, newline=""), sep=separator, dtype=str, keep_default_na=False, index_col=False,
                     skipinitialspace=separator != "\t", on_bad_lines="error",
@@ -337,7 +337,7 @@ def _is_not_text(text: str) -> bool:
     return not 0 < len(text) <= 200 or _NOTHING.search(text) is not None or _ERROR.fullmatch(text) is not None
 
 
-# Kinds of lists. Each makes a list, mutates it, reads it in both ways.
+# Kinds of lists. Each function makes a list, mutates it and reads it in both ways.
 
 
 def _segments(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[], ClipList], Callable[[], Expected]]:
@@ -638,7 +638,7 @@ def trial(kind: str, seed: int, folder: Path) -> Trial:
         out = read()
     except DataError as err:
         fault = "" if _is_one_line(str(err)) else f"the refusal is not one line: {err!r}"
-        moved = {"~rows in another order", "~rows missing"}  # lines of JSON are no rows
+        moved = {"~rows in another order", "~rows missing"}  # lines of JSON are not rows
         if all(name.startswith("~") for name in done) and not (kind == "data file" and moved & set(done)):
             fault = f"refused, though nothing is wrong: {err}"
         return Trial(kind, seed, done, False, 0, 0, fault)
@@ -674,7 +674,7 @@ def _compared(kind: str, out: ClipList, expect: Callable[[], Expected]) -> str:
 
 def _row(kind: str, row: dict[str, Any], names: tuple[str, ...]) -> Row:
     labels = frozenset(names[i] for i in row["labels"])
-    if kind == "data file":  # ids depend on the other rows; the path is the row's own
+    if kind == "data file":  # ids depend on the other rows; the path does not
         return row["media"].partition("/data file/")[2], row["split"], labels, row["start_s"]
     return row["clip_id"], row["split"], labels, row["start_s"]
 
@@ -689,7 +689,7 @@ def _labels_trial(rng: random.Random, seed: int, folder: Path) -> Trial:
         out = LabelVocabulary.from_csv(storage.read_text(folder / "labels.csv"), origin="labels.csv")
     except DataError as err:
         fault = "" if _is_one_line(str(err)) else f"the refusal is not one line: {err!r}"
-        moved = {"~rows in another order", "~rows missing"}  # indices must count
+        moved = {"~rows in another order", "~rows missing"}  # indices must be consecutive
         if all(name.startswith("~") for name in done) and moved.isdisjoint(done):
             fault = f"refused, though nothing is wrong: {err}"
         return Trial("labels", seed, done, False, 0, 0, fault)

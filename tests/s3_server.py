@@ -53,7 +53,7 @@ class Busy:
             if self.forbids_deleting and (many or environ["REQUEST_METHOD"] == "DELETE"):
                 return _deny(environ, start_response, many)
             return self.app(environ, start_response)
-        get_input_stream(environ).read()  # else the next request on this connection begins with the rest of this one
+        get_input_stream(environ).read()  # otherwise this body is read as the next request
         start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]
 
@@ -99,7 +99,7 @@ def _deny(environ: WSGIEnvironment, start_response: StartResponse, many: bool) -
 
 
 class Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections are kept, as S3 keeps them
+    protocol_version = "HTTP/1.1"  # connections stay open, as with S3
 
     def log(self, *_: object) -> None:
         pass

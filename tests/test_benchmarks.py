@@ -18,7 +18,7 @@ def test_benchmark_of_preparation_prints_its_row():
     num_clips, alone_ms, _, workers_ms, of_alone = figures[:5]
     assert num_clips == 16
     assert of_alone == pytest.approx(workers_ms / alone_ms, abs=0.01, rel=0.01)
-    assert of_alone > 1  # of so few, the start of the workers
+    assert of_alone > 1  # with so few clips, the start of the workers dominates
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_edited_number_in_dataset_json_is_refused(data: Path, tmp_path: Path):
         file.write_text(text.replace('"clips": 40', '"clips": 41'))
         line = refusal(lambda: PreparedDataset.open(str(tmp_path / "data")))
         assert "dataset.json is damaged or was edited" in line
-        file.write_text(" ".join(text.split()))  # by a program that formats JSON
+        file.write_text(" ".join(text.split()))  # as a JSON formatter does
         assert PreparedDataset.open(str(tmp_path / "data")).info["splits"]["train"]["clips"] == 40
 
 

@@ -94,7 +94,7 @@ def test_cluster_yaml_follows_our_own_rules():
     ("path", "value", "complaint"),
     [
         ("available_node_types.head.resources", {"CPU": 4, "GPU": 0}, "the head takes work"),
-        ("available_node_types.head.resources", {}, "the head takes work"),  # Ray would fill in the machine's own
+        ("available_node_types.head.resources", {}, "the head takes work"),  # Ray would fill in the machine's resources
         ("available_node_types.head.max_workers", 1, "more than one head"),
         ("available_node_types.train.min_workers", 1, "workers do not scale from zero"),
         ("available_node_types.train.max_workers", 0, "a worker type can never start"),
@@ -150,12 +150,12 @@ class Node:
         note = f'#!/bin/sh\necho "${{RAY_AUTH_MODE:-disabled}} $0 $*" >> {shlex.quote(str(self.notes))}\n'
         for program in (folder / "bin/python3", self.home / "venv/bin/python", self.home / "venv/bin/ray"):
             self._write(program, note)
-        self._write(folder / "bin/ray", "#!/bin/sh\nexit 1\n")  # never a Ray that is installed here
+        self._write(folder / "bin/ray", "#!/bin/sh\nexit 1\n")  # so that no installed Ray is called
         self.env = {"HOME": str(self.home), "PATH": f"{folder / 'bin'}:/usr/bin:/bin", "RAY_HEAD_IP": HEAD_IP}
 
     def run(self, commands: list[str]) -> list[str]:
         """Run commands. Returns all calls of the node so far, each as `auth mode, program, arguments`."""
-        for command in commands:  # as the cluster launcher does: each in its own shell, which reads ~/.bashrc
+        for command in commands:  # like Ray's launcher: each in its own shell, with ~/.bashrc
             subprocess.run(["bash", "-c", f"source ~/.bashrc; ({command})"], env=self.env, check=True)
         return self.notes.read_text().replace(f"{self.home}/", "~/").splitlines()
 
@@ -169,7 +169,7 @@ class Node:
 def started(folder: Path, kind: str, config: dict[str, Any]) -> tuple[Node, list[str]]:
     """A node of `kind` head or worker after set-up and start, and its calls."""
     node = Node(folder, config)
-    both = ray_reads(config).get_raw_config_mutable()  # Ray puts setup_commands before those of the kind
+    both = ray_reads(config).get_raw_config_mutable()  # Ray has put setup_commands first
     return node, node.run(both[f"{kind}_setup_commands"] + both[f"{kind}_start_ray_commands"])
 
 
@@ -193,7 +193,7 @@ def test_workers_join_the_head_and_both_require_the_token(tmp_path: Path):
     assert start_head.startswith("token ~/venv/bin/ray start --head --port=6379 ")
     assert start_worker.startswith(f"token ~/venv/bin/ray start --address={HEAD_IP}:6379 ")
     assert {"--autoscaling-config=~/ray_bootstrap_config.yaml", "--dashboard-host=127.0.0.1"} <= set(start_head.split())
-    assert cluster()["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # where Ray makes it and looks for it
+    assert cluster()["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # where Ray writes and reads the token
 
 
 def test_node_without_set_up_does_not_start(tmp_path: Path):

@@ -54,7 +54,7 @@ def test_refusals_do_not_accumulate(s3: S3Server):
     storage.write_bytes(s3.uri("often", "a"), b"")
     with s3.busy(share=0.25) as counts:
         assert all(storage.exists(s3.uri("often", "a")) for _ in range(420))
-    assert counts["refused"] > 100  # where the AWS library's standard strategy gives up for good
+    assert counts["refused"] > 100  # more than the standard retry strategy of AWS's library allows
 
 
 def test_large_file_is_read_in_few_requests_and_visible_only_when_whole(s3: S3Server, monkeypatch: pytest.MonkeyPatch):

@@ -30,7 +30,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [fakes.write_media(folder / f"{i}.wav", waveform).read_bytes() for i, waveform in enumerate(waveforms)]
 
 
-# Each lays a source out in a folder; it returns the option that names it, and where below the folder that points to.
+# Each function writes a source to a folder. It returns the source's option, and the option's path below the folder.
 
 LayOut = Callable[[Path, list[bytes]], tuple[str, str]]
 

@@ -34,7 +34,7 @@ class FolderHandler(BaseHTTPRequestHandler):
     """Overrides the content type of the file's suffix."""
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # ffmpeg hangs up when it has read enough
+        with suppress(ConnectionError):  # FFmpeg closes the connection when it has read enough
             super().handle()
 
     def do_GET(self) -> None:

@@ -70,7 +70,7 @@ _M4A = _Codec(".m4a", "aac", 44_100)
 _OGG = _Codec(".ogg", "libopus", 48_000)
 _CODECS = (_WEBM, _M4A, _OGG)
 
-# Each fault: the list that names it, and the file that it has.
+# Fault → the split whose list names the recording, and the recording's codec.
 _FAULTS = {
     Fault.MISSING: ("train", _WEBM),
     Fault.TRUNCATED: ("train", _WEBM),

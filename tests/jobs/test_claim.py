@@ -140,7 +140,7 @@ def test_case_17_folder_of_a_refused_command_can_be_claimed_again(tone_data: str
     with pytest.raises(ConfigError, match=r"^precision fp16 needs a GPU"):
         main(argv(tone_data, run, "--num-workers", "0", "--device", "cpu", "--precision", "fp16"))
     assert not run.exists()
-    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2", "--wa_end", "2"))  # and no step is trained
+    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2", "--wa_end", "2"))  # no step is trained
     claimed = claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "3", "--wa_end", "3"))
     assert (claimed.recipe.precision, claimed.recipe.epochs) == ("fp32", 3)
     there = json.loads((run / "config.json").read_text())["recipe"]
@@ -242,7 +242,7 @@ def test_relative_cache_dir_is_absolute_and_refused_in_a_submitted_job(
         (8, 4, "--num-workers 3 --async-validation", (True, 2)),
         (2, 1, "--num-workers 1:4", (True, 2)),
         (8, 0, "--num-workers 2", (False, 4)),
-        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # of a cluster that has yet to grow
+        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # a cluster that has not scaled up yet
         (0, 0, "--num-workers 2 --device cuda --address auto", (True, 4)),
         (16, 8, "--num-workers 8 --address auto", (True, 2)),
     ],

@@ -102,7 +102,7 @@ def test_segment_list_and_files_with_hostile_names(workspace: Workspace):
 
     good = ["-rf", "--help", "-", "good_______", "link"]
     bad_id = [*COMMANDS, *UP, "-o/tmp/x", *UNSHOWABLE[1:], BIDI, "*", "%s", "a b"]
-    bad_id = [name for name in bad_id if "," not in name and "\0" not in name]  # a NUL makes a file no text
+    bad_id = [name for name in bad_id if "," not in name and "\0" not in name]  # with a NUL, the file is not text
     bad_time = [
         "0, 0",
         "5, 4",
@@ -126,7 +126,7 @@ def test_segment_list_and_files_with_hostile_names(workspace: Workspace):
         f'nothere____, 0.000, 1.000, "{SPEECH}"',
         f'good_______, 999999.000, 999999.500, "{SPEECH}"',
         f'good_______, 0.000, 1.000, "{SPEECH}"',
-        'good_______, 0.000, 1.000, ""',  # refused for itself, though its clip is well
+        'good_______, 0.000, 1.000, ""',  # this row is refused, but its clip is good
         'good_______, 0.000, 1.000, "/m/none"',
     ]
     (workspace.inputs / "list.csv").write_bytes("\n".join(lines).encode())
@@ -153,7 +153,7 @@ def test_manifest_with_hostile_values_in_every_column(workspace: Workspace):
 
     names = [*COMMANDS, *UP, *OPTIONS, BIDI, " ", "two words", "\ufeff", "x" * 200, "<script>alert(1)</script>"]
     for name in names:
-        add(None, clip_id=name)  # a clip_id is data, and names no file
+        add(None, clip_id=name)  # a clip_id is data and names no file
     for name in [SENTINEL, "a\0b", "a\nb", "a\x1b[2Jb", "\u2028", "x" * 10_000]:
         add("bad_id" if name != SENTINEL else None, clip_id=name)
     for split in [*COMMANDS, *UP, *OPTIONS, BIDI, "_work", "_report", "a\0b", "x" * 10_000]:
@@ -166,7 +166,7 @@ def test_manifest_with_hostile_values_in_every_column(workspace: Workspace):
         add("bad_id", path=path)
     for path in ["s3://bucket/x?allow_bucket_creation=true", "s3://bucket?allow%5Fbucket_creation=1/x"]:
         add("bad_id", path=path)
-    add(None, path="../../above.flac")  # whoever gives a list gives it leave to read
+    add(None, path="../../above.flac")  # a list may name any file that the user can read
     for times in [(0, 0), (5, 4), (-1, 1), (float("nan"), 1), (0, float("nan")), (0, float("inf")), (0, 36_000)]:
         add("bad_time", start_s=float(times[0]), end_s=float(times[1]))
     add("truncated", start_s=1e6, end_s=1e6 + 1)
@@ -248,7 +248,7 @@ def test_path_never_leads_to_a_host_or_blocks_on_a_pipe(workspace: Workspace, un
     ways_out += [
         f"{chain}http://{untouched_server}/a" for chain in ("simplecache::", "dask::", "fsspec+", "reference://x::")
     ]
-    buckets = ("s3://b/a", "gs://b/a")  # the options of a URI may be secrets, and are shown nowhere
+    buckets = ("s3://b/a", "gs://b/a")  # options of a URI may be secrets and are not shown
     specials = ["pipe.wav", "/dev/zero", "/dev/stdin", "file:///dev/zero", f"file://{workspace.inputs}/pipe.wav"]
     expected = dict.fromkeys(ways_out, "bad_id") | dict.fromkeys(specials, "not_audio")
     expected |= dict.fromkeys(
@@ -258,7 +258,7 @@ def test_path_never_leads_to_a_host_or_blocks_on_a_pipe(workspace: Workspace, un
     with_options = [f"{bucket}?endpoint_override={untouched_server}&scheme=http" for bucket in buckets]
     rows += [{"path": path, "clip_id": path, "labels": "dog"} for path in with_options]
     expected |= dict.fromkeys(buckets, "bad_id")
-    good = [f"good {i}" for i in range(len(rows))]  # a list that is bad for the most part is refused as a whole
+    good = [f"good {i}" for i in range(len(rows))]  # a list with mostly bad rows is refused as a whole
     rows += [{"path": "ok.flac", "clip_id": clip_id, "labels": "dog"} for clip_id in good]
     pq.write_table(pa.Table.from_pylist(rows), workspace.inputs / "list.parquet")
     data = workspace.prepare("--manifest", str(workspace.inputs / "list.parquet"))
@@ -293,7 +293,7 @@ def test_folder_can_contain_link_cycles_pipes_and_broken_links(workspace: Worksp
     audio = workspace.inputs / "audio"
     (audio / "deeper").mkdir(parents=True)
     for folder in (audio, audio / "deeper"):
-        for name in ("again", "and-again"):  # two in each: followed to the 40th level, they are 2^40 folders
+        for name in ("again", "and-again"):  # two in each folder: 40 levels would be 2^40 folders
             (folder / name).symlink_to(audio)
     fakes.write_media(audio / "deeper" / "found______.flac", fakes.noise(1))
     for name, target in {"nothing____": "nowhere", "itself_____": "itself_____.flac"}.items():

@@ -23,7 +23,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_case_5_address_of_a_cluster_that_is_gone(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
-    address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, and nobody listens
+    address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, but not listening
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as said:
         _join(address)

@@ -88,7 +88,7 @@ def test_case_16_clips_no_longer_listed_leave_the_index(local_ray: None, folder:
     assert clips.clip_id.to_pylist() == ["a", "b", "c"]
     assert json.loads((folder.data / "dataset.json").read_text())["splits"]["train"]["frames"] == 3 * 48
 
-    printed = folder.run(in_train("abcde"))  # listed again, they come back for nothing
+    printed = folder.run(in_train("abcde"))  # listed again, they come back without any work
     assert (row_of("train", printed), folder.shards()) == (["5", "5", "0"], shards)
     assert folder.index() == {"train": list("abcde")}
 
@@ -138,7 +138,7 @@ def test_clip_moves_out_of_a_split_that_the_list_does_not_name(local_ray: None, 
     printed = folder.run([("b", "test"), ("c", "test")])
     assert "1 clips moved from train to test" in printed
     assert folder.index() == {"train": ["a"], "test": ["b", "c"]}
-    folder.run(in_train("ab"))  # and back, for nothing
+    folder.run(in_train("ab"))  # and back, without any work
     assert folder.index() == {"train": ["a", "b"], "test": ["c"]}
 
 
@@ -246,7 +246,7 @@ def test_list_in_another_order_gives_shards_equal_to_the_byte(local_ray: None, f
     assert sorted(stored) == names
 
 
-# What the job wrote is no source
+# Files that the job wrote are not read as sources
 
 
 def of_archive(folder: Folder) -> str:
@@ -311,7 +311,7 @@ def test_file_with_another_audio_column_is_left_out(local_ray: None, folder: Fol
     assert f"error: the column `audio` of {odd} is binary, not struct<bytes, path>" in printed
 
 
-# The first run's vocabulary
+# The vocabulary of the first run
 
 
 def labelled(folder: Folder, *labels: str) -> tuple[str, str]:

@@ -100,7 +100,7 @@ def test_case_c9_output_of_jobs_contains_no_key(
 ):
     """Keys with `/`, `@` and `%` are in URIs of all jobs, in a list's rows, and in commands that fail."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", KEYS_OF_URI):
-        monkeypatch.setenv(name, "")  # so that what the job sets is taken back
+        monkeypatch.setenv(name, "")  # so that monkeypatch removes what the job sets
         monkeypatch.delenv(name)
     for i in range(6):
         fakes.write_media(tmp_path / f"clip{i}.wav", fakes.noise(1, seed=i))
@@ -157,7 +157,7 @@ def test_case_c9_files_of_a_run_contain_no_key_of_data_or_weights(tmp_path: Path
     assert run_job(train.main, [*fit, "--output", str(tmp_path / "a")]) == 0
     fsspec_copy = fakes.upload(tmp_path / "a" / "best", f"{place}/best")
     more = ["--imagenet_pretrain", "false", "--imagenet_weights", "null", "--init-from", fsspec_copy]
-    for _ in range(2):  # the same command goes on: the model is the same, whatever its key
+    for _ in range(2):  # the same command resumes: the model is the same, whatever its key
         assert run_job(train.main, [*fit, *more, "--output", str(tmp_path / "b")]) == 0
     assert "this run is finished" in capsys.readouterr().out
     configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in "ab"]

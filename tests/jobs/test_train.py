@@ -93,7 +93,7 @@ def test_run_writes_the_documented_files(two_workers: Path):
     assert [record["step"] for record in epochs] == [5, 10, 15]
     best = max(epochs, key=lambda record: record["map"])
     assert (summary["best_epoch"], summary["map"]) == (best["epoch"], best["map"])
-    assert summary["map"] > 0.6  # four tones apart; chance is 0.25
+    assert summary["map"] > 0.6  # four well separated tones; chance is 0.25
     assert {"map", "mauc", "d_prime", "accuracy"} <= summary["averaged"].keys() & summary["running_ensemble"].keys()
     assert 0 <= summary["data_wait_share"] < 1
     config = json.loads((two_workers / "config.json").read_text())
@@ -111,7 +111,7 @@ def test_run_writes_the_documented_files(two_workers: Path):
     scores = read_scores(str(two_workers))
     assert tagging_metrics(scores.scores.astype(np.float32), scores.targets()).map == pytest.approx(
         best["map"],
-        abs=0.02,  # float16 has ties
+        abs=0.02,  # float16 scores have ties
     )
 
 
@@ -157,7 +157,7 @@ def test_one_worker_with_async_validation_equals_two_without(
     assert main([*argv(tone_data, run, num_workers=1), "--async-validation"]) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     for one, two in zip(epochs_of(run), epochs_of(two_workers), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # float32 sums in another order, 15 steps
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # after 15 steps with float32 sums in another order
         for key in ("map", "running_ensemble_map"):
             assert one[key] == pytest.approx(two[key], abs=0.02)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
@@ -246,7 +246,7 @@ def test_user_error_in_async_validation_ends_the_run_which_resumes(
     fail(monkeypatch, [1], DataError("a shard is damaged"))
     with pytest.raises(UserError, match=r"^a shard is damaged$"):
         main(argv(tone_data, run, num_workers=0))
-    assert max(record["step"] for record in records_of(run, "step")) < 10  # not the third epoch
+    assert max(record["step"] for record in records_of(run, "step")) < 10  # before the third epoch
     assert main(argv(tone_data, run, num_workers=0)) == 0
     assert figures_of(run) == figures_of(whole)
     assert not list((run / "evaluation").glob("*.pt"))
@@ -316,7 +316,7 @@ def test_async_validation_uses_no_gpu_if_the_run_uses_none(
     monkeypatch.setattr(async_validation, "validate_checkpoint", on_a_gpu_machine)
     one_epoch = argv(tone_data, tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main([*one_epoch, "--device", "cpu"]) == 0
-    assert devices == [torch.device("cpu")] * 2  # that of the averaged weights is on the ranks
+    assert devices == [torch.device("cpu")] * 2  # the averaged weights are evaluated on the ranks
 
 
 def test_finished_run_has_the_record_of_its_last_epoch(
@@ -353,7 +353,7 @@ def test_run_in_this_process_equals_one_worker_without_checkpoints(
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="pipeline"):
         assert main(argv(tone_data, tmp_path / "begun", num_workers=0)) == 0
-    assert "resuming after epoch 3" in caplog.text  # from what the workers saved
+    assert "resuming after epoch 3" in caplog.text  # from the checkpoint of the workers
     assert of_another.exists()
     assert not left_over.exists()
     assert len(list((tmp_path / "begun" / "checkpoints").glob("epoch-*/state.pt"))) == 2
@@ -392,7 +392,7 @@ def test_case_23_killed_and_moved_run_resumes_at_the_next_step_on_other_workers(
     every_step = ["--checkpoint-every-s", "0"]
     command = [sys.executable, script, *argv(str(data), run, num_workers=2), *every_step, "--num-cpus", "2"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # of 2 s: a look takes in one checkpoint
+    env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # default 2 s; each check registers one checkpoint
     env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline_s = time.monotonic() + 120
@@ -402,9 +402,9 @@ def test_case_23_killed_and_moved_run_resumes_at_the_next_step_on_other_workers(
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
         for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
-            process.kill()  # without their driver, workers would train on for a while
+            process.kill()  # without their driver, workers would continue for a while
     assert not (run / "summary.json").exists()
-    assert (run / "report.html").exists()  # of the first epoch
+    assert (run / "report.html").exists()  # after the first epoch
     registered.write_text(registered.read_text()[:100])
     before = (run / "metrics.jsonl").read_text().splitlines()
     run, data = run.rename(tmp_path / "moved run"), data.rename(tmp_path / "moved data")
@@ -415,7 +415,7 @@ def test_case_23_killed_and_moved_run_resumes_at_the_next_step_on_other_workers(
     assert [record["step"] for record in steps] == list(range(1, 16))
     # Records contain rates, so equal lines were not computed again.
     after = (run / "metrics.jsonl").read_text().splitlines()
-    assert len(before) >= 5 + 1 + 1  # the first epoch's, and within the second
+    assert len(before) >= 5 + 1 + 1  # those of the first epoch and some of the second
     assert before[:7] == after[:7]
     for record in steps:
         assert record["loss"] == pytest.approx(undisturbed[record["step"] - 1]["loss"], rel=1e-3)
@@ -425,7 +425,7 @@ def test_case_23_killed_and_moved_run_resumes_at_the_next_step_on_other_workers(
             assert resumed[key] == pytest.approx(whole[key], abs=0.02)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
     assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], abs=0.02)
-    assert len(list((run / "checkpoints").glob("epoch-*/state.pt"))) == 2  # what the kill left is gone
+    assert len(list((run / "checkpoints").glob("epoch-*/state.pt"))) == 2  # leftovers of the kill are removed
 
 
 @pytest.mark.slow
