@@ -57,8 +57,8 @@ def job_section(job: ModuleType) -> Iterator[str]:
 def option_row(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple[str, str]:
     formatter = parser._get_formatter()
     value = "" if action.nargs == 0 else " " + formatter._format_args(action, action.dest.upper())
-    required = "Required. " if action.required else ""
-    return f"`{action.option_strings[0]}{value}`", required + formatter._expand_help(action)
+    required = " (required)" if action.required else ""
+    return f"`{action.option_strings[0]}{value}`{required}", formatter._expand_help(action)
 
 
 def recipe_section() -> Iterator[str]:

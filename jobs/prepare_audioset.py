@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder with files ID.ext or ID_START[_END].ext at any depth, also in tar or Parquet archives",
     )
-    audio.add_argument("--media-url", metavar="TEMPLATE", help="for example http://127.0.0.1:8000/{video_id}.webm")
+    audio.add_argument("--media-url", metavar="TEMPLATE", help="URLs such as http://127.0.0.1:8000/{video_id}.webm")
     parser.add_argument(
         "--files-are-clips", action="store_true", help="ID.ext in --audio-dir is the clip, not a whole recording"
     )

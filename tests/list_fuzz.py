@@ -151,7 +151,7 @@ HARMLESS = {
 
 HARMFUL = {
     "rows repeated": _rows(_repeat),
-    "CR alone": _replace("\n", "\r", everywhere=True),
+    "CR as newline": _replace("\n", "\r", everywhere=True),
     "stray quote": _insert('"'),
     "stray apostrophe": _insert("'"),
     "quote lost": _replace('"', ""),
