@@ -83,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             (data, of_shards, {"feed": read_clips}, args.shard_flips),
         )
         for whole, files, readers, num_flips in campaigns:
-            for file, outcome, said in flips(whole, files, readers, num_flips, rng):
+            for file, outcome, message in flips(whole, files, readers, num_flips, rng):
                 counted[kind_of(file.relative_to(whole))][outcome] += 1
                 if outcome in OUTCOMES[-2:]:
-                    print(f"{outcome}: {file.relative_to(whole)}: {said}", flush=True)
+                    print(f"{outcome}: {file.relative_to(whole)}: {message}", flush=True)
     print(f"| file | flips | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (1 + len(OUTCOMES))}")
     for kind, outcomes in sorted(counted.items()):
         print(f"| `{kind}` | {outcomes.total()} | {' | '.join(str(outcomes[outcome]) for outcome in OUTCOMES)} |")
@@ -142,7 +142,7 @@ def flips(
     for i in range(num_flips):
         file = files[i % len(files)]
         is_report = any(part in str(file) for part in REPORTS)
-        outcome, said = "no matter", ""
+        outcome, message = "no matter", ""
         at = flipped_bit(file, rng, in_footer=i // len(files) % 2 == 1)
         for name, read in readers.items():
             with copied(whole, copy), logged_warnings() as lines:
@@ -153,17 +153,17 @@ def flips(
                     lines.append(str(err))
                     is_same = False
                 except Exception as err:
-                    outcome, said = "CRASHED", f"{name}, bit {at}: {type(err).__name__}: {err}"
+                    outcome, message = "CRASHED", f"{name}, bit {at}: {type(err).__name__}: {err}"
                     break
             named = [line for line in lines if file.name in line or file.parent.name in line]
             if named and "\n" not in named[0]:
-                outcome, said = "noticed", named[0]
+                outcome, message = "noticed", named[0]
             elif not is_same and is_report:
                 outcome = "a report"
             elif not is_same:
-                outcome, said = "CRASHED" if lines else "UNNOTICED", f"{name}, bit {at}: {lines}"
+                outcome, message = "CRASHED" if lines else "UNNOTICED", f"{name}, bit {at}: {lines}"
                 break
-        yield file, outcome, said
+        yield file, outcome, message
 
 
 def flipped_bit(file: Path, rng: np.random.Generator, *, in_footer: bool) -> tuple[int, int]:

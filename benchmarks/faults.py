@@ -268,13 +268,13 @@ def read_content(output: Path) -> Content:
         for row in index:
             stored = shards[row["shard"]].slice(row["row"], 1)
             fbank = stored["fbank"].combine_chunks().flatten().flatten().to_numpy()
-            (said,) = stored.drop_columns(["fbank"]).to_pylist()
-            name = f"{split}/{said['clip_id']}"
-            frames_agree = row["num_frames"] == said["num_frames"] == len(fbank) // dataset.FEATURES["num_mel_bins"]
-            if row["clip_id"] != said["clip_id"] or row["labels"] != said["labels"] or not frames_agree:
+            (in_shard,) = stored.drop_columns(["fbank"]).to_pylist()
+            name = f"{split}/{in_shard['clip_id']}"
+            frames_agree = row["num_frames"] == in_shard["num_frames"] == len(fbank) // dataset.FEATURES["num_mel_bins"]
+            if row["clip_id"] != in_shard["clip_id"] or row["labels"] != in_shard["labels"] or not frames_agree:
                 name += " (the index says otherwise)"
             digest = hashlib.blake2b(fbank.tobytes(), digest_size=8).hexdigest()
-            clips[name] = (said["labels"], said["num_frames"], said["fbank_hash"], digest)
+            clips[name] = (in_shard["labels"], in_shard["num_frames"], in_shard["fbank_hash"], digest)
         for row in dataset.read_table(dataset.failures_file(str(output), split)).to_pylist():
             failures[f"{split}/{row['clip_id']}", row["reason"]] += 1
         known |= {dataset.index_file(str(output), split), dataset.failures_file(str(output), split)}
@@ -649,9 +649,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for moment in moments_of(kind, args.moments, rng):
                 outcome = made.trial(moment)
                 outcomes[kind].append(outcome)
-                said = f"killed {outcome.hit}" if outcome.hit else "ended before"
-                said += f", {outcome.runs} runs, {outcome.twice} clips done twice"
-                print(f"{moment}: {said}. {outcome.harm or 'all well'} {' '.join(outcome.orphans)}", file=sys.stderr)
+                text = f"killed {outcome.hit}" if outcome.hit else "ended before"
+                text += f", {outcome.runs} runs, {outcome.twice} clips done twice"
+                print(f"{moment}: {text}. {outcome.harm or 'all well'} {' '.join(outcome.orphans)}", file=sys.stderr)
         undisturbed_runs = {
             setting: made.undisturbed(setting)
             for setting in {SETTINGS.get(kind, Setting.FOLDER) for kind in args.kinds}

@@ -106,10 +106,10 @@ def main() -> int:
         with BadHost(folder, stall_s=STALL_S) as elsewhere, BadHost(folder, STALL_S) as host:
             host.elsewhere = f"{elsewhere.url}/good"
             for case in sorted(chosen, key=lambda case: case.path):
-                said = outcome(host, case, expected[case.kind])
-                counts[case.kind][said.partition(":")[0]] += 1
-                if said.startswith(("WRONG", "unforeseen")):
-                    wrong.append(f"{case.path}: {said}")
+                result = outcome(host, case, expected[case.kind])
+                counts[case.kind][result.partition(":")[0]] += 1
+                if result.startswith(("WRONG", "unforeseen")):
+                    wrong.append(f"{case.path}: {result}")
     print(f"| container | {' | '.join(names := sorted({name for count in counts.values() for name in count}))} |")
     print(f"|---|{'---|' * len(names)}")
     for kind, count in counts.items():

@@ -53,7 +53,7 @@ class Ended:
     seconds: float | None
     """Seconds from the press to the end; None if the command had ended before."""
     status: int
-    said: str
+    stderr: str
     """What the command printed to standard error."""
     left: list[str]
     """Names of the processes that outlived it."""
@@ -181,14 +181,14 @@ def _name_of_running(process: psutil.Process) -> str | None:
 
 def faults_of(ended: Ended) -> list[str]:
     if ended.seconds is None:  # it ended before the press
-        return [] if ended.status == 0 else [f"status {ended.status} before it was pressed: {ended.said}"]
-    others = [line for line in ended.said.splitlines() if not PROGRESS.match(line)]
-    is_stopped = STOPPED in ended.said
+        return [] if ended.status == 0 else [f"status {ended.status} before it was pressed: {ended.stderr}"]
+    others = [line for line in ended.stderr.splitlines() if not PROGRESS.match(line)]
+    is_stopped = STOPPED in ended.stderr
     wrong = {
         f"{ended.seconds:.1f} s": ended.seconds > LIMIT_S,
-        f"status {ended.status}: {ended.said}": ended.status != (130 if is_stopped else 0),
+        f"status {ended.status}: {ended.stderr}": ended.status != (130 if is_stopped else 0),
         f"lines {others}": others != [STOPPED] * is_stopped,
-        f"lines after the last: {ended.said}": is_stopped and ended.said.splitlines()[-1] != STOPPED,
+        f"lines after the last: {ended.stderr}": is_stopped and ended.stderr.splitlines()[-1] != STOPPED,
         f"left {ended.left}": bool(ended.left),
     }
     return [what for what, is_so in wrong.items() if is_so]
@@ -237,10 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tally.gone_on += goes_on
                 tally.ended_before += ended.seconds is None
                 tally.seconds += [] if ended.seconds is None else [ended.seconds]
-                tally.faults += (told := [f"{number + 1} {job} after {after_s:.1f} s: {fault}" for fault in faults])
+                tally.faults += (found := [f"{number + 1} {job} after {after_s:.1f} s: {fault}" for fault in faults])
                 took = "had ended" if ended.seconds is None else f"{ended.seconds:.1f} s"
                 print(f"{number + 1:3} {job} after {after_s:.1f} s: {took}, status {ended.status}", flush=True)
-                print("".join(f"FAULT {line}\n" for line in told), end="", flush=True)
+                print("".join(f"FAULT {line}\n" for line in found), end="", flush=True)
 
         list(pool.map(one, range(args.presses), rng.random(args.presses)))
     print(f"\nload {os.getloadavg()[0]:.0f}\n")

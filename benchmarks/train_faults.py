@@ -346,9 +346,9 @@ class Campaign:
                 trial.hit = "the disk"
                 trial.statuses.append(self._wait(job, lambda: _fill(filler), every_s=0.02))
                 self._record(trial)
-                said = self._log(trial.run).read_text().rstrip().splitlines()[-1]
-                print(f"{trial.kind}: {said}", file=sys.stderr)
-                if not (said.startswith("error: ") and os.strerror(errno.ENOSPC) in said):
+                last_line = self._log(trial.run).read_text().rstrip().splitlines()[-1]
+                print(f"{trial.kind}: {last_line}", file=sys.stderr)
+                if not (last_line.startswith("error: ") and os.strerror(errno.ENOSPC) in last_line):
                     trial.faults.append("the error's last line does not say so")
                 filler.unlink()
                 job = self._start(trial.run)

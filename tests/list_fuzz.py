@@ -647,13 +647,13 @@ def trial(kind: str, seed: int, folder: Path) -> Trial:
 
 def _compared(kind: str, out: ClipList, expect: Callable[[], Expected]) -> str:
     names = out.vocabulary.mids
-    said = [
+    texts = [
         *names,
         *out.clips["clip_id"].to_pylist(),
         *out.refused["clip_id"].to_pylist(),
         *out.clips["media"].to_pylist(),
     ]
-    if any("\ufffd" in text for text in said):
+    if any("\ufffd" in text for text in texts):
         return "U+FFFD in a class, an id or a path"
     try:
         expected = expect()

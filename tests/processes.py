@@ -49,15 +49,15 @@ def _call(connection: Connection, env: Mapping[str, str], function: Callable[...
 
 def run_module(name: str, argv: Sequence[str], without: Sequence[str]) -> str:
     """The output of `python -m NAME ARGV` if the modules `without` cannot be imported. For `in_new_process`."""
-    said = io.StringIO()
+    output = io.StringIO()
     with (
         patch.dict(sys.modules, dict.fromkeys(without)),  # None: importing it is an error
         patch.object(sys, "argv", [name, *argv]),
-        contextlib.redirect_stdout(said),
+        contextlib.redirect_stdout(output),
     ):
         try:
             runpy.run_module(name, run_name="__main__")
         except SystemExit as ended:
             if ended.code:
                 raise RuntimeError(f"{name} ended with {ended.code}") from ended
-    return said.getvalue()
+    return output.getvalue()

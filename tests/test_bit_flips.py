@@ -26,7 +26,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wrong(data: Path, files: list[Path], readers: dict[str, bit_flips.Reader], num_flips: int, seed: int) -> list[str]:
     found = bit_flips.flips(data, files, readers, num_flips, np.random.default_rng(seed))
-    return [f"{outcome}: {file.name}: {said}" for file, outcome, said in found if outcome in bit_flips.OUTCOMES[-2:]]
+    return [
+        f"{outcome}: {file.name}: {message}" for file, outcome, message in found if outcome in bit_flips.OUTCOMES[-2:]
+    ]
 
 
 def test_case_4_flipped_bits_of_shards_are_reported_or_change_no_value(data: Path):

@@ -183,14 +183,14 @@ def test_case_part_3_preparation_completes_in_a_bucket_that_forbids_deleting(
     rows = [f"audio/{name},{'cat' if i % 2 else 'dog'}" for i, name in enumerate(clips)]
     output = s3.uri("kept", "data")
     argv = ["--manifest", s3.uri("kept", "mine.csv"), "--output", output, "--split", "train"]
-    said = f"warning: the data set is whole, but {output}/_work could not be removed: give this key s3:DeleteObject"
+    warning = f"warning: the data set is whole, but {output}/_work could not be removed: give this key s3:DeleteObject"
     with s3.without_deleting():
         for number in (3, 4):
             storage.write_bytes(s3.uri("kept", "mine.csv"), "\n".join(["path,labels", *rows[:number]]).encode())
             assert run_job(prepare_audioset.main, argv) == 0
             out, err = capsys.readouterr()
             assert err == ""
-            assert [line for line in out.splitlines() if "DeleteObject" in line] == [f"{said} there"]
+            assert [line for line in out.splitlines() if "DeleteObject" in line] == [f"{warning} there"]
             data = PreparedDataset.open(output)
             assert sorted(data.clips(["train"]).clip_id.to_pylist()) == [str(i) for i in range(number)]
             assert storage.exists(f"{output}/report.html")

@@ -9,7 +9,7 @@ from jobs.common import run_job
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "line"),
     [
         (DataError("data is not finished"), "data is not finished"),
         (
@@ -20,12 +20,12 @@ from jobs.common import run_job
         (TimeoutError(), "TimeoutError; see the network, and run the same command again"),
     ],
 )
-def test_error_that_the_user_can_fix_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):
+def test_error_that_the_user_can_fix_is_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]):
     def job(_: object) -> int:
         raise error
 
     assert run_job(job) == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_case_c18_os_error_from_a_bug_keeps_its_traceback():

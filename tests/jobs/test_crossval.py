@@ -36,7 +36,7 @@ def test_each_fold_is_evaluated_by_a_model_not_trained_on_it(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(argv(data, tmp_path)) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     found = json.loads((tmp_path / "folds.json").read_text())
     assert found["metric"] == "accuracy"
     assert list(found["folds"]) == list(FOLDS)
@@ -50,7 +50,7 @@ def test_each_fold_is_evaluated_by_a_model_not_trained_on_it(
         assert figures["common"] == by_epoch[found["common_epoch"]]
         assert figures["averaged"] == pytest.approx(by_epoch[2], abs=1e-9)  # the average of one epoch
     shown = table(found, "accuracy")
-    assert shown in said
+    assert shown in printed
     assert "chosen on that fold itself" in shown
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

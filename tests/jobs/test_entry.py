@@ -112,8 +112,8 @@ def test_full_disk_of_the_output_is_reported_once():
             text=True,
             check=False,
         )
-    said = "warning: output can no longer be written (No space left on device); the job continues\n"
-    assert (job.returncode, job.stderr) == (0, said)
+    warning = "warning: output can no longer be written (No space left on device); the job continues\n"
+    assert (job.returncode, job.stderr) == (0, warning)
 
 
 @pytest.mark.parametrize(

@@ -75,38 +75,38 @@ def scored(data: str, checkpoint: str) -> np.ndarray:
 def test_ensemble_averages_scores_and_reports_each_member(
     local_ray: None, tone_data: str, tmp_path: Path, folder: str, other: str, capsys: pytest.CaptureFixture[str]
 ):
-    said = figures(tone_data, tmp_path, folder, other, more=["--bootstrap", "200"])
+    result = figures(tone_data, tmp_path, folder, other, more=["--bootstrap", "200"])
     clips = PreparedDataset.open(tone_data).clips(["eval"])
     members = [scored(tone_data, checkpoint) for checkpoint in (folder, other)]
     mean = (members[0] + members[1]) / 2
-    assert said["map"] == pytest.approx(score_metrics(mean, clips).map)
-    assert [member["checkpoint"] for member in said["members"]] == said["checkpoints"] == [folder, other]
-    maps = [member["map"] for member in said["members"]]
+    assert result["map"] == pytest.approx(score_metrics(mean, clips).map)
+    assert [member["checkpoint"] for member in result["members"]] == result["checkpoints"] == [folder, other]
+    maps = [member["map"] for member in result["members"]]
     assert maps == pytest.approx([score_metrics(scores, clips).map for scores in members])
-    assert len({said["map"], *maps}) == 3
+    assert len({result["map"], *maps}) == 3
     target = np.zeros((21, 4))
     target[np.arange(21), clips.labels.flatten().to_numpy()] = 1
-    assert said["map_interval"] == pytest.approx(bootstrap_map(mean, target, num_resamples=200))
-    low, high = said["map_interval"]
-    assert low < said["map"] < high
+    assert result["map_interval"] == pytest.approx(bootstrap_map(mean, target, num_resamples=200))
+    low, high = result["map_interval"]
+    assert low < result["map"] < high
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"map {maps[0]:.4f}  mauc ")
     assert lines[0].endswith(folder)
     assert lines[1].endswith(other)
-    assert lines[2].startswith(f"map {said['map']:.4f} [{low:.4f}, {high:.4f}]  mauc ")
+    assert lines[2].startswith(f"map {result['map']:.4f} [{low:.4f}, {high:.4f}]  mauc ")
     assert lines[2].endswith("ensemble of 2  on 21 clips of eval")
 
 
 def test_one_checkpoint_without_bootstrap_has_one_line_and_no_interval(
     local_ray: None, tone_data: str, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ):
-    said = figures(tone_data, tmp_path, folder, more=["--bootstrap", "0"])
-    assert said["map_interval"] is None
-    assert said["members"] == [
-        {"checkpoint": folder} | {key: said[key] for key in ("map", "mauc", "d_prime", "accuracy")}
+    result = figures(tone_data, tmp_path, folder, more=["--bootstrap", "0"])
+    assert result["map_interval"] is None
+    assert result["members"] == [
+        {"checkpoint": folder} | {key: result[key] for key in ("map", "mauc", "d_prime", "accuracy")}
     ]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"map {said['map']:.4f}  mauc ")
+    assert line.startswith(f"map {result['map']:.4f}  mauc ")
 
 
 def test_model_with_classes_in_another_order_gets_the_same_figures(

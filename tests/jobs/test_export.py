@@ -69,10 +69,10 @@ def test_best_model_of_a_run_is_exported_as_a_folder(
     assert ("model_type" in json.loads((tmp_path / "out" / "config.json").read_text())) == (
         output_format == "huggingface"
     )
-    said = capsys.readouterr().out
-    assert f"wrote {tmp_path / 'out'}: tiny224, 5 classes, 64 frames × 128 mel bins, strides 16 and 16" in said
+    printed = capsys.readouterr().out
+    assert f"wrote {tmp_path / 'out'}: tiny224, 5 classes, 64 frames × 128 mel bins, strides 16 and 16" in printed
     use = {"ours": "load_model(", "huggingface": 'transformers.pipeline("audio-classification", model='}
-    assert f'{use[output_format]}"{tmp_path / "out"}")' in said
+    assert f'{use[output_format]}"{tmp_path / "out"}")' in printed
 
 
 def test_best_model_of_a_run_is_exported_in_the_reference_format(run: Path, tmp_path: Path, model: ASTModel):
@@ -177,14 +177,14 @@ def test_run_without_a_best_model_is_no_checkpoint(run: Path, tmp_path: Path):
 def test_error_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--checkpoint", str(tmp_path / "nothing"), "--format", "ours", "--output", str(tmp_path / "out")]
     assert run_job(export.main, arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'nothing'} is neither")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {tmp_path / 'nothing'} is neither")
+    assert printed.count("\n") == 1
 
 
 def test_help_names_the_formats_and_the_recipes():
-    told = export.parser().format_help()
-    assert all(word in told for word in ("ours", "original", "huggingface", "onnx", "audioset-full", "--force"))
+    help_text = export.parser().format_help()
+    assert all(word in help_text for word in ("ours", "original", "huggingface", "onnx", "audioset-full", "--force"))
 
 
 @pytest.fixture

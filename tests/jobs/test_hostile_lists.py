@@ -190,11 +190,13 @@ def test_manifest_with_hostile_values_in_every_column(workspace: Workspace):
     failures = workspace.failures("train")
     assert len(failures) + len(prepared) == len(rows)
     assert all(0 < len(clip_id) <= 200 for clip_id, _ in failures)
-    said = dict(failures)
+    reason_of = dict(failures)
     wrong = {
-        str(row): said.get(str(row["clip_id"]))
+        str(row): reason_of.get(str(row["clip_id"]))
         for row in rows
-        if row["reason"] and str(row["clip_id"]).startswith("row ") and said.get(str(row["clip_id"])) != row["reason"]
+        if row["reason"]
+        and str(row["clip_id"]).startswith("row ")
+        and reason_of.get(str(row["clip_id"])) != row["reason"]
     }
     assert wrong == {}
 

@@ -106,8 +106,8 @@ def test_every_row_of_a_list_is_in_the_data_set_or_the_failures_table(
     before = {path.name: path.stat().st_mtime_ns for path in (output / "tiny" / "shards").iterdir()}
     assert main(argv) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (output / "tiny" / "shards").iterdir()} == before
-    assert "7 clips" not in (said := capsys.readouterr().out)
-    assert "6 clips are done by an earlier run, 1 to do" in said  # the truncated clip is tried again
+    assert "7 clips" not in (printed := capsys.readouterr().out)
+    assert "6 clips are done by an earlier run, 1 to do" in printed  # the truncated clip is tried again
     failures = {
         row["clip_id"]: row["attempts"] for row in pq.read_table(output / "tiny" / "failures.parquet").to_pylist()
     }

@@ -25,9 +25,9 @@ def listener() -> Iterator[socket.socket]:
 def test_case_5_address_of_a_cluster_that_is_gone(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
     address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, but not listening
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError) as said:
+    with pytest.raises(UserError) as caught:
         _join(address)
-    assert str(said.value) == (
+    assert str(caught.value) == (
         f"{address} (RAY_ADDRESS) does not answer (Connection refused); start the cluster, or unset RAY_ADDRESS "
         "to start Ray on this machine"
     )
@@ -50,22 +50,22 @@ def test_case_5_address_of_a_server_that_is_no_cluster(listener: socket.socket, 
 )
 def test_case_6_malformed_address(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="which is no cluster's address: that is HOST:PORT") as said:
+    with pytest.raises(ConfigError, match="which is no cluster's address: that is HOST:PORT") as caught:
         _join(address)
-    assert ("dashboard" in str(said.value)) == ("://" in address)
+    assert ("dashboard" in str(caught.value)) == ("://" in address)
 
 
 @pytest.mark.parametrize(
-    ("running", "said"),
+    ("running", "message"),
     [
         (set(), "--address is auto, and no Ray cluster runs on this machine; start one, or leave out"),
         ({"10.0.0.1:1", "10.0.0.1:2"}, "several Ray clusters run here; name one: 10.0.0.1:1, 10.0.0.1:2"),
     ],
 )
-def test_auto_requires_exactly_one_cluster(running: set[str], said: str, monkeypatch: pytest.MonkeyPatch):
+def test_auto_requires_exactly_one_cluster(running: set[str], message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         _join("auto")
 
 

@@ -44,14 +44,14 @@ def test_case_c9_uri_is_shown_without_secrets(text: str, shown: str):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("http://me:hush/sh@127.0.0.1:9/x.wav", "nonnumeric port: 'hush' in me:hush/sh@127.0.0.1:9"),
         ("http://127.0.0.1:9/y.wav?X-Amz-Signature=hush/2@%25", "y.wav?X-Amz-Signature=hush/2@%25 refused; hush/2@%"),
     ],
 )
-def test_case_c9_message_of_a_library_that_quotes_part_of_a_uri(uri: str, said: str):
-    shown = without_secrets_of(uri, said)
+def test_case_c9_message_of_a_library_that_quotes_part_of_a_uri(uri: str, message: str):
+    shown = without_secrets_of(uri, message)
     assert "hush" not in shown
     assert ("127.0.0.1:9" in shown) or "y.wav" in shown
 
@@ -73,9 +73,9 @@ def test_case_c9_keys_of_s3_uris_move_to_the_environment():
     ],
 )
 def test_case_c9_ambiguous_keys_are_refused(words: list[str], environment: dict[str, str]):
-    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as said:
+    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as caught:
         take_keys(words, environment)
-    assert "hu" not in str(said.value)
+    assert "hu" not in str(caught.value)
 
 
 def test_case_c9_keys_are_not_in_the_command_line_of_the_process(tmp_path: Path):
@@ -127,9 +127,9 @@ def test_case_c9_output_of_jobs_contains_no_key(
     assert run_job(doctor.main, ["--data", data, "--json", f"{base}/d.json"]) == 0
     assert run_job(train.main, [*fit, "--output", data]) == 2
     assert run_job(doctor.main, ["--data", f"s3://AKIA:PLANTED/x@{s3.bucket}/none"]) == 2
-    said = capfd.readouterr()
-    assert said.err.count("error: ") == 2
-    assert "PLANTED" not in said.out + said.err
+    output = capfd.readouterr()
+    assert output.err.count("error: ") == 2
+    assert "PLANTED" not in output.out + output.err
 
     files = storage.list_files(s3.uri("secret"), recursive=True)
     assert any("/_work/todo/" in file and file.endswith(".parquet") for file in files)

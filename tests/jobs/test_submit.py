@@ -107,17 +107,17 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.timeout(1200)
 def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list[str], tmp_path: Path):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
-    said = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)
+    printed = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)
     opened = PreparedDataset.open(data)
-    assert all(split in said for split in opened.splits)
+    assert all(split in printed for split in opened.splits)
     train, evaluation = ("fold2", "fold1") if "fold1" in opened.splits else ("train", "eval")
     small = ["--model_size", "tiny224", "--imagenet_pretrain", "false", "--fstride", "16", "--tstride", "16"]
     small += ["--epochs", "1", "--batch_size", "4", "--input_tdim", "128", "--timem", "24", "--loss", "BCE"]
     splits = ["--train-splits", train, "--eval-splits", evaluation]
-    said = cluster.submit(
+    printed = cluster.submit(
         *("jobs/train.py", "--recipe", "esc10", "--data", data, *splits, "--output", run, "--num-workers", "2", *small)
     )
     summary = json.loads(Path(run, "summary.json").read_text())
     assert summary["world_size"] == 2
-    assert f"mAP {summary['map']:.4f}" in said
+    assert f"mAP {summary['map']:.4f}" in printed
     assert Path(run, "best", "model.safetensors").stat().st_size > 1_000_000

@@ -138,9 +138,9 @@ def test_several_checkpoints_are_an_ensemble(
     checkpoints, figures = [str(two_workers), str(two_workers / "averaged")], tmp_path / "figures.json"
     command = ["--checkpoint", *checkpoints, "--data", tone_data, "--split", "eval", "--per-class"]
     assert evaluate.main([*command, "--scores", str(tmp_path / "scores.csv"), "--json", str(figures)]) == 0
-    assert "on 21 clips of eval" in (said := capsys.readouterr().out)
-    assert "tone 3" in said
-    assert "AUC  eval\n" in said
+    assert "on 21 clips of eval" in (printed := capsys.readouterr().out)
+    assert "tone 3" in printed
+    assert "AUC  eval\n" in printed
     header, *rows = csv.reader((tmp_path / "scores.csv").open(newline=""))
     assert header == ["clip_id", *(f"tone {i}" for i in range(4))]
     kept = read_scores(str(two_workers))
@@ -366,8 +366,8 @@ def test_summary_describes_the_best_model_on_disk(tone_data: str, tmp_path: Path
     command = argv(tone_data, run := tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main(command) == 0
     (run / "summary.json").unlink()
-    best = storage.read_checked_json(said := run / "best" / "epoch.json")
-    storage.write_checked_json(said, best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6})
+    best = storage.read_checked_json(file := run / "best" / "epoch.json")
+    storage.write_checked_json(file, best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6})
     assert main(command) == 0
     assert json.loads((run / "summary.json").read_text())["map"] == best["map"] + 1e-6
 
@@ -451,9 +451,9 @@ def test_nonfinite_loss_ends_the_run_at_once_and_names_its_clips(local_ray: None
     run = tmp_path / "run"
     with pytest.raises(UserError, match=r"the loss of epoch 1, step \d is not finite; its clips are in .*.json"):
         main(argv(tone_data, run, num_workers=2, lr="1e30"))
-    said = json.loads((run / "nonfinite.json").read_text())
-    assert len(said["clip_id"]) == len(said["mixed_with"]) == 10 or said["step"] == 5
-    assert all(clip_id.startswith("train_") for clip_id in said["clip_id"])
+    record = json.loads((run / "nonfinite.json").read_text())
+    assert len(record["clip_id"]) == len(record["mixed_with"]) == 10 or record["step"] == 5
+    assert all(clip_id.startswith("train_") for clip_id in record["clip_id"])
     assert not (run / "summary.json").exists()
 
 
@@ -473,8 +473,8 @@ def test_nonfinite_weight_ends_the_run_before_it_is_evaluated_or_saved(
     monkeypatch.setattr(worker.Run, "_checkpoint", save := Mock())
     with pytest.raises(UserError, match=r"^a weight after epoch 1, step 5 is not finite; its clips are in .*\.json"):
         main(argv(tone_data, run, num_workers=0))
-    said = json.loads((run / "nonfinite.json").read_text())
-    assert (said["step"], len(said["clip_id"])) == (5, 8)
+    record = json.loads((run / "nonfinite.json").read_text())
+    assert (record["step"], len(record["clip_id"])) == (5, 8)
     assert not (run / "evaluation").exists()
     save.assert_not_called()
     assert [record["step"] for record in records_of(run, "step")] == [1, 2, 3, 4]
@@ -646,8 +646,8 @@ def test_lack_of_resources_for_async_validation_is_announced(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     options = ["--async-validation", "--address", "auto"]
     _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *options]).settings)
-    said = capsys.readouterr().out
-    assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in said
+    printed = capsys.readouterr().out
+    assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in printed
 
 
 def test_more_workers_than_the_machine_has_cpus_are_refused(local_ray: None, tone_data: str, tmp_path: Path):
