@@ -50,7 +50,7 @@ def test_case_5_address_of_a_server_that_is_no_cluster(listener: socket.socket, 
 )
 def test_case_6_malformed_address(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="which is no cluster's address: that is HOST:PORT") as caught:
+    with pytest.raises(ConfigError, match="which is no cluster's address: use HOST:PORT") as caught:
         _join(address)
     assert ("dashboard" in str(caught.value)) == ("://" in address)
 
