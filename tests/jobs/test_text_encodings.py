@@ -31,9 +31,9 @@ def test_part_2_case_8_usual_encodings_are_read(tmp_path: Path, encoding: str):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-32"])
 def test_part_2_case_8_other_encodings_are_refused_with_file_and_line(tmp_path: Path, encoding: str):
-    with pytest.raises(DataError, match=r"file (is not UTF-8: line 1, byte 3|is no text)"):
+    with pytest.raises(DataError, match=r"file (is not UTF-8: line 1, byte 3|is not a text file)"):
         read_recipe(saved(tmp_path, RECIPE, encoding), [])
-    with pytest.raises(DataError, match=r"file (is not UTF-8: line 2, byte 31|is no text)"):
+    with pytest.raises(DataError, match=r"file (is not UTF-8: line 2, byte 31|is not a text file)"):
         _labels(saved(tmp_path, LABELS.to_csv(), encoding))
 
 
