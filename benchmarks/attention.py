@@ -1,4 +1,4 @@
-"""Attention of tiny224 on one CPU core, forward and backward: PyTorch's fused kernel beside plain products.
+"""Compare PyTorch's fused attention with plain products: tiny224 on one CPU core, forward and backward.
 
 python -m benchmarks.attention
 """
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def cpu_ms(work: Callable[[], None], repeats: int = 8) -> float:
-    """Milliseconds of CPU time a call, after one to warm up."""
+    """CPU milliseconds per call, after one warm-up call."""
     work()
     began_s = time.process_time()
     for _ in range(repeats):

@@ -1,17 +1,17 @@
-"""A campaign of flipped bits over all files of a data set and of a run: each is noticed by name, or changes nothing.
+"""Flip bits in all files of a data set and of a run: each flip must be reported with the file's name, or be harmless.
 
     python -m benchmarks.bit_flips [--flips 200] [--shard-flips 1000] [--seed 0]
 
-A small data set and a run over it are made here. For each flip, one bit of one file is flipped in a copy, and all that
-reads the file is asked again: the feed, the doctor and a second preparation; evaluation, export, cross-validation and
-what a resumed run begins from. Files take turns, and every second flip of a Parquet file is in its footer. An outcome
+The benchmark makes a small data set and trains a run on it. For each flip it flips one bit of one file in a copy and
+calls everything that reads the file: the feed, the doctor and a second preparation; evaluation, export,
+cross-validation and resuming. Files take turns, and every second flip of a Parquet file is in its footer. The outcome
 is one of
 
-    noticed     one line that names the file: an error, or a warning where the file is replaced or passed over
-    no matter   everything read is equal to what was read before the flip
-    a report    a file that no command computes from shows something else
-    UNNOTICED   something else was read, without a word
-    CRASHED     an error that is no line, or does not name the file
+    noticed     one line names the file: an error, or a warning if the file is replaced or skipped
+    no matter   everything that was read is equal to before the flip
+    a report    a file that no command reads has changed
+    UNNOTICED   something else was read, without a message
+    CRASHED     an error that is not one line, or does not name the file
 
 The exit status is 1 if there is one of the last two.
 """
@@ -57,17 +57,17 @@ from tests import fakes
 
 SPLITS = ("train", "eval")
 REPORTS = ("report.html", "metrics.jsonl", "per_class.csv", "events.out.tfevents", "/_report/", "scores.parquet")
-"""Parts of the names of files that are read by people, or by reports alone."""
+"""Parts of the names of files that only people and reports read."""
 
 OUTCOMES = ("noticed", "no matter", "a report", "UNNOTICED", "CRASHED")
 Reader = Callable[[Path], str]
-"""What is read below a folder, as a digest; raises UserError where it is refused."""
+"""Reads files below a folder and returns a digest. Raises UserError if a file is refused."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=200, help="over all files, half of them those of the data set")
-    parser.add_argument("--shard-flips", type=int, default=1000, help="over shards alone, which the feed reads")
+    parser.add_argument("--flips", type=int, default=200, help="flips over all files, half of them of the data set")
+    parser.add_argument("--shard-flips", type=int, default=1000, help="flips over shards only, which the feed reads")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     rng = np.random.default_rng(args.seed)
@@ -83,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             (data, of_shards, {"feed": read_clips}, args.shard_flips),
         )
         for whole, files, readers, num_flips in campaigns:
-            for file, outcome, said in flips(whole, files, readers, num_flips, rng):
+            for file, outcome, message in flips(whole, files, readers, num_flips, rng):
                 counted[kind_of(file.relative_to(whole))][outcome] += 1
                 if outcome in OUTCOMES[-2:]:
-                    print(f"{outcome}: {file.relative_to(whole)}: {said}", flush=True)
+                    print(f"{outcome}: {file.relative_to(whole)}: {message}", flush=True)
     print(f"| file | flips | {' | '.join(OUTCOMES)} |\n|---|{'---|' * (1 + len(OUTCOMES))}")
     for kind, outcomes in sorted(counted.items()):
         print(f"| `{kind}` | {outcomes.total()} | {' | '.join(str(outcomes[outcome]) for outcome in OUTCOMES)} |")
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_data(output: Path) -> None:
-    """A data set with a clip that failed, and its report."""
+    """Prepare a data set with one failed clip, and its report."""
     fakes.write_data(str(output), splits=[("train", 40), ("eval", 21)])
     labels = PreparedDataset.open(str(output)).labels
     failed = {"clip_id": "lost", "stage": "source", "reason": "bad_time", "message": "start_s is x", "attempts": 1}
@@ -108,7 +108,7 @@ def make_data(output: Path) -> None:
 
 
 def make_run(data: Path, run: Path) -> list[str]:
-    """A run of two epochs on Ray, with averaged weights; returns its command line."""
+    """Train a run of two epochs on Ray, with averaged weights. Returns its command line."""
     recipe = fakes.SMALL_RECIPE | {"epochs": "2", "wa_start": "1", "wa_end": "2", "batch_size": "16", "mixup": "0"}
     keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "eval", "--log-every-steps", "1"]
@@ -122,7 +122,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def kind_of(file: Path) -> str:
-    """Its name, without what differs from file to file of a kind."""
+    """The file's name without the part that differs between files of a kind."""
     name = (
         str(file.parent / ("*" + file.suffix)) if file.parent.name in ("shards", "evaluation", "tensorboard") else file
     )
@@ -133,7 +133,7 @@ def kind_of(file: Path) -> str:
 def flips(
     whole: Path, files: Sequence[Path], readers: Mapping[str, Reader], num_flips: int, rng: np.random.Generator
 ) -> Iterator[tuple[Path, str, str]]:
-    """File, outcome and what was said of each flip. The files are left as they are."""
+    """Yield file, outcome and message of each flip. Afterwards the files are as before."""
     copy = whole.parent / f"{whole.name}-copy"
     expected = {}
     for name, read in readers.items():
@@ -142,10 +142,10 @@ def flips(
     for i in range(num_flips):
         file = files[i % len(files)]
         is_report = any(part in str(file) for part in REPORTS)
-        outcome, said = "no matter", ""
+        outcome, message = "no matter", ""
         at = flipped_bit(file, rng, in_footer=i // len(files) % 2 == 1)
         for name, read in readers.items():
-            with copied(whole, copy), heard() as lines:
+            with copied(whole, copy), logged_warnings() as lines:
                 flip(copy / file.relative_to(whole), *at)
                 try:
                     is_same = read(copy) == expected[name]
@@ -153,21 +153,21 @@ def flips(
                     lines.append(str(err))
                     is_same = False
                 except Exception as err:
-                    outcome, said = "CRASHED", f"{name}, bit {at}: {type(err).__name__}: {err}"
+                    outcome, message = "CRASHED", f"{name}, bit {at}: {type(err).__name__}: {err}"
                     break
             named = [line for line in lines if file.name in line or file.parent.name in line]
             if named and "\n" not in named[0]:
-                outcome, said = "noticed", named[0]
+                outcome, message = "noticed", named[0]
             elif not is_same and is_report:
                 outcome = "a report"
             elif not is_same:
-                outcome, said = "CRASHED" if lines else "UNNOTICED", f"{name}, bit {at}: {lines}"
+                outcome, message = "CRASHED" if lines else "UNNOTICED", f"{name}, bit {at}: {lines}"
                 break
-        yield file, outcome, said
+        yield file, outcome, message
 
 
 def flipped_bit(file: Path, rng: np.random.Generator, *, in_footer: bool) -> tuple[int, int]:
-    """A byte, and a bit in it, anywhere in the file or in the footer of a Parquet file."""
+    """Draw a byte and a bit in it, anywhere in the file or in the footer of a Parquet file."""
     first, size = 0, file.stat().st_size
     if in_footer and file.suffix == ".parquet":
         first = size - 8 - int.from_bytes(file.read_bytes()[-8:-4], "little")
@@ -182,7 +182,7 @@ def flip(file: Path, byte: int, bit: int) -> None:
 
 @contextlib.contextmanager
 def copied(whole: Path, copy: Path) -> Iterator[None]:
-    """The same files in another place, where a reader may write."""
+    """Copy the files to another folder, where a reader may write."""
     shutil.copytree(whole, copy)
     try:
         yield
@@ -191,8 +191,8 @@ def copied(whole: Path, copy: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[list[str]]:
-    """The warnings of this project, as they are logged."""
+def logged_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that this project logs."""
     lines: list[str] = []
 
     class Listener(logging.Handler):
@@ -214,11 +214,11 @@ def digest(*values: object) -> str:
     return made.hexdigest()
 
 
-# --- what reads a data set
+# --- readers of a data set
 
 
 def read_clips(data: Path) -> str:
-    """All that training and evaluation take."""
+    """Read all columns that training and evaluation use."""
     opened = PreparedDataset.open(str(data))
     clips = opened.clips(SPLITS)
     with FbankReader(clips) as reader:
@@ -233,7 +233,7 @@ def read_doctor(data: Path) -> str:
 
 
 def prepare_again(data: Path) -> str:
-    """A second preparation from the check on, but for its list and the clips that it would prepare."""
+    """Run a second preparation from its check on, without a list and without clips to prepare."""
     output = str(data)
     info = dataset.read_info(output)
     labels = dataset.read_labels(output, info)
@@ -255,14 +255,14 @@ DATA_READERS: dict[str, Reader] = {
 }
 
 
-# --- what reads a run
+# --- readers of a run
 
 
 def run_readers(command: Sequence[str]) -> dict[str, Reader]:
-    """`command` is that of the run; a run in another place is one of the same command there."""
+    """The readers of a run. `command` made the run; a copy in another folder is resumed by the same command there."""
 
     def resume(run: Path) -> str:
-        """The command again, up to the first batch."""
+        """Run the command again, up to the first batch."""
         claimed = train.claim(
             [str(run) if word == command[command.index("--output") + 1] else word for word in command]
         )
@@ -279,7 +279,7 @@ def run_readers(command: Sequence[str]) -> dict[str, Reader]:
         return digest(claimed.recipe, records, sums, log.epochs, unlisted if unlisted else "listed")
 
     def checkpoints(run: Path) -> str:
-        """Those that are whole; a resumed run passes over others, and says so."""
+        """Read the whole checkpoints. A resumed run skips the others with a message."""
         values: list[object] = []
         for folder in checkpoint_folders(str(run / CHECKPOINTS)):
             try:
@@ -293,7 +293,7 @@ def run_readers(command: Sequence[str]) -> dict[str, Reader]:
 
 
 def read_models(run: Path) -> str:
-    """As evaluation and export read them."""
+    """Read the models as evaluation and export do."""
     loaded = [load_model(run / name) for name in ("initial", "best", "averaged")]
     return digest(
         *(value.numpy() for model, _ in loaded for value in model.state_dict().values()),
@@ -302,7 +302,7 @@ def read_models(run: Path) -> str:
 
 
 def read_results(run: Path) -> str:
-    """What cross-validation takes from a run, and what a finished run says again."""
+    """Read what cross-validation uses of a run, and what a finished run prints again."""
     figures = crossval._figures(str(run), "map")
     with contextlib.redirect_stdout(io.StringIO()):
         fit.results(str(run))

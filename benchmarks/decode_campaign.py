@@ -1,9 +1,9 @@
-"""Files of all kinds, read by us and by FFmpeg's program: where do the two differ?
+"""Decode files of all kinds with our decoder and with FFmpeg's program, and compare the samples.
 
     python -m benchmarks.decode_campaign [--files 5000] [--first 0] [--processes 2]
 
-Prints a table by what is odd about the files, and each file whose difference no stated rule explains. With one such
-file the exit status is 1. `python -m benchmarks.decode_campaign --first 57 --files 1 --keep DIR` leaves file 57 in DIR.
+Prints a table by the kind of defect in the files, and each file whose difference no stated rule explains. If there is
+one, the exit status is 1. `python -m benchmarks.decode_campaign --first 57 --files 1 --keep DIR` keeps file 57 in DIR.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--first", type=int, default=0, help="number of the first file, which is also its seed")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--keep", help="a folder in which the files stay")
+    parser.add_argument("--keep", help="a folder where the files are kept")
     args = parser.parse_args(argv)
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     unexplained = []

@@ -1,12 +1,11 @@
-"""The most memory that the driver of a preparation takes, for a list of two million rows whose audio is a stub.
+"""Measure the peak memory of a preparation's driver, with a list of two million rows and trivial audio.
 
     python -m benchmarks.driver_memory [--rows 2000000] [--to-do 40000]
 
-Each row names one of a few WAV files of 100 samples, too short for a frame: every clip ends in the ledger, which then
-is two million rows long. Of most rows a run that was killed is said to have left the failures, as its tasks write
-them, so that this takes minutes instead of an hour; `--to-do 2000000` runs them all. The figure is the maximum resident
-set of the job's own process, shared memory included; beside it stands what it holds at the first and last line of
-progress.
+Each row names one of a few WAV files of 100 samples, too short for a frame. So every clip fails, and the failures table
+has two million rows. For most rows the benchmark writes the failures as the tasks of a killed run would, so that it
+takes minutes instead of an hour; `--to-do 2000000` runs all of them. The figure is the maximum resident set of the
+job's process, including shared memory. The resident set at the first and last line of progress is printed too.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from tests import fakes
 
 NUM_FILES, STUB_SAMPLES = 16, 100
 PART_ROWS = 8192
-"""A task of the job writes a part for each chunk of 128; here they are larger, as each waits for the disk."""
+"""Rows of a part of the failures table. A task writes 128; larger parts are faster, since each waits for the disk."""
 DRIVER = """
 import resource, sys
 from jobs.common import run_job
@@ -42,7 +41,7 @@ print(f"driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--to-do", type=int, default=40_000, help="rows that the job has to do itself")
+    parser.add_argument("--to-do", type=int, default=40_000, help="rows that the job itself prepares")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
         manifest = _manifest(Path(folder), args.rows)
@@ -52,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             assert process.stdout is not None
             driver, at_work_mb = psutil.Process(process.pid), []
             for line in process.stdout:
-                if line.startswith("done: "):  # progress: from the first chunk to the last
+                if line.startswith("done: "):  # a line of progress
                     at_work_mb.append(driver.memory_info().rss >> 20)
         failed = pq.read_metadata(f"{folder}/data/train/failures.parquet").num_rows
     print(
-        f"{args.rows:,} rows, {failed:,} of them in the ledger; {line.strip()}; "
+        f"{args.rows:,} rows, {failed:,} of them in the failures table; {line.strip()}; "
         f"{at_work_mb[0]} MB when work began, {at_work_mb[-1]} MB at its end"
     )
     return 0 if failed == args.rows and process.returncode == 0 else 1
@@ -84,7 +83,7 @@ def _manifest(folder: Path, num_rows: int) -> Path:
 
 
 def _leave_failures(output: str, manifest: Path, num_rows: int) -> None:
-    """What the tasks of a killed run wrote of the first rows."""
+    """Write the failures of the first rows, as the tasks of a killed run would have."""
     start_output(output, audioset_labels())
     rows = pq.read_table(manifest, columns=["clip_id"]).slice(0, num_rows)
     for begin in range(0, num_rows, PART_ROWS):

@@ -1,9 +1,9 @@
-"""ESC-10 from scratch beside the original's figures: accuracy on two folds, and the time it takes.
+"""Train ESC-10 from scratch: accuracy on two folds and duration, compared with the reference implementation.
 
     python -m benchmarks.esc10 --esc10 DIR [--output FOLDER] [--seed 0]
 
-The original implementation, one process on one core: 0.57 on fold 1 and 0.50 on fold 2 (mean of the last five epochs,
-± 0.055), in 889 and 856 s. Each fold is one call of jobs/train.py in a process of its own, start-up counted.
+The reference implementation, one process on one core: 0.57 on fold 1 and 0.50 on fold 2 (mean of the last five epochs,
+± 0.055), in 889 and 856 s. Each fold is one call of jobs/train.py in a separate process, including its start.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def train(fold: str, out: Path, seed: int) -> float:
 
 
 def run(job: str, *argv: str) -> float:
-    """Seconds that a job takes, in a process of its own."""
+    """Run a job in a separate process. Returns its seconds."""
     began_s = time.monotonic()
     subprocess.run([sys.executable, str(ROOT / "jobs" / job), *argv], check=True, stdout=sys.stderr)
     return time.monotonic() - began_s

@@ -1,12 +1,12 @@
-"""A fault campaign: the preparation job killed at seeded moments and run again, beside a run that nobody disturbed.
+"""Fault campaign: kill the preparation job at seeded moments, run it again, and compare with an undisturbed run.
 
     python -m benchmarks.faults [--moments 20] [--seed 0] [--clips 480] [--kinds worker node …]
 
-Each moment is a run of jobs/prepare_audioset.py over short media files made here, from a folder or from a media host on
-loopback, with a SIGKILL in it; then the same command runs until it ends well. Only the command line and the data set's
-files are used. How often a clip was worked on is seen by how often the kernel saw its media file opened, or the media
-host was asked for it. Exit status 1 if a clip is lost, doubled, different or worked on more often than the bound says,
-or if a file is left over.
+Each moment is a run of jobs/prepare_audioset.py on short generated media files, from a folder or from a media host on
+loopback, that gets a SIGKILL. Then the same command runs until it ends with status 0. The benchmark uses only the
+command line and the data set's files. It counts how often a clip was processed by how often its media file was opened,
+according to the kernel, or requested from the media host. The exit status is 1 if a clip is lost, doubled, different
+or processed more often than the bound allows, or if a file is left over.
 """
 
 import argparse
@@ -42,33 +42,33 @@ ROOT = Path(__file__).parents[1]
 CPUS = 2
 CLIP_S = 1.0
 FAILED_BESIDE = 8
-"""A task's clips that fail are in no shard: up to so many beside the largest one."""
+"""Failed clips of a task, which are in no shard: at most this many in addition to those of the largest shard."""
 
 MOST_RUNS = 6
 LONGEST_RUN_S = 300.0
 FETCHED_SHARE = 0.25
-"""Of the clips, where they are fetched: a fetch takes half a second."""
+"""Share of the clips that the fetching setting has, because a fetch takes half a second."""
 
 
 class Kind(StrEnum):
-    """Who is killed."""
+    """The process that is killed."""
 
     WORKER = "worker"
-    """A worker process of Ray, at a task where one is."""
+    """A worker process of Ray, if possible one that runs a task."""
     NODE = "node"
-    """The raylet of a second node, and with it that node's workers."""
+    """The raylet of a second node, and with it the node's workers."""
     DRIVER = "driver"
-    """The job's process alone; the next run starts at once, while what it leaves behind may still be at work."""
+    """Only the job's process. The next run starts at once, while the remaining processes may still work."""
     MACHINE = "machine"
     """All processes of the job."""
     FETCHER = "fetcher"
     """A download worker of Ray, which fetches or waits for its chunk to be prepared."""
     CHILD = "child"
-    """A process of its own in which a worker fetches or decodes one clip."""
+    """A sandbox in which a worker fetches or decodes one clip."""
 
 
 class Setting(StrEnum):
-    """Where the media are and the job runs."""
+    """The place of the media and of the job."""
 
     FOLDER = "folder"
     CLUSTER = "folder, two nodes"
@@ -76,22 +76,22 @@ class Setting(StrEnum):
 
 
 SETTINGS = {Kind.NODE: Setting.CLUSTER, Kind.FETCHER: Setting.HOST, Kind.CHILD: Setting.HOST}
-"""Of kinds that are not killed in FOLDER."""
+"""The setting of the kinds that are not killed in FOLDER."""
 
 
 class Phase(StrEnum):
-    """When. The shares of moments are in `PHASES`."""
+    """The phase of the job in which the kill happens. `PHASES` has the shares of the moments."""
 
     START = "start-up"
-    """Until the first media file is opened; the moment is a share of that time."""
+    """Until the first media file is opened. The moment is a share of that time."""
     WORK = "work"
     """The moment is a share of the media files opened."""
     END = "publishing"
-    """From the last shard on; the moment is a share of the time until dataset.json is there."""
+    """From the last shard on. The moment is a share of the time until dataset.json exists."""
 
 
 PHASES = (Phase.WORK, Phase.END, Phase.WORK, Phase.START, Phase.WORK, Phase.END)
-"""Moments take these in turns."""
+"""The moments use these in turns."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Moment:
 
 
 def moments_of(kind: Kind, count: int, rng: np.random.Generator) -> list[Moment]:
-    """Spread over each phase: one moment drawn in each of as many equal parts as the phase has moments."""
+    """Moments spread over each phase: the phase is divided into equal parts, and one moment is drawn in each."""
     phases = [PHASES[i % len(PHASES)] for i in range(count)]
     moments = []
     for phase in Phase:
@@ -118,10 +118,10 @@ def moments_of(kind: Kind, count: int, rng: np.random.Generator) -> list[Moment]
 
 
 @dataclass(frozen=True)
-class World:
-    """Two segment lists and media files of a second, some of which are of no use.
+class Inputs:
+    """Two segment lists, and media files of one second, some of which are unusable.
 
-    Some clips stand in both lists; they are refused in the second.
+    Some clips are in both lists; the second list's rows are refused.
     """
 
     lists: tuple[Path, Path]
@@ -134,7 +134,7 @@ class World:
         return [*argv, "--output", str(output)]
 
 
-def make_world(folder: Path, num_clips: int, seed: int) -> World:
+def make_inputs(folder: Path, num_clips: int, seed: int) -> Inputs:
     rng = np.random.default_rng(seed)
     mids = audioset_labels().mids
     media = folder / "media"
@@ -152,7 +152,7 @@ def make_world(folder: Path, num_clips: int, seed: int) -> World:
         elif fault == 17:
             fakes.write_media(path, np.zeros(round(CLIP_S * fakes.RATE_HZ), np.float32))
         elif fault == 27:
-            fakes.write_media(path, fakes.noise(0.3 * CLIP_S, seed=i))  # the list says more
+            fakes.write_media(path, fakes.noise(0.3 * CLIP_S, seed=i))  # shorter than in the list
         elif fault == 37:
             pass  # no file
         elif fault == 47:
@@ -161,16 +161,16 @@ def make_world(folder: Path, num_clips: int, seed: int) -> World:
             fakes.write_media(path, fakes.noise(CLIP_S, seed=seed * 1_000_003 + i))
         rows[lists[i % 5 == 0]].append(line)
         if i % 50 == 10:
-            rows[lists[0]].append(line)  # in both splits, for 10 is a multiple of 5
+            rows[lists[0]].append(line)  # in both splits, since 10 is a multiple of 5
         if i % 60 == 57:
-            rows[lists[i % 5 == 0]].append(line)  # twice in one
+            rows[lists[i % 5 == 0]].append(line)  # twice in one list
     for path, lines in rows.items():
         path.write_text("# YTID, start_seconds, end_seconds, positive_labels\n" + "\n".join(lines) + "\n")
-    return World(lists, media)
+    return Inputs(lists, media)
 
 
 class Opens:
-    """How often each media file was opened, as the kernel tells."""
+    """Counts how often each media file was opened, according to the kernel."""
 
     def __init__(self, folder: Path) -> None:
         self.count: Counter[str] = Counter()
@@ -189,7 +189,7 @@ class Opens:
                     self.count[event.name] += 1
 
     def close(self) -> Counter[str]:
-        time.sleep(0.1)  # what was opened last is told yet
+        time.sleep(0.1)  # the last events arrive
         self._ended.set()
         self._thread.join()
         self._inotify.close()
@@ -199,7 +199,7 @@ class Opens:
 
 
 class Fetches:
-    """How often yt-dlp asked the media host for each recording."""
+    """Counts how often yt-dlp requested each recording from the media host."""
 
     def __init__(self, asked: Counter[str]) -> None:
         asked.clear()
@@ -213,27 +213,27 @@ class CountingHandler(FolderHandler):
     asked: Counter[str]
 
     def answer(self, *, with_body: bool) -> None:
-        # FFmpeg, which asks for the same recording then, a varying number of times, is known by this header.
+        # FFmpeg sends this header. It requests the same recording later, a varying number of times.
         if "Icy-MetaData" not in self.headers:
             self.asked[self.path.removeprefix("/")] += 1
         super().answer(with_body=with_body)
 
 
-# --- what came out ---
+# --- results ---
 
 
 @dataclass(frozen=True)
 class Content:
-    """A data set, by `SPLIT/clip_id`."""
+    """The content of a data set, by `SPLIT/clip_id`."""
 
     clips: dict[str, tuple[Any, ...]]
-    """Labels, frames, the stored hash and the hash of the stored bytes."""
+    """Labels, number of frames, the stored hash, and the hash of the stored bytes."""
     failures: Counter[tuple[str, str]]
-    """Clip and reason."""
+    """Counts by clip and reason."""
     doubled_in_index: int
     doubled_in_shards: int
     strangers: list[str]
-    """Files that no index names."""
+    """Files that are in no index."""
     facts: dict[str, Any]
     largest_shard: int
 
@@ -242,7 +242,7 @@ class Content:
 
     @property
     def retried(self) -> set[str]:
-        """Names of clips that every run tries again."""
+        """Names of the clips that every run tries again."""
         return {clip.partition("/")[2] for clip, reason in self.failures if Reason(reason).retry}
 
 
@@ -268,18 +268,18 @@ def read_content(output: Path) -> Content:
         for row in index:
             stored = shards[row["shard"]].slice(row["row"], 1)
             fbank = stored["fbank"].combine_chunks().flatten().flatten().to_numpy()
-            (said,) = stored.drop_columns(["fbank"]).to_pylist()
-            name = f"{split}/{said['clip_id']}"
-            frames_agree = row["num_frames"] == said["num_frames"] == len(fbank) // dataset.FEATURES["num_mel_bins"]
-            if row["clip_id"] != said["clip_id"] or row["labels"] != said["labels"] or not frames_agree:
+            (in_shard,) = stored.drop_columns(["fbank"]).to_pylist()
+            name = f"{split}/{in_shard['clip_id']}"
+            frames_agree = row["num_frames"] == in_shard["num_frames"] == len(fbank) // dataset.FEATURES["num_mel_bins"]
+            if row["clip_id"] != in_shard["clip_id"] or row["labels"] != in_shard["labels"] or not frames_agree:
                 name += " (the index says otherwise)"
             digest = hashlib.blake2b(fbank.tobytes(), digest_size=8).hexdigest()
-            clips[name] = (said["labels"], said["num_frames"], said["fbank_hash"], digest)
+            clips[name] = (in_shard["labels"], in_shard["num_frames"], in_shard["fbank_hash"], digest)
         for row in dataset.read_table(dataset.failures_file(str(output), split)).to_pylist():
             failures[f"{split}/{row['clip_id']}", row["reason"]] += 1
         known |= {dataset.index_file(str(output), split), dataset.failures_file(str(output), split)}
         known |= {f"{dataset.shards_dir(str(output), split)}/{row['shard']}" for row in index}
-    # The report and the few clips that it plays are made anew at will, and are no part of the data.
+    # The report and its audio examples may be written again at any time and are no part of the data.
     files = [path for path in output.rglob("*") if path.is_file() and "report" not in path.relative_to(output).parts[0]]
     return Content(
         clips=clips,
@@ -296,7 +296,7 @@ def read_content(output: Path) -> Content:
 class Outcome:
     moment: Moment
     hit: str
-    """Who was killed; empty where the job had ended before."""
+    """The killed process; empty if the job had ended before."""
     runs: int
     lost: int
     doubled_in_index: int
@@ -304,12 +304,12 @@ class Outcome:
     orphans: list[str]
     differing: int
     twice: int
-    """Clips worked on again, beyond those that failed and are tried again by every run."""
+    """Clips that were processed again, except failed ones that every run tries again."""
     bound: int
 
     @property
     def harm(self) -> str:
-        """What must not be, in words; empty if all is well."""
+        """The faults in words; empty if there are none."""
         counts = {
             "lost": self.lost,
             "doubled in the index": self.doubled_in_index,
@@ -322,16 +322,22 @@ class Outcome:
 
 
 def compare(
-    moment: Moment, hit: str, runs: int, calm: "Calm", content: Content, opens: Counter[str], bound: int
+    moment: Moment,
+    hit: str,
+    runs: int,
+    undisturbed: "UndisturbedRun",
+    content: Content,
+    opens: Counter[str],
+    bound: int,
 ) -> Outcome:
-    wanted = calm.content
+    wanted = undisturbed.content
     common = wanted.clips.keys() & content.clips.keys()
     differing = sum(wanted.clips[clip] != content.clips[clip] for clip in common)
     differing += len(content.named() - wanted.named())
     differing += sum(((wanted.failures - content.failures) + (content.failures - wanted.failures)).values())
     differing += sum(wanted.facts[split] != content.facts.get(split) for split in wanted.facts)
     again = {
-        name: -(-(count - calm.opens[name]) // max(calm.opens[name], 1))
+        name: -(-(count - undisturbed.opens[name]) // max(undisturbed.opens[name], 1))
         for name, count in opens.items()
         if f"{Path(name).stem}_0.000" not in wanted.retried
     }
@@ -353,8 +359,8 @@ def compare(
 
 
 @dataclass(frozen=True)
-class Calm:
-    """The run that nobody disturbed, and how long its phases took."""
+class UndisturbedRun:
+    """The undisturbed run, and the duration of its phases."""
 
     content: Content
     opens: Counter[str]
@@ -366,7 +372,7 @@ class Calm:
 
 @dataclass
 class Job:
-    """The command in a process of its own."""
+    """The command in a separate process."""
 
     process: subprocess.Popen[bytes]
     began_s: float
@@ -386,7 +392,7 @@ class Job:
 
 @dataclass
 class Campaign:
-    """Worlds, their calm runs, and a cluster of two nodes or a media host where a moment wants one."""
+    """Inputs, their undisturbed runs, and a cluster of two nodes or a media host if a moment needs one."""
 
     folder: Path
     num_clips: int
@@ -397,8 +403,8 @@ class Campaign:
         self.cluster: Cluster | None = None
         self._host: str | None = None
         self._asked: Counter[str] = Counter()
-        self._worlds: dict[bool, World] = {}
-        self._calm: dict[Setting, Calm] = {}
+        self._inputs: dict[bool, Inputs] = {}
+        self._undisturbed: dict[Setting, UndisturbedRun] = {}
         self._outputs = 0
         self._left: dict[int, psutil.Process] = {}
         self._open = ExitStack()
@@ -407,23 +413,23 @@ class Campaign:
         self._end_what_is_left()
         self._open.close()
 
-    def world(self, setting: Setting) -> World:
+    def inputs(self, setting: Setting) -> Inputs:
         is_fetched = setting == Setting.HOST
-        if is_fetched not in self._worlds:
+        if is_fetched not in self._inputs:
             num_clips = round(self.num_clips * FETCHED_SHARE) if is_fetched else self.num_clips
             folder = self.folder / ("fetched" if is_fetched else "read")
-            self._worlds[is_fetched] = make_world(folder, num_clips, self.seed)
-        return self._worlds[is_fetched]
+            self._inputs[is_fetched] = make_inputs(folder, num_clips, self.seed)
+        return self._inputs[is_fetched]
 
     def trial(self, moment: Moment) -> Outcome:
-        """One kill, runs until one ends well, and the comparison."""
+        """Kill once, run until a run ends with status 0, and compare."""
         setting = SETTINGS.get(moment.kind, Setting.FOLDER)
-        calm = self.calm(setting)
+        undisturbed = self.undisturbed(setting)
         output = self._new_output()
         opens = self._count_work(setting)
         try:
             job = self._start(output, setting)
-            hit = self._disturb(job, moment, calm, output, opens)
+            hit = self._disturb(job, moment, undisturbed, output, opens)
             status = self._wait(job)
             runs = 1
             while status:
@@ -436,25 +442,25 @@ class Campaign:
             self._end_what_is_left()
             if setting == Setting.CLUSTER and self.cluster:
                 self._replace_second_node(self.cluster)
-        # A node takes with it the clips under way and what its last task has said but the driver not heard yet.
+        # With a node, the clips in progress are lost, and results that have not reached the driver yet.
         at_work = 1 if moment.kind in (Kind.WORKER, Kind.FETCHER) else CPUS
-        bound = 1 if moment.kind == Kind.CHILD else at_work * (calm.content.largest_shard + FAILED_BESIDE)
+        bound = 1 if moment.kind == Kind.CHILD else at_work * (undisturbed.content.largest_shard + FAILED_BESIDE)
         if not hit:
             bound = 0
-        return compare(moment, hit, runs, calm, read_content(output), counted, bound)
+        return compare(moment, hit, runs, undisturbed, read_content(output), counted, bound)
 
-    def calm(self, setting: Setting) -> Calm:
-        if setting not in self._calm:
-            self._calm[setting] = self._run_calm(setting)
-        return self._calm[setting]
+    def undisturbed(self, setting: Setting) -> UndisturbedRun:
+        if setting not in self._undisturbed:
+            self._undisturbed[setting] = self._run_undisturbed(setting)
+        return self._undisturbed[setting]
 
-    def _run_calm(self, setting: Setting) -> Calm:
-        world = self.world(setting)
+    def _run_undisturbed(self, setting: Setting) -> UndisturbedRun:
+        inputs = self.inputs(setting)
         if setting == Setting.CLUSTER:
             self.cluster = start_cluster(self.ray_folder / "cluster")
             self._open.callback(self.cluster.shutdown)
         if setting == Setting.HOST:
-            handler = type("Handler", (CountingHandler,), {"folder": world.media, "asked": self._asked})
+            handler = type("Handler", (CountingHandler,), {"folder": inputs.media, "asked": self._asked})
             self._host = self._open.enter_context(serving(handler))
         output = self._new_output()
         opens = self._count_work(setting)
@@ -471,10 +477,10 @@ class Campaign:
         last_shard = max(path.stat().st_mtime for path in output.glob("*/shards/*.parquet"))
         num_shards = len(list(output.glob("*/shards/*.parquet")))
         end_s = (output / "dataset.json").stat().st_mtime - last_shard
-        return Calm(read_content(output), counted, num_shards, start_s, end_s, whole_s)
+        return UndisturbedRun(read_content(output), counted, num_shards, start_s, end_s, whole_s)
 
     def _count_work(self, setting: Setting) -> Opens | Fetches:
-        return Fetches(self._asked) if setting == Setting.HOST else Opens(self.world(setting).media)
+        return Fetches(self._asked) if setting == Setting.HOST else Opens(self.inputs(setting).media)
 
     def _new_output(self) -> Path:
         self._outputs += 1
@@ -483,7 +489,7 @@ class Campaign:
     def _start(self, output: Path, setting: Setting) -> Job:
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.ray_folder)}
-        argv = self.world(setting).command(
+        argv = self.inputs(setting).command(
             output,
             address=self.cluster.address if setting == Setting.CLUSTER and self.cluster else None,
             host=self._host if setting == Setting.HOST else None,
@@ -493,7 +499,7 @@ class Campaign:
         return Job(process, time.monotonic())
 
     def _wait(self, job: Job) -> int:
-        """The job's status. One that hangs is ended, as its user would."""
+        """The job's status. A job that hangs is killed."""
         while job.process.poll() is None:
             job.descendants()
             if job.elapsed_s() > LONGEST_RUN_S:
@@ -505,12 +511,14 @@ class Campaign:
         self._left |= job.seen
         return job.process.wait()
 
-    def _disturb(self, job: Job, moment: Moment, calm: Calm, output: Path, opens: Opens | Fetches) -> str:
-        """Wait for the moment and kill; who it was, or nothing where the job was quicker."""
-        while job.process.poll() is None and not _has_come(moment, job, calm, output, opens):
+    def _disturb(
+        self, job: Job, moment: Moment, undisturbed: UndisturbedRun, output: Path, opens: Opens | Fetches
+    ) -> str:
+        """Wait for the moment and kill. Returns what was killed, or "" if the job ended before."""
+        while job.process.poll() is None and not _has_come(moment, job, undisturbed, output, opens):
             time.sleep(0.002)
         if moment.phase == Phase.END:
-            time.sleep(moment.share * calm.end_s)
+            time.sleep(moment.share * undisturbed.end_s)
         while job.process.poll() is None:
             hit = self._kill(job, moment)
             if hit:
@@ -527,12 +535,12 @@ class Campaign:
         descendants = job.descendants()
         if moment.kind in (Kind.WORKER, Kind.FETCHER, Kind.CHILD):
             if moment.kind == Kind.WORKER:
-                # One that decodes, where there is one: of the others little is lost.
+                # Prefer one that decodes, since killing the others loses little.
                 found = sorted(ray_workers(descendants), key=lambda pair: "Stages" not in pair[0])[:1]
             elif moment.kind == Kind.FETCHER:
                 found = [pair for pair in ray_workers(descendants) if "FetchAndPrepare" in pair[0]]
             else:
-                found = list(isolated_children(descendants))
+                found = list(sandboxes(descendants))
             if not found:
                 return ""
             name, process = found[int(moment.share * len(found))]
@@ -551,7 +559,7 @@ class Campaign:
         return moment.kind.value
 
     def _end_what_is_left(self) -> None:
-        """Ray ends its processes after their driver; those that are slow to do so would take the next run's time."""
+        """End Ray's remaining processes, which would slow down the next run. Ray ends them after their driver."""
         _, alive = psutil.wait_procs(list(self._left.values()), timeout=3)
         for each in alive:
             each.kill()
@@ -564,8 +572,8 @@ class Campaign:
 
 
 def start_cluster(folder: Path, num_nodes: int = 2) -> Cluster:
-    """Nodes of one CPU on this machine."""
-    # A dead node is noticed after 1.5 s instead of 15, which is all that the wait would be.
+    """Start nodes of one CPU each on this machine."""
+    # Ray then notices a dead node after 1.5 s instead of 15 s.
     noticing = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
     node: dict[str, Any] = {"num_cpus": 1, "temp_dir": str(folder)}
     cluster = Cluster(head_node_args=node | {"_system_config": noticing}, initialize_head=True)
@@ -574,16 +582,16 @@ def start_cluster(folder: Path, num_nodes: int = 2) -> Cluster:
     return cluster
 
 
-def _has_come(moment: Moment, job: Job, calm: Calm, output: Path, opens: Opens | Fetches) -> bool:
+def _has_come(moment: Moment, job: Job, undisturbed: UndisturbedRun, output: Path, opens: Opens | Fetches) -> bool:
     if moment.phase == Phase.START:
-        return job.elapsed_s() >= moment.share * calm.start_s
+        return job.elapsed_s() >= moment.share * undisturbed.start_s
     if moment.phase == Phase.WORK:
-        return len(opens.count) >= moment.share * len(calm.opens)
-    return len(list(output.glob("*/shards/*.parquet"))) >= calm.num_shards
+        return len(opens.count) >= moment.share * len(undisturbed.opens)
+    return len(list(output.glob("*/shards/*.parquet"))) >= undisturbed.num_shards
 
 
 def ray_workers(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
-    """Ray's workers and what they are at; not the raylet's own agents, nor what a worker has started."""
+    """Ray's workers and what they do, without the raylet's agents and the processes that workers start."""
     for each in descendants:
         try:
             name, parent = (each.cmdline() or [""])[0], each.parent()
@@ -594,8 +602,8 @@ def ray_workers(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, ps
             continue
 
 
-def isolated_children(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
-    """Processes of `pipeline.prepare.sandbox` and what they are for."""
+def sandboxes(descendants: Sequence[psutil.Process]) -> Iterator[tuple[str, psutil.Process]]:
+    """Processes of `pipeline.prepare.sandbox` and their purpose."""
     for each in descendants:
         try:
             command = each.cmdline()
@@ -628,7 +636,7 @@ def row_of(kind: Kind, outcomes: Sequence[Outcome]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=20, help="of each kind (default 20)")
+    parser.add_argument("--moments", type=int, default=20, help="moments of each kind (default 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=480)
     parser.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), default=list(Kind))
@@ -641,16 +649,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             for moment in moments_of(kind, args.moments, rng):
                 outcome = made.trial(moment)
                 outcomes[kind].append(outcome)
-                said = f"killed {outcome.hit}" if outcome.hit else "ended before"
-                said += f", {outcome.runs} runs, {outcome.twice} clips done twice"
-                print(f"{moment}: {said}. {outcome.harm or 'all well'} {' '.join(outcome.orphans)}", file=sys.stderr)
-        calms = {setting: made.calm(setting) for setting in {SETTINGS.get(kind, Setting.FOLDER) for kind in args.kinds}}
-    for setting, calm in calms.items():
-        content = calm.content
+                text = f"killed {outcome.hit}" if outcome.hit else "ended before"
+                text += f", {outcome.runs} runs, {outcome.twice} clips done twice"
+                print(f"{moment}: {text}. {outcome.harm or 'all well'} {' '.join(outcome.orphans)}", file=sys.stderr)
+        undisturbed_runs = {
+            setting: made.undisturbed(setting)
+            for setting in {SETTINGS.get(kind, Setting.FOLDER) for kind in args.kinds}
+        }
+    for setting, undisturbed in undisturbed_runs.items():
+        content = undisturbed.content
         print(
             f"{setting}: {len(content.clips)} clips and {content.failures.total()} failures "
-            f"in {calm.num_shards} shards, seed {args.seed}; undisturbed {calm.whole_s:.0f} s, "
-            f"publishing {calm.end_s:.1f} s of them"
+            f"in {undisturbed.num_shards} shards, seed {args.seed}; undisturbed {undisturbed.whole_s:.0f} s, "
+            f"publishing {undisturbed.end_s:.1f} s of them"
         )
     print(
         "\n| killed | moments | most runs | lost | doubled in index | doubled in shards | left over | differing |",

@@ -1,4 +1,4 @@
-"""Log-mel of 10 s clips on one CPU core: torchaudio's, ours clip by clip, and ours in a batch.
+"""Measure fbanks of 10 s clips on one CPU core: torchaudio's, ours clip by clip, and ours in a batch.
 
 python -m benchmarks.fbank
 """
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def kaldi(clip: Tensor) -> Tensor:
-    """The original's call."""
+    """The fbank as the reference implementation calls it."""
     return torchaudio.compliance.kaldi.fbank(
         clip.unsqueeze(0),
         sample_frequency=SAMPLE_RATE_HZ,
@@ -48,7 +48,7 @@ def kaldi(clip: Tensor) -> Tensor:
 
 
 def fastest_ms(work: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of CPU time of the fastest call of each, taken in turns, after one to warm up."""
+    """CPU milliseconds of the fastest call of each. They take turns, after one warm-up call."""
     fastest = dict.fromkeys(work, float("inf"))
     for repeat in range(1 + REPEATS):
         for name, call in work.items():

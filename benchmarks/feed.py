@@ -1,12 +1,13 @@
-"""What feeding the training costs: clips a second of one core's time, beside the original's way, in one run.
+"""Measure the feed: clips per second of one core's time, compared with the reference implementation's data loader.
 
     python -m benchmarks.feed [--clips 10000] [--ray]
 
-The original reads a WAV, mixes half of the clips with a second WAV, computes torchaudio's fbank and applies
-SpecAugment, for each clip anew. Ours reads shards. Runs on a machine without Ray; --ray adds Ray Data reading the same
-shards in the order in which they lie, each clip once and without partners, which is less than training asks for.
+For each clip, the reference implementation reads a WAV, mixes half of the clips with a second WAV, computes
+torchaudio's fbank and applies SpecAugment. Ours reads shards. The benchmark does not need Ray. --ray adds Ray Data,
+which reads the same shards in their order, each clip once and without partners; training needs more than this.
 
-Also how well the order is shuffled: the correlation of labels at distances in the order, beside an ideal shuffle.
+It also measures how well the order is shuffled: the correlation of labels at several distances in the order, compared
+with an ideal shuffle.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from pipeline.train.data.sampling import GROUPS_PER_SHUFFLE_WINDOW, epoch_order
 
 CLIP_S, NUM_FRAMES, NUM_SOUNDS, NUM_CLASSES, CLIPS_A_SHARD = 10, 1024, 64, 527, 128
 RECIPE = Recipe(model_size="tiny224", imagenet_pretrain=False, batch_size=12)
-"""Mixes half of the clips, freqm 48, timem 192, as all of AudioSet's."""
+"""Mixes half of the clips; freqm 48 and timem 192, as in the recipes of AudioSet."""
 
 NORM = Norm(RECIPE.dataset_mean, RECIPE.dataset_std)
 CPU = torch.device("cpu")
@@ -45,10 +46,10 @@ CPU = torch.device("cpu")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--clips", type=int, default=10_000, help="in the shards, twice what the feed holds; a pass draws as many"
+        "--clips", type=int, default=10_000, help="clips in the shards, twice what the feed holds; a pass draws as many"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of all ways in turns, of which the fastest counts")
-    parser.add_argument("--ray", action="store_true", help="also Ray Data, which must be installed")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all variants in turns; the fastest one counts")
+    parser.add_argument("--ray", action="store_true", help="also measure Ray Data, which must be installed")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
@@ -76,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rate(run: Callable[[], int]) -> tuple[float, float]:
-    """Clips by second of CPU time, all threads together, and by second on the clock."""
+    """Clips per second of CPU time of all threads, and per second of wall time."""
     cpu_s, clock_s = time.process_time(), time.perf_counter()
     num_clips = run()
     return num_clips / (time.process_time() - cpu_s), num_clips / (time.perf_counter() - clock_s)
 
 
 def sound(seed: int) -> np.ndarray:
-    """Ten seconds of noise under a spectrum and a loudness that wander: fbanks of it compress as recordings' do."""
+    """Ten seconds of noise with varying spectrum and loudness, whose fbanks compress like those of recordings."""
     rng = np.random.default_rng(seed)
     spectrum = np.fft.rfft(rng.standard_normal(CLIP_S * SAMPLE_RATE_HZ))
     spectrum /= 1 + np.arange(len(spectrum)) / rng.uniform(500, 20_000)
@@ -104,7 +105,7 @@ def _write_wavs(folder: Path, sounds: Sequence[np.ndarray]) -> list[str]:
 
 
 def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> Clips:
-    """Shards of these fbanks in turns, with labels and weights drawn."""
+    """Write shards that repeat these fbanks, with random labels and sample weights."""
     rng = np.random.default_rng(0)
     begins = range(0, num_clips, CLIPS_A_SHARD)
     shards = [str(folder / f"{begin}.parquet") for begin in begins]
@@ -140,7 +141,7 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
 
 
 def _originals(files: Sequence[str], num_clips: int) -> int:
-    """The way of the original's data loader, from its description; its WAV reading is at least as dear."""
+    """The reference implementation's data loader, from its description. Its WAV reading costs at least as much."""
     rng = np.random.default_rng(0)
     freq_mask = torchaudio.transforms.FrequencyMasking(RECIPE.freqm)
     time_mask = torchaudio.transforms.TimeMasking(RECIPE.timem)
@@ -189,7 +190,7 @@ def _feed(clips: Clips, *, augmented: bool) -> int:
 
 
 def _ray_rate(clips: Clips) -> tuple[float, float]:
-    """The same figures of Ray Data; the CPU time is that of its workers and of this process."""
+    """The figures of `_rate` for Ray Data. The CPU time is that of its workers and of this process."""
     import ray
 
     from benchmarks.prepare import Spent
@@ -207,7 +208,7 @@ def _ray_rate(clips: Clips) -> tuple[float, float]:
 
 
 def _say_shuffle(num_clips: int = 20_000, num_epochs: int = 10) -> None:
-    """Clips lie by class, the worst that can be, and in no order, as AudioSet's do."""
+    """Print the quality of the shuffle for clips stored by class, which is the worst case, and in no order."""
     row_group = np.arange(num_clips) // dataset.ROW_GROUP_CLIPS
     usual = partial(epoch_order, seed=0, num_clips=num_clips, weight=None, mixup=0.0, mixup_beta=10.0)
     orders = [usual(epoch=e, row_group=row_group).clip for e in range(num_epochs)]

@@ -1,10 +1,10 @@
-"""Whether the memory of a training worker's feed is flat over a long run on many clips.
+"""Check that the memory of a training worker's feed does not grow in a long run on many clips.
 
     python -m benchmarks.feed_memory [--clips 200000] [--batches N]
 
-The clips are short, so that what grows with their number is not hidden behind what the feed holds of them. Epoch after
-epoch is drawn by weight, half of the clips mixed, in a process of its own that does nothing else, and its resident set
-is looked at a thousand times. Exit status 1 if it grows by more than 5 % after the first tenth. Runs without Ray.
+The clips are short, so that the feed's buffers do not hide memory that grows with the number of clips. A separate
+process draws epochs with sample weights and mixup of half of the clips. Its resident set is read a thousand times. The
+exit status is 1 if it grows by more than 5 % after the first tenth. Runs without Ray.
 """
 
 import argparse
@@ -45,22 +45,22 @@ MOST_GROWTH = 0.05
 
 @dataclass(frozen=True)
 class Watched:
-    """What a run over the feed saw of its own process."""
+    """Samples of the memory of a process that runs the feed."""
 
     duration_s: float
     num_batches: np.ndarray
-    """`[samples]`: how many it had read when it looked."""
+    """`[samples]`: number of batches read at each sample."""
     rss_mb: np.ndarray
-    """`[samples]`"""
+    """`[samples]`: resident set in MB."""
     max_rss_mb: float
 
     def median_mb(self, begin: float, end: float) -> float:
-        """Of the samples between two shares of the run."""
+        """Median of the samples between two shares of the run."""
         share = self.num_batches / self.num_batches[-1]
         return float(np.median(self.rss_mb[(begin <= share) & (share <= end)]))
 
     def slope_mb_a_batch(self, begin: float) -> float:
-        """Of the straight line through the samples from a share of the run on."""
+        """Slope of the straight line through the samples after a share of the run."""
         late = self.num_batches >= begin * self.num_batches[-1]
         return float(np.polyfit(self.num_batches[late], self.rss_mb[late], 1)[0])
 
@@ -68,7 +68,7 @@ class Watched:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=200_000)
-    parser.add_argument("--batches", type=int, help=f"of {RECIPE.batch_size} clips (default: {NUM_EPOCHS} epochs)")
+    parser.add_argument("--batches", type=int, help=f"of {RECIPE.batch_size} clips each (default: {NUM_EPOCHS} epochs)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
         rng = np.random.default_rng(0)

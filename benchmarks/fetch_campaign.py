@@ -1,10 +1,10 @@
-"""Sections fetched from a host that misbehaves, against the same sections of the file on disk.
+"""Fetch sections from a host that misbehaves, and compare them with the same sections of the file on disk.
 
     python -m benchmarks.fetch_campaign [--containers wav mp3 …] [--turns 1 2 3 4] [--every N] [--seed 0]
 
-Every container × every misbehaviour, at each of the first requests in turn and at all of them, through yt-dlp's client
-and our own reader of HTTP. A section is right (equal to the bit), has a reason, or is WRONG: other samples, or a reason
-that blames the clip for good. Exit status 1 if one is wrong.
+The campaign tries every container with every misbehaviour, at each of the first requests in turn and at all of them,
+through yt-dlp's client and our own HTTP reader. A section is right (equal to the bit), has a reason, or is WRONG: it
+has other samples, or a permanent reason that blames the clip. The exit status is 1 if one is wrong.
 """
 
 import argparse
@@ -36,17 +36,17 @@ MISBEHAVIOURS = (
     *("wrongrange", "lyingrange", "fromstart", "wrongheader", "wrongtotal", "norangeheader", "otherfile"),
     *("404", "416", "429", "503"),
 )
-"""The names that `tests.bad_host` gives them."""
+"""Misbehaviours, by their names in `tests.bad_host`."""
 
 PASSING = {Reason.NETWORK, Reason.TRUNCATED, Reason.THROTTLED, Reason.SETUP, Reason.TIMEOUT}
-"""Reasons for which the clip is tried again."""
+"""Temporary reasons: the next run tries the clip again."""
 
 FINAL = {
     "404": {Reason.UNAVAILABLE},
     "empty": {Reason.NOT_AUDIO},
     "otherfile": {Reason.NOT_AUDIO},
 }
-"""Reasons that a host which does this is taken at its word for."""
+"""Reasons that are right for these misbehaviours, because the host says so."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Case:
     kind: str
     misbehaviour: str
     turn: int
-    """The request at which it happens; 0: at each."""
+    """Number of the request at which it happens; 0 is every request."""
 
     @property
     def path(self) -> str:
@@ -66,7 +66,7 @@ def cases(kinds: Sequence[str], turns: Sequence[int]) -> Iterator[Case]:
 
 
 def outcome(host: BadHost, case: Case, expected: np.ndarray | Reason) -> str:
-    """`right`, a reason, or what is wrong."""
+    """The outcome of one fetch: `right`, a reason, or what is wrong."""
     try:
         got = fetch_with_ytdlp(f"{host.url}/{case.path}", START_S, DURATION_S, settings=SETTINGS)
     except ClipError as err:
@@ -74,7 +74,7 @@ def outcome(host: BadHost, case: Case, expected: np.ndarray | Reason) -> str:
             PASSING | FINAL.get(case.misbehaviour, set()) | ({expected} if isinstance(expected, Reason) else set())
         )
         return str(err.reason) if err.reason in allowed else f"WRONG: {err}"
-    except Exception as err:  # a child of a job would end as `unforeseen`
+    except Exception as err:  # in a job, the reason would be `unforeseen`
         return f"unforeseen: {type(err).__name__}: {err}"
     if isinstance(expected, np.ndarray) and np.array_equal(got, expected):
         return "right"
@@ -92,7 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--containers", nargs="+", default=list(CONTAINERS), choices=list(CONTAINERS))
     parser.add_argument("--turns", nargs="*", type=int, default=[1, 2, 3, 4])
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="a seeded choice of one case in N")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take one case in N, drawn with the seed")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     chosen = list(cases(args.containers, args.turns))
@@ -106,10 +106,10 @@ def main() -> int:
         with BadHost(folder, stall_s=STALL_S) as elsewhere, BadHost(folder, STALL_S) as host:
             host.elsewhere = f"{elsewhere.url}/good"
             for case in sorted(chosen, key=lambda case: case.path):
-                said = outcome(host, case, expected[case.kind])
-                counts[case.kind][said.partition(":")[0]] += 1
-                if said.startswith(("WRONG", "unforeseen")):
-                    wrong.append(f"{case.path}: {said}")
+                result = outcome(host, case, expected[case.kind])
+                counts[case.kind][result.partition(":")[0]] += 1
+                if result.startswith(("WRONG", "unforeseen")):
+                    wrong.append(f"{case.path}: {result}")
     print(f"| container | {' | '.join(names := sorted({name for count in counts.values() for name in count}))} |")
     print(f"|---|{'---|' * len(names)}")
     for kind, count in counts.items():

@@ -1,8 +1,8 @@
-"""How far what runs here is from what was published: the fidelity table of RESULTS.md.
+"""Measure the deviations from the published method: the fidelity table of RESULTS.md.
 
     python -m benchmarks.fidelity
 
-Wants the original's figures in ../shared/fixtures and the official lists in ../shared/data; takes about a minute.
+Needs the reference figures in ../shared/fixtures and the official lists in ../shared/data. Takes about a minute.
 """
 
 import csv
@@ -90,7 +90,7 @@ def mixup() -> Iterator[Row]:
 
 
 def chance() -> Iterator[Row]:
-    """p-values against the original's distributions: uniform between 0 and 1 where ours are the same."""
+    """p-values against the reference distributions. They are uniform between 0 and 1 if ours are equal."""
     drawn = draw((0,), 50_000, num_frames=1024, num_mel_bins=128, freqm=48, timem=192, noise=True)
     widths = [np.bincount(width, minlength=n) for width, n in ((drawn.freq_width, 48), (drawn.time_width, 192))]
     p = ", ".join(f"{stats.chisquare(counts).pvalue:.2f}" for counts in widths)
@@ -151,7 +151,7 @@ def network() -> Iterator[Row]:
 
 
 def starts() -> Iterator[Row]:
-    """Positional embeddings on other grids, of the channels that the reference holds, and the patch projection."""
+    """Position embeddings on other grids, for the channels in the reference figures, and the patch projection."""
     described, figures = reference.described(), reference.figures("ast_reference")
     worst = {"deit": 0.0, "as": 0.0}
     for i, case in enumerate(described["deit_adaptation"]):
@@ -188,7 +188,7 @@ def case_model(case: dict) -> ASTModel:
 
 
 def round_trip() -> Iterator[Row]:
-    """Original → ours → Hugging Face → ours → original, the unused image heads aside, and logits at each stop."""
+    """Weights without image heads: reference → ours → Hugging Face → ours → reference; logits of each format."""
     labels = LabelVocabulary.from_names("abcde")
     config = ModelConfig(small.recipe(), small.NORM, labels)
     drawn = reference.draw_all(reference.original_shapes(small.model()), "round trip")

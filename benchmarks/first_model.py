@@ -1,9 +1,9 @@
-"""README's five lines, typed as printed: training clips that the model is right on, by seed and sounds.
+"""Run the README's five lines as printed, and count the training clips with correct classes, by seed and sounds.
 
     python -m benchmarks.first_model [--seeds 0 1 2] [TRAIN OPTION …]
 
-A clip is right if its own classes, and no others, score above 0.5. Sounds are ESC-10's recordings, where they are at
-hand, and synthesized tones in noise. Further options go to jobs/train.py after the printed ones.
+A clip is right if exactly its own classes score above 0.5. The sounds are ESC-10's recordings, if they exist, and
+synthesised tones in noise. Further options are passed to jobs/train.py after the printed ones.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def score(folder: Path, checkpoint: str) -> int:
-    """Training clips that a model is right on."""
+    """Number of training clips that the model classifies correctly."""
     table = f"{checkpoint}.parquet".replace("/", "-")
     options = ["--checkpoint", checkpoint, "--data", "mine", "--split", "train", "--bootstrap", "0", "--scores", table]
     type_command("python jobs/evaluate.py", folder, *options)

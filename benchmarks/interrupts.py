@@ -1,10 +1,10 @@
-"""Ctrl-C at random moments of each job: how long it takes to end, what it prints, and whether the next run ends right.
+"""Press Ctrl-C at random moments of each job: how long the job takes to end, what it prints, and the next run's result.
 
     python -m benchmarks.interrupts --presses 60
 
 Each press is a SIGINT to the process group of a command, as a terminal sends it, at a random moment between its start
-and its usual end; every third is pressed twice. After some of them the same command runs to its end, and its result is
-held against that of an undisturbed run. A run that fails is a fault, and the campaign goes on.
+and its usual end. Every third one is sent twice. After some presses the same command runs to its end, and its result is
+compared with that of an undisturbed run. A run that fails is a fault, and the campaign continues.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from pipeline import dataset
 JOBS = ("prepare", "train", "train in process", "evaluate")
 LIMIT_S = 10.0
 SETTLE_S = 3.0
-"""After the end of a command, before its processes are counted."""
+"""Wait after the end of a command before its remaining processes are counted."""
 RUN_S = 600.0
-"""How long a command may take at all."""
+"""Time limit of a command."""
 PROGRESS = re.compile(r".*(epoch \d|wa_|warning: )")
 
 
@@ -51,16 +51,16 @@ class Tally:
 @dataclass(frozen=True)
 class Ended:
     seconds: float | None
-    """From the press; None where the command had ended before."""
+    """Seconds from the press to the end; None if the command had ended before."""
     status: int
-    said: str
-    """On standard error."""
+    stderr: str
+    """What the command printed to standard error."""
     left: list[str]
-    """Names of processes that outlive it."""
+    """Names of the processes that outlived it."""
 
 
 @dataclass(frozen=True)
-class World:
+class Inputs:
     folder: Path
 
     def make(self, num_clips: int) -> None:
@@ -75,11 +75,11 @@ class World:
         (self.folder / "list.csv").write_text("\n".join(rows))
 
     def command(self, job: str, output: Path) -> list[str]:
-        data = self.folder / "calm prepare"
+        data = self.folder / "undisturbed prepare"
         if job == "prepare":
             words = ["prepare_audioset", "--manifest", str(self.folder / "list.csv"), "--output", str(output)]
         elif job == "evaluate":
-            run = str(self.folder / "calm train" / "best")
+            run = str(self.folder / "undisturbed train" / "best")
             words = [
                 "evaluate",
                 "--checkpoint",
@@ -122,7 +122,7 @@ class World:
 
 
 def run_to_end(command: list[str]) -> None:
-    """Raises RuntimeError, with what the command said on standard error, where it fails or does not end."""
+    """Run a command. Raises RuntimeError with its standard error if it fails or does not end."""
     try:
         ended = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=RUN_S, check=False
@@ -180,15 +180,15 @@ def _name_of_running(process: psutil.Process) -> str | None:
 
 
 def faults_of(ended: Ended) -> list[str]:
-    if ended.seconds is None:  # the press would have come too late
-        return [] if ended.status == 0 else [f"status {ended.status} before it was pressed: {ended.said}"]
-    others = [line for line in ended.said.splitlines() if not PROGRESS.match(line)]
-    is_stopped = STOPPED in ended.said
+    if ended.seconds is None:  # it ended before the press
+        return [] if ended.status == 0 else [f"status {ended.status} before it was pressed: {ended.stderr}"]
+    others = [line for line in ended.stderr.splitlines() if not PROGRESS.match(line)]
+    is_stopped = STOPPED in ended.stderr
     wrong = {
         f"{ended.seconds:.1f} s": ended.seconds > LIMIT_S,
-        f"status {ended.status}: {ended.said}": ended.status != (130 if is_stopped else 0),
+        f"status {ended.status}: {ended.stderr}": ended.status != (130 if is_stopped else 0),
         f"lines {others}": others != [STOPPED] * is_stopped,
-        f"lines after the last: {ended.said}": is_stopped and ended.said.splitlines()[-1] != STOPPED,
+        f"lines after the last: {ended.stderr}": is_stopped and ended.stderr.splitlines()[-1] != STOPPED,
         f"left {ended.left}": bool(ended.left),
     }
     return [what for what, is_so in wrong.items() if is_so]
@@ -198,34 +198,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presses", type=int, default=60)
     parser.add_argument("--clips", type=int, default=128)
-    parser.add_argument("--go-on-every", type=int, default=1, metavar="N", help="run again after every Nth press")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="commands at a time")
-    parser.add_argument("--minutes", type=float, default=1e6, help="press no more after so long")
+    parser.add_argument(
+        "--go-on-every", type=int, default=1, metavar="N", help="resume the command after every Nth press"
+    )
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="number of commands at a time")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop pressing after this time")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     rng, began_s, say = np.random.default_rng(args.seed), time.monotonic(), threading.Lock()
     with tempfile.TemporaryDirectory(prefix="ast-stop-") as name, ThreadPoolExecutor(args.at_once) as pool:
-        world = World(Path(name))
-        world.make(args.clips)
-        usual_s, calm, tallies = {}, {}, {job: Tally() for job in JOBS}
+        inputs = Inputs(Path(name))
+        inputs.make(args.clips)
+        usual_s, undisturbed, tallies = {}, {}, {job: Tally() for job in JOBS}
         for job in JOBS:
-            output, job_began_s = world.folder / f"calm {job}", time.monotonic()
-            run_to_end(world.command(job, output))
-            usual_s[job], calm[job] = time.monotonic() - job_began_s, world.result(job, output)
+            output, job_began_s = inputs.folder / f"undisturbed {job}", time.monotonic()
+            run_to_end(inputs.command(job, output))
+            usual_s[job], undisturbed[job] = time.monotonic() - job_began_s, inputs.result(job, output)
             print(f"{job}: {usual_s[job]:.0f} s undisturbed", flush=True)
 
         def one(number: int, moment: float) -> None:
             if time.monotonic() - began_s > 60 * args.minutes:
                 return
             job, goes_on = JOBS[number % len(JOBS)], number // len(JOBS) % args.go_on_every == 0
-            output, after_s = world.folder / f"out{number}", 0.3 + moment * usual_s[job]
-            command = world.command(job, output)
+            output, after_s = inputs.folder / f"out{number}", 0.3 + moment * usual_s[job]
+            command = inputs.command(job, output)
             ended = press(command, after_s, twice=number % 3 == 2)
             faults = faults_of(ended)
             if goes_on:
                 try:
                     run_to_end(command)
-                    if world.result(job, output) != calm[job]:
+                    if inputs.result(job, output) != undisturbed[job]:
                         faults.append("the next run's result differs")
                 except (RuntimeError, OSError) as err:
                     faults.append(f"the next run failed: {err}")
@@ -235,10 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 tally.gone_on += goes_on
                 tally.ended_before += ended.seconds is None
                 tally.seconds += [] if ended.seconds is None else [ended.seconds]
-                tally.faults += (told := [f"{number + 1} {job} after {after_s:.1f} s: {fault}" for fault in faults])
+                tally.faults += (found := [f"{number + 1} {job} after {after_s:.1f} s: {fault}" for fault in faults])
                 took = "had ended" if ended.seconds is None else f"{ended.seconds:.1f} s"
                 print(f"{number + 1:3} {job} after {after_s:.1f} s: {took}, status {ended.status}", flush=True)
-                print("".join(f"FAULT {line}\n" for line in told), end="", flush=True)
+                print("".join(f"FAULT {line}\n" for line in found), end="", flush=True)
 
         list(pool.map(one, range(args.presses), rng.random(args.presses)))
     print(f"\nload {os.getloadavg()[0]:.0f}\n")

@@ -1,9 +1,9 @@
-"""A fuzz of lists: seeded mutations of valid lists of each kind, each read by the sources and by an independent reader.
+"""Fuzz the sources: read seeded mutations of valid lists of each kind with the sources and an independent reader.
 
     python -m benchmarks.list_fuzz [--mutations 2000] [--seed 0] [--kinds segments labels …]
 
-Prints a table: lists that were accepted, with the clips and the refused rows in them, lists that were refused as a
-whole, and faults, where the two readers disagree. Exit status 1 if there is a fault.
+Prints a table: accepted lists, with their clips and refused rows, lists that were refused as a whole, and faults, which
+are disagreements of the two readers. The exit status is 1 if there is a fault.
 """
 
 import argparse
@@ -18,8 +18,10 @@ from tests.list_fuzz import KINDS, Trial, trial
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutations", type=int, default=2000, metavar="N", help="of each kind (default 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first (default 0)")
+    parser.add_argument(
+        "--mutations", type=int, default=2000, metavar="N", help="mutations of each kind (default 2000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first mutation (default 0)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     args = parser.parse_args(argv)
     print("| kind | lists | accepted | clips in them | rows refused in them | refused as a whole | faults | s |")

@@ -1,4 +1,4 @@
-"""Metrics of an evaluation as large as AudioSet's, and the mAP's bootstrap interval, on one CPU core.
+"""Measure the metrics of an evaluation of AudioSet's size, and the bootstrap interval of mAP, on one CPU core.
 
 python -m benchmarks.metrics
 """

@@ -1,16 +1,15 @@
-"""Whether a list sorted by class trains as a shuffled one: pairs of one class in the training order, and ESC-10.
+"""Check that a list sorted by class trains like a shuffled one: pairs of a class in the training order, and ESC-10.
 
     python -m benchmarks.order [--esc10 DIR] [--seeds 3]
 
-The first table has the share of pairs of samples, so far apart in an epoch, that have a label in common, as
-`pipeline.prepare.output.order`, chunks, row groups and `pipeline.train.data.sampling` arrange them; no audio is needed
-for that.
-`ideal` is the share among all pairs of the list. `list's order` is what shards in the order of the list would give.
-Rows of Parquet archives are not put anywhere, as reading one reads its row group: a table for sizes of row groups.
+The first table has the share of pairs of samples with a common label, by their distance in an epoch. The order is that
+of `pipeline.prepare.output.order`, chunks, row groups and `pipeline.train.data.sampling`; this needs no audio. `ideal`
+is the share among all pairs of the list. `list's order` is that of shards in the order of the list. Rows of Parquet
+archives stay in their order, because reading one row reads its row group: a table for sizes of row groups.
 
-The second has the time that reading an archive's rows takes in three orders.
+The second table has the time to read an archive's rows in three orders.
 
-The third trains ESC-10 from scratch, from a list sorted by class and from the same list shuffled.
+The third one trains ESC-10 from scratch, from a list sorted by class and from the same list shuffled.
 """
 
 import argparse
@@ -52,7 +51,7 @@ SETTINGS = [
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--esc10", type=Path, default=ROOT.parent / "shared" / "data" / "esc10", metavar="DIR")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings for each list; 0: none")
+    parser.add_argument("--seeds", type=int, default=3, help="number of trainings for each list; 0 is none")
     args = parser.parse_args()
     torch.set_num_threads(2)
     for name, labels in {"50 classes of 400 clips": esc_like(), "527 classes, several a clip": audioset_like()}.items():
@@ -71,7 +70,7 @@ def esc_like() -> list[list[int]]:
 
 
 def audioset_like() -> list[list[int]]:
-    """One to four labels a clip, as uneven as AudioSet's, sorted by the first."""
+    """One to four labels per clip, as unevenly distributed as AudioSet's, sorted by the first label."""
     rng = np.random.default_rng(0)
     share = 1 / np.arange(1, 528) ** 0.9
     share /= share.sum()
@@ -101,7 +100,7 @@ def print_shares(name: str, labels: list[list[int]]) -> None:
 
 
 def in_archive(clips: pa.Table, folder: Path, rows_a_group: int) -> pa.Table:
-    """The clips as rows of one Parquet file, in the order in which they are stored."""
+    """Write the clips as rows of a Parquet file, and return them in the order in which a preparation stores them."""
     uri = str(folder / f"{rows_a_group}.parquet")
     pq.write_table(pa.table({"audio": [b""] * len(clips)}), uri, row_group_size=rows_a_group)
     rows = clips.to_pylist()
@@ -111,7 +110,7 @@ def in_archive(clips: pa.Table, folder: Path, rows_a_group: int) -> pa.Table:
 
 
 def training_order(stored: pa.Table) -> np.ndarray:
-    """Rows of `stored` in the order of an epoch, where shards are pieces of it."""
+    """Rows of `stored` in the order of an epoch, if shards are pieces of it."""
     place = np.arange(len(stored))
     shard, row = place // MAX_CLIPS, place % MAX_CLIPS
     group = shard * (MAX_CLIPS // dataset.ROW_GROUP_CLIPS) + row // dataset.ROW_GROUP_CLIPS
@@ -128,7 +127,7 @@ def share_in_common(clips: pa.Table, one: np.ndarray, other: np.ndarray) -> floa
 
 
 def print_reading(num_rows: int = 1000, rows_a_group: int = 100, row_bytes: int = 200_000) -> None:
-    """CPU time of reading an archive's rows in their own order, in ours, and in a random one."""
+    """Print the CPU time of reading an archive's rows in their own order, in ours, and in a random one."""
     rng = np.random.default_rng(0)
     print(f"\n{num_rows} rows of {row_bytes} bytes, {rows_a_group} a row group\n")
     print("| order | CPU ms a clip |\n|---|---|")
@@ -138,13 +137,13 @@ def print_reading(num_rows: int = 1000, rows_a_group: int = 100, row_bytes: int 
         pq.write_table(pa.table({"audio": audio}), uri, row_group_size=rows_a_group, compression="none")
         clips = fakes.clips(*({"clip_id": f"{i}", "media": uri, "member": row_member(i)} for i in range(num_rows)))
         orders = {"the archive's": clips, "ours": in_work_order(clips), "random": shuffled(clips)}
-        read_all(clips)  # the file is in memory from here on
+        read_all(clips)  # from now on, the file is cached in memory
         for name, rows in orders.items():
             print(f"| {name} | {read_all(rows) / num_rows:.2f} |")
 
 
 def read_all(rows: pa.Table) -> float:
-    """CPU milliseconds."""
+    """Read the rows. Returns CPU milliseconds."""
     began_s = time.process_time()
     for media, member in zip(rows["media"].to_pylist(), rows["member"].to_pylist(), strict=True):
         read_member(media, member)
@@ -182,7 +181,7 @@ def print_trainings(esc10: Path, seeds: int) -> None:
 
 
 def trained(folder: Path, seed: int) -> float:
-    """Accuracy on the evaluation fold, after the last epoch."""
+    """Train, and return the accuracy on the evaluation fold after the last epoch."""
     run = folder / f"run{seed}"
     where = ["--data", str(folder / "data"), "--output", str(run), "--train-splits", "train", "--eval-splits", "test"]
     quietly(train, ["--recipe", "esc10", *where, *SETTINGS, "--seed", str(seed)])

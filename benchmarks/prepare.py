@@ -1,12 +1,13 @@
-"""What preparation costs: CPU time of all Ray workers a clip, beside the serial floor measured in the same run.
+"""Measure the preparation: CPU time of all Ray workers per clip, compared with the serial minimum of the same run.
 
     python -m benchmarks.prepare [--clips 2000]
 
-Ten-second sections of five-minute WebM/Opus recordings, from files, on two CPUs. The floor is one process on one core
-that does nothing but the work: decode the section, resample, fbank, write Parquet. Then four times the clips.
+The clips are ten-second sections of five-minute WebM/Opus recordings, from files, on two CPUs. The minimum ("floor") is
+one process on one core that only does the work: decode the section, resample, compute the fbank, write Parquet. A
+second job has four times the clips.
 
-Two cores of a virtual machine may be two threads of one: the same work takes more CPU time when both are busy, as they
-are in the job. So the floor is also measured of two such processes at once.
+Two cores of a virtual machine may be two threads of one core. The same work then takes more CPU time if both are busy,
+as they are in the job. So the floor is also measured with two such processes at once.
 """
 
 import argparse
@@ -37,13 +38,15 @@ from tests import fakes
 
 NUM_RECORDINGS, RECORDING_S, CLIP_S = 8, 300, 10
 FLOOR_CLIPS = 256
-"""Of which the floor is measured, half before and half after the job, as the machine's speed drifts."""
+"""Clips for the floor, half before and half after the job, because the machine's speed drifts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--scale", type=int, default=4, help="how many times the clips a second job has; 1: none")
+    parser.add_argument(
+        "--scale", type=int, default=4, help="clips of a second job, as a multiple of --clips; 1 is no second job"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _recordings(folder: Path) -> Path:
-    """Stereo at 48 kHz, as YouTube has it, of the demo's sounds."""
+    """Write recordings of the demo's sounds: stereo at 48 kHz, as on YouTube."""
     folder.mkdir()
     for i in range(NUM_RECORDINGS):
         rng = np.random.default_rng(i)
@@ -79,7 +82,7 @@ def _recordings(folder: Path) -> Path:
 
 
 def _list(path: Path, num_clips: int) -> Path:
-    """Sections at odd places; a recording has many."""
+    """Write a segment list with many sections of each recording, at irregular times."""
     rng = np.random.default_rng(0)
     mid = audioset_labels().mids[0]
     starts = rng.permutation((RECORDING_S - CLIP_S) * 1000 - 1)[:num_clips]
@@ -91,7 +94,7 @@ def _list(path: Path, num_clips: int) -> Path:
 
 
 def _floors_ms(segments: Path, media: Path, folder: Path) -> tuple[float, float]:
-    """Of one process alone, and of two at once."""
+    """Floor of one process, and of two at once."""
     alone_ms = _floor_ms(segments, media, folder / "floor")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         both_ms = list(pool.map(_floor_ms, [segments] * 2, [media] * 2, [folder / "floor0", folder / "floor1"]))
@@ -99,10 +102,10 @@ def _floors_ms(segments: Path, media: Path, folder: Path) -> tuple[float, float]
 
 
 def _floor_ms(segments: Path, media: Path, output: Path) -> float:
-    """CPU milliseconds a clip of one process that does the work and nothing else."""
+    """CPU milliseconds per clip of one process that only does the work."""
     torch.set_num_threads(1)
     clips = read_segments(str(segments), locate=AudioFolder(str(media))).clips.slice(0, FLOOR_CLIPS // 2)
-    clip_fbank(np.zeros(16_000, np.float32))  # PyTorch's start is not the work
+    clip_fbank(np.zeros(16_000, np.float32))  # the start of PyTorch does not count
     began_s = time.process_time()
     waveforms = (decode_media(row["media"], None, row["start_s"], CLIP_S)[0] for row in clips.to_pylist())
     fbanks = list(map(clip_fbank, waveforms))
@@ -114,7 +117,7 @@ def _floor_ms(segments: Path, media: Path, output: Path) -> float:
 
 
 def _job_ms(segments: Path, media: Path, output: Path, num_clips: int) -> dict[str, float]:
-    """Milliseconds a clip: CPU of Ray's workers with the processes that they start, of everything, and on the clock."""
+    """Milliseconds per clip: CPU time of Ray's workers with their child processes, of all processes, and wall time."""
     with ray_session("local", 2):
         spent = Spent()
         began_s = time.monotonic()
@@ -125,11 +128,11 @@ def _job_ms(segments: Path, media: Path, output: Path, num_clips: int) -> dict[s
 
 
 Found = dict[tuple[int, float], tuple[bool, float]]
-"""By process: whether it is a Ray worker or was started by one, and its CPU seconds."""
+"""By process: whether it is a Ray worker or a child of one, and its CPU seconds."""
 
 
 class Spent:
-    """CPU seconds of this process's descendants, looked at twice a second: some end before the job does."""
+    """CPU seconds of this process's descendants, read twice a second because some end before the job does."""
 
     def __enter__(self) -> None:
         self._seen: Found = {}

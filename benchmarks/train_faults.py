@@ -1,14 +1,13 @@
-"""A fault campaign of training: a run disturbed at a seeded step in eleven ways, beside one that nobody disturbed.
+"""Fault campaign of training: disturb a run at a seeded step in eleven ways, and compare with an undisturbed run.
 
     python -m benchmarks.train_faults [--seed 0]
         [--kinds worker driver node notice elastic disk corrupt list grow far beside]
 
-Two workers train a tiny model on a tiny data set made here, with a checkpoint at every step (but for `notice` and
-`far`). Only
-the command line, the run's files and what a cloud does to nodes are used; which steps were trained is read from the
-workers' own logs. Only root has the kind `disk` by default: it mounts a tmpfs. Exit status 1 if a run does not end as
-it should, has a step not exactly once in its records, has other losses or another mAP, or went on from an older
-checkpoint than the last good one.
+Two workers train a tiny model on a tiny generated data set, with a checkpoint at every step (except for `notice` and
+`far`). The benchmark only uses the command line, the run's files, and what a cloud does to nodes. It reads from the
+workers' logs which steps were trained. The kind `disk` mounts a tmpfs, so only root runs it by default. The exit status
+is 1 if a run does not end as expected, does not have each step exactly once in its records, has other losses or another
+mAP, or resumed from an older checkpoint than the last good one.
 """
 
 import argparse
@@ -40,7 +39,7 @@ from pipeline.train.checkpoints import RAY_SNAPSHOT
 from tests import fakes
 
 WORKERS, EPOCHS, STEPS, BATCH_SIZE = 2, 3, 6, 10
-"""Steps of an epoch."""
+"""Steps per epoch."""
 RECIPE = fakes.SMALL_RECIPE | {
     "norm_stats": "data",
     "batch_size": str(BATCH_SIZE),
@@ -51,65 +50,66 @@ RECIPE = fakes.SMALL_RECIPE | {
 }
 
 SAME_LOSS, SAME_MAP = 1e-6, 1e-6
-"""The most that a loss (relatively) and an mAP may differ on as many workers as before."""
+"""Largest allowed difference of a loss (relative) and of an mAP, with the same number of workers."""
 NEAR_LOSS, NEAR_MAP = 1e-3, 0.02
-"""The same on another number of them, which adds float32 up in another order."""
+"""Largest allowed differences with another number of workers, which adds float32 in another order."""
 
 POLL_S = 0.1
-"""Ray Train's controller takes in one checkpoint at each look at its workers, every 2 s by default, and looks for a
-notice every 5 s: by then the tiny run is over."""
+"""By default, Ray Train's controller registers one checkpoint every 2 s and looks for a notice every 5 s. The tiny run
+would end before."""
 NOTICE_S = 60
-"""Between a notice and when the node is said to go. It goes as soon as the checkpoint is registered."""
+"""Announced time between the notice and the end of the node. The node ends as soon as the checkpoint is registered."""
 RESERVED_AFTER_S = 25
-"""A new node's CPUs are Ray Train's to take at the next of looks that Ray has every 20 s. The tiny run would be over by
-then, so its worker is held."""
+"""Ray looks every 20 s for CPUs of a new node, which Ray Train can then use. The tiny run would end before, so its
+worker is paused."""
 LONGEST_RUN_S = 240.0
 RESUMED = r"resuming after epoch (\d+)(?:, step (\d+) of the next)?, on (\d+) worker"
-"""What a worker says."""
+"""The line that a worker logs."""
 DISK_MB = 1024
 
 
 class Kind(StrEnum):
-    """What is done to a run."""
+    """The disturbance of a run."""
 
     WORKER = "worker"
-    """SIGKILL to one training worker; the command goes on by itself."""
+    """SIGKILL to one training worker. The command continues by itself."""
     DRIVER = "driver"
-    """SIGKILL to the driver and all its processes; the same command again."""
+    """SIGKILL to the driver and all its processes. The same command runs again."""
     NODE = "node"
-    """The node of one worker goes, another comes; the command goes on by itself."""
+    """The node of one worker is replaced. The command continues by itself."""
     NOTICE = "notice"
-    """As `node`, after a notice of preemption, in a run that saves within an epoch only upon that."""
+    """As `node`, after a notice of preemption. The run saves within an epoch only after the notice."""
     ELASTIC = "elastic"
-    """The node of one worker goes and none comes; with --num-workers 1:2 the command goes on with one worker."""
+    """The node of one worker is lost. With --num-workers 1:2 the command continues with one worker."""
     DISK = "disk"
-    """The run's disk fills up and stays full until the command ends; then there is room, and the same command again."""
+    """The run's disk is full until the command ends. Then there is room, and the same command runs again."""
     CORRUPT = "corrupt"
-    """As `driver`, and the latest checkpoint is overwritten in part before the same command."""
+    """As `driver`, and the latest checkpoint is partly overwritten before the same command runs again."""
     LIST = "list"
-    """As `driver`, and Ray's list of the checkpoints is cut off before the same command."""
+    """As `driver`, and Ray's list of checkpoints is truncated before the same command runs again."""
     GROW = "grow"
-    """A node comes beside the one that there is; with --num-workers 1:2 the command goes on with two workers."""
+    """A second node is added. With --num-workers 1:2 the command continues with two workers."""
     FAR = "far"
-    """As `worker`, in a run that saves at the ends of epochs alone."""
+    """As `worker`, in a run that saves only at the ends of epochs."""
     BESIDE = "beside"
-    """SIGKILL to the evaluation of an epoch, in a run with --async-validation; Ray begins it again."""
+    """SIGKILL to the evaluation of an epoch, in a run with --async-validation. Ray starts it again."""
 
 
 SAVE_AT_EPOCHS = {Kind.NOTICE, Kind.FAR}
-"""The others at every step."""
+"""Kinds that save only at the ends of epochs. The others save at every step."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """As soon as this step's checkpoint is registered, or it is logged where none is saved. Of `beside` the end of an
-    epoch, and as soon as that is evaluated; of the others never.
+    """The step of the disturbance: as soon as its checkpoint is registered or, if none is saved, it is logged.
+
+    For `beside` it is the end of an epoch, as soon as its evaluation runs; for the other kinds never such a step.
     """
 
     step: int
-    """Of the run, from 1."""
+    """Step of the run, from 1."""
     drawn: int
-    """Which of the workers, in the order of process ids."""
+    """Index of the worker, in the order of process ids."""
 
     def __str__(self) -> str:
         return f"epoch {1 + self.step // STEPS}, step {self.step % STEPS}"
@@ -119,23 +119,23 @@ def moment_of(kind: Kind, seed: int) -> Moment:
     rng = np.random.default_rng([seed, list(Kind).index(kind)])
     if kind == Kind.BESIDE:
         return Moment(STEPS * int(rng.integers(1, EPOCHS)), 0)
-    # `corrupt` and `far` need a checkpoint before them; the last steps may be over before a signal arrives.
+    # `corrupt` and `far` need an earlier checkpoint. The last steps may end before a signal arrives.
     first = STEPS + 1 if kind == Kind.FAR else 2
     steps = [step for step in range(first, EPOCHS * STEPS - 3) if step % STEPS]
     return Moment(int(rng.choice(steps)), int(rng.integers(WORKERS)))
 
 
-# --- what a run has left ---
+# --- the files of a run ---
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder."""
+    """The folder of a run."""
 
     path: Path
 
     def checkpoints(self) -> list[tuple[int, str]]:
-        """Those registered, as steps done and folder, oldest first; none while Ray writes the list."""
+        """The registered checkpoints as steps done and folder, oldest first. Empty while Ray writes the list."""
         try:
             known = json.loads((self.path / "checkpoints" / RAY_SNAPSHOT).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
@@ -145,38 +145,38 @@ class Run:
         return list(zip(done, [each["checkpoint_dir_name"] for each in results], strict=True))
 
     def strangers(self) -> list[str]:
-        """Folders of checkpoints that are not registered."""
+        """Folders of unregistered checkpoints."""
         known = {name for _, name in self.checkpoints()}
         return sorted(path.name for path in (self.path / "checkpoints").glob("epoch-*") if path.name not in known)
 
     def lines(self) -> list[str]:
-        """Of metrics.jsonl."""
+        """The lines of metrics.jsonl."""
         try:
             return (self.path / "metrics.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return []
 
     def losses(self) -> list[tuple[int, float]]:
-        """Step and loss, as they stand in the records."""
+        """Step and loss of each record."""
         records = map(json.loads, self.lines())
         return [(record["step"], record["loss"]) for record in records if record["kind"] == "step"]
 
     def maps(self) -> list[float]:
-        """Of the best epoch, the averaged weights and the running ensemble."""
+        """The mAP of the best epoch, of the averaged weights and of the running ensemble."""
         summary = json.loads((self.path / "summary.json").read_text())
         return [figures["map"] for figures in (summary, summary["averaged"], summary["running_ensemble"])]
 
 
 @dataclass(frozen=True)
 class WorkerLogs:
-    """What workers have said, from the files that Ray keeps: whole even where a driver was killed."""
+    """The workers' logs, from Ray's files, which are complete even if the driver was killed."""
 
     trained: Counter[int]
-    """How often each step was."""
+    """How often each step was trained."""
     resumed: list[int]
-    """Steps done at each resume, in no order."""
+    """Steps done at each resume, unordered."""
     workers: list[int]
-    """How many there were from each resume on."""
+    """Number of workers after each resume."""
 
     @property
     def twice(self) -> int:
@@ -200,19 +200,19 @@ def read_logs(ray_folder: Path) -> WorkerLogs:
 
 @dataclass
 class Trial:
-    """One disturbed run, and what it took to bring it to its end."""
+    """One disturbed run, up to its end."""
 
     kind: Kind
     moment: Moment
     run: Run
     hit: str = ""
-    """Who or what; empty where the run had ended before."""
+    """What was disturbed; empty if the run had ended before."""
     statuses: list[int] = field(default_factory=list)
-    """Of each command."""
+    """Exit status of each command."""
     before: list[str] = field(default_factory=list)
-    """Lines of metrics.jsonl at the last look before going on."""
+    """Lines of metrics.jsonl when last read before resuming."""
     last_good: int = 0
-    """Steps done in the newest whole checkpoint that was registered then."""
+    """Steps done in the newest whole checkpoint that was registered at that time."""
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list)
 
@@ -228,9 +228,9 @@ class Campaign:
         (self.folder / "tmp").mkdir()
         self._left: dict[int, psutil.Process] = {}
 
-    def calm(self) -> tuple[Run, float]:
-        """The undisturbed run and its seconds."""
-        run = Run(self.folder / "calm" / "run")
+    def undisturbed(self) -> tuple[Run, float]:
+        """Train the undisturbed run. Returns it and its seconds."""
+        run = Run(self.folder / "undisturbed" / "run")
         job = self._start(run)
         if self._wait(job):
             raise RuntimeError(f"the undisturbed run failed: {self._log(run).read_text()[-3000:]}")
@@ -272,12 +272,12 @@ class Campaign:
                 job.process.kill()
                 for each in descendants:
                     _kill_if_there(each)
-        self._note(trial)
+        self._record(trial)
         trial.statuses.append(self._wait(job))
         if trial.kind in (Kind.WORKER, Kind.FAR, Kind.BESIDE):
             return
         self._end_what_is_left()
-        self._note(trial)
+        self._record(trial)
         if trial.kind == Kind.CORRUPT:
             *_, (trial.last_good, _), (_, latest) = trial.run.checkpoints()
             with (trial.run.path / "checkpoints" / latest / "state.pt").open("r+b") as file:
@@ -302,7 +302,7 @@ class Campaign:
             if is_due:
                 cluster.remove_node(node, allow_graceful=False)
                 trial.hit = "a node"
-                self._note(trial)
+                self._record(trial)
                 if trial.kind != Kind.ELASTIC:
                     cluster.add_node(num_cpus=1)
             trial.statuses.append(self._wait(job))
@@ -317,7 +317,7 @@ class Campaign:
                 trial.hit = "a new node"
                 (worker,) = _training_workers(psutil.Process().children(recursive=True))
                 worker.suspend()
-                self._note(trial)
+                self._record(trial)
                 cluster.add_node(num_cpus=1)
                 time.sleep(RESERVED_AFTER_S)
                 worker.resume()
@@ -326,7 +326,7 @@ class Campaign:
             cluster.shutdown()
 
     def _give_notice(self, job: Job, trial: Trial, address: str, node_id: str) -> bool:
-        """False where no checkpoint was saved within an epoch thereupon."""
+        """Drain the node. Returns False if the run then saved no checkpoint within an epoch."""
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline_ms = round((time.time() + NOTICE_S) * 1000)
         is_accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "a spot market", deadline_ms)
@@ -345,10 +345,10 @@ class Campaign:
             if self._await_moment(job, trial):
                 trial.hit = "the disk"
                 trial.statuses.append(self._wait(job, lambda: _fill(filler), every_s=0.02))
-                self._note(trial)
-                said = self._log(trial.run).read_text().rstrip().splitlines()[-1]
-                print(f"{trial.kind}: {said}", file=sys.stderr)
-                if not (said.startswith("error: ") and os.strerror(errno.ENOSPC) in said):
+                self._record(trial)
+                last_line = self._log(trial.run).read_text().rstrip().splitlines()[-1]
+                print(f"{trial.kind}: {last_line}", file=sys.stderr)
+                if not (last_line.startswith("error: ") and os.strerror(errno.ENOSPC) in last_line):
                     trial.faults.append("the error's last line does not say so")
                 filler.unlink()
                 job = self._start(trial.run)
@@ -358,7 +358,7 @@ class Campaign:
         trial.run = Run(outlives_disk)
 
     def _await_moment(self, job: Job, trial: Trial) -> bool:
-        """False where the job ended before."""
+        """Wait for the moment. Returns False if the job ended before."""
         by_logs = trial.kind in SAVE_AT_EPOCHS
         while job.process.poll() is None and job.elapsed_s() < LONGEST_RUN_S:
             if by_logs:
@@ -370,7 +370,7 @@ class Campaign:
             time.sleep(0.05 if by_logs else 0.005)
         return False
 
-    def _note(self, trial: Trial) -> None:
+    def _record(self, trial: Trial) -> None:
         known = trial.run.checkpoints()
         trial.before, trial.last_good = trial.run.lines(), known[-1][0] if known else 0
 
@@ -383,7 +383,7 @@ class Campaign:
         saves: bool = True,
         evaluates_beside: bool = False,
     ) -> Job:
-        """The command; one that `saves` does so at every step."""
+        """Start the command. If `saves`, it saves a checkpoint at every step."""
         argv = [sys.executable, "jobs/train.py", "--recipe", "audioset-full", "--data", str(self.data)]
         argv += ["--train-splits", "train", "--eval-splits", "eval", "--output", str(run.path)]
         argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
@@ -399,7 +399,7 @@ class Campaign:
         return Job(process, time.monotonic())
 
     def _wait(self, job: Job, meanwhile: Callable[[], None] = lambda: None, every_s: float = 0.5) -> int:
-        """The job's status. One that hangs is ended, as its user would."""
+        """The job's status. A job that hangs is killed."""
         looked_s = float("-inf")
         while job.process.poll() is None:
             meanwhile()
@@ -414,7 +414,7 @@ class Campaign:
         return job.process.wait()
 
     def _end_what_is_left(self) -> None:
-        """Ray ends its processes after their driver; those that are slow to do so would take the next run's time."""
+        """End Ray's remaining processes, which would slow down the next run. Ray ends them after their driver."""
         _, alive = psutil.wait_procs(list(self._left.values()), timeout=3)
         for each in alive:
             _kill_if_there(each)
@@ -455,7 +455,7 @@ def _small_disk(folder: Path) -> Iterator[None]:
 
 
 def _fill(filler: Path) -> None:
-    """Take all that is free, to the last page."""
+    """Fill the disk, to the last page."""
     with filler.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             try:
@@ -473,14 +473,14 @@ def _fill(filler: Path) -> None:
 class Outcome:
     trial: Trial
     largest_loss: float
-    """Relative difference."""
+    """Largest relative difference of a loss."""
     largest_map: float
     twice: int
     faults: list[str]
-    """What must not be, in words."""
+    """The faults in words."""
 
 
-def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
+def outcome_of(trial: Trial, undisturbed: Run, logs: WorkerLogs) -> Outcome:
     faults = list(trial.faults)
     again = {Kind.DRIVER: [-9, 0], Kind.CORRUPT: [-9, 0], Kind.LIST: [-9, 0], Kind.DISK: [EXIT_USER_ERROR, 0]}
     expected = again.get(trial.kind, [0])
@@ -488,7 +488,7 @@ def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
         faults.append("ended before the moment")
     if trial.statuses != expected:
         faults.append(f"exit statuses {trial.statuses} instead of {expected}")
-    wanted, losses = calm.losses(), trial.run.losses()
+    wanted, losses = undisturbed.losses(), trial.run.losses()
     if [step for step, _ in losses] != [step for step, _ in wanted]:
         faults.append("the records have not each step once")
     if trial.kind == Kind.BESIDE:
@@ -508,7 +508,7 @@ def judge(trial: Trial, calm: Run, logs: WorkerLogs) -> Outcome:
     loss = max((abs(ours / theirs - 1) for (_, ours), (_, theirs) in pairs), default=float("nan"))
     mean_ap = float("nan")
     if trial.statuses[-1] == 0:
-        mean_ap = max(abs(ours - theirs) for ours, theirs in zip(trial.run.maps(), calm.maps(), strict=True))
+        mean_ap = max(abs(ours - theirs) for ours, theirs in zip(trial.run.maps(), undisturbed.maps(), strict=True))
     most_loss, most_map = (NEAR_LOSS, NEAR_MAP) if trial.kind in (Kind.ELASTIC, Kind.GROW) else (SAME_LOSS, SAME_MAP)
     if not loss <= most_loss:
         faults.append(f"losses differ by more than {most_loss:g}")
@@ -534,17 +534,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
         campaign = Campaign(Path(folder), args.seed)
-        calm, calm_s = campaign.calm()
+        undisturbed, undisturbed_s = campaign.undisturbed()
         for kind in args.kinds:
             trial, logs = campaign.trial(kind)
-            outcome = judge(trial, calm, logs)
+            outcome = outcome_of(trial, undisturbed, logs)
             outcomes.append(outcome)
             print(
                 f"{kind} at {trial.moment}: hit {trial.hit or 'nothing'}; went on from {logs.resumed}; "
                 f"left over {trial.run.strangers()}. {'; '.join(outcome.faults) or 'all well'}",
                 file=sys.stderr,
             )
-    print(f"{EPOCHS} epochs of {STEPS} steps, {WORKERS} workers, seed {args.seed}; undisturbed {calm_s:.0f} s\n")
+    print(f"{EPOCHS} epochs of {STEPS} steps, {WORKERS} workers, seed {args.seed}; undisturbed {undisturbed_s:.0f} s\n")
     print("| disturbed | at | ended well | largest difference of a loss | of an mAP | steps done twice | seconds |")
     print("|---|---|---|---|---|---|---|")
     for outcome in outcomes:

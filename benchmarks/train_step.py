@@ -1,14 +1,14 @@
-"""A training step with each optimisation on and off, beside the plain step of the original's design; or fed by shards.
+"""Measure a training step with each optimisation on and off, compared with the reference step; or feed and step.
 
     python -m benchmarks.train_step [--device cpu|cuda] [--model base384] [--frames 1024] [--batch-sizes 12 48]
         [--steps N] [--threads 1] [--only TEXT …] [--fed [--data DIR]]
 
-Needs neither Ray nor a network: weights are drawn, clips are noise. Throughput is that of all steps after some to warm
-up. A GPU is waited for once, after the last. On a CPU the configurations take turns, step by step, so that other work
-on the machine meets them alike; one thread is timed by CPU time, several by the clock on the wall.
+Needs neither Ray nor a network: weights are random and clips are noise. The throughput is that of all steps after some
+warm-up steps. The GPU is synchronised once, after the last step. On a CPU the configurations take turns, step by step,
+so that other work on the machine affects all of them; one thread is measured by CPU time, several by wall time.
 
---fed joins the training feed and the step as a training run does: shards on disk, weighted draws, mixup, read ahead. It
-prints the data-wait share, beside the rate of the same step whose batch is there already.
+--fed joins the feed and the step as in training: shards on disk, weighted sampling, mixup, reading ahead. It prints the
+data-wait share, and the rate relative to the same step with a batch that is on the device already.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from pipeline.train.data.feed import TrainFeed
 
 STRIDE, LABELS_PER_CLIP = 10, 2
 PATCHOUT = {"patchout_f": 4, "patchout_t": 40}
-"""PaSST's, at 1,024 frames; fewer columns of fewer frames."""
+"""Patchout as in PaSST, for 1,024 frames. Fewer frames have fewer columns."""
 ORIGINAL = "the original's design"
 Step = Callable[[], object]
 
@@ -54,9 +54,9 @@ Step = Callable[[], object]
 class Variant:
     name: str
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Keys that differ from the plain fp32 step."""
+    """A configuration, by the recipe keys that differ from the plain fp32 step."""
     is_mixed: bool = False
-    """Half of the clips, as in the batches of the feed."""
+    """Whether half of the clips are mixed, as in the feed's batches."""
     fused_adam: bool = True
 
     @property
@@ -142,14 +142,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(MODEL_SIZES), help="base384 on a GPU, tiny224 on a CPU")
     parser.add_argument("--frames", type=int, default=1024)
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="12 to 192 on a GPU, 12 on a CPU")
-    parser.add_argument("--steps", type=int, help="timed: 20 on a GPU, of --fed 100; 5 on a CPU")
-    parser.add_argument("--threads", type=int, help="of a CPU; by default PyTorch's")
+    parser.add_argument("--steps", type=int, help="measured steps: 20 on a GPU (100 with --fed), 5 on a CPU")
+    parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's number")
     parser.add_argument(
-        "--only", nargs="+", default=[""], metavar="TEXT", help="only what has one of these in its name"
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="TEXT",
+        help="only configurations with one of these texts in their name",
     )
-    parser.add_argument("--fed", action="store_true", help="feed and step together, in place of steps alone")
-    parser.add_argument("--data", metavar="DIR", help="a prepared data set for --fed; by default shards are made")
-    parser.add_argument("--clips", type=int, help="in the shards that are made: 20,000 on a GPU, 512 on a CPU")
+    parser.add_argument("--fed", action="store_true", help="feed and step together, instead of steps only")
+    parser.add_argument("--data", metavar="DIR", help="a prepared data set for --fed; by default shards are generated")
+    parser.add_argument("--clips", type=int, help="clips in generated shards: 20,000 on a GPU, 512 on a CPU")
     args = parser.parse_args(argv)
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -168,7 +172,7 @@ def describe(device: torch.device) -> str:
     return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
 
 
-# --- steps alone
+# --- steps only
 
 
 def say_steps(variants: tuple[Variant, ...], args: argparse.Namespace, device: torch.device) -> None:
@@ -187,7 +191,7 @@ def say_steps(variants: tuple[Variant, ...], args: argparse.Namespace, device: t
 def measure(
     variants: Iterable[Variant], args: argparse.Namespace, batch_size: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of a step by variant, and on a GPU the peak of memory in GiB; a variant that does not fit lacks."""
+    """Seconds per step by variant, and on a GPU the peak memory in GiB. Variants that do not fit are left out."""
     build = {variant.name: builder(variant, args, batch_size, device) for variant in variants}
     if device.type == "cpu":
         took_s = in_turns_s({name: make() for name, make in build.items()}, args)
@@ -200,20 +204,20 @@ def measure(
             took_s[name] = at_a_stretch_s(make(), args, device)
             peaks_gib[name] = torch.cuda.max_memory_allocated(device) / 2**30
         except torch.cuda.OutOfMemoryError:
-            pass  # its row says so
+            pass  # its row says that it is out of memory
         free_memory()
     return took_s, peaks_gib
 
 
 def free_memory() -> None:
-    """And what was compiled: beyond eight shapes of a block PyTorch would compile no more."""
+    """Free memory and compiled code: PyTorch compiles at most eight shapes of a block."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.compiler.reset()
 
 
 def in_turns_s(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, float]:
-    """Of one step of each, on a CPU."""
+    """Seconds per step of each configuration, in turns, on a CPU."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for name, step in steps.items():
         began_s = time.perf_counter()
@@ -230,7 +234,7 @@ def in_turns_s(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, fl
 
 
 def at_a_stretch_s(step: Step, args: argparse.Namespace, device: torch.device) -> float:
-    """Of one step, of many that the device is asked for one after the other."""
+    """Seconds per step, for many steps that are queued on the device one after another."""
     for _ in range(args.warm_up):
         step()
     began_s = now_s(device)
@@ -240,7 +244,7 @@ def at_a_stretch_s(step: Step, args: argparse.Namespace, device: torch.device) -
 
 
 def now_s(device: torch.device) -> float:
-    """The clock on the wall when the device has done all that it was asked."""
+    """Wall time after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -285,7 +289,7 @@ def builder(variant: Variant, args: argparse.Namespace, batch_size: int, device:
 
 
 def our_step(variant: Variant, recipe: Recipe, device: torch.device) -> Callable[..., Tensor]:
-    """`train_step` of a new model, which lacks the batch and what is drawn for it."""
+    """`train_step` of a new model, without the batch and its random draws."""
     torch.manual_seed(0)
     model = create_model(**recipe.model_args())
     set_execution(model, device, recipe)
@@ -300,7 +304,7 @@ def our_step(variant: Variant, recipe: Recipe, device: torch.device) -> Callable
 
 
 def step_on_one_batch(variant: Variant, recipe: Recipe, device: torch.device) -> Step:
-    """The same batch, on the device already, in each step."""
+    """A step that always uses the same batch, which is on the device already."""
     num_clips, num_frames = recipe.batch_size, recipe.input_tdim
     step, (clips, targets) = our_step(variant, recipe, device), data(recipe, torch.device("cpu"))
     frames, partners = torch.full((num_clips,), num_frames), None
@@ -316,7 +320,7 @@ def step_on_one_batch(variant: Variant, recipe: Recipe, device: torch.device) ->
 
 
 def original_step(recipe: Recipe, device: torch.device) -> Step:
-    """As `YuanGongND/ast` trains: plain attention and Adam; on a GPU fp16 autocast with a scaler, on a CPU fp32."""
+    """A step as in `YuanGongND/ast`: plain attention and Adam; on a GPU fp16 autocast with a scaler, on a CPU fp32."""
     torch.manual_seed(0)
     network = timm.create_model(MODEL_SIZES[recipe.model_size][0], num_classes=0)
     for block in network.blocks:
@@ -385,7 +389,7 @@ def fed_row(variant: Variant, recipe: Recipe, clips: Clips, args: argparse.Names
 def train_fed(
     variant: Variant, recipe: Recipe, clips: Clips, args: argparse.Namespace, device: torch.device
 ) -> tuple[float, float]:
-    """Clips a second, and the data-wait share as training logs it. The GPU is waited for once, at the end."""
+    """Clips per second, and the data-wait share as training logs it. The GPU is synchronised once, at the end."""
     step, feed = our_step(variant, recipe, device), TrainFeed(clips, recipe, recipe.label_dim)
     batches = chain.from_iterable(feed.epoch(epoch, device) for epoch in count(1))
 

@@ -1,4 +1,4 @@
-"""What jobs share: options, and errors that the user can fix as one line."""
+"""Code that the jobs share: options, and one line for each error that the user can fix."""
 
 import argparse
 import os
@@ -29,10 +29,10 @@ def add_ray_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_numbers(args: argparse.Namespace, **limits: float) -> None:
-    """Raises ConfigError where an option that is given is not a number above 0 and up to its limit; `nan` is neither.
+    """Raises ConfigError if a given option is not above 0 and at most its limit. `nan` is refused too.
 
     Args:
-        limits: the largest value by the name of each option, `timeout_s` for `--timeout-s`.
+        limits: the largest value of each option, by its attribute: `timeout_s` for `--timeout-s`.
     """
     for name, most in limits.items():
         value = getattr(args, name)
@@ -41,29 +41,30 @@ def check_numbers(args: argparse.Namespace, **limits: float) -> None:
 
 
 def output_uri(given: str, option: str = "--output") -> str:
-    """An absolute place to write to. Under `ray job submit` the current folder is a copy that Ray deletes."""
+    """The absolute path or URI of an output. Under `ray job submit`, Ray deletes the current folder at the end."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in given and not os.path.isabs(given):
         raise ConfigError(f"{option} {given} would be lost with the submitted job; give an absolute path or a URI")
     return storage.absolute(given)
 
 
 def run(job: Callable[[], int]) -> NoReturn:
-    """Run a job as this process, from the command line to the exit status; `entry.begin` came before."""
+    """Run a job as this process and end the process with the job's exit status. `entry.begin` must come first."""
     try:
         status = run_job(lambda _: job())
     finally:
         if entry.is_stopped():
-            entry.leave(EXIT_INTERRUPTED)  # whatever the job made of the interrupt
+            entry.leave(EXIT_INTERRUPTED)  # even if the job caught the interrupt
     entry.leave(status)
 
 
 def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """The exit status of `job(argv)`: 2 and one line for a UserError; anything unforeseen keeps its traceback.
+    """The exit status of `job(argv)`: 2 and one line for a UserError. An unforeseen error keeps its traceback.
 
-    A full disk, a missing permission, storage that does not answer end in one line too: `pipeline.os_errors`.
+    Errors of the system (a full disk, a missing permission, storage that does not answer) also become one line
+    (`pipeline.os_errors`).
     """
     try:
-        return job(None if argv is None else take_keys(argv, os.environ))  # `entry.begin` did so with the process's own
+        return job(None if argv is None else take_keys(argv, os.environ))  # `entry.begin` did this with sys.argv
     except UserError as err:
         print(f"error: {without_secrets(str(err))}", file=sys.stderr)
     except OSError as err:
@@ -72,7 +73,7 @@ def run_job(job: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
             raise
         print(f"error: {without_secrets(line)}", file=sys.stderr)
     except KeyboardInterrupt:
-        if not entry.is_stopped():  # by no signal to this process
+        if not entry.is_stopped():  # no signal reached this process
             print(entry.STOPPED, file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_USER_ERROR

@@ -1,11 +1,11 @@
-"""Cross-validate: train on all folds but one and evaluate on that one, for each fold in turn.
+"""Cross-validation: for each fold, train on all other folds and evaluate on this one.
 
     python jobs/crossval.py --recipe esc10 --data esc10 --output runs/esc10
     python jobs/crossval.py --recipe esc50 --data s3://bucket/esc50 --output s3://bucket/runs/esc50 --num-workers 4 \
         --audioset_pretrain true --audioset_weights audioset_10_10_0.4593.pth --lr 1e-5
 
-A fold is a split of the data set. All other options, and the keys of the recipe, are those of jobs/train.py, and
-OUTPUT/FOLD is a run as it makes them. Run again, the same command goes on where it stopped.
+A fold is a split of the data set. All other options and the recipe keys are those of jobs/train.py. OUTPUT/FOLD is the
+run of a fold. To resume, run the same command again.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -37,10 +37,10 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--recipe", required=True, metavar="NAME|FILE")
+    parser.add_argument("--recipe", required=True, metavar="NAME|FILE", help="as in jobs/train.py")
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    parser.add_argument("--output", required=True, metavar="URI", help="folder of the runs and of folds.json")
-    parser.add_argument("--splits", nargs="+", metavar="FOLD", help="two or more (default: all splits of the data set)")
+    parser.add_argument("--output", required=True, metavar="URI", help="folder for the runs and folds.json")
+    parser.add_argument("--splits", nargs="+", metavar="FOLD", help="two or more splits (default: all of the data set)")
     return parser
 
 
@@ -48,23 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, passed_on = parser().parse_known_args(argv)
     output = output_uri(args.output)
     if refused := [word for word in passed_on if word.partition("=")[0] in SET_HERE]:
-        raise ConfigError(f"{refused[0]} is set for each fold; give all folds as --splits")
+        raise ConfigError(f"{refused[0]} is set by the job for each fold; give all folds as --splits")
     dataset = PreparedDataset.open(args.data)
     folds = args.splits or dataset.splits
     if len(folds) < 2:
-        raise ConfigError(f"cross-validation takes two folds or more; {', '.join(folds)} is one")
-    dataset.clips(folds)  # refuses what is not there before anything is written
-    where = ["--recipe", args.recipe, "--data", args.data, *passed_on]
+        raise ConfigError(f"cross-validation needs two folds or more; {', '.join(folds)} is one")
+    dataset.clips(folds)  # refuses missing splits before anything is written
+    common = ["--recipe", args.recipe, "--data", args.data, *passed_on]
     commands = {
         fold: [
-            *(*where, "--output", storage.join(output, fold), "--eval-splits", fold),
+            *(*common, "--output", storage.join(output, fold), "--eval-splits", fold),
             *("--train-splits", *(other for other in folds if other != fold)),
         ]
         for fold in folds
     }
     _, keys = train.parser().parse_known_args(commands[folds[0]])
     metric = selection_metrics()[read_recipe(args.recipe, keys).metrics].name
-    runs = {fold: train.claim(command) for fold, command in commands.items()}  # all, before one is trained
+    runs = {fold: train.claim(command) for fold, command in commands.items()}  # all of them before any is trained
     with train.session(*runs.values()):
         for fold, run in runs.items():
             print(f"\n{fold}", flush=True)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _figures(run: str, metric: str) -> dict[str, Any]:
-    """Of a finished run: the metric by epoch, and what its summary says."""
+    """Results of a finished run: the metric by epoch, the best epoch, and the metric of the averaged weights."""
     summary = read_summary(run)
     return {
         "by_epoch": {record["epoch"]: record[metric] for record in read_records(run)},
@@ -89,9 +89,9 @@ def _figures(run: str, metric: str) -> dict[str, Any]:
 
 
 def summarise(figures: Mapping[str, Mapping[str, Any]], *, higher_is_better: bool = True) -> dict[str, Any]:
-    """What folds.json holds of the folds' `_figures`; a figure that is not there or undefined is None.
+    """The content of folds.json, from `_figures` of each fold. A missing or undefined figure is None.
 
-    `common_epoch` is the one epoch that is best in the mean over the folds.
+    `common_epoch` is the epoch with the best mean over the folds.
     """
     shared_epochs = sorted(set.intersection(*(set(fold["by_epoch"]) for fold in figures.values())))
     curves = np.array([[fold["by_epoch"][epoch] for epoch in shared_epochs] for fold in figures.values()], float)
@@ -118,7 +118,7 @@ def summarise(figures: Mapping[str, Mapping[str, Any]], *, higher_is_better: boo
 
 
 def table(found: Mapping[str, Any], metric: str) -> str:
-    """For a terminal."""
+    """The results as a text table."""
     name = METRICS[metric].title
     heads = {
         "best": "at its best",
@@ -139,9 +139,9 @@ def table(found: Mapping[str, Any], metric: str) -> str:
             *(line(fold, figures["best_epoch"], figures) for fold, figures in found["folds"].items()),
             line("mean", "", found["mean"]),
             line("±", "", found["std"]),
-            "Each fold's best epoch is chosen on that fold itself, which flatters. "
-            f"Epoch {found['common_epoch']} is the best in the mean over",
-            "the folds, as the original's script chooses it, which flatters less. "
+            "Each fold's best epoch is chosen on that fold itself, so that figure is optimistic. "
+            f"Epoch {found['common_epoch']} has the best",
+            "mean over the folds, as in the reference implementation; it is less optimistic. "
             "± is the standard deviation over folds.",
         ]
     )

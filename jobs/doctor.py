@@ -1,16 +1,15 @@
-"""Compare a prepared data set with what the paper used, and say what each difference will cost.
+"""Compare a prepared data set with the one that the paper used, and say what each difference costs.
 
     python jobs/doctor.py --data data
     python jobs/doctor.py --data s3://bucket/data --official mine=lists/mine_segments.csv --json findings.json --strict
 
-Clips, labels, durations and label shares are compared with the official lists: those of balanced_train,
-unbalanced_train and eval are read if a preparation has cached them on this machine (--official eval=eval fetches one),
-others are given with --official. Nothing else is fetched. Norm, silence, duplicates,
-leakage, clipping, index and weights are examined without any list. Nothing is written into the data set. No Ray is
-started, and no fbank is read.
+Clips, labels, durations and label shares are compared with the official lists. The lists of balanced_train,
+unbalanced_train and eval are read if a preparation has cached them on this machine; --official eval=eval fetches one.
+Give other lists with --official. Nothing else is fetched. Norm, silence, duplicates, leakage, clipping, index and
+sample weights are examined without a list. The job does not change the data set, read an fbank or start Ray.
 
-Severities: serious (results will be wrong or far off), warning (worth mending before a long run), unknown (could not be
-compared), note (differs, and is as good as it gets), ok.
+Severities: serious (results will be wrong or far off), warning (fix it before a long run), unknown (could not be
+compared), note (a difference that cannot be fixed), ok.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -42,11 +41,11 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="SPLIT=LIST",
-        help="segment list (path or URL) that a split was to hold, where its name does not tell or there is no network",
+        help="segment list (path or URL) of a split, if the split's name does not say it or there is no network",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all findings here too, with the table by class")
+    parser.add_argument("--json", metavar="FILE", help="also write all findings and the table by class to this file")
     parser.add_argument(
-        "--strict", action="store_true", help=f"exit status {EXIT_SERIOUS} if anything is serious (else 0)"
+        "--strict", action="store_true", help=f"exit status {EXIT_SERIOUS} if a finding is serious (else 0)"
     )
     return parser
 
@@ -70,7 +69,7 @@ def _official(given: Sequence[str]) -> dict[str, str]:
         if not split or not uri:
             raise ConfigError(f"--official {text} is not SPLIT=LIST, as in eval=eval_segments.csv")
     if len(dict(pairs)) < len(pairs):
-        raise ConfigError("--official gives a split two lists; give it one")
+        raise ConfigError("--official gives a split two lists; give one list per split")
     return dict(pairs)
 
 

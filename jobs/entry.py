@@ -1,7 +1,7 @@
-"""The process of a command: it ends when it is told to stop, and goes on when nobody reads its output.
+"""The process of a command: it ends on SIGINT and SIGTERM, and continues if its output is closed.
 
-A job calls `begin` before its imports, which take seconds, and ends through `leave`. This module imports nothing that
-takes time.
+A job calls `begin` before its imports, which take seconds, and ends through `leave`. So this module imports nothing
+that is slow to import.
 """
 
 import errno
@@ -20,56 +20,56 @@ from typing import Any, NoReturn, TextIO
 from ast_core.errors import ConfigError
 from pipeline.redaction import take_keys, without_secrets
 
-STOPPED = "stopped; run the same command to go on"
+STOPPED = "stopped; run the same command to resume"
 
 UNWIND_S = 5.0
-"""How long a stopped job may take to shut Ray down and remove its temporary files. Whatever a job has written can be
-gone on with after a kill, so nothing is lost when the process ends without that."""
+"""How long a stopped job may take to shut Ray down and remove its temporary files. If it takes longer, it is ended.
+Nothing is lost, because a job can be resumed after a kill."""
 
-NO_NEWS = (
+NOISE = (
     b"has constructor arguments in the object store and max_restarts > 0",
     b"Lock blocking 0x",
     b"Lock returning 0x",
     b"RAW: Unlock 0x",
     b"RAW: ReaderUnlock 0x",
 )
-"""Parts of lines that nobody can act on. Ray says the first, as an error, of actors that Ray Data and Ray Train make by
-themselves. The others, which are rare, are of Abseil's locks in the libraries."""
+"""Parts of lines that the user can do nothing about. Ray prints the first as an error about actors that Ray Data and
+Ray Train create. The others are rare; Abseil's locks in the libraries print them."""
 
-_PASS_ON = f"""
+_FILTER = f"""
 import os, sys
 for line in sys.stdin.buffer:
-    if not any(part in line for part in {NO_NEWS!r}):
+    if not any(part in line for part in {NOISE!r}):
         os.write(2, line)
 """
 
-NOBODY_READS = {errno.EPIPE, errno.EIO}
-"""A closed pipe; a terminal that is gone."""
+READER_IS_GONE = {errno.EPIPE, errno.EIO}
+"""A closed pipe, and a terminal that is gone."""
 
 _stopped_by: int | None = None
-_may_say, _may_raise = threading.Lock(), threading.Lock()
-"""Taken by the first to do so, and never released."""
+_print_once, _raise_once = threading.Lock(), threading.Lock()
+"""Acquired by the first signal and never released, so that each thing happens once."""
 _has_begun = False
 _stderr = 2
 _children: list[Any] = []
-"""When the job was stopped."""
+"""Child processes at the time of the signal."""
 
 
 def begin() -> None:
     """Take over the signals and the output of this process, the driver of a job.
 
-    Ctrl-C (SIGINT) and SIGTERM, which `ray job stop` and Kubernetes send, print one line, silence everything after it
-    and raise KeyboardInterrupt in the main thread. A thread ends the process after `UNWIND_S` where that does not:
-    the main thread may be in a library that waits or that catches it. Ray's own processes end with this one.
+    Ctrl-C (SIGINT) and SIGTERM, which `ray job stop` and Kubernetes send, print one line, silence all later output
+    and raise KeyboardInterrupt in the main thread. If the process has not ended after `UNWIND_S`, a thread ends it:
+    the main thread may be in a library that blocks or catches the exception. Ray's processes end with this one.
     """
     global _has_begun
     _has_begun = True
-    _take_keys_out_of_the_command_line()
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data's may start a Ray of its own
+    _restart_without_keys()
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data may start another Ray
     sys.excepthook = _excepthook
     sys.stdout, sys.stderr = (
         _Outlet.in_place_of(sys.stdout, 1),
-        _Outlet.in_place_of(sys.stderr, _apart_from_libraries()),
+        _Outlet.in_place_of(sys.stderr, _filter_library_output()),
     )
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -78,8 +78,8 @@ def begin() -> None:
     take_signals()
 
 
-def _take_keys_out_of_the_command_line() -> None:
-    """Begin again without them, as `ps` and Ray show the command line. The environment has them from then on."""
+def _restart_without_keys() -> None:
+    """Move keys into the environment and restart the process, because `ps` and Ray show the command line."""
     try:
         words = take_keys(sys.argv[1:], os.environ)
     except ConfigError as err:
@@ -89,15 +89,15 @@ def _take_keys_out_of_the_command_line() -> None:
         os.execv(sys.executable, [*sys.orig_argv[: len(sys.orig_argv) - len(words)], *words])
 
 
-def _apart_from_libraries() -> int:
-    """A descriptor for what Python writes to standard error; what C++ writes there goes past `NO_NEWS`.
+def _filter_library_output() -> int:
+    """A descriptor for Python's standard error. Descriptor 2, where C++ writes, now leads to a filter of `NOISE`.
 
-    That is done by a process of its own: so the last words of a library that crashes this one are passed on too.
+    The filter is a separate process, so it also passes on the last lines of a library that crashes this process.
     """
     global _stderr
     _stderr = os.dup(2)
-    with suppress(OSError):  # no room for a process: all lines are shown
-        command = [sys.executable, "-ISc", _PASS_ON]
+    with suppress(OSError):  # the process cannot be started: all lines are shown
+        command = [sys.executable, "-ISc", _FILTER]
         pass_on = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
         assert pass_on.stdin is not None
         os.dup2(pass_on.stdin.fileno(), 2)
@@ -106,7 +106,7 @@ def _apart_from_libraries() -> int:
 
 
 def take_signals() -> None:
-    """Also called after Ray has set handlers of its own. A signal that the caller ignores (nohup) stays ignored."""
+    """Install the handlers, again after Ray has replaced them. A SIGINT that the caller ignores stays ignored."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -116,16 +116,16 @@ def leave(status: int) -> NoReturn:
     """End the process with the status of its job, or with 130 or 143 if it was told to stop."""
     if _stopped_by is None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # the job is done: what is left is the end of the interpreter
+            signal.signal(number, signal.SIG_IGN)  # the job is done; only the interpreter's shutdown is left
         sys.exit(status)
     _exit_stopped()
 
 
 @contextmanager
 def deadline(seconds: float, line: str, status: int) -> Iterator[None]:
-    """End a job's process with a line and a status where the block, a library's call without a limit, takes longer.
+    """End the process with a line and a status if the block takes longer. For library calls without a time limit.
 
-    Nothing happens in a process that is not a job's own.
+    It does nothing in a process that did not call `begin`.
     """
 
     def end() -> None:
@@ -154,25 +154,25 @@ def is_stopped() -> bool:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _stop(number)
-    if _may_raise.acquire(blocking=False):  # a second signal must not end the unwinding after the first
+    if _raise_once.acquire(blocking=False):  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt
 
 
 def _stop(number: int) -> None:
-    """Say that the job is stopped, once; nothing that libraries say of it is printed after that."""
+    """Print once that the job is stopped, and silence what libraries print afterwards."""
     global _stopped_by
-    if not _may_say.acquire(blocking=False):
+    if not _print_once.acquire(blocking=False):
         return
     _stopped_by = number
-    with suppress(OSError):  # nobody reads it
-        os.write(_stderr, f"{STOPPED}\n".encode())  # not print: this may run within one
+    with suppress(OSError):  # the output is closed
+        os.write(_stderr, f"{STOPPED}\n".encode())  # not `print`, since this may interrupt one
     silence = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2, _stderr):
         os.dup2(silence, descriptor)
 
 
 def _watch(wakeup: int) -> None:
-    """Hear of signals that the main thread cannot handle, being in a call that waits."""
+    """Act on signals that the main thread cannot handle because a library call blocks it."""
     while True:
         for number in os.read(wakeup, 64):
             if number in (signal.SIGINT, signal.SIGTERM):
@@ -183,7 +183,7 @@ def _watch(wakeup: int) -> None:
 
 
 def _exit_stopped() -> NoReturn:
-    """End without the interpreter's own end, in which threads may wait for each other. Ray's processes end first."""
+    """End Ray's processes, then this one without the interpreter's shutdown, in which threads may deadlock."""
     assert _stopped_by is not None
     _kill_children()
     os._exit(128 + _stopped_by)
@@ -192,15 +192,15 @@ def _exit_stopped() -> NoReturn:
 def _kill_children() -> None:
     for process in {*_children, *_descendants()}:
         with suppress(Exception):  # it has ended
-            process.kill()  # nothing, where its number is another process's by now
+            process.kill()  # psutil does nothing if the number belongs to another process by now
 
 
 def _descendants() -> list[Any]:
-    """Ray's processes: some outlive their parent for seconds. Our own notice its end and remove their folders."""
+    """Ray's processes, some of which outlive their parent for seconds. Our sandboxes end and clean up by themselves."""
     try:
-        import psutil  # Ray brings it
+        import psutil  # part of Ray, found after Ray is imported
     except ImportError:
-        return []  # it ended before Ray was imported
+        return []  # Ray was not imported yet, so it has no processes
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -215,16 +215,16 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Any)
     sys.__excepthook__(kind, error, traceback)
 
 
-def _is_no_news(shown: bytes) -> bool:
-    return any(part in shown for part in NO_NEWS)
+def _is_noise(shown: bytes) -> bool:
+    return any(part in shown for part in NOISE)
 
 
 class _Outlet(io.FileIO):
-    """Standard output or standard error. When it cannot be written any more, the job goes on without it."""
+    """Standard output or standard error. If it can no longer be written, the job continues without it."""
 
     @classmethod
     def in_place_of(cls, stream: TextIO, descriptor: int) -> TextIO:
-        """A text stream that appears line by line, whoever reads it; a closed one (None) stays closed."""
+        """A line-buffered text stream, also if it is not a terminal. A closed stream (None) stays closed."""
         if stream is None:
             return stream
         raw = cls(descriptor, "wb", closefd=False)
@@ -232,10 +232,10 @@ class _Outlet(io.FileIO):
             io.BufferedWriter(raw), encoding=stream.encoding, errors="backslashreplace", line_buffering=True
         )
 
-    def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's own may be None too
+    def write(self, data: Any) -> int | None:  # type: ignore[override]  # FileIO's may return None too
         shown = bytes(data)
-        if _is_no_news(shown):  # from a worker
-            shown = b"".join(line for line in shown.splitlines(keepends=True) if not _is_no_news(line))
+        if _is_noise(shown):  # from a worker
+            shown = b"".join(line for line in shown.splitlines(keepends=True) if not _is_noise(line))
         if b"://" in shown:
             shown = without_secrets(shown.decode(errors="surrogateescape")).encode(errors="surrogateescape")
         try:
@@ -244,6 +244,6 @@ class _Outlet(io.FileIO):
         except OSError as err:
             with open(os.devnull, "wb") as silence:
                 os.dup2(silence.fileno(), self.fileno())
-            if err.errno not in NOBODY_READS:
-                print(f"warning: output cannot be written any more ({err.strerror}); the job goes on", file=sys.stderr)
+            if err.errno not in READER_IS_GONE:
+                print(f"warning: output can no longer be written ({err.strerror}); the job continues", file=sys.stderr)
             return len(data)

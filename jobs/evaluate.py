@@ -5,9 +5,9 @@
     python jobs/evaluate.py --checkpoint audioset_10_10_0.4593.pth --data data --split eval
     python jobs/evaluate.py --checkpoint runs/1 --data data --split eval --scores scores.csv
 
-A checkpoint is a run, whose best model is taken, a model's folder, a Hugging Face folder, or one of the published
-`.pth` files; `jobs/export.py` makes a folder of any other. The members of an ensemble may differ in shape; their
-sigmoid scores are averaged.
+A checkpoint is a run (its best model is used), a model folder, a Hugging Face folder, or one of the published `.pth`
+files; `jobs/export.py` converts any other file of weights to a model folder. The members of an ensemble may differ in
+shape. Their scores (sigmoids) are averaged.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -44,32 +44,36 @@ from pipeline.train.metrics_log import finite_or_null, per_class_csv, per_class_
 from pipeline.train.models import class_order
 
 CLASSES_SHOWN = 5
-"""Of those that a refusal names."""
+"""Number of classes that an error message names."""
 
 MAX_RESAMPLES = 100_000
-"""Upper bound of --bootstrap, a hundred times the usual number; a larger one is a typing error."""
+"""Upper bound of --bootstrap: a hundred times the usual number. A larger number is probably a typing error."""
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; several are averaged in their scores"
+        "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
     )
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    parser.add_argument("--split", required=True, nargs="+", metavar="SPLIT")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--split", required=True, nargs="+", metavar="SPLIT", help="splits to evaluate on, together")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU"
+    )
     parser.add_argument(
         "--bootstrap",
         type=int,
         default=1000,
         metavar="N",
-        help="resamples of the clips for the 95 %% interval of the mAP (default 1000; 0 is off)",
+        help="number of bootstrap resamples for the 95 %% interval of the mAP (default 1000; 0 is off)",
     )
-    parser.add_argument("--per-class", action="store_true", help="print the classes, best first")
+    parser.add_argument("--per-class", action="store_true", help="print the figures of each class, best first")
     parser.add_argument(
-        "--scores", metavar="FILE", help="write each clip's scores here: .csv or .parquet, a column a class"
+        "--scores",
+        metavar="FILE",
+        help="write the scores of each clip to this .csv or .parquet file, one column per class",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     add_ray_options(parser)
     return parser
 
@@ -106,9 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         interval = bootstrap_map(ensemble, target, num_resamples=args.bootstrap)
     if len(members) > 1:
         for uri, figures in zip(checkpoints, members, strict=True):
-            print(f"{_shown(figures)}  {uri}")
+            print(f"{_figures_line(figures)}  {uri}")
     name = f"  ensemble of {len(members)}" if len(members) > 1 else ""
-    print(f"{_shown(metrics.scalars(), interval)}{name}  on {len(clips):,} clips of {', '.join(args.split)}")
+    print(f"{_figures_line(metrics.scalars(), interval)}{name}  on {len(clips):,} clips of {', '.join(args.split)}")
     if args.per_class:
         print(per_class_table(per_class_csv(dataset.labels, metrics, None, class_counts(clips, len(dataset.labels)))))
     if scores_uri:
@@ -128,19 +132,19 @@ def _use_gpu(args: argparse.Namespace) -> bool:
     has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     if args.device == "cuda" and not has_gpu:
         if args.address == "local":
-            raise ConfigError("--device cuda takes a GPU, this machine has none; use cpu")
-        print("--device cuda takes a GPU, the cluster has none now; scoring begins when it has grown", flush=True)
+            raise ConfigError("--device cuda needs a GPU, this machine has none; use cpu")
+        print("--device cuda needs a GPU, the cluster has none now; scoring begins when it has one", flush=True)
     return args.device == "cuda" or (args.device == "auto" and has_gpu)
 
 
 def _threads(args: argparse.Namespace, num_checkpoints: int) -> int:
-    """Of each checkpoint: its share of this machine. On a cluster one, as others may hold the rest for long."""
+    """Threads per checkpoint: an equal share of this machine; one on a cluster, where other jobs may use the rest."""
     num_cpus = ray.cluster_resources().get("CPU", 1) if args.address == "local" else 1
     return max(1, int(num_cpus) // num_checkpoints)
 
 
 def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]:
-    """Where the classes of the data set stand in the scores of a checkpoint that fits it."""
+    """The column of each class of the data set in the checkpoint's scores. Raises DataError if they do not fit."""
     mel_bins = dataset.info["features"]["num_mel_bins"]
     if config.recipe.input_fdim != mel_bins:
         raise DataError(f"{uri} takes {config.recipe.input_fdim} mel bins; {dataset.uri} has {mel_bins}")
@@ -154,21 +158,21 @@ def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]
 
 
 def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
-    """Which classes one of two vocabularies lacks, a few by name."""
+    """One line that names some of the classes that only one of two vocabularies has."""
     parts = []
-    for who, ours, theirs in (("the model alone has", of_model, of_data), ("the data alone has", of_data, of_model)):
+    for who, ours, theirs in (("only the model has", of_model, of_data), ("only the data has", of_data, of_model)):
         known = {*theirs.mids, *theirs.names}
-        alone = [
+        missing = [
             name for mid, name in zip(ours.mids, ours.names, strict=True) if mid not in known and name not in known
         ]
-        if alone:
-            more = f" and {len(alone) - CLASSES_SHOWN:,} more" if len(alone) > CLASSES_SHOWN else ""
-            parts.append(f"{who} {', '.join(map(repr, alone[:CLASSES_SHOWN]))}{more}")
-    return "; ".join(parts) or "several classes bear the same name"
+        if missing:
+            more = f" and {len(missing) - CLASSES_SHOWN:,} more" if len(missing) > CLASSES_SHOWN else ""
+            parts.append(f"{who} {', '.join(map(repr, missing[:CLASSES_SHOWN]))}{more}")
+    return "; ".join(parts) or "several classes have the same name"
 
 
 def _length_lines(clips: Clips, configs: Sequence[ModelConfig]) -> list[str]:
-    """What of the clips the models do not hear, once for each length of input."""
+    """Lines about the share of the clips that is cut off, one for each input length of the models."""
     lengths = sorted({config.recipe.input_tdim for config in configs})
     return [line for frames in lengths for line in length_lines(clips.num_frames, frames, "evaluation")]
 
@@ -176,9 +180,9 @@ def _length_lines(clips: Clips, configs: Sequence[ModelConfig]) -> list[str]:
 def _score(
     model: Tagger, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str, threads: int
 ) -> np.ndarray:
-    """Scores `[clips, C]` of one checkpoint, in its own order of classes."""
+    """Scores `[clips, C]` of one checkpoint, with the classes in its own order."""
     torch.set_num_threads(threads)
-    # Ray hides no GPU from a task that asked for none.
+    # Ray does not hide GPUs from a task that reserved none, so `wanted` decides.
     use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")
     recipe = for_device(config.recipe, device, trains=False)
@@ -190,8 +194,8 @@ def _score(
     return scores
 
 
-def _shown(figures: dict[str, float], interval: tuple[float, float] | None = None) -> str:
-    """`map 0.4590 [0.4512, 0.4668]  mauc 0.9755  …`"""
+def _figures_line(figures: dict[str, float], interval: tuple[float, float] | None = None) -> str:
+    """The figures as one line: `map 0.4590 [0.4512, 0.4668]  mauc 0.9755  …`"""
     words = {name: f"{name} {value:.4f}" for name, value in figures.items()}
     if interval is not None:
         words["map"] += f" [{interval[0]:.4f}, {interval[1]:.4f}]"

@@ -1,4 +1,4 @@
-"""Write a checkpoint in another format: for transformers, for ONNX Runtime, for the original implementation, or ours.
+"""Convert a checkpoint for transformers, ONNX Runtime or the reference implementation, or to a model folder of ours.
 
     python jobs/export.py --checkpoint runs/1 --format huggingface --output my-tagger
     python jobs/export.py --checkpoint runs/1/averaged --format onnx --output tagger.onnx
@@ -6,9 +6,9 @@
     python jobs/export.py --checkpoint mine.pth --recipe audioset-full --input_tdim 512 --labels classes.csv \\
         --format ours --output mine
 
-A checkpoint is a run, whose best model is taken, a model's folder, a Hugging Face folder, or a file of weights of the
-original. What such a file is for is known of the published ones alone; for another give --recipe, any key of which
-can be set, and --labels. Needs no Ray.
+A checkpoint is a run (its best model is used), a model folder, a Hugging Face folder, or a file of weights of the
+reference implementation. The published files are recognised. For any other file of weights, give --labels and --recipe;
+each recipe key can be set as an option. The job does not use Ray.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -38,10 +38,10 @@ USE = {
     "ours": 'from ast_core.checkpoints import load_model; model, config = load_model("{}")',
     "original": 'torch.nn.DataParallel(audio_model).load_state_dict(torch.load("{}"))',
     "huggingface": 'transformers.pipeline("audio-classification", model="{}")(waveform)  # 16 kHz, in [-1, 1]',
-    "onnx": 'onnxruntime.InferenceSession("{}").run(["logits"], {{"fbank": fbank}})  # its metadata says the norm',
+    "onnx": 'onnxruntime.InferenceSession("{}").run(["logits"], {{"fbank": fbank}})  # the norm is in its metadata',
 }
 SUFFIXES = {"original": ".pth", "onnx": ".onnx"}
-"""Of the formats that are one file; the others are folders."""
+"""Suffixes of the formats that are one file. The other formats are folders."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,20 +49,20 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--checkpoint", required=True, metavar="C", help="path or URI")
-    parser.add_argument("--format", required=True, choices=list(USE))
-    parser.add_argument("--output", required=True, metavar="URI", help="a new folder; for original and onnx a file")
+    parser.add_argument("--format", required=True, choices=list(USE), help="ours: a model folder of this project")
+    parser.add_argument("--output", required=True, metavar="URI", help="a new folder; for original and onnx, a file")
     parser.add_argument(
-        "--recipe", metavar="NAME|FILE", help=f"of a file of weights: {', '.join(recipe_names())}, or a YAML file"
+        "--recipe", metavar="NAME|FILE", help=f"for a file of weights: {', '.join(recipe_names())}, or a YAML file"
     )
-    parser.add_argument("--labels", metavar="FILE", help="of a file of weights: index,mid,display_name")
-    parser.add_argument("--force", action="store_true", help="replace an --output that is a file or a model's folder")
+    parser.add_argument("--labels", metavar="FILE", help="for a file of weights: CSV with index,mid,display_name")
+    parser.add_argument("--force", action="store_true", help="replace an --output that is a file or a model folder")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     if rest and args.recipe is None:
-        raise ConfigError(f"{rest[0]} is no option; the keys of a recipe go with --recipe")
+        raise ConfigError(f"{rest[0]} is not an option; recipe keys need --recipe")
     output = output_uri(args.output)
     _check_output(output, args.format, args.force)
     model, config = _read(args, rest)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         models.publish(made, output)
     args_of_model = config.recipe.model_args()
     shape = ", ".join(f"{key} {value}" for key, value in args_of_model.items() if key not in ("name", "label_dim"))
-    place = output.rsplit("/", 1)[-1] if "://" in output else output  # of a copy, where nothing reads URIs
+    place = output.rsplit("/", 1)[-1] if "://" in output else output  # these libraries read no URIs: copy it first
     print(
         f"wrote {output}: {config.recipe.model}, {len(config.labels)} classes, {shape}\n"
         f"use: {USE[args.format].format(place)}"
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Tagger, ModelConfig]:
-    """The model, and its config without the places on somebody's disk that its training began from."""
+    """The model, and its config without the local paths of the weights from which training started."""
     model, config = models.read(
         models.find(args.checkpoint),
         recipe=None if args.recipe is None else read_recipe(args.recipe, rest),
@@ -91,21 +91,21 @@ def _read(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Tagger, ModelC
 
 
 def _check_output(output: str, output_format: str, force: bool) -> None:
-    """Refuse what is there already, before any work."""
+    """Refuse an output that exists, before any work. With --force, a file or a model folder may be replaced."""
     fs, path = storage.resolve(output)
-    there, suffix = fs.get_file_info(path), SUFFIXES.get(output_format)
+    found, suffix = fs.get_file_info(path), SUFFIXES.get(output_format)
     if suffix is None:
-        if there.is_file or not (storage.is_empty(output) or (force and _holds_only_a_model(output))):
+        if found.is_file or not (storage.is_empty(output) or (force and _contains_only_a_model(output))):
             raise ConfigError(
-                f"{output} is there and not empty; give a new folder, or --force if it is a model's folder to replace"
+                f"{output} exists and is not empty; give a new folder, or --force to replace a model folder"
             )
     elif not output.endswith(suffix):
-        raise ConfigError(f"--output {output} is to be one file; give a name that ends in {suffix}")
-    elif there.type != pafs.FileType.NotFound and not (force and there.is_file):
-        raise ConfigError(f"{output} is there already; give another --output, or --force to replace a file")
+        raise ConfigError(f"--output is {output}, and the format is one file; give a name that ends in {suffix}")
+    elif found.type != pafs.FileType.NotFound and not (force and found.is_file):
+        raise ConfigError(f"{output} exists; give another --output, or --force to replace a file")
 
 
-def _holds_only_a_model(folder: str) -> bool:
+def _contains_only_a_model(folder: str) -> bool:
     return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= set(CHECKPOINT_FILES)
 
 

@@ -1,9 +1,9 @@
-"""From a list of clips to a prepared data set: audio → log-mel fbanks → Parquet shards with sample weights.
+"""Prepare a data set from a list of clips: audio → fbank → Parquet shards with sample weights.
 
     python jobs/prepare_audioset.py --segments balanced_train eval --audio-dir ~/audioset --output data
     ray job submit --working-dir . -- python jobs/prepare_audioset.py --segments eval --output s3://bucket/data
 
-Run again, the same command goes on where it stopped.
+To resume, run the same command again.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -39,10 +39,10 @@ from pipeline.prepare.sources.registry import Request, Source
 from pipeline.ray_errors import user_errors_from_tasks
 
 YOUTUBE_PER_HOUR = 300.0
-"""What yt-dlp's maintainers give as its limit for guests."""
+"""YouTube's limit for clients without an account, according to yt-dlp's maintainers."""
 
-LONGEST_WAIT_S, LONGEST_REST_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0, 10**9
-"""Bounds of options that nobody will miss: a day, a month, and more clips than there are."""
+LONGEST_WAIT_S, LONGEST_COOL_DOWN_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0, 10**9
+"""Upper bounds of options: a day, a month, and more clips than exist."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,28 +63,28 @@ def parser() -> argparse.ArgumentParser:
     audio.add_argument(
         "--audio-dir",
         metavar="DIR",
-        help="files named ID.ext or ID_START[_END].ext in any folders below, in tars or Parquet too",
+        help="folder with files ID.ext or ID_START[_END].ext at any depth, also in tar or Parquet archives",
     )
-    audio.add_argument("--media-url", metavar="TEMPLATE", help="for example http://127.0.0.1:8000/{video_id}.webm")
+    audio.add_argument("--media-url", metavar="TEMPLATE", help="URLs such as http://127.0.0.1:8000/{video_id}.webm")
     parser.add_argument(
-        "--files-are-clips", action="store_true", help="ID.ext in --audio-dir holds the clip, however long it is"
+        "--files-are-clips", action="store_true", help="ID.ext in --audio-dir is the clip, not a whole recording"
     )
 
     parser.add_argument(
         "--labels", metavar="FILE", help="vocabulary: CSV with index,mid,display_name (default: AudioSet's 527)"
     )
-    parser.add_argument("--split", help="name of the split (default: from the list)")
-    parser.add_argument("--output", required=True, metavar="URI", help="folder of the data set; local, s3:// or gs://")
+    parser.add_argument("--split", help="name of the split (default: from the list's name)")
+    parser.add_argument("--output", required=True, metavar="URI", help="folder for the data set: local, s3:// or gs://")
     parser.add_argument(
         "--keep-audio",
         metavar="URI",
-        help="keep what is decoded (FLAC in Parquet); itself an --audio-dir or --manifest",
+        help="keep the decoded audio here (FLAC in Parquet); it can be an --audio-dir or --manifest later",
     )
     parser.add_argument(
         "--limit",
         type=int,
         metavar="N",
-        help="only the first N clips of each split, and N of the rows that cannot be clips",
+        help="take only the first N clips of each split, and N of the refused rows",
     )
     parser.add_argument("--keep-silent", action="store_true", help="prepare digitally silent clips too")
     parser.add_argument(
@@ -92,46 +92,44 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="REASON",
-        help="try clips again that failed for good, for these reasons, or `all`; others are tried again by themselves",
+        help="try clips again that failed for good for one of these reasons, or `all`; the rest is tried again anyway",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what there is to do and how long it takes, and end")
+    parser.add_argument("--dry-run", action="store_true", help="only print what there is to do and how long it takes")
 
     fetch = parser.add_argument_group("fetching")
-    fetch.add_argument("--download-workers", type=int, default=4, metavar="N", help="fetches at a time (default 4)")
+    fetch.add_argument("--download-workers", type=int, default=4, metavar="N", help="parallel fetches (default 4)")
     fetch.add_argument(
         "--fetches-per-hour",
         type=float,
         metavar="N",
-        help=f"from one address (default: {YOUTUBE_PER_HOUR:g} from YouTube, else as many as there is time for)",
+        help=f"rate limit of one address (default: {YOUTUBE_PER_HOUR:g} for YouTube, else none)",
     )
     fetch.add_argument(
         "--addresses",
         nargs="+",
         default=[],
         metavar="ADDRESS",
-        help="ways out that share the fetches: HTTP proxies (http://HOST:PORT) or IP addresses of this machine; or "
-        "`node`: each node of the cluster has a public address of its own (default: all share one)",
+        help="addresses that share the fetches: HTTP proxies (http://HOST:PORT) or IP addresses of this machine; or "
+        "`node`: each node of the cluster has its own public address (default: all share one)",
     )
     fetch.add_argument(
-        "--rest-s", type=float, default=3600.0, help="how long an address rests when throttled (default 3600)"
+        "--rest-s", type=float, default=3600.0, help="cool-down of a throttled address in seconds (default 3600)"
     )
     fetch.add_argument(
-        "--timeout-s", type=float, default=30.0, help="seconds a media host may say nothing (default 30)"
+        "--timeout-s", type=float, default=30.0, help="seconds without an answer of a media host (default 30)"
     )
-    fetch.add_argument(
-        "--deadline-s", type=float, default=120.0, help="seconds that one attempt may take in all (default 120)"
-    )
+    fetch.add_argument("--deadline-s", type=float, default=120.0, help="seconds for one attempt in all (default 120)")
     fetch.add_argument(
         "--yt-dlp",
         default="",
         metavar="OPTIONS",
-        help='options of yt-dlp itself, in one word: "--extractor-args youtube:player_client=tv --cookies cookies.txt"',
+        help='options for yt-dlp, in one argument: "--extractor-args youtube:player_client=tv --cookies cookies.txt"',
     )
     fetch.add_argument(
         "--allow-private-hosts",
         action="store_true",
-        help="URLs of a list may lead to this machine, its network and other addresses that are not public, as the "
-        "host of --media-url may in any case",
+        help="URLs of a list may lead to this machine, its network and other addresses that are not public (the host "
+        "of --media-url always may)",
     )
     add_ray_options(parser)
     return parser
@@ -167,14 +165,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports = prepared.splits
     print(f"\n{progress.table(reports)}\n{progress.advice(reports)}\ndata set: {settings.output}")
     if not any(split.info["clips"] for split in reports):
-        raise DataError(f"no clip was prepared; failures.parquet of each split in {settings.output} says why")
+        raise DataError(f"no clip was prepared; see the reasons in SPLIT/failures.parquet below {settings.output}")
     _check_all_accounted_for(reports)
     return 0
 
 
 def _write_report(output: str, prepared: Prepared) -> None:
-    """Write the page about the data set, which is complete with or without it."""
-    from pipeline.inspect.data_report import write_report  # loads templates and pictures, which nothing before needs
+    """Write the data set's report. If this fails, the data set is complete without it."""
+    from pipeline.inspect.data_report import write_report  # slow to import, and needed only here
 
     try:
         with user_errors_from_tasks():
@@ -193,7 +191,7 @@ def _check_all_accounted_for(reports: Sequence[progress.SplitReport]) -> None:
             raise DataError(
                 f"split {split.split}: {split.num_listed:,} clips are listed, {split.info['clips']:,} prepared and "
                 f"{sum(split.info['failures'].values()):,} failed, so {split.num_unaccounted:,} are not accounted for; "
-                "run the same command again, while no other job writes to this output"
+                "run the same command again while no other job writes to this output"
             )
 
 
@@ -201,16 +199,16 @@ def _check(args: argparse.Namespace) -> None:
     kind = _source(args)
     if (args.audio_dir or args.media_url) and not kind.needs_locate:
         raise ConfigError(
-            "--audio-dir and --media-url say where the audio of --segments is; this source names its own files"
+            f"--audio-dir and --media-url are only for --segments; {kind.option} names its own files, so leave them out"
         )
     if args.files_are_clips and not args.audio_dir:
-        raise ConfigError("--files-are-clips says what --audio-dir holds; give that too")
+        raise ConfigError("--files-are-clips needs --audio-dir; give both")
     if kind.brings_own_labels and (args.split or args.labels):
-        raise ConfigError(f"--split and --labels are not for {kind.option}, which brings its own")
+        raise ConfigError(f"--split and --labels are not for {kind.option}, which brings its own; leave them out")
     if args.split and kind.takes_several and len(_value(args, kind)) > 1:
         raise ConfigError("--split names one split; give one list, or leave it out")
     check_numbers(args, limit=MAX_CLIPS_LISTED, download_workers=10_000, fetches_per_hour=1e9)
-    check_numbers(args, timeout_s=LONGEST_WAIT_S, deadline_s=LONGEST_WAIT_S, rest_s=LONGEST_REST_S)
+    check_numbers(args, timeout_s=LONGEST_WAIT_S, deadline_s=LONGEST_WAIT_S, rest_s=LONGEST_COOL_DOWN_S)
 
 
 def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings:
@@ -233,7 +231,7 @@ def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings
 
 
 def _own_hosts(media_url: str | None) -> tuple[Endpoint, ...]:
-    """The host that a template names itself; one that a video's id is part of is the list's."""
+    """The host of --media-url, unless the host contains the video id and so comes from the list."""
     try:
         return (endpoint_of(media_url),) if media_url else ()
     except ValueError as err:
@@ -241,7 +239,7 @@ def _own_hosts(media_url: str | None) -> tuple[Endpoint, ...]:
 
 
 def _now_allowed(args: argparse.Namespace) -> frozenset[Reason]:
-    """Reasons for which clips failed for good that an option takes away."""
+    """Reasons of failed clips that an option now allows."""
     allowed = {Reason.SILENT: args.keep_silent, Reason.PRIVATE_HOST: args.allow_private_hosts}
     return frozenset(reason for reason, is_allowed in allowed.items() if is_allowed)
 
@@ -269,7 +267,7 @@ def _read_list(args: argparse.Namespace) -> ClipList:
 
 
 def _vocabulary(args: argparse.Namespace) -> LabelVocabulary | None:
-    """Those of --labels."""
+    """The vocabulary of --labels, or None for the source's own."""
     return LabelVocabulary.from_csv(storage.read_text(args.labels), origin=args.labels) if args.labels else None
 
 

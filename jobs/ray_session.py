@@ -1,4 +1,4 @@
-"""Ray for the length of a job: joined or started, or the one line that says why not."""
+"""Ray for the duration of a job: start it, join a cluster, or say in one line why this is not possible."""
 
 import logging
 import os
@@ -19,10 +19,10 @@ from jobs.common import MAX_CPUS
 from pipeline.redaction import keys_of_uri
 
 CONNECT_S, ANSWER_S = 4.0, 25.0
-"""How long a cluster may take to accept a connection and to say what it is. `ray.init` itself waits without a limit."""
+"""Time limits for a cluster to accept a connection and to answer. `ray.init` itself has no time limit."""
 
 JOIN_S = 90.0
-"""How long it may take to join a cluster that has answered."""
+"""Time limit for joining a cluster that has answered."""
 
 EXIT_CANNOT_JOIN = 2
 
@@ -33,7 +33,7 @@ from ray.exceptions import AuthenticationError
 try:
     GcsClient(address=sys.argv[1])
 except AuthenticationError:
-    pass  # a cluster, which ray.init knows how to sign in to
+    pass  # it is a cluster, and ray.init can authenticate
 """
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
@@ -41,34 +41,34 @@ _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-
 
 @contextmanager
 def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of a job. One that is up in this process already is used and left alone.
+    """Ray for the duration of a job. If Ray already runs in this process, it is used and left running.
 
     Args:
-        address: HOST:PORT of a cluster's head, `auto` for the one that runs on this machine, or `local` to start one.
+        address: HOST:PORT of a head node, `auto` for the cluster on this machine, or `local` to start Ray.
 
     Raises:
-        UserError: there is no such cluster, or Ray does not start; the message names the setting and the remedy.
+        UserError: no such cluster, or Ray does not start. The message names the setting and the remedy.
     """
     if num_cpus is not None and not 1 <= num_cpus <= MAX_CPUS:
         raise ConfigError(f"--num-cpus is {num_cpus}; use 1 to {MAX_CPUS}")
     if ray.is_initialized():
         yield
         return
-    _leave_out_what_nobody_can_act_on()
+    _hide_noise()
     if address == "local":
         _start(num_cpus)
     else:
         _join(address)
-    there, os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS"), ray.get_runtime_context().gcs_address
+    before, os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS"), ray.get_runtime_context().gcs_address
     try:
         if entry.has_begun():
-            entry.take_signals()  # Ray has put a handler of its own for SIGTERM
+            entry.take_signals()  # Ray has replaced the handler of SIGTERM
         yield
     finally:
-        if there is None:
+        if before is None:
             del os.environ["RAY_ADDRESS"]
         else:
-            os.environ["RAY_ADDRESS"] = there
+            os.environ["RAY_ADDRESS"] = before
         ray.shutdown()
 
 
@@ -81,12 +81,12 @@ def _start(num_cpus: int | None) -> None:
 
 
 def _remedy(err: Exception) -> str:
-    said, folder = str(err), os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if "AF_UNIX" in said or "socket path" in said.lower():
-        return f"its sockets lie below {folder}: set RAY_TMPDIR or TMPDIR to a shorter folder, such as /tmp"
+    text, folder = str(err), os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if "AF_UNIX" in text or "socket path" in text.lower():
+        return f"its sockets are below {folder}: set RAY_TMPDIR or TMPDIR to a shorter folder, such as /tmp"
     if isinstance(err, OSError) and err.errno is not None:
-        return f"its files lie below {folder}: make room and give rights there, or set RAY_TMPDIR to another folder"
-    return f"its log files are below {folder}/ray/session_latest/logs; another Ray here may hold its ports"
+        return f"its files are below {folder}: free disk space and allow writing there, or set RAY_TMPDIR"
+    return f"its log files are below {folder}/ray/session_latest/logs; another Ray on this machine may use its ports"
 
 
 def _join(address: str) -> None:
@@ -95,30 +95,30 @@ def _join(address: str) -> None:
     found = _on_this_machine(setting, remedy) if address == "auto" else address
     match = _HOST_PORT.fullmatch(found)
     if match is None or not 0 < int(match["port"]) < 65536:
-        dashboard = ", and http:// the dashboard's, for `ray job submit`" if "://" in found else ""
+        dashboard = " (http://… is the dashboard, for `ray job submit`)" if "://" in found else ""
         raise ConfigError(
-            f"{setting} is {found}, which is no cluster's address: that is HOST:PORT, usually of port 6379{dashboard}; "
-            f"give it, or {remedy}"
+            f"{setting} is {found}, which is no cluster's address: use HOST:PORT, usually with port 6379{dashboard}, "
+            f"or {remedy}"
         )
     _check_answers(found, match["host"].strip("[]"), int(match["port"]), setting, remedy)
     cannot = f"the Ray cluster at {found} ({setting}) cannot be joined"
-    late = f"error: {cannot} within {JOIN_S:.0f} s; see whether it is well and takes this machine's token, or {remedy}"
+    late = f"error: {cannot} within {JOIN_S:.0f} s; check that it works and accepts this machine's token, or {remedy}"
     try:
         with entry.deadline(JOIN_S, late, EXIT_CANNOT_JOIN):
             keys = keys_of_uri(os.environ)
-            runtime_env = {"env_vars": keys} if keys else None  # the workers of a cluster have not this environment
+            runtime_env = {"env_vars": keys} if keys else None  # workers of a cluster do not have this environment
             ray.init(address=found, logging_level=logging.WARNING, runtime_env=runtime_env)
     except (OSError, RuntimeError, ValueError, RayError) as err:
         ray.shutdown()
         raise UserError(
-            f"{cannot}: {_one_line(err)}; start a node of it here by `ray start --address={found}`, or {remedy}"
+            f"{cannot}: {_one_line(err)}; start a node of it here with `ray start --address={found}`, or {remedy}"
         ) from err
 
 
 def _on_this_machine(setting: str, remedy: str) -> str:
-    """The address of the cluster that `auto` means: that of `ray start`, or else the only one that runs here.
+    """The address that `auto` means: that of the last `ray start`, or else of the only cluster on this machine.
 
-    Ray itself would take any of several.
+    If there are several, Ray itself would take any of them.
     """
     if started := services.find_bootstrap_address(None):
         return str(started)
@@ -138,7 +138,7 @@ def _check_answers(address: str, host: str, port: int, setting: str, remedy: str
         if not subprocess.run(ask, capture_output=True, timeout=ANSWER_S, check=False).returncode:
             return
     except subprocess.TimeoutExpired:
-        pass  # what listens there is not Ray, or hangs
+        pass  # the listener is not Ray, or it hangs
     except OSError as err:
         why = f"does not answer ({err.strerror or err})"
     raise UserError(f"{address} ({setting}) {why}; start the cluster, or {remedy}")
@@ -148,10 +148,10 @@ def _one_line(err: BaseException) -> str:
     return " ".join(str(err).split())[:500].rstrip(".") or type(err).__name__
 
 
-def _leave_out_what_nobody_can_act_on() -> None:
-    """Lines of Ray's own that are no news. All others come through, and its log files keep everything."""
-    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_news)
+def _hide_noise() -> None:
+    """Hide lines of Ray's logger that the user can do nothing about. Ray's log files keep them."""
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_worth_showing)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_worth_showing(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Token authentication is enabled for this Ray cluster")

@@ -1,4 +1,4 @@
-"""The option `--recipe`, and recipe keys that are set on the command line."""
+"""The option `--recipe`, and recipe keys on the command line."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -29,7 +29,7 @@ def _shipped_files() -> dict[str, Traversable]:
 
 
 def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
-    """A shipped recipe by name, or a YAML file, with the keys that the rest of a command line sets."""
+    """Read a shipped recipe by name, or a YAML file. `rest` has the recipe keys of the command line."""
     if name in recipe_names():
         text = shipped_recipe(name)
     elif storage.exists(name):
@@ -40,7 +40,7 @@ def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
 
 
 def overridden(rest: Sequence[str]) -> dict[str, str]:
-    """Keys of a recipe and their values as typed: `--key value` or `--key=value`; dashes read as underscores."""
+    """Recipe keys and their values as typed: `--key value` or `--key=value`. Dashes are read as underscores."""
     overrides = {}
     words = iter(rest)
     for word in words:

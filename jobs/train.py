@@ -1,4 +1,4 @@
-"""Train the Audio Spectrogram Transformer on prepared shards, with DDP over Ray Train workers.
+"""Train the Audio Spectrogram Transformer on a prepared data set, with DDP on Ray Train workers.
 
     python jobs/train.py --recipe audioset-balanced --data data --train-splits balanced_train --eval-splits eval \
         --output runs/1
@@ -6,8 +6,8 @@
         --train-splits fold2 fold3 fold4 fold5 --eval-splits fold1 --output s3://bucket/runs/1 \
         --num-workers 4 --device cuda
 
-Any key of the recipe can be set on the command line: --lr 1e-4 --epochs 20 --imagenet_pretrain false.
-Run again, the same command goes on where it stopped.
+Any recipe key can be set on the command line: --lr 1e-4 --epochs 20 --imagenet_pretrain false.
+To resume, run the same command again.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -30,7 +30,7 @@ from pipeline.train.fit import ClaimedRun, TrainSettings, train_run
 from pipeline.train.resources import CPUS_WITH_GPU, IN_PROCESS
 
 LONGEST_S, MAX_CACHE_GB = 30 * 86_400.0, 1e9
-"""Bounds of options that nobody will miss: a month, and an exabyte."""
+"""Upper bounds of options: a month, and an exabyte."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,37 +44,40 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", required=True, metavar="NAME|FILE", help=f"{', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
-    parser.add_argument("--train-splits", required=True, nargs="+", metavar="SPLIT")
-    parser.add_argument("--eval-splits", required=True, nargs="+", metavar="SPLIT")
+    parser.add_argument("--train-splits", required=True, nargs="+", metavar="SPLIT", help="splits to train on")
+    parser.add_argument("--eval-splits", required=True, nargs="+", metavar="SPLIT", help="splits to evaluate on")
     parser.add_argument(
-        "--output", required=True, metavar="URI", help="folder of the run; on a cluster, storage that all nodes share"
+        "--output",
+        required=True,
+        metavar="URI",
+        help="folder for the run; on a cluster, on storage that all nodes share",
     )
     parser.add_argument(
         "--num-workers",
         type=_num_workers,
         default=(1, 1),
         metavar="N|MIN:MAX",
-        help="DDP ranks (default 1); with MIN:MAX as many of them as the cluster has room for, at each moment; 0 "
-        "trains in this process, without Ray and saving no checkpoints: for a debugger, or a first try",
+        help="number of DDP ranks (default 1); with MIN:MAX, as many as the cluster has room for at each moment; 0 "
+        "trains in this process, without Ray and without checkpoints, for a debugger or a first try",
     )
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="auto: cuda if there is a GPU for each worker now; name cuda on a cluster that scales up from none",
+        help="auto: cuda if there is a GPU for each worker now; give cuda on a cluster that scales up from no GPU",
     )
     parser.add_argument(
         "--cpus-per-worker",
         type=int,
         metavar="N",
-        help=f"default: an equal share of the CPUs, at most {CPUS_WITH_GPU} beside a GPU",
+        help=f"CPUs of each worker (default: an equal share of all, at most {CPUS_WITH_GPU} with a GPU)",
     )
     parser.add_argument(
         "--max-failures",
         type=int,
         default=2,
         metavar="N",
-        help="how often a failed run goes on from its checkpoint by itself (default 2; -1: always); a node that is "
+        help="how often a failed run restarts from its checkpoint by itself (default 2; -1: always); a node that is "
         "taken away with notice does not count",
     )
     parser.add_argument(
@@ -82,27 +85,27 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=600.0,
         metavar="S",
-        help="also within epochs (default 600), at a step that is logged",
+        help="seconds between checkpoints within an epoch (default 600); they are saved at logged steps",
     )
     parser.add_argument(
         "--resize-every-s",
         type=float,
         default=60.0,
         metavar="S",
-        help="with MIN:MAX, how often to look whether there is room for more workers (default 60); with more of them "
-        "training goes on from the last checkpoint",
+        help="with MIN:MAX, seconds between checks for room for more workers (default 60); with more workers, "
+        "training restarts from the last checkpoint",
     )
     parser.add_argument(
-        "--log-every-steps", type=int, default=20, metavar="N", help="steps between two lines of figures (default 20)"
+        "--log-every-steps", type=int, default=20, metavar="N", help="steps between two logged steps (default 20)"
     )
     parser.add_argument(
-        "--cache-dir", metavar="DIR", help="folder on each node's disk that keeps shards of object storage"
+        "--cache-dir", metavar="DIR", help="folder on each node's disk that caches shards of object storage"
     )
-    parser.add_argument("--cache-gb", type=float, default=500.0, metavar="GB", help="its size (default 500)")
+    parser.add_argument("--cache-gb", type=float, default=500.0, metavar="GB", help="size of the cache (default 500)")
     parser.add_argument(
         "--async-validation",
         action="store_true",
-        help="evaluate an epoch while the next is trained, on CPUs (and a GPU) of one worker more; not with MIN:MAX",
+        help="evaluate an epoch while the next one trains; takes CPUs (and a GPU) of one more worker; not with MIN:MAX",
     )
     parser.add_argument(  # the option's name in earlier versions
         "--evaluate-beside", dest="async_validation", action="store_true", help=argparse.SUPPRESS
@@ -110,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--init-from",
         metavar="MODEL",
-        help="start from a trained model instead of what the recipe names: a run, a model's folder, a Hugging Face "
-        "folder or a published .pth; its norm is taken over, and its head where the classes are the same",
+        help="start from a trained model instead of the recipe's weights: a run, a model folder, a Hugging "
+        "Face folder or a published .pth; its norm is used, and its head if the classes are the same",
     )
     parser.add_argument("--mlflow", metavar="URI", help="also log to this MLflow tracking server or store")
     add_ray_options(parser)
@@ -119,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _num_workers(text: str) -> tuple[int, int]:
-    """Fewest and most workers. Raises ArgumentTypeError."""
+    """The lowest and highest number of workers. Raises ArgumentTypeError."""
     least, _, most = text.partition(":")
     try:
         return int(least), int(most or least)
@@ -128,7 +131,7 @@ def _num_workers(text: str) -> tuple[int, int]:
 
 
 def read_settings(argv: Sequence[str] | None = None) -> TrainSettings:
-    """A command line as settings. Raises ConfigError for an option or recipe key that cannot be."""
+    """Read the settings from a command line. Raises ConfigError for an invalid option or recipe key."""
     args, rest = parser().parse_known_args(argv)
     _check_options(args)
     given = vars(args) | {
@@ -141,12 +144,12 @@ def read_settings(argv: Sequence[str] | None = None) -> TrainSettings:
 
 
 def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
-    """The run that a command line asks for (`fit.claim`)."""
+    """Claim the run that a command line describes (`fit.claim`)."""
     return fit.claim(read_settings(argv))
 
 
 def session(*runs: ClaimedRun) -> AbstractContextManager[None]:
-    """`fit.session` with this machine's Ray or the one at --address."""
+    """A `fit.session` with Ray on this machine or the cluster at --address."""
     return fit.session(*runs, ray_session=ray_session)
 
 
@@ -158,10 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """By themselves; whether the workers find room, `_resources` says once Ray is up."""
+    """Check each option by itself. `pipeline.train.resources` checks the resources once Ray runs."""
     least, most = args.num_workers
     if args.num_workers != IN_PROCESS and not 1 <= least <= most:
-        raise ConfigError("--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process")
+        given = least if least == most else f"{least}:{most}"
+        raise ConfigError(f"--num-workers is {given}; use 1 or more, MIN:MAX, or 0 for this process")
     for option, is_allowed, allowed in (  # nan is not >= 0 either
         ("--cpus-per-worker", args.cpus_per_worker is None or 1 <= args.cpus_per_worker <= MAX_CPUS, "1 or more"),
         ("--max-failures", args.max_failures >= -1, "0 or more, or -1 for no limit"),
@@ -176,11 +180,11 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.cache_dir:
         if "://" in args.cache_dir:
             raise ConfigError(f"--cache-dir is {args.cache_dir}; use a folder on the disk of each node")
-        output_uri(args.cache_dir, "--cache-dir")  # refuses what the end of a submitted job would delete
+        output_uri(args.cache_dir, "--cache-dir")  # refuses a folder that Ray deletes with a submitted job
     if args.async_validation and args.num_workers == IN_PROCESS:
-        raise ConfigError("--async-validation takes workers; leave it out, or give --num-workers 1")
+        raise ConfigError("--async-validation needs workers; leave it out, or give --num-workers 1")
     if args.async_validation and args.num_workers[0] < args.num_workers[1]:
-        raise ConfigError("--async-validation takes a fixed --num-workers: MIN:MAX leaves the evaluation no room")
+        raise ConfigError("--async-validation needs a fixed --num-workers, not MIN:MAX; leave one of the two out")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A media host on its bad days: the first part of a path says what happens, `/429/sound` or `/stall/sound`.
+"""A media host that misbehaves: the first part of a path says how, for example `/429/sound` or `/stall/sound`.
 
 with BadHost(folder) as host: ... f"{host.url}/404/sound.webm" ... host.requests
 
-`/stall@3/sound` does it at the third request for that path alone, and answers the others well.
+`/stall@3/sound` misbehaves only at the third request for that path, and answers the others correctly.
 """
 
 import gzip
@@ -23,7 +23,7 @@ import brotli
 from jobs.demo.media_server import FolderHandler, find_media, parse_range, serving
 
 TRUNCATED = 0.3
-"""Share of a file that arrives where it is cut short."""
+"""Share of a truncated file that arrives."""
 
 BLOCK = b"\x1a\x45\xdf\xa3" + b"\0" * 8188
 PAGE = b"<p>Sign in</p>" * 100_000
@@ -54,9 +54,9 @@ class BadHost(AbstractContextManager["BadHost"]):
     folder: Path
     stall_s: float = 60.0
     throttled: int = 1
-    """Requests to `/throttled/…` that get a 429 before the good one."""
+    """Number of requests to `/throttled/…` that get a 429 before the correct answer."""
     elsewhere: str = ""
-    """Base URL that `/redirect/…` and `/playlist/…` lead to."""
+    """Base URL to which `/redirect/…` and `/playlist/…` lead."""
     requests: list[Request] = field(default_factory=list)
     url: str = ""
 
@@ -71,7 +71,7 @@ class BadHost(AbstractContextManager["BadHost"]):
         self._server.__exit__(kind, err, at)
 
     def seen(self, request: Request) -> int:
-        """How often that path had been asked for before."""
+        """How often that path was requested before."""
         with self._lock:
             self.requests.append(request)
             self._seen[request.path] += 1
@@ -105,7 +105,7 @@ class _Handler(FolderHandler):
         elif special := getattr(self, f"_{behaviour}", None):
             special(name, with_body)
         elif find_media(self.folder, name) is None and (self.folder / Path(name).name).is_file():
-            media, span = self._asked(name)  # of a kind that the demo's server does not have
+            media, span = self._asked(name)  # a misbehaviour that the demo's server does not have
             self._part(media[span.start : span.stop], span.start, len(media))
         else:
             super().answer(with_body=with_body)
@@ -113,12 +113,12 @@ class _Handler(FolderHandler):
     def _drop(self) -> None:
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        socket.close(self.connection.detach())  # at once: the handler's files would keep the socket open
+        socket.close(self.connection.detach())  # at once, since the handler's files keep the socket open
 
-    # Answers to requests of ranges that are not what they should be
+    # Wrong answers to range requests
 
     def _asked(self, name: str) -> tuple[bytes, range]:
-        """The file, and which bytes of it were asked for."""
+        """The file, and the range of bytes that was requested."""
         media = self._media(name)
         span = parse_range(self.headers["Range"] or "", len(media))
         return media, span or range(len(media))
@@ -133,7 +133,7 @@ class _Handler(FolderHandler):
         self.wfile.write(body)
 
     def _part(self, body: bytes, first: int, size: int, **headers: str) -> None:
-        """The answer to a request of a range; to one of the whole file, that."""
+        """Answer with a range; if the whole file was requested, as a whole file."""
         length = {"Content_Length": str(len(body))}
         if self.headers["Range"] is None:
             headers.pop("Content_Range", None)
@@ -143,12 +143,12 @@ class _Handler(FolderHandler):
         self._send(206, body, **(length | span | headers))
 
     def _reset_connection(self) -> None:
-        """Nothing of an answer that is on its way arrives either."""
+        """Reset the connection, so that sent data that has not arrived is lost too."""
         self._drop()
-        raise ConnectionResetError  # which `handle` takes for the end
+        raise ConnectionResetError  # which ends `handle`
 
     def _rst(self, name: str, with_body: bool) -> None:
-        """The connection is reset before an answer."""
+        """The connection is reset before the answer."""
         self._reset_connection()
 
     def _rstmid(self, name: str, with_body: bool) -> None:
@@ -173,7 +173,7 @@ class _Handler(FolderHandler):
         self._send(200, self._chunks(self._media(name)), Transfer_Encoding="chunked")
 
     def _chunked40(self, name: str, with_body: bool) -> None:
-        """40 % of the file, and a proper end."""
+        """40 % of the file, with a correct end of the chunks."""
         media = self._media(name)
         self._send(200, self._chunks(media[: len(media) * 2 // 5]), Transfer_Encoding="chunked")
 
@@ -202,7 +202,7 @@ class _Handler(FolderHandler):
         self._send(200, body, Content_Encoding="br", Content_Length=str(len(body)))
 
     def _gziprange(self, name: str, with_body: bool) -> None:
-        """A range of the encoded file, as the standard has it."""
+        """A range of the encoded file, as in the HTTP standard."""
         body = gzip.compress(self._media(name), 1)
         span = parse_range(self.headers["Range"] or "", len(body)) or range(len(body))
         self._part(body[span.start : span.stop], span.start, len(body), Content_Encoding="gzip")
@@ -223,31 +223,31 @@ class _Handler(FolderHandler):
         self._send(200, body, Content_Length=str(len(body)))
 
     def _early(self, name: str, with_body: bool) -> None:
-        """Half of the range that it announces, with a length that fits what it sends."""
+        """Half of the announced range, with the length of the sent half."""
         media, span = self._asked(name)
         body = media[span.start : span.stop]
         header = f"bytes {span.start}-{span.stop - 1}/{len(media)}"
         self._part(body[: len(body) // 2], span.start, len(media), Content_Range=header)
 
     def _capped(self, name: str, with_body: bool) -> None:
-        """No more than 100 KB at a time, and it says so."""
+        """At most 100 KB at a time, correctly announced."""
         media, span = self._asked(name)
         self._part(media[span.start : span.stop][:100_000], span.start, len(media))
 
     def _wrongrange(self, name: str, with_body: bool) -> None:
-        """Another range than the one asked for, and it says so."""
+        """Another range than the requested one, correctly announced."""
         media, span = self._asked(name)
         first = (span.start + 5000) % len(media) if self.headers["Range"] else 0
         self._part(media[first:], first, len(media))
 
     def _lyingrange(self, name: str, with_body: bool) -> None:
-        """Another range, unless it begins at 0, and it says that it is the one asked for."""
+        """Another range, unless it begins at 0, announced as the requested one."""
         media, span = self._asked(name)
         moved = media[40_000:] + media[:40_000] if span.start else media
         self._part(moved[span.start : span.stop], span.start, len(media))
 
     def _fromstart(self, name: str, with_body: bool) -> None:
-        """The beginning of the file, as if it were the range asked for."""
+        """The beginning of the file, announced as the requested range."""
         media, span = self._asked(name)
         self._part(media[: len(span)], span.start, len(media))
 
@@ -268,7 +268,7 @@ class _Handler(FolderHandler):
         self._send(206, body, Content_Length=str(len(body)))
 
     def _otherfile(self, name: str, with_body: bool) -> None:
-        """A file of the same length, and of other bytes."""
+        """A file of the same length with other bytes."""
         media, span = self._asked(name)
         other = bytes(reversed(media))
         self._part(other[span.start : span.stop], span.start, len(media))
@@ -303,7 +303,7 @@ class _Handler(FolderHandler):
         self.close_connection = True
 
     def _cut(self, name: str, with_body: bool) -> None:
-        """The connection ends before the bytes that were announced have come."""
+        """The connection ends before all announced bytes are sent."""
         media = self._media(name)
         self._head(len(media))
         if with_body:
@@ -311,7 +311,7 @@ class _Handler(FolderHandler):
         self.close_connection = True
 
     def _short(self, name: str, with_body: bool) -> None:
-        """A file that was cut where it lies, served as whole."""
+        """A truncated file, served as a whole one."""
         media = self._media(name)
         media = media[: int(TRUNCATED * len(media))]
         self._head(len(media))
@@ -332,7 +332,7 @@ class _Handler(FolderHandler):
         self._head(0)
 
     def _endless(self, name: str, with_body: bool) -> None:
-        """A recording that goes on for ever: its beginning, and then bytes that are none of its."""
+        """A recording that never ends: its beginning, and then other bytes."""
         self._head(None)
         if with_body:
             self.wfile.write(self._media(name))
@@ -340,7 +340,7 @@ class _Handler(FolderHandler):
                 self.wfile.write(BLOCK)
 
     def _longpage(self, name: str, with_body: bool) -> None:
-        """A page that goes on for ever, which yt-dlp reads to its end."""
+        """A page that never ends, which yt-dlp tries to read completely."""
         self._head(None, "text/html")
         if with_body:
             while True:
@@ -362,7 +362,7 @@ class _Handler(FolderHandler):
         self.end_headers()
 
     def _playlist(self, name: str, with_body: bool) -> None:
-        """A playlist where a recording should be: of a local file, and of another host."""
+        """A playlist instead of a recording. It names a local file and another host."""
         secret = shutil.which("true")
         body = (
             f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{secret}\n"

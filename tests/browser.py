@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: Chromium without a window, driven over loopback as the WebDriver standard says."""
+"""A real browser for tests of pages: headless Chromium, controlled over loopback with the WebDriver protocol."""
 
 import re
 import shutil
@@ -39,14 +39,14 @@ class Browser:
         self._post("/url", {"url": uri})
 
     def run(self, script: str) -> Any:
-        """What the body of an async function returns. Raises AssertionError with what it throws."""
+        """Run the body of an async function and return its result. Raises AssertionError with what it throws."""
         body = f"(async () => {{ {script} }})().then(it => arguments[0]([it]), err => arguments[0]([null, `${{err}}`]))"
         value, *thrown = self._post("/execute/async", {"script": body, "args": []})
         assert not thrown, thrown[0]
         return value
 
     def console(self) -> list[str]:
-        """What the page's console got since the last call, refusals of its own policy included."""
+        """Lines of the page's console since the last call, including violations of its content security policy."""
         return [entry["message"] for entry in self._post("/se/log", {"type": "browser"})]
 
     def devtools(self, command: str, **params: Any) -> Any:
@@ -58,7 +58,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """Chromium with a new profile; it is gone afterwards."""
+    """Chromium with a new profile, until the block ends."""
     driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
         assert driver.stdout is not None

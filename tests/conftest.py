@@ -1,4 +1,4 @@
-"""One Ray for all tests of a process, folders that only this process uses, and data that is made once."""
+"""Fixtures: one Ray for all tests of a process, folders that only this process uses, and shared data."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from tests.s3 import S3Server, serve
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 LONGEST_TEMPORARY_FOLDER = 6
-"""Characters; below a longer path, Ray that a job starts in a test has no room for the names of its sockets."""
+"""Number of characters. With a longer path, the socket paths of a Ray that a job starts in a test are too long."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class OwnFolders:
 
     @property
     def ray_cwd(self) -> Path:
-        """The folder where Ray's workers run."""
+        """The working folder of Ray's workers."""
         return self.root / "cwd"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders]:
-    """Give this process a home and a temporary folder of its own, so that no test sees what another program does.
+    """Give this process its own home and temporary folder, so that other programs cannot affect a test.
 
-    The path is short, since Ray's sockets lie below it and a socket's path may have 107 bytes. A proxy or a Ray
-    cluster that the user's environment names is not used: all servers of the tests are on loopback.
+    The path is short, because Ray's sockets are below it and a socket's path has at most 107 bytes. A proxy or a Ray
+    cluster in the user's environment is not used: all servers of the tests are on loopback.
     """
-    tmp_path_factory.getbasetemp()  # pytest's folders stay where pytest keeps those of its last three runs
+    tmp_path_factory.getbasetemp()  # before TMPDIR changes, so that pytest keeps those of its last three runs
     parent = tempfile.gettempdir()
     with (
         tempfile.TemporaryDirectory(
@@ -63,7 +63,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
                 patch.delenv(name)
         patch.setenv("HOME", str(folders.home))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folders.root / "inductor"))
-        # Else Python makes a folder for the sockets of its servers, and removes it at its exit, if it comes to that.
+        # Otherwise Python makes another folder for its servers' sockets, and removes it only at a regular exit.
         patch.setitem(multiprocessing.current_process()._config, "tempdir", str(folders.temporary))
         patch.setenv("TMPDIR", str(folders.temporary))
         patch.setattr(tempfile, "tempdir", str(folders.temporary))
@@ -73,9 +73,9 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other in every small operation take minutes where the machine is busy.
+    """Use one PyTorch thread: two that wait for each other at each small operation take minutes on a busy machine.
 
-    A job in this process, which asks for a thread of each CPU, changes nothing for itself or the tests that follow.
+    `torch.set_num_threads` does nothing, so that a job in this process cannot change this.
     """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3(own_folders: OwnFolders) -> Iterator[S3Server]:
-    """An S3 server that this process and those that it starts find by their environment."""
+    """An S3 server that this process and its children find through environment variables."""
     with serve() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.env.items():
             patch.setenv(name, value)
@@ -94,11 +94,11 @@ def s3(own_folders: OwnFolders) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
-    """Ray on this machine, whose workers run in a folder of their own."""
+    """Ray on this machine, with workers in their own working folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own_folders.ray_cwd)
         temp_dir = str(own_folders.root / "ray")
-        # Half of the processes of a Ray on one machine are its dashboard's.
+        # The dashboard would be half of Ray's processes.
         ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=temp_dir, log_to_driver=False)
     yield
     ray.shutdown()
@@ -106,7 +106,7 @@ def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tone_data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A prepared data set whose classes a small model learns in seconds: `fakes.write_data`."""
+    """A prepared data set that a small model learns in seconds (`fakes.write_data`)."""
     folder = tmp_path_factory.mktemp("tones") / "data"
     fakes.write_data(str(folder))
     return str(folder)

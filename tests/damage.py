@@ -1,4 +1,4 @@
-"""Damage to files on disk, and repairs as somebody with the right tools could make them."""
+"""Functions that damage files on disk, and that make changed files consistent again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from pipeline import dataset, storage
 
 
 def flip_bit(file: Path, rng: np.random.Generator) -> tuple[int, int]:
-    """Flip one bit that the generator draws; which: its byte, and its place in that."""
+    """Flip one random bit. Returns its byte and its position in the byte."""
     whole = bytearray(file.read_bytes())
     at, bit = int(rng.integers(len(whole))), int(rng.integers(8))
     whole[at] ^= 1 << bit
@@ -19,7 +19,7 @@ def flip_bit(file: Path, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def refusal(read: Callable[[], object]) -> str:
-    """The line of the DataError that `read` ends with; empty where it ends well."""
+    """The line of the DataError that `read` raises; empty if it raises none."""
     try:
         read()
     except DataError as err:
@@ -28,7 +28,7 @@ def refusal(read: Callable[[], object]) -> str:
 
 
 def record_again(output: str) -> None:
-    """Make dataset.json fit the index and the failures that are there, as if they had been published like this."""
+    """Write checksums of the present index and failures table to dataset.json, as if they were published like this."""
     info = storage.read_checked_json(dataset.dataset_json(output))
     for split, entry in info["splits"].items():
         index, failures = dataset.index_file(output, split), dataset.failures_file(output, split)

@@ -1,4 +1,4 @@
-"""What tests make up, importable in Ray's workers too."""
+"""Generated data and fake objects for tests. Ray's workers can import this module."""
 
 import io
 import json
@@ -32,7 +32,7 @@ CODECS = {
 
 
 def noise(duration_s: float, seed: int = 0, rate_hz: int = RATE_HZ) -> np.ndarray:
-    """White noise below 8 kHz: no two places in it look alike."""
+    """White noise below 8 kHz, in which each position is unique."""
     rng = np.random.default_rng(seed)
     return (0.15 * rng.standard_normal(round(duration_s * rate_hz))).astype(np.float32)
 
@@ -42,7 +42,7 @@ def tone(freq_hz: float, duration_s: float, rate_hz: int = RATE_HZ) -> np.ndarra
 
 
 def write_media(path: Path, waveform: np.ndarray, *, channels: int = 1) -> Path:
-    """Encode a 16 kHz waveform by the codec that the file's name asks for."""
+    """Encode a 16 kHz waveform with the codec of the file's suffix."""
     codec, rate_hz = CODECS[path.suffix[1:]]
     layout = "mono" if channels == 1 else "stereo"
     frame = av.AudioFrame.from_ndarray(np.tile(waveform[None], (channels, 1)), format="fltp", layout=layout)
@@ -63,7 +63,7 @@ def write_media(path: Path, waveform: np.ndarray, *, channels: int = 1) -> Path:
 
 
 def write_tar(path: Path, members: Mapping[str, bytes | dict[str, object]], **options: object) -> str:
-    """Members by name; a dictionary is written as JSON. `options` are tarfile's."""
+    """Write a tar with members by name. A dictionary is written as JSON. `options` are those of tarfile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as file:
         for name, held in members.items():
@@ -75,7 +75,7 @@ def write_tar(path: Path, members: Mapping[str, bytes | dict[str, object]], **op
 
 
 def upload(path: Path, uri: str) -> str:
-    """A file, or a folder with all that is below it."""
+    """Upload a file, or a folder with all files below it."""
     if path.is_dir():
         for below in path.iterdir():
             upload(below, storage.join(uri, below.name))
@@ -85,13 +85,13 @@ def upload(path: Path, uri: str) -> str:
 
 
 def shard_rows(output: str | Path) -> dict[str, dict[str, Any]]:
-    """All that the shards of a data set hold, by clip."""
+    """The rows of all shards of a data set, by clip."""
     shards = [uri for uri in storage.list_files(output, suffix=".parquet", recursive=True) if "/shards/" in uri]
     return {row["clip_id"]: row for shard in shards for row in dataset.read_table(shard).to_pylist()}
 
 
 def clips(*rows: dict[str, object]) -> pa.Table:
-    """Rows of CLIPS; what a test does not care about is filled in."""
+    """Rows of CLIPS. Missing columns get default values."""
     usual = {
         "split": "train",
         "video_id": None,
@@ -115,7 +115,7 @@ SMALL_RECIPE = {
     "lr": "3e-4",
     "warmup": "false",
 }
-"""Recipe keys with which a run over `write_data` learns in seconds."""
+"""Recipe keys with which a run on `write_data` learns in seconds."""
 
 
 def write_data(
@@ -126,9 +126,9 @@ def write_data(
     clips_a_shard: int = 20,
     waveform: np.ndarray | None = None,
 ) -> None:
-    """A prepared data set of tones in noise, half a second each, made by the real stages from the waveform on.
+    """Write a prepared data set of tones in noise, half a second each, with the real stages after decoding.
 
-    Each clip is `waveform` where that is given.
+    If `waveform` is given, each clip has it.
     """
     rng = np.random.default_rng(5)
     labels = LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
@@ -148,13 +148,13 @@ def write_data(
         )
         rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
         rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)))
-        for begin in range(0, num_clips, clips_a_shard):  # several shards, with row groups that are not full
+        for begin in range(0, num_clips, clips_a_shard):  # several shards, with incomplete row groups
             WriteShards(output)(rows.slice(begin, clips_a_shard))
     publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits})
 
 
 def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.5689974) -> pa.Table:
-    """Rows of SHARD without fbank for rows of CLIPS: clips that are whole, unlike each other and of these figures."""
+    """Rows of SHARD without fbank for rows of CLIPS: complete, different clips with this mean and std."""
     rows = clips.to_pylist()
     values = [NUM_MEL_BINS * num_frames_of(round((row["end_s"] - row["start_s"]) * RATE_HZ)) for row in rows]
     made = {
@@ -175,7 +175,7 @@ def write_stored(
     splits: Mapping[str, pa.Table],
     failures: Mapping[str, Sequence[Reason]] | None = None,
 ) -> None:
-    """A data set of such rows: all that is read without reading fbanks, which are empty."""
+    """Write a data set of `stored_clips`, with empty fbanks, for tests that read no fbank."""
     start_output(output, labels)
     refused = {split: FAILURES.empty_table() for split in splits}
     for split, rows in splits.items():
@@ -196,7 +196,7 @@ def write_stored(
 
 
 class Turns:
-    """A job's turns at a pacer in this process."""
+    """A fake of a job's access to the rate limiter: its `Pacer` is in this process."""
 
     def __init__(self, pace: Pace, pacer: Pacer | None = None) -> None:
         self.pace, self.pacer = pace, pacer or Pacer()

@@ -1,8 +1,8 @@
-"""Seeded mutations of valid lists, and what an independent reader makes of each.
+"""Seeded mutations of valid lists, and an independent reader for each kind of list.
 
-`trial(kind, seed, folder)` writes one mutated list, has it read by the sources and by a reader that shares no code
-with them (pandas, duckdb, json), and compares: a list that is accepted has exactly the rows that the other reader finds
-good, every other row is in the failures, and a list whose mutations change nothing of its meaning is not refused.
+`trial(kind, seed, folder)` writes one mutated list, reads it with the sources and with a reader that shares no code
+with them (pandas, duckdb, json), and compares. An accepted list has exactly the rows that the other reader finds good,
+and all other rows are refused. A list is not refused if its mutations do not change its meaning.
 """
 
 import ast
@@ -52,19 +52,19 @@ class Trial(NamedTuple):
     num_clips: int
     num_refused: int
     fault: str
-    """Empty, or what the two readers disagree on."""
+    """The disagreement of the two readers; empty if they agree."""
 
 
 class Expected(NamedTuple):
     good: list[Row]
-    """Rows that must become clips, each (name, split, labels, start)."""
+    """Rows that must become clips: name, split, labels and start of each."""
     num_rows: int
     may: frozenset[Row] = frozenset()
-    """Rows that may become clips: a stray quote more or less leaves them readable."""
+    """Rows that may become clips: they are readable with a quote more or less."""
 
 
 class _NoListError(Exception):
-    """The independent reader cannot read it, or a rule refuses it whole."""
+    """The independent reader cannot read the list, or a rule refuses it as a whole."""
 
 
 # Mutations of a text whose first `head` lines are its header. Each returns the new text.
@@ -126,7 +126,7 @@ def _replace(old: str, *new: str, everywhere: bool = False) -> Callable[[random.
 
 
 def _field(*values: str) -> Callable[[random.Random, str, int], str]:
-    """A field between two separators of a row is written over, as a spreadsheet does."""
+    """Overwrite a field between two separators of a row, as a spreadsheet does."""
 
     def mutate(rng: random.Random, text: str, head: int) -> str:
         lines = text.split("\n")
@@ -147,11 +147,11 @@ HARMLESS = {
     "CRLF": _replace("\n", "\r\n", everywhere=True),
     "no newline at the end": lambda rng, text, head: text.rstrip("\n"),
 }
-"""Other rows, but none that is wrong: a refusal of the list would be a fault."""
+"""Mutations that leave all rows valid: the list must not be refused."""
 
 HARMFUL = {
     "rows repeated": _rows(_repeat),
-    "CR alone": _replace("\n", "\r", everywhere=True),
+    "CR as newline": _replace("\n", "\r", everywhere=True),
     "stray quote": _insert('"'),
     "stray apostrophe": _insert("'"),
     "quote lost": _replace('"', ""),
@@ -189,14 +189,14 @@ def _flipped(data: bytes) -> bytes:
 
 
 def _mutated(rng: random.Random, text: str, head: int, *, encodings: bool = True) -> tuple[list[str], bytes]:
-    """What was done, and the file; harmless mutations have a `~` in front of their names."""
+    """The names of the mutations, and the file. Names of harmless mutations begin with `~`."""
     done = []
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         harmless = rng.random() < 0.4
         name = rng.choice(list(HARMLESS if harmless else HARMFUL))
         try:
             text = (HARMLESS if harmless else HARMFUL)[name](rng, text, head)
-        except (IndexError, ValueError):  # an earlier one left too little of the text
+        except (IndexError, ValueError):  # an earlier mutation left too little text
             continue
         done.append(f"~{name}" if harmless else name)
     wrong = encodings and rng.random() < 0.15
@@ -224,13 +224,13 @@ def _text_of(data: bytes) -> str:
 
 
 def _frame(text: str, wanted: set[str]) -> pd.DataFrame:
-    """A text table, all cells as texts, by pandas; by the csv module where a row has more cells than the header."""
+    """Read a text table with all cells as text: by pandas, or by csv if a row has more cells than the header."""
     lines = text.split("\n")
     for separator in ",;\t|":
         frame = None
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row that is too long loses its last cells
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # else pandas drops extra cells of a long row
                 frame = pd.read_csv(
                     io.StringIO(text, newline=""), sep=separator, dtype=str, keep_default_na=False, index_col=False,
                     skipinitialspace=separator != "\t", on_bad_lines="error",
@@ -254,24 +254,24 @@ def _frame(text: str, wanted: set[str]) -> pd.DataFrame:
     raise _NoListError(f"no header in {lines[0]!r}")
 
 
-def _tidy(label: str) -> str:
+def _normalised(label: str) -> str:
     return unicodedata.normalize("NFC", label.strip().strip("\ufeff\u200b\u2060").strip())
 
 
 def _cells(text: str, separator: str, known: frozenset[str]) -> list[str] | None:
-    """The labels of a text; None if it looks like a list and is none."""
-    text = _tidy(text)
+    """The labels in a text; None if it looks like a list but is not one."""
+    text = _normalised(text)
     if text in known:
         return [text]
     if text in ("", "nan", "NaN"):
         return []
     if (listed := _list_in(text)) is not None:
-        return _without_ends([_tidy(cell) for cell in listed])
+        return _without_ends([_normalised(cell) for cell in listed])
     if re.match(r"""[\[{]\s*["'\[{]""", text) or re.search(r"""["']\s*[\]}]$""", text):
         return None
     if re.fullmatch(r"\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}", text):
         return None
-    return _without_ends([_tidy(cell) for cell in text.split(separator)])
+    return _without_ends([_normalised(cell) for cell in text.split(separator)])
 
 
 def _without_ends(cells: list[str]) -> list[str]:
@@ -283,7 +283,7 @@ def _without_ends(cells: list[str]) -> list[str]:
 
 
 def _list_in(text: str) -> list[str] | None:
-    """The quoted texts and numbers of a list in text, character by character; None if anything else is in it."""
+    """The quoted texts and numbers of a list as text, parsed by character; None if it has anything else."""
     brackets = {"[": "]", "(": ")", "{": "}"}
     if closed := brackets.get(text[0]):
         if len(text) < 2 or text[-1] != closed:
@@ -332,12 +332,12 @@ _ERROR = re.compile(r"#[A-Z/]+[!?]|#N/A|\d\.\d+E\+\d+")
 _DATE = re.compile(r"\d+-Feb")
 
 
-def _no_text(text: str) -> bool:
-    """Whether it can be no id, path or label."""
+def _is_not_text(text: str) -> bool:
+    """Whether a text cannot be an id, path or label."""
     return not 0 < len(text) <= 200 or _NOTHING.search(text) is not None or _ERROR.fullmatch(text) is not None
 
 
-# Kinds of lists. Each makes a list, mutates it, reads it in both ways.
+# Kinds of lists. Each function makes a list, mutates it and reads it in both ways.
 
 
 def _segments(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[], ClipList], Callable[[], Expected]]:
@@ -367,7 +367,7 @@ def _segments(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[],
             for loose in (False, True):
                 fields = [field.strip().strip('"').strip() for field in parts] if loose else parts
                 labels = fields[3] if len(fields) == 4 else ""
-                if loose:  # the separators that a spreadsheet ends all rows with stand behind the quote
+                if loose:  # separators that a spreadsheet adds to all rows are after the quote
                     labels = labels.strip('",; ')
                 else:
                     labels = labels[1:-1] if len(labels) > 1 and labels[0] == labels[-1] == '"' else labels
@@ -376,7 +376,7 @@ def _segments(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[],
                 except ValueError:
                     continue
                 cells = [
-                    _tidy(cell)
+                    _normalised(cell)
                     for cell in labels.strip(";" if ";" in labels else ", ").split(";" if ";" in labels else ",")
                 ]
                 if (
@@ -428,8 +428,8 @@ def _datafile(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[],
             )
             if not (isinstance(wav, str) and isinstance(cells, list) and cells):
                 continue
-            cells = [_tidy(cell) if isinstance(cell, str) else "" for cell in cells]
-            if _no_text(wav) or "://" in wav or not all(cell in audioset_labels().index_of for cell in cells):
+            cells = [_normalised(cell) if isinstance(cell, str) else "" for cell in cells]
+            if _is_not_text(wav) or "://" in wav or not all(cell in audioset_labels().index_of for cell in cells):
                 continue
             by_path.setdefault(
                 wav, ("", "list", frozenset(audioset_labels().mids[audioset_labels().index_of[c]] for c in cells), 0.0)
@@ -473,7 +473,7 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                 read = _frame(_text_of(data), {"path", "labels"})
             texts = [label for label in read["labels"] if isinstance(label, str)]
             vocabulary = frozenset(NAMES if known else ())
-            plain = [text for text in texts if _cells(text, "\x00", vocabulary) == [_tidy(text)]]
+            plain = [text for text in texts if _cells(text, "\x00", vocabulary) == [_normalised(text)]]
             separator = ";" if known is None and any(";" in text for text in plain) else "," if known is None else ""
             good, seen = [], set()
             for row in read.to_dict("records"):
@@ -481,7 +481,7 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                 if isinstance(label, str):
                     cells = _cells(label, separator or (";" if ";" in label else ","), vocabulary)
                 else:
-                    cells = [_tidy(str(cell)) for cell in (label if label is not None else ())]
+                    cells = [_normalised(str(cell)) for cell in (label if label is not None else ())]
                 if known and cells:  # a number is an index
                     cells = [NAMES[int(float(cell))] if re.fullmatch(r"[0-6](\.0*)?", cell) else cell for cell in cells]
                 split = row.get("split", "") or "train"
@@ -491,10 +491,14 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                     and all(
                         cell in vocabulary
                         if known
-                        else not _no_text(cell) and not _DATE.fullmatch(cell) and not re.fullmatch(r"[\d.]+|nan", cell)
+                        else not _is_not_text(cell)
+                        and not _DATE.fullmatch(cell)
+                        and not re.fullmatch(r"[\d.]+|nan", cell)
                         for cell in cells
                     )
-                    and not (_no_text(str(row["path"])) or "\ufffd" in str(row["path"]) or "://" in str(row["path"]))
+                    and not (
+                        _is_not_text(str(row["path"])) or "\ufffd" in str(row["path"]) or "://" in str(row["path"])
+                    )
                 ):
                     clip_id = clip_id or unicodedata.normalize(
                         "NFC", os.path.splitext(str(row["path"]).rpartition("/")[2])[0]
@@ -502,7 +506,7 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                     if (split, clip_id) in seen:
                         continue
                     if (
-                        _no_text(clip_id or "x")
+                        _is_not_text(clip_id or "x")
                         or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", split)
                         or _ERROR.fullmatch(split)
                         or _DATE.fullmatch(split)
@@ -575,7 +579,7 @@ def _esc50(rng: random.Random, folder: Path) -> tuple[list[str], Callable[[], Cl
                     (
                         row["filename"][:-4],
                         f"fold{int(row['fold']) if row['fold'].isdecimal() else row['fold']}",
-                        frozenset([_tidy(row["category"])]),
+                        frozenset([_normalised(row["category"])]),
                         0.0,
                     ),
                 )
@@ -634,7 +638,7 @@ def trial(kind: str, seed: int, folder: Path) -> Trial:
         out = read()
     except DataError as err:
         fault = "" if _is_one_line(str(err)) else f"the refusal is not one line: {err!r}"
-        moved = {"~rows in another order", "~rows missing"}  # lines of JSON are no rows
+        moved = {"~rows in another order", "~rows missing"}  # lines of JSON are not rows
         if all(name.startswith("~") for name in done) and not (kind == "data file" and moved & set(done)):
             fault = f"refused, though nothing is wrong: {err}"
         return Trial(kind, seed, done, False, 0, 0, fault)
@@ -643,13 +647,13 @@ def trial(kind: str, seed: int, folder: Path) -> Trial:
 
 def _compared(kind: str, out: ClipList, expect: Callable[[], Expected]) -> str:
     names = out.vocabulary.mids
-    said = [
+    texts = [
         *names,
         *out.clips["clip_id"].to_pylist(),
         *out.refused["clip_id"].to_pylist(),
         *out.clips["media"].to_pylist(),
     ]
-    if any("\ufffd" in text for text in said):
+    if any("\ufffd" in text for text in texts):
         return "U+FFFD in a class, an id or a path"
     try:
         expected = expect()
@@ -670,7 +674,7 @@ def _compared(kind: str, out: ClipList, expect: Callable[[], Expected]) -> str:
 
 def _row(kind: str, row: dict[str, Any], names: tuple[str, ...]) -> Row:
     labels = frozenset(names[i] for i in row["labels"])
-    if kind == "data file":  # ids depend on the other rows; the path is the row's own
+    if kind == "data file":  # ids depend on the other rows; the path does not
         return row["media"].partition("/data file/")[2], row["split"], labels, row["start_s"]
     return row["clip_id"], row["split"], labels, row["start_s"]
 
@@ -685,7 +689,7 @@ def _labels_trial(rng: random.Random, seed: int, folder: Path) -> Trial:
         out = LabelVocabulary.from_csv(storage.read_text(folder / "labels.csv"), origin="labels.csv")
     except DataError as err:
         fault = "" if _is_one_line(str(err)) else f"the refusal is not one line: {err!r}"
-        moved = {"~rows in another order", "~rows missing"}  # indices must count
+        moved = {"~rows in another order", "~rows missing"}  # indices must be consecutive
         if all(name.startswith("~") for name in done) and moved.isdisjoint(done):
             fault = f"refused, though nothing is wrong: {err}"
         return Trial("labels", seed, done, False, 0, 0, fault)

@@ -1,4 +1,4 @@
-"""A page as a reader has it: its tables, and what it would load."""
+"""An HTML page as tests see it: its tables, and the addresses that it would load."""
 
 from html.parser import HTMLParser
 from typing import Any
@@ -8,7 +8,7 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
-        """By caption: the header, then the rows, total included. Notes in a cell follow its text and a newline."""
+        """By caption: the header, then the rows with the total. Notes in a cell follow its text and a newline."""
         self.tags: list[tuple[str, dict[str, Any]]] = []
         self.text = ""
         self._caption: list[str] | None = None
@@ -19,7 +19,7 @@ class Page(HTMLParser):
 
     @property
     def loads(self) -> list[str]:
-        """Every address that the browser would go to by itself or at a click."""
+        """All addresses that the browser would load by itself or at a click."""
         names = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "background", "ping"}
         return [value for _, attributes in self.tags for name, value in attributes.items() if name in names]
 

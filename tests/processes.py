@@ -1,7 +1,7 @@
-"""Fresh processes that have PyTorch and nothing else of this project's dependencies in memory.
+"""Fresh processes that have imported PyTorch, and none of the project's other dependencies.
 
-They are forked from a server that has imported PyTorch and computed nothing, which takes a tenth of the time that a new
-interpreter needs to import it again.
+They are forked from a server that has imported PyTorch and computed nothing. This takes a tenth of the time of a new
+interpreter that imports it.
 """
 
 import contextlib
@@ -16,14 +16,16 @@ from typing import Any
 from unittest.mock import patch
 
 START_METHOD = "forkserver"
-"""For `torch.multiprocessing.start_processes` too."""
+"""Also used by `torch.multiprocessing.start_processes`."""
 
 _context = multiprocessing.get_context(START_METHOD)
 _context.set_forkserver_preload(["torch"])
 
 
 def in_new_process(function: Callable[..., Any], *args: Any, env: Mapping[str, str] | None = None) -> Any:
-    """What `function`, importable by name, returns there; `env` is set before it is called.
+    """Call `function`, which must be importable by name, in a new process, and return its result.
+
+    `env` is set before the call.
 
     Raises RuntimeError if the process ends without a result; its traceback is on standard error.
     """
@@ -46,16 +48,16 @@ def _call(connection: Connection, env: Mapping[str, str], function: Callable[...
 
 
 def run_module(name: str, argv: Sequence[str], without: Sequence[str]) -> str:
-    """What `python -m NAME ARGV` prints where the modules of `without` cannot be imported. For `in_new_process`."""
-    said = io.StringIO()
+    """The output of `python -m NAME ARGV` if the modules `without` cannot be imported. For `in_new_process`."""
+    output = io.StringIO()
     with (
         patch.dict(sys.modules, dict.fromkeys(without)),  # None: importing it is an error
         patch.object(sys, "argv", [name, *argv]),
-        contextlib.redirect_stdout(said),
+        contextlib.redirect_stdout(output),
     ):
         try:
             runpy.run_module(name, run_name="__main__")
         except SystemExit as ended:
             if ended.code:
                 raise RuntimeError(f"{name} ended with {ended.code}") from ended
-    return said.getvalue()
+    return output.getvalue()

@@ -1,4 +1,4 @@
-"""The README's example of your own data set: its lines, sounds for them, and a count of what the model gets right."""
+"""The README's example of a data set of your own: its lines, sounds for them, and a count of correct clips."""
 
 import re
 import subprocess

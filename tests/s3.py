@@ -1,6 +1,6 @@
-"""An S3 server on loopback, a process of its own: `tests.s3_server`, which can be told to refuse, and to go away.
+"""An S3 server on loopback in a separate process: `tests.s3_server`, which can refuse requests or close connections.
 
-Ray's workers use it too: what they need to know of it is in the usual variables of the environment.
+Ray's workers use it too, through the usual environment variables.
 """
 
 import json
@@ -35,7 +35,7 @@ class S3Server:
 
     @contextmanager
     def busy(self, *, share: float = 0.0, following: int = 0) -> Iterator[dict[str, int]]:
-        """Refuse `share` of the requests and all of the `following` ones; what was refused is known at the end."""
+        """Refuse `share` of the requests and all of the `following` ones. The counts are known when the block ends."""
         counts: dict[str, int] = {}
         self._control(share=share, following=following)
         try:
@@ -45,7 +45,7 @@ class S3Server:
 
     @contextmanager
     def without_deleting(self) -> Iterator[None]:
-        """The key lacks s3:DeleteObject."""
+        """Refuse deleting, as for a key without s3:DeleteObject."""
         self._control(forbids_deleting=1)
         try:
             yield

@@ -1,7 +1,7 @@
-"""The S3 server of tests, moto's, which takes long to import: `python -m tests.s3_server` prints its port.
+"""The S3 server of the tests, moto's, which is slow to import. `python -m tests.s3_server` prints its port.
 
-A request to CONTROL tells it which share of the requests, or how many of the following ones, to refuse, whether
-deleting is forbidden, and from which request on it is away.
+A request to CONTROL sets the share of the requests, or the number of the following ones, that it refuses, whether
+deleting is forbidden, and the request from which on it is away.
 """
 
 import json
@@ -29,10 +29,10 @@ DENIED = b"<Error>%b<Code>AccessDenied</Code><Message>Access Denied</Message></E
 
 
 class Busy:
-    """Refuses a share of the requests, drawn by a seed and the request's number, or so many of the following ones.
+    """Refuses a share of the requests, drawn by a seed and the request's number, or a number of the following ones.
 
-    Where deleting is forbidden, all requests to delete are denied, as by a key without s3:DeleteObject. Away, it closes
-    each connection without an answer, from the first request on that matches `away_from`.
+    If deleting is forbidden, all requests to delete are denied, as for a key without s3:DeleteObject. From the first
+    request that matches `away_from` on, each connection is closed without an answer.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
@@ -53,7 +53,7 @@ class Busy:
             if self.forbids_deleting and (many or environ["REQUEST_METHOD"] == "DELETE"):
                 return _deny(environ, start_response, many)
             return self.app(environ, start_response)
-        get_input_stream(environ).read()  # else the next request on this connection begins with the rest of this one
+        get_input_stream(environ).read()  # otherwise this body is read as the next request
         start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]
 
@@ -87,7 +87,7 @@ class Busy:
 
 
 def _deny(environ: WSGIEnvironment, start_response: StartResponse, many: bool) -> list[bytes]:
-    """S3 denies one key by a status, and each of many by a part of the answer."""
+    """S3 denies a single key with a status, and many keys with an error for each in the answer."""
     asked = get_input_stream(environ).read()
     answer = DENIED % b""
     if many:
@@ -99,7 +99,7 @@ def _deny(environ: WSGIEnvironment, start_response: StartResponse, many: bool) -
 
 
 class Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections are kept, as S3 keeps them
+    protocol_version = "HTTP/1.1"  # connections stay open, as with S3
 
     def log(self, *_: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Benchmarks that nothing else runs, in small: a figure that nobody can print any more is none."""
+"""Small runs of the benchmarks that no other test uses, so that their figures can still be reproduced."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from benchmarks.against import figures
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_preparation_prints_its_row():
+def test_benchmark_of_preparation_prints_its_row():
     command = [sys.executable, "-m", "benchmarks.prepare", "--clips", "16", "--scale", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
@@ -18,21 +18,21 @@ def test_the_benchmark_of_preparation_prints_its_row():
     num_clips, alone_ms, _, workers_ms, of_alone = figures[:5]
     assert num_clips == 16
     assert of_alone == pytest.approx(workers_ms / alone_ms, abs=0.01, rel=0.01)
-    assert of_alone > 1  # of so few, the start of the workers
+    assert of_alone > 1  # with so few clips, the start of the workers dominates
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_drivers_memory_prints_its_figure():
+def test_benchmark_of_driver_memory_prints_its_figure():
     command = [sys.executable, "-m", "benchmarks.driver_memory", "--rows", "600", "--to-do", "300"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"600 rows, 600 of them in the ledger; driver: (\d+) MB at most", done.stdout)
+    found = re.search(r"600 rows, 600 of them in the failures table; driver: (\d+) MB at most", done.stdout)
     assert found
     assert int(found[1]) > 100
 
 
 @pytest.mark.slow
-def test_case_26_a_press_of_each_job_ends_it_in_one_line():
+def test_case_26_ctrl_c_ends_each_job_with_one_line():
     command = [sys.executable, "-m", "benchmarks.interrupts", "--presses", "4", "--clips", "16", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Flipped bits in the files of a data set; `benchmarks.bit_flips` takes more of them, and the files of a run."""
+"""Flipped bits in the files of a data set. `benchmarks.bit_flips` tries more of them, and the files of a run."""
 
 import logging
 from functools import partial
@@ -26,15 +26,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wrong(data: Path, files: list[Path], readers: dict[str, bit_flips.Reader], num_flips: int, seed: int) -> list[str]:
     found = bit_flips.flips(data, files, readers, num_flips, np.random.default_rng(seed))
-    return [f"{outcome}: {file.name}: {said}" for file, outcome, said in found if outcome in bit_flips.OUTCOMES[-2:]]
+    return [
+        f"{outcome}: {file.name}: {message}" for file, outcome, message in found if outcome in bit_flips.OUTCOMES[-2:]
+    ]
 
 
-def test_case_4_flipped_bits_of_shards_are_named_or_change_no_value(data: Path):
+def test_case_4_flipped_bits_of_shards_are_reported_or_change_no_value(data: Path):
     shards = [file for file in bit_flips.files_of(data) if file.parent.name == "shards"]
     assert wrong(data, shards, {"feed": bit_flips.read_clips}, 60, seed=1) == []
 
 
-def test_flipped_bits_of_any_file_of_a_data_set_are_named_or_change_nothing(data: Path):
+def test_flipped_bits_of_any_file_are_reported_or_change_nothing(data: Path):
     files = bit_flips.files_of(data)
     readers = {name: bit_flips.DATA_READERS[name] for name in ("feed", "prepare")}
     assert wrong(data, files, readers, 2 * len(files), seed=2) == []
@@ -42,7 +44,7 @@ def test_flipped_bits_of_any_file_of_a_data_set_are_named_or_change_nothing(data
 
 @pytest.mark.parametrize("name", ["dataset.json", "labels.csv", "train/index.parquet", "train/failures.parquet"])
 @pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b"PAR1PAR1", b"[]", b"{}"])
-def test_a_file_of_another_kind_is_one_line_with_its_name_and_what_to_do(
+def test_file_with_wrong_content_is_one_line_with_its_name_and_the_remedy(
     data: Path, tmp_path: Path, name: str, content: bytes
 ):
     with bit_flips.copied(data, tmp_path / "data"):
@@ -56,7 +58,7 @@ def test_a_file_of_another_kind_is_one_line_with_its_name_and_what_to_do(
         assert "\n" not in lines[reader]
 
 
-def test_a_damaged_index_is_made_again_by_the_next_preparation_which_says_so(
+def test_next_preparation_makes_a_damaged_index_again_and_says_so(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     with bit_flips.copied(data, tmp_path / "data"):
@@ -70,19 +72,19 @@ def test_a_damaged_index_is_made_again_by_the_next_preparation_which_says_so(
     assert "it is made again from the shards" in caplog.text
 
 
-def test_a_number_edited_by_hand_in_dataset_json_is_refused(data: Path, tmp_path: Path):
+def test_edited_number_in_dataset_json_is_refused(data: Path, tmp_path: Path):
     with bit_flips.copied(data, tmp_path / "data"):
         file = tmp_path / "data" / "dataset.json"
         text = file.read_text()
         file.write_text(text.replace('"clips": 40', '"clips": 41'))
         line = refusal(lambda: PreparedDataset.open(str(tmp_path / "data")))
         assert "dataset.json is damaged or was edited" in line
-        file.write_text(" ".join(text.split()))  # by a program that formats JSON
+        file.write_text(" ".join(text.split()))  # as a JSON formatter does
         assert PreparedDataset.open(str(tmp_path / "data")).info["splits"]["train"]["clips"] == 40
 
 
 def as_version_2(output: Path) -> None:
-    """The data set as the version before this one wrote it: without any checksum."""
+    """Change the data set to schema version 2, which had no checksums."""
     info = PreparedDataset.open(str(output)).info | {"schema_version": 2}
     del info["row_group_clips"]
     for split, entry in info["splits"].items():
@@ -96,7 +98,7 @@ def as_version_2(output: Path) -> None:
     dataset.storage.write_json(dataset.dataset_json(str(output)), info)
 
 
-def test_data_of_version_2_are_read_with_a_warning_and_checked_by_their_hashes(
+def test_data_of_version_2_are_read_with_a_warning_and_checked_by_hash(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     expected = bit_flips.read_clips(data)
@@ -118,7 +120,7 @@ def test_data_of_version_2_are_read_with_a_warning_and_checked_by_their_hashes(
             assert line or bit_flips.read_clips(tmp_path / "data") == expected
 
 
-def test_a_second_preparation_brings_data_of_version_2_up(data: Path, tmp_path: Path):
+def test_second_preparation_upgrades_data_of_version_2(data: Path, tmp_path: Path):
     with bit_flips.copied(data, tmp_path / "data"):
         as_version_2(tmp_path / "data")
         labels = PreparedDataset.open(str(tmp_path / "data")).labels
@@ -128,7 +130,7 @@ def test_a_second_preparation_brings_data_of_version_2_up(data: Path, tmp_path: 
         assert bit_flips.read_clips(tmp_path / "data") == bit_flips.read_clips(data)
 
 
-def test_a_second_preparation_refuses_a_shard_whose_clips_are_others(data: Path, tmp_path: Path):
+def test_second_preparation_refuses_a_shard_with_other_clips(data: Path, tmp_path: Path):
     with bit_flips.copied(data, tmp_path / "data"):
         shard, other = sorted((tmp_path / "data" / "train" / "shards").iterdir())[:2]
         other.write_bytes(shard.read_bytes())
@@ -137,8 +139,8 @@ def test_a_second_preparation_refuses_a_shard_whose_clips_are_others(data: Path,
     assert "restore it, or delete it, and its clips are prepared again" in line
 
 
-def test_two_copies_of_a_clip_with_other_values_are_not_mixed(tmp_path: Path):
-    """Of a shard that is written again, the rows get new checksums: their values are verified before."""
+def test_copies_of_a_clip_with_different_values_are_not_mixed(tmp_path: Path):
+    """Rows of a shard that is written again get new checksums, so their values are verified before."""
     fakes.write_data(str(tmp_path), splits=[("train", 20)])
     (shard,) = (tmp_path / "train" / "shards").iterdir()
     rows = dataset.read_table(str(shard))
@@ -149,14 +151,16 @@ def test_two_copies_of_a_clip_with_other_values_are_not_mixed(tmp_path: Path):
     )
     dataset.write_table(str(tmp_path / "train" / "shards" / "second.parquet"), spoilt.slice(0, 10))
     line = refusal(lambda: bit_flips.prepare_again(tmp_path))
-    assert "second.parquet is damaged: its values are not those of their hashes" not in line  # all of it goes
+    assert (
+        "second.parquet is damaged: its values are not those of their hashes" not in line
+    )  # the whole shard is removed
     extra = spoilt.set_column(0, dataset.SHARD.field("clip_id"), [["new", *rows["clip_id"].to_pylist()[1:]]])
     dataset.write_table(str(tmp_path / "train" / "shards" / "third.parquet"), extra.slice(0, 10))
     line = refusal(lambda: bit_flips.prepare_again(tmp_path))
     assert "third.parquet is damaged: its values are not those of their hashes; restore it, or delete it" in line
 
 
-def test_a_feed_reads_a_data_set_as_it_was_written(data: Path):
+def test_feed_reads_the_written_values(data: Path):
     clips = PreparedDataset.open(str(data)).clips(["train"])
     assert clips.row_group_clips == 16
     with FbankReader(clips) as reader:

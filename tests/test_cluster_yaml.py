@@ -1,4 +1,4 @@
-"""cluster.yaml, as far as it can be tried without a cloud: Ray's schema and scheduler, and the shell that nodes run."""
+"""cluster.yaml, tested without a cloud: Ray's schema and scheduler, and the shell commands of the nodes."""
 
 import copy
 import importlib
@@ -30,7 +30,7 @@ PACKAGE_INDEX = re.compile(
 
 
 def cluster(path: str = "", value: Any = None) -> dict[str, Any]:
-    """The file, with one value changed: `cluster("available_node_types.train.min_workers", 1)`."""
+    """The file's content, with one value changed: `cluster("available_node_types.train.min_workers", 1)`."""
     config = copy.deepcopy(yaml.safe_load(CLUSTER.read_text(encoding="utf-8")))
     if path:
         *parents, key = path.split(".")
@@ -42,12 +42,12 @@ def cluster(path: str = "", value: Any = None) -> dict[str, Any]:
 
 
 def ray_reads(config: dict[str, Any]) -> AutoscalingConfig:
-    """Ray's check of the file as written and, with its defaults filled in, what `ray up` works with."""
+    """Check the file with Ray's schema, and return the settings with Ray's defaults, as `ray up` uses them."""
     jsonschema.validate(config, json.loads((files("ray.autoscaler") / "ray-schema.json").read_text()))
     return AutoscalingConfig(config, skip_content_hash=True)
 
 
-def test_ray_accepts_the_file():
+def test_ray_accepts_cluster_yaml():
     ray_reads(cluster())
 
 
@@ -63,13 +63,13 @@ def test_ray_accepts_the_file():
         ("available_node_types.train.min_workers", 7, "smaller than"),
     ],
 )
-def test_ray_refuses_a_broken_copy(path: str, value: Any, message: str):
+def test_ray_refuses_a_broken_cluster_yaml(path: str, value: Any, message: str):
     with pytest.raises((ValueError, jsonschema.ValidationError), match=message):
         ray_reads(cluster(path, value))
 
 
 def complaints(config: dict[str, Any]) -> list[str]:
-    """What Ray would accept and we do not."""
+    """Violations of our own rules, which Ray does not check."""
     types = config["available_node_types"]
     head = types[config["head_node_type"]]
     workers = {name: settings for name, settings in types.items() if settings is not head}
@@ -79,14 +79,14 @@ def complaints(config: dict[str, Any]) -> list[str]:
         "more than one head": head.get("max_workers", 0) > 0,
         "workers do not scale from zero": any(settings["min_workers"] > 0 for settings in workers.values()),
         "a worker type can never start": 0 in most.values(),
-        "max_workers holds back the worker types": sum(most.values()) > config["max_workers"],
+        "max_workers is below that of the worker types": sum(most.values()) > config["max_workers"],
         "idle nodes stay": not 0 < config["idle_timeout_minutes"] <= 60,
-        "ids that are somebody's": bool(re.search(r"ami-[0-9a-f]{8}|\d{12}|arn:(?!.*REPLACE_ME)", str(types))),
+        "real account or image ids": bool(re.search(r"ami-[0-9a-f]{8}|\d{12}|arn:(?!.*REPLACE_ME)", str(types))),
     }
     return [rule for rule, broken in rules.items() if broken]
 
 
-def test_the_file_keeps_our_own_rules():
+def test_cluster_yaml_follows_our_own_rules():
     assert complaints(cluster()) == []
 
 
@@ -94,21 +94,21 @@ def test_the_file_keeps_our_own_rules():
     ("path", "value", "complaint"),
     [
         ("available_node_types.head.resources", {"CPU": 4, "GPU": 0}, "the head takes work"),
-        ("available_node_types.head.resources", {}, "the head takes work"),  # Ray would fill in the machine's own
+        ("available_node_types.head.resources", {}, "the head takes work"),  # Ray would fill in the machine's resources
         ("available_node_types.head.max_workers", 1, "more than one head"),
         ("available_node_types.train.min_workers", 1, "workers do not scale from zero"),
         ("available_node_types.train.max_workers", 0, "a worker type can never start"),
-        ("max_workers", 5, "max_workers holds back the worker types"),
+        ("max_workers", 5, "max_workers is below that of the worker types"),
         ("idle_timeout_minutes", 0, "idle nodes stay"),
-        ("available_node_types.train.node_config.ImageId", "ami-0123456789abcdef0", "ids that are somebody's"),
+        ("available_node_types.train.node_config.ImageId", "ami-0123456789abcdef0", "real account or image ids"),
     ],
 )
-def test_our_own_rules_catch_a_broken_copy(path: str, value: Any, complaint: str):
+def test_our_own_rules_find_a_broken_cluster_yaml(path: str, value: Any, complaint: str):
     assert complaints(cluster(path, value)) == [complaint]
 
 
 def nodes_for(demand: dict[str, float], count: int, config: dict[str, Any]) -> dict[str, int]:
-    """The nodes that Ray's autoscaler starts for `count` such tasks on an empty cluster; none if they fit nowhere."""
+    """The nodes that Ray's autoscaler starts for `count` such tasks on an empty cluster. Empty if they do not fit."""
     scaling = ray_reads(config)
     request = SchedulingRequest(
         disable_launch_config_check=True,
@@ -119,7 +119,7 @@ def nodes_for(demand: dict[str, float], count: int, config: dict[str, Any]) -> d
     return {launch.instance_type: launch.count for launch in ResourceDemandScheduler().schedule(request).to_launch}
 
 
-def test_preparation_starts_cpu_nodes_and_no_gpu_node():
+def test_preparation_starts_cpu_nodes_and_no_gpu_nodes():
     node_cpus = cluster()["available_node_types"]["prepare"]["resources"]["CPU"]
     assert nodes_for({"CPU": plan.DOWNLOAD_CPUS / 4}, 4, cluster()) == {"prepare": 1}
     assert nodes_for({"CPU": plan.STAGE_CPUS}, 1, cluster()) == {"prepare": 1}
@@ -127,7 +127,7 @@ def test_preparation_starts_cpu_nodes_and_no_gpu_node():
     assert nodes_for({"CPU": node_cpus + 1}, 1, cluster("available_node_types.train.max_workers", 0)) == {}
 
 
-def test_training_starts_gpu_nodes_and_uses_every_gpu_of_them():
+def test_training_starts_gpu_nodes_and_uses_all_their_gpus():
     rank = {"CPU": train.CPUS_WITH_GPU, "GPU": 1}
     settings = cluster()["available_node_types"]["train"]
     gpus = settings["resources"]["GPU"]
@@ -139,7 +139,7 @@ def test_training_starts_gpu_nodes_and_uses_every_gpu_of_them():
 
 
 class Node:
-    """Runs a node's commands in a home folder where `python3`, the environment's `python` and `ray` only take notes."""
+    """Runs a node's commands in a home folder whose `python3`, `python` and `ray` only log their calls."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.home, self.notes = folder / "home", folder / "notes"
@@ -150,12 +150,12 @@ class Node:
         note = f'#!/bin/sh\necho "${{RAY_AUTH_MODE:-disabled}} $0 $*" >> {shlex.quote(str(self.notes))}\n'
         for program in (folder / "bin/python3", self.home / "venv/bin/python", self.home / "venv/bin/ray"):
             self._write(program, note)
-        self._write(folder / "bin/ray", "#!/bin/sh\nexit 1\n")  # never a Ray that is installed here
+        self._write(folder / "bin/ray", "#!/bin/sh\nexit 1\n")  # so that no installed Ray is called
         self.env = {"HOME": str(self.home), "PATH": f"{folder / 'bin'}:/usr/bin:/bin", "RAY_HEAD_IP": HEAD_IP}
 
     def run(self, commands: list[str]) -> list[str]:
-        """What was called since the node began, as `auth mode, program, arguments`."""
-        for command in commands:  # as the cluster launcher does: each in its own shell, which reads ~/.bashrc
+        """Run commands. Returns all calls of the node so far, each as `auth mode, program, arguments`."""
+        for command in commands:  # like Ray's launcher: each in its own shell, with ~/.bashrc
             subprocess.run(["bash", "-c", f"source ~/.bashrc; ({command})"], env=self.env, check=True)
         return self.notes.read_text().replace(f"{self.home}/", "~/").splitlines()
 
@@ -167,14 +167,14 @@ class Node:
 
 
 def started(folder: Path, kind: str, config: dict[str, Any]) -> tuple[Node, list[str]]:
-    """A node of `kind` head or worker after set-up and start, and the calls it made."""
+    """A node of `kind` head or worker after set-up and start, and its calls."""
     node = Node(folder, config)
-    both = ray_reads(config).get_raw_config_mutable()  # Ray puts setup_commands before those of the kind
+    both = ray_reads(config).get_raw_config_mutable()  # Ray has put setup_commands first
     return node, node.run(both[f"{kind}_setup_commands"] + both[f"{kind}_start_ray_commands"])
 
 
 @pytest.mark.parametrize("kind", ["head", "worker"])
-def test_setup_installs_the_pinned_requirements_into_rays_own_python(tmp_path: Path, kind: str):
+def test_setup_installs_the_pinned_requirements_into_rays_python(tmp_path: Path, kind: str):
     config = cluster()
     node, calls = started(tmp_path, kind, config)
     assert any(call.endswith("python3 -m venv ~/venv") for call in calls)
@@ -182,10 +182,10 @@ def test_setup_installs_the_pinned_requirements_into_rays_own_python(tmp_path: P
     assert (ROOT / config["file_mounts"]["~/requirements.txt"]).samefile(ROOT / "requirements.txt")
     assert (node.home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     node.run(config["setup_commands"])
-    assert len((node.home / ".bashrc").read_text().splitlines()) == 1, "set-up twice says things twice"
+    assert len((node.home / ".bashrc").read_text().splitlines()) == 1, "a second set-up adds lines again"
 
 
-def test_workers_join_the_head_and_both_ask_for_the_token(tmp_path: Path):
+def test_workers_join_the_head_and_both_require_the_token(tmp_path: Path):
     _, head = started(tmp_path / "head", "head", cluster())
     _, worker = started(tmp_path / "worker", "worker", cluster())
     (start_head,) = [call for call in head if "ray start" in call]
@@ -193,16 +193,16 @@ def test_workers_join_the_head_and_both_ask_for_the_token(tmp_path: Path):
     assert start_head.startswith("token ~/venv/bin/ray start --head --port=6379 ")
     assert start_worker.startswith(f"token ~/venv/bin/ray start --address={HEAD_IP}:6379 ")
     assert {"--autoscaling-config=~/ray_bootstrap_config.yaml", "--dashboard-host=127.0.0.1"} <= set(start_head.split())
-    assert cluster()["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # where Ray makes it and looks for it
+    assert cluster()["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"  # where Ray writes and reads the token
 
 
-def test_a_node_whose_shell_was_not_set_up_does_not_start(tmp_path: Path):
+def test_node_without_set_up_does_not_start(tmp_path: Path):
     commands = [command for command in cluster()["setup_commands"] if ".bashrc" not in command]
     with pytest.raises(subprocess.CalledProcessError):
         started(tmp_path, "head", cluster("setup_commands", commands))
 
 
-def test_nodes_run_the_ray_that_is_installed_here():
+def test_nodes_run_the_same_version_of_ray():
     pins = re.findall(r"^ray(?:\[.*\])?==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)
     assert pins == [ray.__version__]
 
@@ -223,11 +223,11 @@ def test_no_package_index_is_named(path: Path):
         "  - pip install ray -r http://example.org/requirements.txt",
     ],
 )
-def test_a_package_index_would_be_noticed(line: str):
+def test_package_index_would_be_found(line: str):
     assert PACKAGE_INDEX.search(f"numpy==2.0\n{line}\n")
 
 
-def test_the_commands_in_the_header_are_ones_the_jobs_take():
+def test_commands_in_the_header_are_valid():
     text = CLUSTER.read_text(encoding="utf-8")
     header = re.sub(r"\\\n# +", "", "\n".join(line for line in text.splitlines() if line.startswith("#")))
     commands = dict(re.findall(r"ray job submit --working-dir \. -- python jobs/(\w+)\.py (.+)", header))

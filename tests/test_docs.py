@@ -1,6 +1,7 @@
-"""The pages of the documentation: links lead somewhere, and every page can be reached from the README."""
+"""The pages of the documentation: all links are valid, and every page is reachable from the README."""
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,12 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def prose(page: Path) -> str:
-    """The text of a page without its blocks of code."""
+    """The text of a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def links(page: Path) -> Iterator[tuple[Path, str]]:
-    """File and anchor of each link that leads into the repository; the anchor may be empty."""
+    """File and anchor of each link into the repository. The anchor may be empty."""
     for target in LINK.findall(re.sub(r"`[^`]*`", "", prose(page))):
         if not re.match(r"\w+:", target):
             path, _, anchor = target.partition("#")
@@ -26,7 +27,7 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """GitHub's anchors of the headings of a page."""
+    """The anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -60,5 +61,10 @@ def test_the_index_of_decisions_has_every_title():
         assert f"| {number} | [{title}]({page.name}) |" in index
 
 
-def test_readme_is_short_enough_to_read_at_once():
+def test_options_page_is_up_to_date():
+    page = runpy.run_path(str(ROOT / "docs" / "make_options.py"))["page"]()
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == page, "run python docs/make_options.py"
+
+
+def test_readme_has_fewer_than_150_lines():
     assert len(README.read_text(encoding="utf-8").splitlines()) < 150

@@ -1,4 +1,4 @@
-"""What Ray's own metrics endpoint says of a preparation."""
+"""The counters of a preparation at Ray's metrics endpoint."""
 
 import re
 import time
@@ -13,14 +13,14 @@ WITHIN_S = 120.0
 
 
 def exported(pattern: str) -> dict[str, float]:
-    """Values by outcome, from the endpoint that Prometheus scrapes; Ray sends to it every few seconds."""
+    """Values by outcome from the endpoint for Prometheus, which Ray updates every few seconds."""
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             text = response.read().decode()
     except urllib.error.URLError:
-        return {}  # its agent has not started yet
+        return {}  # Ray's agent has not started yet
     found = re.finditer(rf'^{pattern}{{.*outcome="(\w+)".*}} (\S+)$', text, re.MULTILINE)
     return {match[1]: float(match[2]) for match in found}
 

@@ -1,4 +1,4 @@
-"""Object storage: files, and the jobs from end to end, on an S3 server that refuses a request in five."""
+"""Object storage: files, and the jobs from end to end, on an S3 server that refuses one request in five."""
 
 import os
 import pickle
@@ -26,12 +26,12 @@ RECIPE = SMALL_RECIPE | {"norm_stats": "data", "batch_size": "12", "epochs": "2"
 
 
 def at_server(uri: str, server: S3Server) -> str:
-    """`uri` with credentials and endpoint in it."""
+    """`uri` with credentials and the server's endpoint."""
     host = server.endpoint.removeprefix("http://")
     return uri.replace("s3://", "s3://key:secret@") + f"?region=us-east-1&scheme=http&endpoint_override={host}"
 
 
-def test_a_file_system_outlasts_a_burst_of_refusals_here_and_where_it_is_pickled_to(s3: S3Server):
+def test_file_system_survives_a_burst_of_refusals_also_when_pickled(s3: S3Server):
     fs, path = storage.resolve(s3.uri("burst", "a"))
     for patient in (fs, pickle.loads(pickle.dumps(fs))):
         with s3.busy(following=5) as counts, patient.open_output_stream(path) as file:
@@ -42,7 +42,7 @@ def test_a_file_system_outlasts_a_burst_of_refusals_here_and_where_it_is_pickled
         assert counts["refused"] == 5
 
 
-def test_a_read_shorter_than_a_refusal_outlasts_it(s3: S3Server):
+def test_short_read_survives_a_refusal(s3: S3Server):
     storage.write_bytes(s3.uri("short", "a"), b"abc")
     fs, path = storage.resolve(s3.uri("short", "a"))
     with fs.open_input_file(path) as file, s3.busy(following=4) as counts:
@@ -50,16 +50,14 @@ def test_a_read_shorter_than_a_refusal_outlasts_it(s3: S3Server):
     assert counts["refused"] == 4
 
 
-def test_refusals_do_not_add_up(s3: S3Server):
+def test_refusals_do_not_accumulate(s3: S3Server):
     storage.write_bytes(s3.uri("often", "a"), b"")
     with s3.busy(share=0.25) as counts:
         assert all(storage.exists(s3.uri("often", "a")) for _ in range(420))
-    assert counts["refused"] > 100  # where the AWS library's standard strategy gives up for good
+    assert counts["refused"] > 100  # more than the standard retry strategy of AWS's library allows
 
 
-def test_a_large_file_is_read_by_few_requests_and_unseen_until_it_is_whole(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch
-):
+def test_large_file_is_read_in_few_requests_and_visible_only_when_whole(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
     uri, data = s3.uri("large", "a"), os.urandom(25 << 20)
     monkeypatch.setattr(storage, "S3_RETRIES", 1)
     impatient = storage.PatientS3(**storage.resolve(uri)[0].__reduce__()[1][0])
@@ -75,7 +73,7 @@ def test_a_large_file_is_read_by_few_requests_and_unseen_until_it_is_whole(
     assert counts["requests"] < 10
 
 
-def test_files_are_listed_beyond_a_page_and_deleted(s3: S3Server):
+def test_more_files_than_a_page_are_listed_and_deleted(s3: S3Server):
     fs, path = storage.resolve(s3.uri("many"))
     for i in range(1002):  # a page has 1000 keys
         with fs.open_output_stream(f"{path}/{i:04}.txt"):
@@ -90,7 +88,7 @@ def test_files_are_listed_beyond_a_page_and_deleted(s3: S3Server):
         assert not storage.exists(s3.uri("many"))
 
 
-def test_options_of_a_uri_hold_for_all_that_is_found_below_it(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
+def test_options_of_a_uri_apply_to_files_below_it(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
     for name in s3.env:
         monkeypatch.delenv(name)
     folder = at_server(s3.uri("options", "of a"), s3)
@@ -114,7 +112,7 @@ def test_credentials_and_endpoint_of_a_profile_are_used(s3: S3Server, tmp_path: 
     assert storage.read_bytes(s3.uri("profile", "a")) == b"a"
 
 
-def test_a_bucket_that_is_not_there_is_said_in_one_line(s3: S3Server, capsys: pytest.CaptureFixture[str]):
+def test_missing_bucket_is_one_line(s3: S3Server, capsys: pytest.CaptureFixture[str]):
     for uri in ("s3://misspelt/data", at_server("s3://misspelt/data", s3)):
         assert run_job(doctor.main, ["--data", uri]) == 2
         assert capsys.readouterr().err.startswith("error: there is no bucket s3://misspelt;")
@@ -123,14 +121,14 @@ def test_a_bucket_that_is_not_there_is_said_in_one_line(s3: S3Server, capsys: py
         storage.read_bytes("s3://made/a")
 
 
-def test_another_scheme_is_fsspecs(s3: S3Server):
+def test_other_schemes_use_fsspec(s3: S3Server):
     storage.write_bytes("memory://folder/a", b"a")
     assert storage.list_files("memory://folder") == ["memory://folder/a"]
     assert storage.read_bytes("memory://folder/a") == b"a"
     assert isinstance(storage.resolve("memory://folder/a")[0], pafs.PyFileSystem)
 
 
-def test_weights_on_s3_are_the_model_to_start_from(s3: S3Server, tmp_path: Path):
+def test_training_starts_from_weights_on_s3(s3: S3Server, tmp_path: Path):
     recipe = Recipe(label_dim=4, model_size="tiny224", imagenet_pretrain=False, input_tdim=48, timem=8)
     state = small.deit_state(models.initial_model(recipe))
     torch.save({"model": state}, tmp_path / "deit.pth")
@@ -144,7 +142,7 @@ def test_weights_on_s3_are_the_model_to_start_from(s3: S3Server, tmp_path: Path)
 
 
 @pytest.mark.parametrize("in_uri", [False, True], ids=["environment", "uri"])
-def test_audio_and_list_on_s3_become_a_data_set_on_s3(
+def test_audio_and_list_on_s3_are_prepared_to_s3(
     s3: S3Server, local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], in_uri: bool
 ):
     base = f"prepare-{in_uri}"
@@ -175,24 +173,24 @@ def test_audio_and_list_on_s3_become_a_data_set_on_s3(
     assert sorted(clips.clip_id.to_pylist()) == [f"{i:02} a" for i in range(24)]
 
 
-def test_case_part_3_a_bucket_that_forbids_deleting_holds_a_whole_data_set(
+def test_case_part_3_preparation_completes_in_a_bucket_that_forbids_deleting(
     s3: S3Server, local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Also where a kill has left a clip in two shards, and a second run follows. The rest of `_work` is no reason."""
+    """A second run with a clip in two shards, as after a kill, completes too. Other files in `_work` are ignored."""
     clips = {f"{i}.flac": fakes.write_media(tmp_path / f"{i}.flac", fakes.noise(0.5, seed=i)) for i in range(4)}
     for name, file in clips.items():
         fakes.upload(file, s3.uri("kept", "audio", name))
     rows = [f"audio/{name},{'cat' if i % 2 else 'dog'}" for i, name in enumerate(clips)]
     output = s3.uri("kept", "data")
     argv = ["--manifest", s3.uri("kept", "mine.csv"), "--output", output, "--split", "train"]
-    said = f"warning: the data set is whole, but {output}/_work could not be removed: give this key s3:DeleteObject"
+    warning = f"warning: the data set is whole, but {output}/_work could not be removed: give this key s3:DeleteObject"
     with s3.without_deleting():
         for number in (3, 4):
             storage.write_bytes(s3.uri("kept", "mine.csv"), "\n".join(["path,labels", *rows[:number]]).encode())
             assert run_job(prepare_audioset.main, argv) == 0
             out, err = capsys.readouterr()
             assert err == ""
-            assert [line for line in out.splitlines() if "DeleteObject" in line] == [f"{said} there"]
+            assert [line for line in out.splitlines() if "DeleteObject" in line] == [f"{warning} there"]
             data = PreparedDataset.open(output)
             assert sorted(data.clips(["train"]).clip_id.to_pylist()) == [str(i) for i in range(number)]
             assert storage.exists(f"{output}/report.html")
@@ -203,7 +201,7 @@ def test_case_part_3_a_bucket_that_forbids_deleting_holds_a_whole_data_set(
     assert "DeleteObject" not in "".join(capsys.readouterr())
 
 
-def test_files_by_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: None, tmp_path: Path):
+def test_files_with_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: None, tmp_path: Path):
     mid = audioset_labels().mids[0]
     fakes.upload(
         fakes.write_media(tmp_path / "a.ogg", fakes.noise(4)), s3.uri("named", "audio", "deep", "abcdefghijk.ogg")
@@ -216,7 +214,7 @@ def test_files_by_audioset_names_below_a_folder_on_s3(s3: S3Server, local_ray: N
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_and_used_on_s3(
+def test_model_is_trained_and_used_on_s3(
     s3: S3Server, local_ray: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     data, run = s3.uri("train", "data"), s3.uri("train", "run")
@@ -234,7 +232,7 @@ def test_a_model_is_trained_and_used_on_s3(
     assert len(list(cache.iterdir())) == len(storage.list_files(data, suffix=".parquet", recursive=True)) - 4
     assert any("tfevents" in file for file in storage.list_files(f"{run}/tensorboard"))
 
-    # The same command goes on from the last checkpoint: there is nothing left to train, and the end is the same.
+    # The same command resumes from the last checkpoint. Nothing is left to train, and the result is the same.
     storage.delete(f"{run}/summary.json")
     with s3.busy(share=ONE_IN_FIVE) as counts:
         assert train.main(argv) == 0

@@ -1,4 +1,4 @@
-"""Sources on object storage that refuses a request in five: each gives the data set that local copies give."""
+"""Sources on object storage that refuses one request in five: each gives the same data set as local copies."""
 
 import json
 from collections.abc import Callable
@@ -23,14 +23,14 @@ PETS = ("cat", "dog")
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """WAV files, unlike each other; the first is too loud, which a store has to remember."""
+    """Different WAV files. The first one is too loud, which the audio store must preserve."""
     folder = tmp_path_factory.mktemp("sounds")
     waveforms = [fakes.noise(0.5, seed=i) for i in range(NUM_CLIPS)]
     waveforms[0] = np.clip(9 * waveforms[0], -1, 1)
     return [fakes.write_media(folder / f"{i}.wav", waveform).read_bytes() for i, waveform in enumerate(waveforms)]
 
 
-# Each lays a source out in a folder; it returns the option that names it, and where below the folder that points to.
+# Each function writes a source to a folder. It returns the source's option, and the option's path below the folder.
 
 LayOut = Callable[[Path, list[bytes]], tuple[str, str]]
 
@@ -54,7 +54,7 @@ def webdataset(folder: Path, sounds: list[bytes]) -> tuple[str, str]:
 
 
 def data_file(folder: Path, sounds: list[bytes]) -> tuple[str, str]:
-    """As the original recipe has it."""
+    """A data file as in the reference implementation's recipe."""
     mids = audioset_labels().mids
     entries = [{"wav": f"audio/{i:02}.wav", "labels": ",".join(mids[i : i + 2])} for i in range(NUM_CLIPS)]
     write_all(folder, {entry["wav"]: sound for entry, sound in zip(entries, sounds, strict=True)})
@@ -86,20 +86,20 @@ def write_all(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def contents(uri: str) -> tuple[LabelVocabulary, dict[str, str], dict[str, dict[str, Any]]]:
-    """The vocabulary, which clips each split has, and all that the shards hold of them."""
+    """The vocabulary, the split of each clip, and the clips' rows in the shards."""
     opened = PreparedDataset.open(uri)
     return opened.labels, opened.fingerprint(opened.splits), fakes.shard_rows(uri)
 
 
 @pytest.mark.parametrize("lay_out", [hugging_face, webdataset, data_file, esc50, speech_commands])
-def test_a_source_on_s3_gives_the_data_set_that_its_local_copy_gives(
+def test_source_on_s3_gives_the_same_data_set_as_its_local_copy(
     s3: S3Server, local_ray: None, tmp_path: Path, sounds: list[bytes], lay_out: LayOut
 ):
     (tmp_path / "source").mkdir()
     option, place = lay_out(tmp_path / "source", sounds)
     source = fakes.upload(tmp_path / "source", s3.uri("sources", lay_out.__name__))
     assert main([option, f"{tmp_path}/source/{place}".rstrip("/"), "--output", str(tmp_path / "local")]) == 0
-    with s3.busy(share=ONE_IN_FIVE) as counts:  # of the source alone: the output is on disk
+    with s3.busy(share=ONE_IN_FIVE) as counts:  # only the source's requests: the output is on disk
         assert main([option, f"{source}/{place}".rstrip("/"), "--output", str(tmp_path / "remote")]) == 0
     assert counts["refused"] > 3
     *_, rows = expected = contents(str(tmp_path / "local"))
@@ -107,9 +107,7 @@ def test_a_source_on_s3_gives_the_data_set_that_its_local_copy_gives(
     assert len({row["fbank_hash"] for row in rows.values()}) == NUM_CLIPS
 
 
-def test_audio_kept_on_s3_is_a_source_of_the_same_features(
-    s3: S3Server, local_ray: None, tmp_path: Path, sounds: list[bytes]
-):
+def test_audio_kept_on_s3_gives_the_same_features(s3: S3Server, local_ray: None, tmp_path: Path, sounds: list[bytes]):
     (tmp_path / "source").mkdir()
     option, place = speech_commands(tmp_path / "source", sounds)
     source = [option, fakes.upload(tmp_path / "source", s3.uri("keep", "source"))]
@@ -125,7 +123,7 @@ def test_audio_kept_on_s3_is_a_source_of_the_same_features(
             kept.removeprefix(f"{tmp_path}/store") for kept in storage.list_files(tmp_path / "store", recursive=True)
         }
     assert counts["refused"] > 20
-    storage.delete(s3.uri("keep", "source"))  # from here on there is the store alone
+    storage.delete(s3.uri("keep", "source"))  # now only the audio store exists
     with s3.busy(share=ONE_IN_FIVE) as counts:
         assert main(["--manifest", store, "--output", s3.uri("keep", "again")]) == 0
         assert contents(s3.uri("keep", "again")) == expected

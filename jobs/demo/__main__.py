@@ -1,9 +1,9 @@
-"""The whole pipeline on this machine in minutes: synthesised sound → yt-dlp → shards → training → scores.
+"""Run the whole pipeline on this machine in minutes: synthesised sounds → yt-dlp → shards → training → scores.
 
     python -m jobs.demo [--output demo-out]
 
-Sounds of 14 AudioSet classes are synthesised, encoded in three codecs and served over HTTP on loopback. From there on
-everything is what a real run does: the two jobs, with their own command lines, which this prints.
+The demo synthesises sounds of 14 AudioSet classes, encodes them in three codecs and serves them over HTTP on loopback.
+The rest is a real run: it calls the jobs and prints their command lines.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -32,10 +32,8 @@ NUM_TRAIN, NUM_EVAL = 440, 110
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo-out"), help="folder for everything (default demo-out)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder for all files (default demo-out)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sounds and training (default 0)")
     add_ray_options(parser)
     args = parser.parse_args(argv)
     out, began_s = args.output.absolute(), time.monotonic()
@@ -66,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         splits = ["--train-splits", "train", "--eval-splits", "eval"]
         fit = ["--recipe", "demo", "--data", data, *splits, "--output", run, "--num-workers", "2"]
         _run(train.main, "jobs/train.py", [*fit, "--seed", str(args.seed)])
-        print("\n4. What the model scored before it was trained")
+        print("\n4. Evaluating the untrained model, for comparison")
         score = ["--checkpoint", f"{run}/initial", "--data", data, "--split", "eval"]
         _run(evaluate.main, "jobs/evaluate.py", score)
 
@@ -81,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def demo_labels() -> LabelVocabulary:
-    """The demo's classes, a part of AudioSet's."""
+    """The vocabulary of the demo: some of AudioSet's classes."""
     audioset = audioset_labels()
     indices = sorted(audioset.index_of[mid] for mid in GENERATORS)
     return LabelVocabulary(tuple(audioset.mids[i] for i in indices), tuple(audioset.names[i] for i in indices))

@@ -1,4 +1,4 @@
-"""A media host on loopback: serves a folder's recordings with byte ranges, as the hosts do that yt-dlp meets.
+"""A media host on loopback that serves the recordings of a folder with byte ranges, as real media hosts do.
 
 `/VIDEO_ID` finds VIDEO_ID.webm, VIDEO_ID.m4a or VIDEO_ID.ogg; the full file name works too.
 """
@@ -31,10 +31,10 @@ class FolderHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
     content_type: str | None = None
-    """In place of the one that a file's name tells."""
+    """Overrides the content type of the file's suffix."""
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # ffmpeg hangs up when it has read enough
+        with suppress(ConnectionError):  # FFmpeg closes the connection when it has read enough
             super().handle()
 
     def do_GET(self) -> None:
@@ -44,7 +44,7 @@ class FolderHandler(BaseHTTPRequestHandler):
         self.answer(with_body=False)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the demo's own output is what counts."""
+        """Print nothing, so that the demo's own lines are easy to read."""
 
     def answer(self, *, with_body: bool) -> None:
         path = find_media(self.folder, unquote(urlsplit(self.path).path).removeprefix("/"))
@@ -95,12 +95,12 @@ def find_media(folder: Path, name: str) -> Path | None:
 
 
 def parse_range(header: str, size: int) -> range | None:
-    """The bytes that a Range header asks for: none of them if they lie outside, None if the header is to be ignored."""
+    """The bytes that a Range header requests: empty if they are outside the file, None if the header is ignored."""
     match = _RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
-    if not first:  # the last so many bytes
+    if not first:  # the last N bytes
         return range(max(0, size - int(last)), size)
     if last and int(last) < int(first):
         return None
@@ -109,14 +109,14 @@ def parse_range(header: str, size: int) -> range | None:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[str]:
-    """Serve `folder` on a free port of 127.0.0.1 until the block ends. Gives the base URL, no slash at its end."""
+    """Serve `folder` on a free port of 127.0.0.1 until the block ends. Yields the base URL without a final slash."""
     with serving(type("Handler", (FolderHandler,), {"folder": folder})) as url:
         yield url
 
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The same with a handler of one's own."""
+    """Serve with any handler class on a free port of 127.0.0.1 until the block ends. Yields the base URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.block_on_close = False

@@ -1,7 +1,7 @@
-"""Synthesised sounds of some AudioSet classes, with numpy alone.
+"""Synthesised sounds of some AudioSet classes, using only numpy.
 
-A generator makes one *instance* of its class: pitch, rate and timbre are drawn anew from `rng` at every call.
-Waveforms are mono float32; their level means nothing until `mixture` sets it.
+A generator makes one *instance* of its class: each call draws pitch, rate and timbre from `rng`. Waveforms are mono
+float32. Their level is arbitrary until `mixture` sets it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def _noise(rng: np.random.Generator, num_samples: int) -> Waveform:
 
 
 def _shape(waveform: Waveform, sample_rate_hz: int, gain: Callable[[NDArray], NDArray]) -> Waveform:
-    """Multiply the spectrum by `gain(frequency in Hz)`. The length is rounded up so that the FFT stays quick."""
+    """Multiply the spectrum by `gain(frequency in Hz)`. The length is rounded up to keep the FFT fast."""
     num_fft = -(-len(waveform) // 4096) * 4096
     spectrum = np.fft.rfft(waveform, num_fft)
     spectrum *= gain(np.fft.rfftfreq(num_fft, 1 / sample_rate_hz))
@@ -59,7 +59,7 @@ def _resonances(centres_hz: Numbers, widths_hz: Numbers) -> Callable[[NDArray], 
 
 
 def _wander(rng: np.random.Generator, num_samples: int, sample_rate_hz: int, rate_hz: float) -> Waveform:
-    """A smooth random curve of about unit size that turns about `rate_hz` times a second."""
+    """A smooth random curve with a standard deviation of about 1 that turns about `rate_hz` times a second."""
     num_knots = max(3, int(num_samples / sample_rate_hz * rate_hz * 2) + 2)
     knots = np.linspace(0, num_samples, num_knots)
     return np.interp(np.arange(num_samples), knots, rng.standard_normal(num_knots)).astype(np.float32)
@@ -72,7 +72,7 @@ def _phase(hz: NDArray, sample_rate_hz: int) -> Waveform:
 
 
 def _partials(t: Waveform, hz: Numbers, gains: Numbers, decays_s: Numbers) -> Waveform:
-    """A struck or plucked body: decaying sines, those above the Nyquist frequency left out."""
+    """A struck or plucked body: decaying sines. Those above the Nyquist frequency are left out."""
     nyquist_hz = 0.5 * len(t) / max(float(t[-1]), 1e-3)
     total = np.zeros_like(t)
     for f, gain, decay in zip(hz, gains, decays_s, strict=True):
@@ -82,7 +82,7 @@ def _partials(t: Waveform, hz: Numbers, gains: Numbers, decays_s: Numbers) -> Wa
 
 
 def _place(num_samples: int, events: Sequence[tuple[int, NDArray]]) -> Waveform:
-    """Sum of events, each given with its first sample; what lies past the end is cut."""
+    """The sum of events, each given with its first sample. Samples after the end are cut off."""
     out = np.zeros(num_samples, dtype=np.float32)
     for first, event in events:
         if first < num_samples:
@@ -128,7 +128,7 @@ def speech(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> W
 
 
 def bark(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Waveform:
-    """Short rough bursts: harmonics of a pitch that rises and falls, and a hoarse noise as loud as they."""
+    """Short rough bursts: harmonics of a pitch that rises and falls, and noise of the same level."""
     peak_hz = rng.uniform(450, 600)
     length = int(rng.uniform(0.13, 0.18) * sample_rate_hz)
     x = np.linspace(0, 1, length, dtype=np.float32)
@@ -153,7 +153,7 @@ def chirp(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Wa
 
 
 def plucked_string(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Waveform:
-    """Plucked notes of one scale: harmonics that die the sooner the higher they are."""
+    """Plucked notes of one scale. Higher harmonics decay faster."""
     root_hz, decay_s = rng.uniform(180, 260), rng.uniform(0.4, 0.8)
     pick = rng.uniform(0.1, 0.35)  # where the string is plucked, as a fraction of its length
     t = _seconds(min(num_samples, int(2 * decay_s * sample_rate_hz)), sample_rate_hz)
@@ -214,7 +214,7 @@ def siren(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Wa
 
 
 def train_horn(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Waveform:
-    """Five horns at once, each rich in harmonics, that hold one chord."""
+    """Five horns that sound one chord, each rich in harmonics."""
     root_hz = rng.uniform(290, 335)
     t = _seconds(num_samples, sample_rate_hz)
     phases = [2 * np.pi * (root_hz * ratio * rng.normal(1, 0.003) * t) for ratio in (1, 1.19, 1.33, 1.59, 2)]
@@ -250,7 +250,7 @@ def wind(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Wav
 
 
 def applause(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Waveform:
-    """Many hands: short bursts of noise around 1 to 2 kHz at random times, more than one can count."""
+    """Many hands: short bursts of noise around 1 to 2 kHz at random times, 40 to 120 a second."""
     clap_s = rng.uniform(0.008, 0.014)
     rate_hz = rng.uniform(40, 120)
     impulses = np.zeros(num_samples, dtype=np.float32)
@@ -264,7 +264,7 @@ def applause(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) ->
 
 
 def tick_tock(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Waveform:
-    """A clock: dry clicks of two kinds in turn, as regular as a pendulum."""
+    """A clock: dry clicks of two kinds in turn, at regular times."""
     t = _seconds(int(0.06 * sample_rate_hz), sample_rate_hz)
     low_hz, decay_s = rng.uniform(1800, 2200), rng.uniform(0.008, 0.012)
     clicks = [
@@ -293,20 +293,20 @@ GENERATORS: Mapping[str, Generator] = MappingProxyType(
         "/m/07qjznl": tick_tock,
     }
 )
-"""MID -> generator `(rng, num_samples, sample_rate_hz) -> waveform`. The order is that of the labels' families."""
+"""MID → generator `(rng, num_samples, sample_rate_hz) -> waveform`, in the order of AudioSet's ontology."""
 
 
 # ---- mixtures ----
 
 
 def background(rng: np.random.Generator, num_samples: int, sample_rate_hz: int) -> Waveform:
-    """Noise of unit RMS between white and a little steeper than pink."""
+    """Noise of unit RMS. Its spectrum is between white and a little steeper than pink."""
     slope = rng.uniform(0, 0.6)
     return _unit_rms(_shape(_noise(rng, num_samples), sample_rate_hz, lambda hz: np.maximum(hz, 30.0) ** -slope))
 
 
 def mixture(rng: np.random.Generator, mids: Sequence[str], duration_s: float, sample_rate_hz: int) -> Waveform:
-    """One clip in which every class of `mids` sounds: its own level, onset and length, over a low background."""
+    """One clip with a sound of each class of `mids`, with random level, onset and length, over a low background."""
     num_samples = round(duration_s * sample_rate_hz)
     clip = _gain(rng.uniform(*_BACKGROUND_DB)) * background(rng, num_samples, sample_rate_hz)
     for mid in mids:

@@ -1,8 +1,8 @@
-"""The demo's recordings, all synthesised, and the segment lists in AudioSet's format that name their clips.
+"""The demo's synthesised recordings, and the segment lists in AudioSet's format that name their clips.
 
-A recording lasts at least 30 s and contains several labelled clips. Between them it has sounds of other classes, so a
-section that is cut at the wrong place becomes a wrong example. Four more recordings, the *faults*, cannot give their
-clip.
+A recording lasts at least 30 s and contains several labelled clips. Between them are sounds of other classes, so a
+section that is cut at the wrong place becomes a wrong example. Four more recordings, the *faults*, have a clip that
+cannot be prepared.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Fault(StrEnum):
     SILENT = "silent"
     """Every sample is zero."""
     NOT_AUDIO = "not_audio"
-    """A web page under an audio file's name."""
+    """The file is a web page with the name of an audio file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class SoundsDataset:
     media_dir: Path
     """Contains VIDEO_ID.webm, VIDEO_ID.m4a or VIDEO_ID.ogg for every recording that exists."""
     faults: Mapping[str, Fault]
-    """Video id -> what is wrong with the recording. Each has one clip, named in one of the two lists."""
+    """Video id → fault of the recording. Each has one clip, in one of the two lists."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ _M4A = _Codec(".m4a", "aac", 44_100)
 _OGG = _Codec(".ogg", "libopus", 48_000)
 _CODECS = (_WEBM, _M4A, _OGG)
 
-# Each fault: the list that names it, and the file that it has.
+# Fault → the split whose list names the recording, and the recording's codec.
 _FAULTS = {
     Fault.MISSING: ("train", _WEBM),
     Fault.TRUNCATED: ("train", _WEBM),
@@ -81,7 +81,7 @@ _FAULTS = {
 
 @dataclass(frozen=True)
 class _Section:
-    """A span of a recording with one mixture of sounds. Only labelled ones, the clips, are in a list."""
+    """A span of a recording with one mixture of sounds. Only the labelled ones are clips and in a list."""
 
     start_s: float
     end_s: float
@@ -99,10 +99,10 @@ class _Recording:
 
 
 def build_dataset(folder: Path, *, num_train: int, num_eval: int, seed: int, num_workers: int = 2) -> SoundsDataset:
-    """Write the lists and the media below `folder`, unless an earlier call has completed them there.
+    """Write the lists and the media below `folder`, unless an earlier call has completed them.
 
-    `num_train` and `num_eval` count the good clips; the clips of the faults are extra. The same arguments give the
-    same bytes. `num_workers` spawned processes encode the media.
+    `num_train` and `num_eval` do not count the clips of the faults. The same arguments give the same bytes.
+    `num_workers` spawned processes encode the media.
     """
     dataset = SoundsDataset(
         train_list=folder / "train_segments.csv",
@@ -142,14 +142,14 @@ def build_dataset(folder: Path, *, num_train: int, num_eval: int, seed: int, num
 
 
 def _video_id(seed: int, stream: int, index: int) -> str:
-    """Eleven characters as YouTube's. The first of each stream begins with '-' and contains '_'."""
+    """Eleven characters, as in YouTube's ids. The first id of each stream begins with '-' and contains '_'."""
     characters = np.random.default_rng([seed, stream, index]).choice(list(_ID_CHARACTERS), _ID_LENGTH)
     video_id = "".join(characters)
     return "-" + video_id[1:5] + "_" + video_id[6:] if index == 0 else video_id
 
 
 def _label_sets(rng: np.random.Generator) -> Iterator[tuple[str, ...]]:
-    """One to three different classes a clip, drawn from shuffled lists of all classes: each is equally frequent."""
+    """One to three different classes per clip. Drawn from shuffled lists of all classes, for equal frequency."""
     deck: list[str] = []
     while True:
         count = rng.choice(_NUM_LABELS, p=_NUM_LABELS_SHARE)
@@ -171,15 +171,15 @@ def _plan(seed: int, stream: int, num_clips: int) -> list[_Recording]:
             _Recording(
                 video_id=_video_id(seed, stream, index),
                 codec=_CODECS[index % len(_CODECS)],
-                sections=_lay_out(rng, labels),
+                sections=_place_clips(rng, labels),
                 seed=(seed, stream, index),
             )
         )
     return recordings
 
 
-def _lay_out(rng: np.random.Generator, labels: Sequence[tuple[str, ...]]) -> tuple[_Section, ...]:
-    """Clips at irregular times, and between them sounds of classes that the neighbouring clips do not have."""
+def _place_clips(rng: np.random.Generator, labels: Sequence[tuple[str, ...]]) -> tuple[_Section, ...]:
+    """Place the clips at irregular times. Between them are sounds of classes that neighbouring clips do not have."""
     sections: list[_Section] = []
     end_s = 0.0
     for i, mids in enumerate(labels):
@@ -197,7 +197,7 @@ def _other_classes(rng: np.random.Generator, neighbours: Sequence[tuple[str, ...
 
 
 def _plan_fault(video_id: str, fault: Fault, codec: _Codec, seed: tuple[int, ...]) -> _Recording:
-    """One clip late in the recording, so that a truncated file lacks it."""
+    """A recording with one clip near its end, so that a truncated file lacks it."""
     mids = tuple(sounds.GENERATORS)
     start_s = MIN_RECORDING_S - 2 * CLIP_S
     sections = (
@@ -209,7 +209,7 @@ def _plan_fault(video_id: str, fault: Fault, codec: _Codec, seed: tuple[int, ...
 
 
 def _segment_list(recordings: Sequence[_Recording]) -> str:
-    """The text of an AudioSet list: three lines of comment, then one line a clip, sorted by video id."""
+    """The text of a segment list: three comment lines, then one line per clip, sorted by video id."""
     rows = sorted(
         (recording.video_id, section.start_s, section.end_s, section.mids)
         for recording in recordings
@@ -259,7 +259,7 @@ def _synthesise(recording: _Recording) -> sounds.Waveform:
 
 
 def _encode(waveform: sounds.Waveform, codec: _Codec, path: Path) -> None:
-    """A mono file of `codec`; `bitexact` keeps random serial numbers out of it."""
+    """Write a mono file. `bitexact` avoids random serial numbers in it."""
     with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec.encoder, rate=codec.sample_rate_hz, layout="mono")
         assert isinstance(stream, av.AudioStream)

@@ -1,4 +1,4 @@
-"""What a training command is refused for, or told, before anything is trained."""
+"""Checks of a training command before training starts, and the claim of the run's folder."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def settings_of(text: str) -> TrainSettings:
 
 
 def forget_clip_order(run: Path) -> None:
-    """As if an earlier version had begun the run."""
+    """Make config.json look like that of an earlier version, which did not record the order of the clips."""
     config = json.loads((run / "config.json").read_text())
     del config["sha256"]
     del config["clip_order"]
@@ -46,16 +46,14 @@ def forget_clip_order(run: Path) -> None:
 
 
 def log_a_step(run: Path) -> None:
-    """As if a step had been trained: from then on the folder is that run's alone."""
+    """Log a step, as training does. From then on, no command with other settings can take over the folder."""
     log = RunLog(str(run), 0)
     log.step(epoch=1, step=1, values={"loss": 1.0})
     log.close()
 
 
 @pytest.mark.parametrize("what", ["train", "eval"])
-def test_the_same_splits_in_another_order_are_refused_as_batches_and_sums_of_scores_are_others(
-    what: str, tmp_path: Path
-):
+def test_splits_in_another_order_are_refused(what: str, tmp_path: Path):
     data, run = str(tmp_path / "data"), tmp_path / "run"
     fakes.write_data(data, splits=[("a", 12), ("b", 12), ("c", 20)])
     splits = {"train": ["c"], "eval": ["c"]} | {what: ["a", "b", "c"]}
@@ -76,7 +74,7 @@ def test_the_same_splits_in_another_order_are_refused_as_batches_and_sums_of_sco
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_data_that_were_prepared_anew_in_another_order_are_refused(split: str, tone_data: str, tmp_path: Path):
+def test_data_prepared_again_in_another_order_are_refused(split: str, tone_data: str, tmp_path: Path):
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tone_data, data)
     claim(argv(str(data), run))
@@ -91,9 +89,7 @@ def test_data_that_were_prepared_anew_in_another_order_are_refused(split: str, t
     claim(argv(str(data), run))
 
 
-def test_a_run_that_another_job_trains_is_refused_before_ray_starts(
-    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_run_in_use_is_refused_before_ray_starts(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "ray_session", ray_session := MagicMock())
     command = argv(tone_data, tmp_path / "run")
     refusal = r"^another job is training .*run; wait for its end, or stop it$"
@@ -104,7 +100,7 @@ def test_a_run_that_another_job_trains_is_refused_before_ray_starts(
         pass
 
 
-def test_a_run_on_s3_that_another_job_of_the_cluster_trains_is_refused(tone_data: str, s3: S3Server, local_ray: None):
+def test_run_on_s3_in_use_by_another_job_of_the_cluster_is_refused(tone_data: str, s3: S3Server, local_ray: None):
     run = s3.uri("held", "run")
     command = argv(tone_data, run)
     with session(claim(command)), pytest.raises(DataError, match=f"^another job is training {run}; wait"):
@@ -113,10 +109,10 @@ def test_a_run_on_s3_that_another_job_of_the_cluster_trains_is_refused(tone_data
         pass
 
 
-def test_two_jobs_that_begin_a_run_at_once_do_not_mix_it_up(
+def test_two_jobs_that_start_the_same_run_do_not_mix_their_files(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The model to start from may take minutes to fetch; the job that has it first begins the run."""
+    """Fetching the initial model may take minutes. The job that has it first starts the run."""
     run, initial_model = tmp_path / "run", fit.models.initial_model
 
     def slowly(recipe: Recipe, *more: object) -> ASTModel:
@@ -130,7 +126,7 @@ def test_two_jobs_that_begin_a_run_at_once_do_not_mix_it_up(
     assert json.loads((run / "config.json").read_text())["recipe"]["lr"] == 1e-3
 
 
-def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
+def test_session_locks_all_runs_of_a_command(tone_data: str, tmp_path: Path):
     commands = [argv(tone_data, tmp_path / fold, "--num-workers", "0") for fold in ("red", "green")]
     runs = [claim(command) for command in commands]
     with session(*runs):
@@ -139,12 +135,12 @@ def test_a_session_holds_all_runs_of_a_command(tone_data: str, tmp_path: Path):
                 pass
 
 
-def test_case_17_a_folder_of_a_refused_command_can_be_claimed_again(tone_data: str, tmp_path: Path):
+def test_case_17_folder_of_a_refused_command_can_be_claimed_again(tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"^precision fp16 needs a GPU"):
         main(argv(tone_data, run, "--num-workers", "0", "--device", "cpu", "--precision", "fp16"))
     assert not run.exists()
-    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2", "--wa_end", "2"))  # and no step is trained
+    claim(argv(tone_data, run, "--precision", "bf16", "--epochs", "2", "--wa_end", "2"))  # no step is trained
     claimed = claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "3", "--wa_end", "3"))
     assert (claimed.recipe.precision, claimed.recipe.epochs) == ("fp32", 3)
     there = json.loads((run / "config.json").read_text())["recipe"]
@@ -154,7 +150,7 @@ def test_case_17_a_folder_of_a_refused_command_can_be_claimed_again(tone_data: s
         claim(argv(tone_data, run, "--precision", "fp32", "--epochs", "5"))
 
 
-def test_c6_workers_that_find_no_room_leave_the_folder_free(tone_data: str, tmp_path: Path):
+def test_c6_command_without_enough_resources_leaves_the_folder_free(tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"^100000 workers take 100000 CPUs, this machine has \d+$"):
         main(argv(tone_data, run, "--num-workers", "100000"))
@@ -163,7 +159,7 @@ def test_c6_workers_that_find_no_room_leave_the_folder_free(tone_data: str, tmp_
     assert not run.exists()
 
 
-def test_a_command_whose_folder_another_one_took_over_does_not_train_in_it(tone_data: str, tmp_path: Path):
+def test_command_does_not_train_in_a_folder_that_another_took_over(tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
     first = claim(argv(tone_data, run, "--num-workers", "0", "--lr", "1e-3"))
     claim(argv(tone_data, run, "--num-workers", "0"))
@@ -171,8 +167,8 @@ def test_a_command_whose_folder_another_one_took_over_does_not_train_in_it(tone_
         fit.train_run(first)
 
 
-def test_a_folder_on_s3_is_taken_over_when_training_starts(tone_data: str, s3: S3Server):
-    """Another command may be training there by now, which only the cluster knows."""
+def test_folder_on_s3_is_taken_over_when_training_starts(tone_data: str, s3: S3Server):
+    """Only the cluster knows whether another command trains there."""
     run = s3.uri("claims", "run")
     claim(argv(tone_data, run, "--num-workers", "0", "--lr", "1e-3"))
     second = claim(argv(tone_data, run, "--num-workers", "0"))
@@ -183,8 +179,8 @@ def test_a_folder_on_s3_is_taken_over_when_training_starts(tone_data: str, s3: S
     assert claim(argv(tone_data, run, "--num-workers", "0")).take_over is None
 
 
-def test_a_run_of_a_version_without_warmup_steps_goes_on(tone_data: str, tmp_path: Path):
-    """It warmed up over 1,000 steps, however short it is."""
+def test_run_of_a_version_without_warmup_steps_resumes(tone_data: str, tmp_path: Path):
+    """Such a run warmed up over 1,000 steps, whatever its length."""
     run = tmp_path / "run"
     claim(argv(tone_data, run, "--warmup", "true", "--warmup_steps", "1000"))
     log_a_step(run)
@@ -199,9 +195,9 @@ def test_a_run_of_a_version_without_warmup_steps_goes_on(tone_data: str, tmp_pat
 @pytest.mark.parametrize(
     ("option", "given", "message"),
     [
-        ("--num-workers", "-1", "--num-workers takes 1 or more, MIN:MAX of these, or 0 for this process"),
-        ("--num-workers", "3:2", "--num-workers takes 1 or more"),
-        ("--num-workers", "0:2", "--num-workers takes 1 or more"),
+        ("--num-workers", "-1", "--num-workers is -1; use 1 or more, MIN:MAX, or 0 for this process"),
+        ("--num-workers", "3:2", "--num-workers is 3:2; use 1 or more"),
+        ("--num-workers", "0:2", "--num-workers is 0:2; use 1 or more"),
         ("--cpus-per-worker", "0", "--cpus-per-worker is 0; use 1 or more"),
         ("--max-failures", "-5", "--max-failures is -5; use 0 or more, or -1 for no limit"),
         ("--checkpoint-every-s", "nan", "--checkpoint-every-s is nan; use 0 to 2,592,000"),
@@ -213,7 +209,7 @@ def test_a_run_of_a_version_without_warmup_steps_goes_on(tone_data: str, tmp_pat
         ("--cache-dir", "s3://bucket/cache", "--cache-dir is s3://bucket/cache; use a folder on the disk of each node"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_before_there_is_a_run(
+def test_invalid_option_is_refused_before_a_run_is_created(
     tone_data: str, tmp_path: Path, option: str, given: str, message: str
 ):
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
@@ -221,10 +217,10 @@ def test_an_option_that_cannot_be_is_refused_before_there_is_a_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_relative_cache_is_refused_of_a_submitted_job_and_else_that_of_this_folder(
+def test_relative_cache_dir_is_absolute_and_refused_in_a_submitted_job(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ray deletes the current folder of a submitted job, and workers may have another."""
+    """Ray deletes the current folder of a submitted job, and workers may have a different one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fit, "TrainJob", job := Mock(side_effect=InterruptedError))
     command = argv(tone_data, tmp_path / "run", "--num-workers", "0", "--cache-dir", "cache")
@@ -246,19 +242,19 @@ def test_a_relative_cache_is_refused_of_a_submitted_job_and_else_that_of_this_fo
         (8, 4, "--num-workers 3 --async-validation", (True, 2)),
         (2, 1, "--num-workers 1:4", (True, 2)),
         (8, 0, "--num-workers 2", (False, 4)),
-        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # of a cluster that has yet to grow
+        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # a cluster that has not scaled up yet
         (0, 0, "--num-workers 2 --device cuda --address auto", (True, 4)),
         (16, 8, "--num-workers 8 --address auto", (True, 2)),
     ],
 )
-def test_a_worker_takes_four_cpus_beside_a_gpu_or_its_share_of_those_there_are(
+def test_worker_takes_four_cpus_with_a_gpu_or_its_share_of_the_cpus(
     monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, options: str, expected: tuple[bool, int]
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
     assert _resources(settings_of(options)) == expected
 
 
-def test_cpus_that_are_not_there_are_put_down_to_the_option_that_asks_for_them(monkeypatch: pytest.MonkeyPatch):
+def test_refusal_of_too_many_cpus_names_the_option_that_asks_for_them(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(ConfigError, match=r"^1 workers take 3 CPUs \(--cpus-per-worker 3\), this machine has 2$"):
         _resources(settings_of("--cpus-per-worker 3"))

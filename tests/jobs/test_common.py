@@ -1,4 +1,4 @@
-"""What jobs share: an error that the user can mend is one line."""
+"""Code that jobs share: an error that the user can fix becomes one line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jobs.common import run_job
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "line"),
     [
         (DataError("data is not finished"), "data is not finished"),
         (
@@ -20,15 +20,15 @@ from jobs.common import run_job
         (TimeoutError(), "TimeoutError; see the network, and run the same command again"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]):
+def test_error_that_the_user_can_fix_is_one_line(error: Exception, line: str, capsys: pytest.CaptureFixture[str]):
     def job(_: object) -> int:
         raise error
 
     assert run_job(job) == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
-def test_case_c18_a_bug_that_is_an_os_error_keeps_its_traceback():
+def test_case_c18_os_error_from_a_bug_keeps_its_traceback():
     def job(_: object) -> int:
         return len(Path("/nowhere/typo.json").read_text())
 
@@ -36,7 +36,7 @@ def test_case_c18_a_bug_that_is_an_os_error_keeps_its_traceback():
         run_job(job)
 
 
-def test_what_nobody_foresaw_keeps_its_traceback():
+def test_unforeseen_error_keeps_its_traceback():
     def job(_: object) -> int:
         raise RuntimeError("our mistake")
 

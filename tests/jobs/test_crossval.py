@@ -1,4 +1,4 @@
-"""Cross-validation: every fold a run of the training job, and a table of them."""
+"""Cross-validation: one training run per fold, and a table of the results."""
 
 import json
 from pathlib import Path
@@ -32,11 +32,11 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "epoch"]
 
 
-def test_every_fold_is_evaluated_by_a_model_that_never_saw_it_and_is_not_trained_twice(
+def test_each_fold_is_evaluated_by_a_model_not_trained_on_it(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(argv(data, tmp_path)) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     found = json.loads((tmp_path / "folds.json").read_text())
     assert found["metric"] == "accuracy"
     assert list(found["folds"]) == list(FOLDS)
@@ -50,7 +50,7 @@ def test_every_fold_is_evaluated_by_a_model_that_never_saw_it_and_is_not_trained
         assert figures["common"] == by_epoch[found["common_epoch"]]
         assert figures["averaged"] == pytest.approx(by_epoch[2], abs=1e-9)  # the average of one epoch
     shown = table(found, "accuracy")
-    assert shown in said
+    assert shown in printed
     assert "chosen on that fold itself" in shown
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
@@ -65,7 +65,7 @@ def test_every_fold_is_evaluated_by_a_model_that_never_saw_it_and_is_not_trained
         main(argv(data, tmp_path, "--lr", "1e-3"))
 
 
-def test_the_common_epoch_is_the_best_in_the_mean_and_not_one_that_a_fold_alone_likes():
+def test_common_epoch_has_the_best_mean_over_the_folds():
     curves = {"a": [0.1, 0.6, 0.9, 0.2, 0.2, 0.2, 0.2], "b": [0.8, 0.7, 0.1, 0.2, 0.2, 0.2]}
     found = summarise(
         {
@@ -94,11 +94,11 @@ def test_the_common_epoch_is_the_best_in_the_mean_and_not_one_that_a_fold_alone_
         (["--splits", "red", "yellow"], DataError, "no split 'yellow'; it has red, green, blue"),
         (["--splits", "red"], ConfigError, "two folds or more; red is one"),
         (["--splits", "red", "red"], DataError, "split 'red' is given twice"),
-        (["--train-splits", "red"], ConfigError, "--train-splits is set for each fold"),
+        (["--train-splits", "red"], ConfigError, "--train-splits is set by the job for each fold"),
         (["--learning_rate", "1"], ConfigError, "no recipe key 'learning_rate'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(
+def test_invalid_command_is_refused_before_training(
     data: str, tmp_path: Path, more: list[str], error: type, message: str
 ):
     with pytest.raises(error, match=message):
@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_a_folds_own_is_refused_before_any_fold_is_trained(data: str, tmp_path: Path):
+def test_folder_of_something_else_is_refused_before_any_fold_is_trained(data: str, tmp_path: Path):
     (tmp_path / "blue").mkdir()
     (tmp_path / "blue" / "thesis.tex").write_text("precious")
     with pytest.raises(DataError, match="blue is not empty and holds no run"):

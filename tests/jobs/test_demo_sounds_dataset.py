@@ -1,4 +1,4 @@
-"""The demo's dataset is what its lists say, and its server answers as real media hosts do."""
+"""The demo's data set agrees with its lists, and its server answers as real media hosts do."""
 
 import http.client
 from pathlib import Path
@@ -67,7 +67,7 @@ def media_of(dataset: SoundsDataset, video_id: str) -> Path:
 
 
 @pytest.mark.parametrize("mid", sounds.GENERATORS)
-def test_a_class_is_of_audioset_and_each_instance_differs(mid):
+def test_class_is_in_audioset_and_its_instances_differ(mid):
     assert mid in audioset_labels().mids
     one, again, other = (sounds.GENERATORS[mid](np.random.default_rng(seed), 20_000, 16_000) for seed in (1, 1, 2))
     assert one.shape == (20_000,)
@@ -77,7 +77,7 @@ def test_a_class_is_of_audioset_and_each_instance_differs(mid):
     assert not np.array_equal(one, other)
 
 
-def test_a_mixture_has_the_length_asked_for_and_does_not_clip():
+def test_mixture_has_the_given_length_and_does_not_clip():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         clip = sounds.mixture(rng, rng.choice(list(sounds.GENERATORS), 3, replace=False), 1.5, 44_100)
@@ -120,7 +120,7 @@ def test_recordings_decode_with_their_codec_and_length(small_dataset):
     assert seen == {(".webm", "opus", 48_000), (".m4a", "aac", 44_100), (".ogg", "opus", 48_000)}
 
 
-def test_the_faults_are_as_named(small_dataset):
+def test_faulty_recordings_have_their_fault(small_dataset):
     video_id = {fault: video_id for video_id, fault in small_dataset.faults.items()}
     rows = {row[0]: row for row in rows_of(small_dataset.train_list) + rows_of(small_dataset.eval_list)}
     assert not list(small_dataset.media_dir.glob(f"{video_id[Fault.MISSING]}*"))
@@ -131,7 +131,7 @@ def test_the_faults_are_as_named(small_dataset):
     assert 1 < len(waveform) / rate_hz < rows[video_id[Fault.TRUNCATED]][1]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_finished_dataset_is_kept(small_dataset, tmp_path):
+def test_same_seed_gives_same_bytes_and_finished_dataset_is_kept(small_dataset, tmp_path):
     def contents(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -156,7 +156,7 @@ def ask(base_url: str, path: str, method: str = "GET", **headers: str) -> tuple[
     return response, body
 
 
-def test_a_video_id_finds_its_file_and_content_type(small_dataset, base_url):
+def test_video_id_is_served_with_its_content_type(small_dataset, base_url):
     types = set()
     for video_id in {row[0] for row in rows_of(small_dataset.train_list)} - set(small_dataset.faults):
         response, body = ask(base_url, f"/{video_id}")
@@ -192,11 +192,11 @@ def test_a_malformed_range_is_ignored():
 @pytest.mark.parametrize(
     "path", ["/nothing", "/", "/../sounds.json", "/%2e%2e/sounds.json", "/..%2fsounds.json", "/dataset"]
 )
-def test_what_is_not_a_recording_of_the_folder_is_not_found(base_url, path):
+def test_path_that_is_not_a_recording_of_the_folder_is_not_found(base_url, path):
     assert ask(base_url, path)[0].status == 404
 
 
-def test_the_missing_recording_is_a_404(small_dataset, base_url):
+def test_missing_recording_is_a_404(small_dataset, base_url):
     missing = next(video_id for video_id, fault in small_dataset.faults.items() if fault is Fault.MISSING)
     assert ask(base_url, f"/{missing}")[0].status == 404
 
@@ -206,7 +206,7 @@ def test_the_missing_recording_is_a_404(small_dataset, base_url):
 
 @pytest.mark.parametrize("suffix", [".webm", ".m4a", ".ogg"])
 def test_ytdlp_fetches_a_section(small_dataset, base_url, tmp_path, suffix):
-    """A WebM section begins up to a cluster (5 s) early; with -copyts the timestamps are those of the recording."""
+    """A WebM section begins up to one WebM cluster (5 s) early. With -copyts it keeps the recording's timestamps."""
     FFmpegPostProcessor._ffmpeg_location.set(imageio_ffmpeg.get_ffmpeg_exe())
     rows = [row for row in rows_of(small_dataset.train_list) if row[0] not in small_dataset.faults]
     whole = {row[0]: media_of(small_dataset, row[0]) for row in rows}

@@ -18,7 +18,7 @@ from tests import fakes
 
 
 def write_patient(folder: Path, *, ill: bool = False) -> list[str]:
-    """A data set of two splits with their lists, all there; ill, one clip is in both. Returns the job's arguments."""
+    """Write a data set of two splits with their lists; if `ill`, both have one clip. Returns the job's arguments."""
     splits, given = {}, []
     for split in ("balanced_train", "eval"):
         uri = folder / f"{split}_segments.csv"
@@ -35,7 +35,7 @@ def write_patient(folder: Path, *, ill: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize(("ill", "strict", "status"), [(True, True, 1), (True, False, 0), (False, True, 0)])
-def test_only_strict_and_something_serious_make_an_exit_status_of_1(
+def test_exit_status_is_1_only_for_strict_and_a_serious_finding(
     ill: bool, strict: bool, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     argv = write_patient(tmp_path, ill=ill)
@@ -46,7 +46,7 @@ def test_only_strict_and_something_serious_make_an_exit_status_of_1(
     assert lines[-1].startswith("27 findings: " + ("1 serious, " if ill else "1 note, "))
 
 
-def test_no_ray_is_started_and_nothing_is_written_into_the_data(tmp_path: Path):
+def test_doctor_starts_no_ray_and_does_not_change_the_data(tmp_path: Path):
     argv = write_patient(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
     was_up = ray.is_initialized()
@@ -55,7 +55,7 @@ def test_no_ray_is_started_and_nothing_is_written_into_the_data(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))} == before
 
 
-def test_json_holds_what_is_printed_and_the_table_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_json_has_the_printed_findings_and_the_table_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = write_patient(tmp_path, ill=True)
     assert main([*argv, "--json", str(tmp_path / "out" / "findings.json")]) == 0
     written = json.loads((tmp_path / "out" / "findings.json").read_text())
@@ -67,11 +67,11 @@ def test_json_holds_what_is_printed_and_the_table_by_class(tmp_path: Path, capsy
     assert [row["listed"] for row in clips["figures"]["per_class"]] == [20] * 5
 
 
-def test_a_list_that_cannot_be_fetched_by_its_name_leaves_the_rest(
+def test_list_that_cannot_be_fetched_does_not_stop_other_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     argv = write_patient(tmp_path)
-    monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", "http://127.0.0.1:9/eval_segments.csv")  # nobody serves there
+    monkeypatch.setitem(sources.OFFICIAL_LISTS, "eval", "http://127.0.0.1:9/eval_segments.csv")  # no server there
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert run_job(main, [*argv[:-1], "--strict"]) == 0
     out = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_list_that_cannot_be_fetched_by_its_name_leaves_the_rest(
     assert "27 findings: 3 unknown, 1 note, 23 ok" in out
 
 
-def test_what_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_error_that_the_user_can_fix_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run_job(main, ["--data", str(tmp_path)]) == 2
     argv = write_patient(tmp_path)
     assert run_job(main, [*argv[:2], "--official", "evil=x.csv"]) == 2
@@ -89,14 +89,14 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys:
     assert "no split 'evil'; it has balanced_train, eval" in errors[1]
 
 
-def test_a_list_that_is_given_and_cannot_be_read_is_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_given_list_that_cannot_be_read_is_an_error_and_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = write_patient(tmp_path)
     os.remove(tmp_path / "eval_segments.csv")
     assert run_job(main, argv) == 2
     assert "eval_segments.csv" in capsys.readouterr().err
 
 
-def test_official_may_be_given_again_but_one_list_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_official_can_be_repeated_with_one_list_per_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, value, _, *lists = write_patient(tmp_path)
     assert main([data, value, "--official", lists[0], "--official", lists[1]]) == 0
     assert "unknown" not in capsys.readouterr().out
@@ -105,13 +105,13 @@ def test_official_may_be_given_again_but_one_list_a_split(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("given", ["eval", "=list.csv", "eval="])
-def test_an_official_list_names_its_split(given: str, tmp_path: Path):
+def test_official_without_a_split_is_refused(given: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"is not SPLIT=LIST, as in eval=eval_segments\.csv"):
         main(["--data", str(tmp_path), "--official", given])
 
 
-def test_help_says_what_is_examined_and_what_the_severities_mean(capsys: pytest.CaptureFixture[str]):
+def test_help_explains_checks_and_severities(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
-    assert all(word in out for word in ("--official", "--strict", "serious (", "unknown (", "No Ray is"))
+    assert all(word in out for word in ("--official", "--strict", "serious (", "unknown (", "start Ray"))

@@ -1,4 +1,4 @@
-"""How commands end: Ctrl-C, SIGTERM, a pipe that closes. Real processes, real signals."""
+"""How commands end on Ctrl-C, SIGTERM and a closed pipe, with real processes and signals."""
 
 import os
 import re
@@ -22,7 +22,7 @@ BEGIN = "from jobs import entry; entry.begin(); entry.UNWIND_S = 1; import sys, 
 
 
 def script(code: str, *, sigint: signal.Handlers = signal.SIG_DFL) -> "subprocess.Popen[str]":
-    """`code` in a process that has begun as a job does; a line that it prints says that it is ready."""
+    """Run `code` in a process that begins as a job does. It prints a line when it is ready."""
     return subprocess.Popen(
         [sys.executable, "-c", BEGIN + code],
         cwd=Path(__file__).parents[2],
@@ -34,7 +34,7 @@ def script(code: str, *, sigint: signal.Handlers = signal.SIG_DFL) -> "subproces
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_one_line_and_its_status(number: int, status: int):
+def test_signal_ends_the_job_with_one_line_and_its_status(number: int, status: int):
     job = script("print('ready'); time.sleep(60)")
     assert job.stdout.readline() == "ready\n"
     job.send_signal(number)
@@ -42,8 +42,8 @@ def test_a_signal_is_one_line_and_its_status(number: int, status: int):
     assert (job.returncode, err) == (status, f"{STOPPED}\n")
 
 
-def test_what_libraries_make_of_an_interrupt_is_not_shown():
-    """It is caught, another error is raised of it, and what they print comes after our line."""
+def test_output_of_libraries_after_an_interrupt_is_hidden():
+    """The library catches the interrupt, prints something and raises another error."""
     job = script(
         "try:\n    print('ready'); time.sleep(60)\n"
         "except BaseException as err:\n    print('aborting', file=sys.stderr); raise ValueError('x') from err"
@@ -54,8 +54,8 @@ def test_what_libraries_make_of_an_interrupt_is_not_shown():
     assert job.returncode == 130
 
 
-def test_a_job_that_cannot_unwind_ends_all_the_same():
-    """The main thread catches the interrupt, as a destructor does; two more presses change nothing."""
+def test_job_that_does_not_unwind_is_ended():
+    """The main thread catches the interrupt, as destructors do. Two more signals change nothing."""
     job = script("try:\n    print('ready'); time.sleep(60)\nexcept BaseException:\n    time.sleep(60)")
     assert job.stdout.readline() == "ready\n"
     pressed_s = time.monotonic()
@@ -64,11 +64,11 @@ def test_a_job_that_cannot_unwind_ends_all_the_same():
         time.sleep(0.1)
     assert job.communicate(timeout=WAIT_S)[1] == f"{STOPPED}\n"
     assert job.returncode == 130
-    assert time.monotonic() - pressed_s > 0.9, "it did not hold on; the test shows nothing"
+    assert time.monotonic() - pressed_s > 0.9, "the job ended by itself, so the test shows nothing"
 
 
-def test_a_main_thread_in_a_library_that_waits_ends_too():
-    """No handler of Python's runs before the call returns."""
+def test_job_that_is_blocked_in_a_library_call_is_ended():
+    """Python runs no signal handler before the call returns."""
     job = script("import hashlib; print('ready'); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2**31 - 1)")
     assert job.stdout.readline() == "ready\n"
     job.send_signal(signal.SIGTERM)
@@ -76,8 +76,8 @@ def test_a_main_thread_in_a_library_that_waits_ends_too():
     assert job.returncode == 143
 
 
-def test_an_interrupt_that_the_caller_ignores_stays_ignored():
-    """As under nohup, or a shell's `&`."""
+def test_sigint_that_the_caller_ignores_stays_ignored():
+    """Shells ignore it for commands with `&` in a script."""
     job = script("print('ready'); time.sleep(1); print('done')", sigint=signal.SIG_IGN)
     assert job.stdout.readline() == "ready\n"
     job.send_signal(signal.SIGINT)
@@ -85,8 +85,8 @@ def test_an_interrupt_that_the_caller_ignores_stays_ignored():
     assert job.returncode == 0
 
 
-def test_a_job_goes_on_when_nobody_reads_its_lines(tmp_path: Path):
-    """`job | head -1`: also from another thread, and on standard error."""
+def test_job_continues_when_its_output_is_closed(tmp_path: Path):
+    """As in `job | head -1`. Another thread and standard error are included."""
     done = tmp_path / "done"
     job = script(
         "import threading\n"
@@ -102,7 +102,7 @@ def test_a_job_goes_on_when_nobody_reads_its_lines(tmp_path: Path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_disk_below_the_output_is_said_once():
+def test_full_disk_of_the_output_is_reported_once():
     with open("/dev/full", "w") as full:
         job = subprocess.run(
             [sys.executable, "-c", BEGIN + "print(1); print(2); entry.leave(0)"],
@@ -112,8 +112,8 @@ def test_a_full_disk_below_the_output_is_said_once():
             text=True,
             check=False,
         )
-    said = "warning: output cannot be written any more (No space left on device); the job goes on\n"
-    assert (job.returncode, job.stderr) == (0, said)
+    warning = "warning: output can no longer be written (No space left on device); the job continues\n"
+    assert (job.returncode, job.stderr) == (0, warning)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_full_disk_below_the_output_is_said_once():
         "[mutex.cc : 452] RAW: Unlock 0x558d3efd8690   @ 0x7ff2b45c2125",
     ],
 )
-def test_a_line_that_nobody_can_act_on_is_left_out(ray_says: str):
-    """By C++ to descriptor 2, and from a worker by Python; a library's last words before a crash are shown."""
+def test_noise_of_ray_is_hidden(ray_says: str):
+    """Noise comes from C++ on descriptor 2 and from workers by Python. The last line before a crash is shown."""
     job = script(
         f"import os; os.write(2, {ray_says.encode()!r} + b'\\n'); print('(pid=1)', {ray_says!r}, file=sys.stderr)\n"
         "print('ours', file=sys.stderr); os.write(2, b'last words\\n'); os.abort()"
@@ -161,13 +161,14 @@ class Finder:
         return spec
 sys.meta_path.insert(0, Finder())
 """
-"""Python runs this first in each process. Ray Train's controller waits 5 s for the actor."""
+"""Each Python process runs this first. It delays the actor for which Ray Train's controller waits 5 s."""
 
 
 @pytest.mark.slow
-def test_case_16_no_line_of_a_job_is_ray_s_own(tmp_path: Path):
-    """With another Ray on the machine, and a process of Ray's that starts as slowly as on a busy machine: fetching,
-    training with workers and in process, evaluation.
+def test_case_16_jobs_print_no_lines_of_ray(tmp_path: Path):
+    """Fetch, train with workers and in process, and evaluate.
+
+    Another Ray runs on the machine, and one of Ray's processes starts as slowly as on a busy machine.
     """
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "sitecustomize.py").write_text(SLOW_ACTOR)
@@ -212,17 +213,17 @@ def test_case_16_no_line_of_a_job_is_ray_s_own(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["prepare_audioset", "train", "evaluate", "export", "crossval", "doctor"])
-def test_case_26_every_job_begins_before_its_imports(name: str):
-    """So that Ctrl-C while they run is one line too."""
+def test_case_26_job_calls_begin_before_its_imports(name: str):
+    """Ctrl-C during the imports then also ends in one line."""
     source = (Path(__file__).parents[2] / "jobs" / f"{name}.py").read_text()
     assert source.index("entry.begin()") < source.index("import argparse")
     assert source.endswith('if __name__ == "__main__":\n    run(main)\n')
 
 
-def test_case_26_an_interrupt_before_the_first_row_can_be_gone_on_with(
+def test_case_26_job_resumes_after_an_interrupt_before_the_first_row(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The press that hung; `test_plan` has the executor that lived on."""
+    """This interrupt made a job hang. `test_plan` has the test of the executor that did not end."""
 
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Evaluating any checkpoint, alone or in an ensemble, on the classes of the data."""
+"""Evaluation of any checkpoint or ensemble on the classes of a data set."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def folder(model: ASTModel, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Hugging Face folder of another shape: shorter clips, other strides."""
+    """A Hugging Face folder with a different input length and strides."""
     folder = tmp_path_factory.mktemp("other")
     recipe = small.recipe(label_dim=4, input_tdim=48, tstride=12, timem=0)
     torch.manual_seed(6)
@@ -73,44 +73,44 @@ def scored(data: str, checkpoint: str) -> np.ndarray:
     return scores
 
 
-def test_an_ensemble_is_the_mean_of_its_members_scores_and_each_has_figures_of_its_own(
+def test_ensemble_averages_scores_and_reports_each_member(
     local_ray: None, tone_data: str, tmp_path: Path, folder: str, other: str, capsys: pytest.CaptureFixture[str]
 ):
-    said = figures(tone_data, tmp_path, folder, other, more=["--bootstrap", "200"])
+    result = figures(tone_data, tmp_path, folder, other, more=["--bootstrap", "200"])
     clips = PreparedDataset.open(tone_data).clips(["eval"])
     members = [scored(tone_data, checkpoint) for checkpoint in (folder, other)]
     mean = (members[0] + members[1]) / 2
-    assert said["map"] == pytest.approx(score_metrics(mean, clips).map)
-    assert [member["checkpoint"] for member in said["members"]] == said["checkpoints"] == [folder, other]
-    maps = [member["map"] for member in said["members"]]
+    assert result["map"] == pytest.approx(score_metrics(mean, clips).map)
+    assert [member["checkpoint"] for member in result["members"]] == result["checkpoints"] == [folder, other]
+    maps = [member["map"] for member in result["members"]]
     assert maps == pytest.approx([score_metrics(scores, clips).map for scores in members])
-    assert len({said["map"], *maps}) == 3
+    assert len({result["map"], *maps}) == 3
     target = np.zeros((21, 4))
     target[np.arange(21), clips.labels.flatten().to_numpy()] = 1
-    assert said["map_interval"] == pytest.approx(bootstrap_map(mean, target, num_resamples=200))
-    low, high = said["map_interval"]
-    assert low < said["map"] < high
+    assert result["map_interval"] == pytest.approx(bootstrap_map(mean, target, num_resamples=200))
+    low, high = result["map_interval"]
+    assert low < result["map"] < high
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"map {maps[0]:.4f}  mauc ")
     assert lines[0].endswith(folder)
     assert lines[1].endswith(other)
-    assert lines[2].startswith(f"map {said['map']:.4f} [{low:.4f}, {high:.4f}]  mauc ")
+    assert lines[2].startswith(f"map {result['map']:.4f} [{low:.4f}, {high:.4f}]  mauc ")
     assert lines[2].endswith("ensemble of 2  on 21 clips of eval")
 
 
-def test_one_checkpoint_without_a_bootstrap_has_one_line_and_no_interval(
+def test_one_checkpoint_without_bootstrap_has_one_line_and_no_interval(
     local_ray: None, tone_data: str, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ):
-    said = figures(tone_data, tmp_path, folder, more=["--bootstrap", "0"])
-    assert said["map_interval"] is None
-    assert said["members"] == [
-        {"checkpoint": folder} | {key: said[key] for key in ("map", "mauc", "d_prime", "accuracy")}
+    result = figures(tone_data, tmp_path, folder, more=["--bootstrap", "0"])
+    assert result["map_interval"] is None
+    assert result["members"] == [
+        {"checkpoint": folder} | {key: result[key] for key in ("map", "mauc", "d_prime", "accuracy")}
     ]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"map {said['map']:.4f}  mauc ")
+    assert line.startswith(f"map {result['map']:.4f}  mauc ")
 
 
-def test_a_strangers_classes_in_another_order_give_the_same_figures(
+def test_model_with_classes_in_another_order_gets_the_same_figures(
     local_ray: None, tone_data: str, tmp_path: Path, model: ASTModel, folder: str
 ):
     order = [2, 0, 3, 1]
@@ -146,7 +146,7 @@ def test_classes_are_matched_by_mid_or_else_by_name(
     assert evaluate.class_order(of_model, of_data) == order
 
 
-def test_the_published_models_fit_the_data_sets_that_are_prepared_for_them():
+def test_published_models_fit_the_vocabularies_of_their_data_sets():
     words = LabelVocabulary.from_names(sorted(speechcommands_labels().names))  # as prepare_audioset makes it
     order = evaluate.class_order(speechcommands_labels(), words)
     assert order is not None
@@ -155,17 +155,17 @@ def test_the_published_models_fit_the_data_sets_that_are_prepared_for_them():
     assert evaluate.class_order(names_alone, audioset_labels()) == list(range(527))
 
 
-def test_case_34_a_refusal_names_the_classes_that_differ():
+def test_case_34_refusal_names_the_classes_that_differ():
     two, seven = (LabelVocabulary.from_names(names) for names in (["dog", "cat"], "abcdefg"))
-    assert evaluate.differing(two, LabelVocabulary.from_names(["dog"])) == "the model alone has 'cat'"
+    assert evaluate.differing(two, LabelVocabulary.from_names(["dog"])) == "only the model has 'cat'"
     assert evaluate.differing(two, seven) == (
-        "the model alone has 'dog', 'cat'; the data alone has 'a', 'b', 'c', 'd', 'e' and 2 more"
+        "only the model has 'dog', 'cat'; only the data has 'a', 'b', 'c', 'd', 'e' and 2 more"
     )
 
 
-def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: str, tmp_path: Path, model: ASTModel):
+def test_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: str, tmp_path: Path, model: ASTModel):
     save_model(tmp_path / "cats", model.state_dict(), replace(CONFIG, labels=LabelVocabulary.from_names("abcd")))
-    refusal = r"cats was trained for other labels \(4 classes\) than .* \(4\): the model alone has 'a', 'b', 'c', 'd'"
+    refusal = r"cats was trained for other labels \(4 classes\) than .* \(4\): only the model has 'a', 'b', 'c', 'd'"
     with pytest.raises(DataError, match=refusal):
         figures(tone_data, tmp_path, str(tmp_path / "cats"))
     recipe = small.recipe(label_dim=4, input_fdim=64)
@@ -176,13 +176,13 @@ def test_a_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: s
 
 
 @pytest.mark.parametrize("value", [-1, 100_001, 10**30])
-def test_case_c7_bootstrap_has_bounds(tmp_path: Path, value: int):
+def test_case_c7_bootstrap_out_of_bounds_is_refused(tmp_path: Path, value: int):
     argv = ["--checkpoint", "none", "--data", str(tmp_path), "--split", "eval", f"--bootstrap={value}"]
     with pytest.raises(ConfigError, match=rf"^--bootstrap is {value}; use 0 \(off\) to 100,000$"):
         evaluate.main(argv)
 
 
-def test_cuda_without_a_gpu_is_refused_on_this_machine_and_announced_on_a_cluster(
+def test_cuda_without_gpu_is_refused_locally_and_announced_on_a_cluster(
     local_ray: None,
     tone_data: str,
     tmp_path: Path,
@@ -191,16 +191,16 @@ def test_cuda_without_a_gpu_is_refused_on_this_machine_and_announced_on_a_cluste
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})  # this machine may have a GPU
-    with pytest.raises(ConfigError, match=r"^--device cuda takes a GPU, this machine has none; use cpu$"):
+    with pytest.raises(ConfigError, match=r"^--device cuda needs a GPU, this machine has none; use cpu$"):
         figures(tone_data, tmp_path, folder, more=["--device", "cuda"])
     argv = ["--checkpoint", folder, "--data", tone_data, "--split", "eval", "--address", "auto", "--device"]
     assert [evaluate._use_gpu(evaluate.parser().parse_args([*argv, name])) for name in ("cuda", "cpu")] == [True, False]
     assert capsys.readouterr().out == (
-        "--device cuda takes a GPU, the cluster has none now; scoring begins when it has grown\n"
+        "--device cuda needs a GPU, the cluster has none now; scoring begins when it has one\n"
     )
 
 
-def test_a_damaged_shard_is_named_in_one_line(
+def test_damaged_shard_is_named_in_one_line(
     local_ray: None, tone_data: str, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ):
     damaged = shutil.copytree(tone_data, tmp_path / "data")
@@ -214,10 +214,10 @@ def test_a_damaged_shard_is_named_in_one_line(
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], SimpleNamespace]:
-    """Ray with so many CPUs and GPUs, and a GPU that torch sees: what Ray, the scoring and torch were asked."""
+def faked_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], SimpleNamespace]:
+    """Fake Ray's resources and a GPU for torch. The result has the arguments of Ray, of the scoring and of torch."""
 
-    def play(cpus: float, gpus: float) -> SimpleNamespace:
+    def with_resources(cpus: float, gpus: float) -> SimpleNamespace:
         monkeypatch.setattr(evaluate, "ray_session", lambda *_: nullcontext())
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
         monkeypatch.setattr(ray, "get", list)
@@ -233,20 +233,20 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], SimpleNa
         monkeypatch.setattr(torch, "set_num_threads", asked.threads)
         return asked
 
-    return play
+    return with_resources
 
 
 @pytest.mark.parametrize(("wanted", "gpus", "device"), [("cpu", 1, "cpu"), ("auto", 0, "cpu"), ("auto", 1, "cuda")])
-def test_scores_are_computed_where_it_was_asked_though_torch_sees_a_gpu(
+def test_scores_are_computed_on_the_given_device_even_if_torch_has_a_gpu(
     tone_data: str,
     tmp_path: Path,
     folder: str,
-    played: Callable[[float, float], SimpleNamespace],
+    faked_ray: Callable[[float, float], SimpleNamespace],
     wanted: str,
     gpus: int,
     device: str,
 ):
-    asked = played(2, gpus)
+    asked = faked_ray(2, gpus)
     figures(tone_data, tmp_path, folder, more=["--bootstrap", "0", "--device", wanted])
     assert asked.scores.call_args.kwargs["device"] == torch.device(device)
     assert asked.ray.call_args.kwargs["num_gpus"] == int(device == "cuda")
@@ -255,29 +255,29 @@ def test_scores_are_computed_where_it_was_asked_though_torch_sees_a_gpu(
 @pytest.mark.parametrize(
     ("address", "num_checkpoints", "threads"), [("local", 1, 7), ("local", 2, 3), ("local", 8, 1), ("auto", 1, 1)]
 )
-def test_checkpoints_share_this_machine_and_take_one_cpu_of_a_cluster(
+def test_checkpoints_share_this_machine_and_take_one_cpu_on_a_cluster(
     tone_data: str,
     tmp_path: Path,
     folder: str,
-    played: Callable[[float, float], SimpleNamespace],
+    faked_ray: Callable[[float, float], SimpleNamespace],
     address: str,
     num_checkpoints: int,
     threads: int,
 ):
-    asked = played(7, 0)
+    asked = faked_ray(7, 0)
     figures(tone_data, tmp_path, *[folder] * num_checkpoints, more=["--bootstrap", "0", "--address", address])
     assert asked.ray.call_args.kwargs["num_cpus"] == threads
     assert [call.args for call in asked.threads.call_args_list] == [(threads,)] * num_checkpoints
 
 
-def test_a_checkpoint_that_was_trained_in_fp16_is_scored_on_a_cpu(tone_data: str, model: ASTModel, folder: str):
+def test_checkpoint_trained_in_fp16_is_scored_on_a_cpu(tone_data: str, model: ASTModel, folder: str):
     half = replace(CONFIG, recipe=replace(CONFIG.recipe, precision="fp16"))
     dataset = PreparedDataset.open(tone_data)
     scores = evaluate._score(model, half, dataset, dataset.clips(["eval"]), "cpu", threads=1)
     assert np.array_equal(scores, scored(tone_data, folder))
 
 
-def test_case_4_a_flipped_bit_of_a_shard_is_said_with_its_name_and_no_score(
+def test_case_4_flipped_bit_of_a_shard_is_reported_and_not_scored(
     local_ray: None, tone_data: str, tmp_path: Path, folder: str
 ):
     shutil.copytree(tone_data, tmp_path / "data")

@@ -1,4 +1,4 @@
-"""The export job: any checkpoint into any format, local or remote, without Ray and without overwriting."""
+"""The export job converts any checkpoint to any format, local or remote, without Ray and without overwriting."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def model() -> ASTModel:
 
 @pytest.fixture
 def run(tmp_path: Path, model: ASTModel) -> Path:
-    """A run as training leaves it: `best` is the model, `initial` another."""
+    """A run as after training: `best` is the model, `initial` is another one."""
     save_model(tmp_path / "run" / "best", model.state_dict(), CONFIG)
     save_model(tmp_path / "run" / "initial", small.model(seed=4).state_dict(), CONFIG)
     (tmp_path / "run" / "config.json").write_text('{"recipe": {}, "data": "data"}')
@@ -59,7 +59,7 @@ def job(checkpoint: object, output_format: str, output: object, *more: str) -> i
 
 
 @pytest.mark.parametrize("output_format", ["ours", "huggingface"])
-def test_a_runs_best_model_comes_out_whole_as_a_folder(
+def test_best_model_of_a_run_is_exported_as_a_folder(
     run: Path, tmp_path: Path, model: ASTModel, output_format: str, capsys: pytest.CaptureFixture[str]
 ):
     assert job(run, output_format, tmp_path / "out") == 0
@@ -69,21 +69,21 @@ def test_a_runs_best_model_comes_out_whole_as_a_folder(
     assert ("model_type" in json.loads((tmp_path / "out" / "config.json").read_text())) == (
         output_format == "huggingface"
     )
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     shape = "input_tdim 64, input_fdim 128, model_size tiny224, fstride 16, tstride 16"
-    assert f"wrote {tmp_path / 'out'}: ast, 5 classes, {shape}" in said
+    assert f"wrote {tmp_path / 'out'}: ast, 5 classes, {shape}" in printed
     use = {"ours": "load_model(", "huggingface": 'transformers.pipeline("audio-classification", model='}
-    assert f'{use[output_format]}"{tmp_path / "out"}")' in said
+    assert f'{use[output_format]}"{tmp_path / "out"}")' in printed
 
 
-def test_a_runs_best_model_comes_out_as_an_original_file(run: Path, tmp_path: Path, model: ASTModel):
+def test_best_model_of_a_run_is_exported_in_the_reference_format(run: Path, tmp_path: Path, model: ASTModel):
     assert job(run, "original", tmp_path / "new" / "out.pth") == 0
     written = read_weights(tmp_path / "new" / "out.pth")
     assert len(written) == len(model.state_dict()) + 4
     assert same({key[7:]: value for key, value in written.items() if ".head" not in key}, model)
 
 
-def test_a_hugging_face_folder_comes_out_as_onnx(tmp_path: Path, model: ASTModel):
+def test_hugging_face_folder_is_exported_as_onnx(tmp_path: Path, model: ASTModel):
     save_huggingface(tmp_path / "hf", model.state_dict(), CONFIG)
     assert job(tmp_path / "hf", "onnx", tmp_path / "out.onnx") == 0
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
@@ -93,7 +93,7 @@ def test_a_hugging_face_folder_comes_out_as_onnx(tmp_path: Path, model: ASTModel
     assert (torch.from_numpy(logits) - expected).abs().max() < 1e-4 * expected.std()
 
 
-def test_an_original_file_of_unusual_shape_takes_a_recipe_with_overrides_and_labels(tmp_path: Path, model: ASTModel):
+def test_reference_file_of_unusual_shape_takes_a_recipe_and_labels(tmp_path: Path, model: ASTModel):
     save_original(tmp_path / "mine.pth", model.state_dict())
     recipe = small.recipe(dataset_mean=-5.5, fstride=10).to_dict()
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
@@ -112,23 +112,23 @@ def test_an_original_file_of_unusual_shape_takes_a_recipe_with_overrides_and_lab
     assert not (tmp_path / "other").exists()
 
 
-def test_a_key_without_a_recipe_and_a_key_that_does_not_exist_are_refused(run: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="--fstride is no option; the keys of a recipe go with --recipe"):
+def test_key_without_recipe_and_unknown_key_are_refused(run: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--fstride is not an option; recipe keys need --recipe"):
         job(run, "ours", tmp_path / "out", "--fstride", "16")
     with pytest.raises(ConfigError, match="did you mean fstride"):
         job(run, "ours", tmp_path / "out", "--recipe", "speechcommands", "--fstrid", "16")
 
 
-def test_force_replaces_a_models_folder_as_a_kill_may_have_left_it(run: Path, tmp_path: Path, model: ASTModel):
+def test_force_replaces_a_model_folder_that_a_kill_left_incomplete(run: Path, tmp_path: Path, model: ASTModel):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ConfigError, match="--force if it is a model's folder"):
+    with pytest.raises(ConfigError, match="--force to replace a model folder"):
         job(run, "huggingface", tmp_path / "out")
     assert job(run, "huggingface", tmp_path / "out", "--force") == 0
     assert same(read_checkpoint(tmp_path / "out")[0].state_dict(), model)
 
 
-def test_where_training_began_on_somebodys_disk_is_not_told(tmp_path: Path, model: ASTModel):
+def test_paths_of_initial_weights_are_not_exported(tmp_path: Path, model: ASTModel):
     recipe = small.recipe(imagenet_pretrain=True, imagenet_weights="mine/deit.pth")
     save_model(tmp_path / "model", model.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
     for output_format in ("ours", "huggingface"):
@@ -136,7 +136,7 @@ def test_where_training_began_on_somebodys_disk_is_not_told(tmp_path: Path, mode
         assert "mine/deit.pth" not in (tmp_path / output_format / "config.json").read_text()
 
 
-def test_what_is_there_already_is_not_overwritten(run: Path, tmp_path: Path):
+def test_existing_output_is_not_overwritten(run: Path, tmp_path: Path):
     folder, file = tmp_path / "folder", tmp_path / "out.pth"
     folder.mkdir()
     (folder / "precious.txt").write_text("mine")
@@ -144,14 +144,14 @@ def test_what_is_there_already_is_not_overwritten(run: Path, tmp_path: Path):
     for output_format in ("ours", "huggingface"):
         for output in (folder, file):
             for more in ([], ["--force"]):
-                with pytest.raises(ConfigError, match="is there and not empty; give a new folder"):
+                with pytest.raises(ConfigError, match="exists and is not empty; give a new folder"):
                     job(run, output_format, output, *more)
     with pytest.raises(ConfigError, match="--force to replace"):
         job(run, "original", file)
     assert (file.read_text(), [path.name for path in folder.iterdir()]) == ("mine", ["precious.txt"])
 
 
-def test_an_empty_folder_is_filled_and_a_file_is_replaced_when_forced(run: Path, tmp_path: Path, model: ASTModel):
+def test_empty_folder_is_filled_and_force_replaces_a_file(run: Path, tmp_path: Path, model: ASTModel):
     (tmp_path / "empty").mkdir()
     assert job(run, "ours", tmp_path / "empty") == 0
     assert same(read_checkpoint(tmp_path / "empty")[0].state_dict(), model)
@@ -159,38 +159,38 @@ def test_an_empty_folder_is_filled_and_a_file_is_replaced_when_forced(run: Path,
     assert job(run, "original", tmp_path / "out.pth", "--force") == 0
     assert "module.v.cls_token" in read_weights(tmp_path / "out.pth")
     (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists; give another --output"):
         job(run, "original", tmp_path / "folder.pth", "--force")
 
 
 @pytest.mark.parametrize(("output_format", "suffix"), [("original", ".pth"), ("onnx", ".onnx")])
-def test_a_format_that_is_one_file_wants_its_suffix(run: Path, tmp_path: Path, output_format: str, suffix: str):
+def test_format_that_is_one_file_requires_its_suffix(run: Path, tmp_path: Path, output_format: str, suffix: str):
     with pytest.raises(ConfigError, match=rf"a name that ends in \{suffix}"):
         job(run, output_format, tmp_path / "out.safetensors")
 
 
-def test_a_run_without_a_best_model_is_no_checkpoint(run: Path, tmp_path: Path):
+def test_run_without_a_best_model_is_no_checkpoint(run: Path, tmp_path: Path):
     (run / "best" / "model.safetensors").unlink()
     with pytest.raises(DataError, match=r"neither a file of weights, nor a folder .* nor a run with a best model"):
         job(run, "ours", tmp_path / "out")
 
 
-def test_an_error_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_error_is_one_line_and_exit_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--checkpoint", str(tmp_path / "nothing"), "--format", "ours", "--output", str(tmp_path / "out")]
     assert run_job(export.main, arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path / 'nothing'} is neither")
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {tmp_path / 'nothing'} is neither")
+    assert printed.count("\n") == 1
 
 
 def test_help_names_the_formats_and_the_recipes():
-    told = export.parser().format_help()
-    assert all(word in told for word in ("ours", "original", "huggingface", "onnx", "audioset-full", "--force"))
+    help_text = export.parser().format_help()
+    assert all(word in help_text for word in ("ours", "original", "huggingface", "onnx", "audioset-full", "--force"))
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """Object storage that knows no local path."""
+    """Fake object storage that gives no local paths."""
     memory = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem("memory", skip_instance_cache=True)))
     local = storage.resolve
     monkeypatch.setattr(
@@ -199,7 +199,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return f"s3://{tmp_path.name}"
 
 
-def test_checkpoints_and_outputs_may_lie_on_object_storage(
+def test_checkpoint_and_output_can_be_on_object_storage(
     run: Path, bucket: str, model: ASTModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert job(run, "huggingface", f"{bucket}/run/best") == 0
@@ -211,13 +211,13 @@ def test_checkpoints_and_outputs_may_lie_on_object_storage(
     assert config == CONFIG
     assert job(f"{bucket}/run", "ours", tmp_path / "back") == 0
     assert read_checkpoint(tmp_path / "back")[1] == CONFIG
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists; give another --output"):
         job(run, "original", f"{bucket}/out.pth")
     with pytest.raises(ConfigError, match="give a new folder"):
         job(run, "ours", f"{bucket}/run/best")
 
 
-def test_an_error_about_a_remote_checkpoint_names_its_uri_and_not_the_copy(run: Path, bucket: str):
+def test_error_about_a_remote_checkpoint_names_its_uri_and_not_the_copy(run: Path, bucket: str):
     storage.write_bytes(f"{bucket}/hf/config.json", b'{"model_type": "wav2vec2"}')
     storage.write_bytes(f"{bucket}/hf/preprocessor_config.json", b"{}")
     storage.write_bytes(f"{bucket}/hf/model.safetensors", b"")

@@ -1,4 +1,4 @@
-"""Lists from strangers, through the real job: nothing outside the output is written, nothing is executed."""
+"""Hostile lists in the real job: it writes nothing outside the output and executes nothing."""
 
 import io
 import json
@@ -39,8 +39,8 @@ OPTIONS = ["-rf", "--help", "-o/tmp/x"]
 UNSHOWABLE = ["", " ", "two words", "a\0b", "a\rb", "a\x1b[2Jb", "\u2028", "\ufeff", "x" * 10_000]
 
 
-class World:
-    """A folder with all that a job is given, and the folders where its processes run."""
+class Workspace:
+    """The inputs and the output of a job, and the folders where its processes run."""
 
     def __init__(self, root: Path, own_folders: OwnFolders) -> None:
         self.root, self.output = root, root / "inner" / "output"
@@ -50,13 +50,13 @@ class World:
         self.own_folders = own_folders
 
     def snapshot(self) -> dict[str, bytes | None]:
-        """Everything below the root but for the output, and in the folder where Ray's workers run."""
+        """All files below the root except the output's, and in the folder where Ray's workers run."""
         below = {path for path in self.root.rglob("*") if self.output not in (path, *path.parents)}
         below |= set(self.own_folders.ray_cwd.rglob("*"))
         return {str(path): path.read_bytes() if path.is_file() else None for path in below}
 
     def traces(self) -> list[str]:
-        """Files that a list's commands have made, wherever a process of a job may write without a path."""
+        """Files that commands in a list created, in all folders where a job's process may write without a path."""
         below = [Path(at, name) for at, folders, files in os.walk(self.own_folders.root) for name in folders + files]
         near = [path for folder in (ROOT, ROOT.parent) for path in folder.iterdir()]
         return [str(path) for path in below + near if SENTINEL in path.name]
@@ -77,8 +77,10 @@ class World:
 
 
 @pytest.fixture
-def world(local_ray: None, own_folders: OwnFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    made = World(tmp_path, own_folders)
+def workspace(
+    local_ray: None, own_folders: OwnFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workspace]:
+    made = Workspace(tmp_path, own_folders)
     monkeypatch.chdir(made.cwd)
     yield made
     assert made.traces() == []
@@ -88,19 +90,19 @@ def reasons(failures: list[tuple[str, str]]) -> Counter[str]:
     return Counter(reason for _, reason in failures)
 
 
-def test_a_segment_list_and_a_folder_of_files_with_hostile_names(world: World):
-    audio = world.inputs / "audio"
-    sound = fakes.write_media(world.inputs / "sound.flac", fakes.noise(2)).read_bytes()
+def test_segment_list_and_files_with_hostile_names(workspace: Workspace):
+    audio = workspace.inputs / "audio"
+    sound = fakes.write_media(workspace.inputs / "sound.flac", fakes.noise(2)).read_bytes()
     named = [*COMMANDS, *OPTIONS[:2], "two words", "new\nline", BIDI, "*", "%s", "-", "good_______", '"', "a\\b"]
     audio.mkdir()
     for name in [*(name.replace("/", "_") for name in named), "..", "...", "x" * 240]:
         (audio / f"{name}.flac").write_bytes(sound)
     (Path(os.fsdecode(os.fsencode(audio) + b"/\xff\xfe.flac"))).write_bytes(sound)  # a name that is not UTF-8
-    (audio / "link.flac").symlink_to(world.inputs / "sound.flac")
+    (audio / "link.flac").symlink_to(workspace.inputs / "sound.flac")
 
     good = ["-rf", "--help", "-", "good_______", "link"]
     bad_id = [*COMMANDS, *UP, "-o/tmp/x", *UNSHOWABLE[1:], BIDI, "*", "%s", "a b"]
-    bad_id = [name for name in bad_id if "," not in name and "\0" not in name]  # a NUL makes a file no text
+    bad_id = [name for name in bad_id if "," not in name and "\0" not in name]  # with a NUL, the file is not text
     bad_time = [
         "0, 0",
         "5, 4",
@@ -124,22 +126,24 @@ def test_a_segment_list_and_a_folder_of_files_with_hostile_names(world: World):
         f'nothere____, 0.000, 1.000, "{SPEECH}"',
         f'good_______, 999999.000, 999999.500, "{SPEECH}"',
         f'good_______, 0.000, 1.000, "{SPEECH}"',
-        'good_______, 0.000, 1.000, ""',  # refused for itself, though its clip is well
+        'good_______, 0.000, 1.000, ""',  # this row is refused, but its clip is good
         'good_______, 0.000, 1.000, "/m/none"',
     ]
-    (world.inputs / "list.csv").write_bytes("\n".join(lines).encode())
-    data = world.prepare("--segments", str(world.inputs / "list.csv"), "--audio-dir", str(audio), "--split", "s")
+    (workspace.inputs / "list.csv").write_bytes("\n".join(lines).encode())
+    data = workspace.prepare(
+        "--segments", str(workspace.inputs / "list.csv"), "--audio-dir", str(audio), "--split", "s"
+    )
     assert sorted(data.clips(["s"]).clip_id.to_pylist()) == sorted(f"{name}_0.000" for name in good)
     expected = {"bad_id": len(bad_id), "bad_time": len(bad_time), "unknown_label": len(unknown) + 1, "no_label": 2}
-    failures = world.failures("s")
+    failures = workspace.failures("s")
     assert reasons(failures) == expected | {"missing_file": 1, "truncated": 1, "duplicate": 1}
     assert len(failures) + len(good) == len(lines)
     assert all(clip_id and len(clip_id) <= 200 and "\0" not in clip_id for clip_id, _ in failures)
 
 
-def test_a_manifest_whose_every_column_is_hostile(world: World):
-    fakes.write_media(world.inputs / "ok.flac", fakes.noise(2))
-    fakes.write_media(world.root / "above.flac", fakes.noise(2))
+def test_manifest_with_hostile_values_in_every_column(workspace: Workspace):
+    fakes.write_media(workspace.inputs / "ok.flac", fakes.noise(2))
+    fakes.write_media(workspace.root / "above.flac", fakes.noise(2))
     columns = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
     rows: list[dict[str, object]] = []
 
@@ -149,7 +153,7 @@ def test_a_manifest_whose_every_column_is_hostile(world: World):
 
     names = [*COMMANDS, *UP, *OPTIONS, BIDI, " ", "two words", "\ufeff", "x" * 200, "<script>alert(1)</script>"]
     for name in names:
-        add(None, clip_id=name)  # a clip_id is data, and names no file
+        add(None, clip_id=name)  # a clip_id is data and names no file
     for name in [SENTINEL, "a\0b", "a\nb", "a\x1b[2Jb", "\u2028", "x" * 10_000]:
         add("bad_id" if name != SENTINEL else None, clip_id=name)
     for split in [*COMMANDS, *UP, *OPTIONS, BIDI, "_work", "_report", "a\0b", "x" * 10_000]:
@@ -162,7 +166,7 @@ def test_a_manifest_whose_every_column_is_hostile(world: World):
         add("bad_id", path=path)
     for path in ["s3://bucket/x?allow_bucket_creation=true", "s3://bucket?allow%5Fbucket_creation=1/x"]:
         add("bad_id", path=path)
-    add(None, path="../../above.flac")  # whoever gives a list gives it leave to read
+    add(None, path="../../above.flac")  # a list may name any file that the user can read
     for times in [(0, 0), (5, 4), (-1, 1), (float("nan"), 1), (0, float("nan")), (0, float("inf")), (0, 36_000)]:
         add("bad_time", start_s=float(times[0]), end_s=float(times[1]))
     add("truncated", start_s=1e6, end_s=1e6 + 1)
@@ -170,33 +174,35 @@ def test_a_manifest_whose_every_column_is_hostile(world: World):
         add("unknown_label", labels=labels)
     for labels in ["", " ", None]:
         add("no_label", labels=labels)
-    with serve(world.inputs) as base_url:
+    with serve(workspace.inputs) as base_url:
         add("unavailable", url=f"{base_url}/{''.join(COMMANDS[:5]).replace(' ', '${IFS}')}.wav")
         for url in ["file:///etc/passwd", f"-o{SENTINEL} {base_url}/x", f"{base_url}/a b", "javascript:x", "data:x"]:
             add("bad_id", url=url)
         table = pa.table({column: pa.array([row.get(column) for row in rows]) for column in columns})
-        pq.write_table(table, world.inputs / "list.parquet")
-        argv = ["--manifest", str(world.inputs / "list.parquet"), "--timeout-s", "5", "--download-workers", "1"]
+        pq.write_table(table, workspace.inputs / "list.parquet")
+        argv = ["--manifest", str(workspace.inputs / "list.parquet"), "--timeout-s", "5", "--download-workers", "1"]
         argv.append("--allow-private-hosts")
-        (world.inputs / "labels.csv").write_text("index,mid,display_name\n0,/m/09x0r,Speech\n1,/m/x,Dog\n")
-        data = world.prepare(*argv, "--labels", str(world.inputs / "labels.csv"))
+        (workspace.inputs / "labels.csv").write_text("index,mid,display_name\n0,/m/09x0r,Speech\n1,/m/x,Dog\n")
+        data = workspace.prepare(*argv, "--labels", str(workspace.inputs / "labels.csv"))
     assert data.splits == ["train"]
     prepared = data.clips(["train"]).clip_id.to_pylist()
     assert Counter(prepared) == Counter(row["clip_id"] for row in rows if row["reason"] is None)
-    failures = world.failures("train")
+    failures = workspace.failures("train")
     assert len(failures) + len(prepared) == len(rows)
     assert all(0 < len(clip_id) <= 200 for clip_id, _ in failures)
-    said = dict(failures)
+    reason_of = dict(failures)
     wrong = {
-        str(row): said.get(str(row["clip_id"]))
+        str(row): reason_of.get(str(row["clip_id"]))
         for row in rows
-        if row["reason"] and str(row["clip_id"]).startswith("row ") and said.get(str(row["clip_id"])) != row["reason"]
+        if row["reason"]
+        and str(row["clip_id"]).startswith("row ")
+        and reason_of.get(str(row["clip_id"])) != row["reason"]
     }
     assert wrong == {}
 
 
-def test_a_data_file_whose_every_entry_is_hostile(world: World):
-    fakes.write_media(world.inputs / "ok.flac", fakes.noise(2))
+def test_data_file_with_hostile_values_in_every_entry(workspace: Workspace):
+    fakes.write_media(workspace.inputs / "ok.flac", fakes.noise(2))
     entries: list[object] = [{"wav": "ok.flac", "labels": SPEECH}]
     paths = [*COMMANDS, *(f"{name}/y.flac" for name in UP[:4]), "-rf", BIDI + ".flac", "x" * 190]
     entries += [{"wav": path, "labels": SPEECH} for path in paths]
@@ -207,10 +213,10 @@ def test_a_data_file_whose_every_entry_is_hostile(world: World):
     labels = ["Speach", "../../x", SURROGATE, f"$(touch {SENTINEL})"]
     entries += [{"wav": f"label{i}.flac", "labels": label} for i, label in enumerate(labels)]
     entries += [{"wav": f"none{i}.flac", "labels": label} for i, label in enumerate(["", None, 5, {}])]
-    (world.inputs / "list.json").write_text(json.dumps({"data": entries}))
-    data = world.prepare("--datafile", str(world.inputs / "list.json"), "--split", "s")
+    (workspace.inputs / "list.json").write_text(json.dumps({"data": entries}))
+    data = workspace.prepare("--datafile", str(workspace.inputs / "list.json"), "--split", "s")
     assert data.clips(["s"]).clip_id.to_pylist() == ["ok"]
-    found = reasons(world.failures("s"))
+    found = reasons(workspace.failures("s"))
     assert found.total() + 1 == len(entries)
     assert found["unknown_label"] == len(labels)
     assert found["no_label"] == 4
@@ -219,8 +225,8 @@ def test_a_data_file_whose_every_entry_is_hostile(world: World):
 
 
 @pytest.fixture
-def nobody_asks() -> Iterator[str]:
-    """HOST:PORT of a server that must not be asked for anything, by whatever protocol."""
+def untouched_server() -> Iterator[str]:
+    """HOST:PORT of a server that must get no request, in any protocol."""
     asked: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -235,33 +241,35 @@ def nobody_asks() -> Iterator[str]:
     assert asked == []
 
 
-def test_no_row_reaches_for_a_host_through_a_file_system_or_waits_at_a_pipe(world: World, nobody_asks: str):
-    fakes.write_media(world.inputs / "ok.flac", fakes.noise(1))
-    os.mkfifo(world.inputs / "pipe.wav")
-    ways_out = [f"{scheme}://{nobody_asks}/a" for scheme in ("ftp", "sftp", "github", "smb", "gopher", "tcp", "data")]
-    ways_out += [
-        f"{chain}http://{nobody_asks}/a" for chain in ("simplecache::", "dask::", "fsspec+", "reference://x::")
+def test_path_never_leads_to_a_host_or_blocks_on_a_pipe(workspace: Workspace, untouched_server: str):
+    fakes.write_media(workspace.inputs / "ok.flac", fakes.noise(1))
+    os.mkfifo(workspace.inputs / "pipe.wav")
+    ways_out = [
+        f"{scheme}://{untouched_server}/a" for scheme in ("ftp", "sftp", "github", "smb", "gopher", "tcp", "data")
     ]
-    buckets = ("s3://b/a", "gs://b/a")  # the options of a URI may be secrets, and are shown nowhere
-    specials = ["pipe.wav", "/dev/zero", "/dev/stdin", "file:///dev/zero", f"file://{world.inputs}/pipe.wav"]
+    ways_out += [
+        f"{chain}http://{untouched_server}/a" for chain in ("simplecache::", "dask::", "fsspec+", "reference://x::")
+    ]
+    buckets = ("s3://b/a", "gs://b/a")  # options of a URI may be secrets and are not shown
+    specials = ["pipe.wav", "/dev/zero", "/dev/stdin", "file:///dev/zero", f"file://{workspace.inputs}/pipe.wav"]
     expected = dict.fromkeys(ways_out, "bad_id") | dict.fromkeys(specials, "not_audio")
     expected |= dict.fromkeys(
-        [f"http:{nobody_asks}", "pipe:0", f"concat:/etc/passwd|http:{nobody_asks}"], "missing_file"
+        [f"http:{untouched_server}", "pipe:0", f"concat:/etc/passwd|http:{untouched_server}"], "missing_file"
     )
     rows = [{"path": path, "clip_id": path, "labels": "dog"} for path in expected]
-    with_options = [f"{bucket}?endpoint_override={nobody_asks}&scheme=http" for bucket in buckets]
+    with_options = [f"{bucket}?endpoint_override={untouched_server}&scheme=http" for bucket in buckets]
     rows += [{"path": path, "clip_id": path, "labels": "dog"} for path in with_options]
     expected |= dict.fromkeys(buckets, "bad_id")
-    good = [f"good {i}" for i in range(len(rows))]  # a list that is bad for the most part is refused as a whole
+    good = [f"good {i}" for i in range(len(rows))]  # a list with mostly bad rows is refused as a whole
     rows += [{"path": "ok.flac", "clip_id": clip_id, "labels": "dog"} for clip_id in good]
-    pq.write_table(pa.Table.from_pylist(rows), world.inputs / "list.parquet")
-    data = world.prepare("--manifest", str(world.inputs / "list.parquet"))
+    pq.write_table(pa.Table.from_pylist(rows), workspace.inputs / "list.parquet")
+    data = workspace.prepare("--manifest", str(workspace.inputs / "list.parquet"))
     assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(good)
-    assert dict(world.failures("train")) == expected
+    assert dict(workspace.failures("train")) == expected
 
 
-def test_a_file_may_be_called_anything_that_a_file_system_allows(world: World):
-    sound = fakes.write_media(world.root / "sound.flac", fakes.noise(1)).read_bytes()
+def test_file_can_have_any_name_that_the_file_system_allows(workspace: Workspace):
+    sound = fakes.write_media(workspace.root / "sound.flac", fakes.noise(1)).read_bytes()
     names = [
         *(name.replace("/", "_") for name in (*COMMANDS, *UP[2:])),
         *OPTIONS[:2],
@@ -274,37 +282,37 @@ def test_a_file_may_be_called_anything_that_a_file_system_allows(world: World):
     ]
     names += ["concat:a|b", "file:a", "pipe:0", "subfile,,start,0,end,0,,:a", "http:a", "data:audio,a", "{0}", "%s%n"]
     for name in names:
-        (world.inputs / f"{name}.flac").write_bytes(sound)
+        (workspace.inputs / f"{name}.flac").write_bytes(sound)
     rows = [{"path": f"{name}.flac", "labels": "<script>alert(1)</script>"} for name in names]
-    pq.write_table(pa.Table.from_pylist(rows), world.inputs / "list.parquet")
-    data = world.prepare("--manifest", str(world.inputs / "list.parquet"))
+    pq.write_table(pa.Table.from_pylist(rows), workspace.inputs / "list.parquet")
+    data = workspace.prepare("--manifest", str(workspace.inputs / "list.parquet"))
     assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(names)
-    page = (world.output / "report.html").read_text()
+    page = (workspace.output / "report.html").read_text()
     assert ("<script>alert" in page, "&lt;script&gt;alert" in page) == (False, True)
 
 
-def test_a_folder_may_hold_circles_of_links_pipes_and_links_to_nothing(world: World):
-    audio = world.inputs / "audio"
+def test_folder_can_contain_link_cycles_pipes_and_broken_links(workspace: Workspace):
+    audio = workspace.inputs / "audio"
     (audio / "deeper").mkdir(parents=True)
     for folder in (audio, audio / "deeper"):
-        for name in ("again", "and-again"):  # two in each: followed to the 40th level, they are 2^40 folders
+        for name in ("again", "and-again"):  # two in each folder: 40 levels would be 2^40 folders
             (folder / name).symlink_to(audio)
     fakes.write_media(audio / "deeper" / "found______.flac", fakes.noise(1))
     for name, target in {"nothing____": "nowhere", "itself_____": "itself_____.flac"}.items():
         (audio / f"{name}.flac").symlink_to(audio / target)
     os.mkfifo(audio / "pipe_______.flac")
     lines = [f'{name:_<11}, 0, 1, "{SPEECH}"' for name in ("found", "nothing", "itself", "pipe")]
-    (world.inputs / "list.csv").write_text("\n".join(lines))
-    data = world.prepare("--segments", str(world.inputs / "list.csv"), "--audio-dir", str(audio))
+    (workspace.inputs / "list.csv").write_text("\n".join(lines))
+    data = workspace.prepare("--segments", str(workspace.inputs / "list.csv"), "--audio-dir", str(audio))
     assert data.clips(["list"]).clip_id.to_pylist() == ["found_______0.000"]
-    assert reasons(world.failures("list")) == {"missing_file": 3}
+    assert reasons(workspace.failures("list")) == {"missing_file": 3}
 
 
-def test_an_archive_is_read_whatever_its_members_are_called_and_never_unpacked(world: World):
-    sound = fakes.write_media(world.root / "sound.flac", fakes.noise(1)).read_bytes()
+def test_archive_with_hostile_member_names_is_read_and_not_unpacked(workspace: Workspace):
+    sound = fakes.write_media(workspace.root / "sound.flac", fakes.noise(1)).read_bytes()
     ways_out = [f"../../{SENTINEL}", f"/{SENTINEL}-2", *(command.replace("/", "") for command in COMMANDS)]
     not_utf8, refused = "\udcff\udcfe", ["a\nb", "n" * 300]
-    with tarfile.open(world.inputs / "a.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+    with tarfile.open(workspace.inputs / "a.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
         for name in (*ways_out, not_utf8, *refused):
             for suffix, content in {"flac": sound, "json": b'{"labels": ["dog"], "start_s": null}'}.items():
                 info = tarfile.TarInfo(f"{name}.{suffix}")
@@ -314,34 +322,34 @@ def test_an_archive_is_read_whatever_its_members_are_called_and_never_unpacked(w
             link = tarfile.TarInfo(f"link{kind.decode()}.flac")
             link.type, link.linkname = kind, "/etc/passwd"
             tar.addfile(link)
-    data = world.prepare("--manifest", str(world.inputs / "a.tar"))
+    data = workspace.prepare("--manifest", str(workspace.inputs / "a.tar"))
     expected = [Path(name).name for name in ways_out]
     assert sorted(data.clips(["train"]).clip_id.to_pylist()) == sorted(expected)
-    assert reasons(world.failures("train")) == {"bad_id": len(refused) + 1}
+    assert reasons(workspace.failures("train")) == {"bad_id": len(refused) + 1}
 
-    # As a folder of audio, the same archive and one of odd columns hide nothing that is well.
+    # As --audio-dir, this archive and those with odd columns do not hide good files.
     for i, start_s in enumerate(("a text", [1.0], float("nan"))):
         columns = {"video_id": ["odd"], "start_s": [start_s], "audio": [{"bytes": sound, "path": "../x.flac"}]}
-        pq.write_table(pa.table(columns), world.inputs / f"{i}.parquet")
-    fakes.write_media(world.inputs / "good.flac", fakes.noise(1))
-    (world.root / "more.csv").write_text(f'good, 0, 1, "{SPEECH}"\nodd, 0, 1, "{SPEECH}"')
-    world.output = world.output.parent / "more"
-    data = world.prepare("--segments", str(world.root / "more.csv"), "--audio-dir", str(world.inputs))
-    assert (len(data.clips(["more"])), world.failures("more")) == (1, [("odd_0.000", "missing_file")])
+        pq.write_table(pa.table(columns), workspace.inputs / f"{i}.parquet")
+    fakes.write_media(workspace.inputs / "good.flac", fakes.noise(1))
+    (workspace.root / "more.csv").write_text(f'good, 0, 1, "{SPEECH}"\nodd, 0, 1, "{SPEECH}"')
+    workspace.output = workspace.output.parent / "more"
+    data = workspace.prepare("--segments", str(workspace.root / "more.csv"), "--audio-dir", str(workspace.inputs))
+    assert (len(data.clips(["more"])), workspace.failures("more")) == (1, [("odd_0.000", "missing_file")])
 
 
-def test_values_of_another_kind_are_refused_and_not_spelt_out(world: World):
-    fakes.write_media(world.inputs / "ok.flac", fakes.noise(1))
+def test_values_of_wrong_types_are_refused_and_not_printed(workspace: Workspace):
+    fakes.write_media(workspace.inputs / "ok.flac", fakes.noise(1))
     paths, labels = ["ok.flac"] * 3, ["dog"] * 3
     for name, column in {"bytes": [b"\xff", b"a", None], "lists": [["a"], [], None]}.items():
         table = pa.table({"path": paths, "labels": labels, "clip_id": column, "split": [0, 1, 2]})
-        pq.write_table(table, world.inputs / f"{name}.parquet")
-        world.output = world.output.parent / name
-        data = world.prepare("--manifest", str(world.inputs / f"{name}.parquet"))
+        pq.write_table(table, workspace.inputs / f"{name}.parquet")
+        workspace.output = workspace.output.parent / name
+        data = workspace.prepare("--manifest", str(workspace.inputs / f"{name}.parquet"))
         assert (data.splits, data.clips(["2"]).clip_id.to_pylist()) == (["2", "train"], ["ok"])
-        assert reasons(world.failures("train")) == {"bad_id": 2}
+        assert reasons(workspace.failures("train")) == {"bad_id": 2}
     no_text = [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"a\xff")]
     table = pa.table({"path": pa.Array.from_buffers(pa.string(), 1, no_text), "labels": ["dog"]})
-    pq.write_table(table, world.inputs / "no-text.parquet")
+    pq.write_table(table, workspace.inputs / "no-text.parquet")
     with pytest.raises(DataError, match=r"cannot read .*no-text\.parquet"):
-        main(["--manifest", str(world.inputs / "no-text.parquet"), "--output", str(world.output)])
+        main(["--manifest", str(workspace.inputs / "no-text.parquet"), "--output", str(workspace.output)])

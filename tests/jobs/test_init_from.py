@@ -1,4 +1,4 @@
-"""`train.py --init-from`: a run begins with a trained model's weights, whatever its input, strides and classes."""
+"""`train.py --init-from`: start a run with a trained model's weights, for any input length, strides and classes."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ NORM = Norm(-3.5, 4.25)
 
 
 def made(folder: Path, names: list[str], **changes: object) -> tuple[ASTModel, ModelConfig]:
-    """A model's folder, drawn weights: tiny, 64 frames at stride 10."""
+    """Write a model folder with random weights: tiny224, 64 frames at stride 10."""
     shape = {"model_size": "tiny224", "input_tdim": 64, "fstride": 10, "tstride": 10, "timem": 8, "freqm": 8}
     recipe = Recipe(label_dim=len(names), imagenet_pretrain=False, **shape | changes)
     torch.manual_seed(7)
@@ -45,8 +45,8 @@ def argv(data: str, run: Path, model: Path | str, *more: str) -> list[str]:
     ]
 
 
-def test_case_9_other_classes_get_a_new_head_and_all_else_is_taken_over(tone_data: str, tmp_path: Path):
-    """From 64 frames at stride 10 (12 × 5 patches) to 48 at stride 16 (8 × 3): the middle of the positions."""
+def test_case_9_other_classes_get_a_new_head_and_the_rest_is_kept(tone_data: str, tmp_path: Path):
+    """From 64 frames at stride 10 (12 × 5 patches) to 48 at stride 16 (8 × 3): the middle positions are used."""
     theirs, _ = made(tmp_path / "own", ["dog", "cat"])
     claimed = claim(argv(tone_data, tmp_path / "run", tmp_path / "own"))
     ours, config = load_model(tmp_path / "run" / "initial")
@@ -65,7 +65,7 @@ def test_case_9_other_classes_get_a_new_head_and_all_else_is_taken_over(tone_dat
     assert there["init_from"] == {"model": str(tmp_path / "own"), "mean": NORM.mean, "std": NORM.std}
 
 
-def test_case_9_the_same_classes_keep_the_head_in_the_order_of_the_data(tone_data: str, tmp_path: Path):
+def test_case_9_same_classes_keep_the_head_in_the_order_of_the_data(tone_data: str, tmp_path: Path):
     names = list(reversed(PreparedDataset.open(tone_data).labels.names))
     theirs, _ = made(tmp_path / "own", names)
     claim(argv(tone_data, tmp_path / "run", tmp_path / "own"))
@@ -74,7 +74,7 @@ def test_case_9_the_same_classes_keep_the_head_in_the_order_of_the_data(tone_dat
     torch.testing.assert_close(found["mlp_head.1.weight"], expected["mlp_head.1.weight"].flip(0), rtol=0, atol=0)
 
 
-def test_a_model_of_the_same_shape_starts_as_the_same_function(tone_data: str, tmp_path: Path):
+def test_model_of_the_same_shape_starts_with_the_same_outputs(tone_data: str, tmp_path: Path):
     names = list(PreparedDataset.open(tone_data).labels.names)
     theirs, _ = made(tmp_path / "own", names, input_tdim=48, fstride=16, tstride=16)
     claim(argv(tone_data, tmp_path / "run", tmp_path / "own"))
@@ -83,8 +83,8 @@ def test_a_model_of_the_same_shape_starts_as_the_same_function(tone_data: str, t
     torch.testing.assert_close(ours(fbank), theirs.eval()(fbank), rtol=0, atol=0)
 
 
-def test_case_9_every_format_that_is_read_is_one_to_start_from(tone_data: str, tmp_path: Path):
-    """A Hugging Face folder, and a run, whose best model is taken."""
+def test_case_9_every_readable_format_can_be_used(tone_data: str, tmp_path: Path):
+    """A Hugging Face folder, and a run, of which the best model is used."""
     theirs, config = made(tmp_path / "runs" / "1" / "best", ["dog", "cat"])
     save_huggingface(tmp_path / "hf", theirs.state_dict(), config)
     for number, model in enumerate((tmp_path / "runs" / "1", tmp_path / "hf")):
@@ -94,7 +94,7 @@ def test_case_9_every_format_that_is_read_is_one_to_start_from(tone_data: str, t
         assert ours_config.norm == NORM
 
 
-def test_norm_stats_data_and_a_norm_that_is_given_win_over_the_models(tone_data: str, tmp_path: Path):
+def test_norm_stats_data_and_a_given_norm_override_the_models_norm(tone_data: str, tmp_path: Path):
     made(tmp_path / "own", ["dog", "cat"])
     claim(argv(tone_data, tmp_path / "a", tmp_path / "own", "--norm_stats", "data"))
     assert load_model(tmp_path / "a" / "initial")[1].norm == Norm(*PreparedDataset.open(tone_data).norm(["train"]))
@@ -102,7 +102,7 @@ def test_norm_stats_data_and_a_norm_that_is_given_win_over_the_models(tone_data:
     assert load_model(tmp_path / "b" / "initial")[1].norm.mean == -1.5
 
 
-def test_another_size_is_refused_and_two_of_one_shape_are_not(tone_data: str, tmp_path: Path):
+def test_other_model_size_is_refused_unless_the_shapes_are_equal(tone_data: str, tmp_path: Path):
     made(tmp_path / "own", ["dog", "cat"])
     refusal = r"^--init-from .*/own is of model_size tiny224, this run is of small224; give --model_size tiny224$"
     with pytest.raises(ConfigError, match=refusal):
@@ -116,9 +116,7 @@ def test_another_size_is_refused_and_two_of_one_shape_are_not(tone_data: str, tm
     assert MODEL_SIZES["base224"][1] == MODEL_SIZES["base384"][1]
 
 
-def test_a_run_goes_on_when_the_model_it_began_from_is_gone_and_no_other_takes_its_place(
-    tone_data: str, tmp_path: Path
-):
+def test_run_resumes_without_its_initial_model_but_not_with_another(tone_data: str, tmp_path: Path):
     made(tmp_path / "own", ["dog", "cat"])
     made(tmp_path / "other", ["dog", "cat"])
     run = tmp_path / "run"
@@ -130,7 +128,7 @@ def test_a_run_goes_on_when_the_model_it_began_from_is_gone_and_no_other_takes_i
         claim([str(tmp_path / "other") if word == str(tmp_path / "own") else word for word in command])
 
 
-def test_c3_what_was_computed_stands_beside_what_was_asked(tone_data: str, tmp_path: Path):
+def test_c3_config_records_the_given_and_the_used_settings(tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
     made(tmp_path / "own", ["dog", "cat"])
     keys = ["--epochs", "1", "--wa_start", "1", "--wa_end", "1", "--precision", "fp32", "--attention", "plain"]

@@ -1,4 +1,4 @@
-"""The preparation job, whole: real media over real HTTP, through real yt-dlp and a real Ray, to a data set on disk."""
+"""The whole preparation job: real media over HTTP, real yt-dlp and Ray, and the data set on disk."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ ROWS = (
 )
 
 
-def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
+def test_every_row_of_a_list_is_in_the_data_set_or_the_failures_table(
     local_ray: None, media: Path, base_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     output = tmp_path / "data"
@@ -89,7 +89,7 @@ def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
     }
     assert len(failures) + len(prepared) == len(ROWS)
 
-    # What was stored is the fbank of that section of the file on disk, not of another one.
+    # The stored fbank is that of the right section of the right file.
     i = prepared.clip_id.to_pylist().index("video-__ogg_25.000")
     shard = pq.read_table(prepared.shards[prepared.shard_of[i]]).to_pylist()[int(prepared.row[i])]
     expected = clip_fbank(decode_section(str(media / "video-__ogg.ogg"), 25.0, 5.0))
@@ -102,35 +102,35 @@ def test_a_list_becomes_a_data_set_with_every_row_accounted_for(
     assert info["splits"]["tiny"]["failures"]["truncated"] == 1
     assert "tiny" in capsys.readouterr().out
 
-    # Again: nothing to do but what may have healed, and nothing changes.
+    # A second run only tries temporary failures again, and changes nothing.
     before = {path.name: path.stat().st_mtime_ns for path in (output / "tiny" / "shards").iterdir()}
     assert main(argv) == 0
     assert {path.name: path.stat().st_mtime_ns for path in (output / "tiny" / "shards").iterdir()} == before
-    assert "7 clips" not in (said := capsys.readouterr().out)
-    assert "6 clips are done by an earlier run, 1 to do" in said  # the truncated one is worth another try
+    assert "7 clips" not in (printed := capsys.readouterr().out)
+    assert "6 clips are done by an earlier run, 1 to do" in printed  # the truncated clip is tried again
     failures = {
         row["clip_id"]: row["attempts"] for row in pq.read_table(output / "tiny" / "failures.parquet").to_pylist()
     }
     assert (failures["video-_webm_29.000"], failures["silentvideo_3.000"]) == (4, 1)
 
-    # A list that has grown adds what is new. A recording that was gone and is there again is not asked for.
+    # A longer list adds the new clips. A recording that was gone is not fetched again, though it exists now.
     segment_list(clips, *ROWS, f'video-_webm, 12.000, 17.000, "{DOG}"')
     fakes.write_media(media / "nowhere____.ogg", fakes.noise(31, seed=9))
     assert main(argv) == 0
     assert len(PreparedDataset.open(str(output)).clips(["tiny"])) == 4
 
-    # What was silent or gone is wanted now.
+    # Options request the silent clip and the one that was gone.
     assert main([*argv, "--keep-silent", "--retry", "unavailable"]) == 0
     now = PreparedDataset.open(str(output)).clips(["tiny"]).clip_id.to_pylist()
     assert {"silentvideo_3.000", "nowhere_____3.000"} < set(now)
 
-    # A list with other labels for a prepared clip would train on what the shards do not say.
+    # A list with other labels for a prepared clip disagrees with the shards.
     segment_list(clips, *ROWS[1:], f'video-_webm, 3.000, 8.000, "{DOG}"')
     with pytest.raises(DataError, match="1 clips of split 'tiny' are prepared with other labels"):
         main(argv)
 
 
-def test_a_dry_run_says_how_long_it_will_take_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_dry_run_prints_the_duration_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [f'abcdefghij{i}, 3.000, 8.000, "{SPEECH}"' for i in range(6)]
     clips = segment_list(tmp_path / "tiny_segments.csv", *rows)
     argv = ["--segments", str(clips), "--output", str(tmp_path / "data"), "--dry-run"]
@@ -157,12 +157,12 @@ def test_a_dry_run_says_how_long_it_will_take_and_writes_nothing(tmp_path: Path,
         (["/a/youtube.com/file.wav", "https://notyoutube.com/x", "https://mirror.example/youtube.com/x"], False),
     ],
 )
-def test_one_recording_of_youtubes_is_enough_for_its_pace(urls: list[str], expected: bool):
+def test_one_youtube_recording_sets_the_rate_limit_of_youtube(urls: list[str], expected: bool):
     assert any_of_youtube(pa.chunked_array([urls])) is expected
 
 
 @pytest.mark.slow
-def test_one_cpu_is_enough_to_fetch_and_to_decode(base_url: str, tmp_path: Path):
+def test_one_cpu_is_enough_to_fetch_and_decode(base_url: str, tmp_path: Path):
     rows = [f'video-{("_webm", "__m4a", "__ogg")[i % 3]}, {i}.000, {i + 5}.000, "{SPEECH}"' for i in range(24)]
     clips = segment_list(tmp_path / "tiny_segments.csv", *rows)
     script = str(Path(__file__).parents[2] / "jobs" / "prepare_audioset.py")
@@ -172,7 +172,7 @@ def test_one_cpu_is_enough_to_fetch_and_to_decode(base_url: str, tmp_path: Path)
     assert len(PreparedDataset.open(str(tmp_path / "data")).clips(["tiny"])) == 24
 
 
-def test_ones_own_files_by_a_manifest_in_two_splits(local_ray: None, tmp_path: Path):
+def test_manifest_of_files_in_two_splits(local_ray: None, tmp_path: Path):
     rows = ["path,labels,split"]
     for i in range(6):
         fakes.write_media(tmp_path / f"{i}.flac", fakes.noise(1, seed=i))
@@ -183,7 +183,7 @@ def test_ones_own_files_by_a_manifest_in_two_splits(local_ray: None, tmp_path: P
     assert (opened.labels.names, opened.splits) == (("cat", "dog"), ["train", "test"])
     assert opened.clips(["train"]).labels.to_pylist() == [[0], [0, 1], [0], [0, 1]]
 
-    # A further list takes over the vocabulary that is there, though it names fewer labels.
+    # A second list with fewer labels uses the existing vocabulary.
     (tmp_path / "more.csv").write_text("path,labels,split\n0.flac,dog,extra")
     assert main(["--manifest", str(tmp_path / "more.csv"), "--output", str(tmp_path / "data")]) == 0
     opened = PreparedDataset.open(str(tmp_path / "data"))
@@ -209,7 +209,7 @@ def test_case_38_files_and_folders_of_any_name(local_ray: None, tmp_path: Path, 
     assert sorted(opened.clips(["train"]).clip_id.to_pylist()) == sorted([*names, "link"])
 
 
-def test_files_by_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Path):
+def test_files_with_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Path):
     (tmp_path / "audio" / "deep").mkdir(parents=True)
     whole = fakes.write_media(tmp_path / "audio" / "deep" / "abcdefghijk.flac", fakes.noise(30))
     fakes.write_media(tmp_path / "audio" / "Y-_345678901_40.000.wav", fakes.noise(10, seed=1))
@@ -233,7 +233,7 @@ def test_files_by_audioset_names_are_found_and_cut(local_ray: None, tmp_path: Pa
     ]
 
 
-def test_a_limit_holds_for_clips_and_for_rows_that_cannot_be_clips(tmp_path: Path):
+def test_limit_applies_to_clips_and_to_refused_rows(tmp_path: Path):
     (tmp_path / "audio").mkdir()
     for name in "abc":
         fakes.write_media(tmp_path / "audio" / f"{name:_<11}_0.000.flac", fakes.noise(1))
@@ -245,7 +245,7 @@ def test_a_limit_holds_for_clips_and_for_rows_that_cannot_be_clips(tmp_path: Pat
     assert [name[0] for name in listed.refused["clip_id"].to_pylist()] == ["z", "y"]
 
 
-def test_a_second_folder_adds_what_the_first_lacked(local_ray: None, tmp_path: Path):
+def test_second_audio_folder_adds_missing_clips(local_ray: None, tmp_path: Path):
     for i, name in enumerate(("first", "second")):
         (tmp_path / name).mkdir()
         fakes.write_media(tmp_path / name / f"{name:_<11}_0.000.flac", fakes.noise(5, seed=i))
@@ -258,7 +258,7 @@ def test_a_second_folder_adds_what_the_first_lacked(local_ray: None, tmp_path: P
     assert len(pq.read_table(tmp_path / "data" / "two" / "failures.parquet")) == 0
 
 
-def test_features_made_again_from_kept_audio_are_equal_to_the_byte(local_ray: None, tmp_path: Path):
+def test_features_from_kept_audio_are_equal_to_the_byte(local_ray: None, tmp_path: Path):
     audio, store = tmp_path / "audio", tmp_path / "store"
     audio.mkdir()
     fakes.write_media(audio / "loud_______.webm", np.clip(9 * fakes.noise(12), -1, 1))
@@ -285,7 +285,7 @@ def test_features_made_again_from_kept_audio_are_equal_to_the_byte(local_ray: No
     third = PreparedDataset.open(str(tmp_path / "third"))
     assert (third.labels, third.splits) == (audioset_labels(), ["four"])
 
-    # Another run keeps nothing twice, and the clips of a data set whose audio was not kept are not passed over.
+    # A second run keeps no clip twice. A data set whose audio was not kept is refused, not passed over.
     assert main([*argv, "--keep-audio", str(store)]) == 0
     kept = [clip for file in store.glob("four/audio/*.parquet") for clip in pq.read_table(file)["clip_id"].to_pylist()]
     assert sorted(kept) == sorted(first)
@@ -293,7 +293,7 @@ def test_features_made_again_from_kept_audio_are_equal_to_the_byte(local_ray: No
         main([*argv, "--keep-audio", str(tmp_path / "new_store")])
 
 
-def test_archives_of_others_are_prepared_as_their_files_are(local_ray: None, tmp_path: Path):
+def test_archives_give_the_same_data_set_as_their_files(local_ray: None, tmp_path: Path):
     files = [fakes.write_media(tmp_path / f"{name:_<11}.flac", fakes.noise(3, seed=i)) for i, name in enumerate("abc")]
     rows = [{"video_id": file.stem, "audio": {"bytes": file.read_bytes(), "path": file.name}} for file in files]
     made = datasets.Dataset.from_list([row | {"labels": [DOG]} for row in rows])
@@ -324,8 +324,8 @@ def clip_fbanks(file: Path) -> pa.ListArray:
     return pa.array([clip_fbank(decode_section(str(file), 0.0, None)).tolist()], FBANK)
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "audioset").exists(), reason="needs the AudioSet clip beside the project")
-def test_the_audioset_clip_is_stored_as_the_original_computes_it(local_ray: None, tmp_path: Path):
+@pytest.mark.skipif(not (SHARED / "data" / "audioset").exists(), reason="needs the AudioSet clip in ../shared")
+def test_stored_fbank_equals_that_of_the_reference_implementation(local_ray: None, tmp_path: Path):
     audioset = SHARED / "data" / "audioset"
     clips = segment_list(tmp_path / "one_segments.csv", '--BfvyPmVMo, 20.000, 30.000, "/m/03l9g"')
     assert main(["--segments", str(clips), "--audio-dir", str(audioset), "--output", str(tmp_path / "data")]) == 0
@@ -348,13 +348,13 @@ def test_the_audioset_clip_is_stored_as_the_original_computes_it(local_ray: None
         (["--esc50", "nothing"], DataError, "nothing"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(argv: list[str], error: type, message: str, tmp_path: Path):
+def test_invalid_command_is_refused_before_any_work(argv: list[str], error: type, message: str, tmp_path: Path):
     with pytest.raises(error, match=message):
         main([*argv, "--output", str(tmp_path / "data")])
     assert not (tmp_path / "data").exists()
 
 
-def test_a_list_of_which_nothing_could_be_prepared_does_not_end_as_a_success(local_ray: None, tmp_path: Path):
+def test_job_that_prepares_no_clip_ends_with_status_2(local_ray: None, tmp_path: Path):
     clips = segment_list(tmp_path / "lost_segments.csv", f'abcdefghijk, 3.000, 8.000, "{SPEECH}"')
     (tmp_path / "audio").mkdir()
     fakes.write_media(tmp_path / "audio" / "another_one.flac", fakes.noise(1))
@@ -364,23 +364,21 @@ def test_a_list_of_which_nothing_could_be_prepared_does_not_end_as_a_success(loc
     assert failures["reason"].to_pylist() == ["missing_file"]
 
 
-def test_two_lists_of_one_name_are_not_one_split(tmp_path: Path):
+def test_two_lists_with_the_same_name_are_refused(tmp_path: Path):
     (tmp_path / "other").mkdir()
     lists = [segment_list(folder / "a_segments.csv", ROWS[0]) for folder in (tmp_path, tmp_path / "other")]
     with pytest.raises(ConfigError, match="one split"):
         main(["--segments", *map(str, lists), "--output", str(tmp_path / "data")])
 
 
-def test_a_submitted_job_does_not_write_where_its_outputs_would_be_lost(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_relative_output_of_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     clips = segment_list(tmp_path / "a_segments.csv", ROWS[0])
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match="--output data would be lost with the submitted job"):
         main(["--segments", str(clips), "--output", "data"])
 
 
-def test_an_error_that_the_user_can_mend_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_error_that_the_user_can_fix_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     empty = segment_list(tmp_path / "empty_segments.csv")
     assert run_job(main, ["--segments", str(empty), "--output", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err

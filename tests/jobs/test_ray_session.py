@@ -1,4 +1,4 @@
-"""Ray that cannot be joined or started is one line, which names the setting and the remedy."""
+"""If Ray cannot be joined or started, one line names the setting and the remedy."""
 
 import os
 import socket
@@ -22,12 +22,12 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def test_case_5_ray_address_of_a_cluster_that_is_gone(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
-    address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, and nobody listens
+def test_case_5_address_of_a_cluster_that_is_gone(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
+    address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, but not listening
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(UserError) as said:
+    with pytest.raises(UserError) as caught:
         _join(address)
-    assert str(said.value) == (
+    assert str(caught.value) == (
         f"{address} (RAY_ADDRESS) does not answer (Connection refused); start the cluster, or unset RAY_ADDRESS "
         "to start Ray on this machine"
     )
@@ -36,8 +36,8 @@ def test_case_5_ray_address_of_a_cluster_that_is_gone(listener: socket.socket, m
         _join(address)
 
 
-def test_case_5_what_answers_and_is_no_cluster(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
-    """`ray.init` would wait without a limit."""
+def test_case_5_address_of_a_server_that_is_no_cluster(listener: socket.socket, monkeypatch: pytest.MonkeyPatch):
+    """`ray.init` would wait forever."""
     listener.listen()
     monkeypatch.setattr(session, "ANSWER_S", 4.0)
     with pytest.raises(UserError, match="is no Ray cluster, or does not answer; start the cluster, or leave out"):
@@ -48,28 +48,28 @@ def test_case_5_what_answers_and_is_no_cluster(listener: socket.socket, monkeypa
     "address",
     ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "head", ":6379", "head:", "head:70000", "head:x", "a b:1"],
 )
-def test_case_6_ray_address_of_another_form(address: str, monkeypatch: pytest.MonkeyPatch):
+def test_case_6_malformed_address(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match="which is no cluster's address: that is HOST:PORT") as said:
+    with pytest.raises(ConfigError, match="which is no cluster's address: use HOST:PORT") as caught:
         _join(address)
-    assert ("dashboard" in str(said.value)) == ("://" in address)
+    assert ("dashboard" in str(caught.value)) == ("://" in address)
 
 
 @pytest.mark.parametrize(
-    ("running", "said"),
+    ("running", "message"),
     [
         (set(), "--address is auto, and no Ray cluster runs on this machine; start one, or leave out"),
         ({"10.0.0.1:1", "10.0.0.1:2"}, "several Ray clusters run here; name one: 10.0.0.1:1, 10.0.0.1:2"),
     ],
 )
-def test_auto_wants_one_cluster(running: set[str], said: str, monkeypatch: pytest.MonkeyPatch):
+def test_auto_requires_exactly_one_cluster(running: set[str], message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         _join("auto")
 
 
-def test_case_20_a_long_temporary_folder_is_answered_with_the_remedy(tmp_path: Path):
+def test_case_20_long_temporary_folder_is_refused_with_the_remedy(tmp_path: Path):
     folder = tmp_path / ("x" * 90)
     folder.mkdir()
     code = "from jobs.common import run_job; from jobs.ray_session import ray_session\n"

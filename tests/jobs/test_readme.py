@@ -1,4 +1,4 @@
-"""The README's example of your own data set trains as printed, and its snippet gives the scores of the run."""
+"""The README's example of a data set of your own trains as printed, and its snippet gives the scores of the run."""
 
 import shlex
 from pathlib import Path
@@ -22,7 +22,7 @@ JOBS = {"jobs/prepare_audioset.py": prepare_audioset.main, "jobs/train.py": trai
 EVALUATE = ["--checkpoint", "run", "--data", "mine", "--split", "train", "--bootstrap", "0", "--scores", "s.parquet"]
 
 
-def test_case_1_the_five_lines_learn_and_case_10_the_snippet_tags(
+def test_case_1_the_five_lines_train_and_case_10_the_snippet_tags(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Runs in this process, with few epochs; the next test runs the lines as printed."""

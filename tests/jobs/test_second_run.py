@@ -1,4 +1,4 @@
-"""What a second run of the preparation makes of the first: the data set is the last list."""
+"""A second run of the preparation: afterwards the data set has the clips of the last list."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ from tests.s3 import S3Server
 
 
 class Folder:
-    """Sounds of half a second, lists of them, and a data set."""
+    """A folder with sounds of half a second, lists of them, and a data set."""
 
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path, self.data, self._capsys = path, path / "data", capsys
@@ -31,7 +31,7 @@ class Folder:
             fakes.write_media(self.path / f"{name}.wav", fakes.noise(0.5, seed=sum(name.encode())))
 
     def run(self, rows: Sequence[tuple[str, str]], *options: str, status: int = 0) -> str:
-        """Prepare a list of (name of a sound, split); what the job printed."""
+        """Prepare a list of (name of a sound, split). Returns what the job printed."""
         lines = ["path,labels,split", *(f"{name}.wav,a,{split}" for name, split in rows)]
         (self.path / "list.csv").write_text("\n".join(lines))
         return self.run_with("--manifest", str(self.path / "list.csv"), *options, status=status)
@@ -48,7 +48,7 @@ class Folder:
         return printed
 
     def index(self) -> dict[str, list[str]]:
-        """Clips of each split, as pandas reads the index."""
+        """The clips of each split, from the index as pandas reads it."""
         splits = json.loads((self.data / "dataset.json").read_text())["splits"]
         read = {split: pd.read_parquet(self.data / split / "index.parquet") for split in splits}
         assert {split: len(index) for split, index in read.items()} == {s: i["clips"] for s, i in splits.items()}
@@ -72,12 +72,12 @@ def in_train(names: str) -> list[tuple[str, str]]:
 
 
 def row_of(split: str, printed: str) -> list[str]:
-    """Of the table at the end: listed, prepared, failed and the rest."""
+    """A split's cells in the table at the end: listed, prepared, failed and the rest."""
     (line,) = (line for line in printed.splitlines() if line.startswith(f"{split} "))
     return line.split(maxsplit=4)[1:]
 
 
-def test_case_16_rows_no_longer_listed_leave_the_index(local_ray: None, folder: Folder):
+def test_case_16_clips_no_longer_listed_leave_the_index(local_ray: None, folder: Folder):
     folder.sounds(*"abcde")
     folder.run(in_train("abcde"))
     shards = folder.shards()
@@ -88,12 +88,12 @@ def test_case_16_rows_no_longer_listed_leave_the_index(local_ray: None, folder: 
     assert clips.clip_id.to_pylist() == ["a", "b", "c"]
     assert json.loads((folder.data / "dataset.json").read_text())["splits"]["train"]["frames"] == 3 * 48
 
-    printed = folder.run(in_train("abcde"))  # listed again, they come back for nothing
+    printed = folder.run(in_train("abcde"))  # listed again, they come back without any work
     assert (row_of("train", printed), folder.shards()) == (["5", "5", "0"], shards)
     assert folder.index() == {"train": list("abcde")}
 
 
-def test_failures_of_clips_no_longer_listed_leave_too(local_ray: None, folder: Folder):
+def test_failures_of_clips_no_longer_listed_are_removed(local_ray: None, folder: Folder):
     folder.sounds("a")
     printed = folder.run(in_train("abc"))
     assert folder.failures() == {"b": "missing_file", "c": "missing_file"}
@@ -101,14 +101,14 @@ def test_failures_of_clips_no_longer_listed_leave_too(local_ray: None, folder: F
     assert (row_of("train", printed)[:3], folder.failures()) == (["2", "1", "1"], {"b": "missing_file"})
 
 
-def test_a_split_that_a_list_does_not_name_is_left_alone(local_ray: None, folder: Folder):
+def test_split_that_the_list_does_not_name_is_unchanged(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
     folder.run([("a", "train"), ("b", "train")])
     folder.run([("c", "test")])
     assert folder.index() == {"train": ["a", "b"], "test": ["c"]}
 
 
-def test_a_limit_leaves_the_clips_beyond_it(local_ray: None, folder: Folder):
+def test_limit_keeps_prepared_clips_beyond_it(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
     folder.run(in_train("abcx"))
     printed = folder.run(in_train("abcx"), "--limit", "1")
@@ -117,13 +117,13 @@ def test_a_limit_leaves_the_clips_beyond_it(local_ray: None, folder: Folder):
     assert folder.failures() == {"x": "missing_file"}
 
 
-def test_a_limit_on_a_new_output_lists_so_many(local_ray: None, folder: Folder):
+def test_limit_on_a_new_output_limits_the_listed_clips(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
     printed = folder.run(in_train("abc"), "--limit", "2")
     assert (row_of("train", printed), folder.index()) == (["2", "2", "0"], {"train": ["a", "b"]})
 
 
-def test_a_clip_that_moves_to_another_split_leaves_the_first(local_ray: None, folder: Folder):
+def test_clip_that_moves_to_another_split_leaves_the_first(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
     folder.run([("a", "train"), ("b", "train"), ("c", "test")])
     printed = folder.run([("a", "train"), ("b", "test"), ("c", "test")])
@@ -132,17 +132,17 @@ def test_a_clip_that_moves_to_another_split_leaves_the_first(local_ray: None, fo
     assert folder.index() == {"train": ["a"], "test": ["b", "c"]}
 
 
-def test_a_clip_moves_out_of_a_split_that_the_list_does_not_name(local_ray: None, folder: Folder):
+def test_clip_moves_out_of_a_split_that_the_list_does_not_name(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
     folder.run(in_train("ab"))
     printed = folder.run([("b", "test"), ("c", "test")])
     assert "1 clips moved from train to test" in printed
     assert folder.index() == {"train": ["a"], "test": ["b", "c"]}
-    folder.run(in_train("ab"))  # and back, for nothing
+    folder.run(in_train("ab"))  # and back, without any work
     assert folder.index() == {"train": ["a", "b"], "test": ["c"]}
 
 
-def test_equal_ids_of_different_sound_stay_in_both_splits(local_ray: None, folder: Folder):
+def test_equal_ids_with_different_sound_stay_in_both_splits(local_ray: None, folder: Folder):
     folder.sounds("a", "b")
     folder.run(in_train("a"))
     fakes.write_media(folder.path / "a.wav", fakes.noise(0.5, seed=7))
@@ -151,7 +151,7 @@ def test_equal_ids_of_different_sound_stay_in_both_splits(local_ray: None, folde
     assert folder.index() == {"train": ["a"], "test": ["a"]}
 
 
-def test_a_section_listed_in_two_splits_stays_in_the_first(local_ray: None, folder: Folder):
+def test_section_listed_in_two_splits_stays_in_the_first(local_ray: None, folder: Folder):
     folder.sounds(*"ab")
     printed = folder.run([("a", "train"), ("b", "train"), ("a", "test")])
     assert folder.index() == {"train": ["a", "b"], "test": []}
@@ -160,7 +160,7 @@ def test_a_section_listed_in_two_splits_stays_in_the_first(local_ray: None, fold
     assert message == "its sound is in the split train too, as a; it stays there and leaves test"
 
 
-def test_a_copy_of_a_clip_in_two_splits_of_a_list_stays_in_the_first(local_ray: None, folder: Folder):
+def test_copy_of_a_clip_in_two_splits_of_a_list_stays_in_the_first(local_ray: None, folder: Folder):
     for split in ("train", "test"):
         (folder.path / split).mkdir()
     folder.sounds("train/a", "train/b", "test/b")
@@ -175,7 +175,7 @@ def test_a_copy_of_a_clip_in_two_splits_of_a_list_stays_in_the_first(local_ray: 
     assert "1 clip ids occur in train and in test with different sound" in printed
 
 
-def test_case_19_a_failed_file_that_has_changed_is_tried_again(local_ray: None, folder: Folder):
+def test_case_19_failed_file_that_has_changed_is_tried_again(local_ray: None, folder: Folder):
     folder.sounds("a")
     (folder.path / "b.wav").write_bytes(b"")
     (folder.path / "c.wav").write_bytes(b"RIFF" + bytes(26))
@@ -189,7 +189,7 @@ def test_case_19_a_failed_file_that_has_changed_is_tried_again(local_ray: None, 
     assert (row_of("train", printed), folder.index()) == (["3", "3", "0"], {"train": ["a", "b", "c"]})
 
 
-def test_a_failed_file_of_the_same_size_is_tried_again_by_its_time(local_ray: None, folder: Folder):
+def test_failed_file_with_a_new_modification_time_is_tried_again(local_ray: None, folder: Folder):
     folder.sounds("a", "b")
     whole = (folder.path / "b.wav").read_bytes()
     (folder.path / "b.wav").write_bytes(bytes(len(whole)))
@@ -233,7 +233,7 @@ def test_a_file_that_was_written_after_its_clip_is_pointed_out(local_ray: None, 
     assert (before == after).tolist() == [True, False, True]
 
 
-def test_a_list_in_another_order_gives_shards_that_are_equal_to_the_byte(local_ray: None, folder: Folder):
+def test_list_in_another_order_gives_shards_equal_to_the_byte(local_ray: None, folder: Folder):
     names = [f"{i:02}" for i in range(40)]
     folder.sounds(*names)
     shards = []
@@ -246,11 +246,11 @@ def test_a_list_in_another_order_gives_shards_that_are_equal_to_the_byte(local_r
     assert sorted(stored) == names
 
 
-# What the job wrote is no source
+# Files that the job wrote are not read as sources
 
 
 def of_archive(folder: Folder) -> str:
-    """A folder with a tar of two labelled sounds."""
+    """Make a folder with a tar of two labelled sounds. Returns its path."""
     folder.sounds("a", "b")
     members: dict[str, bytes | dict[str, object]] = {}
     for name in "ab":
@@ -260,7 +260,7 @@ def of_archive(folder: Folder) -> str:
     return str(folder.path / "in")
 
 
-def test_case_18_an_output_below_the_manifest_is_no_source(local_ray: None, folder: Folder):
+def test_case_18_output_below_the_manifest_is_not_read(local_ray: None, folder: Folder):
     source = of_archive(folder)
     folder.data = folder.path / "in" / "out"
     options = ("--manifest", source, "--keep-audio", str(folder.path / "in" / "kept"))
@@ -272,7 +272,7 @@ def test_case_18_an_output_below_the_manifest_is_no_source(local_ray: None, fold
         assert f"{source}/{name} was written by a preparation and is not read" in printed
 
 
-def test_case_18_an_output_below_the_audio_folder_is_no_source(local_ray: None, folder: Folder):
+def test_case_18_output_below_the_audio_folder_is_not_read(local_ray: None, folder: Folder):
     (folder.path / "in").mkdir()
     folder.sounds("in/abcdefghijk")
     (folder.path / "few_segments.csv").write_text('abcdefghijk, 0.000, 0.500, "/m/09x0r"\n')
@@ -284,7 +284,7 @@ def test_case_18_an_output_below_the_audio_folder_is_no_source(local_ray: None, 
     assert "is not read" in printed
 
 
-def test_a_store_is_a_source_where_it_is_what_was_asked_for(local_ray: None, folder: Folder):
+def test_audio_store_is_read_if_the_command_names_it(local_ray: None, folder: Folder):
     folder.run_with("--manifest", of_archive(folder), "--keep-audio", str(folder.path / "stores" / "kept"))
     folder.data = folder.path / "again"
     folder.run_with("--manifest", str(folder.path / "stores" / "kept"))
@@ -292,14 +292,14 @@ def test_a_store_is_a_source_where_it_is_what_was_asked_for(local_ray: None, fol
     assert AudioFolder(str(folder.path / "stores"))("a", 0.0, 0.5)
 
 
-def test_a_data_set_is_no_manifest(local_ray: None, folder: Folder):
+def test_data_set_is_not_read_as_a_manifest(local_ray: None, folder: Folder):
     folder.run_with("--manifest", of_archive(folder))
     folder.data, made = folder.path / "again", folder.data
     printed = folder.run_with("--manifest", str(made), status=2)
     assert f"{made} was written by a preparation and is not read" in printed
 
 
-def test_one_file_with_another_audio_column_is_left_out(local_ray: None, folder: Folder):
+def test_file_with_another_audio_column_is_left_out(local_ray: None, folder: Folder):
     source = of_archive(folder)
     odd = Path(source, "odd.parquet")
     pd.DataFrame({"audio": [b"bytes"], "labels": ["x"]}).to_parquet(odd)
@@ -311,17 +311,17 @@ def test_one_file_with_another_audio_column_is_left_out(local_ray: None, folder:
     assert f"error: the column `audio` of {odd} is binary, not struct<bytes, path>" in printed
 
 
-# The first run's vocabulary
+# The vocabulary of the first run
 
 
 def labelled(folder: Folder, *labels: str) -> tuple[str, str]:
-    """A manifest of sounds a, b, … with these labels."""
+    """Write a manifest of sounds a, b, … with these labels. Returns its option."""
     rows = [f"{name}.wav,{label}" for name, label in zip("abcdef", labels, strict=False)]
     (folder.path / "list.csv").write_text("\n".join(["path,labels", *rows]))
     return "--manifest", str(folder.path / "list.csv")
 
 
-def test_case_43_the_vocabulary_of_a_first_run_is_named(local_ray: None, folder: Folder):
+def test_case_43_refusal_names_the_vocabulary_of_the_first_run(local_ray: None, folder: Folder):
     folder.sounds("a", "b")
     folder.run_with(*labelled(folder, "dgo", "cta"))
     printed = folder.run_with(*labelled(folder, "dog", "cat"), status=2)
@@ -332,7 +332,7 @@ def test_case_43_the_vocabulary_of_a_first_run_is_named(local_ray: None, folder:
     assert (folder.index(), folder.failures()) == ({"train": ["a"]}, {"b": "unknown_label"})
 
 
-def test_a_vocabulary_with_which_nothing_was_prepared_is_replaced(local_ray: None, folder: Folder):
+def test_vocabulary_without_any_prepared_clip_is_replaced(local_ray: None, folder: Folder):
     folder.run_with(*labelled(folder, "dgo", "cta"), status=2)  # there is no file yet
     folder.sounds("a", "b")
     printed = folder.run_with(*labelled(folder, "dog", "cat"))
@@ -343,10 +343,10 @@ def test_a_vocabulary_with_which_nothing_was_prepared_is_replaced(local_ray: Non
 
 
 @pytest.mark.slow
-def test_part_3_2_two_clusters_with_different_lists_lose_nothing_in_silence(
+def test_part_3_2_two_clusters_with_different_lists_lose_no_clip_silently(
     s3: S3Server, tmp_path: Path, local_ray: None
 ):
-    """Two jobs, each with a Ray of its own, write to one output on object storage at the same time."""
+    """Two jobs, each with its own Ray, write to the same output on object storage at the same time."""
     lists = {"one": range(0, 60), "two": range(30, 90)}
     for i in range(90):
         fakes.write_media(tmp_path / f"{i:02}.wav", fakes.noise(0.5, seed=i))
@@ -369,15 +369,15 @@ def test_part_3_2_two_clusters_with_different_lists_lose_nothing_in_silence(
 
 
 def openings(shards: Path, run: Callable[[], object]) -> Counter[str]:
-    """How often each file of a folder is opened while `run` runs, in whatever process."""
-    inotify_simple = pytest.importorskip("inotify_simple", reason="Linux tells how often a file is opened")
+    """Count how often any process opens each file of a folder while `run` runs."""
+    inotify_simple = pytest.importorskip("inotify_simple", reason="inotify exists only on Linux")
     with inotify_simple.INotify() as inotify:
         inotify.add_watch(shards, inotify_simple.flags.OPEN)
         run()
         return Counter(event.name for event in inotify.read(timeout=0) if event.name.endswith(".parquet"))
 
 
-def test_a_run_with_nothing_to_do_opens_each_shard_once(local_ray: None, folder: Folder):
+def test_run_with_nothing_to_do_opens_each_shard_once(local_ray: None, folder: Folder):
     rows = in_train("abcdefghijklmnopqrstuvwxyz")
     folder.sounds(*(name for name, _ in rows))
     folder.run(rows)
@@ -387,7 +387,7 @@ def test_a_run_with_nothing_to_do_opens_each_shard_once(local_ray: None, folder:
     assert openings(shards, lambda: folder.run(rows)) == Counter(names)
 
 
-def test_a_run_opens_each_new_shard_once_after_it_is_written(local_ray: None, folder: Folder):
+def test_run_opens_each_new_shard_once_after_writing_it(local_ray: None, folder: Folder):
     rows = in_train("abcdefghijklmnopqrstuvwxyz")
     folder.sounds(*(name for name, _ in rows))
     folder.run(rows[:20])

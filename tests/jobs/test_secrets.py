@@ -1,4 +1,4 @@
-"""Keys that a command line or a list holds appear in no file, line or report (C9 of the review)."""
+"""Keys in a command line or a list appear in no file, line or report (C9 of the review)."""
 
 import json
 import os
@@ -39,24 +39,24 @@ from tests.s3 import S3Server
         ("/data/me@home?token=/x", "/data/me@home?token=/x"),
     ],
 )
-def test_case_c9_what_is_shown_of_a_uri(text: str, shown: str):
+def test_case_c9_uri_is_shown_without_secrets(text: str, shown: str):
     assert without_secrets(text) == shown
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("http://me:hush/sh@127.0.0.1:9/x.wav", "nonnumeric port: 'hush' in me:hush/sh@127.0.0.1:9"),
         ("http://127.0.0.1:9/y.wav?X-Amz-Signature=hush/2@%25", "y.wav?X-Amz-Signature=hush/2@%25 refused; hush/2@%"),
     ],
 )
-def test_case_c9_a_library_that_quotes_a_part_of_a_uri(uri: str, said: str):
-    shown = without_secrets_of(uri, said)
+def test_case_c9_message_of_a_library_that_quotes_part_of_a_uri(uri: str, message: str):
+    shown = without_secrets_of(uri, message)
     assert "hush" not in shown
     assert ("127.0.0.1:9" in shown) or "y.wav" in shown
 
 
-def test_case_c9_keys_of_s3_uris_go_into_the_environment():
+def test_case_c9_keys_of_s3_uris_move_to_the_environment():
     environment = {"AWS_SESSION_TOKEN": "other"}
     words = ["--data", "s3://AKIA:a%2Fb%40c%25d+e@bucket/data", "--output=s3://AKIA:a/b%40c%25d+e@bucket?region=x/run"]
     assert take_keys(words, environment) == ["--data", "s3://bucket/data", "--output=s3://bucket?region=x/run"]
@@ -72,13 +72,13 @@ def test_case_c9_keys_of_s3_uris_go_into_the_environment():
         (["s3://a:hu@s/h@bucket/x"], {}),
     ],
 )
-def test_case_c9_keys_that_cannot_be_kept_apart_are_refused(words: list[str], environment: dict[str, str]):
-    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as said:
+def test_case_c9_ambiguous_keys_are_refused(words: list[str], environment: dict[str, str]):
+    with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as caught:
         take_keys(words, environment)
-    assert "hu" not in str(said.value)
+    assert "hu" not in str(caught.value)
 
 
-def test_case_c9_neither_ps_nor_ray_sees_keys_in_the_command_line(tmp_path: Path):
+def test_case_c9_keys_are_not_in_the_command_line_of_the_process(tmp_path: Path):
     job = tmp_path / "job.py"
     job.write_text(
         "from jobs import entry; entry.begin()\nimport os, sys\n"
@@ -95,12 +95,12 @@ def test_case_c9_neither_ps_nor_ray_sees_keys_in_the_command_line(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_case_c9_no_output_of_a_job_holds_a_key(
+def test_case_c9_output_of_jobs_contains_no_key(
     local_ray: None, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """Keys with `/`, `@` and `%` in URIs of all jobs, in a list's rows, and in commands that fail."""
+    """Keys with `/`, `@` and `%` are in URIs of all jobs, in a list's rows, and in commands that fail."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", KEYS_OF_URI):
-        monkeypatch.setenv(name, "")  # so that what the job sets is taken back
+        monkeypatch.setenv(name, "")  # so that monkeypatch removes what the job sets
         monkeypatch.delenv(name)
     for i in range(6):
         fakes.write_media(tmp_path / f"clip{i}.wav", fakes.noise(1, seed=i))
@@ -127,9 +127,9 @@ def test_case_c9_no_output_of_a_job_holds_a_key(
     assert run_job(doctor.main, ["--data", data, "--json", f"{base}/d.json"]) == 0
     assert run_job(train.main, [*fit, "--output", data]) == 2
     assert run_job(doctor.main, ["--data", f"s3://AKIA:PLANTED/x@{s3.bucket}/none"]) == 2
-    said = capfd.readouterr()
-    assert said.err.count("error: ") == 2
-    assert "PLANTED" not in said.out + said.err
+    output = capfd.readouterr()
+    assert output.err.count("error: ") == 2
+    assert "PLANTED" not in output.out + output.err
 
     files = storage.list_files(s3.uri("secret"), recursive=True)
     assert any("/_work/todo/" in file and file.endswith(".parquet") for file in files)
@@ -144,10 +144,8 @@ def test_case_c9_no_output_of_a_job_holds_a_key(
             assert "PLANTED" not in str(table.drop_columns([n for n in table.column_names if n == "fbank"]).to_pylist())
 
 
-def test_case_c9_no_file_of_a_run_holds_a_key_of_its_data_or_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    """Storage of fsspec's, whose passwords stay in the URIs; weights that a recipe's file names, and --init-from."""
+def test_case_c9_files_of_a_run_contain_no_key_of_data_or_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """fsspec storage, whose passwords stay in the URIs. Recipe and --init-from name weights with passwords."""
     place = "memory://me:PLANTED@host"
     fakes.write_data(f"{place}/data", splits=(("train", 4), ("eval", 4)))
     keys = fakes.SMALL_RECIPE | {"epochs": "1", "imagenet_pretrain": "true", "imagenet_weights": f"{place}/deit.pth"}
@@ -159,7 +157,7 @@ def test_case_c9_no_file_of_a_run_holds_a_key_of_its_data_or_weights(
     assert run_job(train.main, [*fit, "--output", str(tmp_path / "a")]) == 0
     fsspec_copy = fakes.upload(tmp_path / "a" / "best", f"{place}/best")
     more = ["--imagenet_pretrain", "false", "--imagenet_weights", "null", "--init-from", fsspec_copy]
-    for _ in range(2):  # the same command goes on: the model is the same, whatever its key
+    for _ in range(2):  # the same command resumes: the model is the same, whatever its key
         assert run_job(train.main, [*fit, *more, "--output", str(tmp_path / "b")]) == 0
     assert "this run is finished" in capsys.readouterr().out
     configs = [json.loads((tmp_path / run / "config.json").read_text()) for run in "ab"]
@@ -170,7 +168,7 @@ def test_case_c9_no_file_of_a_run_holds_a_key_of_its_data_or_weights(
         assert file.is_dir() or file == tmp_path / "own.yaml" or b"PLANTED" not in file.read_bytes(), file
 
 
-def test_case_c9_why_a_run_stopped_is_written_without_keys(tmp_path: Path):
+def test_case_c9_stopped_json_contains_no_key(tmp_path: Path):
     record_stop(str(tmp_path), DataError("cannot read ftp://me:PLANTED@host/data/shards/0.parquet"))
     assert json.loads(Path(stopped_json(str(tmp_path))).read_text())["error"] == (
         "cannot read ftp://host/data/shards/0.parquet"

@@ -1,4 +1,4 @@
-"""The two commands of the README on a real cluster: `ray start --head` with its token, `ray job submit`."""
+"""The two commands of the README on a real cluster: `ray start --head` with a token, and `ray job submit`."""
 
 import json
 import os
@@ -26,7 +26,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 
 PORTS = range(20_000, 32_000)
-"""Neither those of Ray's workers nor those that the system gives to connections, which may take one at any time."""
+"""Neither ports of Ray's workers nor those that the system assigns to connections: both may be taken at any time."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,13 +44,13 @@ class Cluster:
     env: dict[str, str]
 
     def submit(self, *command: str) -> str:
-        """`ray job submit --working-dir . -- python …` from the project's root; returns what it printed."""
+        """Run `ray job submit --working-dir . -- python …` in the project's root. Returns what it printed."""
         argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
         for _ in range(12):
             done = subprocess.run(
                 argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=600, check=False
             )
-            # The head waits ten seconds for its own agent, which on a busy machine takes longer to start.
+            # The head node waits 10 s for its agent, which takes longer to start on a busy machine.
             if "No available agent to submit job" not in done.stderr:
                 break
         assert done.returncode == 0, done.stdout + done.stderr
@@ -68,7 +68,7 @@ def lists_jobs(env: dict[str, str]) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
-    """A head on ports and in a folder of its own; its token lies in a home of its own. Ended by its process group."""
+    """A head node with its own ports, folder and home, where its token is. It is ended by its process group."""
     with tempfile.TemporaryDirectory(prefix="head", dir=own_folders.root, ignore_cleanup_errors=True) as folder:
         port, client, dashboard = free_ports(3)
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -86,7 +86,7 @@ def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
                 time.sleep(0.2)
             yield Cluster(client_env)
         finally:
-            # Asked to end, a head takes half a minute over it.
+            # A head node takes half a minute to end by itself.
             started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
             for process in started:
                 with suppress(psutil.NoSuchProcess):
@@ -97,27 +97,27 @@ def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments for a source: real field recordings where they are, else the demo's."""
+    """Arguments for a source: real field recordings if they exist, else the demo's sounds."""
     if ESC10.exists():
         return ["--esc50", str(ESC10), "--limit", "10"]
-    world = build_dataset(tmp_path_factory.mktemp("world"), num_train=40, num_eval=16, seed=1)
-    return ["--segments", str(world.train_list), str(world.eval_list), "--audio-dir", str(world.media_dir)]
+    made = build_dataset(tmp_path_factory.mktemp("sounds"), num_train=40, num_eval=16, seed=1)
+    return ["--segments", str(made.train_list), str(made.eval_list), "--audio-dir", str(made.media_dir)]
 
 
 @pytest.mark.timeout(1200)
 def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list[str], tmp_path: Path):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
-    said = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)
+    printed = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)
     opened = PreparedDataset.open(data)
-    assert all(split in said for split in opened.splits)
+    assert all(split in printed for split in opened.splits)
     train, evaluation = ("fold2", "fold1") if "fold1" in opened.splits else ("train", "eval")
     small = ["--model_size", "tiny224", "--imagenet_pretrain", "false", "--fstride", "16", "--tstride", "16"]
     small += ["--epochs", "1", "--batch_size", "4", "--input_tdim", "128", "--timem", "24", "--loss", "BCE"]
     splits = ["--train-splits", train, "--eval-splits", evaluation]
-    said = cluster.submit(
+    printed = cluster.submit(
         *("jobs/train.py", "--recipe", "esc10", "--data", data, *splits, "--output", run, "--num-workers", "2", *small)
     )
     summary = json.loads(Path(run, "summary.json").read_text())
     assert summary["world_size"] == 2
-    assert f"mAP {summary['map']:.4f}" in said
+    assert f"mAP {summary['map']:.4f}" in printed
     assert Path(run, "best", "model.safetensors").stat().st_size > 1_000_000

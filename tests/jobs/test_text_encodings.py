@@ -1,4 +1,4 @@
-"""Recipes, label files and a data set's own labels.csv in the encodings that people save."""
+"""Recipes, label files and a data set's labels.csv in usual text encodings."""
 
 import codecs
 from pathlib import Path
@@ -24,20 +24,20 @@ def saved(folder: Path, text: str, encoding: str) -> str:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
-def test_part_2_case_8_recipes_and_labels_of_usual_encodings_are_read(tmp_path: Path, encoding: str):
+def test_part_2_case_8_usual_encodings_are_read(tmp_path: Path, encoding: str):
     assert read_recipe(saved(tmp_path, RECIPE, encoding), []).lr == 1e-4
     assert _labels(saved(tmp_path, LABELS.to_csv(), encoding)) == LABELS
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-32"])
-def test_part_2_case_8_others_are_refused_with_file_and_line(tmp_path: Path, encoding: str):
-    with pytest.raises(DataError, match=r"file (is not UTF-8: line 1, byte 3|is no text)"):
+def test_part_2_case_8_other_encodings_are_refused_with_file_and_line(tmp_path: Path, encoding: str):
+    with pytest.raises(DataError, match=r"file (is not UTF-8: line 1, byte 3|is not a text file)"):
         read_recipe(saved(tmp_path, RECIPE, encoding), [])
-    with pytest.raises(DataError, match=r"file (is not UTF-8: line 2, byte 31|is no text)"):
+    with pytest.raises(DataError, match=r"file (is not UTF-8: line 2, byte 31|is not a text file)"):
         _labels(saved(tmp_path, LABELS.to_csv(), encoding))
 
 
-def test_part_2_case_8_prepare_reads_labels_with_a_mark_and_names_a_wrong_one(tmp_path: Path):
+def test_part_2_case_8_prepare_reads_labels_with_bom_and_refuses_latin_1(tmp_path: Path):
     (tmp_path / "list.csv").write_text("path,labels\nx.wav,Mål\n", encoding="utf-8")
     argv = ["--manifest", str(tmp_path / "list.csv"), "--output", str(tmp_path / "out"), "--dry-run", "--labels"]
     assert prepare([*argv, saved(tmp_path, LABELS.to_csv(), "utf-8-sig")]) == 0
@@ -45,7 +45,7 @@ def test_part_2_case_8_prepare_reads_labels_with_a_mark_and_names_a_wrong_one(tm
         prepare([*argv, saved(tmp_path, LABELS.to_csv(), "cp1252")])
 
 
-def test_a_data_sets_labels_saved_by_excel_are_the_same_labels(tone_data: str, tmp_path: Path):
+def test_labels_csv_of_a_data_set_saved_by_excel_is_read(tone_data: str, tmp_path: Path):
     data = PreparedDataset.open(tone_data)
     for name in ("dataset.json", "labels.csv"):
         storage.write_bytes(tmp_path / name, storage.read_bytes(f"{tone_data}/{name}"))

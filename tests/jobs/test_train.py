@@ -1,4 +1,4 @@
-"""The training job, whole: shards → Ray Train → checkpoints and figures, on one worker, on two, and after a kill."""
+"""The whole training job: shards → Ray Train → checkpoints and figures, with one worker, with two, and after a kill."""
 
 import csv
 import json
@@ -80,20 +80,20 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def two_workers(local_ray: None, tone_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run that the others are compared with."""
+    """The uninterrupted run with which others are compared."""
     run = tmp_path_factory.mktemp("runs") / "two"
     assert main(argv(tone_data, run, num_workers=2)) == 0
     return run
 
 
-def test_a_run_leaves_its_figures_where_the_readme_says(two_workers: Path):
+def test_run_writes_the_documented_files(two_workers: Path):
     summary = json.loads((two_workers / "summary.json").read_text())
     epochs = epochs_of(two_workers)
     assert [record["epoch"] for record in epochs] == [1, 2, 3]
     assert [record["step"] for record in epochs] == [5, 10, 15]
     best = max(epochs, key=lambda record: record["map"])
     assert (summary["best_epoch"], summary["map"]) == (best["epoch"], best["map"])
-    assert summary["map"] > 0.6  # four tones apart; chance is 0.25
+    assert summary["map"] > 0.6  # four well separated tones; chance is 0.25
     assert {"map", "mauc", "d_prime", "accuracy"} <= summary["averaged"].keys() & summary["running_ensemble"].keys()
     assert 0 <= summary["data_wait_share"] < 1
     config = json.loads((two_workers / "config.json").read_text())
@@ -111,11 +111,11 @@ def test_a_run_leaves_its_figures_where_the_readme_says(two_workers: Path):
     scores = read_scores(str(two_workers))
     assert tagging_metrics(scores.scores.astype(np.float32), scores.targets()).map == pytest.approx(
         best["map"],
-        abs=0.02,  # float16 has ties
+        abs=0.02,  # float16 scores have ties
     )
 
 
-def test_evaluating_the_saved_model_gives_the_runs_own_figures(two_workers: Path, tone_data: str, tmp_path: Path):
+def test_evaluating_the_saved_model_gives_the_figures_of_the_run(two_workers: Path, tone_data: str, tmp_path: Path):
     summary = json.loads((two_workers / "summary.json").read_text())
     for name, expected in {"best": summary, "averaged": summary["averaged"]}.items():
         figures = tmp_path / f"{name}.json"
@@ -124,23 +124,23 @@ def test_evaluating_the_saved_model_gives_the_runs_own_figures(two_workers: Path
         assert json.loads(figures.read_text())["map"] == pytest.approx(expected["map"], abs=1e-6)
 
 
-def test_the_model_before_training_is_kept_and_scores_far_less(two_workers: Path, tone_data: str, tmp_path: Path):
+def test_initial_model_is_kept_and_scores_far_lower(two_workers: Path, tone_data: str, tmp_path: Path):
     initial = ["--checkpoint", str(two_workers / "initial"), "--data", tone_data, "--split", "eval"]
     assert evaluate.main([*initial, "--json", str(tmp_path / "figures.json")]) == 0
     summary = json.loads((two_workers / "summary.json").read_text())
     assert json.loads((tmp_path / "figures.json").read_text())["map"] < summary["map"] - 0.1
 
 
-def test_several_checkpoints_make_an_ensemble(
+def test_several_checkpoints_are_an_ensemble(
     two_workers: Path, tone_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Case 11: its scores as a table; case 22: no column for training clips, which it cannot know."""
+    """Case 11: its scores as a table. Case 22: no column for training clips, which are unknown."""
     checkpoints, figures = [str(two_workers), str(two_workers / "averaged")], tmp_path / "figures.json"
     command = ["--checkpoint", *checkpoints, "--data", tone_data, "--split", "eval", "--per-class"]
     assert evaluate.main([*command, "--scores", str(tmp_path / "scores.csv"), "--json", str(figures)]) == 0
-    assert "on 21 clips of eval" in (said := capsys.readouterr().out)
-    assert "tone 3" in said
-    assert "AUC  eval\n" in said
+    assert "on 21 clips of eval" in (printed := capsys.readouterr().out)
+    assert "tone 3" in printed
+    assert "AUC  eval\n" in printed
     header, *rows = csv.reader((tmp_path / "scores.csv").open(newline=""))
     assert header == ["clip_id", *(f"tone {i}" for i in range(4))]
     kept = read_scores(str(two_workers))
@@ -150,14 +150,14 @@ def test_several_checkpoints_make_an_ensemble(
 
 
 @pytest.mark.slow
-def test_one_worker_evaluated_beside_its_training_does_what_two_do(
+def test_one_worker_with_async_validation_equals_two_without(
     two_workers: Path, local_ray: None, tone_data: str, tmp_path: Path
 ):
     run = tmp_path / "run"
     assert main([*argv(tone_data, run, num_workers=1), "--async-validation"]) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     for one, two in zip(epochs_of(run), epochs_of(two_workers), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # float32 sums in another order, 15 steps
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)  # after 15 steps with float32 sums in another order
         for key in ("map", "running_ensemble_map"):
             assert one[key] == pytest.approx(two[key], abs=0.02)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
@@ -167,7 +167,7 @@ def test_one_worker_evaluated_beside_its_training_does_what_two_do(
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_ends_a_run_evaluated_beside_and_once_mended_it_goes_on(
+def test_async_validation_stops_at_a_damaged_shard_and_resumes_once_fixed(
     two_workers: Path, tone_data: str, tmp_path: Path
 ):
     data, run = tmp_path / "data", tmp_path / "run"
@@ -188,10 +188,8 @@ def test_a_damaged_shard_ends_a_run_evaluated_beside_and_once_mended_it_goes_on(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_while_the_evaluation_of_its_checkpoint_is_still_to_come(
-    two_workers: Path, tone_data: str, tmp_path: Path
-):
-    """Even on a command that evaluates between the epochs, where Ray would wait for it for ever."""
+def test_run_resumes_while_an_async_validation_is_pending(two_workers: Path, tone_data: str, tmp_path: Path):
+    """The resuming command evaluates between the epochs. Ray by itself would wait forever for the validation."""
     run = tmp_path / "run"
     shutil.copytree(two_workers, run)
     (run / "summary.json").unlink()
@@ -204,9 +202,9 @@ def test_a_run_goes_on_while_the_evaluation_of_its_checkpoint_is_still_to_come(
 
 
 @pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process are evaluated beside their training, at once; the last checkpoint is kept, as Ray does."""
-    monkeypatch.setattr(fit, "TrainJob", lambda **said: TrainJob(**said | {"async_validation": True}))
+def validated_asynchronously(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process use asynchronous validation, at once. The last checkpoint is kept, as Ray does."""
+    monkeypatch.setattr(fit, "TrainJob", lambda **settings: TrainJob(**settings | {"async_validation": True}))
 
     def checkpoint(run: worker.Run, validation: Any = False) -> None:
         assert run.log is not None
@@ -214,7 +212,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
         made, kept = checkpoints.make(run.job.run, run._state()), Path(run.job.run, "checkpoints")
         shutil.rmtree(kept, ignore_errors=True)
         shutil.move(made.path, kept / f"epoch-{run.progress.epochs_done:04d}-step-000000-a")
-        with suppress(Exception):  # Ray goes on
+        with suppress(Exception):  # Ray continues after an error of a validation
             async_validation.validate_checkpoint(
                 ray.train.Checkpoint(*kept.iterdir()), asdict(run.job), **validation.fn_kwargs
             )
@@ -223,7 +221,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, calls: Sequence[int], error: Exception) -> None:
-    """Evaluations fail, those that are named, counted from 1."""
+    """Make the evaluations with the given numbers, from 1, fail."""
     evaluate, seen = worker.evaluate, []
 
     def failing(*args: Any, **kwargs: Any) -> np.ndarray | None:
@@ -240,24 +238,24 @@ def figures_of(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "step"} for record in epochs_of(run)]
 
 
-def test_an_evaluation_beside_that_the_user_can_mend_ends_the_run_which_then_goes_on(
-    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_user_error_in_async_validation_ends_the_run_which_resumes(
+    validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert main(argv(tone_data, whole, num_workers=0)) == 0
     fail(monkeypatch, [1], DataError("a shard is damaged"))
     with pytest.raises(UserError, match=r"^a shard is damaged$"):
         main(argv(tone_data, run, num_workers=0))
-    assert max(record["step"] for record in records_of(run, "step")) < 10  # not the third epoch
+    assert max(record["step"] for record in records_of(run, "step")) < 10  # before the third epoch
     assert main(argv(tone_data, run, num_workers=0)) == 0
     assert figures_of(run) == figures_of(whole)
     assert not list((run / "evaluation").glob("*.pt"))
 
 
-def test_an_evaluation_beside_that_fails_is_made_up_for(
-    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_failed_async_validation_is_repeated(
+    validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """By that of the next epoch, or at the end; its weights are kept, though Ray deletes the checkpoint."""
+    """The next validation or the end of the run repeats it. Its weights are kept, though Ray deletes the checkpoint."""
     run = tmp_path / "run"
     fail(monkeypatch, [1, 4], RuntimeError("CUDA is out of sorts"))  # epoch 1, then 1, 2 and 3
     assert main(argv(tone_data, run, num_workers=0)) == 0
@@ -266,8 +264,8 @@ def test_an_evaluation_beside_that_fails_is_made_up_for(
     assert not list((run / "evaluation").glob("*.pt"))
 
 
-def test_an_epoch_that_nobody_can_evaluate_any_more_ends_the_run_with_what_to_do(
-    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_epoch_that_can_no_longer_be_evaluated_ends_the_run_with_a_remedy(
+    validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
     monkeypatch.setattr(async_validation, "defer", Mock())
@@ -280,10 +278,10 @@ def test_an_epoch_that_nobody_can_evaluate_any_more_ends_the_run_with_what_to_do
     assert main(argv(tone_data, run, num_workers=0)) == 0
 
 
-def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
-    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_epoch_with_interrupted_evaluation_is_evaluated_when_resumed(
+    validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Though the command that goes on evaluates on the ranks."""
+    """Its checkpoint is used, even if the resuming command evaluates on the ranks."""
     run = tmp_path / "run"
     monkeypatch.setattr(async_validation, "defer", Mock())
     fail(monkeypatch, [3], RuntimeError("killed"))
@@ -296,14 +294,14 @@ def test_an_epoch_whose_evaluation_was_cut_off_is_evaluated_from_its_checkpoint(
     assert None not in [record["loss"] for record in epochs_of(run)]
 
 
-def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
-    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_async_validation_uses_no_gpu_if_the_run_uses_none(
+    validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Though the machine has one, which Ray hides from no task."""
+    """The machine has a GPU, and Ray does not hide it from tasks."""
     validate_checkpoint, evaluate = async_validation.validate_checkpoint, worker.evaluate
     devices: list[torch.device] = []
 
-    def noted(*args: Any, device: torch.device, **kwargs: Any) -> np.ndarray | None:
+    def recorded(*args: Any, device: torch.device, **kwargs: Any) -> np.ndarray | None:
         devices.append(device)
         return evaluate(*args, device=device, **kwargs)
 
@@ -314,15 +312,15 @@ def test_an_evaluation_beside_uses_no_gpu_that_the_run_was_not_told_to_use(
             validate_checkpoint(*args, **kwargs)
 
     for module in (worker, async_validation):
-        monkeypatch.setattr(module, "evaluate", noted)
+        monkeypatch.setattr(module, "evaluate", recorded)
     monkeypatch.setattr(async_validation, "validate_checkpoint", on_a_gpu_machine)
     one_epoch = argv(tone_data, tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main([*one_epoch, "--device", "cpu"]) == 0
-    assert devices == [torch.device("cpu")] * 2  # that of the averaged weights is on the ranks
+    assert devices == [torch.device("cpu")] * 2  # the averaged weights are evaluated on the ranks
 
 
-def test_a_run_that_is_finished_has_the_line_of_its_last_epoch(
-    beside: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_finished_run_has_the_record_of_its_last_epoch(
+    validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
     monkeypatch.setattr(worker, "write_summary", lambda run, _: seen.extend(epochs_of(Path(run))))
@@ -332,7 +330,7 @@ def test_a_run_that_is_finished_has_the_line_of_its_last_epoch(
     assert [record["epoch"] for record in seen] == [1]
 
 
-def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
+def test_run_in_this_process_equals_one_worker_without_checkpoints(
     two_workers: Path,
     tone_data: str,
     tmp_path: Path,
@@ -355,28 +353,26 @@ def test_a_run_in_this_process_is_the_run_of_one_worker_without_checkpoints(
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="pipeline"):
         assert main(argv(tone_data, tmp_path / "begun", num_workers=0)) == 0
-    assert "resuming after epoch 3" in caplog.text  # from what the workers saved
+    assert "resuming after epoch 3" in caplog.text  # from the checkpoint of the workers
     assert of_another.exists()
     assert not left_over.exists()
     assert len(list((tmp_path / "begun" / "checkpoints").glob("epoch-*/state.pt"))) == 2
-    with pytest.raises(ConfigError, match="--async-validation takes workers"):
+    with pytest.raises(ConfigError, match="--async-validation needs workers"):
         main([*argv(tone_data, tmp_path / "other", num_workers=0), "--async-validation"])
 
 
-def test_the_summary_says_what_is_in_the_folder_of_the_best_model(tone_data: str, tmp_path: Path):
-    """Though the epoch was cut off after its evaluation, and was not as good when it was trained again."""
+def test_summary_describes_the_best_model_on_disk(tone_data: str, tmp_path: Path):
+    """The epoch was interrupted after its evaluation, and was worse when it was trained again."""
     command = argv(tone_data, run := tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main(command) == 0
     (run / "summary.json").unlink()
-    best = storage.read_checked_json(said := run / "best" / "epoch.json")
-    storage.write_checked_json(said, best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6})
+    best = storage.read_checked_json(file := run / "best" / "epoch.json")
+    storage.write_checked_json(file, best | {"headline": best["headline"] + 1e-6, "map": best["map"] + 1e-6})
     assert main(command) == 0
     assert json.loads((run / "summary.json").read_text())["map"] == best["map"] + 1e-6
 
 
-def test_a_run_in_this_process_leaves_no_temporary_files(
-    tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_run_in_this_process_leaves_no_temporary_files(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     assert main([*argv(tone_data, tmp_path / "run", num_workers=0), "--checkpoint-every-s", "0"]) == 0
@@ -384,19 +380,19 @@ def test_a_run_in_this_process_leaves_no_temporary_files(
 
 
 @pytest.mark.slow
-def test_case_23_a_killed_run_that_moved_goes_on_at_the_next_step_on_other_workers(
+def test_case_23_killed_and_moved_run_resumes_at_the_next_step_on_other_workers(
     two_workers: Path, tone_data: str, tmp_path: Path
 ):
-    """And even if it was killed while Ray wrote its list of checkpoints, which then is cut off.
+    """It resumes even if the kill truncated Ray's list of checkpoints.
 
-    Case 33: TensorBoard has each step once. Case 35: a proxy of the environment is not asked for this machine.
+    Case 33: TensorBoard has each step once. Case 35: a proxy of the environment is not used for this machine.
     """
     run, data = tmp_path / "run", Path(shutil.copytree(tone_data, tmp_path / "data"))
     script = str(Path(__file__).parents[2] / "jobs" / "train.py")
     every_step = ["--checkpoint-every-s", "0"]
     command = [sys.executable, script, *argv(str(data), run, num_workers=2), *every_step, "--num-cpus", "2"]
     env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # of 2 s: a look takes in one checkpoint
+    env["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"  # default 2 s; each check registers one checkpoint
     env |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
         deadline_s = time.monotonic() + 120
@@ -406,9 +402,9 @@ def test_case_23_a_killed_run_that_moved_goes_on_at_the_next_step_on_other_worke
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
         for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]:
-            process.kill()  # without their driver, workers would train on for a while
+            process.kill()  # without their driver, workers would continue for a while
     assert not (run / "summary.json").exists()
-    assert (run / "report.html").exists()  # of the first epoch
+    assert (run / "report.html").exists()  # after the first epoch
     registered.write_text(registered.read_text()[:100])
     before = (run / "metrics.jsonl").read_text().splitlines()
     run, data = run.rename(tmp_path / "moved run"), data.rename(tmp_path / "moved data")
@@ -417,9 +413,9 @@ def test_case_23_a_killed_run_that_moved_goes_on_at_the_next_step_on_other_worke
     assert [event.step for event in in_tensorboard] == list(range(1, 16))
     steps, undisturbed = records_of(run, "step"), records_of(two_workers, "step")
     assert [record["step"] for record in steps] == list(range(1, 16))
-    # Rates are in the records: those of the checkpoint's epoch were not made again.
+    # Records contain rates, so equal lines were not computed again.
     after = (run / "metrics.jsonl").read_text().splitlines()
-    assert len(before) >= 5 + 1 + 1  # the first epoch's, and within the second
+    assert len(before) >= 5 + 1 + 1  # those of the first epoch and some of the second
     assert before[:7] == after[:7]
     for record in steps:
         assert record["loss"] == pytest.approx(undisturbed[record["step"] - 1]["loss"], rel=1e-3)
@@ -429,14 +425,12 @@ def test_case_23_a_killed_run_that_moved_goes_on_at_the_next_step_on_other_worke
             assert resumed[key] == pytest.approx(whole[key], abs=0.02)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, two_workers))
     assert ours["averaged"]["map"] == pytest.approx(theirs["averaged"]["map"], abs=0.02)
-    assert len(list((run / "checkpoints").glob("epoch-*/state.pt"))) == 2  # what the kill left is gone
+    assert len(list((run / "checkpoints").glob("epoch-*/state.pt"))) == 2  # leftovers of the kill are removed
 
 
 @pytest.mark.slow
-def test_a_damaged_latest_checkpoint_is_passed_over_for_the_one_before(
-    two_workers: Path, tone_data: str, tmp_path: Path
-):
-    """The end of the run is trained again from the older checkpoint, to the same end."""
+def test_damaged_latest_checkpoint_is_skipped_for_the_previous_one(two_workers: Path, tone_data: str, tmp_path: Path):
+    """The run resumes from the older checkpoint and ends with the same result."""
     run = tmp_path / "run"
     shutil.copytree(two_workers, run)
     *_, latest = sorted((run / "checkpoints").glob("epoch-*"))
@@ -447,26 +441,26 @@ def test_a_damaged_latest_checkpoint_is_passed_over_for_the_one_before(
     assert main(argv(tone_data, run, num_workers=2)) == 0
     for resumed, whole in zip(epochs_of(run), epochs_of(two_workers), strict=True):
         assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-4)
-    assert len([path for path in (run / "checkpoints").glob("epoch-0003-*") if path != latest]) == 1, "not trained anew"
+    assert len([path for path in (run / "checkpoints").glob("epoch-0003-*") if path != latest]) == 1, (
+        "not trained again"
+    )
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_the_run_at_once_and_names_its_clips(
-    local_ray: None, tone_data: str, tmp_path: Path
-):
+def test_nonfinite_loss_ends_the_run_at_once_and_names_its_clips(local_ray: None, tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=r"the loss of epoch 1, step \d is not finite; its clips are in .*.json"):
         main(argv(tone_data, run, num_workers=2, lr="1e30"))
-    said = json.loads((run / "nonfinite.json").read_text())
-    assert len(said["clip_id"]) == len(said["mixed_with"]) == 10 or said["step"] == 5
-    assert all(clip_id.startswith("train_") for clip_id in said["clip_id"])
+    record = json.loads((run / "nonfinite.json").read_text())
+    assert len(record["clip_id"]) == len(record["mixed_with"]) == 10 or record["step"] == 5
+    assert all(clip_id.startswith("train_") for clip_id in record["clip_id"])
     assert not (run / "summary.json").exists()
 
 
-def test_a_weight_that_is_no_number_ends_the_run_before_it_is_evaluated_or_saved(
+def test_nonfinite_weight_ends_the_run_before_it_is_evaluated_or_saved(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """After an epoch's last step no further loss would tell."""
+    """After the last step of an epoch, no later loss shows it."""
     run, train_step, losses = tmp_path / "run", worker.train_step, []
 
     def breaking(model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -479,15 +473,15 @@ def test_a_weight_that_is_no_number_ends_the_run_before_it_is_evaluated_or_saved
     monkeypatch.setattr(worker.Run, "_checkpoint", save := Mock())
     with pytest.raises(UserError, match=r"^a weight after epoch 1, step 5 is not finite; its clips are in .*\.json"):
         main(argv(tone_data, run, num_workers=0))
-    said = json.loads((run / "nonfinite.json").read_text())
-    assert (said["step"], len(said["clip_id"])) == (5, 8)
+    record = json.loads((run / "nonfinite.json").read_text())
+    assert (record["step"], len(record["clip_id"])) == (5, 8)
     assert not (run / "evaluation").exists()
     save.assert_not_called()
     assert [record["step"] for record in records_of(run, "step")] == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_ends_the_run_with_its_name_after_one_attempt(local_ray: None, tone_data: str, tmp_path: Path):
+def test_damaged_shard_ends_the_run_after_one_attempt(local_ray: None, tone_data: str, tmp_path: Path):
     shutil.copytree(tone_data, tmp_path / "data")
     for shard in (tmp_path / "data" / "train" / "shards").glob("*.parquet"):
         shard.write_bytes(shard.read_bytes()[:5000])
@@ -507,14 +501,14 @@ def test_a_damaged_shard_ends_the_run_with_its_name_after_one_attempt(local_ray:
         ControllerError(OSError(28, "No space left on device")),
     ],
 )
-def test_a_full_disk_ends_training_in_one_line_that_names_it(failure: TrainingFailedError):
+def test_full_disk_ends_training_with_one_line_that_names_it(failure: TrainingFailedError):
     trainer = Mock(fit=Mock(side_effect=failure))
     with pytest.raises(UserError, match=r"^training failed, its checkpoints are complete: No space left on device: "):
         _fit(trainer, "s3://bucket/run")
 
 
-def test_training_ends_when_epochs_no_longer_help(tone_data: str, tmp_path: Path):
-    """With a rate so small that nothing changes, the first epoch stays the best."""
+def test_training_ends_after_patience_epochs_without_improvement(tone_data: str, tmp_path: Path):
+    """The learning rate is so small that nothing changes, so the first epoch stays the best."""
     run = tmp_path / "run"
     assert main(argv(tone_data, run, num_workers=0, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
@@ -522,7 +516,7 @@ def test_training_ends_when_epochs_no_longer_help(tone_data: str, tmp_path: Path
     assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
 
 
-def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(tmp_path: Path, capsys):
+def test_evaluation_split_of_one_clip_has_undefined_metrics(tmp_path: Path, capsys):
     fakes.write_data(str(tmp_path / "data"), splits=[("train", 12), ("eval", 1)])
     small = argv(str(tmp_path / "data"), tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
     assert main(small) == 0
@@ -530,7 +524,7 @@ def test_an_evaluation_split_of_one_clip_has_figures_that_are_undefined(tmp_path
     assert "AUC –" in capsys.readouterr().out
 
 
-def test_a_run_goes_on_with_other_ways_to_compute_the_same_and_with_nothing_else(
+def test_run_resumes_with_other_execution_keys_and_no_other_change(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run, one_epoch = tmp_path / "run", {"epochs": "1", "wa_start": "1", "wa_end": "1"}
@@ -538,11 +532,11 @@ def test_a_run_goes_on_with_other_ways_to_compute_the_same_and_with_nothing_else
     (run / "summary.json").unlink()
     used, train_step = [], worker.train_step
 
-    def noted(*args: Any, recipe: Recipe, **kwargs: Any) -> torch.Tensor:
+    def recorded(*args: Any, recipe: Recipe, **kwargs: Any) -> torch.Tensor:
         used.append((recipe.micro_batch_size, recipe.activation_checkpointing, recipe.attention))
         return train_step(*args, recipe=recipe, **kwargs)
 
-    monkeypatch.setattr(worker, "train_step", noted)
+    monkeypatch.setattr(worker, "train_step", recorded)
     others = {"micro_batch_size": "3", "activation_checkpointing": "true", "attention": "plain"}
     assert main(argv(tone_data, run, num_workers=0, **one_epoch, **others)) == 0
     assert set(used) == {(3, True, "plain")}
@@ -551,9 +545,7 @@ def test_a_run_goes_on_with_other_ways_to_compute_the_same_and_with_nothing_else
         claim(argv(tone_data, run, num_workers=0, **one_epoch, **others, lr="1e-3"))
 
 
-def test_data_that_were_prepared_anew_into_other_shards_are_refused_as_their_order_is_another(
-    two_workers: Path, tone_data: str, tmp_path: Path
-):
+def test_data_prepared_again_into_other_shards_are_refused(two_workers: Path, tone_data: str, tmp_path: Path):
     shutil.copytree(tone_data, tmp_path / "data")
     moved = PreparedDataset.open(str(tmp_path / "data"))
     assert layout(moved.clips(["train"])) == layout(PreparedDataset.open(tone_data).clips(["train"]))
@@ -565,7 +557,7 @@ def test_data_that_were_prepared_anew_into_other_shards_are_refused_as_their_ord
         main(argv(str(tmp_path / "data"), two_workers, num_workers=2))
 
 
-def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(two_workers: Path, tone_data: str):
+def test_other_recipe_in_the_folder_of_a_run_is_refused(two_workers: Path, tone_data: str):
     with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
         main(argv(tone_data, two_workers, num_workers=2, lr="1e-3"))
 
@@ -589,7 +581,7 @@ def test_another_recipe_in_the_folder_of_a_run_is_refused_with_the_difference(tw
         ),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused_before_a_worker_starts(
+def test_invalid_recipe_is_refused_before_a_worker_starts(
     tone_data: str, tmp_path: Path, changes: dict[str, str], error: type, message: str
 ):
     with pytest.raises(error, match=message):
@@ -613,7 +605,7 @@ def test_part_2_case_30_ce_refuses_clips_of_several_labels(tone_data: str, tmp_p
     assert claim(argv(data, tmp_path / "run", num_workers=1, loss="BCE")).recipe.loss == "BCE"
 
 
-def test_the_norm_is_the_recipes_published_figures_unless_the_datas_own_are_asked_for(tone_data: str, capsys):
+def test_norm_is_that_of_the_recipe_unless_that_of_the_data_is_requested(tone_data: str, capsys):
     dataset = PreparedDataset.open(tone_data)
     assert choose_norm(Recipe(), dataset, ["train"]) == Norm(-4.2677393, 4.5689974)
     assert choose_norm(Recipe(audioset_pretrain=True), dataset, ["train"]) == Norm(-4.2677393, 4.5689974)
@@ -623,7 +615,7 @@ def test_the_norm_is_the_recipes_published_figures_unless_the_datas_own_are_aske
     assert "the AudioSet weights expect the recipe's mean and std" in capsys.readouterr().out
 
 
-def test_data_that_is_not_there_is_refused_before_a_worker_starts(tone_data: str, tmp_path: Path):
+def test_missing_data_are_refused_before_a_worker_starts(tone_data: str, tmp_path: Path):
     arguments = argv(tone_data, tmp_path / "run", num_workers=1)
     arguments[arguments.index("train")] = "nothing"
     with pytest.raises(DataError, match="no split 'nothing'; it has train, eval"):
@@ -632,7 +624,7 @@ def test_data_that_is_not_there_is_refused_before_a_worker_starts(tone_data: str
         main(argv(str(tmp_path), tmp_path / "run", num_workers=1))
 
 
-def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: str, tmp_path: Path):
+def test_shipped_recipes_are_found_by_name_and_listed_in_the_refusal(tone_data: str, tmp_path: Path):
     audioset = ["audioset-balanced", "audioset-full", "audioset-full-fast"]
     assert recipe_names() == [*audioset, "demo", "esc10", "esc50", "small", "speechcommands"]
     arguments = argv(tone_data, tmp_path / "run", num_workers=1)
@@ -641,24 +633,24 @@ def test_the_shipped_recipes_are_found_by_name_and_others_are_named(tone_data: s
         main(arguments)
 
 
-def test_evaluation_beside_workers_that_take_all_room_is_refused(tone_data: str, tmp_path: Path):
-    """It would wait for ever for resources of its own."""
-    with pytest.raises(ConfigError, match="--async-validation takes a fixed --num-workers"):
+def test_async_validation_with_a_variable_number_of_workers_is_refused(tone_data: str, tmp_path: Path):
+    """It would wait forever for its resources."""
+    with pytest.raises(ConfigError, match="--async-validation needs a fixed --num-workers"):
         claim([*argv(tone_data, tmp_path / "run", num_workers=1), "--num-workers", "1:2", "--async-validation"])
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cluster_without_room_for_the_evaluation_beside_is_told_of(
+def test_lack_of_resources_for_async_validation_is_announced(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    beside = ["--async-validation", "--address", "auto"]
-    _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *beside]).settings)
-    said = capsys.readouterr().out
-    assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in said
+    options = ["--async-validation", "--address", "auto"]
+    _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *options]).settings)
+    printed = capsys.readouterr().out
+    assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in printed
 
 
-def test_more_workers_than_the_machine_has_are_refused_at_once(local_ray: None, tone_data: str, tmp_path: Path):
+def test_more_workers_than_the_machine_has_cpus_are_refused(local_ray: None, tone_data: str, tmp_path: Path):
     wanted = int(ray.cluster_resources()["CPU"]) + 1
     with pytest.raises(ConfigError, match=rf"{wanted} workers take {wanted} CPUs .*, this machine has 2"):
         main([*argv(tone_data, tmp_path / "run", num_workers=wanted), "--address", "local"])

@@ -31,7 +31,7 @@ def test_a_job_that_was_killed_ends_with_the_data_set_of_an_undisturbed_one(faul
 
 
 def test_the_world_has_clips_and_failures_of_every_kind_worth_a_run(faults: Campaign):
-    content = faults.calm(Setting.FOLDER).content
+    content = faults.undisturbed(Setting.FOLDER).content
     reasons = {reason for _, reason in content.failures}
     assert reasons == {"not_audio", "silent", "truncated", "missing_file", "bad_time", "duplicate"}
     assert len(content.clips) > 100
