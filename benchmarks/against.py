@@ -1,12 +1,12 @@
-"""A benchmark of this commit and of an older one, in turns on one machine: the ratio of each of their figures.
+"""Run a benchmark of this commit and of an older one in turns on one machine, and print the ratio of each figure.
 
     python -m benchmarks.against [--rounds 3] COMMIT feed|prepare|sections [OPTIONS OF THE BENCHMARK]
 
-The speed of a machine drifts by more than the differences that matter, so only figures that were measured next to each
-other are compared. The older commit is checked out into a temporary folder, and the benchmark runs as its own program
-in one tree and the other by turns, each with the code and the data of its tree. A benchmark that the older commit lacks
-is copied there. Printed are the medians over the rounds, and new over old: below 1 is faster for milliseconds, and
-slower for clips a second.
+The speed of a machine drifts by more than the differences that matter, so only figures that were measured one after the
+other are compared. The older commit is checked out into a temporary folder. The benchmark runs as a separate process in
+the two trees in turns, with the code and data of each tree. If the older commit lacks the benchmark, it is copied
+there. The output has the medians over the rounds, and new divided by old: below 1 is faster for milliseconds, and
+slower for clips per second.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 
 Figures = dict[tuple[str, str], float]
-"""By the name of the row and of the column of a table, in the order of the table."""
+"""Figures by the names of row and column of a table, in the order of the table."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,16 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("commit", help="the older commit")
     parser.add_argument("benchmark", help="a module of this folder that prints a table of figures")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each commit")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the benchmark")
     args = parser.parse_args(argv)
     with older_tree(args.commit, args.benchmark) as older:
         found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         for number in range(args.rounds):
-            trees = [older, HERE] if number % 2 == 0 else [HERE, older]  # whoever is second finds a warmer machine
-            of = {tree: figures(printed(tree, args.benchmark, args.options)) for tree in trees}
-            for key, before in of[older].items():
-                if key in of[HERE]:
-                    found[key].append((before, of[HERE][key]))
+            trees = [older, HERE] if number % 2 == 0 else [HERE, older]  # the second one runs on a warmer machine
+            figures_of = {tree: figures(printed(tree, args.benchmark, args.options)) for tree in trees}
+            for key, before in figures_of[older].items():
+                if key in figures_of[HERE]:
+                    found[key].append((before, figures_of[HERE][key]))
     if not found:
         raise SystemExit(f"the tables of {args.benchmark} at {args.commit} and here have no figure in common")
     print(f"| {args.benchmark} | figure | {args.commit} | here | ratio | lowest, highest |")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def older_tree(commit: str, benchmark: str) -> Iterator[Path]:
-    """A folder with the files of a commit, and the benchmark."""
+    """A folder with the files of a commit and the benchmark, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
         tree = Path(folder, "older")
         subprocess.run(["git", "-C", HERE, "worktree", "add", "--detach", "--quiet", tree, commit], check=True)
@@ -70,7 +70,7 @@ def older_tree(commit: str, benchmark: str) -> Iterator[Path]:
 
 
 def printed(tree: Path, benchmark: str, options: Sequence[str]) -> str:
-    """What a benchmark of a tree prints."""
+    """Run a benchmark of a tree. Returns what it printed."""
     command = [sys.executable, "-m", f"benchmarks.{benchmark}", *options]
     paths = os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"PYTHONPATH": paths}
@@ -78,7 +78,7 @@ def printed(tree: Path, benchmark: str, options: Sequence[str]) -> str:
 
 
 def figures(text: str) -> Figures:
-    """The numbers in the cells of the Markdown tables in a text; a cell of several numbers counts for its first."""
+    """The numbers in the cells of the Markdown tables in a text; of several numbers in a cell, the first."""
     found: Figures = {}
     head: list[str] = []
     for line in text.splitlines():

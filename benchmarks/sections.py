@@ -1,8 +1,8 @@
-"""What decoding a section costs, by the kind of file: CPU time of one process, and time on the clock.
+"""Measure the decoding of a section by kind of file: CPU time of one process, and wall time.
 
     python -m benchmarks.sections [--sections 60]
 
-Ten seconds at odd places of five-minute stereo recordings, as a preparation from a folder asks for.
+The sections are ten seconds at irregular positions of five-minute stereo recordings, as in a preparation from a folder.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KINDS = ("webm", "m4a", "mp3", "ogg", "flac", "wav")
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", type=int, default=60, help="of each kind, in each of three rounds")
+    parser.add_argument("--sections", type=int, default=60, help="sections of each kind, in each of three rounds")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=sorted(fakes.CODECS))
     args = parser.parse_args(argv)
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _spent_s(file: Path, starts_s: np.ndarray) -> tuple[float, float]:
-    """Seconds of CPU time and on the clock, for all sections."""
+    """Seconds of CPU time and of wall time for all sections."""
     cpu_s, clock_s = time.process_time(), time.perf_counter()
     for start_s in starts_s.tolist():
         decode_media(str(file), None, start_s, CLIP_S)

@@ -54,7 +54,7 @@ class S3Server:
 
     @contextmanager
     def away_from(self, request: str) -> Iterator[dict[str, int]]:
-        """Nobody answers from the first request on that matches this pattern; what was dropped is known at the end.
+        """The server answers no request from the first match on. The counts are known when the block ends.
 
         Args:
             request: a regular expression for method and path, such as `PUT .*/dataset.json`.

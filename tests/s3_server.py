@@ -60,14 +60,14 @@ class Busy:
     def _reset(self, query: dict[str, list[str]]) -> dict[str, int]:
         with self.lock:
             before, self.counts = self.counts, dict.fromkeys(self.counts, 0)
-            said = {name: values[0] for name, values in query.items()}
+            settings = {name: values[0] for name, values in query.items()}
             self.share, self.following, self.draw = (
-                float(said.get("share", 0)),
-                int(said.get("following", 0)),
+                float(settings.get("share", 0)),
+                int(settings.get("following", 0)),
                 Random(0),
             )
-            self.forbids_deleting = "forbids_deleting" in said
-            self.away_from, self.is_away = said.get("away_from", ""), False
+            self.forbids_deleting = "forbids_deleting" in settings
+            self.away_from, self.is_away = settings.get("away_from", ""), False
             return before
 
     def _drop(self, environ: WSGIEnvironment) -> bool:

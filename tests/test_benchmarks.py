@@ -38,7 +38,7 @@ def test_case_26_ctrl_c_ends_each_job_with_one_line():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_figures_of_two_commits_are_read_from_the_tables_that_they_print():
+def test_figures_are_read_from_printed_tables():
     printed = """Said before.
 | | clips/s of one core's time | of the original's |
 |---|---|---|

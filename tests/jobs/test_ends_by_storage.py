@@ -1,4 +1,4 @@
-"""How whole jobs end when storage fails them: S3 that goes away or forbids, a full disk, a read-only one."""
+"""How whole jobs end when storage fails: S3 that is away or denies a request, a full disk, a read-only disk."""
 
 import os
 import shutil
@@ -26,13 +26,13 @@ needs_mount = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is N
 
 
 def run(job: str, *argv: str) -> "subprocess.CompletedProcess[str]":
-    """A command as a user types it, with a Ray of its own."""
+    """Run a command as a user types it, with its own Ray."""
     command = [sys.executable, f"jobs/{job}.py", *argv, "--address", "local", "--num-cpus", "1"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def error_of(ended: "subprocess.CompletedProcess[str]") -> str:
-    """The one line by which a command ended."""
+    """The error line with which a command ended."""
     *before, line = ended.stderr.splitlines()
     assert (ended.returncode, line[:7]) == (2, "error: "), ended.stderr
     assert not any(line.startswith("error: ") or "Traceback" in line for line in before), ended.stderr
@@ -41,7 +41,7 @@ def error_of(ended: "subprocess.CompletedProcess[str]") -> str:
 
 @contextmanager
 def disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A disk of this size, mounted at a new folder."""
+    """A disk of this size, mounted at a new folder, until the block ends."""
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=False)
     if made.returncode:
@@ -53,7 +53,7 @@ def disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def fill(folder: Path, *, leave_bytes: int) -> Path:
-    """Take the room of a disk but for so much; returns the file that does."""
+    """Fill a disk up to `leave_bytes`. Returns the file that fills it."""
     filler = folder / "filler"
     with filler.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - leave_bytes)
@@ -84,7 +84,7 @@ def num_prepared(output: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("request_of", "said"),
+    ("request_of", "beginning"),
     [
         ("PUT .*/train/shards/", "the preparation stopped, all shards written so far are whole: "),
         ("PUT .*/dataset.json", "the preparation stopped, all shards written so far are whole: "),
@@ -92,13 +92,15 @@ def num_prepared(output: str) -> int:
     ],
     ids=["shard", "dataset.json", "cleaning up"],
 )
-def test_part_3_4_s3_goes_away_from_a_preparation(s3: S3Server, tmp_path: Path, request_of: str, said: str):
+def test_part_3_4_preparation_ends_with_one_line_when_s3_is_away(
+    s3: S3Server, tmp_path: Path, request_of: str, beginning: str
+):
     output = s3.uri("away", request_of.rpartition("/")[0][-6:].strip("/*. "), "data")
     argv = preparation(tmp_path, output)
     with s3.away_from(request_of) as counts:
         line = error_of(run("prepare_audioset", *argv))
     assert counts["dropped"] > storage.S3_RETRIES
-    assert line.startswith(f"error: {said}{output}/"), line
+    assert line.startswith(f"error: {beginning}{output}/"), line
     assert S3_IS_AWAY in line
     assert line.endswith(REMEDY)
     again = run("prepare_audioset", *argv)
@@ -108,25 +110,25 @@ def test_part_3_4_s3_goes_away_from_a_preparation(s3: S3Server, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_part_3_4_s3_goes_away_from_a_training(s3: S3Server, tone_data: str):
-    """While the second epoch's checkpoint is uploaded; the next run goes on from the first one's."""
+def test_part_3_4_training_ends_with_one_line_when_s3_is_away(s3: S3Server, tone_data: str):
+    """S3 fails at the upload of the second epoch's checkpoint. The next command resumes from that of the first."""
     output = s3.uri("away", "run")
     argv = training(tone_data, output)
     with s3.away_from("PUT .*/checkpoints/epoch-0002"):
         line = error_of(run("train", *argv))
-    assert line.startswith(f"error: training failed, its checkpoints are whole: {output}/"), line
+    assert line.startswith(f"error: training failed, its checkpoints are complete: {output}/"), line
     assert S3_IS_AWAY in line
     assert line.endswith(REMEDY)
     again = run("train", *argv)
     assert again.returncode == 0, again.stderr
-    assert "going on after epoch 1" in again.stderr
+    assert "resuming after epoch 1" in again.stderr
     assert storage.exists(f"{output}/summary.json")
 
 
-def test_part_3_4_training_where_deleting_is_forbidden_is_refused_before_it_starts(
+def test_part_3_4_training_is_refused_if_deleting_is_forbidden(
     s3: S3Server, tone_data: str, capsys: pytest.CaptureFixture[str]
 ):
-    """A run deletes old checkpoints and parts of its records; without that its records could not be told apart."""
+    """A run must delete old checkpoints and old parts of its records, so that its records are unambiguous."""
     output = s3.uri("undeletable", "run")
     with s3.without_deleting():
         assert run_job(train.main, training(tone_data, output)) == 2
@@ -137,10 +139,10 @@ def test_part_3_4_training_where_deleting_is_forbidden_is_refused_before_it_star
 
 
 @needs_mount
-def test_part_3_6_a_read_only_output_is_refused_before_work_starts(
+def test_part_3_6_read_only_output_is_refused_before_any_work(
     local_ray: None, tone_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """A new folder, and one that holds what an earlier command left."""
+    """The output is a new folder, or one with the files of an earlier command."""
     with disk(tmp_path / "disk", 200) as mounted:
         prepare = preparation(tmp_path, str(mounted / "data"))
         fit = training(tone_data, str(mounted / "run"))
@@ -154,25 +156,25 @@ def test_part_3_6_a_read_only_output_is_refused_before_work_starts(
             for output in (argv[-1], f"{argv[-1]}-new"):
                 capsys.readouterr()
                 assert run_job(job.main, [*argv[:-1], output]) == 2
-                said = capsys.readouterr()
-                *_, line = said.err.splitlines()
-                assert line.startswith(f"error: Read-only file system: {output}"), said.err
+                printed = capsys.readouterr()
+                *_, line = printed.err.splitlines()
+                assert line.startswith(f"error: Read-only file system: {output}"), printed.err
                 assert line.endswith("it is mounted read-only: give another folder, and run the same command again")
-                assert "done: " not in said.out
+                assert "done: " not in printed.out
 
 
 @needs_mount
 @pytest.mark.slow
-def test_part_3_5_a_disk_that_is_full_when_a_shard_is_written(tmp_path: Path):
+def test_part_3_5_disk_that_is_full_when_a_shard_is_written(tmp_path: Path):
     with disk(tmp_path / "disk", 16) as mounted:
         output = mounted / "data"
         argv = preparation(tmp_path, str(output))
         filler = fill(mounted, leave_bytes=200_000)
         line = error_of(run("prepare_audioset", *argv))
-        said = (
+        expected = (
             f"error: the preparation stopped, all shards written so far are whole: No space left on device: {output}/"
         )
-        assert line.startswith(said), line
+        assert line.startswith(expected), line
         assert line.endswith("make room there, and run the same command again")
         filler.unlink()
         again = run("prepare_audioset", *argv)
@@ -182,13 +184,13 @@ def test_part_3_5_a_disk_that_is_full_when_a_shard_is_written(tmp_path: Path):
 
 @needs_mount
 @pytest.mark.slow
-def test_part_3_6_a_disk_that_is_full_when_a_checkpoint_is_uploaded(tone_data: str, tmp_path: Path):
+def test_part_3_6_disk_that_is_full_when_a_checkpoint_is_uploaded(tone_data: str, tmp_path: Path):
     with disk(tmp_path / "disk", 600) as mounted:
         output = mounted / "run"
         argv = training(tone_data, str(output))
-        filler = fill(mounted, leave_bytes=80_000_000)  # two models have room, and no state of the optimiser
+        filler = fill(mounted, leave_bytes=80_000_000)  # room for two models, but not for a state of the optimiser
         line = error_of(run("train", *argv, "--max-failures", "0"))
-        expected = f"error: training failed, its checkpoints are whole: No space left on device: {output}"
+        expected = f"error: training failed, its checkpoints are complete: No space left on device: {output}"
         assert line == f"{expected}; make room there, and run the same command again"
         filler.unlink()
         again = run("train", *argv)

@@ -1,4 +1,4 @@
-"""A run gives the same figures wherever it and its data lie, and writes nothing into its data."""
+"""A run gives the same figures in any folder and with its data in any folder, and does not change its data."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from tests.jobs.test_train import argv, records_of
 ODD = "d\u00e4 ta #1 %20 ?&=;"
 
 
-def test_cases_24_31_and_32_the_same_seed_is_the_same_run_in_any_folder(
+def test_cases_24_31_and_32_same_seed_gives_the_same_run_in_any_folder(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("HOME")

@@ -191,7 +191,7 @@ def test_manifest_of_files_in_two_splits(local_ray: None, tmp_path: Path):
     assert opened.clips(["extra"]).labels.to_pylist() == [[1]]
 
 
-def test_case_38_files_and_folders_of_any_name(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_case_38_files_and_folders_can_have_any_name(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     sounds = tmp_path / "my sounds"
     sounds.mkdir()

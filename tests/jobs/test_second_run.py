@@ -202,12 +202,12 @@ def test_failed_file_with_a_new_modification_time_is_tried_again(local_ray: None
     assert folder.index() == {"train": ["a", "b"]}
 
 
-def test_another_section_under_the_name_of_a_prepared_clip_is_refused(local_ray: None, folder: Folder):
-    """The shards have the section of each clip; without a look at it, the earlier one's sound would stay."""
+def test_other_section_with_the_name_of_a_prepared_clip_is_refused(local_ray: None, folder: Folder):
+    """The shards record each clip's section. Without this check the sound of the earlier section would stay."""
     fakes.write_media(folder.path / "long.wav", fakes.noise(2.0))
     header = "clip_id,path,labels,start_s,end_s"
     manifest = folder.path / "list.csv"
-    manifest.write_text(f"{header}\na,long.wav,x,0,1\nb,long.wav,x,0.5,2.02\n")  # the recording ends a little early
+    manifest.write_text(f"{header}\na,long.wav,x,0,1\nb,long.wav,x,0.5,2.02\n")  # the recording is a little shorter
     folder.run_with("--manifest", str(manifest))
     assert "2 clips are done" in folder.run_with("--manifest", str(manifest))
     for section in ("0.5,1.5", "0,0.9", "0,1.2"):
@@ -216,7 +216,7 @@ def test_another_section_under_the_name_of_a_prepared_clip_is_refused(local_ray:
         assert "error: 1 clips of split 'train' are prepared from another section than this list names, a" in printed
 
 
-def test_a_file_that_was_written_after_its_clip_is_pointed_out(local_ray: None, folder: Folder):
+def test_file_written_after_its_clip_was_prepared_is_pointed_out(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
     assert "written later" not in folder.run(in_train("abc"))
     fakes.write_media(folder.path / "b.wav", fakes.noise(0.5, seed=7))
