@@ -27,6 +27,7 @@ from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train.evaluation.epoch_results import read_records
+from pipeline.train.fit import train_run
 from pipeline.train.metrics_log import finite_or_null, read_summary
 
 LAST_EPOCHS = 5
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with train.session(*runs.values()):
         for fold, run in runs.items():
             print(f"\n{fold}", flush=True)
-            train.train_run(run)
+            train_run(run)
     found = summarise(
         {fold: _figures(storage.join(output, fold), metric) for fold in folds},
         higher_is_better=METRICS[metric].higher_is_better,

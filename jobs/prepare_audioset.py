@@ -16,14 +16,11 @@ import math
 import shlex
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import LabelVocabulary
 from jobs.common import add_ray_options, check_numbers, output_uri, run
-from jobs.ray_session import ray_session
 from pipeline import storage
 from pipeline.prepare import progress, sources
 from pipeline.prepare.clip import Reason, printable
@@ -33,10 +30,11 @@ from pipeline.prepare.fetch.pacing import Pace
 from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import membership
-from pipeline.prepare.plan import STAGE_CPUS, Prepared, PrepareSettings, prepare, what_is_left
 from pipeline.prepare.sources import ClipList, locate, registry
 from pipeline.prepare.sources.registry import Request, Source
-from pipeline.ray_errors import user_errors_from_tasks
+
+if TYPE_CHECKING:
+    from pipeline.prepare.plan import Prepared
 
 YOUTUBE_PER_HOUR = 300.0
 """YouTube's limit for clients without an account, according to yt-dlp's maintainers."""
@@ -141,6 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = membership.once_each(_read_list(args)).limited(args.limit)
     for note in listed.notes:
         print(f"note: {printable(note, 600)}", flush=True)
+    # Ray, which `--help` and refused lists do not need.
+    from jobs.ray_session import ray_session
+    from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
+
     settings = PrepareSettings(
         output=output_uri(args.output),
         keep_silent=args.keep_silent,
@@ -170,9 +172,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write_report(output: str, prepared: Prepared) -> None:
+def _write_report(output: str, prepared: "Prepared") -> None:
     """Write the data set's report. If this fails, the data set is complete without it."""
-    from pipeline.inspect.data_report import write_report  # slow to import, and needed only here
+    import ray
+
+    from pipeline.inspect.data_report import write_report
+    from pipeline.prepare.plan import STAGE_CPUS
+    from pipeline.ray_errors import user_errors_from_tasks
 
     try:
         with user_errors_from_tasks():

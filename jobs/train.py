@@ -19,15 +19,16 @@ import argparse
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError
 from ast_core.recipe import Recipe
 from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
-from jobs.ray_session import ray_session
 from jobs.recipe_option import overridden, read_recipe, recipe_names
-from pipeline.train import fit
-from pipeline.train.fit import ClaimedRun, TrainSettings, train_run
-from pipeline.train.resources import CPUS_WITH_GPU, IN_PROCESS
+from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, TrainSettings
+
+if TYPE_CHECKING:
+    from pipeline.train.fit import ClaimedRun
 
 LONGEST_S, MAX_CACHE_GB = 30 * 86_400.0, 1e9
 """Upper bounds of options: a month, and an exabyte."""
@@ -143,18 +144,26 @@ def read_settings(argv: Sequence[str] | None = None) -> TrainSettings:
     return TrainSettings(**given)
 
 
-def claim(argv: Sequence[str] | None = None) -> ClaimedRun:
-    """Claim the run that a command line describes (`fit.claim`)."""
-    return fit.claim(read_settings(argv))
+def claim(argv: Sequence[str] | None = None) -> "ClaimedRun":
+    """The run that a command line asks for (`fit.claim`)."""
+    settings = read_settings(argv)
+    from pipeline.train import fit  # PyTorch and Ray, which `--help` does not need
+
+    return fit.claim(settings)
 
 
-def session(*runs: ClaimedRun) -> AbstractContextManager[None]:
-    """A `fit.session` with Ray on this machine or the cluster at --address."""
+def session(*runs: "ClaimedRun") -> AbstractContextManager[None]:
+    """`fit.session` with this machine's Ray or the one at --address."""
+    from jobs.ray_session import ray_session
+    from pipeline.train import fit
+
     return fit.session(*runs, ray_session=ray_session)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     claimed = claim(argv)
+    from pipeline.train.fit import train_run
+
     with session(claimed):
         train_run(claimed)
     return 0

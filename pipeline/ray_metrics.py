@@ -4,17 +4,20 @@ They can be made and counted without a running Ray, and then go nowhere.
 """
 
 from functools import cache
-
-from ray.util.metrics import Counter
+from typing import Any
 
 
 @cache
-def prepared_clips() -> Counter:
+def prepared_clips() -> Any:
     """Clips by how their preparation ended: `prepared`, or the reason why it failed."""
+    from ray.util.metrics import Counter
+
     return Counter("prepare_clips", description="Clips that are prepared or have failed", tag_keys=("outcome",))
 
 
 @cache
-def fetches() -> Counter:
+def fetches() -> Any:
     """Fetches by how they ended: `fetched`, or the reason why they failed."""
+    from ray.util.metrics import Counter
+
     return Counter("prepare_fetches", description="Fetches from media hosts that have ended", tag_keys=("outcome",))

@@ -41,42 +41,14 @@ from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
-from pipeline.train.resources import IN_PROCESS, check_precision, known_resources, worker_resources
+from pipeline.train.resources import check_precision, known_resources, worker_resources
 from pipeline.train.run_folder import RunIdentity
+from pipeline.train.settings import IN_PROCESS, TrainSettings
 from pipeline.train.worker import train_worker
 from pipeline.train.worker_config import TrainJob, stopped_json
 
 COORDINATOR_S = 60.0
 """Longest wait for the actor through which Ray Train requests resources. After it training begins without the actor."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """What a user asks for: recipe, data, output, and how to compute. These are the options of jobs/train.py."""
-
-    recipe: Recipe
-    overrides: Collection[str] = ()
-    """Recipe keys that the command line sets."""
-    data: str
-    train_splits: list[str]
-    eval_splits: list[str]
-    output: str
-    """Absolute URI of the run."""
-    num_workers: tuple[int, int] = (1, 1)
-    """The fewest and the most workers; `IN_PROCESS` trains without workers."""
-    device: str = "auto"
-    cpus_per_worker: int | None = None
-    max_failures: int = 2
-    checkpoint_every_s: float = 600.0
-    resize_every_s: float = 60.0
-    log_every_steps: int = 20
-    cache_dir: str | None = None
-    cache_gb: float = 500.0
-    async_validation: bool = False
-    init_from: str | None = None
-    mlflow: str | None = None
-    address: str = "local"
-    num_cpus: int | None = None
 
 
 @dataclass(frozen=True)

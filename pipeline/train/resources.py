@@ -9,12 +9,7 @@ import torch
 from ast_core.errors import ConfigError
 from ast_core.execution import for_device
 from ast_core.recipe import Recipe
-
-IN_PROCESS = (0, 0)
-"""The value of --num-workers that trains in the command's own process."""
-
-CPUS_WITH_GPU = 4
-"""CPUs of a worker with a GPU, if the machine has enough: one runs the step, the others read shards."""
+from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS
 
 
 def known_resources(address: str, num_cpus: int | None) -> Mapping[str, float] | None:

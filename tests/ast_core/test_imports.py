@@ -87,3 +87,10 @@ def test_the_benchmark_of_feed_and_step_runs_without_ray(given: bool, tone_data:
     assert "clips/s | of the step alone | MFU | data-wait share" in head
     assert float(row[2]) > 0
     assert 0 <= float(row[5].rstrip("%")) <= 100
+
+
+@pytest.mark.parametrize("job", ["train", "prepare_audioset"])
+def test_the_parser_of_a_job_needs_neither_ray_nor_pytorch(job: str):
+    """So `--help` answers in about a second."""
+    code = f"import sys, jobs.{job} as job; job.parser(); print({{'ray', 'torch', 'timm'}} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

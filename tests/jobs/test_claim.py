@@ -13,13 +13,13 @@ import ray
 from ast_core.errors import ConfigError, DataError
 from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe
-from jobs import train
 from jobs.train import claim, main, read_settings, session
 from pipeline import dataset, storage
 from pipeline.locks import exclusive
 from pipeline.train import fit
-from pipeline.train.fit import TrainSettings, _resources
+from pipeline.train.fit import _resources
 from pipeline.train.metrics_log import RunLog
+from pipeline.train.settings import TrainSettings
 from tests import fakes
 from tests.damage import record_again
 from tests.fakes import SMALL_RECIPE
@@ -90,7 +90,7 @@ def test_data_prepared_again_in_another_order_are_refused(split: str, tone_data:
 
 
 def test_run_in_use_is_refused_before_ray_starts(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train, "ray_session", ray_session := MagicMock())
+    monkeypatch.setattr("jobs.ray_session.ray_session", ray_session := MagicMock())
     command = argv(tone_data, tmp_path / "run")
     refusal = r"^another job is training .*run; wait for its end, or stop it$"
     with session(claim([*command, "--num-workers", "0"])), pytest.raises(DataError, match=refusal):
