@@ -145,7 +145,7 @@ def read_settings(argv: Sequence[str] | None = None) -> TrainSettings:
 
 
 def claim(argv: Sequence[str] | None = None) -> "ClaimedRun":
-    """The run that a command line asks for (`fit.claim`)."""
+    """Claim the run that a command line describes (`fit.claim`)."""
     settings = read_settings(argv)
     from pipeline.train import fit  # PyTorch and Ray, which `--help` does not need
 
@@ -153,7 +153,7 @@ def claim(argv: Sequence[str] | None = None) -> "ClaimedRun":
 
 
 def session(*runs: "ClaimedRun") -> AbstractContextManager[None]:
-    """`fit.session` with this machine's Ray or the one at --address."""
+    """A `fit.session` with Ray on this machine or the cluster at --address."""
     from jobs.ray_session import ray_session
     from pipeline.train import fit
 
