@@ -1,11 +1,11 @@
-"""Decoded audio, kept: a store from which features are made anew without fetching or decoding the media again.
+"""Audio store: decoded audio, from which features are computed again without fetching or decoding the media.
 
 STORE/labels.csv              index,mid,display_name
-STORE/SPLIT/audio/*.parquet   one row a clip (`KEPT`); a file has the clips and the name of a shard of the data set
+STORE/SPLIT/audio/*.parquet   one row per clip (`KEPT`); a file has the clips and the name of a shard of the data set
 
-A clip is kept as FLAC, 16 kHz, mono, 16 bit. Features of a run that keeps its audio are computed from what is kept, so
-those that are made from the store are equal to the byte. A file is written before its shard: whatever ends a run, each
-prepared clip is in the store, and one that is there twice then is once when the run that follows has published.
+A clip is stored as FLAC, 16 kHz, mono, 16 bit. A run that keeps audio computes its features from the stored audio, so
+features that are computed from the store are equal to the byte. A file is written before its shard. So after a crash
+every prepared clip is in the store, possibly twice; the next run removes the duplicates after it has published.
 """
 
 import io
@@ -29,8 +29,8 @@ from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.own_outputs import holds_clips
 
 FLAC_OPTIONS = {"compression_level": "0", "frame_size": "4096"}
-"""A higher level saves 5 % of the bytes and costs a third more time when decoding. The small frames that FFmpeg chooses
-at this rate would double the time of coding and of decoding."""
+"""A higher level saves 5 % of the bytes, but decoding takes a third longer. FFmpeg's default frame size at this rate
+would double the time of encoding and of decoding."""
 
 FULL_SCALE = 1 << 15
 
@@ -43,11 +43,11 @@ KEPT = pa.schema(
         pa.field("end_s", pa.float64()),
         pa.field("labels", dataset.LABELS),  # indices into labels.csv
         pa.field("label_names", pa.list_(pa.string())),
-        pa.field("num_clipped", pa.int32()),  # samples that were beyond full scale
+        pa.field("num_clipped", pa.int32()),  # samples beyond full scale
         pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
     ]
 )
-"""Nothing but a video_id is null, yet all may be: Hugging Face `datasets` takes no other column for what it is."""
+"""All columns are nullable, though only video_id is ever null: Hugging Face `datasets` requires nullable columns."""
 
 _VALUES = {"start_s": "float64", "end_s": "float64", "num_clipped": "int32"}
 _LISTS = {"labels": "int16", "label_names": "string"}
@@ -57,11 +57,11 @@ _FEATURES = {
     "audio": {"sampling_rate": SAMPLE_RATE_HZ, "_type": "Audio"},
 }
 _METADATA = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
-"""By which Hugging Face `datasets` knows the audio as such."""
+"""Metadata by which Hugging Face `datasets` recognises the audio column."""
 
 
 def keep_audio(rows: pa.Table) -> pa.Table:
-    """Rows with `waveform` in; out come rows with `kept` (FLAC, null where failed) and its waveform, one for one."""
+    """Stage that adds `kept` (FLAC, null for failed rows) and replaces `waveform` by the rounded one."""
     waveforms = rows["waveform"].combine_chunks()
     samples = to_16_bit(waveforms.values.to_numpy())
     ends = waveforms.offsets.to_numpy()
@@ -76,7 +76,7 @@ def to_16_bit(waveform: np.ndarray) -> np.ndarray:
 
 
 def flac_bytes(waveform: np.ndarray) -> bytes:
-    """FLAC of a waveform in [-1, 1], mono at 16 kHz, rounded to 16 bit."""
+    """FLAC (16 bit, mono, 16 kHz) of a waveform in [-1, 1]."""
     return _flac(to_16_bit(waveform))
 
 
@@ -94,13 +94,13 @@ def _flac(samples: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class AudioStore:
-    """A store that a run writes to. `labels` are those of the data set."""
+    """An audio store that a run writes to. `labels` are those of the data set."""
 
     uri: str
     labels: LabelVocabulary
 
     def claim(self) -> None:
-        """Refuse a folder that holds something else; claim an empty one by writing the labels."""
+        """Reserve an empty folder by writing the labels, or refuse a folder that contains something else."""
         file = dataset.labels_csv(self.uri)
         if storage.exists(file):
             if LabelVocabulary.from_csv(storage.read_text(file), origin=file) == self.labels:
@@ -112,7 +112,7 @@ class AudioStore:
         storage.write_bytes(file, self.labels.to_csv().encode())
 
     def check_has(self, split: str, clip_ids: pa.ChunkedArray) -> None:
-        """Refuse to go on with clips that were prepared without being kept: the store would never have them."""
+        """Refuse to continue if prepared clips are missing in the store, because they would never be added."""
         if not len(clip_ids):
             return
         kept = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
@@ -124,7 +124,7 @@ class AudioStore:
             )
 
     def write(self, split: str, name: str, rows: pa.Table) -> None:
-        """Keep prepared clips, all of one split, in the file `name`."""
+        """Write prepared clips of one split to the file `name`."""
         clip_ids, labels = rows["clip_id"], rows["labels"].to_pylist()
         made = {
             "label_names": pa.array([[self.labels.names[i] for i in clip] for clip in labels], pa.list_(pa.string())),
@@ -140,7 +140,7 @@ class AudioStore:
         self._write(split, name, table.cast(KEPT))
 
     def settle(self, split: str, prepared: pa.Table) -> None:
-        """Leave one copy of each clip: that beside the shard which the data set has it in, else the first.
+        """Keep one copy of each clip: the one in the file of the clip's shard, or else the first.
 
         Args:
             prepared: `clip_id` and `shard` of the split's clips.
@@ -163,7 +163,7 @@ class AudioStore:
                 self._drop(split, file, stays)
 
     def _drop(self, split: str, file: str, stays: list[bool]) -> None:
-        """What stays is written before the file goes: a kill between leaves too much, not too little."""
+        """Remove rows from a file. The rest is written first, so that a crash leaves duplicates and loses nothing."""
         uri = storage.join(self._folder(split), file)
         if any(stays):
             with archives.open_parquet(uri) as parquet:
@@ -179,7 +179,7 @@ class AudioStore:
                 table.replace_schema_metadata(_METADATA),
                 file,
                 row_group_size=dataset.ROW_GROUP_CLIPS,
-                compression="none",  # of FLAC nothing is left to gain
+                compression="none",  # FLAC cannot be compressed further
                 use_dictionary=["split", "video_id", "label_names.list.element"],
                 write_statistics=small,
                 **parquet.CHECKSUMS,
@@ -187,7 +187,7 @@ class AudioStore:
         )
 
     def _clip_ids(self, split: str) -> Iterable[tuple[str, pa.Array]]:
-        """File name and clip_ids of each file."""
+        """Yield the name and the clip_ids of each file."""
         files = storage.list_files(self._folder(split), suffix=".parquet")
         for uri, clip_ids in zip(files, archives.ahead(_clip_ids_of, files), strict=True):
             yield uri.rsplit("/", 1)[1], clip_ids

@@ -172,7 +172,7 @@ def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
     WriteShards(output)(prepared_rows("a"))
     (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
     pq.write_table(pq.read_table(shard).drop_columns(["fbank_hash", "fbank_sum"]), shard)
-    with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data anew"):
+    with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data again"):
         load_split(output, "train")
     (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
     with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data again"):
@@ -188,7 +188,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "thesis.docx").write_text("…")
     for folder in (tmp_path, tmp_path / "files"):
-        with pytest.raises(DataError, match="not empty and holds no data set"):
+        with pytest.raises(DataError, match="not empty and contains no data set"):
             start_output(str(folder), labels)
     two_labels = LabelVocabulary.from_names(["a", "b"])
     assert not start_output(str(tmp_path / "new"), two_labels)
