@@ -1,8 +1,9 @@
-"""The data's way, on one page: a list of clips → audio → waveform (→ kept) → fbank → shards on disk.
+"""The stages of a preparation: a list of clips → audio → waveform (→ audio store) → fbank → shards on disk.
 
-Only this file says how the stages are chained and what each may use. One chunk of the list becomes one shard, so no
-task waits for clips of another. In memory, a task holds `CLIPS_AT_ONCE` waveforms and a chunk's fbanks, and a download
-worker the audio of one chunk, until its shard is written: `MAX_CLIPS` a CPU, or `MAX_FETCHED_CLIPS` a download worker.
+This file alone decides how the stages are chained and which resources each one gets. One chunk of the work list becomes
+one shard, so no task waits for the clips of another. Until its shard is written, a task has `CLIPS_AT_ONCE` waveforms
+and the fbanks of a chunk in memory, and a download worker the audio of a chunk. A chunk has up to `MAX_CLIPS` clips, or
+`MAX_FETCHED_CLIPS` fetched ones.
 """
 
 import logging
@@ -50,21 +51,22 @@ from pipeline.ray_errors import user_errors_from_tasks
 
 CLIPS_AT_ONCE = 8
 MIN_CLIPS, MAX_CLIPS = 16, 128
-"""Of a chunk, and so of a shard: about 3 and 27 MB at 10 s. A short list has small ones, so that all CPUs have some."""
+"""Clips per chunk, and so per shard: about 3 and 27 MB at 10 s. A short list gets small chunks, so that all CPUs
+work."""
 
 MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS = 4, 32
-"""The same where clips are fetched: what a kill may cost is fetched again."""
+"""Clips per chunk of fetched clips. It is smaller because after a crash the whole chunk is fetched again."""
 
 DOWNLOAD_CPUS, STAGE_CPUS = 0.02, 0.95
-"""Of all download workers of a job together, and of a task. A fetch mostly waits, and its worker stays for the whole
-job: what it holds no task ever gets, and one CPU has to do for two jobs that fetch and the tasks of a third. Without
-any, download workers would go to a head that is to do no work."""
+"""CPUs reserved by all download workers of a job together, and by one task. Download workers mostly wait and live as
+long as the job, so they reserve almost nothing: 0.02 + 0.02 + 0.95 fit on one CPU, for two jobs that fetch and a third
+one's tasks. The value is not 0, because Ray would then also place them on a head node without CPUs."""
 
 LEAST_CPUS = 1e-4
-"""Ray counts no finer."""
+"""The smallest share of a CPU that Ray distinguishes."""
 
 MAX_DEATHS = 3
-"""Of the task of a chunk, by a crash of its process, by Ray's memory monitor or with its node."""
+"""A chunk fails if its task died this often, by a crash, by Ray's memory monitor or together with its node."""
 
 SHARDS_ARE_WHOLE = "the preparation stopped, all shards written so far are whole"
 
@@ -77,12 +79,12 @@ class PrepareSettings:
     keep_silent: bool = False
     download_workers: int = 4
     own_addresses: bool = False
-    """Each node reaches the hosts by an address of its own; else all share one."""
+    """Each node uses its own address to reach the hosts; otherwise all nodes share one."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
     retry: frozenset[Reason] = frozenset()
-    """Reasons for which clips that failed for good are tried again."""
+    """Clips that failed for good with one of these reasons are tried again."""
     keep_audio: str | None = None
-    """URI of a store for what was decoded."""
+    """URI of the audio store."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,18 @@ class Todo:
     clips: pa.Table
     num_listed: int
     failed: dict[str, int]
-    """Clips that stay failed, by reason."""
+    """Clips that are not tried again, by reason."""
     num_changed: int
-    """Clips that had failed for good, and whose file has changed since."""
+    """Clips that failed for good, but whose file has changed since."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know of the clips that are prepared, a line each."""
+    """Lines for the user about the prepared clips."""
 
     @property
     def num_done(self) -> int:
         return self.num_listed - len(self.clips)
 
     def line(self) -> str:
-        """What an earlier run has done, empty if there was none."""
+        """One line on what earlier runs have done; empty if there was none."""
         if not self.num_done and not self.num_changed:
             return ""
         parts = [f"{self.num_done:,} clips are done by an earlier run, {len(self.clips):,} to do"]
@@ -120,10 +122,10 @@ class Todo:
 
 
 def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
-    """Clips that are neither prepared nor failed for good. Nothing is written.
+    """Return the clips that are neither prepared nor failed for good, without writing anything.
 
     Raises:
-        DataError: where the output holds something else.
+        DataError: the output contains something else.
     """
     check_output(settings.output, listed.vocabulary)
     return _left(listed, {split: load_split(settings.output, split) for split in listed.splits}, settings)
@@ -133,14 +135,14 @@ def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
 class Prepared:
     splits: list[SplitReport]
     stored: ray.ObjectRef
-    """What the shards hold, `{split: SCANNED}`, in Ray's object store: the report need not open them again."""
+    """The scanned columns of the shards, `{split: SCANNED}`, in Ray's object store; the report uses them."""
 
 
 def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> Prepared:
-    """Prepare all clips that are not prepared yet, and publish the data set. Safe to run again after any end.
+    """Prepare all clips that are not prepared yet, and publish the data set. It can be run again after any failure.
 
     Raises:
-        DataError: before any work, where the output holds something else, or another job is at work on it.
+        DataError: before any work, if the output contains something else or another job is writing to it.
     """
     splits = listed.splits
     with exclusive("prepare", settings.output):
@@ -168,7 +170,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
 
 
 def _left_over(output: str, splits: Iterable[str]) -> list[str]:
-    """A line where storage forbids deleting, by what publishing removes; the next run does not use what is left."""
+    """Return a warning if the storage refused to delete the work folder. The next run ignores what is in it."""
     work = dataset.work_dir(output)
     if not any(storage.exists(dataset.unpublished_file(output, split)) for split in splits):
         return []
@@ -191,7 +193,7 @@ def _work_off(todo: Todo, settings: PrepareSettings, store: AudioStore | None, s
 def _open_output(
     listed: ClipList, settings: PrepareSettings, say: Callable[[str], None]
 ) -> tuple[AudioStore | None, dict[str, SplitState]]:
-    """Claim the output, and the store if audio is to be kept; tidy what a kill left there, and read back the rest."""
+    """Reserve the output (and the audio store), clean up after an interrupted run, and read what is already there."""
     if start_output(settings.output, listed.vocabulary):
         labels_csv = dataset.labels_csv(settings.output)
         say(f"no clip was prepared with the labels in {labels_csv}: the labels of this list take their place")
@@ -210,10 +212,10 @@ def _open_output(
 
 @ray.remote(num_cpus=STAGE_CPUS, num_returns=2)
 def _publish(*args: Any) -> tuple[Any, dict[str, pa.Table]]:
-    """`publish` in a task, since with two million clips it takes more memory than a driver should.
+    """Run `publish` in a task, because with two million clips it needs more memory than a driver should use.
 
     Returns:
-        The content of dataset.json with lines for the user, and what is stored, which the driver does not fetch.
+        The content of dataset.json with lines for the user, and the scanned columns, which stay in the object store.
     """
     info, lines, stored = publish(*args)
     return (info, lines), stored
@@ -223,7 +225,7 @@ def _stages(
     todo: Todo, folder: str, settings: PrepareSettings, turns: ClusterTurns | None, store: AudioStore | None
 ) -> Dataset:
     _leave_the_terminal_to_us()
-    DataContext.get_current().raise_original_map_exception = True  # Ray's own in its place would not name the cause
+    DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
     clips_per_chunk = _clips_per_chunk(todo, settings)
     chunks = write_todo(folder, todo.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
@@ -249,12 +251,12 @@ def _stages(
 
 @dataclass(frozen=True)
 class Stages:
-    """One after another, in one task. Ray fuses stages too; what it cannot fuse it reads ahead, to the list's end."""
+    """Runs several stages in one task. Ray fuses stages too, but reads the whole list ahead of those it cannot fuse."""
 
     stages: tuple[Stage, ...]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        with in_spite_of_errors(SHARDS_ARE_WHOLE):  # here, as Ray Data puts advice in the place of an error's path
+        with in_spite_of_errors(SHARDS_ARE_WHOLE):  # inside the task: Ray Data replaces the path in an error by advice
             for stage in self.stages:
                 rows = stage(rows)
         return rows
@@ -262,7 +264,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class AFewAtOnce:
-    """A stage for `CLIPS_AT_ONCE` rows after the others, so that few waveforms are in memory."""
+    """Runs a stage on `CLIPS_AT_ONCE` rows at a time, so that few waveforms are in memory."""
 
     stage: Stage
 
@@ -272,12 +274,12 @@ class AFewAtOnce:
 
 
 def give_up(rows: pa.Table) -> pa.Table:
-    """A stage: rows under way in and out, all of them failed if the task that reads them has died too often.
+    """Stage that fails all rows of a chunk if the task that reads them has died too often.
 
-    Ray runs a task again whatever ended it, for ever. What kills each of them is one of its clips, or all of them
-    together: too little memory, most often. The job goes on with the other chunks.
+    Ray restarts a task that died without limit. Usually one clip kills it each time, or all clips together need too
+    much memory. The job continues with the other chunks.
     """
-    worker: Any = ray._private.worker.global_worker  # Ray tells a task's number of attempts nowhere else
+    worker: Any = ray._private.worker.global_worker  # Ray has no public way to ask for a task's number of attempts
     num_deaths = worker.core_worker.get_current_task_attempt_number()
     if num_deaths < MAX_DEATHS:
         return rows
@@ -298,9 +300,10 @@ def give_up(rows: pa.Table) -> pa.Table:
 
 
 class FetchAndPrepare:
-    """What a download worker does with a chunk: it fetches the clips, and has a task prepare them where a CPU is free.
+    """Work of a download worker: it fetches the clips of a chunk, and a task prepares them on a free CPU.
 
-    It waits for that. As a stage that follows, Ray would let fetched chunks pile up, limited by their bytes alone.
+    The worker waits for that task. If the task were the next stage, Ray would let fetched chunks accumulate up to its
+    limit in bytes.
     """
 
     def __init__(self, download: Download, prepare_chunk: Stages) -> None:
@@ -334,10 +337,10 @@ def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Datas
 
 
 def _written(data: Dataset) -> Generator[dict[str, Any]]:
-    """Counts by outcome, as they come.
+    """Yield the counts by outcome as the chunks are written.
 
-    Whatever ends the loop over them, the Dataset's executor has ended too: its thread would start another Ray when this
-    one is shut down. Ray ends it by itself only while it waits for a row, or when the iterator is collected as garbage.
+    When the loop over them ends for any reason, the Dataset's executor is stopped. Otherwise its thread would start
+    Ray again after a shutdown: Ray stops it only while it waits for a row, or when the iterator is garbage-collected.
     """
     rows = data.iter_rows()
     try:
@@ -350,13 +353,13 @@ def _written(data: Dataset) -> Generator[dict[str, Any]]:
 
 
 def _leave_the_terminal_to_us() -> None:
-    """Our progress counts clips and failures, and the job shows an error that is raised: as one line where that does,
-    while Ray prints the traceback of each. Ray's warnings still come through, and its log files keep everything.
+    """Turn off Ray's progress bars and tracebacks, because our progress counts clips and failures, and the job prints
+    an error as one line. Ray's warnings still appear, and its log files contain everything.
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # a chunk is the bound
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that the bars are off
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # chunks bound memory
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that progress bars are off
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
@@ -386,7 +389,7 @@ def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSett
         final = final.filter(pa.array(~has_changed))
         failed.update(failures_table.by_reason(final))
         done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
-        # Two million clips of one new split are not copied.
+        # For one new split, the two million clips are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
         todo.append(of_split if is_left is None else of_split.filter(is_left))
     return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed, notes)

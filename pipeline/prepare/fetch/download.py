@@ -1,4 +1,4 @@
-"""The stage that fetches: turns, attempts and deadlines around one fetch of a section."""
+"""The fetch stage: permits, attempts and deadlines around the fetch of one section."""
 
 import time
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from pipeline.prepare.sandbox import Isolated
 from pipeline.prepare.sources.locate import host_of
 
 MEMORY_BYTES = 2 << 30
-"""What the process that fetches may write to: yt-dlp reads a page to its end, and a page may have none. Deno needs
-half of it."""
+"""Memory limit of the process that fetches: yt-dlp reads a page without a limit of its length. Deno needs half of
+it."""
 
 ATTEMPTS = {
     Reason.NETWORK: 3,
@@ -24,21 +24,21 @@ ATTEMPTS = {
     Reason.TIMEOUT: 2,
     Reason.TRUNCATED: 2,
     Reason.SETUP: 2,
-    Reason.CRASHED: 2,  # a machine short of memory may have ended it
-    Reason.NOT_AUDIO: 2,  # FFmpeg says the same of a host that sent nothing for once
+    Reason.CRASHED: 2,  # the machine may have been short of memory
+    Reason.NOT_AUDIO: 2,  # FFmpeg also reports this if a host sent nothing
 }
-"""In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
-few, so that a clip which is refused for itself does not keep an address from all others."""
+"""Attempts of one run by reason; any other reason is final at once. After `throttled` the next attempt waits for the
+cool-down. The attempts are few, so that one clip that a host refuses does not block an address for all others."""
 
 BACK_OFF_S = 2.0
-"""Before the second attempt of a transient fault; four times as long before the third."""
+"""Delay before the second attempt after a transient fault. It is four times as long before the third."""
 
 
 URL_SCHEMES = ("http://", "https://")
 
 
 class Turns(Protocol):
-    """A job's `pipeline.prepare.fetch.pacing.Pacer`, wherever it runs."""
+    """A job's view of the `pipeline.prepare.fetch.rate_limiter.RateLimiter`, in this process or in an actor."""
 
     def turn(self, host: str) -> Turn: ...
 
@@ -50,15 +50,15 @@ class FetchSettings:
     ytdlp: YtDlp = field(default_factory=YtDlp)
     pace: Pace = field(default_factory=Pace)
     deadline_s: float = 120.0
-    """For one attempt, whatever it is doing; then it and the programs it started are ended."""
+    """Limit of one attempt; then its process and the programs that it started are killed."""
     back_off_s: float = BACK_OFF_S
 
 
 class Download:
-    """Rows whose `media` is a URL in; the same rows with `samples` out, null where the media is a file.
+    """Stage that adds `samples` to rows whose `media` is a URL; null if the media is a file.
 
-    These are the section's, float32, mono, 16 kHz, as bytes. Which bytes of a recording a section needs, only reading
-    it tells; so it is decoded where it is fetched, by the function that decodes files.
+    `samples` are those of the section: float32, mono, 16 kHz, as bytes. The section is decoded while it is fetched, by
+    the function that decodes files, because only reading a recording shows which of its bytes a section needs.
     """
 
     def __init__(self, settings: FetchSettings, turns: Turns, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -68,11 +68,11 @@ class Download:
         )
 
     def stop(self) -> None:
-        """End the process that fetches. It ends with this one in any case."""
+        """End the process that fetches. Otherwise it ends together with this one."""
         self._fetch.stop()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        check_tools()  # of this node, which the driver has not seen
+        check_tools()  # on this node; the driver has checked only its own
         rows, samples = each_clip(rows, "download", self._one)
         return rows.append_column("samples", pa.array(samples, pa.binary()))
 

@@ -1,8 +1,8 @@
-"""When a fetch may begin, and from which address: one `Pacer` for all workers of all jobs.
+"""A rate limiter that decides when a fetch may begin, and from which address. It serves all workers of all jobs.
 
-A host counts the requests of an address, whichever worker sends them. So every fetch asks for a turn, and tells how it
-ended. An address that is throttled rests, longer each time in a row; after the rest one fetch alone tries it. No Ray
-here: `shared.py` makes an actor of it.
+A host counts the requests of an address, no matter which worker sends them. So every fetch asks for a permit and
+reports how it ended. A throttled address cools down, each time longer than before; after the cool-down a single fetch
+probes it. This module does not use Ray; `rate_limit_actor.py` runs it as an actor.
 """
 
 import ipaddress
@@ -17,27 +17,27 @@ from ast_core.errors import ConfigError
 from pipeline.prepare.clip import Reason
 
 LONGEST_WAIT_S = 30.0
-"""A worker asks again at least this often, so that it hears of changes."""
+"""A worker asks again at least this often, so that it notices changes."""
 
 PROBE_S = 900.0
-"""A probe that has not been heard of for so long is taken for lost, with the worker that made it."""
+"""Time after which a probe without a report counts as lost, together with the worker that made it."""
 
 REFUSALS, OF_THE_LAST = 16, 20
-"""So many fetches of the last so many that failed as `setup` (403, no format, another client wanted) rest an address as
-throttling does: going on would burn through the list."""
+"""If 16 of the last 20 fetches failed with `setup` (403, no format, another client required), the address is treated as
+throttled. Otherwise the whole list would fail."""
 
 INCONCLUSIVE = {Reason.NETWORK, Reason.TIMEOUT, Reason.SETUP, Reason.CRASHED, Reason.UNFORESEEN}
-"""Endings that do not show that a host serves an address again."""
+"""Results that do not show that a host serves an address again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     fetches_per_hour: float = math.inf
-    """From one address."""
+    """Limit per address."""
     addresses: tuple[str, ...] = ()
-    """Proxies (`http://…`) or source IP addresses; none: each worker goes out by the address that it calls home."""
+    """Proxies (`http://…`) or source IP addresses. If empty, each worker uses its own egress address."""
     rest_s: float = 3600.0
-    """The first rest; each in a row is twice as long as the one before, up to 8 times this."""
+    """Duration of the first cool-down. Each further one in a row is twice as long, up to 8 times this."""
 
     def __post_init__(self) -> None:
         if not self.fetches_per_hour > 0:
@@ -46,16 +46,16 @@ class Pace:
             raise ConfigError(f"--rest-s is {self.rest_s:g}; use more than 0")
 
     def seconds_for(self, num_fetches: int) -> float:
-        """How long so many fetches take at the least, with one address where none is named."""
+        """Least duration of so many fetches; without named addresses, for one address."""
         return num_fetches * 3600 / self.fetches_per_hour / max(1, len(self.addresses))
 
 
 def check_address(address: str, option: str = "--addresses") -> None:
-    """Raises ConfigError unless it is the URL of an HTTP proxy, or an IP address."""
+    """Raises ConfigError unless `address` is the URL of an HTTP proxy or an IP address."""
     scheme, is_url, host = address.partition("://")
     if is_url:
-        if scheme != "http" or not host:  # it goes out without any other, by the machine's own address
-            raise ConfigError(f"{option} {address}: fetches go through http:// proxies alone")
+        if scheme != "http" or not host:  # yt-dlp would ignore any other proxy and use the machine's own address
+            raise ConfigError(f"{option} {address}: fetches go only through http:// proxies")
         return
     try:
         ipaddress.ip_address(address)
@@ -65,18 +65,18 @@ def check_address(address: str, option: str = "--addresses") -> None:
 
 class Turn(NamedTuple):
     address: str | None
-    """None: not yet."""
+    """None: no fetch is permitted yet."""
     wait_s: float
-    """Ask again after so long; 0 with an address."""
+    """Time after which to ask again; 0 with an address."""
 
 
 class Fetching(NamedTuple):
-    """Of a job, for its progress."""
+    """The state of a job's fetches, for its progress."""
 
     num_ended: int
-    """Fetches, well or not."""
+    """Number of fetches that ended, successful or not."""
     at_rest: dict[str, tuple[str, float]]
-    """Of each address that rests, named with the host: why, and seconds left."""
+    """Reason and remaining seconds for each address in its cool-down, named together with the host."""
 
 
 @dataclass
@@ -85,24 +85,26 @@ class _Address:
     rests_until_s: float = 0.0
     rests_in_a_row: int = 0
     probe_until_s: float = 0.0
-    """While it is not proven again: when another probe may begin."""
+    """While a throttled address is not proven to work again: when the next probe may begin."""
     refused: deque[bool] = field(default_factory=lambda: deque(maxlen=OF_THE_LAST))
     why: str = ""
 
 
 class Pacer:
-    """Its callers may keep different paces, each by what it brings: an address is free again for all of them when the
-    last one's interval is over. What an address is to one host, it is not to another."""
+    """Gives permits for all jobs of a cluster. Each call brings its own rate limit.
+
+    An address is free when the interval of its last permit is over. It has a separate state for each host.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._addresses: dict[tuple[str, str], _Address] = {}
-        """By name and host."""
+        """State by address and host."""
         self._num_ended: Counter[str] = Counter()
-        """Fetches by job."""
+        """Number of fetches by job."""
 
     def turn(self, pace: Pace, home: str, host: str) -> Turn:
-        """By which address to fetch from `host` now, or how long to wait. `home`: the worker's own address."""
+        """The address from which to fetch from `host` now, or how long to wait; `home` is the worker's own address."""
         now_s = self._clock()
         names: Sequence[str] = pace.addresses or [home]
         name, address = min(
@@ -117,11 +119,11 @@ class Pacer:
         return Turn(name, 0.0)
 
     def report(self, pace: Pace, name: str, host: str, reason: Reason | None, job: str = "") -> None:
-        """How a job's fetch from a host by an address ended: the clip's failure, or None."""
+        """Record how a job's fetch from `host` by an address ended: with the clip's failure, or None."""
         self._num_ended[job] += 1
         address, now_s = self._addresses.setdefault((name, host), _Address()), self._clock()
         if now_s < address.rests_until_s:
-            return  # begun before the rest
+            return  # the fetch began before the cool-down
         address.refused.append(reason is Reason.SETUP)
         if reason is Reason.THROTTLED or sum(address.refused) >= REFUSALS:
             address.why = str(reason)

@@ -1,4 +1,4 @@
-"""The one rate limiter of a cluster, an actor that all fetching jobs share."""
+"""The rate limiter of a cluster: one actor that all fetching jobs share."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +15,12 @@ from pipeline.prepare.fetch.pacing import Fetching, Pace, Pacer, Turn
 
 PACER = "pacer"
 ANSWER_S = 10.0
-"""Of a pacer that is asked for a line of progress."""
+"""Time limit for the rate limiter's answer to a question about progress."""
 
 
 @contextmanager
 def cluster_turns(pace: Pace, *, own_addresses: bool = False) -> Iterator["ClusterTurns"]:
-    """Turns of a job at the one pacer of its cluster. Where no job has made it, this one does, and ends it."""
+    """Connect a job to the cluster's rate limiter. If no job has started it, this one starts it, and ends it."""
     try:
         ray.get_actor(PACER, namespace=NAMESPACE)
         is_ours = False
@@ -35,11 +35,10 @@ def cluster_turns(pace: Pace, *, own_addresses: bool = False) -> Iterator["Clust
 
 
 class ClusterTurns:
-    """What a job's workers ask for turns. Safe to pickle.
+    """A worker's connection to the cluster's rate limiter. It can be pickled.
 
-    The pacer ends with the job that made it, and what it knew with it. The next call of another job, by whichever of
-    its processes, makes a new one, which hears of throttling from the next fetch. So what a job has got wrong does not
-    rest the one after it.
+    The rate limiter ends with the job that started it, and its state is lost. The next call of another job starts a new
+    one, which learns of throttling from the next fetch. So the mistakes of one job do not throttle the next job.
     """
 
     def __init__(self, pace: Pace, own_addresses: bool, pacer: Any) -> None:
@@ -56,7 +55,7 @@ class ClusterTurns:
         self._call(lambda pacer: ray.get(pacer.report.remote(self._pace, address, host, reason, self._job)))
 
     def fetching(self) -> Fetching | None:
-        """As the pacer says, since it began; None while it cannot be heard, since progress goes on without."""
+        """The state of the job's fetches since the rate limiter started; None if it does not answer."""
         try:
             fetching: Fetching = ray.get(self._pacer.fetching.remote(self._job), timeout=ANSWER_S)
         except RayActorError:

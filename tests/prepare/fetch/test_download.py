@@ -195,7 +195,7 @@ def test_a_source_address_of_another_machine_ends_the_job():
         (["--alias", "x", "--exec y", "--x"], "must not set "),
         (["http://127.0.0.1/x"], "is none"),
         (["--cookies", "nowhere.txt"], "cannot read the cookies"),
-        (["--proxy", "socks5://127.0.0.1:1080"], "--proxy socks5://127.0.0.1:1080: .* http:// proxies alone"),
+        (["--proxy", "socks5://127.0.0.1:1080"], "--proxy socks5://127.0.0.1:1080: .* http:// proxies"),
     ],
 )
 def test_options_of_yt_dlp_are_checked_before_any_work(
