@@ -61,10 +61,10 @@ def _packed(value: Any, raw: bytearray) -> Any:
 def pack_error(error: ClipError | UserError) -> tuple[bytes, bytearray]:
     """Encode an error: its kind, its message, and a clip's reason."""
     message = error.message if isinstance(error, ClipError) else str(error)
-    said = {"error": type(error).__name__, "message": message[:MAX_MESSAGE_CHARS]}
+    answer = {"error": type(error).__name__, "message": message[:MAX_MESSAGE_CHARS]}
     if isinstance(error, ClipError):
-        said["reason"] = str(error.reason)
-    text = json.dumps(said).encode()
+        answer["reason"] = str(error.reason)
+    text = json.dumps(answer).encode()
     return HEAD.pack(len(text), 0) + text, bytearray()
 
 
@@ -87,13 +87,13 @@ def unpack(text: bytes | bytearray, raw: bytearray) -> Any:
         BadAnswerError: the JSON is neither a result nor an error, or refers to bytes that do not exist.
     """
     try:
-        said = json.loads(text)
-        if "error" not in said:
-            return _unpacked(said["result"], memoryview(raw))
-        if said["error"] == ClipError.__name__:
-            error: Exception = ClipError(Reason(said["reason"]), str(said["message"]))
+        answer = json.loads(text)
+        if "error" not in answer:
+            return _unpacked(answer["result"], memoryview(raw))
+        if answer["error"] == ClipError.__name__:
+            error: Exception = ClipError(Reason(answer["reason"]), str(answer["message"]))
         else:
-            error = USER_ERRORS.get(said["error"], UserError)(str(said["message"]))
+            error = USER_ERRORS.get(answer["error"], UserError)(str(answer["message"]))
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise BadAnswerError(f"an answer that is malformed ({type(err).__name__})") from err
     raise error

@@ -129,7 +129,7 @@ FAILED_AT = pa.schema(map(FAILURES.field, ("stage", "reason", "message", "attemp
 WAVEFORM = pa.list_(pa.field("sample", pa.float32(), nullable=False))
 
 
-def under_way(clips: pa.Table) -> pa.Table:
+def in_progress(clips: pa.Table) -> pa.Table:
     """Add the columns for a failure to rows of `CLIPS`."""
     for field in FAILED_AT:
         clips = clips.append_column(pa.field(field.name, field.type), pa.nulls(len(clips), field.type))
@@ -159,8 +159,8 @@ def each_clip(
                 unforeseen = ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
                 known = err if isinstance(err, ClipError) else unforeseen
                 message = without_secrets_of(row.get("media") or "", known.message)
-                said = (stage, str(known.reason), printable(message), known.attempts)
-                for values, value in zip(failures.values(), said, strict=True):
+                failure = (stage, str(known.reason), printable(message), known.attempts)
+                for values, value in zip(failures.values(), failure, strict=True):
                     values[i] = value
         results.append(result)
     for name, values in failures.items():

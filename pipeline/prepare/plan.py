@@ -25,11 +25,11 @@ from pipeline.prepare.audio.decode import Decode
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILED_AT, Reason
 from pipeline.prepare.fetch.download import URL_SCHEMES, Download, FetchSettings
-from pipeline.prepare.fetch.rate_limit_actor import ClusterTurns, cluster_turns
+from pipeline.prepare.fetch.rate_limit_actor import ClusterPermits, cluster_permits
 from pipeline.prepare.fetch.ytdlp import check_tools
 from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.audio_store import AudioStore, keep_audio
-from pipeline.prepare.output.failures_table import note_media
+from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.output.membership import listed_in
 from pipeline.prepare.output.order import shuffled
 from pipeline.prepare.output.same_clips import check_same_clips, newer_media_lines
@@ -39,12 +39,12 @@ from pipeline.prepare.output.shards import (
     SplitState,
     WriteShards,
     check_output,
+    clean_up,
     load_split,
     publish,
     start_output,
-    tidy,
 )
-from pipeline.prepare.output.work_list import read_chunks, work_list, write_todo
+from pipeline.prepare.output.work_list import read_chunks, work_list, write_chunks
 from pipeline.prepare.progress import Progress, SplitReport
 from pipeline.prepare.sources import ClipList
 from pipeline.ray_errors import user_errors_from_tasks
@@ -88,7 +88,7 @@ class PrepareSettings:
 
 
 @dataclass(frozen=True)
-class Todo:
+class RemainingWork:
     clips: pa.Table
     num_listed: int
     failed: dict[str, int]
@@ -121,14 +121,14 @@ class Todo:
         return _num_urls(self.clips)
 
 
-def what_is_left(listed: ClipList, settings: PrepareSettings) -> Todo:
+def remaining_work(listed: ClipList, settings: PrepareSettings) -> RemainingWork:
     """Return the clips that are neither prepared nor failed for good, without writing anything.
 
     Raises:
         DataError: the output contains something else.
     """
     check_output(settings.output, listed.vocabulary)
-    return _left(listed, {split: load_split(settings.output, split) for split in listed.splits}, settings)
+    return _find_remaining(listed, {split: load_split(settings.output, split) for split in listed.splits}, settings)
 
 
 @dataclass(frozen=True)
@@ -147,29 +147,29 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     splits = listed.splits
     with exclusive("prepare", settings.output):
         store, states = _open_output(listed, settings, say)
-        todo = _left(listed, states, settings)
+        remaining = _find_remaining(listed, states, settings)
         known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
         del states
-        for line in filter(None, [todo.line(), *todo.notes]):
+        for line in filter(None, [remaining.line(), *remaining.notes]):
             say(line)
-        if len(todo.clips):
-            _work_off(todo, settings, store, say)
+        if len(remaining.clips):
+            _prepare_remaining(remaining, settings, store, say)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with user_errors_from_tasks(SHARDS_ARE_WHOLE):
             named = {split: listed_in(listed, split) for split in splits}
             published = _publish.remote(settings.output, listed.vocabulary, refused, named, known)
             (info, lines), stored = ray.get(published[0]), published[1]
         with in_spite_of_errors(PUBLISHED):
-            for line in [*lines, *_left_over(settings.output, splits)]:
+            for line in [*lines, *_leftover_warnings(settings.output, splits)]:
                 say(line)
             if store is not None:
                 for split in splits:
                     index = dataset.index_file(settings.output, split)
-                    store.settle(split, dataset.read_table(index, ["clip_id", "shard"]))
+                    store.remove_duplicates(split, dataset.read_table(index, ["clip_id", "shard"]))
     return Prepared([SplitReport(split, info["splits"][split]) for split in splits], stored)
 
 
-def _left_over(output: str, splits: Iterable[str]) -> list[str]:
+def _leftover_warnings(output: str, splits: Iterable[str]) -> list[str]:
     """Return a warning if the storage refused to delete the work folder. The next run ignores what is in it."""
     work = dataset.work_dir(output)
     if not any(storage.exists(dataset.unpublished_file(output, split)) for split in splits):
@@ -177,14 +177,16 @@ def _left_over(output: str, splits: Iterable[str]) -> list[str]:
     return [f"warning: the data set is whole, but {work} could not be removed: give this key s3:DeleteObject there"]
 
 
-def _work_off(todo: Todo, settings: PrepareSettings, store: AudioStore | None, say: Callable[[str], None]) -> None:
-    pace, own_addresses = settings.fetch.pace, settings.own_addresses
-    fetching = cluster_turns(pace, own_addresses=own_addresses) if todo.num_fetches else nullcontext()
+def _prepare_remaining(
+    remaining: RemainingWork, settings: PrepareSettings, store: AudioStore | None, say: Callable[[str], None]
+) -> None:
+    rate_limit, own_addresses = settings.fetch.rate_limit, settings.own_addresses
+    fetching = cluster_permits(rate_limit, own_addresses=own_addresses) if remaining.num_fetches else nullcontext()
     with (
         work_list(settings.output) as folder,
-        fetching as turns,
-        Progress(len(todo.clips), say, turns.fetching if turns else None) as progress,
-        closing(_written(_stages(todo, folder, settings, turns, store))) as outcomes,
+        fetching as permits,
+        Progress(len(remaining.clips), say, permits.fetching if permits else None) as progress,
+        closing(_written(_stages(remaining, folder, settings, permits, store))) as outcomes,
     ):
         for written in outcomes:
             progress.add(written["reason"], written["clips"])
@@ -199,10 +201,10 @@ def _open_output(
         say(f"no clip was prepared with the labels in {labels_csv}: the labels of this list take their place")
     store = AudioStore(settings.keep_audio, listed.vocabulary) if settings.keep_audio else None
     if store is not None:
-        store.claim()
+        store.reserve()
     states = {}
     for split in listed.splits:
-        states[split] = tidy(settings.output, split)
+        states[split] = clean_up(settings.output, split)
         if store is not None:
             prepared = states[split].prepared["clip_id"]
             is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
@@ -222,20 +224,24 @@ def _publish(*args: Any) -> tuple[Any, dict[str, pa.Table]]:
 
 
 def _stages(
-    todo: Todo, folder: str, settings: PrepareSettings, turns: ClusterTurns | None, store: AudioStore | None
+    remaining: RemainingWork,
+    folder: str,
+    settings: PrepareSettings,
+    permits: ClusterPermits | None,
+    store: AudioStore | None,
 ) -> Dataset:
-    _leave_the_terminal_to_us()
+    _silence_ray()
     DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
-    clips_per_chunk = _clips_per_chunk(todo, settings)
-    chunks = write_todo(folder, todo.clips, clips_per_chunk)
+    clips_per_chunk = _clips_per_chunk(remaining, settings)
+    chunks = write_chunks(folder, remaining.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
-    per_clip: list[Stage] = [Decode(keep_silent=settings.keep_silent), note_media]
-    per_clip.append(KeepSamples(settings.output, todo.num_listed))
+    per_clip: list[Stage] = [Decode(keep_silent=settings.keep_silent), record_media_state]
+    per_clip.append(KeepSamples(settings.output, remaining.num_listed))
     if store is not None:
         per_clip.append(keep_audio)
     write = WriteShards(settings.output, keep=store.write if store else None)
-    prepare_chunk = (give_up, AFewAtOnce(Stages((*per_clip, features))), shuffled, write)
-    if turns is None:
+    prepare_chunk = (fail_after_deaths, InSmallBatches(Stages((*per_clip, features))), shuffled, write)
+    if permits is None:
         return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
     check_tools()
     num_workers = min(settings.download_workers, len(chunks))
@@ -245,7 +251,7 @@ def _stages(
         batch_size=1,
         num_cpus=max(LEAST_CPUS, DOWNLOAD_CPUS / num_workers),
         compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-        fn_constructor_args=(Download(settings.fetch, turns), Stages(prepare_chunk)),
+        fn_constructor_args=(Download(settings.fetch, permits), Stages(prepare_chunk)),
     )
 
 
@@ -263,7 +269,7 @@ class Stages:
 
 
 @dataclass(frozen=True)
-class AFewAtOnce:
+class InSmallBatches:
     """Runs a stage on `CLIPS_AT_ONCE` rows at a time, so that few waveforms are in memory."""
 
     stage: Stage
@@ -273,7 +279,7 @@ class AFewAtOnce:
         return pa.concat_tables(map(self.stage, pieces))
 
 
-def give_up(rows: pa.Table) -> pa.Table:
+def fail_after_deaths(rows: pa.Table) -> pa.Table:
     """Stage that fails all rows of a chunk if the task that reads them has died too often.
 
     Ray restarts a task that died without limit. Usually one clip kills it each time, or all clips together need too
@@ -321,11 +327,11 @@ def _prepare_fetched(stages: Stages, fetched: pa.Table) -> pa.Table:
     return stages(fetched)
 
 
-def _clips_per_chunk(todo: Todo, settings: PrepareSettings) -> int:
-    fetched = todo.num_fetches > 0
+def _clips_per_chunk(remaining: RemainingWork, settings: PrepareSettings) -> int:
+    fetched = remaining.num_fetches > 0
     num_tasks = 4 * (settings.download_workers if fetched else _num_cpus())
     least, most = (MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS) if fetched else (MIN_CLIPS, MAX_CLIPS)
-    return min(most, max(least, -(-len(todo.clips) // num_tasks)))
+    return min(most, max(least, -(-len(remaining.clips) // num_tasks)))
 
 
 def _num_cpus() -> int:
@@ -352,7 +358,7 @@ def _written(data: Dataset) -> Generator[dict[str, Any]]:
             executor.shutdown(force=True)
 
 
-def _leave_the_terminal_to_us() -> None:
+def _silence_ray() -> None:
     """Turn off Ray's progress bars and tracebacks, because our progress counts clips and failures, and the job prints
     an error as one line. Ray's warnings still appear, and its log files contain everything.
     """
@@ -374,9 +380,9 @@ def _num_urls(clips: pa.Table) -> int:
     return sum(pc.sum(pc.starts_with(clips["media"], scheme)).as_py() or 0 for scheme in URL_SCHEMES)
 
 
-def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> Todo:
+def _find_remaining(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> RemainingWork:
     clips = listed.clips
-    todo, failed, num_changed, notes = [], Counter[str](), 0, list[str]()
+    remaining, failed, num_changed, notes = [], Counter[str](), 0, list[str]()
     for split, state in states.items():
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
@@ -391,5 +397,5 @@ def _left(listed: ClipList, states: dict[str, SplitState], settings: PrepareSett
         done = pa.concat_arrays([*state.prepared["clip_id"].chunks, *final["clip_id"].chunks])
         # For one new split, the two million clips are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
-        todo.append(of_split if is_left is None else of_split.filter(is_left))
-    return Todo(pa.concat_tables(todo), len(clips), dict(failed.most_common()), num_changed, notes)
+        remaining.append(of_split if is_left is None else of_split.filter(is_left))
+    return RemainingWork(pa.concat_tables(remaining), len(clips), dict(failed.most_common()), num_changed, notes)

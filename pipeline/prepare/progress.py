@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import ray_metrics
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.fetch.pacing import Fetching, Pace
+from pipeline.prepare.fetch.rate_limiter import Fetching, RateLimit
 from pipeline.redaction import without_secrets
 
 EVERY_S = 5.0
@@ -64,9 +64,11 @@ class Progress:
             parts.append(f"fetches: {fetching.num_ended:,}")
         if self.failures:
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
-        if fetching and fetching.at_rest:
-            resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.at_rest.items())
-            parts.append("at rest: " + ", ".join(resting))
+        if fetching and fetching.cooling_down:
+            cooling = (
+                f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.cooling_down.items()
+            )
+            parts.append("cooling down: " + ", ".join(cooling))
         return without_secrets("  ".join(parts))  # a proxy may have a password
 
     def _tick(self) -> None:
@@ -112,13 +114,19 @@ def advice(reports: Sequence["SplitReport"]) -> str:
     return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
 
 
-def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace, *, own_addresses: bool = False) -> str:
+def plan_of(
+    num_clips: int, num_fetches: int, num_done: int, rate_limit: RateLimit, *, own_addresses: bool = False
+) -> str:
     """What a run will do, and how long its fetches will take. The number of nodes is not known here."""
     lines = [f"to do: {num_clips:,} clips, {num_fetches:,} of them to be fetched; done: {num_done:,}"]
-    if num_fetches and math.isfinite(pace.fetches_per_hour):
-        ways = f"{len(pace.addresses)} addresses" if len(pace.addresses) > 1 else "one address"
-        took = duration(pace.seconds_for(num_fetches)) + (", divided by the number of nodes" if own_addresses else "")
-        lines.append(f"at {pace.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled")
+    if num_fetches and math.isfinite(rate_limit.fetches_per_hour):
+        ways = f"{len(rate_limit.addresses)} addresses" if len(rate_limit.addresses) > 1 else "one address"
+        took = duration(rate_limit.seconds_for(num_fetches)) + (
+            ", divided by the number of nodes" if own_addresses else ""
+        )
+        lines.append(
+            f"at {rate_limit.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled"
+        )
     elif num_fetches:
         lines.append("the fetches have no rate limit: --fetches-per-hour N limits how many an address may make")
     return "\n".join(lines)

@@ -47,7 +47,7 @@ SHOWN_OF_STDERR = 2000
 """Number of bytes that are shown from the end of the child's standard error."""
 
 
-class Isolated:
+class Sandbox:
     """Calls `module:function` in a child process, which starts with the first call. Not safe for several threads.
 
     Args:

@@ -17,11 +17,11 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError, UserError
-from pipeline.prepare.clip import FAILED_AT, under_way
-from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.clip import FAILED_AT, in_progress
+from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.work_list import read_chunks, write_todo
+from pipeline.prepare.output.work_list import read_chunks, write_chunks
 from pipeline.prepare.plan import (
     MAX_DEATHS,
     SHARDS_ARE_WHOLE,
@@ -29,7 +29,7 @@ from pipeline.prepare.plan import (
     PrepareSettings,
     Stages,
     _written,
-    give_up,
+    fail_after_deaths,
     prepare,
 )
 from pipeline.prepare.sources import read_manifest
@@ -40,7 +40,7 @@ from tests import fakes
 def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_clips: int) -> Dataset:
     """Chunks of four clips through two download workers."""
     clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(num_clips)))
-    chunks = write_todo(str(folder / "todo"), clips, 4)
+    chunks = write_chunks(str(folder / "todo"), clips, 4)
     return ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
         FetchAndPrepare,
         batch_size=1,
@@ -183,7 +183,7 @@ def _beside() -> None:
 class NoRoom:
     """Settings of a fetch on a machine that cannot go on."""
 
-    pace, ytdlp = Pace(), YtDlp()
+    rate_limit, ytdlp = RateLimit(), YtDlp()
 
     @property
     def deadline_s(self) -> float:
@@ -213,9 +213,9 @@ class DiesWith:
 
 def test_c16_a_chunk_whose_task_dies_each_time_fails_and_the_rest_goes_on(local_ray: None, tmp_path: Path):
     clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(12)))
-    chunks = write_todo(str(tmp_path), clips, 4)
+    chunks = write_chunks(str(tmp_path), clips, 4)
     data = ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
-        Stages((read_chunks, give_up, DiesWith("clip05"))), batch_size=1, batch_format="pyarrow"
+        Stages((read_chunks, fail_after_deaths, DiesWith("clip05"))), batch_size=1, batch_format="pyarrow"
     )
     rows = {row["clip_id"]: row for row in _written(data)}
     failed = [clip_id for clip_id, row in rows.items() if row["reason"] is not None]
@@ -226,10 +226,10 @@ def test_c16_a_chunk_whose_task_dies_each_time_fails_and_the_rest_goes_on(local_
 
 
 def test_c16_clips_of_a_chunk_that_died_are_tried_again_by_the_next_run(tmp_path: Path):
-    rows = under_way(fakes.clips({"clip_id": "a", "media": "x"}, {"clip_id": "b", "media": "x"}))
+    rows = in_progress(fakes.clips({"clip_id": "a", "media": "x"}, {"clip_id": "b", "media": "x"}))
     for name, values in {"stage": ["prepare", "decode"], "reason": ["crashed"] * 2, "message": [""] * 2}.items():
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
     rows = rows.set_column(rows.column_names.index("attempts"), "attempts", pa.array([3, 1], pa.int32()))
     failures_table.write_part(str(tmp_path), "train", rows)
-    failures = failures_table.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
+    failures = failures_table.collect(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
     assert failures_table.final(failures, frozenset())["clip_id"].to_pylist() == ["b"]

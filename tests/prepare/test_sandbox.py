@@ -19,17 +19,17 @@ from ast_core.errors import DataError, UserError
 from pipeline.prepare import answers
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch import download
-from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sandbox import Sandbox
 
 DEADLINE_S = 60.0
 
 
 @pytest.fixture
-def isolated() -> Iterator[Callable[..., Isolated]]:
-    made: list[Isolated] = []
+def isolated() -> Iterator[Callable[..., Sandbox]]:
+    made: list[Sandbox] = []
 
-    def make(name: str, **limits: int) -> Isolated:
-        made.append(Isolated(f"tests.prepare.work:{name}", **limits))
+    def make(name: str, **limits: int) -> Sandbox:
+        made.append(Sandbox(f"tests.prepare.work:{name}", **limits))
         return made[-1]
 
     yield make
@@ -131,8 +131,8 @@ def test_a_machine_without_room_ends_the_job_and_not_the_clip(isolated, monkeypa
 @pytest.mark.parametrize("busy_s", [600, 0])
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, busy_s: float):
     code = (
-        "import time; from pipeline.prepare.sandbox import Isolated; "
-        "child = Isolated('tests.prepare.work:sleep_beside_a_program'); "
+        "import time; from pipeline.prepare.sandbox import Sandbox; "
+        "child = Sandbox('tests.prepare.work:sleep_beside_a_program'); "
         f"child({str(tmp_path / 'pids')!r}, {busy_s}, deadline_s=600); time.sleep(600)"
     )
     (temporary := tmp_path / "temporary").mkdir()
@@ -149,7 +149,7 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, busy_s: float)
 def test_a_child_hears_of_its_parents_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """By the socket between them, and not when it looks for its parent: it still has the same one here."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    child = Isolated("tests.prepare.work:sleep_beside_a_program")
+    child = Sandbox("tests.prepare.work:sleep_beside_a_program")
     child._start()
     assert child._child is not None
     child._send(pickle.dumps((str(tmp_path / "call"), (str(tmp_path / "pids"),), {})), time.monotonic() + 60)

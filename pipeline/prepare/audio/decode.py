@@ -25,7 +25,7 @@ from pipeline.prepare.audio.packets import is_longer
 from pipeline.prepare.audio.sections import Section, chosen_track, read_section
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.memory import keep_freed_memory
-from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sandbox import Sandbox
 from pipeline.prepare.sources.archives import read_member
 
 DEADLINE_S = 120.0
@@ -114,9 +114,9 @@ def _decoded(*what: Any) -> tuple[np.ndarray, int]:
 
 
 @functools.cache
-def _decoder() -> Isolated:
+def _decoder() -> Sandbox:
     """The one sandbox of this process, which all its tasks share."""
-    return Isolated("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
+    return Sandbox("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
 
 
 def decode_media(
@@ -127,9 +127,9 @@ def decode_media(
     Also returns the number of samples that were clipped before, which an audio store records.
     """
     if member is not None:
-        kept = read_member(media, member)
-        with io.BytesIO(kept.audio) as file:
-            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), kept.num_clipped
+        stored = read_member(media, member)
+        with io.BytesIO(stored.audio) as file:
+            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), stored.num_clipped
     with _open_media(media) as opened:
         return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip), 0
 

@@ -180,7 +180,7 @@ class Packets:
             num_claimed, num_unclaimed = self._num_claimed, self._num_unclaimed
             pts = packet.pts
             if jumped is not None:
-                self._settle(*jumped, pts)
+                self._classify_jump(*jumped, pts)
                 yield jumped[0]
                 jumped = None
             if pts is not None:
@@ -191,10 +191,12 @@ class Packets:
             clock.count(packet.pos, num_unclaimed)
             yield packet
         if jumped is not None:
-            self._settle(*jumped, None)
+            self._classify_jump(*jumped, None)
             yield jumped[0]
 
-    def _settle(self, packet: av.Packet, num_claimed: int, num_unclaimed: int, following_pts: int | None) -> None:
+    def _classify_jump(
+        self, packet: av.Packet, num_claimed: int, num_unclaimed: int, following_pts: int | None
+    ) -> None:
         """Classify a jump: a single wrong timestamp, another clock, lost data or a pause."""
         clock, pts = self._clock, packet.pts
         assert clock.expected is not None

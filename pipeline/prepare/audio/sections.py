@@ -49,12 +49,12 @@ class Section:
 def chosen_track(container: InputContainer) -> av.AudioStream | None:
     """The track that the ffmpeg program takes: default tracks first, then the one with the most channels."""
 
-    def rank(track: av.AudioStream) -> tuple[bool, bool, int]:
+    def preference(track: av.AudioStream) -> tuple[bool, bool, int]:
         channels = track.codec_context.channels
         return channels > 0, Disposition.default in Disposition(track.disposition), channels
 
     known = [track for track in container.streams.audio if track.codec_context is not None]  # FFmpeg has the codec
-    return max(known, key=rank, default=None)  # the first of equal tracks
+    return max(known, key=preference, default=None)  # the first of equal tracks
 
 
 def read_section(
@@ -140,7 +140,7 @@ class _Cutter:
         assert self._position is not None
         begin, self._position = self._position, self._position + num_samples
         if self._position > self._next_wanted and self._drifts:
-            begin = self._settled(begin, num_samples)
+            begin = self._corrected_begin(begin, num_samples)
             self._position = begin + num_samples
         if self._position <= self._next_wanted:
             return False  # before the section; hours of frames must not be collected
@@ -189,7 +189,7 @@ class _Cutter:
             self._drifts.append(drift)
         self._sizes.add(num_samples)
 
-    def _settled(self, begin: int, num_samples: int) -> int:
+    def _corrected_begin(self, begin: int, num_samples: int) -> int:
         """Where a frame begins, by the timestamps of the run-up. A single one is rounded, or a block off (Vorbis)."""
         begin += statistics.median_low(self._drifts or [0])
         self._drifts = None

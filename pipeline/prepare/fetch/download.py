@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.prepare.clip import ClipError, Reason, each_clip
-from pipeline.prepare.fetch.pacing import Pace, Turn
+from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit
 from pipeline.prepare.fetch.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
-from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sandbox import Sandbox
 from pipeline.prepare.sources.locate import host_of
 
 MEMORY_BYTES = 2 << 30
@@ -37,10 +37,10 @@ BACK_OFF_S = 2.0
 URL_SCHEMES = ("http://", "https://")
 
 
-class Turns(Protocol):
+class Permits(Protocol):
     """A job's view of the `pipeline.prepare.fetch.rate_limiter.RateLimiter`, in this process or in an actor."""
 
-    def turn(self, host: str) -> Turn: ...
+    def permit(self, host: str) -> Permit: ...
 
     def report(self, address: str, host: str, reason: Reason | None) -> None: ...
 
@@ -48,7 +48,7 @@ class Turns(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class FetchSettings:
     ytdlp: YtDlp = field(default_factory=YtDlp)
-    pace: Pace = field(default_factory=Pace)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
     deadline_s: float = 120.0
     """Limit of one attempt; then its process and the programs that it started are killed."""
     back_off_s: float = BACK_OFF_S
@@ -61,9 +61,9 @@ class Download:
     the function that decodes files, because only reading a recording shows which of its bytes a section needs.
     """
 
-    def __init__(self, settings: FetchSettings, turns: Turns, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.settings, self._turns, self._sleep = settings, turns, sleep
-        self._fetch = Isolated(
+    def __init__(self, settings: FetchSettings, permits: Permits, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.settings, self._permits, self._sleep = settings, permits, sleep
+        self._fetch = Sandbox(
             "pipeline.prepare.fetch.ytdlp:fetch_with_ytdlp", memory_bytes=MEMORY_BYTES, file_bytes=MAX_FETCH_BYTES
         )
 
@@ -94,7 +94,7 @@ class Download:
 
     def _attempt(self, url: str, start_s: float, duration_s: float | None, failures: list[ClipError]) -> bytes:
         host = host_of(url)
-        address = self._wait_for_turn(host)
+        address = self._wait_for_permit(host)
         reason = None
         try:
             samples: np.ndarray = self._fetch(
@@ -102,7 +102,7 @@ class Download:
                 start_s,
                 duration_s,
                 settings=self.settings.ytdlp,
-                address=address if address in self.settings.pace.addresses else None,
+                address=address if address in self.settings.rate_limit.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
                 deadline_s=self.settings.deadline_s,
             )
@@ -110,12 +110,12 @@ class Download:
             reason = err.reason
             raise
         finally:
-            self._turns.report(address, host, reason)
+            self._permits.report(address, host, reason)
         return samples.tobytes()
 
-    def _wait_for_turn(self, host: str) -> str:
+    def _wait_for_permit(self, host: str) -> str:
         while True:
-            address, wait_s = self._turns.turn(host)
+            address, wait_s = self._permits.permit(host)
             if address is not None:
                 return address
             self._sleep(wait_s)

@@ -78,8 +78,8 @@ def failure_of(err: Exception) -> ClipError | UserError:
         return ClipError(Reason.PRIVATE_HOST, str(private))
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(err)).removeprefix("ERROR: ")
     statuses = [f"http error {cause.status}" for cause in causes if isinstance(cause, HTTPError)]
-    said = re.findall(r"Server returned (\d[\dX]{2})", message)  # FFmpeg's words
-    text = " ".join([message, *statuses, *(f"http error {code}" for code in said)])
+    codes = re.findall(r"Server returned (\d[\dX]{2})", message)  # FFmpeg's words
+    text = " ".join([message, *statuses, *(f"http error {code}" for code in codes)])
     text = re.sub(r"https?://\S+|^\[[^]]+\] [^\s:]+: ", "", text).lower()  # ids and addresses may contain any word
     if any(word in text for word in LOCAL) or any(map(_is_this_machines, causes)):
         return UserError(f"this machine cannot fetch: {message} (it works in {tempfile.gettempdir()})")

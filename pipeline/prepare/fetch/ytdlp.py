@@ -31,8 +31,8 @@ from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch.failures import failure_of
 from pipeline.prepare.fetch.http_file import HttpFile
-from pipeline.prepare.fetch.pacing import check_address
 from pipeline.prepare.fetch.private_hosts import Endpoint, check_name, endpoint_of, public_hosts_only
+from pipeline.prepare.fetch.rate_limiter import check_address
 
 MAX_FETCH_BYTES = 256 << 20
 """Enough for a section of audio, and for a whole recording of three hours in a good codec."""
@@ -194,8 +194,8 @@ def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
     if offer.get("is_live"):
         raise ClipError(Reason.SETUP, "the recording is still being made")
     if offer.get("protocol") not in ("http", "https", *IN_PIECES):
-        said = f"the site offers no file, only {offer.get('protocol')}, which is not read"
-        raise ClipError(Reason.SETUP, f"{said}; --yt-dlp may name another client")
+        problem = f"the site offers no file, only {offer.get('protocol')}, which is not read"
+        raise ClipError(Reason.SETUP, f"{problem}; --yt-dlp may name another client")
     return offer
 
 

@@ -1,7 +1,7 @@
 """Audio store: decoded audio, from which features are computed again without fetching or decoding the media.
 
 STORE/labels.csv              index,mid,display_name
-STORE/SPLIT/audio/*.parquet   one row per clip (`KEPT`); a file has the clips and the name of a shard of the data set
+STORE/SPLIT/audio/*.parquet   one row per clip (`STORED`); a file has the clips and the name of a shard of the data set
 
 A clip is stored as FLAC, 16 kHz, mono, 16 bit. A run that keeps audio computes its features from the stored audio, so
 features that are computed from the store are equal to the byte. A file is written before its shard. So after a crash
@@ -34,7 +34,7 @@ would double the time of encoding and of decoding."""
 
 FULL_SCALE = 1 << 15
 
-KEPT = pa.schema(
+STORED = pa.schema(
     [
         pa.field("clip_id", pa.string()),
         pa.field("split", pa.string()),
@@ -52,7 +52,7 @@ KEPT = pa.schema(
 _VALUES = {"start_s": "float64", "end_s": "float64", "num_clipped": "int32"}
 _LISTS = {"labels": "int16", "label_names": "string"}
 _FEATURES = {
-    **{name: {"dtype": _VALUES.get(name, "string"), "_type": "Value"} for name in KEPT.names},
+    **{name: {"dtype": _VALUES.get(name, "string"), "_type": "Value"} for name in STORED.names},
     **{name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "Sequence"} for name, kind in _LISTS.items()},
     "audio": {"sampling_rate": SAMPLE_RATE_HZ, "_type": "Audio"},
 }
@@ -61,14 +61,14 @@ _METADATA = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
 
 
 def keep_audio(rows: pa.Table) -> pa.Table:
-    """Stage that adds `kept` (FLAC, null for failed rows) and replaces `waveform` by the rounded one."""
+    """Stage that adds `flac` (FLAC, null for failed rows) and replaces `waveform` by the rounded one."""
     waveforms = rows["waveform"].combine_chunks()
     samples = to_16_bit(waveforms.values.to_numpy())
     ends = waveforms.offsets.to_numpy()
-    kept = [_flac(samples[begin:end]) if end > begin else None for begin, end in pairwise(ends)]
+    encoded = [_flac(samples[begin:end]) if end > begin else None for begin, end in pairwise(ends)]
     rounded = pa.ListArray.from_arrays(waveforms.offsets, pa.array(samples / np.float32(FULL_SCALE)), type=WAVEFORM)
     rows = rows.set_column(rows.column_names.index("waveform"), "waveform", rounded)
-    return rows.append_column("kept", pa.array(kept, pa.binary()))
+    return rows.append_column("flac", pa.array(encoded, pa.binary()))
 
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class AudioStore:
     uri: str
     labels: LabelVocabulary
 
-    def claim(self) -> None:
+    def reserve(self) -> None:
         """Reserve an empty folder by writing the labels, or refuse a folder that contains something else."""
         file = dataset.labels_csv(self.uri)
         if storage.exists(file):
@@ -115,8 +115,8 @@ class AudioStore:
         """Refuse to continue if prepared clips are missing in the store, because they would never be added."""
         if not len(clip_ids):
             return
-        kept = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
-        lost = pc.sum(pc.invert(pc.is_in(clip_ids, value_set=kept.combine_chunks()))).as_py()
+        stored = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
+        lost = pc.sum(pc.invert(pc.is_in(clip_ids, value_set=stored.combine_chunks()))).as_py()
         if lost:
             raise DataError(
                 f"{lost} clips of split {split!r} are prepared and their audio is not in {self.uri}; "
@@ -129,17 +129,17 @@ class AudioStore:
         made = {
             "label_names": pa.array([[self.labels.names[i] for i in clip] for clip in labels], pa.list_(pa.string())),
             "audio": pa.StructArray.from_arrays(
-                [rows["kept"].combine_chunks(), pc.binary_join_element_wise(clip_ids, "flac", ".").combine_chunks()],
-                fields=list(KEPT.field("audio").type),
+                [rows["flac"].combine_chunks(), pc.binary_join_element_wise(clip_ids, "flac", ".").combine_chunks()],
+                fields=list(STORED.field("audio").type),
             ),
         }
         table = pa.table(
-            [made.get(column, rows[column] if column in rows.column_names else None) for column in KEPT.names],
-            KEPT.names,
+            [made.get(column, rows[column] if column in rows.column_names else None) for column in STORED.names],
+            STORED.names,
         )
-        self._write(split, name, table.cast(KEPT))
+        self._write(split, name, table.cast(STORED))
 
-    def settle(self, split: str, prepared: pa.Table) -> None:
+    def remove_duplicates(self, split: str, prepared: pa.Table) -> None:
         """Keep one copy of each clip: the one in the file of the clip's shard, or else the first.
 
         Args:
@@ -152,27 +152,27 @@ class AudioStore:
             return
         of_doubled = prepared.filter(pc.is_in(prepared["clip_id"], value_set=doubled))
         file_of = dict(zip(of_doubled["clip_id"].to_pylist(), of_doubled["shard"].to_pylist(), strict=True))
-        there = {(clip_id, file) for file, clip_ids in listed for clip_id in _among(clip_ids, doubled)}
+        there = {(clip_id, file) for file, clip_ids in listed for clip_id in _ids_among(clip_ids, doubled)}
         file_of = {clip_id: file for clip_id, file in file_of.items() if (clip_id, file) in there}
         for file, clip_ids in listed:
-            for clip_id in _among(clip_ids, doubled):
+            for clip_id in _ids_among(clip_ids, doubled):
                 file_of.setdefault(clip_id, file)
         for file, clip_ids in listed:
-            stays = [file_of.get(clip_id, file) == file for clip_id in clip_ids.to_pylist()]
-            if not all(stays):
-                self._drop(split, file, stays)
+            is_kept = [file_of.get(clip_id, file) == file for clip_id in clip_ids.to_pylist()]
+            if not all(is_kept):
+                self._remove_rows(split, file, is_kept)
 
-    def _drop(self, split: str, file: str, stays: list[bool]) -> None:
+    def _remove_rows(self, split: str, file: str, is_kept: list[bool]) -> None:
         """Remove rows from a file. The rest is written first, so that a crash leaves duplicates and loses nothing."""
         uri = storage.join(self._folder(split), file)
-        if any(stays):
+        if any(is_kept):
             with archives.open_parquet(uri) as parquet:
-                left = parquet.read().filter(pa.array(stays))
+                left = parquet.read().filter(pa.array(is_kept))
             self._write(split, dataset.name_of(left["clip_id"]), left)
         storage.discard(uri)
 
     def _write(self, split: str, name: str, table: pa.Table) -> None:
-        small = [column for column in KEPT.names if column != "audio"]
+        small = [column for column in STORED.names if column != "audio"]
         storage.write_file(
             storage.join(self._folder(split), f"{name}.parquet"),
             lambda file: pq.write_table(
@@ -201,5 +201,5 @@ def _clip_ids_of(uri: str) -> pa.Array:
         return parquet.read(columns=["clip_id"], use_threads=False)["clip_id"].combine_chunks()
 
 
-def _among(clip_ids: pa.Array, wanted: pa.Array) -> list[str]:
+def _ids_among(clip_ids: pa.Array, wanted: pa.Array) -> list[str]:
     return clip_ids.filter(pc.is_in(clip_ids, value_set=wanted)).to_pylist()

@@ -21,7 +21,9 @@ from pipeline.prepare.clip import FAILED_AT, FAILURES, MEDIA_STATE, Reason
 from pipeline.versions import in_words
 
 WORDS = ["split", "stage", "reason", "message", "tool_versions"]
-LEDGER = pa.schema([f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in WORDS else f for f in FAILURES])
+FAILURE_ROWS = pa.schema(
+    [f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in WORDS else f for f in FAILURES]
+)
 """FAILURES as kept in memory."""
 
 ROWS_AT_ONCE = 1 << 16
@@ -54,21 +56,21 @@ def _versions_at(stage: str) -> str:
     return in_words(of_stage[stage])
 
 
-def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
+def collect(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     """Combine the failures table with the parts of unfinished runs: the newest reason, and the sum of the attempts.
 
     Returns rows of LEDGER. Left out are clips that are `prepared` by now, and rows that the list itself caused, because
     every run checks the list again.
     """
-    return _gathered(output, split, prepared, _parts(output, split))
+    return _collected(output, split, prepared, _parts(output, split))
 
 
 def _parts(output: str, split: str) -> list[str]:
     return storage.list_files(_parts_dir(output, split), suffix=".parquet")
 
 
-def _gathered(output: str, split: str, prepared: pa.ChunkedArray, parts: list[str]) -> pa.Table:
-    tables = [LEDGER.empty_table()]
+def _collected(output: str, split: str, prepared: pa.ChunkedArray, parts: list[str]) -> pa.Table:
+    tables = [FAILURE_ROWS.empty_table()]
     if storage.exists(dataset.failures_file(output, split)):
         sha256 = dataset.published_sha256(output, split, "failures.parquet")
         tables.append(_read(dataset.failures_file(output, split), sha256))
@@ -78,18 +80,18 @@ def _gathered(output: str, split: str, prepared: pa.ChunkedArray, parts: list[st
     rows = rows.filter(pc.invert(pc.or_(of_list, pc.is_in(rows["clip_id"], prepared))))
     numbered = pa.table({"clip_id": rows["clip_id"], "attempts": rows["attempts"], "row": np.arange(len(rows))})
     of_clip = numbered.group_by("clip_id").aggregate([("row", "max"), ("attempts", "sum")]).sort_by("row_max")
-    attempts = LEDGER.get_field_index("attempts")
-    gathered = rows.take(of_clip["row_max"])
-    return gathered.set_column(attempts, LEDGER.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
+    attempts = FAILURE_ROWS.get_field_index("attempts")
+    collected = rows.take(of_clip["row_max"])
+    return collected.set_column(attempts, FAILURE_ROWS.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
 
 
-def settle(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
-    """Write the parts of unfinished runs into the failures table, and return what `gather` returns.
+def compact(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
+    """Write the parts of unfinished runs into the failures table, and return what `collect` returns.
 
     Only files that were read are deleted, because without a lock on the output another job may write one meanwhile.
     """
     parts = _parts(output, split)
-    failures = _gathered(output, split, prepared, parts)
+    failures = _collected(output, split, prepared, parts)
     if parts:
         write(output, split, failures)
         for part in parts:
@@ -105,8 +107,8 @@ def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray
     """
     dealt_with = pa.concat_arrays([*prepared.chunks, *failures["clip_id"].chunks])
     is_missing = pc.equal(refused["reason"], str(Reason.MISSING_FILE))
-    is_settled = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=dealt_with))
-    return pa.concat_tables([failures, refused.filter(pc.invert(is_settled)).cast(LEDGER)])
+    is_known = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=dealt_with))
+    return pa.concat_tables([failures, refused.filter(pc.invert(is_known)).cast(FAILURE_ROWS)])
 
 
 def write(output: str, split: str, failures: pa.Table) -> None:
@@ -146,7 +148,7 @@ def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
     return changed
 
 
-def note_media(rows: pa.Table) -> pa.Table:
+def record_media_state(rows: pa.Table) -> pa.Table:
     """Stage that records size and time of the file of each failed clip.
 
     It follows the decoder directly, so that it records the file that failed and not a later replacement.
@@ -170,9 +172,9 @@ def states_of(media: pa.ChunkedArray) -> pa.Table:
 def _read(uri: str, sha256: str | None = None) -> pa.Table:
     table = parquet.read_table(uri, sha256=sha256, remedy=dataset.FAILURES_REMEDY, read_dictionary=WORDS)
     for name in {"labels", *MEDIA_STATE.names} - set(table.column_names):  # a table of an earlier version
-        table = table.append_column(LEDGER.field(name), pa.nulls(len(table), LEDGER.field(name).type))
+        table = table.append_column(FAILURE_ROWS.field(name), pa.nulls(len(table), FAILURE_ROWS.field(name).type))
     try:
-        return table.select(LEDGER.names).cast(LEDGER)
+        return table.select(FAILURE_ROWS.names).cast(FAILURE_ROWS)
     except (KeyError, pa.ArrowException) as err:
         raise DataError(f"{uri} is damaged or no file of ours ({err}); {dataset.FAILURES_REMEDY}") from err
 

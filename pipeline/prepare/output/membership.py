@@ -38,14 +38,14 @@ class Listed:
 class Membership:
     """The clips of each split's index after a list has been prepared."""
 
-    standing: dict[str, pa.Table]
+    indexed: dict[str, pa.Table]
     """Rows of `prepared` that are in the index, by split: all splits of the list, and others that lost a clip."""
     no_longer_listed: dict[str, int]
     moved: dict[str, int]
     """Number of clips that moved to another split, by their old split."""
     twice: dict[str, pa.Table]
     """FAILURES of clips that a list names in two splits, by the second of the splits."""
-    remarks: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     """Lines for the user."""
 
 
@@ -64,7 +64,7 @@ def as_stored(prepared: Mapping[str, pa.Table]) -> Membership:
     return Membership(dict(prepared), dict.fromkeys(prepared, 0), dict.fromkeys(prepared, 0), {})
 
 
-def settle(
+def resolve(
     prepared: Mapping[str, pa.Table], listed: Mapping[str, Listed], others: Mapping[str, pa.Table]
 ) -> Membership:
     """Compute the clips of each split's index.
@@ -74,35 +74,35 @@ def settle(
         listed: the clips that the list names for each of these splits.
         others: the same columns of clips in the indexes of other splits that share an id with these.
     """
-    standing = {
+    indexed = {
         split: rows.filter(pc.is_in(rows["clip_id"], value_set=listed[split].may_stay))
         for split, rows in prepared.items()
     }
-    twice, remarks = _leave_the_second(standing)
+    twice, lines = _remove_from_second(indexed)
     no_longer_listed, moved = {}, {}
-    elsewhere = dict(others) | standing
+    elsewhere = dict(others) | indexed
     for split, rows in prepared.items():
         gone = rows.filter(pc.invert(pc.is_in(rows["clip_id"], value_set=listed[split].may_stay)))
-        to = {other: len(_same(gone, there)) for other, there in standing.items() if other != split}
+        to = {other: len(_same(gone, there)) for other, there in indexed.items() if other != split}
         moved[split] = sum(to.values())
         no_longer_listed[split] = len(gone) - moved[split]
-        remarks += [_moved_line(n, split, other) for other, n in to.items() if n]
+        lines += [_moved_line(n, split, other) for other, n in to.items() if n]
     for split, rows in others.items():
         left = rows
-        for other, there in standing.items():
+        for other, there in indexed.items():
             same = _same(left, there)
             if len(same):
-                remarks.append(_moved_line(len(same), split, other))
+                lines.append(_moved_line(len(same), split, other))
                 left = left.filter(pc.invert(pc.is_in(left["clip_id"], value_set=_ids(same))))
             if namesakes := len(left.filter(pc.is_in(left["clip_id"], value_set=_ids(there)))):
-                remarks.append(_namesakes_line(namesakes, split, other))
+                lines.append(_namesakes_line(namesakes, split, other))
         if len(left) < len(rows):
             elsewhere[split], moved[split], no_longer_listed[split] = left, len(rows) - len(left), 0
     changed = {split: rows for split, rows in elsewhere.items() if split in prepared or split in moved}
-    return Membership(changed, no_longer_listed, moved, twice, remarks)
+    return Membership(changed, no_longer_listed, moved, twice, lines)
 
 
-def once_each(clips: ClipList) -> ClipList:
+def refuse_repeated_sections(clips: ClipList) -> ClipList:
     """Refuse a section that is in two splits in the second one, because training on evaluation clips inflates scores.
 
     Within one split a section may have several ids.
@@ -132,22 +132,22 @@ def once_each(clips: ClipList) -> ClipList:
     )
 
 
-def _leave_the_second(standing: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[str]]:
-    """Remove a clip that the list names in two splits from the second one; changes `standing`."""
+def _remove_from_second(indexed: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[str]]:
+    """Remove a clip that the list names in two splits from the second one; changes `indexed`."""
     twice: dict[str, pa.Table] = {}
-    remarks = []
-    for one, two in combinations(standing, 2):
-        namesakes = standing[two].filter(pc.is_in(standing[two]["clip_id"], value_set=_ids(standing[one])))
-        same = _same(namesakes, standing[one])
+    lines = []
+    for one, two in combinations(indexed, 2):
+        namesakes = indexed[two].filter(pc.is_in(indexed[two]["clip_id"], value_set=_ids(indexed[one])))
+        same = _same(namesakes, indexed[one])
         if len(same):
             rows = [_refused_twice(row | {"split": two}, one, "with equal sound") for row in same.to_pylist()]
             refused = pa.Table.from_pylist(rows, schema=FAILURES)
             twice[two] = pa.concat_tables([twice.get(two, FAILURES.empty_table()), refused])
-            is_same = pc.is_in(standing[two]["clip_id"], value_set=_ids(same))
-            standing[two] = standing[two].filter(pc.invert(is_same))
+            is_same = pc.is_in(indexed[two]["clip_id"], value_set=_ids(same))
+            indexed[two] = indexed[two].filter(pc.invert(is_same))
         if len(same) < len(namesakes):
-            remarks.append(_namesakes_line(len(namesakes) - len(same), one, two))
-    return twice, remarks
+            lines.append(_namesakes_line(len(namesakes) - len(same), one, two))
+    return twice, lines
 
 
 def _same(rows: pa.Table, there: pa.Table) -> pa.Table:

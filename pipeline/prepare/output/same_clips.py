@@ -44,7 +44,7 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
     asked = of_split.select(["labels", "start_s", "end_s"]).take(position.drop_null())
-    differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked["labels"]))).as_py() or 0
+    differs = pc.sum(pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))).as_py() or 0
     if differs:
         raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
     is_elsewhere = _is_elsewhere(known, asked)
@@ -55,7 +55,7 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
         )
 
 
-def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+def _label_texts(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     """The labels as texts, because Arrow does not compare lists."""
     return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
 

@@ -44,22 +44,22 @@ class KeepSamples:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         chosen = pa.array(wanted(rows["clip_id"].to_pylist(), self.num_listed), pa.bool_())
-        kept = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
-        if len(kept):
-            waveforms = [clip.values.to_numpy() for clip in kept["waveform"]]
+        samples = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
+        if len(samples):
+            waveforms = [clip.values.to_numpy() for clip in samples["waveform"]]
             audio = [flac_bytes(waveform[:MAX_SAMPLES]) for waveform in waveforms]
             fbanks = fbank_column([clip_fbank(waveform)[:MAX_FRAMES] for waveform in waveforms])
-            write_samples(self.output, pa.table([kept["clip_id"], kept["split"], audio, fbanks], schema=SAMPLES))
+            write_samples(self.output, pa.table([samples["clip_id"], samples["split"], audio, fbanks], schema=SAMPLES))
         return rows
 
 
 def wanted(clip_ids: Sequence[str], num_listed: int) -> list[bool]:
     """Whether each clip is a candidate. About `NUM_CANDIDATES` of a list of `num_listed` clips are."""
     below = (1 << 64) * NUM_CANDIDATES // max(num_listed, 1)
-    return [rank(clip_id) < below for clip_id in clip_ids]
+    return [sort_key(clip_id) < below for clip_id in clip_ids]
 
 
-def rank(clip_id: str) -> int:
+def sort_key(clip_id: str) -> int:
     """64-bit hash of the id, the same on every machine. The clips with the lowest values are shown."""
     return int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=8).digest(), "big")
 
@@ -72,12 +72,12 @@ def write_samples(output: str, samples: pa.Table) -> None:
 
 
 def read_samples(output: str) -> pa.Table:
-    """All samples on disk, sorted by `rank`, each clip once. Samples of an old version without `fbank` are left out."""
+    """All samples on disk in the order of `sort_key`, each clip once, without those of an old version (no `fbank`)."""
     files = map(dataset.read_table, storage.list_files(samples_dir(output), suffix=".parquet"))
     samples = pa.concat_tables([SAMPLES.empty_table(), *(file for file in files if "fbank" in file.column_names)])
     clip_ids = samples["clip_id"].to_pylist()
     row_of = {clip_id: row for row, clip_id in enumerate(clip_ids)}
-    return samples.take(pa.array([row_of[clip_id] for clip_id in sorted(row_of, key=rank)], pa.int64()))
+    return samples.take(pa.array([row_of[clip_id] for clip_id in sorted(row_of, key=sort_key)], pa.int64()))
 
 
 def samples_dir(output: str) -> str:

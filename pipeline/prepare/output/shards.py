@@ -87,7 +87,7 @@ SCANNED = pa.schema([field for field in dataset.SHARD if field.name != "fbank"])
 """The small columns of a shard. A preparation and its report read them once and need no others."""
 
 
-def tidy(output: str, split: str, known: pa.Table | None = None) -> SplitState:
+def clean_up(output: str, split: str, known: pa.Table | None = None) -> SplitState:
     """Remove what an interrupted run left, and read the rest. No task may write at the same time.
 
     `known` is the result of an earlier call (`SplitState.prepared`); its shards are not opened again.
@@ -103,13 +103,13 @@ def tidy(output: str, split: str, known: pa.Table | None = None) -> SplitState:
     if not is_first.all():
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
         stored = scan_shards(output, split, stored.filter(pa.array(is_first)))
-    return _state(output, split, stored, failures_table.settle(output, split, stored["clip_id"]))
+    return _state(output, split, stored, failures_table.compact(output, split, stored["clip_id"]))
 
 
 def load_split(output: str, split: str) -> SplitState:
     """Read what earlier runs left, finished or not."""
     stored = scan_shards(output, split)
-    return _state(output, split, stored, failures_table.gather(output, split, stored["clip_id"]))
+    return _state(output, split, stored, failures_table.collect(output, split, stored["clip_id"]))
 
 
 def _state(output: str, split: str, stored: pa.Table, failures: pa.Table) -> SplitState:
@@ -191,9 +191,9 @@ def _remove_rows(output: str, split: str, surplus: pa.Table) -> None:
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
         shard = dataset.read_table(uri, dataset.SHARD.names, remedy=DELETE_SHARD)
-        kept = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
-        if len(kept):
-            _write_rows(dataset.shards_dir(output, split), _verified(kept, uri))
+        rest = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
+        if len(rest):
+            _write_rows(dataset.shards_dir(output, split), _verified(rest, uri))
         storage.discard(uri)  # if it cannot be deleted, readers still take only one copy of each clip
 
 
@@ -291,30 +291,30 @@ def publish(
         DataError: another job wrote dataset.json at the same time.
     """
     known = known or {}
-    states = {split: tidy(output, split, known.get(split)) for split in refused}  # slow, so it precedes the writing
+    states = {split: clean_up(output, split, known.get(split)) for split in refused}  # slow, so it precedes the writing
     prepared = {split: state.prepared for split, state in states.items()}
     if listed is None:
         listed = {split: _as_stored(states[split], refused[split]) for split in refused}
         members = membership.as_stored(prepared)
     else:
-        members = membership.settle(prepared, listed, _namesakes_elsewhere(output, states))
+        members = membership.resolve(prepared, listed, _namesakes_elsewhere(output, states))
     infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
-        standing = members.standing[split]
-        failures = _failures(state, listed[split], refused[split], standing, members.twice.get(split))
+        indexed = members.indexed[split]
+        failures = _failures(state, listed[split], refused[split], indexed, members.twice.get(split))
         failures_table.write(output, split, failures)
         infos[split] = {
             "failures": failures_table.by_reason(failures),
-            "left_out": len(state.prepared) - len(standing),
-            "listed": listed[split].num_rows + _num_done(listed[split].beyond, standing, failures),
+            "left_out": len(state.prepared) - len(indexed),
+            "listed": listed[split].num_rows + _num_done(listed[split].beyond, indexed, failures),
         }
     splits = _published_splits(output)  # read late, because another cluster may have added a split
-    for split, standing in members.standing.items():
+    for split, indexed in members.indexed.items():
         storage.write_bytes(dataset.unpublished_file(output, split), b"")
         splits[split] = (
             splits.get(split, {})
             | infos.get(split, _without_moved(splits.get(split, {}), members.moved[split]))
-            | _publish_index(output, split, standing, labels)
+            | _publish_index(output, split, indexed, labels)
             | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
         )
     info = {
@@ -330,11 +330,11 @@ def publish(
     if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
         raise DataError(f"another job wrote to {output} at the same time; run the same command again when it has ended")
     with in_spite_of_errors(PUBLISHED):
-        for split in members.standing:
+        for split in members.indexed:
             storage.discard(dataset.unpublished_file(output, split))
         storage.delete_unfinished(dataset.work_dir(output), recursive=True)
         storage.delete_if_empty(dataset.work_dir(output))
-    return info, members.remarks, prepared
+    return info, members.lines, prepared
 
 
 def _without_moved(info: dict[str, Any], num_moved: int) -> dict[str, Any]:
@@ -365,17 +365,17 @@ def _namesakes_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[
 
 
 def _failures(
-    state: SplitState, listed: Listed, refused: pa.Table, standing: pa.Table, twice: pa.Table | None
+    state: SplitState, listed: Listed, refused: pa.Table, indexed: pa.Table, twice: pa.Table | None
 ) -> pa.Table:
     """The failures of the listed clips, from the runs and from the list."""
     known = state.failures.filter(pc.is_in(state.failures["clip_id"], value_set=listed.may_stay))
     if twice is not None:
         refused = pa.concat_tables([refused, twice])
-    return failures_table.add_refused(known, refused, standing["clip_id"])
+    return failures_table.add_refused(known, refused, indexed["clip_id"])
 
 
-def _num_done(clip_ids: pa.Array, standing: pa.Table, failures: pa.Table) -> int:
-    done = pa.concat_arrays([*standing["clip_id"].chunks, *failures["clip_id"].chunks])
+def _num_done(clip_ids: pa.Array, indexed: pa.Table, failures: pa.Table) -> int:
+    done = pa.concat_arrays([*indexed["clip_id"].chunks, *failures["clip_id"].chunks])
     return pc.sum(pc.is_in(clip_ids, value_set=done)).as_py() or 0
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import dataset, parquet, storage
-from pipeline.prepare.clip import under_way
+from pipeline.prepare.clip import in_progress
 from pipeline.prepare.output.order import in_work_order
 from pipeline.redaction import without_secrets
 
@@ -40,7 +40,7 @@ class Chunk(TypedDict):
     """The URLs with secrets; null for all other clips."""
 
 
-def todo_dir(output: str) -> str:
+def work_lists_dir(output: str) -> str:
     return storage.join(dataset.work_dir(output), "todo")
 
 
@@ -51,7 +51,7 @@ def work_list(output: str) -> Iterator[str]:
     On a local disk an output has one writer, so all other runs are dead. On an object store another cluster may be
     running. There a run counts as dead by the time of its last sign of life, on the store's clock.
     """
-    folder = storage.join(todo_dir(output), uuid.uuid4().hex)
+    folder = storage.join(work_lists_dir(output), uuid.uuid4().hex)
     over = threading.Event()
     storage.write_bytes(storage.join(folder, ALIVE), b"")
     with suppress(OSError):  # a list that is left over is harmless; a later run deletes it
@@ -74,7 +74,7 @@ def work_list(output: str) -> Iterator[str]:
 
 
 def _delete_dead(output: str, own: str) -> None:
-    folder = todo_dir(output)
+    folder = work_lists_dir(output)
     latest = storage.modified_s_below(folder)
     now_s = latest.pop(own.rsplit("/", 1)[1])
     alone = storage.is_local(output)
@@ -83,7 +83,7 @@ def _delete_dead(output: str, own: str) -> None:
             storage.discard(storage.join(folder, name))
 
 
-def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
+def write_chunks(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
     """Write rows of CLIPS into the folder of a `work_list`."""
     chunks: list[Chunk] = []
     splits = pc.unique(clips["split"]).to_pylist()
@@ -113,7 +113,7 @@ def _apart_from_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 def read_chunks(chunks: pa.Table) -> pa.Table:
     """Stage that turns rows of Chunk into rows of CLIPS in progress."""
-    return under_way(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()]))
+    return in_progress(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()]))
 
 
 def _read(uri: str, row_group: int, media_with_keys: list[str | None] | None) -> pa.Table:

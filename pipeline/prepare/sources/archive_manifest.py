@@ -91,11 +91,11 @@ def find(uri: str, notes: list[str]) -> list[str]:
 def _without_other_audio(found: list[str], notes: list[str], outputs: list[str]) -> list[str]:
     """Leave out archives with audio of another kind. If all are of another kind, raise the error of the first."""
     others = list(archives.ahead(_other_audio, found))
-    kept = [uri for uri, other in zip(found, others, strict=True) if other is None]
-    if not kept:
+    usable = [uri for uri, other in zip(found, others, strict=True) if other is None]
+    if not usable:
         raise next(filter(None, others))
     notes += [*outputs, *(f"not read: {other}" for other in others if other)]
-    return kept
+    return usable
 
 
 def _other_audio(uri: str) -> archives.OtherAudioError | None:
@@ -197,16 +197,22 @@ def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) 
 
 def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
     members = list(archives.tar_members(uri, sidecars=True))
-    said: dict[str, dict[str, Any]] = {}
+    sidecars: dict[str, dict[str, Any]] = {}
     for member in members:
         if isinstance(member.sidecar, dict):  # a KEY.json takes precedence over a KEY.cls
             key, is_json = splitext(member.name)[0], member.name.lower().endswith(".json")
-            said[key] = said.get(key, {}) | member.sidecar if is_json else member.sidecar | said.get(key, {})
+            sidecars[key] = (
+                sidecars.get(key, {}) | member.sidecar if is_json else member.sidecar | sidecars.get(key, {})
+            )
     for member in members:
         if is_media(member.name):
             key = splitext(member.name)[0]
             first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
-            values = {name: value for name, value in said.get(key, said.get(first_dot, {})).items() if name in _COLUMNS}
+            values = {
+                name: value
+                for name, value in sidecars.get(key, sidecars.get(first_dot, {})).items()
+                if name in _COLUMNS
+            }
             place = archives.bytes_member(member.offset, member.size)
             yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
                 inner_path=f"{splitext(uri)[0]}/{member.name}", place=f"{member.name} of {basename(uri)}"

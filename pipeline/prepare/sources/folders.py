@@ -101,19 +101,19 @@ def read_speechcommands(folder: str) -> ClipList:
         for line, file in _lines(read_list(tree.uri(name), [])):
             if split_of.setdefault(file, split) != split:
                 raise DataError(f"{folder}/{name}, line {line}: {show(file)} is in the other list too")
-    spoken = {
+    present = {
         file for file in tree.on_disk if re.fullmatch(r"[^/_.][^/]*/[^/]+\.(?i:wav)", file)
     }  # without _background_noise_
-    if not spoken:
+    if not present:
         raise DataError(f"{folder} has no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
-    gone = sorted(split_of.keys() - spoken)
-    if 2 * len(gone) > len(split_of) and len(gone) > 1:  # otherwise their clips could all end up in training
+    missing = sorted(split_of.keys() - present)
+    if 2 * len(missing) > len(split_of) and len(missing) > 1:  # otherwise their clips could all end up in training
         raise DataError(
-            f"{len(gone)} of the {len(split_of)} files that the lists of {folder} name are not there, "
-            f"{show(gone[0])} for one; unpack all of Speech Commands V2, lists and words"
+            f"{len(missing)} of the {len(split_of)} files that the lists of {folder} name are not there, "
+            f"{show(missing[0])} for one; unpack all of Speech Commands V2, lists and words"
         )
-    word_of = {file: file.partition("/")[0] for file in sorted(spoken | split_of.keys())}
-    vocabulary = _vocabulary(folder, sorted({word_of[file] for file in spoken}))
+    word_of = {file: file.partition("/")[0] for file in sorted(present | split_of.keys())}
+    vocabulary = _vocabulary(folder, sorted({word_of[file] for file in present}))
     listed: list[Listed] = [
         (splitext(file)[0], split_of.get(file, "train"), file, word) for file, word in word_of.items()
     ]
@@ -136,7 +136,7 @@ def _shipped(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: Labe
             check_split(split)
             labels = rows.indices([label])
             if clip_id is not None:
-                rows.claim(clip_id, split)
+                rows.reserve(clip_id, split)
             if file not in tree:
                 raise ClipError(Reason.MISSING_FILE, f"it is listed, but there is no file {show(file)}")
             keep = rows.keep if clip_id is not None else rows.keep_named

@@ -97,7 +97,7 @@ def read_manifest(
             if entry.clip_id is None:
                 rows.keep_named(*row, path=entry.video_id or entry.inner_path)
             else:
-                rows.claim(name, row_split)
+                rows.reserve(name, row_split)
                 rows.keep(*row)
         except ClipError as err:
             rows.refuse(name or entry.place, row_split, err, cells, entry.place)

@@ -80,7 +80,7 @@ class Rows:
             raise DataError(f"{len(vocabulary)} labels are too many; up to {2**15} can be stored")
         self.vocabulary, self._index_of = vocabulary, vocabulary.index_of
         self._clips, self._refused = _Pieces(_NAMED_CLIPS), _Pieces(FAILURES)
-        self._claimed: defaultdict[str, set[str]] = defaultdict(set)
+        self._reserved: defaultdict[str, set[str]] = defaultdict(set)
         self._num_refused: Counter[Reason] = Counter()
         self._first_refused: dict[Reason, str] = {}
         self._any_known = False
@@ -99,10 +99,10 @@ class Rows:
             self._unknown = self._unknown or show(err.args[0])
             raise ClipError(Reason.UNKNOWN_LABEL, why_unknown(err.args[0])) from None
 
-    def claim(self, clip_id: str, split: str) -> None:
+    def reserve(self, clip_id: str, split: str) -> None:
         """Reserve a `clip_id` that the list itself gives for this row."""
         check_clip_id(clip_id)
-        claimed = self._claimed[split]
+        claimed = self._reserved[split]
         if clip_id in claimed:
             raise ClipError(Reason.DUPLICATE, f"{clip_id} is in {split} already")
         claimed.add(clip_id)
@@ -166,8 +166,8 @@ class Rows:
         if not self._repeated:
             return []
         names = pa.array([f"{split}/{clip_id}" for split, clip_id, _, _ in self._repeated], pa.string())
-        kept = pc.binary_join_element_wise(clips["split"], clips["clip_id"], "/")
-        first = clips["labels"].take(pc.index_in(names, value_set=kept.combine_chunks()))
+        accepted = pc.binary_join_element_wise(clips["split"], clips["clip_id"], "/")
+        first = clips["labels"].take(pc.index_in(names, value_set=accepted.combine_chunks()))
         places = [
             place
             for (_, _, labels, place), of_first in zip(self._repeated, first.to_pylist(), strict=True)

@@ -37,7 +37,7 @@ def read_segments(
             check_times(start_s, end_s)
             name = f"{video_id}_{start_s:.3f}"
             labels = rows.indices(cells)
-            rows.claim(name, split)
+            rows.reserve(name, split)
             if (found := locate(video_id, start_s, end_s)) is None:
                 missing.add(video_id)
                 raise ClipError(Reason.MISSING_FILE, f"no file for {video_id} from {start_s:g} s to {end_s:g} s")

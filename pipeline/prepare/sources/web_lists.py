@@ -70,7 +70,7 @@ def fetched(uri: str, notes: list[str]) -> str:
     if sha256 and copy.exists() and _sha256(copy.read_bytes()) == sha256:
         return str(copy)
     try:
-        data, said = _ask(url, _what_was_said(copy) if not sha256 else {})
+        data, validators = _ask(url, _conditional_headers(copy) if not sha256 else {})
     except (OSError, ValueError, http.client.HTTPException) as err:
         if copy.exists() and not sha256:
             when = time.strftime("%Y-%m-%d", time.gmtime(copy.stat().st_mtime))
@@ -87,7 +87,7 @@ def fetched(uri: str, notes: list[str]) -> str:
             notes.append(f"{url} has changed since it was fetched; the new one is used")
         try:
             storage.write_bytes(copy, data)
-            storage.write_json(_said_file(copy), {"url": url, "sha256": _sha256(data), **said})
+            storage.write_json(_validators_file(copy), {"url": url, "sha256": _sha256(data), **validators})
         except (OSError, DataError) as err:
             raise DataError(
                 f"cannot keep {url} in {copy.parent} ({one_line(err)}); set XDG_CACHE_HOME to another folder"
@@ -109,17 +109,17 @@ def _copy_of(url: str) -> Path:
     return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{safe_basename}"
 
 
-def _said_file(copy: Path) -> Path:
+def _validators_file(copy: Path) -> Path:
     return copy.with_name(f"{copy.name}.json")
 
 
-def _what_was_said(copy: Path) -> dict[str, str]:
+def _conditional_headers(copy: Path) -> dict[str, str]:
     """Headers that request the list only if it has changed since it was copied."""
     try:
-        said = json.loads(_said_file(copy).read_bytes())
-        if _sha256(copy.read_bytes()) != said["sha256"]:
+        validators = json.loads(_validators_file(copy).read_bytes())
+        if _sha256(copy.read_bytes()) != validators["sha256"]:
             return {}
-        pairs = (("If-None-Match", said.get("etag")), ("If-Modified-Since", said.get("last_modified")))
+        pairs = (("If-None-Match", validators.get("etag")), ("If-Modified-Since", validators.get("last_modified")))
         return {name: value for name, value in pairs if isinstance(value, str)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -130,7 +130,7 @@ def _ask(url: str, headers: dict[str, str]) -> tuple[bytes | None, dict[str, str
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
             data = _read(response)
-            said = {"etag": response.headers["ETag"], "last_modified": response.headers["Last-Modified"]}
+            validators = {"etag": response.headers["ETag"], "last_modified": response.headers["Last-Modified"]}
     except urllib.error.HTTPError as err:
         with err:
             if err.code == http.HTTPStatus.NOT_MODIFIED and headers:
@@ -139,7 +139,7 @@ def _ask(url: str, headers: dict[str, str]) -> tuple[bytes | None, dict[str, str
     # A log-in page must not be taken for the list.
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"", b"<") or "html" in (response.headers["Content-Type"] or ""):
         raise ValueError("the answer is a web page or empty")
-    return data, said
+    return data, validators
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

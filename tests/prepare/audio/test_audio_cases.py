@@ -13,7 +13,7 @@ import torchaudio
 
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.audio.features import clip_fbank
-from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.clip import ClipError, Reason, in_progress
 from tests import fakes
 from tests.conftest import SHARED
 from tests.prepare.sound import error_level, ffmpeg, lag, program, signal, write
@@ -400,7 +400,7 @@ def test_case_20_channels_that_cancel_are_named(tmp_path: Path, residue: float):
     stereo = np.stack([sound + residue * other, -sound])
     path = write(tmp_path / "a.wav", stereo, RATE_HZ, "-c:a", "pcm_f32le")
     for keep_silent in (False, True):
-        row = Decode(keep_silent)(under_way(fakes.clips({"clip_id": "a", "media": str(path)}))).to_pylist()[0]
+        row = Decode(keep_silent)(in_progress(fakes.clips({"clip_id": "a", "media": str(path)}))).to_pylist()[0]
         assert (row["reason"], "cancel each other" in row["message"]) == ("out_of_phase", True)
         assert row["waveform"] == []
 
@@ -422,7 +422,7 @@ def test_case_21_floats_of_integer_size_are_refused(tmp_path: Path, scale: float
 
 def test_float_peaks_above_full_scale_stay_clipped_and_counted(tmp_path: Path):
     path = write(tmp_path / "a.wav", 4 * signal(1, RATE_HZ), RATE_HZ, "-c:a", "pcm_f32le")
-    out = Decode()(under_way(fakes.clips({"clip_id": "a", "media": str(path)})))
+    out = Decode()(in_progress(fakes.clips({"clip_id": "a", "media": str(path)})))
     assert (out["reason"].to_pylist(), out["num_clipped"][0].as_py() > 100) == ([None], True)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ast_core.fbank import SAMPLE_RATE_HZ
 from pipeline.prepare.audio.decode import Decode, decode_section
-from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
+from pipeline.prepare.clip import ClipError, Reason, each_clip, in_progress
 from tests import fakes
 
 
@@ -137,11 +137,11 @@ def test_a_batch_keeps_each_row_with_its_waveform_or_its_reason(tmp_path: Path):
         {"clip_id": "silent", "media": str(silent)},
         {"clip_id": "missing", "media": str(tmp_path / "nothing.flac")},
     )
-    out = Decode()(under_way(rows))
+    out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "silent", "missing_file"]
     assert [len(waveform) for waveform in out["waveform"].to_pylist()] == [16_000, 0, 0]
     assert out["end_s"].to_pylist() == [1.0, None, None]
-    assert Decode(keep_silent=True)(under_way(rows))["reason"].to_pylist() == [None, None, "missing_file"]
+    assert Decode(keep_silent=True)(in_progress(rows))["reason"].to_pylist() == [None, None, "missing_file"]
 
 
 def test_what_nobody_foresaw_is_a_row_too_and_tried_again():
@@ -150,7 +150,7 @@ def test_what_nobody_foresaw_is_a_row_too_and_tried_again():
             raise AttributeError("a library's own\nmistake")
         return "fine"
 
-    rows = under_way(fakes.clips({"clip_id": "odd", "media": "x"}, {"clip_id": "good", "media": "y"}))
+    rows = in_progress(fakes.clips({"clip_id": "odd", "media": "x"}, {"clip_id": "good", "media": "y"}))
     rows, results = each_clip(rows, "decode", work)
     assert results == [None, "fine"]
     assert rows["reason"].to_pylist() == ["unforeseen", None]
@@ -165,6 +165,6 @@ def test_peaks_beyond_full_scale_are_clipped_and_counted(tmp_path: Path):
         frame = av.AudioFrame.from_ndarray(2 * loud[None], format="flt", layout="mono")
         frame.rate = 16_000
         container.mux(stream.encode(frame))
-    out = Decode()(under_way(fakes.clips({"clip_id": "loud", "media": str(tmp_path / "loud.wav")})))
+    out = Decode()(in_progress(fakes.clips({"clip_id": "loud", "media": str(tmp_path / "loud.wav")})))
     assert out["num_clipped"].to_pylist() == [16_000]
     assert np.abs(out["waveform"].combine_chunks().flatten().to_numpy()).max() == 1.0

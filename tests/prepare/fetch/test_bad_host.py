@@ -18,14 +18,14 @@ import pytest
 from jobs.prepare_audioset import main
 from pipeline.prepare.audio.decode import Decode
 from pipeline.prepare.audio.features import clip_fbank
-from pipeline.prepare.clip import Reason, under_way
+from pipeline.prepare.clip import Reason, in_progress
 from pipeline.prepare.fetch import download as download_module
 from pipeline.prepare.fetch.download import ATTEMPTS, BACK_OFF_S, Download, FetchSettings
-from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from tests import fakes
 from tests.bad_host import BadHost
-from tests.fakes import Turns
+from tests.fakes import Permits
 
 TIMEOUT_S, DEADLINE_S = 20.0, 60.0
 """Longer than an answer or a whole fetch takes on a machine that is busy with other work."""
@@ -80,7 +80,7 @@ def host(media: Path) -> Iterator[BadHost]:
 
 @pytest.fixture(scope="module")
 def download() -> Iterator[Download]:
-    stage = Download(settings(), Turns(Pace(rest_s=0.2)))
+    stage = Download(settings(), Permits(RateLimit(cool_down_s=0.2)))
     yield stage
     stage.stop()
 
@@ -92,7 +92,7 @@ def settings(**more: Any) -> FetchSettings:
 def prepare(download: Download, url: str, start_s: float = 20.0) -> dict[str, Any]:
     """The row of one clip of five seconds, through both stages."""
     times = {"media_start_s": start_s, "start_s": start_s, "end_s": start_s + 5}
-    rows = under_way(fakes.clips({"clip_id": "a", "media": url} | times))
+    rows = in_progress(fakes.clips({"clip_id": "a", "media": url} | times))
     return Decode()(download(rows)).to_pylist()[0]
 
 
@@ -141,7 +141,9 @@ def test_a_fault_has_its_reason_and_is_tried_as_often_as_it_may_heal(
     host: BadHost, download: Download, path: str, reason: Reason, attempts: int
 ):
     if path.startswith("stall/"):
-        download = Download(settings(ytdlp=replace(LOCAL, timeout_s=STALL_TIMEOUT_S)), Turns(Pace(rest_s=0.2)))
+        download = Download(
+            settings(ytdlp=replace(LOCAL, timeout_s=STALL_TIMEOUT_S)), Permits(RateLimit(cool_down_s=0.2))
+        )
     row = prepare(download, f"{host.url}/{path}")
     assert (row["reason"], row["attempts"]) == (reason, attempts)
     assert row["message"]
@@ -166,7 +168,7 @@ def test_a_section_near_the_end_of_three_hours_costs_no_more_than_another(host: 
 
 def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    fetch = Download(settings(deadline_s=4.0), Turns(Pace(rest_s=0.2)))
+    fetch = Download(settings(deadline_s=4.0), Permits(RateLimit(cool_down_s=0.2)))
     row = prepare(fetch, f"{host.url}/endless/sound", start_s=100.0)
     assert row["reason"] in (Reason.TIMEOUT, Reason.TOO_LARGE, Reason.TRUNCATED, Reason.NETWORK)
     fetch.stop()
@@ -178,7 +180,7 @@ def test_what_never_ends_is_ended_with_all_its_programs(host: BadHost, tmp_path:
 def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypatch: pytest.MonkeyPatch):
     """As when yt-dlp reads the page of a site that it knows."""
     monkeypatch.setattr(download_module, "MEMORY_BYTES", 300 << 20)
-    fetch = Download(settings(deadline_s=60.0), Turns(Pace(rest_s=0.2)))  # memory is to end it first
+    fetch = Download(settings(deadline_s=60.0), Permits(RateLimit(cool_down_s=0.2)))  # memory is to end it first
     monkeypatch.setattr(fetch._fetch, "function", "tests.prepare.work:fetch_as_of_a_known_site")
     row = prepare(fetch, f"{host.url}/longpage/sound")
     fetch.stop()
@@ -187,7 +189,7 @@ def test_a_page_without_an_end_does_not_take_all_memory(host: BadHost, monkeypat
 
 def test_a_throttled_address_rests_and_its_clip_is_had_in_the_same_run(media: Path):
     with BadHost(media, throttled=2) as host:
-        row = prepare(Download(settings(), Turns(Pace(rest_s=0.5))), f"{host.url}/throttled/sound")
+        row = prepare(Download(settings(), Permits(RateLimit(cool_down_s=0.5))), f"{host.url}/throttled/sound")
         assert row["reason"] is None
         at_s = [request.at_s for request in host.of("throttled")]
         assert at_s[1] - at_s[0] >= 0.5
@@ -197,8 +199,11 @@ def test_a_throttled_address_rests_and_its_clip_is_had_in_the_same_run(media: Pa
 def test_addresses_share_the_fetches_and_every_request_goes_out_by_them(media: Path):
     addresses = ("127.0.0.2", "127.0.0.3")
     with BadHost(media) as host:
-        pace = Pace(addresses=addresses, fetches_per_hour=3600 * 2)
-        fetch = Download(settings(pace=pace), Turns(Pace(addresses=addresses, fetches_per_hour=3600 * 2, rest_s=0.2)))
+        rate_limit = RateLimit(addresses=addresses, fetches_per_hour=3600 * 2)
+        fetch = Download(
+            settings(rate_limit=rate_limit),
+            Permits(RateLimit(addresses=addresses, fetches_per_hour=3600 * 2, cool_down_s=0.2)),
+        )
         for _ in range(4):
             assert prepare(fetch, f"{host.url}/good/sound")["reason"] is None
         assert {request.client for request in host.requests} == set(addresses)
@@ -214,7 +219,9 @@ def test_cookies_reach_the_host_and_the_file_stays_as_it_was(media: Path, tmp_pa
         before = cookies.read_bytes()
         ytdlp = YtDlp.from_args(["--cookies", str(cookies)], timeout_s=TIMEOUT_S, allow_private_hosts=True)
         assert (
-            prepare(Download(settings(ytdlp=ytdlp), Turns(Pace(rest_s=0.2))), f"{host.url}/good/sound")["reason"]
+            prepare(Download(settings(ytdlp=ytdlp), Permits(RateLimit(cool_down_s=0.2))), f"{host.url}/good/sound")[
+                "reason"
+            ]
             is None
         )
         assert {"key=value"} <= {request.cookie for request in host.requests}

@@ -21,13 +21,13 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, Post
 from ast_core.errors import ConfigError, UserError
 from jobs.demo.media_server import serve
 from pipeline.prepare.audio.decode import decode_section
-from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
+from pipeline.prepare.clip import ClipError, Reason, each_clip, in_progress
 from pipeline.prepare.fetch import ytdlp
 from pipeline.prepare.fetch.download import Download, FetchSettings
-from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp, failure_of, fetch_with_ytdlp
 from tests import fakes
-from tests.fakes import Turns
+from tests.fakes import Permits
 from tests.prepare.audio.test_decode import lag_samples
 
 LOCAL = YtDlp(allow_private_hosts=True)
@@ -64,7 +64,7 @@ def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]
         {"clip_id": "b", "media": f"{base_url}/nothing", "media_start_s": 3.0, "end_s": 5.0},
         {"clip_id": "c", "media": "/a/file.wav"},
     )
-    out = Download(FetchSettings(ytdlp=LOCAL), Turns(Pace()))(under_way(rows))
+    out = Download(FetchSettings(ytdlp=LOCAL), Permits(RateLimit()))(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "unavailable", None]
     assert [samples is not None for samples in out["samples"].to_pylist()] == [True, False, False]
     assert "404" in out["message"][1].as_py()
@@ -117,7 +117,7 @@ def test_this_machines_fault_ends_the_job_and_not_the_clip(err: DownloadError):
     failure = failure_of(err)
     assert isinstance(failure, UserError)
     with pytest.raises(UserError, match="this machine cannot fetch"):
-        each_clip(under_way(fakes.clips({"clip_id": "a", "media": "x"})), "download", lambda row: throw(failure))
+        each_clip(in_progress(fakes.clips({"clip_id": "a", "media": "x"})), "download", lambda row: throw(failure))
 
 
 def throw(err: Exception) -> None:
@@ -140,7 +140,7 @@ def test_types_of_errors_tell_what_texts_do_not():
 
 def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
     fakes.write_media(tmp_path / "sound.ogg", fakes.noise(8))
-    download = Download(FetchSettings(ytdlp=LOCAL), Turns(Pace()))
+    download = Download(FetchSettings(ytdlp=LOCAL), Permits(RateLimit()))
     killed: list[int] = []
 
     class Killing(SimpleHTTPRequestHandler):
@@ -155,7 +155,7 @@ def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Killing, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever).start()
         url = f"http://127.0.0.1:{server.server_port}/sound.ogg"
-        rows = download(under_way(fakes.clips({"clip_id": "a", "media": url, "end_s": 5.0})))
+        rows = download(in_progress(fakes.clips({"clip_id": "a", "media": url, "end_s": 5.0})))
         server.shutdown()
     assert killed
     assert rows["reason"].to_pylist() == [None]
@@ -165,8 +165,8 @@ def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
 def test_a_node_that_cannot_fetch_ends_the_job_and_does_not_drain_the_list(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ytdlp, "find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
     with pytest.raises(UserError, match="cannot fetch: no deno"):
-        Download(FetchSettings(), Turns(Pace()))(
-            under_way(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"}))
+        Download(FetchSettings(), Permits(RateLimit()))(
+            in_progress(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"}))
         )
 
 

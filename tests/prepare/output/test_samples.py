@@ -9,14 +9,14 @@ import pytest
 
 from pipeline import storage
 from pipeline.prepare.audio.decode import decode_section
-from pipeline.prepare.clip import WAVEFORM, Reason, ragged, under_way
+from pipeline.prepare.clip import WAVEFORM, Reason, in_progress, ragged
 from pipeline.prepare.output.samples import (
     MAX_SAMPLE_S,
     NUM_CANDIDATES,
     KeepSamples,
     flac_bytes,
-    rank,
     read_samples,
+    sort_key,
     wanted,
 )
 from tests import fakes
@@ -24,7 +24,7 @@ from tests import fakes
 
 def decoded(num_clips: int, *, seconds: float = 0.1, split: str = "train") -> pa.Table:
     """Rows as they come out of `Decode`."""
-    rows = under_way(
+    rows = in_progress(
         fakes.clips(
             *({"clip_id": f"clip_{i}", "split": split, "media": "made", "end_s": seconds} for i in range(num_clips))
         )
@@ -60,11 +60,11 @@ def test_the_choice_is_by_name_alone_and_takes_about_so_many_of_a_list():
 
 def test_a_list_that_grows_has_the_samples_that_it_would_have_had_at_once():
     names = [f"video{i}_{i}.000" for i in range(20_000)]
-    at_once = sorted((name for name, is_in in zip(names, wanted(names, 20_000), strict=True) if is_in), key=rank)
+    at_once = sorted((name for name, is_in in zip(names, wanted(names, 20_000), strict=True) if is_in), key=sort_key)
     first = [name for name, is_in in zip(names[:500], wanted(names[:500], 500), strict=True) if is_in]
     later = [name for name, is_in in zip(names[500:], wanted(names[500:], 20_000), strict=True) if is_in]
     assert len(at_once) >= 10
-    assert sorted([*first, *later], key=rank)[:10] == at_once[:10]
+    assert sorted([*first, *later], key=sort_key)[:10] == at_once[:10]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 60])
@@ -76,7 +76,7 @@ def test_samples_do_not_depend_on_the_tasks_that_keep_them(batch: int, tmp_path)
     keep(rows.slice(5, 20))  # a task of a run that was killed, cut otherwise
     samples = read_samples(str(tmp_path))
     names = rows["clip_id"].to_pylist()
-    expected = sorted((name for name, is_in in zip(names, wanted(names, 100), strict=True) if is_in), key=rank)
+    expected = sorted((name for name, is_in in zip(names, wanted(names, 100), strict=True) if is_in), key=sort_key)
     assert 0 < len(expected) < 60
     assert samples["clip_id"].to_pylist() == expected
     first = names.index(expected[0])

@@ -22,8 +22,16 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.features import clip_fbank, features
-from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged, under_way
-from pipeline.prepare.output.shards import WriteShards, clip_facts, load_split, publish, scan_shards, start_output, tidy
+from pipeline.prepare.clip import FAILURES, WAVEFORM, in_progress, ragged
+from pipeline.prepare.output.shards import (
+    WriteShards,
+    clean_up,
+    clip_facts,
+    load_split,
+    publish,
+    scan_shards,
+    start_output,
+)
 from tests import fakes
 
 
@@ -202,7 +210,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
 def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
     """Each clip with noise of its own, of a level of its own."""
     all_ids = (*clip_ids, *failed)
-    rows = under_way(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
+    rows = in_progress(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
     seeds = [zlib.crc32(c.encode()) for c in all_ids]
     fbanks = [clip_fbank((seed % 100 + 1) / 100 * fakes.noise(0.5, seed=seed)) for seed in seeds]
     for name, value in {"stage": "decode", "reason": "truncated", "message": "short", "attempts": 1}.items():
@@ -244,7 +252,7 @@ def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about
     (folder / f"half.parquet.{uuid.uuid4().hex}{storage.UNFINISHED}").write_bytes(b"PAR1")
 
     assert load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c"]
-    tidy(str(tmp_path), "train")
+    clean_up(str(tmp_path), "train")
     prepared = load_split(str(tmp_path), "train").prepared
     assert prepared["clip_id"].to_pylist() == ["a", "b", "c"]
     stored = [row for file in folder.iterdir() for row in pq.read_table(file).to_pylist()]
@@ -252,7 +260,7 @@ def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about
     assert {row["clip_id"]: row["fbank"] for row in stored} == fbanks
     for row in prepared.to_pylist():  # the index points to what is there now
         assert pq.read_table(folder / row["shard"])["clip_id"][row["row"]].as_py() == row["clip_id"]
-    tidy(str(tmp_path), "train")
+    clean_up(str(tmp_path), "train")
     assert load_split(str(tmp_path), "train").prepared.equals(prepared)
 
 
@@ -264,7 +272,7 @@ def test_of_two_copies_the_one_stays_that_a_published_index_points_to(tmp_path: 
     published = dataset.read_table(dataset.index_file(output, "train"))
     for other in ("a", "c", "e"):  # of names, and so of places in a list of files, before and after that shard's
         WriteShards(output)(prepared_rows(other, "b", "d"))
-    tidy(output, "train")
+    clean_up(output, "train")
     left = load_split(output, "train").prepared
     assert left.filter(pc.is_in(left["clip_id"], pa.array(["b", "d"])))["shard"].equals(published["shard"])
     assert left["clip_id"].to_pylist() == ["a", "b", "c", "d", "e"]
@@ -282,7 +290,7 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
     start_output(output, labels)
     write = WriteShards(output)
     write(prepared_rows("a", failed=("b", "c")))
-    tidy(output, "train")  # the next run begins
+    clean_up(output, "train")  # the next run begins
     state = load_split(output, "train")
     assert dict(zip(*state.failures.select(["clip_id", "attempts"]).to_pydict().values(), strict=True)) == {
         "b": 1,

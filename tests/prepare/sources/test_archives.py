@@ -13,7 +13,7 @@ import pytest
 
 from ast_core.errors import DataError
 from pipeline.prepare.audio.decode import Decode, decode_section
-from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.clip import ClipError, Reason, in_progress
 from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.archives import bytes_member, list_archive, read_member, row_member, tar_members
 from pipeline.prepare.sources.locate import AudioFolder, is_media
@@ -215,7 +215,7 @@ def test_members_are_decoded_as_the_files_they_were(tmp_path: Path):
             for i, (media, member) in enumerate(members)
         )
     )
-    out = Decode()(under_way(rows))
+    out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None] * 4
     for i, waveform in enumerate(out["waveform"].to_pylist()):
         expected = decode_section(str(tmp_path / ("a.webm", "b.flac")[i % 2]), 2.0, 3.0)
@@ -229,7 +229,7 @@ def test_a_bad_member_costs_its_own_clip_only(tmp_path: Path):
         [{"audio": ("a.flac", good)}, {"audio": ("b.flac", b"<html>")}, {"audio": ("c.flac", None)}],
     )
     rows = fakes.clips(*({"clip_id": f"c{i}", "media": uri, "member": row_member(i)} for i in range(4)))
-    out = Decode()(under_way(rows))
+    out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "not_audio", "missing_file", "missing_file"]
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import dataset, storage
-from pipeline.prepare.clip import FAILURES, MEDIA_STATE, under_way
+from pipeline.prepare.clip import FAILURES, MEDIA_STATE, in_progress
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.failures_table import note_media
+from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.sources.archives import bytes_member
 from tests import fakes
 from tests.s3 import S3Server
@@ -20,16 +20,16 @@ WHY = {"stage": "decode", "reason": "not_audio", "message": "", "attempts": 1}
 
 def failed(*rows: dict[str, object]) -> pa.Table:
     """Rows under way that the decoder has just refused."""
-    clips = under_way(fakes.clips(*rows))
+    clips = in_progress(fakes.clips(*rows))
     for name, value in WHY.items():
         column = clips.schema.get_field_index(name)
         clips = clips.set_column(column, clips.schema.field(name), pa.array([value] * len(clips), clips[name].type))
-    return note_media(clips)
+    return record_media_state(clips)
 
 
 def has_changed(output: str, rows: pa.Table) -> list[bool]:
     """Of each clip, after its failure has been on record."""
-    failures = failures_table.gather(output, "train", pa.chunked_array([[]], pa.string()))
+    failures = failures_table.collect(output, "train", pa.chunked_array([[]], pa.string()))
     changed = failures_table.has_changed(failures, rows)
     return [bool(changed[failures["clip_id"].to_pylist().index(clip_id)]) for clip_id in rows["clip_id"].to_pylist()]
 
@@ -74,6 +74,6 @@ def test_failures_that_an_earlier_program_recorded_are_read_and_stay_final(tmp_p
     earlier = pa.schema([field for field in FAILURES if field.name not in MEDIA_STATE.names])
     dataset.write_table(dataset.failures_file(str(tmp_path), "train"), pa.Table.from_pylist([row], schema=earlier))
     assert has_changed(str(tmp_path), fakes.clips({"clip_id": "a", "media": str(tmp_path / "none.wav")})) == [False]
-    failures = failures_table.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
+    failures = failures_table.collect(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
     assert len(failures_table.final(failures, frozenset())) == 1
     assert np.array_equal(failures["media_bytes"].to_pylist(), [None])

@@ -31,19 +31,19 @@ INCONCLUSIVE = {Reason.NETWORK, Reason.TIMEOUT, Reason.SETUP, Reason.CRASHED, Re
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class RateLimit:
     fetches_per_hour: float = math.inf
     """Limit per address."""
     addresses: tuple[str, ...] = ()
     """Proxies (`http://…`) or source IP addresses. If empty, each worker uses its own egress address."""
-    rest_s: float = 3600.0
+    cool_down_s: float = 3600.0
     """Duration of the first cool-down. Each further one in a row is twice as long, up to 8 times this."""
 
     def __post_init__(self) -> None:
         if not self.fetches_per_hour > 0:
             raise ConfigError(f"--fetches-per-hour is {self.fetches_per_hour:g}; use more than 0")
-        if not 0 < self.rest_s < math.inf:
-            raise ConfigError(f"--rest-s is {self.rest_s:g}; use more than 0")
+        if not 0 < self.cool_down_s < math.inf:
+            raise ConfigError(f"--rest-s is {self.cool_down_s:g}; use more than 0")
 
     def seconds_for(self, num_fetches: int) -> float:
         """Least duration of so many fetches; without named addresses, for one address."""
@@ -63,7 +63,7 @@ def check_address(address: str, option: str = "--addresses") -> None:
         raise ConfigError(f"{option} {address} is neither a proxy's http:// URL nor an IP address") from None
 
 
-class Turn(NamedTuple):
+class Permit(NamedTuple):
     address: str | None
     """None: no fetch is permitted yet."""
     wait_s: float
@@ -75,22 +75,22 @@ class Fetching(NamedTuple):
 
     num_ended: int
     """Number of fetches that ended, successful or not."""
-    at_rest: dict[str, tuple[str, float]]
+    cooling_down: dict[str, tuple[str, float]]
     """Reason and remaining seconds for each address in its cool-down, named together with the host."""
 
 
 @dataclass
 class _Address:
     next_s: float = 0.0
-    rests_until_s: float = 0.0
-    rests_in_a_row: int = 0
+    cool_down_until_s: float = 0.0
+    cool_downs_in_a_row: int = 0
     probe_until_s: float = 0.0
     """While a throttled address is not proven to work again: when the next probe may begin."""
     refused: deque[bool] = field(default_factory=lambda: deque(maxlen=OF_THE_LAST))
     why: str = ""
 
 
-class Pacer:
+class RateLimiter:
     """Gives permits for all jobs of a cluster. Each call brings its own rate limit.
 
     An address is free when the interval of its last permit is over. It has a separate state for each host.
@@ -103,48 +103,51 @@ class Pacer:
         self._num_ended: Counter[str] = Counter()
         """Number of fetches by job."""
 
-    def turn(self, pace: Pace, home: str, host: str) -> Turn:
-        """The address from which to fetch from `host` now, or how long to wait; `home` is the worker's own address."""
+    def permit(self, rate_limit: RateLimit, egress_address: str, host: str) -> Permit:
+        """The address from which to fetch from `host` now, or how long to wait.
+
+        `egress_address` is the address of the worker itself.
+        """
         now_s = self._clock()
-        names: Sequence[str] = pace.addresses or [home]
+        names: Sequence[str] = rate_limit.addresses or [egress_address]
         name, address = min(
             ((name, self._addresses.setdefault((name, host), _Address())) for name in names),
             key=lambda item: _free_s(item[1]),
         )
         if (wait_s := _free_s(address) - now_s) > 0:
-            return Turn(None, min(wait_s, LONGEST_WAIT_S))
-        address.next_s = now_s + 3600 / pace.fetches_per_hour
-        if address.rests_in_a_row:
+            return Permit(None, min(wait_s, LONGEST_WAIT_S))
+        address.next_s = now_s + 3600 / rate_limit.fetches_per_hour
+        if address.cool_downs_in_a_row:
             address.probe_until_s = now_s + PROBE_S
-        return Turn(name, 0.0)
+        return Permit(name, 0.0)
 
-    def report(self, pace: Pace, name: str, host: str, reason: Reason | None, job: str = "") -> None:
+    def report(self, rate_limit: RateLimit, name: str, host: str, reason: Reason | None, job: str = "") -> None:
         """Record how a job's fetch from `host` by an address ended: with the clip's failure, or None."""
         self._num_ended[job] += 1
         address, now_s = self._addresses.setdefault((name, host), _Address()), self._clock()
-        if now_s < address.rests_until_s:
+        if now_s < address.cool_down_until_s:
             return  # the fetch began before the cool-down
         address.refused.append(reason is Reason.SETUP)
         if reason is Reason.THROTTLED or sum(address.refused) >= REFUSALS:
             address.why = str(reason)
-            address.rests_until_s = now_s + pace.rest_s * 2 ** min(address.rests_in_a_row, 3)
-            address.rests_in_a_row += 1
+            address.cool_down_until_s = now_s + rate_limit.cool_down_s * 2 ** min(address.cool_downs_in_a_row, 3)
+            address.cool_downs_in_a_row += 1
             address.probe_until_s = 0.0
             address.refused.clear()
         elif reason in INCONCLUSIVE:
             address.probe_until_s = 0.0
         else:
-            address.rests_in_a_row, address.probe_until_s = 0, 0.0
+            address.cool_downs_in_a_row, address.probe_until_s = 0, 0.0
 
     def fetching(self, job: str = "") -> Fetching:
         now_s = self._clock()
-        at_rest = {
-            f"{name} at {host}": (address.why, address.rests_until_s - now_s)
+        cooling_down = {
+            f"{name} at {host}": (address.why, address.cool_down_until_s - now_s)
             for (name, host), address in self._addresses.items()
-            if address.rests_until_s > now_s
+            if address.cool_down_until_s > now_s
         }
-        return Fetching(self._num_ended[job], at_rest)
+        return Fetching(self._num_ended[job], cooling_down)
 
 
 def _free_s(address: _Address) -> float:
-    return max(address.next_s, address.rests_until_s, address.probe_until_s)
+    return max(address.next_s, address.cool_down_until_s, address.probe_until_s)
