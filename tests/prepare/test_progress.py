@@ -1,4 +1,4 @@
-"""What a preparation says while it runs."""
+"""Output of a preparation while it runs."""
 
 from threading import Event
 
@@ -23,7 +23,7 @@ def test_a_line_of_progress():
     )
 
 
-def test_a_pacer_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch):
+def test_a_rate_limiter_that_does_not_answer_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(progress, "EVERY_S", 0.01)
     monkeypatch.setattr(progress, "LAST_LINE_S", 0.1)
     asked, lines = Event(), []

@@ -59,7 +59,7 @@ def _versions_at(stage: str) -> str:
 def collect(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     """Combine the failures table with the parts of unfinished runs: the newest reason, and the sum of the attempts.
 
-    Returns rows of LEDGER. Left out are clips that are `prepared` by now, and rows that the list itself caused, because
+    Returns rows of FAILURE_ROWS. Left out are clips that are `prepared` by now, and rows that the list itself caused, because
     every run checks the list again.
     """
     return _collected(output, split, prepared, _parts(output, split))
@@ -100,7 +100,7 @@ def compact(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
 
 
 def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray) -> pa.Table:
-    """Append the rows that the list refused to rows of LEDGER.
+    """Append the rows that the list refused to rows of FAILURE_ROWS.
 
     A `missing_file` row is dropped if an earlier run, with another audio folder, already prepared or recorded that
     clip. Other refused rows are always kept, even if a valid row has the same name.
@@ -133,7 +133,7 @@ def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
     """bool `[failures]`: whether the file that failed has changed since, according to its size and time.
 
     Args:
-        failures: rows of LEDGER.
+        failures: rows of FAILURE_ROWS.
         clips: rows of CLIPS, which contain all these clips.
     """
     changed = np.zeros(len(failures), bool)

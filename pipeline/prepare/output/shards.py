@@ -75,7 +75,7 @@ class SplitState:
     prepared: pa.Table
     """`SCANNED`, shard and row of each clip, sorted by id."""
     failures: pa.Table
-    """LEDGER of earlier runs, without rows that the list itself caused."""
+    """FAILURE_ROWS of earlier runs, without rows that the list itself caused."""
 
 
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]

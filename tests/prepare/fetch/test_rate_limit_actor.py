@@ -1,4 +1,4 @@
-"""What jobs of one cluster share and what they may not, on a real Ray."""
+"""The rate limiter that the jobs of a cluster share, on a real Ray."""
 
 from contextlib import ExitStack, suppress
 
@@ -12,7 +12,7 @@ from pipeline.prepare.fetch.rate_limiter import RateLimit
 HOST = "host"
 
 
-def test_jobs_of_a_cluster_share_their_pacer_and_outlive_it(local_ray: None):
+def test_jobs_of_a_cluster_share_a_rate_limiter_and_survive_its_end(local_ray: None):
     rate_limit = RateLimit(fetches_per_hour=60)
     with ExitStack() as first_job:
         one = first_job.enter_context(cluster_permits(rate_limit))
@@ -27,13 +27,13 @@ def test_jobs_of_a_cluster_share_their_pacer_and_outlive_it(local_ray: None):
             assert other.permit(HOST).address == "this network"
             assert other.permit(HOST).address is None
             assert other.fetching() == (0, {})
-    # What the other made anew ends when nobody asks it any more, sooner or later.
+    # The rate limiter that the other job started ends at some time after nobody uses it.
     with suppress(ValueError):
         while True:
             ray.kill(ray.get_actor(RATE_LIMITER, namespace=NAMESPACE))
 
 
-def test_a_job_after_another_begins_anew_and_a_node_may_have_an_address_of_its_own(local_ray: None):
+def test_a_later_job_starts_fresh_and_nodes_may_have_own_addresses(local_ray: None):
     for own_addresses, egress_address in (
         (False, "this network"),
         (True, ray.util.get_node_ip_address()),

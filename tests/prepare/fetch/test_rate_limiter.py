@@ -1,4 +1,4 @@
-"""Who may fetch when: by a clock that the test sets."""
+"""When and from which address a fetch may begin, with a clock that the test sets."""
 
 import math
 from itertools import pairwise
@@ -36,7 +36,7 @@ def clock() -> Clock:
 def fetches_within(
     permits: Permits, clock: Clock, duration_s: float, egress_addresses: list[str]
 ) -> list[tuple[float, str]]:
-    """Fetches of workers that ask for turns in a row and wait when told to."""
+    """Fetches of workers that ask for permits in turn, and wait as told."""
     begun, asks_s = [], dict.fromkeys(range(len(egress_addresses)), clock.now_s)
     end_s = clock.now_s + duration_s
     while min(asks_s.values()) < end_s:
@@ -50,7 +50,7 @@ def fetches_within(
     return begun
 
 
-def test_an_address_is_paced_whatever_the_number_of_workers(clock: Clock):
+def test_an_address_is_limited_for_any_number_of_workers(clock: Clock):
     for num_workers in (1, 2, 16):
         permits = Permits(RateLimit(fetches_per_hour=300), RateLimiter(clock))
         begun = fetches_within(permits, clock, 3600, ["here"] * num_workers)
@@ -59,7 +59,7 @@ def test_an_address_is_paced_whatever_the_number_of_workers(clock: Clock):
         assert min(gaps) >= 12 - 1e-6
 
 
-def test_two_addresses_carry_twice_as_much_each_at_its_own_pace(clock: Clock):
+def test_two_addresses_allow_twice_as_many_fetches(clock: Clock):
     named = Permits(RateLimit(fetches_per_hour=300, addresses=("http://a:1", "http://b:1")), RateLimiter(clock))
     begun = fetches_within(named, clock, 3600, ["here"] * 8)
     assert 580 <= len(begun) <= 602
@@ -68,7 +68,7 @@ def test_two_addresses_carry_twice_as_much_each_at_its_own_pace(clock: Clock):
     assert 580 <= len(fetches_within(own, clock, 3600, ["node 1", "node 2"] * 2)) <= 602
 
 
-def test_two_jobs_share_the_pace_of_an_address_and_hear_of_its_rest(clock: Clock):
+def test_two_jobs_share_the_interval_and_cool_down_of_an_address(clock: Clock):
     limiter = RateLimiter(clock)
     slow, quick = (Permits(RateLimit(fetches_per_hour=n, cool_down_s=100), limiter) for n in (300, 600))
     begun = []
@@ -88,7 +88,7 @@ def test_two_jobs_share_the_pace_of_an_address_and_hear_of_its_rest(clock: Clock
     assert slow.permit(HOST).address is None
 
 
-def test_a_host_that_throttles_an_address_does_not_rest_it_at_another(clock: Clock):
+def test_a_cool_down_applies_to_one_host_only(clock: Clock):
     permits = Permits(RateLimit(fetches_per_hour=60), RateLimiter(clock))
     assert permits.permit("one").address == "here"
     permits.report("here", "one", Reason.THROTTLED)
@@ -97,12 +97,12 @@ def test_a_host_that_throttles_an_address_does_not_rest_it_at_another(clock: Clo
     assert list(permits.limiter.fetching().cooling_down) == ["here at one"]
 
 
-def test_without_a_pace_nobody_waits(clock: Clock):
+def test_without_a_rate_limit_no_worker_waits(clock: Clock):
     permits = Permits(RateLimit(), RateLimiter(clock))
     assert [permits.permit(HOST).wait_s for _ in range(100)] == [0.0] * 100
 
 
-def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Clock):
+def test_after_the_cool_down_a_single_fetch_probes_the_address(clock: Clock):
     permits = Permits(RateLimit(cool_down_s=600, addresses=("a", "b")), RateLimiter(clock))
     assert {permits.permit(HOST).address for _ in range(2)} <= {"a", "b"}
     permits.report("a", HOST, Reason.THROTTLED)
@@ -113,14 +113,14 @@ def test_a_throttled_address_rests_and_then_one_fetch_alone_tries_it(clock: Cloc
 
     clock.now_s += 600
     assert {permits.permit(HOST).address, permits.permit(HOST).address} == {"a", "b"}
-    assert permits.permit(HOST).address is None  # both are being tried
+    assert permits.permit(HOST).address is None  # each has its probe
     permits.report("a", HOST, None)
     assert {permits.permit(HOST).address for _ in range(10)} == {"a"}
     permits.report("b", HOST, Reason.THROTTLED)
     assert permits.limiter.fetching().cooling_down == {"b at host": ("throttled", 1200.0)}  # twice as long as before
 
 
-def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock: Clock):
+def test_cool_downs_in_a_row_grow_eightfold_until_a_fetch_succeeds(clock: Clock):
     permits = Permits(RateLimit(cool_down_s=100), RateLimiter(clock))
     cool_downs = []
     for _ in range(6):
@@ -131,13 +131,13 @@ def test_rests_in_a_row_grow_to_eight_times_and_a_good_fetch_ends_the_row(clock:
         clock.now_s += cool_downs[-1]
     assert cool_downs == [100, 200, 400, 800, 800, 800]
     permits.permit(HOST)
-    permits.report("here", HOST, Reason.UNAVAILABLE)  # the host answered: that video is gone
+    permits.report("here", HOST, Reason.UNAVAILABLE)  # the host answered, but the video is missing
     permits.permit(HOST)
     permits.report("here", HOST, Reason.THROTTLED)
     assert permits.limiter.fetching().cooling_down["here at host"][1] == 100
 
 
-def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock):
+def test_a_fetch_begun_before_the_cool_down_does_not_change_it(clock: Clock):
     permits = Permits(RateLimit(cool_down_s=100), RateLimiter(clock))
     for _ in range(3):
         permits.permit(HOST)
@@ -148,7 +148,7 @@ def test_a_fetch_from_before_the_rest_neither_lengthens_nor_ends_it(clock: Clock
     assert permits.limiter.fetching().cooling_down == {"here at host": ("throttled", 99.0)}
 
 
-def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clock):
+def test_an_inconclusive_probe_is_followed_by_another(clock: Clock):
     permits = Permits(RateLimit(cool_down_s=100), RateLimiter(clock))
     permits.permit(HOST)
     permits.report("here", HOST, Reason.THROTTLED)
@@ -156,20 +156,20 @@ def test_a_probe_that_says_nothing_of_the_host_is_followed_by_another(clock: Clo
     permits.permit(HOST)
     permits.report("here", HOST, Reason.NETWORK)
     assert permits.permit(HOST).address == "here"
-    assert permits.permit(HOST).address is None  # still one at a time
+    assert permits.permit(HOST).address is None  # still one probe at a time
     clock.now_s += PROBE_S  # its worker died
     assert permits.permit(HOST).address == "here"
 
 
 @pytest.mark.parametrize("address", ["socks5://host:1080", "https://host:443", "http://", "host.example"])
-def test_an_address_that_ffmpeg_would_not_go_out_by_is_refused(address: str):
+def test_an_unusable_address_is_refused(address: str):
     check_address("http://host:3128")
     check_address("2001:db8::1")
     with pytest.raises(ConfigError, match="--addresses"):
         check_address(address)
 
 
-def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):
+def test_an_address_with_mostly_setup_failures_cools_down(clock: Clock):
     permits = Permits(RateLimit(cool_down_s=100), RateLimiter(clock))
     endings = [None] * (OF_THE_LAST - REFUSALS) + [Reason.SETUP] * REFUSALS
     for ending in endings[:-1]:
@@ -180,13 +180,13 @@ def test_an_address_that_is_refused_nearly_always_rests_too(clock: Clock):
     assert permits.limiter.fetching().cooling_down == {"here at host": ("setup", 100.0)}
 
 
-def test_how_long_a_list_takes_is_told_beforehand():
+def test_the_duration_of_a_list_is_estimated():
     assert RateLimit(fetches_per_hour=300).seconds_for(2_084_320) / 86_400 == pytest.approx(289.5, abs=0.1)
     assert RateLimit(fetches_per_hour=300, addresses=("a", "b")).seconds_for(600) == 3600
     assert RateLimit().seconds_for(10**6) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"fetches_per_hour": 0}, {"fetches_per_hour": math.nan}, {"rest_s": -1}])
-def test_a_pace_that_cannot_be_is_refused(wrong: dict[str, float]):
+@pytest.mark.parametrize("wrong", [{"fetches_per_hour": 0}, {"fetches_per_hour": math.nan}, {"cool_down_s": -1}])
+def test_an_impossible_rate_limit_is_refused(wrong: dict[str, float]):
     with pytest.raises(ConfigError, match="use more than 0"):
         RateLimit(**wrong)

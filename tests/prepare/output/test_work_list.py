@@ -1,4 +1,4 @@
-"""The list of what is to do belongs to one run."""
+"""A work list belongs to one run."""
 
 import os
 import time
@@ -29,11 +29,11 @@ def test_part_3_2_runs_of_two_clusters_read_their_own_lists(s3: S3Server):
         with work_list(output) as two:
             chunks_two = write_chunks(two, clips("c", "d", "e"), 16)
             assert (names_read(chunks_one), names_read(chunks_two)) == (["a", "b"], ["c", "d", "e"])
-        assert names_read(chunks_one) == ["a", "b"]  # the end of one run leaves the other's
+        assert names_read(chunks_one) == ["a", "b"]  # the end of one run does not delete the other's list
     assert not storage.list_files(work_lists_dir(output), recursive=True)
 
 
-def test_case_c9_keys_of_urls_reach_the_tasks_and_no_file(tmp_path: Path):
+def test_case_c9_secrets_of_urls_reach_the_tasks_but_no_file(tmp_path: Path):
     media = [
         "/a.wav",
         "https://host/b.wav?X-Amz-Signature=PLANTED",
@@ -51,11 +51,11 @@ def test_case_c9_keys_of_urls_reach_the_tasks_and_no_file(tmp_path: Path):
     assert sorted(uri for column in written for uri in column.to_pylist()) == shown
 
 
-def test_the_list_of_a_dead_run_goes_and_that_of_a_live_one_stays(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
+def test_the_list_of_a_dead_run_is_deleted_and_that_of_a_live_one_stays(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
     output = s3.uri("dead-lists")
     write_chunks(f"{work_lists_dir(output)}/killed", clips("a"), 16)
     with work_list(output):
-        assert storage.list_files(f"{work_lists_dir(output)}/killed")  # it may be alive: its clock is not known
+        assert storage.list_files(f"{work_lists_dir(output)}/killed")  # it may be alive, because clocks differ
     monkeypatch.setattr(module, "DEAD_AFTER_S", 0.5)
     monkeypatch.setattr(module, "ALIVE_EVERY_S", 0.05)
     with work_list(output) as live:
@@ -67,7 +67,7 @@ def test_the_list_of_a_dead_run_goes_and_that_of_a_live_one_stays(s3: S3Server, 
         assert names_read(chunks) == ["b"]
 
 
-def test_on_a_local_disk_lists_of_earlier_runs_go_at_once(tmp_path: Path):
+def test_on_a_local_disk_lists_of_earlier_runs_are_deleted_at_once(tmp_path: Path):
     output = str(tmp_path)
     write_chunks(f"{work_lists_dir(output)}/killed", clips("a"), 16)
     with work_list(output) as folder:
