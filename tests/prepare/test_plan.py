@@ -150,7 +150,7 @@ def test_a_user_error_in_a_task_keeps_its_message(local_ray: None, tmp_path: Pat
         "stage": lambda: list(_written(ray.data.range(1).map_batches(refuse, batch_format="pyarrow"))),
         "preparing": lambda: list(_written(fetched_and_prepared(tmp_path, fetch, Stages((refuse,)), num_clips=8))),
         "fetching": lambda: list(_written(fetched_and_prepared(tmp_path, refuse, Stages(()), num_clips=8))),
-        "beside": lambda: _outside_ray_data(),
+        "outside Ray Data": lambda: _outside_ray_data(),
     }
     raises_original, DataContext.get_current().raise_original_map_exception = False, True
     try:

@@ -179,10 +179,10 @@ def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
     """
     if not every_page:
         firsts = takewhile(lambda page: page.is_first, _ogg_pages(file.read(OGG_END_BYTES)))
-        begun = {page.serial for page in firsts}
+        known_serials = {page.serial for page in firsts}
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - OGG_END_BYTES))
-        return any(page.serial not in begun for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
+        return any(page.serial not in known_serials for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
     goes_on, data = False, b""
     while block := file.read(1 << 20):
         data = data[-len(OGG_PAGE) :] + block

@@ -190,7 +190,7 @@ class _Cutter:
         self._sizes.add(num_samples)
 
     def _corrected_begin(self, begin: int, num_samples: int) -> int:
-        """Where a frame begins, by the timestamps of the run-up. A single one is rounded, or a block off (Vorbis)."""
+        """The position of a frame by all timestamps of the run-up: a single one is rounded, or a block off (Vorbis)."""
         begin += statistics.median_low(self._drifts or [0])
         self._drifts = None
         on_grid = self._grid + round((begin - self._grid) / num_samples) * num_samples

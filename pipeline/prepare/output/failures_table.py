@@ -59,8 +59,8 @@ def _versions_at(stage: str) -> str:
 def collect(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     """Combine the failures table with the parts of unfinished runs: the newest reason, and the sum of the attempts.
 
-    Returns rows of FAILURE_ROWS. Left out are clips that are `prepared` by now, and rows that the list itself caused, because
-    every run checks the list again.
+    Returns rows of FAILURE_ROWS. Left out are clips that are `prepared` by now, and rows that the list itself caused,
+    because every run checks the list again.
     """
     return _collected(output, split, prepared, _parts(output, split))
 

@@ -77,9 +77,9 @@ def _delete_dead(output: str, own: str) -> None:
     folder = work_lists_dir(output)
     latest = storage.modified_s_below(folder)
     now_s = latest.pop(own.rsplit("/", 1)[1])
-    alone = storage.is_local(output)
+    is_only_writer = storage.is_local(output)
     for name, modified_s in latest.items():
-        if alone or now_s - modified_s > DEAD_AFTER_S:
+        if is_only_writer or now_s - modified_s > DEAD_AFTER_S:
             storage.discard(storage.join(folder, name))
 
 

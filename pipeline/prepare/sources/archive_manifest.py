@@ -138,11 +138,11 @@ def _is_folder(uri: str) -> bool:
 
 def own_labels(uri: str, found: list[str]) -> LabelVocabulary | None:
     """The archives' own vocabulary: `labels.csv` in their folder, else Hugging Face's ClassLabel in the first file."""
-    beside = storage.join(uri, "labels.csv")
-    if _is_folder(uri) and storage.exists(beside):
-        text = storage.read_text(beside)
+    labels_file = storage.join(uri, "labels.csv")
+    if _is_folder(uri) and storage.exists(labels_file):
+        text = storage.read_text(labels_file)
         if all(column in text[:200].lower() for column in CSV_HEADER):
-            return LabelVocabulary.from_csv(text, origin=beside)
+            return LabelVocabulary.from_csv(text, origin=labels_file)
     for file in found:
         if file.lower().endswith(".parquet"):
             with archives.open_parquet(file) as parquet:

@@ -98,20 +98,20 @@ SOURCES: tuple[Source, ...] = (
     Source(
         option="--datafile",
         metavar="FILE",
-        help="the original AST recipe's JSON data file",
+        help="a JSON data file of the reference implementation",
         read=lambda request: read_datafile(request.value, vocabulary=request.vocabulary, split=request.split),
     ),
     Source(
         option="--manifest",
         metavar="FILE",
-        help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split; or what holds "
-        "the audio too: Hugging Face Parquet, WebDataset tars, a store of --keep-audio, folders or globs of them",
+        help="CSV or Parquet with path or url, labels, and optionally clip_id, start_s, end_s, split; or archives with "
+        "audio: Hugging Face Parquet, WebDataset tars, a store of --keep-audio, folders or globs of them",
         read=_manifest,
     ),
     Source(
         option="--esc50",
         metavar="DIR",
-        help="ESC-50 as shipped, or ESC-10's class folders; a split a fold",
+        help="ESC-50 as shipped, or ESC-10's class folders; one split per fold",
         read=lambda request: read_esc(request.value),
         brings_own_labels=True,
     ),
