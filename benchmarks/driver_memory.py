@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ast_core.labels import audioset_labels
-from pipeline.prepare.clip import FAILED_AT, under_way
+from pipeline.prepare.clip import FAILED_AT, in_progress
 from pipeline.prepare.output.failures_table import write_part
 from pipeline.prepare.output.shards import start_output
 from tests import fakes
@@ -89,7 +89,7 @@ def _leave_failures(output: str, manifest: Path, num_rows: int) -> None:
     for begin in range(0, num_rows, PART_ROWS):
         clip_ids = rows["clip_id"].slice(begin, min(PART_ROWS, num_rows - begin)).to_pylist()
         rows_of_chunk = [{"clip_id": clip_id, "media": "x", "labels": [1, 2, 3]} for clip_id in clip_ids]
-        failed = under_way(fakes.clips(*rows_of_chunk))
+        failed = in_progress(fakes.clips(*rows_of_chunk))
         for name, value in zip(FAILED_AT.names, ("decode", "too_short", "6.2 ms, less than one frame", 1), strict=True):
             column = pa.array([value] * len(failed), FAILED_AT.field(name).type)
             failed = failed.set_column(failed.column_names.index(name), name, column)

@@ -24,10 +24,10 @@ from jobs.common import add_ray_options, check_numbers, output_uri, run
 from pipeline import storage
 from pipeline.prepare import progress, sources
 from pipeline.prepare.clip import Reason, printable
-from pipeline.prepare.fetch import pacing
+from pipeline.prepare.fetch import rate_limiter
 from pipeline.prepare.fetch.download import FetchSettings
-from pipeline.prepare.fetch.pacing import Pace
 from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
+from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import membership
 from pipeline.prepare.sources import ClipList, locate, registry
@@ -136,12 +136,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     _check(args)
-    listed = membership.once_each(_read_list(args)).limited(args.limit)
+    listed = membership.refuse_repeated_sections(_read_list(args)).limited(args.limit)
     for note in listed.notes:
         print(f"note: {printable(note, 600)}", flush=True)
     # Ray, which `--help` and refused lists do not need.
     from jobs.ray_session import ray_session
-    from pipeline.prepare.plan import PrepareSettings, prepare, what_is_left
+    from pipeline.prepare.plan import PrepareSettings, prepare, remaining_work
 
     settings = PrepareSettings(
         output=output_uri(args.output),
@@ -153,12 +153,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_audio=output_uri(args.keep_audio, "--keep-audio") if args.keep_audio else None,
     )
     if args.dry_run:
-        todo = what_is_left(listed, settings)
-        for line in filter(None, [todo.line(), *todo.notes]):
+        remaining = remaining_work(listed, settings)
+        for line in filter(None, [remaining.line(), *remaining.notes]):
             print(line)
         own = settings.own_addresses
         print(
-            progress.plan_of(len(todo.clips), todo.num_fetches, todo.num_done, settings.fetch.pace, own_addresses=own)
+            progress.plan_of(
+                len(remaining.clips),
+                remaining.num_fetches,
+                remaining.num_done,
+                settings.fetch.rate_limit,
+                own_addresses=own,
+            )
         )
         return 0
     with ray_session(args.address, args.num_cpus):
@@ -220,12 +226,12 @@ def _check(args: argparse.Namespace) -> None:
 def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings:
     addresses = [] if args.addresses == ["node"] else args.addresses
     for address in addresses:
-        pacing.check_address(address)
+        rate_limiter.check_address(address)
     usual = YOUTUBE_PER_HOUR if locate.any_of_youtube(listed.clips["media"]) else math.inf
-    pace = Pace(
+    rate_limit = RateLimit(
         fetches_per_hour=usual if args.fetches_per_hour is None else args.fetches_per_hour,
         addresses=tuple(addresses),
-        rest_s=args.rest_s,
+        cool_down_s=args.rest_s,
     )
     ytdlp = YtDlp.from_args(
         shlex.split(args.yt_dlp),
@@ -233,7 +239,7 @@ def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings
         allow_private_hosts=args.allow_private_hosts,
         own_hosts=_own_hosts(args.media_url),
     )
-    return FetchSettings(ytdlp=ytdlp, pace=pace, deadline_s=args.deadline_s)
+    return FetchSettings(ytdlp=ytdlp, rate_limit=rate_limit, deadline_s=args.deadline_s)
 
 
 def _own_hosts(media_url: str | None) -> tuple[Endpoint, ...]:

@@ -1,32 +1,33 @@
-"""Apache Thrift's compact protocol, as far as Parquet's footers and page headers use it (thrift-compact-protocol.md).
+"""Reader for the part of Apache Thrift's compact protocol that Parquet's footers and page headers use.
 
-Only the fields that are asked for become Python values. A footer describes each column of each row group by some thirty
-values, of which a reader needs eight, and passing over a value costs a fraction of making one.
+Source: thrift-compact-protocol.md of Apache Thrift. Only the requested fields become Python values: a footer describes
+each column of each row group by about thirty values, of which a reader needs eight, and skipping a value is much
+cheaper than creating it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, _MAP, STRUCT = range(1, 13)
-"""Numbers of the types of the protocol."""
+"""The type numbers of the protocol."""
 
 MAX_VARINT_BITS = 64
 
 Fields = Mapping[int, Any]
-"""The fields that are wanted of a struct, by their numbers, each with its type: `int`, `bytes`, the `Fields` of a
-struct, or a list of one of these for a list."""
+"""The requested fields of a struct, by field number, each with its type: `int`, `bytes`, the `Fields` of a nested
+struct, or a list of one of these."""
 
 
 def read_struct(data: bytes, position: int, wanted: Fields) -> tuple[dict[int, Any], int]:
-    """The wanted fields by number, and the position after the struct.
+    """Return the requested fields by number, and the position after the struct.
 
     Raises:
-        ValueError or LookupError: bytes that are no struct, or one with fields of other types.
+        ValueError or LookupError: the bytes are not a struct, or fields have other types.
     """
     try:
         return _struct(data, position, wanted)
     except RecursionError as err:
-        raise ValueError("structs within structs without end") from err
+        raise ValueError("structs are nested too deeply") from err
 
 
 def _struct(data: bytes, position: int, wanted: Fields) -> tuple[dict[int, Any], int]:
@@ -64,13 +65,13 @@ def _value(data: bytes, position: int, kind: int, wanted: Any) -> tuple[Any, int
 
 
 def _after(data: bytes, position: int, kind: int) -> int:
-    """The position after a value of some type."""
+    """Return the position after a value of any type."""
     if kind == STRUCT:
         while head := data[position]:
             kind, position = head & 15, position + 1
             if head < 16:
                 position = _after_varint(data, position)
-            if kind == BINARY and data[position] < 0x80:  # these are most, and a call takes longer than they do
+            if kind == BINARY and data[position] < 0x80:  # inlined: most values are short, and a call costs more
                 position += 1 + data[position]
             elif I16 <= kind <= I64 and data[position] < 0x80:
                 position += 1
@@ -101,14 +102,14 @@ def _after_varint(data: bytes, position: int) -> int:
 
 
 def _list_head(data: bytes, position: int) -> tuple[int, int, int]:
-    """Number of elements, their type, and the position of the first."""
+    """Return the number of elements, their type, and the position of the first."""
     head, position = data[position], position + 1
     size, kind = head >> 4, head & 15
     if size == 15:
         size, position = _varint(data, position)
-    if size > len(data) - position:  # an element takes a byte at least
+    if size > len(data) - position:  # an element takes at least one byte
         raise ValueError(f"a list of {size} elements in {len(data)} bytes")
-    # In a list a truth value is a byte; as a field it is the field's type.
+    # In a list a boolean is a byte; in a struct it is part of the field's type.
     return size, BYTE if kind in (TRUE, FALSE) else kind, position
 
 

@@ -16,8 +16,8 @@ from ast_core.frames import NUM_MEL_BINS, num_frames_of
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.audio.features import features
-from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, ragged, under_way
-from pipeline.prepare.fetch.pacing import Pace, Pacer, Turn
+from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, in_progress, ragged
+from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit, RateLimiter
 from pipeline.prepare.output.shards import WriteShards, publish, start_output
 
 RATE_HZ = 16_000
@@ -138,7 +138,7 @@ def write_data(
         waveforms = [tone(300.0 * 2**c, 0.5) + noise(0.5, seed=int(rng.integers(1 << 30))) for c in classes]
         if waveform is not None:
             waveforms = [waveform] * num_clips
-        rows = under_way(
+        rows = in_progress(
             clips(
                 *(
                     {"clip_id": f"{split}_{i:03d}", "split": split, "media": "made", "end_s": 0.5, "labels": [c]}
@@ -195,14 +195,14 @@ def write_stored(
     publish(output, labels, refused)
 
 
-class Turns:
-    """A fake of a job's access to the rate limiter: its `Pacer` is in this process."""
+class Permits:
+    """A fake of a job's access to the rate limiter: its `RateLimiter` is in this process."""
 
-    def __init__(self, pace: Pace, pacer: Pacer | None = None) -> None:
-        self.pace, self.pacer = pace, pacer or Pacer()
+    def __init__(self, rate_limit: RateLimit, limiter: RateLimiter | None = None) -> None:
+        self.rate_limit, self.limiter = rate_limit, limiter or RateLimiter()
 
-    def turn(self, host: str, home: str = "here") -> Turn:
-        return self.pacer.turn(self.pace, home, host)
+    def permit(self, host: str, egress_address: str = "here") -> Permit:
+        return self.limiter.permit(self.rate_limit, egress_address, host)
 
     def report(self, address: str, host: str, reason: Reason | None) -> None:
-        self.pacer.report(self.pace, address, host, reason)
+        self.limiter.report(self.rate_limit, address, host, reason)

@@ -1,7 +1,7 @@
-"""What the process that reads strangers' media answers: JSON and raw bytes, never pickled objects.
+"""Messages from the sandbox to its parent: JSON and raw bytes, never pickled objects.
 
-A hostile file may take that process over, and whoever unpickles what it then sends runs its code. So an answer is read
-as data: a head of fixed size, JSON of bounded size, and the bytes of arrays and files, also of bounded size.
+A hostile file may take over the sandboxed process, and unpickling its data would then run its code. So an answer is
+read as data: a header of fixed size, JSON of limited size, and the bytes of arrays and files, also of limited size.
 """
 
 import json
@@ -14,7 +14,7 @@ from ast_core.errors import ConfigError, DataError, UserError
 from pipeline.prepare.clip import ClipError, Reason
 
 HEAD = struct.Struct(">IQ")
-"""Bytes of the JSON, and of the raw bytes after it."""
+"""Number of bytes of the JSON, and of the raw bytes after it."""
 
 MAX_JSON_BYTES = 1 << 16
 MAX_MESSAGE_CHARS = 4000
@@ -23,16 +23,16 @@ USER_ERRORS = {kind.__name__: kind for kind in (UserError, ConfigError, DataErro
 
 
 class BadAnswerError(Exception):
-    """The bytes are no answer of this protocol."""
+    """The bytes are not an answer in this format."""
 
 
 def pack_result(result: Any) -> tuple[bytes, bytearray]:
-    """Head with JSON, and raw bytes, for what a function returned.
+    """Encode a function's result: header with JSON, and raw bytes.
 
-    That may be numbers, text, None, bytes, 1-D float32 arrays, and tuples or lists of these.
+    A result may consist of numbers, text, None, bytes, 1-D float32 arrays, and tuples or lists of these.
 
     Raises:
-        TypeError: for any other type, or for more JSON than an answer may have.
+        TypeError: another type, or more JSON than an answer may have.
     """
     raw = bytearray()
     text = json.dumps({"result": _packed(result, raw)}).encode()
@@ -59,20 +59,20 @@ def _packed(value: Any, raw: bytearray) -> Any:
 
 
 def pack_error(error: ClipError | UserError) -> tuple[bytes, bytearray]:
-    """The same for an error: its kind, its message, and a clip's reason."""
+    """Encode an error: its kind, its message, and a clip's reason."""
     message = error.message if isinstance(error, ClipError) else str(error)
-    said = {"error": type(error).__name__, "message": message[:MAX_MESSAGE_CHARS]}
+    answer = {"error": type(error).__name__, "message": message[:MAX_MESSAGE_CHARS]}
     if isinstance(error, ClipError):
-        said["reason"] = str(error.reason)
-    text = json.dumps(said).encode()
+        answer["reason"] = str(error.reason)
+    text = json.dumps(answer).encode()
     return HEAD.pack(len(text), 0) + text, bytearray()
 
 
 def sizes_of(head: bytes | bytearray, max_raw_bytes: int) -> tuple[int, int]:
-    """How many bytes of JSON and of raw data follow a head.
+    """Read from a header how many bytes of JSON and of raw data follow.
 
     Raises:
-        BadAnswerError: for more than is allowed.
+        BadAnswerError: more bytes than allowed.
     """
     json_bytes, raw_bytes = HEAD.unpack(head)
     if json_bytes > MAX_JSON_BYTES or raw_bytes > max_raw_bytes:
@@ -81,19 +81,19 @@ def sizes_of(head: bytes | bytearray, max_raw_bytes: int) -> tuple[int, int]:
 
 
 def unpack(text: bytes | bytearray, raw: bytearray) -> Any:
-    """The result that was packed: tuples come as lists, arrays are writable. Raises the error that was packed.
+    """Decode a result, or raise the error that was encoded. Tuples become lists; arrays are writable.
 
     Raises:
-        BadAnswerError: if the JSON is neither, or names bytes that are not there.
+        BadAnswerError: the JSON is neither a result nor an error, or refers to bytes that do not exist.
     """
     try:
-        said = json.loads(text)
-        if "error" not in said:
-            return _unpacked(said["result"], memoryview(raw))
-        if said["error"] == ClipError.__name__:
-            error: Exception = ClipError(Reason(said["reason"]), str(said["message"]))
+        answer = json.loads(text)
+        if "error" not in answer:
+            return _unpacked(answer["result"], memoryview(raw))
+        if answer["error"] == ClipError.__name__:
+            error: Exception = ClipError(Reason(answer["reason"]), str(answer["message"]))
         else:
-            error = USER_ERRORS.get(said["error"], UserError)(str(said["message"]))
+            error = USER_ERRORS.get(answer["error"], UserError)(str(answer["message"]))
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise BadAnswerError(f"an answer that is malformed ({type(err).__name__})") from err
     raise error

@@ -1,8 +1,8 @@
-"""A clip on its way through preparation: the record, and its failure.
+"""The record of a clip during preparation, and its failures.
 
-A *clip* is a section of a recording with labels. Sources make rows of `CLIPS`; every stage adds its column
-(`audio`, then `waveform`, then `fbank`) or turns the clip into a failure by filling `stage`, `reason` and `message`.
-A failed row travels on to the end, so that each clip asked for is accounted for once.
+Sources produce rows of `CLIPS`. Every stage adds its column (`waveform`, `fbank`, …), or marks the clip as failed by
+setting `stage`, `reason` and `message`. A failed row stays in the table until the end, so that each listed clip is
+counted once.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from pipeline.redaction import without_secrets, without_secrets_of
 T = TypeVar("T")
 
 MAX_CLIP_S = 300.0
-"""Longest clip: its frames are counted in an int16."""
+"""Longest clip. Its frames must be countable in an int16."""
 
 CLIPS = pa.schema(
     [
@@ -27,20 +27,20 @@ CLIPS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("video_id", pa.string()),
         pa.field("media", pa.string(), nullable=False),  # path, s3:// or gs:// URI of a file, or http(s) URL for yt-dlp
-        pa.field("member", pa.string()),  # where in `media`, if that is an archive: see sources/archives.py
-        # where in the media the clip begins; 0 in a file cut before; null where its length must tell: see
+        pa.field("member", pa.string()),  # position in `media` if that is an archive: see sources/archives.py
+        # position of the clip in the media; 0 if the file was cut before; null if its length decides: see
         # sources/locate.py
         pa.field("media_start_s", pa.float64()),
-        pa.field("start_s", pa.float64(), nullable=False),  # where in the original recording the clip begins
-        pa.field("end_s", pa.float64()),  # null: to the end of the media
+        pa.field("start_s", pa.float64(), nullable=False),  # start of the clip in the original recording
+        pa.field("end_s", pa.float64()),  # null: up to the end of the media
         pa.field("labels", pa.list_(pa.int16()), nullable=False),
     ]
 )
-"""What a source hands over: one row a clip, `clip_id` unique within its split."""
+"""Output of a source: one row per clip, with a `clip_id` that is unique in its split."""
 
 
 class Reason(StrEnum):
-    """Why a clip could not be prepared. The list is closed: reports and retries rely on it."""
+    """Why a clip could not be prepared. The list is closed, because reports and retries rely on it."""
 
     # rows that a source refuses
     BAD_ID = "bad_id"
@@ -67,12 +67,12 @@ class Reason(StrEnum):
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     CRASHED = "crashed"
-    # whatever nobody thought of; the message names the error
+    # any other error; the message names it
     UNFORESEEN = "unforeseen"
 
     @property
     def retry(self) -> bool:
-        """Whether a later run should try again by itself."""
+        """Whether a later run tries the clip again without being asked."""
         return self in {
             Reason.MISSING_FILE,
             Reason.THROTTLED,
@@ -86,14 +86,14 @@ class Reason(StrEnum):
 
 @dataclass(eq=False)
 class ClipError(Exception):
-    """An expected failure of one clip. Stages turn it into columns; it never leaves a stage."""
+    """An expected failure of one clip. Stages turn it into columns, so it never leaves a stage."""
 
     reason: Reason
     message: str
     attempts: int = 1
 
     def __post_init__(self) -> None:
-        self.message = without_secrets(self.message)  # it goes to failures.parquet and report.html
+        self.message = without_secrets(self.message)  # it is written to failures.parquet and report.html
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
@@ -101,11 +101,11 @@ class ClipError(Exception):
 
 MEDIA_STATE = pa.schema(
     [
-        pa.field("media_bytes", pa.int64()),  # size of the file, or of the archive, that the clip was read from
-        pa.field("media_modified", pa.timestamp("us", "UTC")),  # when it was written last
+        pa.field("media_bytes", pa.int64()),  # size of the file or archive from which the clip was read
+        pa.field("media_modified", pa.timestamp("us", "UTC")),  # time of the last change
     ]
 )
-"""What a file that failed was like: one that has changed since is tried again. Null for fetched media."""
+"""State of the file of a failed clip: if it has changed, the clip is tried again. Null for fetched media."""
 
 FAILURES = pa.schema(
     [
@@ -117,20 +117,20 @@ FAILURES = pa.schema(
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("retry", pa.bool_(), nullable=False),
         pa.field("tool_versions", pa.string(), nullable=False),
-        pa.field("labels", pa.list_(pa.int16())),  # null: the list named none that the vocabulary has
+        pa.field("labels", pa.list_(pa.int16())),  # null: the list has no label of the vocabulary
         *MEDIA_STATE,
     ]
 )
-"""One row a clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""
+"""One row per clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""
 
 FAILED_AT = pa.schema(map(FAILURES.field, ("stage", "reason", "message", "attempts")))
-"""Columns of a row under way: null while the clip is well."""
+"""Columns of a row in progress: null until the clip fails."""
 
 WAVEFORM = pa.list_(pa.field("sample", pa.float32(), nullable=False))
 
 
-def under_way(clips: pa.Table) -> pa.Table:
-    """Rows of `CLIPS` with room for a failure."""
+def in_progress(clips: pa.Table) -> pa.Table:
+    """Add the columns for a failure to rows of `CLIPS`."""
     for field in FAILED_AT:
         clips = clips.append_column(pa.field(field.name, field.type), pa.nulls(len(clips), field.type))
     return clips
@@ -139,11 +139,12 @@ def under_way(clips: pa.Table) -> pa.Table:
 def each_clip(
     rows: pa.Table, stage: str, work: Callable[[dict[str, Any]], T | None]
 ) -> tuple[pa.Table, list[T | None]]:
-    """`work` on every row that is still well.
+    """Apply `work` to every row that has not failed.
 
-    Returns the rows, with the failures that `work` raised written in, and the results, None where failed. Not only a
-    ClipError ends as a row: what strangers' media make a library raise must not end a job of two million clips. A
-    UserError does: a full disk or a missing program would be every clip's fate.
+    Returns the rows with the failures of `work` written in, and the results, None for failed rows. Not only a ClipError
+    becomes a failed row, but every error except UserError: unknown media can make a library raise anything, and that
+    must not end a job of two million clips. A UserError ends the job, because a full disk or a missing program would
+    make every clip fail.
     """
     results: list[T | None] = []
     failures = {name: rows[name].to_pylist() for name in FAILED_AT.names}
@@ -158,8 +159,8 @@ def each_clip(
                 unforeseen = ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}")
                 known = err if isinstance(err, ClipError) else unforeseen
                 message = without_secrets_of(row.get("media") or "", known.message)
-                said = (stage, str(known.reason), printable(message), known.attempts)
-                for values, value in zip(failures.values(), said, strict=True):
+                failure = (stage, str(known.reason), printable(message), known.attempts)
+                for values, value in zip(failures.values(), failure, strict=True):
                     values[i] = value
         results.append(result)
     for name, values in failures.items():
@@ -169,12 +170,12 @@ def each_clip(
 
 
 def printable(text: str, max_chars: int = 300) -> str:
-    """One line that a table or a terminal can show, whatever a remote host or a list put into it."""
+    """Make a text from a remote host or a list fit for a table or terminal: one line, printable."""
     return "".join(c if c.isprintable() else " " for c in text)[:max_chars]
 
 
 def ragged(arrays: Sequence[np.ndarray | None], list_type: pa.ListType) -> pa.ListArray:
-    """A list column from 1-D arrays; None becomes an empty list."""
+    """A list column of 1-D arrays; None becomes an empty list."""
     filled = [np.empty(0, np.float32) if array is None else array for array in arrays]
     offsets = np.concatenate([[0], np.cumsum([len(array) for array in filled])]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(filled)), type=list_type)

@@ -1,4 +1,4 @@
-"""What a preparation says: progress while it runs, and a table at its end."""
+"""Output of a preparation: progress while it runs, and a table at its end."""
 
 import math
 import threading
@@ -10,21 +10,22 @@ from typing import Any
 
 from pipeline import ray_metrics
 from pipeline.prepare.clip import Reason
-from pipeline.prepare.fetch.pacing import Fetching, Pace
+from pipeline.prepare.fetch.rate_limiter import Fetching, RateLimit
 from pipeline.redaction import without_secrets
 
 EVERY_S = 5.0
 EVERY_S_LATER, LATER_S = 60.0, 600.0
-"""A preparation may take weeks: after ten minutes a line a minute is enough."""
+"""After ten minutes one line per minute is enough, because a preparation may take weeks."""
 
 LAST_LINE_S = 5.0
-"""A line that is being made may take so long at the end. A pacer that does not answer must not hide why a job fails."""
+"""Longest wait at the end for a line in progress. A rate limiter that does not answer must not hide why a job fails."""
 
 
 class Progress:
-    """Clips done, rate, time left, fetches, failures by reason, addresses at rest: a line every few seconds while open.
+    """Prints a line every few seconds: clips done, rate, time left, fetches, failures by reason, cool-downs.
 
-    Clips are done, or have failed, when their shard is written. At a slow pace that takes long: hence the fetches.
+    A clip counts as done or failed when its shard is written. With a low rate limit that takes long, so fetches are
+    counted too.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class Progress:
             parts.append(f"fetches: {fetching.num_ended:,}")
         if self.failures:
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
-        if fetching and fetching.at_rest:
-            resting = (f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.at_rest.items())
-            parts.append("at rest: " + ", ".join(resting))
+        if fetching and fetching.cooling_down:
+            cooling = (
+                f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.cooling_down.items()
+            )
+            parts.append("cooling down: " + ", ".join(cooling))
         return without_secrets("  ".join(parts))  # a proxy may have a password
 
     def _tick(self) -> None:
@@ -77,7 +80,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units: `40 s`, `12 min 30 s`, `3 h 20 min`, `290 d 2 h`."""
+    """A duration in its two largest units: `40 s`, `12 min 30 s`, `3 h 20 min`, `290 d 2 h`."""
     units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
     parts: list[str] = []
     left = round(seconds)
@@ -101,30 +104,36 @@ class SplitReport:
 
     @property
     def num_unaccounted(self) -> int:
-        """Listed clips that are neither prepared nor failed: none, if all is well."""
+        """Listed clips that are neither prepared nor failed. It is 0 if nothing went wrong."""
         return self.num_listed - self.info["clips"] - sum(self.info["failures"].values())
 
 
 def advice(reports: Sequence["SplitReport"]) -> str:
-    """What may yet be had, by the same command; empty if nothing."""
+    """A line on clips that the same command may still be able to prepare; empty if there are none."""
     again = sum(n for report in reports for reason, n in report.info["failures"].items() if Reason(reason).retry)
     return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
 
 
-def plan_of(num_clips: int, num_fetches: int, num_done: int, pace: Pace, *, own_addresses: bool = False) -> str:
-    """What a run would do, and how long its fetches take. How many nodes a cluster has is not asked for."""
+def plan_of(
+    num_clips: int, num_fetches: int, num_done: int, rate_limit: RateLimit, *, own_addresses: bool = False
+) -> str:
+    """What a run will do, and how long its fetches will take. The number of nodes is not known here."""
     lines = [f"to do: {num_clips:,} clips, {num_fetches:,} of them to be fetched; done: {num_done:,}"]
-    if num_fetches and math.isfinite(pace.fetches_per_hour):
-        ways = f"{len(pace.addresses)} addresses" if len(pace.addresses) > 1 else "one address"
-        took = duration(pace.seconds_for(num_fetches)) + (", divided by the number of nodes" if own_addresses else "")
-        lines.append(f"at {pace.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled")
+    if num_fetches and math.isfinite(rate_limit.fetches_per_hour):
+        ways = f"{len(rate_limit.addresses)} addresses" if len(rate_limit.addresses) > 1 else "one address"
+        took = duration(rate_limit.seconds_for(num_fetches)) + (
+            ", divided by the number of nodes" if own_addresses else ""
+        )
+        lines.append(
+            f"at {rate_limit.fetches_per_hour:g} fetches an hour from {ways}: {took}, and longer if it is throttled"
+        )
     elif num_fetches:
-        lines.append("the fetches are not paced: --fetches-per-hour N says how many an address may make")
+        lines.append("the fetches have no rate limit: --fetches-per-hour N limits how many an address may make")
     return "\n".join(lines)
 
 
 def table(reports: Sequence[SplitReport]) -> str:
-    """Listed, prepared and failed clips of each split, the failures by reason, and who left the split's index."""
+    """Listed, prepared and failed clips of each split, the failures by reason, and the clips that left the index."""
     width = max(len("split"), *(len(report.split) for report in reports))
     lines = [f"{'split':{width}}  {'listed':>9}  {'prepared':>9}  {'failed':>7}  why"]
     for report in reports:

@@ -1,8 +1,8 @@
-"""Work in a process of its own, with a deadline: what strangers' media do to FFmpeg or yt-dlp ends there.
+"""A separate process with a deadline, in which FFmpeg or yt-dlp processes untrusted media.
 
-A damaged or hostile file may hang a decoder, take all memory or crash it, and a fetch may never end. The child leads a
-process group, so that the programs it starts end with it. It ends as soon as its parent has ended, however that came
-about. It stays for the next call, since starting one costs half a second.
+A damaged or hostile file may block a decoder, use up all memory or crash it, and a fetch may never end. The child leads
+a process group, so that the programs that it starts end with it. It ends as soon as its parent has ended for any
+reason. It is used for many calls, because starting one takes half a second.
 """
 
 import errno
@@ -31,31 +31,31 @@ from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.memory import keep_freed_memory
 
 PARENT_CHECK_S = 1.0
-"""The child hears at once of its parent's end, by the socket between them. It also looks this often whether it has
-another parent, as a process that the parent forked may hold a copy of the socket."""
+"""The child notices its parent's end at once by the socket between them. At this interval it also checks that its
+parent is still the same process, because another process that the parent forked may have a copy of the socket."""
 
 EXIT_S = 5.0
-"""A child that has closed the socket without an answer has ended by then, or is ended."""
+"""Time that a child gets to end after it has closed the socket without an answer; then it is killed."""
 
 MAX_RESULT_BYTES = 256 << 20
-"""Arrays and bytes in a result: what a fetch may bring, and more than the longest clip's samples."""
+"""Limit of arrays and bytes in a result: enough for a fetch, and for the samples of the longest clip."""
 
 LOCAL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
-"""Errors of this machine, which every clip would meet."""
+"""Errors of this machine, which would make every clip fail."""
 
 SHOWN_OF_STDERR = 2000
-"""Bytes from the end of what the child and its programs wrote to standard error."""
+"""Number of bytes that are shown from the end of the child's standard error."""
 
 
-class Isolated:
-    """Calls `module:function` in a child process, which starts with the first call. Not for several threads at once.
+class Sandbox:
+    """Calls `module:function` in a child process, which starts with the first call. Not safe for several threads.
 
     Args:
-        function: importable. Its arguments are pickled; its result may be what `answers.pack_result` takes, and it may
-            raise ClipError or UserError.
-        memory_bytes: that the child, and each program it starts, may write to, where the system can limit it (Linux).
-        file_bytes: size of a file that the child and its programs may write.
-        result_bytes: size of the arrays and bytes in a result.
+        function: an importable function. Its arguments are pickled, its result must be one that `answers.pack_result`
+            accepts, and it may raise ClipError or UserError.
+        memory_bytes: memory limit of the child, and of each program that it starts (only on Linux).
+        file_bytes: limit of the size of a file that the child and its programs write.
+        result_bytes: limit of the arrays and bytes in a result.
     """
 
     def __init__(
@@ -74,21 +74,21 @@ class Isolated:
         self._stderr: IO[bytes]
 
     def __call__(self, *args: Any, deadline_s: float, **kwargs: Any) -> Any:
-        """The function's result, with lists for tuples.
+        """Return the function's result, with lists in place of tuples.
 
         Raises:
-            ClipError: `timeout` when the deadline for sending, working and receiving has passed; `crashed` if the child
-                dies or its answer is none; and what the function raises.
-            UserError: where the machine has no room for a child, or for what it does.
+            ClipError: `timeout` if sending, working and receiving take longer than `deadline_s`; `crashed` if the child
+                dies or its answer is invalid; and any that the function raises.
+            UserError: the machine has no room for a child process, or for its work.
         """
         ends_s = time.monotonic() + deadline_s
         try:
             if self._child is None or self._child.poll() is not None:
                 self._start()
-        except OSError as err:  # no room in the temporary folder, no more processes
+        except OSError as err:  # no space in the temporary folder, or too many processes
             raise UserError(f"this machine cannot start a process to work in: {err}") from err
-        # The child makes this folder for the length of the call, and removes it when its parent ends before that. If
-        # the child ends first, it is removed here. Its name cannot be guessed, and so nobody else has made it.
+        # The child makes this folder at the start of the call and removes it if its parent ends first. If the child
+        # ends first, the folder is removed here. Its name is random, so no other process can have created it.
         folder = os.path.join(tempfile.gettempdir(), f"ast-isolated-{secrets.token_hex(8)}")
         try:
             self._send(pickle.dumps((folder, args, kwargs), protocol=5), ends_s)
@@ -119,7 +119,7 @@ class Isolated:
         self._stderr = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  stop() closes it
         limits = f"{self.memory_bytes or ''}:{self.file_bytes or ''}:{self.result_bytes}"
         argv = [sys.executable, "-m", "pipeline.prepare.sandbox", self.function, str(theirs.fileno()), limits]
-        # Under pytest or a submitted job the project may be on this process's path alone.
+        # Under pytest or a submitted job the project may be importable only by this process's path.
         env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._child = subprocess.Popen(
             argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._stderr, stderr=self._stderr,
@@ -129,7 +129,7 @@ class Isolated:
 
     def _send(self, data: bytes, ends_s: float) -> None:
         self._socket.settimeout(_left_s(ends_s))
-        self._socket.sendall(data)  # the limit is that of all the bytes together
+        self._socket.sendall(data)  # the timeout applies to all bytes together
 
     def _receive(self, num_bytes: int, ends_s: float) -> bytearray:
         data = bytearray(num_bytes)
@@ -143,11 +143,11 @@ class Isolated:
         return data
 
     def _ending(self) -> str:
-        """How the child ended, and the last line that it wrote to standard error."""
+        """How the child ended, with the last line of its standard error."""
         assert self._child is not None
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(EXIT_S)
-        _kill_group(self._child.pid)  # what it had started may live on
+        _kill_group(self._child.pid)  # programs that it started may still run
         code = self._child.wait()
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - SHOWN_OF_STDERR))
@@ -166,18 +166,18 @@ def _kill_group(leader_pid: int) -> None:
     try:
         os.killpg(leader_pid, signal.SIGKILL)
     except ProcessLookupError:
-        return  # all of the group have ended
+        return  # all processes of the group have ended
 
 
 def _remove(folder: str) -> None:
-    """Under another name first, so that a program which is still ending adds nothing to it."""
+    """Rename the folder before deleting it, so that a program that is still ending cannot add files to it."""
     with suppress(OSError):
         os.rename(folder, folder := f"{folder}-ended")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Folder:
-    """In the child: the folder of the call in progress."""
+    """The temporary folder of the call in progress, in the child."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -190,18 +190,18 @@ class _Folder:
         tempfile.tempdir = os.environ["TMPDIR"] = path
 
     def end(self) -> NoReturn:
-        """Remove it, and end this process and its programs."""
-        self._lock.acquire()  # for good: no other folder is made
+        """Remove the folder, and end this process and its programs."""
+        self._lock.acquire()  # never released, so no other folder is made
         _remove(self._path)
         os.killpg(os.getpid(), signal.SIGKILL)
         raise AssertionError("alive after SIGKILL")
 
 
 def _serve(function: str, fd: int, limits: str) -> None:
-    """The child: call after call until the parent closes its end."""
+    """Main loop of the child: answer calls until the parent closes the socket."""
     memory_bytes, file_bytes, result_bytes = limits.split(":")
     if memory_bytes and sys.platform == "linux":
-        # Not the address space, of which Deno reserves more than any machine has memory.
+        # RLIMIT_DATA, not RLIMIT_AS: Deno reserves more address space than any machine has memory.
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes),) * 2)
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes),) * 2)
@@ -212,7 +212,7 @@ def _serve(function: str, fd: int, limits: str) -> None:
     work: Callable[..., Any] = getattr(importlib.import_module(module), name)
     connection = socket.socket(fileno=fd)
     requests = connection.makefile("rb")
-    with suppress(EOFError, ConnectionError, pickle.UnpicklingError):  # the parent has ended, maybe while it sent
+    with suppress(EOFError, ConnectionError, pickle.UnpicklingError):  # the parent has ended, perhaps while sending
         while True:
             path, args, kwargs = pickle.load(requests)
             for part in _answer(work, folder, path, args, kwargs, int(result_bytes)):
@@ -233,16 +233,16 @@ def _answer(
         return answers.pack_error(err)
     except MemoryError:
         return answers.pack_error(ClipError(Reason.TOO_LARGE, "takes more memory than a clip may"))
-    except Exception as err:  # any library's
+    except Exception as err:  # a library may raise anything
         if isinstance(err, OSError) and err.errno in LOCAL_ERRNOS:
             return answers.pack_error(UserError(f"this machine cannot go on: {explain(err, os.path.dirname(path))}"))
         return answers.pack_error(ClipError(Reason.UNFORESEEN, f"{type(err).__name__}: {err}"))
 
 
 def _end_with_parent(parent_pid: int, fd: int, folder: _Folder) -> None:
-    """End this process, its programs and its folder when the parent has closed the socket, or is another one."""
+    """End this process, its programs and its folder when the parent has closed the socket or has been replaced."""
     poller = select.poll()
-    poller.register(fd, 0)  # of a peer that is gone it tells in any case
+    poller.register(fd, 0)  # the end of the peer is reported for any event mask
     while os.getppid() == parent_pid and not poller.poll(PARENT_CHECK_S * 1000):
         pass
     folder.end()

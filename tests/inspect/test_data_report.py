@@ -16,7 +16,7 @@ from pipeline.dataset import PreparedDataset
 from pipeline.html import page
 from pipeline.inspect.data_report import MEANING, write_report
 from pipeline.prepare.audio.features import features
-from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, ragged, under_way
+from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, in_progress, ragged
 from pipeline.prepare.output.samples import KeepSamples
 from pipeline.prepare.output.shards import WriteShards, publish, start_output
 from pipeline.redaction import without_secrets
@@ -53,7 +53,7 @@ def write_data(output: str, *, labels_of_failures: bool = True, seconds: float =
             | {"labels": sorted({int(c) for c in rng.integers(0, 4, 2)})}
             for i in range(num_clips)
         ]
-        rows = under_way(fakes.clips(*made))
+        rows = in_progress(fakes.clips(*made))
         rows = rows.append_column("num_clipped", pa.array([0, 5, 2000] * (num_clips // 3), pa.int32()))
         sounds = [fakes.tone(300.0 * (1 + i % 9), seconds) + fakes.noise(seconds, seed=i) for i in range(num_clips)]
         rows = rows.append_column("waveform", ragged(sounds, WAVEFORM))

@@ -144,7 +144,7 @@ def test_dry_run_prints_the_duration_and_writes_nothing(tmp_path: Path, capsys: 
     assert main([*argv, "--addresses", "node"]) == 0
     assert "from one address: 1 min 12 s, divided by the number of nodes" in capsys.readouterr().out
     assert main([*argv, "--media-url", "http://127.0.0.1:9/{video_id}"]) == 0
-    assert "the fetches are not paced" in capsys.readouterr().out
+    assert "the fetches have no rate limit" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()
 
 

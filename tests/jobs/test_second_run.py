@@ -325,10 +325,10 @@ def test_case_43_refusal_names_the_vocabulary_of_the_first_run(local_ray: None, 
     folder.sounds("a", "b")
     folder.run_with(*labelled(folder, "dgo", "cta"))
     printed = folder.run_with(*labelled(folder, "dog", "cat"), status=2)
-    assert f"held against {folder.data}/labels.csv, with which an earlier run prepared clips" in printed
+    assert f"compared with {folder.data}/labels.csv, with which an earlier run prepared clips" in printed
     assert "give another --output" in printed
     printed = folder.run_with(*labelled(folder, "dgo", "cat"))  # some rows of the list fit
-    assert f"note: 1 unknown labels: the labels are held against {folder.data}/labels.csv" in printed
+    assert f"note: 1 unknown labels: the labels are compared with {folder.data}/labels.csv" in printed
     assert (folder.index(), folder.failures()) == ({"train": ["a"]}, {"b": "unknown_label"})
 
 

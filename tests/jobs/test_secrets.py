@@ -35,7 +35,10 @@ from tests.s3 import S3Server
         ("https://host/get?id=1", "https://host/get?id=1"),
         ("https://www.youtube.com/watch?v=abcdefghijk&t=3", "https://www.youtube.com/watch?v=abcdefghijk&t=3"),
         ("http://127.0.0.1:80/@me/x", "http://127.0.0.1:80/@me/x"),
-        ("at rest: http://me:hush@proxy:3128 (429), s3://k:hush@b/x", "at rest: http://proxy:3128 (429), s3://b/x"),
+        (
+            "cooling down: http://me:hush@proxy:3128 (429), s3://k:hush@b/x",
+            "cooling down: http://proxy:3128 (429), s3://b/x",
+        ),
         ("/data/me@home?token=/x", "/data/me@home?token=/x"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A recording in every container that FFmpeg's program writes and a fetch reads, for tests of sections."""
+"""A recording in every container that the ffmpeg program writes and a fetch reads, for tests of sections."""
 
 import subprocess
 from functools import cache
@@ -47,7 +47,7 @@ CONTAINERS: dict[str, tuple[str, ...]] = {
     "wma": ("-c:a", "wmav2", "-ar", "44100"),
     "nut": ("-c:a", "pcm_s16le"),
 }
-"""The program's arguments by file extension, with a word before it where two are of one kind."""
+"""ffmpeg's arguments by file extension. A word before the extension tells apart containers with the same one."""
 
 
 @cache
@@ -56,7 +56,7 @@ def _ffmpeg() -> str:
 
 
 def write_container(folder: Path, kind: str, duration_s: float = DURATION_S) -> Path:
-    """Noise without two places alike, in the container."""
+    """Write noise that does not repeat into the container."""
     source = folder / f"source-{duration_s:g}.wav"
     if not source.exists():
         fakes.write_media(source, fakes.noise(duration_s))
@@ -67,7 +67,7 @@ def write_container(folder: Path, kind: str, duration_s: float = DURATION_S) -> 
 
 
 def by_the_program(path: Path) -> np.ndarray:
-    """float32 `[samples]`: the whole file as FFmpeg's program decodes it, mono and 16 kHz."""
+    """float32 `[samples]`: the whole file as the ffmpeg program decodes it, mono, 16 kHz."""
     command = [_ffmpeg(), "-v", "error", "-i", str(path), "-ac", "1", "-ar", str(RATE_HZ), "-f", "f32le", "-"]
     return np.frombuffer(
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True).stdout, "f4"

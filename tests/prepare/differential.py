@@ -1,7 +1,7 @@
-"""Files of every kind that FFmpeg's program can make and people have, and whether we read them as the program does.
+"""Generated files of every common kind, to compare our decoding with that of the ffmpeg program.
 
-A file is a pure function of its number: a container and codec, a rate, channels, and one thing that is odd about it.
-`verdict` reads it as a whole and in a section and says how the outcome stands beside the program's.
+A file depends only on its number: container and codec, rate, channels, and one odd property. `verdict` reads the whole
+file and a section of it, and compares both with the program's output.
 """
 
 import functools
@@ -24,7 +24,7 @@ from tests.prepare.sound import Cut, error_level, ffmpeg, lag, programs, signal,
 LENGTH_S = 2.4
 RATES_HZ = (8000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000)
 NOT_RANDOM = ("-aac_pns", 0)
-"""AAC may leave noise to the decoder's dice, which fall differently after a seek."""
+"""AAC's noise substitution is random in the decoder, and differs after a seek."""
 EXPERIMENTAL = ("-strict", -2)
 
 ENCODINGS: dict[str, tuple[str, tuple[object, ...]]] = {
@@ -91,11 +91,11 @@ ENCODINGS: dict[str, tuple[str, tuple[object, ...]]] = {
     "pcm in nut": ("nut", ("-c:a", "pcm_s16le")),
     "opus in nut": ("nut", ("-c:a", "libopus")),
 }  # fmt: skip
-"""Ending of the file's name, and options of the program."""
+"""File extension, and options of the ffmpeg program."""
 
 TIMED = {"mp4", "mov", "m4a", "webm", "mka", "ts", "mpg", "vob", "flv", "nut", "wma", "ogg"}
 UNTIMED = {"mp3", "mp2", "aac", "latm", "ac3", "eac3", "dts", "amr"}
-"""There the program makes times up from the number of bytes, also of those that are no sound; ours count samples."""
+"""The program derives times of these from the number of bytes, including bytes that are not sound. We count samples."""
 WITH_PICTURE = {"mp4", "mov", "m4a", "mka", "ts", "mpg", "vob", "nut"}
 LENGTH_AT: dict[str, Callable[[bytes], int]] = {
     "wav": lambda media: media.find(b"data") + 4,
@@ -107,7 +107,7 @@ LENGTH_AT: dict[str, Callable[[bytes], int]] = {
 
 
 class Odd(NamedTuple):
-    """One odd thing. `make` gets a random generator, the file that it is to change, and a second one."""
+    """An odd property. `make` gets a random generator, the file to change, and a second file."""
 
     make: Callable[["Maker", str, np.random.Generator], bytes]
     endings: set[str] | None = None
@@ -121,11 +121,11 @@ class Made:
     path: Path
     channels: int
     start_s: float
-    """Of the section."""
+    """Start of the section."""
     expected_s: float
-    """How long the sound is by the file's header, or by the files that were joined."""
+    """Length of the sound by the file's header, or of the files that were joined."""
     plain: bytes
-    """The file without what is odd about it."""
+    """The file without its odd property."""
 
     @property
     def name(self) -> str:
@@ -133,7 +133,7 @@ class Made:
 
 
 class Maker:
-    """Encoded files by encoding, rate, channels and what they hold; each is made once."""
+    """Encoded files by encoding, rate, channels and content. Each is made once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -194,7 +194,7 @@ class Maker:
             inputs = [*inputs, "-i", self.sound(rate_hz, channels, 7), "-map", 0, "-map", 1, *flags]
         try:
             ffmpeg(*inputs, *options, *more, path)
-        except AssertionError:  # not at this rate, or of so many channels
+        except AssertionError:  # the encoder does not support this rate or number of channels
             ffmpeg(*inputs, *options, *more, "-ar", 44_100, "-ac", 2, path)
         return path.read_bytes()
 
@@ -227,7 +227,7 @@ def _tag_before(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
 
 
 def _id3(rng: np.random.Generator) -> bytes:
-    """A tag of ID3v2.4 with a picture."""
+    """An ID3v2.4 tag with a picture."""
     size = int(2 ** rng.uniform(7, 15))
     frame = b"APIC" + _synchsafe(size) + b"\0\0" + rng.bytes(size)
     return b"ID3\4\0\0" + _synchsafe(len(frame)) + frame
@@ -259,19 +259,19 @@ def _behind(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
 def _lying_length(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
     media, at = maker.plain(), LENGTH_AT[ending](maker.plain())
     wide = ending in {"caf", "w64"}
-    if media.startswith(b"RF64"):  # whose length of 64 bits is in a chunk of its own
+    if media.startswith(b"RF64"):  # its 64-bit length is in a separate chunk
         at, wide = media.find(b"ds64") + 16, True
     order = "<" if ending in {"wav", "w64"} else ">"
     size = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", media, at)[0]
     lies = [size // 2, size * 2, 2**64 - 1] if wide else [0, 0xFFFFFFFF, 0x7FFFF000, size // 2, size * 2]
     lie = lies[rng.integers(len(lies))]
-    if lie == size * 2:  # half a size is less than another field says; the others, that the writer does not know
+    if lie == size * 2:  # half a size is less than another field says; the other lies mean "unknown"
         maker.expected_s *= 2
     return media[:at] + struct.pack(f"{order}{'Q' if wide else 'I'}", lie) + media[at + (8 if wide else 4) :]
 
 
 def _without_packets(maker: Maker, ending: str, rng: np.random.Generator) -> bytes:
-    """A hole in the timestamps: the recorder sent nothing for a while."""
+    """Leave a hole in the timestamps, as if the recorder had sent nothing for a while."""
     begin_s, length_s = rng.uniform(0.4, 1.2), rng.choice([0.06, 0.1, 0.4, 0.9])
     source, target = maker.folder / f"whole.{ending}", maker.folder / f"holed.{ending}"
     source.write_bytes(maker.plain())
@@ -325,20 +325,20 @@ BROKEN = {
     "joined",
     "late sound",
 }
-"""Odd things after which sound may be missing."""
+"""Odd properties that may remove sound."""
 
 ENOUGH = 0.96
-"""Less than this share of the sound, and `truncated` is the right word: at 5 %, with a block's tolerance."""
+"""With a smaller share of the sound, `truncated` is correct: the limit of 5 %, with a tolerance of one block."""
 SAME = 0.01
-"""RMS of a difference over that of the sound; resamplers and rounding to 16 bits are well below."""
+"""Limit of the RMS of a difference over that of the sound. Resampling and rounding to 16 bits stay well below."""
 TICK = 9
-"""Whole millisecond timestamps: half a millisecond, and the rounding of the cut."""
+"""Tolerance for timestamps in whole milliseconds: half a millisecond, and the rounding of the cut."""
 LAST = 2400
-"""Samples of the last packets: what two versions of FFmpeg make of a part of a packet may differ."""
+"""Samples of the last packets. Versions of FFmpeg differ in how they decode an incomplete packet."""
 
 
 def verdict(made: Made) -> str:
-    """`equal`, `refused: REASON`, `rule: …` for a difference that README or a decision states, `UNEXPLAINED: …`."""
+    """`equal`, `refused: REASON`, `rule: …` for a documented difference, or `UNEXPLAINED: …`."""
     whole, section = programs(made.path, Cut(), Cut(made.start_s, 1.0), channels=_channels(made.path), resampler="soxr")
     outcome = _verdict_whole(made, whole)
     return outcome if outcome != "equal" else _verdict_section(made, section, whole)
@@ -394,9 +394,9 @@ def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
 
 
 def _verdict_damaged(made: Made, error: ClipError, theirs: np.ndarray, cut: Cut) -> str:
-    """Whether the program fills its output with something else than what the file held before it was damaged.
+    """Whether the program fills its output with samples that were not in the file before the damage.
 
-    `theirs` is what it has of the whole file; `cut` is the section in question.
+    `theirs` is its output for the whole file; `cut` is the section in question.
     """
     path = made.path.with_name(f"plain-{made.path.name}")
     path.write_bytes(made.plain)
@@ -413,14 +413,14 @@ def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
     counted = whole[round(made.start_s * SAMPLE_RATE_HZ) :]
     if isinstance(ours, ClipError):
         if ours.reason is Reason.TRUNCATED and len(theirs) < ENOUGH * SAMPLE_RATE_HZ:
-            return "equal"  # the section is past the end
+            return "equal"  # the section is after the end
         is_untimed = made.path.suffix[1:] in UNTIMED
         if ours.reason is Reason.TRUNCATED and is_untimed and len(counted) < ENOUGH * SAMPLE_RATE_HZ:
             return "rule: samples are counted"
         if ours.reason is Reason.TRUNCATED and made.odd in BROKEN:
             return _verdict_damaged(made, ours, whole, Cut(made.start_s, 1.0))
         return f"UNEXPLAINED: section {ours}, and the program has {len(theirs)} samples"
-    if made.start_s == 0 and len(theirs) < len(ours):  # sound that begins late
+    if made.start_s == 0 and len(theirs) < len(ours):  # the sound begins late
         theirs = whole[: len(ours)]
     for expected in (theirs, counted[: len(ours)]):
         late, correlation = lag(_low(ours), _low(expected)) if len(expected) else (0, 0.0)
@@ -435,14 +435,14 @@ def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
 
 
 def _low(samples: np.ndarray) -> np.ndarray:
-    """What is below 1 kHz, where a fraction of a sample does not count."""
+    """Frequencies below 1 kHz, where a shift by a fraction of a sample does not matter."""
     spectrum = np.fft.rfft(samples)
     spectrum[len(samples) * 1000 // SAMPLE_RATE_HZ :] = 0
     return np.fft.irfft(spectrum, len(samples)) if len(samples) > 1 else samples
 
 
 def _is_with_holes(ours: np.ndarray, theirs: np.ndarray, block: int = 800) -> bool:
-    """Whether ours are the program's samples in their order, with silence between some of them."""
+    """Whether ours are the program's samples in order, with silence between some of them."""
     if not len(theirs):
         return False
     ours, theirs = _low(ours), _low(theirs)
@@ -466,7 +466,7 @@ def _is_with_holes(ours: np.ndarray, theirs: np.ndarray, block: int = 800) -> bo
 
 
 def _share_of(before: np.ndarray, after: np.ndarray, begin: int, block: int = 400, reach: int = 8000) -> float:
-    """The share of samples from `begin` on that are found in others, at their place or within `reach` of it."""
+    """Share of samples from `begin` on that occur in `after`, at most `reach` samples from their position."""
     before, after = _low(before), _low(after)
     found = [
         _place_of(before[at : at + block], after[max(0, begin + at - reach) : begin + at + block + reach]) is not None
@@ -476,7 +476,7 @@ def _share_of(before: np.ndarray, after: np.ndarray, begin: int, block: int = 40
 
 
 def _place_of(block: np.ndarray, within: np.ndarray) -> int | None:
-    """Where a block stands in others, if it does."""
+    """Position of a block in other samples; None if it does not occur."""
     if len(within) < len(block):
         return None
     windows = np.lib.stride_tricks.sliding_window_view(within, len(block))

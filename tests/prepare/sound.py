@@ -1,4 +1,4 @@
-"""A known signal, files of it made by FFmpeg's program, and what the program itself reads from a file."""
+"""A known signal, files of it made by the ffmpeg program, and what the program decodes from a file."""
 
 import functools
 import subprocess
@@ -16,7 +16,7 @@ SINUSOIDS, HIGHEST_HZ, LEVEL = 240, 6200.0, 0.015
 
 @functools.cache
 def signal(length_s: float, rate_hz: int = SAMPLE_RATE_HZ, start_s: float = 0.0, seed: int = 0) -> np.ndarray:
-    """float32 `[samples]`: sinusoids below 6.2 kHz and 0.4 of the rate, the same sound at any rate that holds them."""
+    """float32 `[samples]`: sinusoids below 6.2 kHz and 0.4 of the rate; the same sound at any sufficient rate."""
     rng = np.random.default_rng(seed)
     turns_a_s = 2 * np.pi * rng.uniform(50, min(HIGHEST_HZ, 0.4 * rate_hz), SINUSOIDS)
     phase = rng.uniform(0, 2 * np.pi, SINUSOIDS)
@@ -31,7 +31,7 @@ def signal(length_s: float, rate_hz: int = SAMPLE_RATE_HZ, start_s: float = 0.0,
 
 
 def ffmpeg(*args: object, stdin: bytes | None = None, check: bool = True) -> bytes:
-    """What FFmpeg's program writes to standard output."""
+    """Run the ffmpeg program and return its standard output."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y", *map(str, args)]
     ended = subprocess.run(command, input=stdin, capture_output=True, check=False)
     if check and ended.returncode:
@@ -40,7 +40,7 @@ def ffmpeg(*args: object, stdin: bytes | None = None, check: bool = True) -> byt
 
 
 def write(path: Path, samples: np.ndarray, rate_hz: int, *options: object) -> Path:
-    """Encode float32 `[samples]` or `[channels, samples]` as the path and the options say."""
+    """Encode float32 `[samples]` or `[channels, samples]` in the format of the path and the options."""
     planes = np.atleast_2d(samples)
     raw = ("-f", "f32le", "-ar", rate_hz, "-ac", len(planes), "-i", "-")
     ffmpeg(*raw, *options, path, stdin=planes.T.astype("<f4").tobytes())
@@ -60,23 +60,23 @@ def program(
     channels: int = 1,
     resampler: str | None = None,
 ) -> np.ndarray:
-    """float32 `[samples]`: what the program decodes, the mean of the channels, at 16 kHz.
+    """float32 `[samples]`: the program's output, the mean of the channels at 16 kHz.
 
-    `resampler`: "soxr" is ours, of which the program has another build; None is the program's own.
+    `resampler`: "soxr" is the one that we use, in another build; None is the program's own.
     """
     return programs(path, Cut(start_s, duration_s), channels=channels, resampler=resampler)[0]
 
 
 def programs(path: Path, *cuts: Cut, channels: int = 1, resampler: str | None = None) -> list[np.ndarray]:
-    """`program` of several sections, in one run."""
+    """`program` for several sections in one run."""
     outputs: list[object] = []
     with tempfile.TemporaryDirectory() as folder:
         for i, (start_s, duration_s) in enumerate(cuts):
             filters = []
-            if start_s is not None:  # as -ss and -t do, but at the file's rate
+            if start_s is not None:  # like -ss and -t, but at the file's rate
                 end = "" if duration_s is None else f":end={start_s + duration_s}"
                 filters.append(f"atrim=start={start_s}{end}")
-            filters.append("aformat=sample_fmts=flt")  # behind the cut: this may be where the rate changes
+            filters.append("aformat=sample_fmts=flt")  # after the cut, because the rate may change here
             if channels > 1:
                 filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{c}' for c in range(channels))}")
             if resampler is not None:
@@ -88,7 +88,7 @@ def programs(path: Path, *cuts: Cut, channels: int = 1, resampler: str | None = 
 
 
 def lag(waveform: np.ndarray, original: np.ndarray) -> tuple[int, float]:
-    """By how many samples `waveform` is later than `original`, and the correlation of what they then share."""
+    """By how many samples `waveform` is later than `original`, and the correlation of their common part."""
     size = 1 << (len(waveform) + len(original)).bit_length()
     products = np.fft.irfft(np.fft.rfft(waveform, size) * np.conj(np.fft.rfft(original, size)))
     late = int(np.argmax(products))
@@ -99,7 +99,7 @@ def lag(waveform: np.ndarray, original: np.ndarray) -> tuple[int, float]:
 
 
 def error_level(waveform: np.ndarray, expected: np.ndarray) -> float:
-    """RMS of the difference over that of what is expected, of the samples that both have."""
+    """RMS of the difference over that of what is expected, over the common samples."""
     shared = min(len(waveform), len(expected))
     difference = waveform[:shared].astype(np.float64) - expected[:shared]
     return float(np.sqrt((difference**2).mean() / max((expected[:shared].astype(np.float64) ** 2).mean(), 1e-12)))

@@ -1,4 +1,4 @@
-"""How the stages are put together, on a real Ray."""
+"""How the stages are chained, on a real Ray."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError, UserError
-from pipeline.prepare.clip import FAILED_AT, under_way
-from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.clip import FAILED_AT, in_progress
+from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.work_list import read_chunks, write_todo
+from pipeline.prepare.output.work_list import read_chunks, write_chunks
 from pipeline.prepare.plan import (
     MAX_DEATHS,
     SHARDS_ARE_WHOLE,
@@ -29,7 +29,7 @@ from pipeline.prepare.plan import (
     PrepareSettings,
     Stages,
     _written,
-    give_up,
+    fail_after_deaths,
     prepare,
 )
 from pipeline.prepare.sources import read_manifest
@@ -38,9 +38,9 @@ from tests import fakes
 
 
 def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_clips: int) -> Dataset:
-    """Chunks of four clips through two download workers."""
+    """Send chunks of four clips through two download workers."""
     clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(num_clips)))
-    chunks = write_todo(str(folder / "todo"), clips, 4)
+    chunks = write_chunks(str(folder / "todo"), clips, 4)
     return ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
         FetchAndPrepare,
         batch_size=1,
@@ -51,7 +51,7 @@ def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_cl
     )
 
 
-class NotedFetch:
+class RecordedFetch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
@@ -62,7 +62,7 @@ class NotedFetch:
 
 
 class CountedFetch:
-    """Notes at each chunk how many clips are fetched and not yet prepared."""
+    """Records at each chunk how many clips are fetched but not yet prepared."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -71,11 +71,11 @@ class CountedFetch:
         fetched, prepared, ahead = (self._folder / name for name in ("fetched", "prepared", "ahead"))
         num_ahead = len(list(fetched.iterdir())) - len(list(prepared.iterdir()))
         (ahead / f"{num_ahead} {rows['clip_id'][0]}").touch()
-        return NotedFetch(fetched)(rows)
+        return RecordedFetch(fetched)(rows)
 
 
 class SlowPreparation:
-    """Slow enough for a fetch that does not wait for it to run ahead by many chunks."""
+    """Is so slow that a fetch that does not wait would run many chunks ahead."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -87,8 +87,8 @@ class SlowPreparation:
         return rows.select(["clip_id"])
 
 
-def test_no_more_than_a_chunk_of_each_download_worker_is_fetched_and_not_prepared(local_ray: None, tmp_path: Path):
-    """C25 of the review: whatever the machine's speed, by what each fetch finds when it begins."""
+def test_each_download_worker_fetches_at_most_one_chunk_ahead(local_ray: None, tmp_path: Path):
+    """C25 of the review. The count that each fetch records at its start does not depend on the machine's speed."""
     for name in ("fetched", "prepared", "ahead"):
         (tmp_path / name).mkdir()
     data = fetched_and_prepared(tmp_path, CountedFetch(tmp_path), Stages((SlowPreparation(tmp_path),)), num_clips=60)
@@ -106,9 +106,10 @@ def slowly(rows: pa.Table) -> pa.Table:
 
 @pytest.mark.parametrize("where", ["before the first row", "in the loop over the rows"])
 def test_case_26_no_executor_outlives_the_loop_over_rows(where: str, local_ray: None, monkeypatch: pytest.MonkeyPatch):
-    """Its thread would start another Ray when this one is shut down, and the job would not end.
+    """The executor's thread would start another Ray after a shutdown, and the job would not end.
 
-    The error is held, as a job holds it on its way out: with its frames Ray's iterators would go, and end the executor.
+    The error is kept, as in a job that ends. Otherwise Ray's iterators would be deleted with the error's frames, and
+    end the executor.
     """
 
     def press(*_: object, **__: object) -> None:
@@ -141,15 +142,15 @@ def refuse(*_: Any) -> pa.Table:
     raise DataError("no room there; make some")
 
 
-def test_what_a_task_says_to_the_user_comes_as_it_was_said(local_ray: None, tmp_path: Path):
-    """From a task, from the task of a download worker, from that worker, and from a task beside the data."""
+def test_a_user_error_in_a_task_keeps_its_message(local_ray: None, tmp_path: Path):
+    """The error may come from a task, a download worker's task, that worker, or a task outside Ray Data."""
     (tmp_path / "fetched").mkdir()
-    fetch = NotedFetch(tmp_path / "fetched")
+    fetch = RecordedFetch(tmp_path / "fetched")
     ways = {
         "stage": lambda: list(_written(ray.data.range(1).map_batches(refuse, batch_format="pyarrow"))),
         "preparing": lambda: list(_written(fetched_and_prepared(tmp_path, fetch, Stages((refuse,)), num_clips=8))),
         "fetching": lambda: list(_written(fetched_and_prepared(tmp_path, refuse, Stages(()), num_clips=8))),
-        "beside": lambda: _beside(),
+        "outside Ray Data": lambda: _outside_ray_data(),
     }
     raises_original, DataContext.get_current().raise_original_map_exception = False, True
     try:
@@ -165,9 +166,7 @@ def no_room(rows: pa.Table) -> pa.Table:
     raise OSError(errno.ENOSPC, "No space left on device", "/data/train/shards/0.parquet")
 
 
-def test_part_3_5_a_full_disk_is_named_by_its_path_and_what_is_whole_is_said(
-    local_ray: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_part_3_5_a_full_disk_is_named_by_its_path(local_ray: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DataContext.get_current(), "raise_original_map_exception", True)
     with pytest.raises(UserError) as caught:
         list(_written(ray.data.range(1).map_batches(Stages((no_room,)), batch_format="pyarrow")))
@@ -175,22 +174,22 @@ def test_part_3_5_a_full_disk_is_named_by_its_path_and_what_is_whole_is_said(
     assert str(caught.value) == f"{SHARDS_ARE_WHOLE}: {expected}"
 
 
-def _beside() -> None:
+def _outside_ray_data() -> None:
     with user_errors_from_tasks():
         ray.get(ray.remote(refuse).remote())
 
 
 class NoRoom:
-    """Settings of a fetch on a machine that cannot go on."""
+    """Settings of a fetch on a machine that cannot continue."""
 
-    pace, ytdlp = Pace(), YtDlp()
+    rate_limit, ytdlp = RateLimit(), YtDlp()
 
     @property
     def deadline_s(self) -> float:
         raise DataError("no room there; make some")
 
 
-def test_a_preparation_ends_with_what_its_worker_said(local_ray: None, tmp_path: Path):
+def test_a_preparation_ends_with_its_workers_user_error(local_ray: None, tmp_path: Path):
     (tmp_path / "list.csv").write_text("url,labels\nhttp://127.0.0.1:9/x.ogg,a\n")
     listed = read_manifest(str(tmp_path / "list.csv"))
     with pytest.raises(DataError) as caught:
@@ -199,7 +198,7 @@ def test_a_preparation_ends_with_what_its_worker_said(local_ray: None, tmp_path:
 
 
 class DiesWith:
-    """A stage whose process ends at once where a clip of this name is among its well rows."""
+    """A stage whose process ends at once if this clip is among the rows that have not failed."""
 
     def __init__(self, clip_id: str) -> None:
         self._clip_id = clip_id
@@ -211,11 +210,11 @@ class DiesWith:
         return rows.select(["clip_id", *FAILED_AT.names])
 
 
-def test_c16_a_chunk_whose_task_dies_each_time_fails_and_the_rest_goes_on(local_ray: None, tmp_path: Path):
+def test_c16_a_chunk_whose_task_always_dies_fails_and_the_rest_continues(local_ray: None, tmp_path: Path):
     clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(12)))
-    chunks = write_todo(str(tmp_path), clips, 4)
+    chunks = write_chunks(str(tmp_path), clips, 4)
     data = ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
-        Stages((read_chunks, give_up, DiesWith("clip05"))), batch_size=1, batch_format="pyarrow"
+        Stages((read_chunks, fail_after_deaths, DiesWith("clip05"))), batch_size=1, batch_format="pyarrow"
     )
     rows = {row["clip_id"]: row for row in _written(data)}
     failed = [clip_id for clip_id, row in rows.items() if row["reason"] is not None]
@@ -225,11 +224,11 @@ def test_c16_a_chunk_whose_task_dies_each_time_fails_and_the_rest_goes_on(local_
     assert why[3] == "the task that prepared it and 3 other clips ended 3 times, killed or out of memory"
 
 
-def test_c16_clips_of_a_chunk_that_died_are_tried_again_by_the_next_run(tmp_path: Path):
-    rows = under_way(fakes.clips({"clip_id": "a", "media": "x"}, {"clip_id": "b", "media": "x"}))
+def test_c16_the_next_run_tries_clips_of_a_dead_chunk_again(tmp_path: Path):
+    rows = in_progress(fakes.clips({"clip_id": "a", "media": "x"}, {"clip_id": "b", "media": "x"}))
     for name, values in {"stage": ["prepare", "decode"], "reason": ["crashed"] * 2, "message": [""] * 2}.items():
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
     rows = rows.set_column(rows.column_names.index("attempts"), "attempts", pa.array([3, 1], pa.int32()))
     failures_table.write_part(str(tmp_path), "train", rows)
-    failures = failures_table.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
+    failures = failures_table.collect(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
     assert failures_table.final(failures, frozenset())["clip_id"].to_pylist() == ["b"]

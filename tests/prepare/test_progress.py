@@ -1,4 +1,4 @@
-"""What a preparation says while it runs."""
+"""Output of a preparation while it runs."""
 
 from threading import Event
 
@@ -6,24 +6,24 @@ import pytest
 
 from ast_core.errors import DataError
 from pipeline.prepare import progress
-from pipeline.prepare.fetch.pacing import Fetching
+from pipeline.prepare.fetch.rate_limiter import Fetching
 
 
 def test_a_line_of_progress():
     shown = progress.Progress(1000, print)
     assert shown.line(5.0) == "done: 0 of 1,000 clips  0.0 clips/s  left: unknown"
-    at_rest = {"192.0.2.1 at host": ("throttled", 90.0), "192.0.2.2 at host": ("setup", 7200.0)}
+    cooling_down = {"192.0.2.1 at host": ("throttled", 90.0), "192.0.2.2 at host": ("setup", 7200.0)}
     assert shown.line(5.0, Fetching(1234, {})).endswith("left: unknown  fetches: 1,234")
     shown.add(None, 190)
     shown.add("unavailable", 7)
     shown.add("silent", 3)
-    assert shown.line(100.0, Fetching(250, at_rest)) == (
+    assert shown.line(100.0, Fetching(250, cooling_down)) == (
         "done: 200 of 1,000 clips  2.0 clips/s  left: 6 min 40 s  fetches: 250  failed: 7 unavailable, 3 silent  "
-        "at rest: 192.0.2.1 at host (throttled, 1 min 30 s more), 192.0.2.2 at host (setup, 2 h more)"
+        "cooling down: 192.0.2.1 at host (throttled, 1 min 30 s more), 192.0.2.2 at host (setup, 2 h more)"
     )
 
 
-def test_a_pacer_that_does_not_answer_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch):
+def test_a_rate_limiter_that_does_not_answer_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(progress, "EVERY_S", 0.01)
     monkeypatch.setattr(progress, "LAST_LINE_S", 0.1)
     asked, lines = Event(), []

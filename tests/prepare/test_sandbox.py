@@ -1,4 +1,4 @@
-"""A process of its own: what goes wrong there ends there."""
+"""The sandbox: faults in the child process stay there."""
 
 import os
 import pickle
@@ -19,17 +19,17 @@ from ast_core.errors import DataError, UserError
 from pipeline.prepare import answers
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch import download
-from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sandbox import Sandbox
 
 DEADLINE_S = 60.0
 
 
 @pytest.fixture
-def isolated() -> Iterator[Callable[..., Isolated]]:
-    made: list[Isolated] = []
+def isolated() -> Iterator[Callable[..., Sandbox]]:
+    made: list[Sandbox] = []
 
-    def make(name: str, **limits: int) -> Isolated:
-        made.append(Isolated(f"tests.prepare.work:{name}", **limits))
+    def make(name: str, **limits: int) -> Sandbox:
+        made.append(Sandbox(f"tests.prepare.work:{name}", **limits))
         return made[-1]
 
     yield make
@@ -58,7 +58,7 @@ def two_pids(file: Path) -> list[int]:
     raise AssertionError("it did not start")
 
 
-def test_calls_go_to_one_child_that_is_not_this_process(isolated):
+def test_all_calls_go_to_one_child_process(isolated):
     double, process_id = isolated("double"), isolated("process_id")
     samples = np.arange(200_000, dtype=np.float32)
     np.testing.assert_array_equal(double(samples, deadline_s=DEADLINE_S), 2 * samples)
@@ -66,8 +66,8 @@ def test_calls_go_to_one_child_that_is_not_this_process(isolated):
     assert first == process_id(deadline_s=DEADLINE_S) != os.getpid()
 
 
-def test_past_its_deadline_the_child_and_its_programs_are_ended(isolated, tmp_path: Path):
-    sleeper = isolated("sleep_beside_a_program")
+def test_after_the_deadline_the_child_and_its_programs_are_ended(isolated, tmp_path: Path):
+    sleeper = isolated("sleep_next_to_a_program")
     sleeper(str(tmp_path / "first"), 0, deadline_s=DEADLINE_S)  # the child starts
     began_s = time.monotonic()
     with pytest.raises(ClipError) as caught:
@@ -77,7 +77,7 @@ def test_past_its_deadline_the_child_and_its_programs_are_ended(isolated, tmp_pa
     assert all(is_gone(pid) for name in ("first", "pids") for pid in two_pids(tmp_path / name))
 
 
-def test_a_child_that_dies_is_a_failure_and_the_next_call_has_a_new_one(isolated):
+def test_a_child_that_dies_is_a_failure_and_the_next_call_starts_a_new_one(isolated):
     die = isolated("die")
     for number in (signal.SIGSEGV, signal.SIGKILL):
         with pytest.raises(ClipError, match=f"{number.name}, about to fall") as caught:
@@ -96,19 +96,19 @@ def test_memory_and_files_are_limited(isolated, tmp_path: Path):
         write(str(tmp_path / "large"), 1 << 17, deadline_s=DEADLINE_S)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory by rules of its own")
-def test_memory_that_was_freed_is_used_again(isolated):
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps freed memory differently")
+def test_freed_memory_is_used_again(isolated):
     pages_a_round = 4 * 3 * 4 * 256  # four arrays of 3 Mi float32, in pages of 4 KiB
     num_faults = isolated("page_faults_of_reuse")(10, deadline_s=DEADLINE_S)
-    assert num_faults < pages_a_round  # of 10 rounds
+    assert num_faults < pages_a_round  # in 10 rounds
 
 
-def test_youtubes_javascript_runs_within_the_memory_of_a_fetch(isolated):
+def test_youtubes_javascript_runs_within_the_memory_limit_of_a_fetch(isolated):
     count = isolated("count_in_javascript", memory_bytes=download.MEMORY_BYTES)
     assert count(1_000_000, deadline_s=DEADLINE_S) == 1_000_000
 
 
-def test_errors_come_back_as_they_were_raised(isolated):
+def test_errors_arrive_as_they_were_raised(isolated):
     fail = isolated("fail")
     with pytest.raises(ClipError, match="not_audio: noise"):
         fail("clip", deadline_s=DEADLINE_S)
@@ -120,7 +120,7 @@ def test_errors_come_back_as_they_were_raised(isolated):
         fail("other", deadline_s=DEADLINE_S)
 
 
-def test_a_machine_without_room_ends_the_job_and_not_the_clip(isolated, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_machine_ends_the_job_not_only_the_clip(isolated, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="No space left on device"):
         isolated("find_the_disk_full")(deadline_s=DEADLINE_S)
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
@@ -129,10 +129,10 @@ def test_a_machine_without_room_ends_the_job_and_not_the_clip(isolated, monkeypa
 
 
 @pytest.mark.parametrize("busy_s", [600, 0])
-def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, busy_s: float):
+def test_the_child_and_its_programs_end_with_a_killed_parent(tmp_path: Path, busy_s: float):
     code = (
-        "import time; from pipeline.prepare.sandbox import Isolated; "
-        "child = Isolated('tests.prepare.work:sleep_beside_a_program'); "
+        "import time; from pipeline.prepare.sandbox import Sandbox; "
+        "child = Sandbox('tests.prepare.work:sleep_next_to_a_program'); "
         f"child({str(tmp_path / 'pids')!r}, {busy_s}, deadline_s=600); time.sleep(600)"
     )
     (temporary := tmp_path / "temporary").mkdir()
@@ -146,23 +146,23 @@ def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path, busy_s: float)
     assert not list(temporary.iterdir())
 
 
-def test_a_child_hears_of_its_parents_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """By the socket between them, and not when it looks for its parent: it still has the same one here."""
+def test_a_child_notices_its_parents_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the socket between them, before the periodic check: in this test the child still has the same parent."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    child = Isolated("tests.prepare.work:sleep_beside_a_program")
+    child = Sandbox("tests.prepare.work:sleep_next_to_a_program")
     child._start()
     assert child._child is not None
     child._send(pickle.dumps((str(tmp_path / "call"), (str(tmp_path / "pids"),), {})), time.monotonic() + 60)
     pids = two_pids(tmp_path / "pids")
     assert (tmp_path / "call").is_dir()
-    child._socket.close()  # as the system does for a parent that ends
+    child._socket.close()  # the system does this when a parent ends
     child._child.wait(DEADLINE_S)
     assert all(map(is_gone, pids))
     assert not list(tmp_path.glob("call*"))
 
 
-def test_the_deadline_covers_a_child_that_does_not_read(isolated):
-    """C4 of the review: 4 MB do not fit into a socket whose other end is busy, stopped or still importing."""
+def test_the_deadline_includes_sending_to_a_child_that_does_not_read(isolated):
+    """C4 of the review: 4 MB do not fit into a socket whose reader is busy, stopped or still importing."""
     give_back = isolated("give_back")
     give_back(0, deadline_s=DEADLINE_S)
     os.kill(give_back._child.pid, signal.SIGSTOP)
@@ -174,9 +174,9 @@ def test_the_deadline_covers_a_child_that_does_not_read(isolated):
     assert give_back(1, deadline_s=DEADLINE_S) == 1
 
 
-def test_nothing_that_the_child_sends_is_unpickled(isolated, tmp_path: Path):
-    """C10 of the review: the child may be in the hands of the file that it reads."""
-    for num_head_bytes in (4, 8, 12):  # as `multiprocessing` frames it, and as answers are framed
+def test_data_from_the_child_is_never_unpickled(isolated, tmp_path: Path):
+    """C10 of the review: a hostile file may control the child that reads it."""
+    for num_head_bytes in (4, 8, 12):  # the framing of `multiprocessing`, and ours
         with pytest.raises(ClipError) as caught:
             isolated("send_pickled")(str(tmp_path / "touched"), num_head_bytes, deadline_s=5.0)
         assert caught.value.reason in (Reason.CRASHED, Reason.TIMEOUT)
@@ -203,14 +203,14 @@ def head(json_bytes: int, raw_bytes: int) -> bytes:
         (head(52, 0), b'{"error":"ClipError","reason":"none","message":"x" }'),
     ],
 )
-def test_an_answer_that_is_none_is_a_crash_of_its_process(isolated, head: bytes, rest: bytes):
+def test_an_invalid_answer_counts_as_a_crash(isolated, head: bytes, rest: bytes):
     answer = isolated("answer_by_itself")
     with pytest.raises(ClipError, match="its process gave an answer") as caught:
         answer(head, rest, deadline_s=DEADLINE_S)
     assert caught.value.reason is Reason.CRASHED
 
 
-def test_results_cross_as_they_are_and_within_their_bound(isolated):
+def test_results_arrive_unchanged_and_within_their_size_limit(isolated):
     give_back = isolated("give_back", result_bytes=1000)
     value = (None, True, 5, -0.5, "naïve", b"\x00\xff", np.float32([1, np.nan]), [b"", np.float32([])])
     came = give_back(value, deadline_s=DEADLINE_S)

@@ -1,4 +1,4 @@
-"""What `pipeline.prepare.sandbox` is given to run in tests: in a child process, which imports it."""
+"""Functions that tests run in a sandbox: its child process imports this module."""
 
 import errno
 import os
@@ -28,8 +28,8 @@ def process_id() -> int:
     return os.getpid()
 
 
-def sleep_beside_a_program(pid_file: str, busy_s: float = 600) -> None:
-    """As yt-dlp waits for ffmpeg."""
+def sleep_next_to_a_program(pid_file: str, busy_s: float = 600) -> None:
+    """Wait for another program, as yt-dlp waits for ffmpeg."""
     program = subprocess.Popen(["sleep", "600"])
     Path(pid_file).write_text(f"{os.getpid()} {program.pid}")
     time.sleep(busy_s)
@@ -45,7 +45,7 @@ def take(num_bytes: int) -> int:
 
 
 def page_faults_of_reuse(num_rounds: int) -> int:
-    """Pages that the system had to clear for arrays that are made and dropped, round after round, after a first."""
+    """Number of pages that the system had to clear for temporary arrays in later rounds, after a first round."""
     for i in range(num_rounds + 1):
         if i == 1:
             began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -60,7 +60,7 @@ def count_in_javascript(num_objects: int) -> int:
 
 
 def fetch_as_of_a_known_site(url: str, start_s: float, duration_s: float, **settings: Any) -> np.ndarray:
-    """By yt-dlp's extractor for pages that it knows nothing of."""
+    """Fetch with yt-dlp's extractor for pages of unknown sites."""
     with patch.object(ytdlp, "_is_site", lambda url: True):
         return ytdlp.fetch_with_ytdlp(url, start_s, duration_s, **settings)
 
@@ -92,15 +92,15 @@ def give_bytes(num_bytes: int) -> bytes:
 
 
 def answer_by_itself(head: bytes, rest: bytes) -> None:
-    """As code would that has taken this process over: write to every socket there is."""
-    for fd in map(int, os.listdir("/dev/fd")):  # its number is that which the socket has in the parent, however large
+    """Write to every socket, as code that controls this process could."""
+    for fd in map(int, os.listdir("/dev/fd")):  # its number is the same as in the parent, which may be large
         with suppress(OSError), socket.socket(fileno=os.dup(fd)) as taken:
             taken.sendall(head + rest)
     time.sleep(600)
 
 
 class Trap:
-    """Whoever unpickles it makes a file."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path

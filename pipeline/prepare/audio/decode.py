@@ -1,4 +1,4 @@
-"""Media → mono 16 kHz waveform of exactly the section asked for, by FFmpeg's libraries through PyAV."""
+"""Decodes media to a mono 16 kHz waveform of exactly the requested section, with FFmpeg's libraries through PyAV."""
 
 import errno
 import functools
@@ -25,39 +25,39 @@ from pipeline.prepare.audio.packets import is_longer
 from pipeline.prepare.audio.sections import Section, chosen_track, read_section
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.memory import keep_freed_memory
-from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sandbox import Sandbox
 from pipeline.prepare.sources.archives import read_member
 
 DEADLINE_S = 120.0
-"""A clip's own time; one that takes longer is hostile, or lies on storage that does not answer."""
+"""Time limit per clip. A clip that takes longer is hostile, or its storage does not answer."""
 
 MEMORY_BYTES = 2 << 30
-"""That the process which decodes may write to."""
+"""Memory limit of the process that decodes."""
 
 SHORTFALL_SHARE = 0.05
-"""A clip may lack this share of what was asked for (recordings end a little early); more is `truncated`."""
+"""Share of a section that a clip may lack, because recordings often end a little early; above it, `truncated`."""
 
 SILENCE_PEAK = 2.0**-15
-"""Below one step of 16-bit PCM there is no sound."""
+"""A waveform with a lower peak is silent: it is less than one step of 16-bit PCM."""
 
 CODEC_DELAY_S = 0.1
-"""A header may speak of this much more than the decoder gives: delays and padding of codecs."""
+"""A header may count up to this much more than the decoder returns, because of codec delay and padding."""
 
 MIN_DECODED_SHARE = 0.5
-"""A clip with more silence than sound, where no packets came and none are known to be lost, is `truncated`."""
+"""A clip with less decoded sound than this is `truncated`, even if no packets are known to be lost."""
 
 CANCELLED_SHARE = 0.05
-"""If the mean of the channels has less of their level, they cancel each other (a correlation below -0.995)."""
+"""If the mean of the channels has a lower share of their level, they cancel each other (correlation below -0.995)."""
 
 MAX_PEAK = 10.0
-"""Floating-point samples may exceed full scale (1.0) by 20 dB; beyond that they are integers, or percent."""
+"""Floating-point samples may exceed full scale (1.0) by 20 dB. Larger ones are integers or percentages."""
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
     "nut,ogg,rm,tak,tta,voc,w64,wav,wv"
 )
-"""What is read, by FFmpeg's names. Each holds its audio itself; a playlist (HLS, DASH, concat) or a session (SDP)
-sends FFmpeg to other files and hosts, and FFmpeg goes by the content, not by the file's name."""
+"""The allowed formats, by FFmpeg's names. Each contains its audio itself. A playlist (HLS, DASH, concat) or a session
+(SDP) would lead FFmpeg to other files and hosts, and FFmpeg detects the format by content, not by file name."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Decode:
-    """Rows with `samples` (of a fetch) or `media` (a file) in, rows with `waveform` out, one for one."""
+    """Stage that adds `waveform` to rows with `samples` (already fetched) or `media` (a file)."""
 
     keep_silent: bool = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        keep_freed_memory()  # for the stages that follow in this process; FFmpeg works in another
+        keep_freed_memory()  # for the later stages in this process; FFmpeg runs in another one
         rows, decoded = each_clip(rows, "decode", self._one)
         if "samples" in rows.column_names:
             rows = rows.drop_columns(["samples"])
@@ -91,7 +91,7 @@ class Decode:
         may_be_clip = row["media_start_s"] is None
         start_s = row["start_s"] if may_be_clip else row["media_start_s"]
         what = (row["media"], row["member"], start_s, duration_s, may_be_clip)
-        if row.get("samples") is not None:  # a fetch has decoded it
+        if row.get("samples") is not None:  # decoded by the fetch
             waveform, num_clipped = np.frombuffer(row["samples"], np.float32), 0
         else:
             waveform, num_clipped = _decoded(*what)
@@ -108,35 +108,35 @@ def _decoded(*what: Any) -> tuple[np.ndarray, int]:
     except ClipError as err:
         if err.reason is not Reason.CRASHED:
             raise
-        # Once more: a machine short of memory may have ended it. A file that does it twice is at fault.
+        # Try once more, because the machine may have been short of memory. If it fails twice, the file is at fault.
         waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
     return waveform, num_clipped
 
 
 @functools.cache
-def _decoder() -> Isolated:
-    """One child for this process, whatever number of tasks pass through it."""
-    return Isolated("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
+def _decoder() -> Sandbox:
+    """The one sandbox of this process, which all its tasks share."""
+    return Sandbox("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
 
 
 def decode_media(
     media: str, member: str | None, start_s: float, duration_s: float | None, may_be_clip: bool = False
 ) -> tuple[np.ndarray, int]:
-    """`decode_section` of a file or an archive's member.
+    """`decode_section` for a file or an archive's member.
 
-    Also the number of samples that were clipped before, as an archive of kept audio remembers it.
+    Also returns the number of samples that were clipped before, which an audio store records.
     """
     if member is not None:
-        kept = read_member(media, member)
-        with io.BytesIO(kept.audio) as file:
-            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), kept.num_clipped
+        stored = read_member(media, member)
+        with io.BytesIO(stored.audio) as file:
+            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), stored.num_clipped
     with _open_media(media) as opened:
         return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip), 0
 
 
 @contextmanager
 def _open_media(uri: str) -> Iterator[BinaryIO | str]:
-    """A local path for FFmpeg to open by itself (`file:`, lest it reads as a protocol), or a seekable remote file."""
+    """Give FFmpeg a local path (with `file:`, so that it is not read as a protocol), or a seekable remote file."""
     path = uri
     try:
         if "://" in uri:
@@ -154,7 +154,7 @@ def _open_media(uri: str) -> Iterator[BinaryIO | str]:
 
 
 def _check_regular(path: str) -> None:
-    """Opening a pipe may wait for ever, and a device is nobody's recording."""
+    """Refuse pipes and devices: opening a pipe may block, and a device contains no recording."""
     try:
         mode = os.stat(path).st_mode
     except OSError as err:
@@ -172,10 +172,10 @@ def decode_section(
 ) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
 
-    The samples are those that FFmpeg's program gives for the track that it chooses, and no silence is added at either
-    end; `pipeline.prepare.audio.sections` says how times count and what becomes of holes. The cut is exact to a sample
-    where the container's timestamps are. A file that `may_be_clip` is read from its beginning if its sound is no longer
-    than the section: then it is the section.
+    The samples are those that the ffmpeg program gives for the track that it chooses. No silence is added at either
+    end. `pipeline.prepare.audio.sections` defines how times count and how holes are filled. The cut is exact to a
+    sample if the container's timestamps are. If `may_be_clip` is true and the sound is no longer than the section, the
+    whole file is the section and is read from its beginning.
 
     Raises:
         ClipError: not_audio, truncated, too_long, too_short for one frame, out_of_phase, out_of_range, too_large for
@@ -185,7 +185,7 @@ def decode_section(
         section, declared_s = _read(file, start_s, duration_s, may_be_clip=may_be_clip)
     except FFmpegError as err:
         raise _classified(err, file) from err
-    except OSError as err:  # of a remote file, from our own file system
+    except OSError as err:  # from the file system of a remote file
         raise ClipError(Reason.NETWORK, f"reading it: {err}") from err
     _check_complete(section, start_s, duration_s, declared_s)
     waveform = section.waveform
@@ -204,7 +204,7 @@ def _read(
     *,
     may_be_clip: bool,
 ) -> tuple[Section, float | None]:
-    """The section, and how long the sound is by the file's header."""
+    """The section, and the length of the sound according to the file's header."""
     with _opened(file) as (container, track):
         opened = functools.partial(_bytes_of, file)
         is_seekable = isinstance(file, str) or file.seekable()
@@ -221,14 +221,14 @@ def _read(
 
 
 def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:
-    """Times start again within a chain, so a seek may land in any of its links."""
+    """Whether the file is a chain. Times start again in each link, so a seek may end in the wrong one."""
     with opened() as beginning:
         return headers.is_chained_ogg(beginning, every_page=isinstance(file, str | io.BytesIO))
 
 
 @contextmanager
 def _opened(file: BinaryIO | str) -> Iterator[tuple[InputContainer, av.AudioStream]]:
-    """The container, from its beginning, and the track to take."""
+    """Open the container at its beginning, and choose the track."""
     if not isinstance(file, str) and file.seekable():
         file.seek(0)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file" if isinstance(file, str) else "none"}
@@ -240,7 +240,7 @@ def _opened(file: BinaryIO | str) -> Iterator[tuple[InputContainer, av.AudioStre
 
 @contextmanager
 def _bytes_of(file: BinaryIO | str) -> Iterator[BinaryIO]:
-    """The file from its beginning, whatever has been read of it; where it was is restored."""
+    """The file from its beginning. Its position is restored afterwards."""
     if isinstance(file, str):
         with open(file.removeprefix("file:"), "rb") as opened:
             yield opened
@@ -252,7 +252,7 @@ def _bytes_of(file: BinaryIO | str) -> Iterator[BinaryIO]:
 
 
 def _check_complete(section: Section, start_s: float, duration_s: float | None, declared_s: float | None) -> None:
-    """Raises ClipError if too little of the sound is there."""
+    """Raises ClipError if too much of the sound is missing."""
     length_s, there_s = section.length_s, section.length_s - section.missing_s
     if duration_s is not None and there_s < (1 - SHORTFALL_SHARE) * duration_s:
         raise ClipError(Reason.TRUNCATED, f"{there_s:.2f} s of {duration_s:.2f} s asked for")
@@ -271,8 +271,8 @@ def _check_complete(section: Section, start_s: float, duration_s: float | None, 
 
 
 def _check_samples(waveform: np.ndarray, level_share: float) -> None:
-    """Raises ClipError for sound that is not in the waveform, or not of the waveform's scale."""
-    if not np.isfinite(waveform).all():  # samples may be floating point
+    """Raises ClipError if channels cancel each other, or samples are out of range."""
+    if not np.isfinite(waveform).all():  # floating-point files may contain NaN
         raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")
     if level_share < CANCELLED_SHARE:
         message = f"its channels cancel each other: their mean has {100 * level_share:.2g} % of their level"
@@ -285,12 +285,12 @@ def _check_samples(waveform: np.ndarray, level_share: float) -> None:
 
 def _classified(err: FFmpegError, file: BinaryIO | str) -> Exception:
     if isinstance(file, str) and err.errno in {errno.ENOENT, errno.EACCES}:
-        return err  # which file it was, the caller knows
+        return err  # the caller knows which file it was
     if isinstance(file, str) and err.errno in {errno.ENOTDIR, errno.ENAMETOOLONG}:
         return ClipError(Reason.MISSING_FILE, f"there is no such file: {err.strerror}")
     if err.errno == errno.ENOMEM:
         return ClipError(Reason.TOO_LARGE, "takes more memory than a clip may")
-    if err.errno == errno.EIO:  # what a WebM file gives that ends within its head, and a disk that is failing
+    if err.errno == errno.EIO:  # a WebM file that ends in its header, or a failing disk
         return ClipError(Reason.TRUNCATED, f"FFmpeg: {err.strerror}")
     note = "; or of a format that is not read, as playlists are" if err.errno == errno.EINVAL else ""
     return ClipError(Reason.NOT_AUDIO, f"FFmpeg: {err.strerror}{note}")

@@ -1,4 +1,4 @@
-"""Waveform → raw log-mel, as it is stored: neither padded nor normalised nor augmented."""
+"""Waveform → raw log-mel as stored: neither padded nor normalised nor augmented."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from pipeline.dataset import FBANK
 
 
 def features(rows: pa.Table) -> pa.Table:
-    """Rows with `waveform` in, rows with `num_frames` and `fbank` out, one for one; failed rows get no frames."""
+    """Stage that replaces `waveform` by `num_frames` and `fbank`. Failed rows get no frames."""
     waveforms = rows["waveform"].combine_chunks()
     flat, offsets = waveforms.values.to_numpy(), waveforms.offsets.to_numpy()
     fbanks = [clip_fbank(flat[begin:end]) for begin, end in pairwise(offsets)]
@@ -21,17 +21,17 @@ def features(rows: pa.Table) -> pa.Table:
 
 
 def fbank_column(fbanks: Sequence[np.ndarray]) -> pa.ListArray:
-    """float16 `[frames, mel bins]` of each clip, one or more of them, as a column of the shards' type."""
+    """Build the shards' fbank column from float16 `[frames, mel bins]` of one or more clips."""
     ends = np.cumsum([0, *map(len, fbanks)]).astype(np.int32)
     frames = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(fbanks).reshape(-1)), type=FBANK.value_type)
     return pa.ListArray.from_arrays(ends, frames, type=FBANK)
 
 
 def clip_fbank(waveform: np.ndarray) -> np.ndarray:
-    """float16 `[frames, mel bins]` of one clip, its mean taken off before as the original does."""
+    """float16 `[frames, mel bins]` of one clip. Its mean is subtracted first, as in the reference implementation."""
     if num_frames_of(len(waveform)) == 0:
         return np.empty((0, NUM_MEL_BINS), np.float16)
-    import torch  # half a gigabyte and two seconds, which the driver's plan has no need of
+    import torch  # here, because it takes half a gigabyte and two seconds, and the driver does not need it
 
     from ast_core.fbank import fbank
 

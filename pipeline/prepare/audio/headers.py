@@ -1,7 +1,7 @@
-"""How long the sound of a file is by the file's own header, where a header says it and FFmpeg does not pass it on.
+"""Length of the sound according to a file's header, for formats in which FFmpeg does not report it.
 
-FFmpeg caps the length of WAV, W64, CAF and AVI at what the file's size has room for, and guesses that of an MP3 file by
-the bit rate of its first frames: neither tells a whole file from one that was cut.
+FFmpeg limits the length of WAV, W64, CAF and AVI to the file's size, and estimates that of an MP3 file from the bit
+rate of its first frames. Neither shows whether a file was cut.
 """
 
 import io
@@ -28,26 +28,26 @@ DECLARED_BY_STREAM = {
     "tta",
     "wv",
 }
-"""FFmpeg's names of formats whose header gives the length of a stream, which FFmpeg passes on as it stands."""
+"""Formats (FFmpeg's names) whose header gives the length of a stream, which FFmpeg reports unchanged."""
 
 DECLARED_BY_FILE = {"matroska,webm", "flv"}
-"""Formats whose header gives the length of the whole file: that of the sound only where there is nothing else."""
+"""Formats whose header gives the length of the whole file. It is that of the sound only if there is no other stream."""
 
 MAX_BYTES = 1 << 62
-"""A header that gives more was written before its writer knew the size."""
+"""A header with a larger size was written before the writer knew the size."""
 
 STREAMED_BYTES = {0, 0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
-"""Sizes that a writer leaves in a header if it cannot go back to fill in the right one; SoX's are 0x7F000000 in AIFF
+"""Sizes that a writer leaves in a header if it cannot go back to fill in the right one. SoX leaves 0x7F000000 in AIFF
 and 0x7FFFF000 in WAV."""
 
 HEAD_BYTES = 1 << 20
-"""Where the chunks before the samples end, in all files that are not made to deceive."""
+"""The chunks before the samples end within this many bytes, except in files made to deceive."""
 
 OGG_PAGE, OGG_IS_FIRST = b"OggS\0", 2
-"""How a page begins, and the bit in the byte behind that of the first page of a logical stream."""
+"""The beginning of a page, and the bit of the next byte that marks the first page of a logical stream."""
 
 OGG_END_BYTES = 1 << 17
-"""More than two pages have."""
+"""More bytes than two pages have."""
 
 W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -56,9 +56,9 @@ ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 def declared_s(
     container: InputContainer, track: av.AudioStream, opened: Callable[[], AbstractContextManager[BinaryIO]]
 ) -> float | None:
-    """Length of the track in seconds by the file's header; None where no header says it.
+    """Length of the track in seconds according to the file's header; None if the header does not give it.
 
-    `opened` gives the container's file from its beginning. It is used for formats alone of which FFmpeg does not tell.
+    `opened` gives the container's file from its beginning. It is used only for formats that FFmpeg does not report.
     """
     name = container.format.name
     tick_s = float(track.time_base or 0)
@@ -69,8 +69,8 @@ def declared_s(
         duration = container.duration if len(container.streams) == 1 else None
         if duration is None:
             return None
-        delay_s = track.codec_context.delay / (track.codec_context.sample_rate or 1)  # which is decoded and cut off
-        return (duration - max(0, container.start_time or 0)) / av.time_base - delay_s  # it counts from timestamp 0
+        delay_s = track.codec_context.delay / (track.codec_context.sample_rate or 1)  # decoded, then cut off
+        return (duration - max(0, container.start_time or 0)) / av.time_base - delay_s  # counted from timestamp 0
     if name == "caf":
         return (track.frames or 0) / track.codec_context.sample_rate or None if _is_pcm(track) else None
     if name == "avi":
@@ -82,7 +82,7 @@ def declared_s(
 
 
 def _is_streamed(num_bytes: float) -> bool:
-    """Whether samples take one of `STREAMED_BYTES`, rounded down to whole samples of all channels."""
+    """Whether the samples take one of `STREAMED_BYTES`, rounded down to whole samples of all channels."""
     return any(0 <= size - round(num_bytes) < 256 for size in STREAMED_BYTES if size)
 
 
@@ -91,7 +91,7 @@ def _is_pcm(track: av.AudioStream) -> bool:
 
 
 def _wav_s(file: BinaryIO, track: av.AudioStream) -> float | None:
-    """RIFF, RF64 and BW64: of PCM the size of the chunk `data`, else the number of samples in the chunk `fact`."""
+    """RIFF, RF64 and BW64: for PCM the size of chunk `data`, otherwise the number of samples in chunk `fact`."""
     if file.read(4) not in {b"RIFF", b"RF64", b"BW64"}:
         return None
     file.seek(12)
@@ -123,7 +123,7 @@ def _w64_s(file: BinaryIO, track: av.AudioStream) -> float | None:
 
 
 def _bytes_per_s(track: av.AudioStream) -> float:
-    """Bytes a second of PCM samples; 0 for other codecs."""
+    """Bytes per second of PCM samples; 0 for other codecs."""
     codec = track.codec_context
     bits = re.search(r"\d+", codec.name.removeprefix("pcm_")) if _is_pcm(track) else None
     width = {"pcm_alaw": 8, "pcm_mulaw": 8}.get(codec.name, int(bits[0]) if bits else 0)
@@ -131,18 +131,18 @@ def _bytes_per_s(track: av.AudioStream) -> float:
 
 
 def _asf_s(file: BinaryIO, track: av.AudioStream) -> float | None:
-    """The play duration of the file properties, of which `preroll` is none of the sound."""
+    """The play duration of the file properties, without `preroll`, which is not sound."""
     head = file.read(HEAD_BYTES)
     at = head.find(ASF_PROPERTIES)
     if at < 0 or len(head) < at + 92:
         return None
     duration, _, preroll_ms, flags = struct.unpack_from("<QQQI", head, at + 64)
     length_s = duration / 1e7 - preroll_ms / 1e3
-    return length_s if length_s > 0 and not flags & 1 else None  # flag 1: it is being broadcast, nobody knows
+    return length_s if length_s > 0 and not flags & 1 else None  # flag 1: a broadcast, of unknown length
 
 
 def _mp3_s(file: BinaryIO, track: av.AudioStream) -> float | None:
-    """The number of frames that the first frame gives (Xing, Info, VBRI)."""
+    """Length by the number of frames that the first frame gives (Xing, Info, VBRI)."""
     at = 0
     while True:
         file.seek(at)
@@ -157,7 +157,7 @@ def _mp3_s(file: BinaryIO, track: av.AudioStream) -> float | None:
         flags, num_frames = struct.unpack_from(">II", first, found.end())
         num_frames *= flags & 1
         encoder = found.end() + 4 + 4 * (flags & 1) + 2 * (flags & 2) + 25 * (flags & 4) + (flags & 8) // 2
-        if first[encoder : encoder + 4] in {b"LAME", b"Lavc", b"Lavf"}:  # 12 bits at the beginning, 12 at the end
+        if first[encoder : encoder + 4] in {b"LAME", b"Lavc", b"Lavf"}:  # 12 bits of delay, 12 bits of padding
             delays = int.from_bytes(first[encoder + 21 : encoder + 24])
             num_padding = (delays >> 12) + (delays & 0xFFF)
     elif (vbri := first.find(b"VBRI")) >= 0 and len(first) >= vbri + 18:
@@ -172,17 +172,17 @@ _PARSERS = {"wav": _wav_s, "w64": _w64_s, "asf": _asf_s, "mp3": _mp3_s}
 
 
 def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
-    """Whether a logical stream begins after others have gone on: several Ogg files in one.
+    """Whether the file is a chain, several Ogg files in one: a logical stream begins after others have gone on.
 
-    Without `every_page` only the two ends of the file are read, which tells chains whose streams have serial numbers of
-    their own, as the format wants and all but a few have.
+    Without `every_page` only the two ends of the file are read. That detects chains whose streams have different serial
+    numbers, as the format requires and nearly all have.
     """
     if not every_page:
         firsts = takewhile(lambda page: page.is_first, _ogg_pages(file.read(OGG_END_BYTES)))
-        begun = {page.serial for page in firsts}
+        known_serials = {page.serial for page in firsts}
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - OGG_END_BYTES))
-        return any(page.serial not in begun for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
+        return any(page.serial not in known_serials for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
     goes_on, data = False, b""
     while block := file.read(1 << 20):
         data = data[-len(OGG_PAGE) :] + block
@@ -203,6 +203,6 @@ class _OggPage(NamedTuple):
 
 
 def _ogg_pages(data: bytes) -> list[_OggPage]:
-    """Pages whose headers lie in the data."""
+    """The pages whose headers are in `data`."""
     found = re.finditer(rb"OggS\0(.).{8}(.{4})", data, re.DOTALL)
     return [_OggPage(bool(page[1][0] & OGG_IS_FIRST), page[2]) for page in found]

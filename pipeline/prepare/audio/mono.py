@@ -1,4 +1,4 @@
-"""Decoded frames of any kind of sample → one mono float32 waveform, the mean of the channels."""
+"""Converts decoded frames of any sample format to one mono float32 waveform, the mean of the channels."""
 
 import math
 
@@ -17,17 +17,17 @@ DTYPES: dict[str, type[np.generic]] = {
     "flt": np.float32,
     "dbl": np.float64,
 }
-"""FFmpeg's names of sample formats, without the `p` of those that have a plane a channel."""
+"""Sample formats (FFmpeg's names), without the `p` of planar formats, which have one plane per channel."""
 
 VALUES_AT_ONCE = 1 << 20
-"""Values of all channels that wait as FFmpeg's frames before they become mono."""
+"""Number of values of all channels that are collected as frames before they are converted."""
 
 
 class Mono:
-    """Frames in, one waveform out.
+    """Collects frames and returns one waveform.
 
-    A frame lasts some 20 ms, and making arrays of each took longer than decoding it, so frames of one kind wait for
-    each other.
+    A frame has about 20 ms, and converting each one alone takes longer than decoding it, so frames of the same format
+    are converted together.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Mono:
         self._channel_variance = 0.0
 
     def add(self, frame: av.AudioFrame, begin: int, end: int) -> None:
-        """Take samples `begin` to `end` of a frame."""
+        """Add samples `begin` to `end` of a frame."""
         kind = (frame.format.name, frame.layout.nb_channels, frame.rate)
         if kind != self._kind or self._values_waiting >= VALUES_AT_ONCE:
             self._flush()
@@ -52,7 +52,7 @@ class Mono:
         self._pieces.append((rate_hz, np.zeros(num_samples, np.float32)))
 
     def waveform(self) -> np.ndarray:
-        """float32 `[samples]` at 16 kHz. Where the rate changes within a recording, each part is resampled alone."""
+        """float32 `[samples]` at 16 kHz. If the rate changes within a recording, each part is resampled separately."""
         self._flush()
         parts: list[list[np.ndarray]] = []
         rates: list[int] = []
@@ -65,9 +65,9 @@ class Mono:
         return np.concatenate([np.empty(0, np.float32), *resampled])
 
     def level_share(self) -> float:
-        """RMS of the mean of the channels over the RMS of the channels, constant parts left out: 1 if all are equal.
+        """RMS of the mean of the channels over the RMS of the channels, without constant parts.
 
-        1 too where there is no sound at all. Below some per cent the channels cancel each other.
+        It is 1 if all channels are equal or silent. At a few per cent or less the channels cancel each other.
         """
         self._flush()
         return math.sqrt(self._variance / self._channel_variance) if self._channel_variance else 1.0
@@ -81,7 +81,7 @@ class Mono:
         step = 1 if planar else num_channels
         parts: list[list[np.ndarray]] = [[] for _ in range(num_channels if planar else 1)]
         for frame, begin, end in self._waiting:
-            for of_plane, plane in zip(parts, frame.planes, strict=False):  # FFmpeg may have planes without a channel
+            for of_plane, plane in zip(parts, frame.planes, strict=False):  # FFmpeg may give planes without a channel
                 values = np.frombuffer(memoryview(plane), dtype, frame.samples * step)
                 of_plane.append(values[begin * step : end * step])
         planes = [_as_float(np.concatenate(of_plane)) for of_plane in parts]
@@ -100,7 +100,7 @@ class Mono:
 
 
 def _as_float(values: np.ndarray) -> np.ndarray:
-    """Samples of any kind in [-1, 1], as floats."""
+    """Samples of any format as floats in [-1, 1]."""
     if values.dtype == np.uint8:
         return (values.astype(np.float32) - 128) / 128
     if np.issubdtype(values.dtype, np.integer):
@@ -109,7 +109,7 @@ def _as_float(values: np.ndarray) -> np.ndarray:
 
 
 def _sum_of_squares(samples: np.ndarray) -> float:
-    """Sum of squares about the mean. Infinite and NaN samples are refused later, by the waveform that they leave."""
+    """Sum of squares about the mean. Infinite and NaN samples are refused later, in the waveform."""
     if not len(samples):
         return 0.0
     with np.errstate(invalid="ignore", over="ignore"):

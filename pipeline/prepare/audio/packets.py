@@ -1,6 +1,6 @@
-"""A track's packets and frames, with a clock that goes on, and what was lost between them.
+"""A track's packets and frames, with a continuous clock, and what was lost between them.
 
-`pipeline.prepare.audio.sections` says what the rules are.
+The rules are in `pipeline.prepare.audio.sections`.
 """
 
 import errno
@@ -15,28 +15,29 @@ from av.error import FFmpegError
 from av.format import Flags
 
 GAP_S = 0.05
-"""A timestamp this far from where the samples stand is a jump; less is the rounding or the jitter of the container."""
+"""A timestamp this far from the count of samples is a jump. Less is the container's rounding or jitter."""
 
 DISCONTINUITY_S = 10.0
-"""The program's `-dts_delta_threshold`."""
+"""The ffmpeg program's `-dts_delta_threshold`."""
 
 LOST_SHARE = 0.5
-"""A hole is one of lost data if this share of the bytes that it would take at the rate so far belongs to no packet."""
+"""A hole has lost data if at least this share of the bytes expected at the rate so far belongs to no packet."""
 
 MAX_AGAIN = 100
-"""How often the demuxer may ask to be called again, which in bytes that are no packets it does every 64 KiB."""
+"""How often the demuxer may ask to be called again. It does so every 64 KiB in bytes that are not packets."""
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
 SEEKABLE = {MP4, "aiff", "au", "caf", "flac", "matroska,webm", "mp3", "ogg", "w64", "wav"}
-"""FFmpeg's names of formats in which a seek is exact to a sample. In MP3 FFmpeg itself then reads from the start and
-counts the frames. Other formats are read, not decoded, from the beginning packet by packet."""
+"""Formats (FFmpeg's names) in which a seek is exact to a sample. In MP3 FFmpeg itself then reads from the start and
+counts the frames. Other formats are read packet by packet from the beginning, without decoding."""
 
 OF_SAMPLES = {"aiff", "au", "w64", "wav"}
-"""FFmpeg's names of formats whose times it reckons by bytes: wrongly for G.722 in WAV, so only PCM's are used."""
+"""Formats (FFmpeg's names) whose times FFmpeg computes from bytes. That is wrong for G.722 in WAV, so only PCM uses
+it."""
 
 UNTIMED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3"}
-"""FFmpeg's names of formats without timestamps: those that it makes up count bytes that are no sound as well."""
+"""Formats (FFmpeg's names) without timestamps. FFmpeg's own ones also count bytes that are not sound."""
 
 
 def clock_may_jump(container: InputContainer) -> bool:
@@ -44,7 +45,8 @@ def clock_may_jump(container: InputContainer) -> bool:
 
 
 def is_longer(container: InputContainer, track: av.AudioStream, limit_s: float) -> bool:
-    """Whether the track lasts longer than a time, by its packets: a header may guess, or speak of the picture."""
+    """Whether the track is longer than `limit_s` according to its packets. A header may estimate or mean the
+    picture."""
     first, total = None, 0
     limit = limit_s / float(track.time_base or 1)
     for packet in Packets(container, track).continuous():
@@ -63,27 +65,28 @@ class Decoded(NamedTuple):
     after_damage: bool
     """A packet before it could not be decoded."""
     after_skip: bool
-    """Packets before it were passed over."""
+    """Packets before it were skipped."""
 
 
 @dataclass
 class _Clock:
-    """Where the timestamps of a track have come to."""
+    """The position in a track's timestamps."""
 
     offset: int = 0
-    """What the timestamps of the file are moved by."""
+    """Correction that is added to the timestamps of the file."""
     first: int = 0
     expected: int | None = None
-    """The next packet's timestamp, moved."""
+    """Corrected timestamp at which the next packet is expected."""
     num_unclaimed: int = 0
-    """The most bytes that belonged to no packet, before any so far."""
+    """Largest number of bytes so far that belonged to no packet."""
     position: int | None = -1
-    """Of the last packet. All packets of an Ogg page have that of the page."""
+    """Byte position of the last packet. All packets of an Ogg page have the position of the page."""
     num_unclaimed_before: int = 0
-    """`num_unclaimed` before the first packet there: a page of Ogg tells the time of its last packet alone."""
+    """`num_unclaimed` before the first packet at that position. A page of Ogg gives only the time of its last
+    packet."""
 
     def move(self, packet: av.Packet, pts: int) -> None:
-        """Go on to a packet whose timestamp is `pts` in the file."""
+        """Advance to a packet whose timestamp in the file is `pts`."""
         if self.offset:
             pts += self.offset
             packet.pts = packet.dts = pts
@@ -99,7 +102,7 @@ class _Clock:
 
 
 class Packets:
-    """A track's packets and frames, with a clock that goes on, and what was lost between and within packets."""
+    """A track's packets and frames, with a continuous clock, and what was lost between and within packets."""
 
     def __init__(self, container: InputContainer, track: av.AudioStream) -> None:
         self.container, self.track = container, track
@@ -108,19 +111,22 @@ class Packets:
         self._tick_s = float(track.time_base or 1)
         self._packets = self.continuous()
         self._num_claimed = self._num_unclaimed = 0
-        """Bytes before the last packet that was read: those of the packets of all tracks, and those of none."""
+        """Bytes before the last packet that was read: those of the packets of all tracks, and those of no packet."""
         self.error: FFmpegError | None = None
-        """The last that the demuxer or the decoder had."""
+        """The last error of the demuxer or the decoder."""
         self.unread: FFmpegError | None = None
-        """Why the demuxer does not read the rest of a whole file."""
+        """Why the demuxer does not read the rest of a complete file."""
         self.lost_s: list[tuple[float, float]] = []
-        """From when to when, on the container's clock, data were lost."""
+        """Spans of lost data, on the container's clock."""
         self.end_s = self._end_s()
         """When the sound ends on the container's clock, if that is within the last packet."""
 
     def frames(self, run_up_s: float) -> Iterator[Decoded]:
-        """The first frame, and all from a time on; what lies between costs no decoding, and where a seek is exact no
-        reading. A packet that cannot be decoded is passed over."""
+        """Yield the first frame, and all frames from `run_up_s` on.
+
+        Packets between them are not decoded, and not read if the format has exact seeks. A packet that cannot be
+        decoded is skipped.
+        """
         for decoded in self._decoded(-math.inf):
             yield decoded
             frame = decoded.frame
@@ -134,7 +140,7 @@ class Packets:
         rest = self._decoded(run_up_s)
         for decoded in rest:
             if decoded.frame.time is None:
-                continue  # Nobody knows where it stands, as with what the decoder kept back (WMA) of the first packet.
+                continue  # its time is unknown, as is that of samples that the decoder held back (WMA)
             yield decoded._replace(after_skip=True)
             break
         yield from rest
@@ -146,7 +152,7 @@ class Packets:
             pts = packet.pts
             end = None if pts is None else pts + (packet.duration or 0)
             if end is not None and end <= run_up:
-                continue  # by its end: FLAC has packets of many seconds
+                continue  # by the packet's end: FLAC has packets of many seconds
             try:
                 frames: Any = packet.decode()
             except FFmpegError as err:
@@ -166,7 +172,7 @@ class Packets:
             self._fail(err)
 
     def continuous(self) -> Iterator[av.Packet]:
-        """Packets with their timestamps moved where the clock starts again. See the head of this file."""
+        """Packets with their timestamps corrected where the clock starts again. See the head of this file."""
         gap = GAP_S / self._tick_s
         self._clock = clock = _Clock()
         jumped: tuple[av.Packet, int, int] | None = None
@@ -174,7 +180,7 @@ class Packets:
             num_claimed, num_unclaimed = self._num_claimed, self._num_unclaimed
             pts = packet.pts
             if jumped is not None:
-                self._settle(*jumped, pts)
+                self._classify_jump(*jumped, pts)
                 yield jumped[0]
                 jumped = None
             if pts is not None:
@@ -185,11 +191,13 @@ class Packets:
             clock.count(packet.pos, num_unclaimed)
             yield packet
         if jumped is not None:
-            self._settle(*jumped, None)
+            self._classify_jump(*jumped, None)
             yield jumped[0]
 
-    def _settle(self, packet: av.Packet, num_claimed: int, num_unclaimed: int, following_pts: int | None) -> None:
-        """Say what a jump is: a lone wrong timestamp, another clock, lost data or a pause."""
+    def _classify_jump(
+        self, packet: av.Packet, num_claimed: int, num_unclaimed: int, following_pts: int | None
+    ) -> None:
+        """Classify a jump: a single wrong timestamp, another clock, lost data or a pause."""
         clock, pts = self._clock, packet.pts
         assert clock.expected is not None
         assert pts is not None
@@ -206,9 +214,10 @@ class Packets:
         clock.move(packet, pts)
 
     def _read(self) -> Iterator[av.Packet]:
-        """The track's packets. As for the program, the first error of the demuxer is the end of the file.
+        """The track's packets. As in the ffmpeg program, the first error of the demuxer ends the file.
 
-        One flat loop: a recording that is read from its beginning has thousands of packets before the section.
+        It is one flat loop, because a recording that is read from its beginning has thousands of packets before the
+        section.
         """
         first_byte: int | None = None
         num_claimed = num_unclaimed = 0
@@ -218,7 +227,7 @@ class Packets:
                 for packet in self.container.demux():
                     size = packet.size
                     if not size:
-                        continue  # what flushes a decoder
+                        continue  # an empty packet, which flushes a decoder
                     pos = packet.pos
                     if pos is not None and pos >= 0:
                         first_byte = pos if first_byte is None else first_byte
@@ -227,25 +236,25 @@ class Packets:
                         self._num_claimed, self._num_unclaimed = num_claimed, num_unclaimed
                         yield packet
                     num_claimed += size
-            except BlockingIOError:  # MPEG-TS says so where many bytes hold no packet, and the program goes on
+            except BlockingIOError:  # MPEG-TS raises it in long stretches without packets, and the program continues
                 continue
             except FFmpegError as err:
                 self._fail(err)
-                if self.container.format.name == "ogg":  # whose links differ, in rate, channels or codec
+                if self.container.format.name == "ogg":  # its links differ in rate, channels or codec
                     self.unread = err
             return
 
     def _end_s(self) -> float | None:
         """When the sound ends, if that is within the last packet.
 
-        FFmpeg's program cuts MP4 there, but not these codecs, nor PCM. A fragmented file has no table of packets, so no
-        such end.
+        The ffmpeg program cuts MP4 there, except for PCM and a few other codecs. A fragmented file has no packet table,
+        and so no such end.
         """
         track, name = self.track, self.track.codec_context.codec.name
         is_uncut = name in {"opus", "libopus", "dca"} or name.startswith("pcm_")
         if self.container.format.name != MP4 or not track.frames or is_uncut:
             return None
-        if track.duration is None or not len(track.index_entries):  # damage may leave a table of nothing
+        if track.duration is None or not len(track.index_entries):  # a damaged table may be empty
             return None
         if track.index_entries[-1].timestamp >= track.duration:
             return None

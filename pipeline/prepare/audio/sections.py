@@ -1,16 +1,16 @@
 """The samples of a section of a recording: which frames of which track, at which time, and what is missing.
 
-Time. A section's times count from the beginning of the file as FFmpeg's program counts them (`-ss`): from the
-container's start time, which may lie before the first sample of the sound; in MPEG-TS and the like from that sample. A
-section that starts at 0 begins with the first sample. Within a recording, samples are counted; a timestamp only matters
-where it leaves the count by more than `GAP_S`. There, as for FFmpeg's program,
+Times count from the beginning of the file, as in the ffmpeg program (`-ss`): from the container's start time, which may
+be before the first sample; in MPEG-TS and similar formats from the first sample. A section that starts at 0 begins with
+the first sample. Within a recording, samples are counted. A timestamp matters only if it differs from the count by more
+than `GAP_S`. Then, as in the ffmpeg program,
 
-- times that start again, as in chained Ogg or files that were joined, go on where the samples stand;
+- times that start again, as in chained Ogg or joined files, continue from the count of samples;
 - a jump of more than `DISCONTINUITY_S` in a format whose clock may jump (MPEG-TS, Ogg) is another clock, not a pause.
 
-Any other jump forward is a hole of the recording, and here the rule is not the program's, which closes it: silence of
-that length takes its place, so that what follows keeps its time. A hole with lost data in it, a packet that cannot be
-decoded or bytes that no packet has, is counted in `missing_s`; without, the recorder sent nothing while it was quiet.
+Any other jump forward is a hole of the recording. The ffmpeg program closes it; here silence of the same length fills
+it, so that the rest keeps its time. A hole with lost data (a packet that cannot be decoded, or bytes that belong to no
+packet) is counted in `missing_s`. Otherwise the recorder sent nothing during silence.
 """
 
 import math
@@ -27,10 +27,10 @@ from pipeline.prepare.audio.packets import GAP_S, Decoded, Packets, clock_may_ju
 from pipeline.prepare.clip import MAX_CLIP_S, ClipError, Reason
 
 SEEK_MARGIN_S = 1.0
-"""Decoding starts this much before the section: codecs with a memory (Opus, AAC) need a run-up."""
+"""Decoding starts this much before the section, because some codecs (Opus, AAC) depend on earlier packets."""
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
-"""Sample rates of sound. A header may claim any, and seconds of it would be a handful of samples or gigabytes."""
+"""Allowed sample rates. A header may claim any rate, at which a second has a handful of samples or gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class Section:
     """float32 `[samples]`, mono, 16 kHz. It may exceed [-1, 1]."""
     length_s: float
     decoded_s: float
-    """What came out of the decoder; the rest of `length_s` fills holes."""
+    """Duration of the decoder's output. The rest of `length_s` fills holes."""
     missing_s: float
-    """The part of `length_s` that was lost to damage."""
+    """The part of `length_s` that was lost by damage."""
     level_share: float
     """See `Mono.level_share`."""
 
 
 def chosen_track(container: InputContainer) -> av.AudioStream | None:
-    """The track that FFmpeg's program takes: a default one before others, then the one with most channels."""
+    """The track that the ffmpeg program takes: default tracks first, then the one with the most channels."""
 
-    def rank(track: av.AudioStream) -> tuple[bool, bool, int]:
+    def preference(track: av.AudioStream) -> tuple[bool, bool, int]:
         channels = track.codec_context.channels
         return channels > 0, Disposition.default in Disposition(track.disposition), channels
 
-    known = [track for track in container.streams.audio if track.codec_context is not None]  # to this FFmpeg
-    return max(known, key=rank, default=None)  # the first of equals
+    known = [track for track in container.streams.audio if track.codec_context is not None]  # FFmpeg has the codec
+    return max(known, key=preference, default=None)  # the first of equal tracks
 
 
 def read_section(
@@ -67,11 +67,11 @@ def read_section(
 ) -> Section:
     """Decode `duration_s` from `start_s` on, or all the rest up to a little more than MAX_CLIP_S.
 
-    What is missing at either end is left out, never made up.
+    Sound that is missing at either end is left out, not replaced.
 
     Raises:
-        ClipError: not_audio; truncated, where the file goes on in a way that FFmpeg cannot read.
-        FFmpegError: nothing could be decoded, or memory did not suffice.
+        ClipError: not_audio; truncated, if FFmpeg cannot read how the file continues.
+        FFmpegError: nothing could be decoded, or there was not enough memory.
     """
     zero_s = _start_s(container, track)
     packets = Packets(container, track)
@@ -94,14 +94,14 @@ def read_section(
 
 
 def _start_s(container: InputContainer, track: av.AudioStream) -> float:
-    """When the recording begins, by its clock: with its first track, or where the clock may jump, with this one."""
+    """When the recording begins on its clock: with its first track, or with this one if the clock may jump."""
     if clock_may_jump(container) and track.start_time is not None and track.time_base is not None:
         return float(track.start_time * track.time_base)
     return (container.start_time or 0) / av.time_base
 
 
 class _Cutter:
-    """Frames in their order → the samples of a section. Positions are in samples of the rate at that place."""
+    """Cuts a section out of frames in order. Positions are in samples of the current rate."""
 
     def __init__(self, start_s: float, duration_s: float | None, *, is_timed: bool, tick_s: float) -> None:
         self.start_s, self.is_timed, self.tick_s = start_s, is_timed, tick_s
@@ -110,12 +110,12 @@ class _Cutter:
         """When the sound ends, if that is within a packet."""
         self._mono = Mono()
         self._rate_hz = 0
-        self._zero = 0  # of the timestamps
+        self._zero = 0  # timestamp of position 0
         self._position: int | None = None  # of the next sample
         self._next_wanted = self._end = 0
-        self._grid = 0  # where the recording's second frame begins, and others of the same size may
-        self._drifts: list[int] | None = None  # timestamp less position of frames after a skip
-        self._sizes: set[int] = set()  # of these frames
+        self._grid = 0  # position of the second frame; frames of equal size begin at multiples from it
+        self._drifts: list[int] | None = None  # timestamp minus position, of frames after a skip
+        self._sizes: set[int] = set()  # sizes of these frames
         self._decoded_s = self._length_s = 0.0
         self._holes_s: list[tuple[float, float]] = []
 
@@ -124,9 +124,9 @@ class _Cutter:
         return self._position is not None
 
     def take(self, decoded: Decoded, zero_s: float) -> bool:
-        """Returns whether the section is complete. `zero_s`: the timestamp of time 0."""
+        """Add a frame, and return whether the section is complete. `zero_s` is the timestamp of time 0."""
         frame = decoded.frame
-        rate_hz, num_samples, time_s = frame.rate, frame.samples, frame.time  # each makes a new object
+        rate_hz, num_samples, time_s = frame.rate, frame.samples, frame.time  # each access makes a new object
         if rate_hz != self._rate_hz:
             self._change_rate(rate_hz)
         stamp = None if time_s is None else round((time_s - zero_s) * rate_hz) - self._zero
@@ -140,10 +140,10 @@ class _Cutter:
         assert self._position is not None
         begin, self._position = self._position, self._position + num_samples
         if self._position > self._next_wanted and self._drifts:
-            begin = self._settled(begin, num_samples)
+            begin = self._corrected_begin(begin, num_samples)
             self._position = begin + num_samples
         if self._position <= self._next_wanted:
-            return False  # not yet there; hours of this must not pile up
+            return False  # before the section; hours of frames must not be collected
         if begin > self._next_wanted:
             hole = min(begin, self._end) - self._next_wanted
             self._mono.add_silence(hole, self._rate_hz)
@@ -160,8 +160,10 @@ class _Cutter:
         return self._next_wanted >= self._end
 
     def section(self, lost_s: list[tuple[float, float]]) -> Section:
-        """`lost_s`: from when to when data were lost, by the timestamps. Where samples came all the same, as from a
-        decoder that goes on within a packet, nothing is missing."""
+        """The section; `lost_s` has the spans of lost data, by timestamps.
+
+        If samples arrived in such a span all the same, because the decoder continued in a packet, nothing is missing.
+        """
         missing_s = sum(_missing_s(hole, lost_s) for hole in self._holes_s)
         return Section(self._mono.waveform(), self._length_s, self._decoded_s, missing_s, self._mono.level_share())
 
@@ -170,7 +172,7 @@ class _Cutter:
             self._zero, self._position = stamp, 0
         else:
             self._position = stamp
-            self._next_wanted = max(self._next_wanted, stamp)  # before it there was no sound, and silence is none
+            self._next_wanted = max(self._next_wanted, stamp)  # there is no sound before it, and no silence is added
         self._grid = self._position + num_samples
         if self.sound_end_s is not None:
             self._end = min(self._end, round(self.sound_end_s * self._rate_hz) - self._zero)
@@ -179,7 +181,7 @@ class _Cutter:
         assert self._position is not None
         drift = stamp - self._position
         if drift > (num_samples // 2 if after_damage else GAP_S * self._rate_hz):
-            frames = round(drift / num_samples) * num_samples  # of the size of this one, as most are that are missing
+            frames = round(drift / num_samples) * num_samples  # missing frames usually have the size of this one
             self._position += frames if self._is_rounding(frames - drift) else drift
             if self._drifts:
                 self._drifts, self._sizes = [0], set()
@@ -187,15 +189,15 @@ class _Cutter:
             self._drifts.append(drift)
         self._sizes.add(num_samples)
 
-    def _settled(self, begin: int, num_samples: int) -> int:
-        """Where a frame begins, by the timestamps of the run-up: one alone is rounded, or a block off (Vorbis)."""
+    def _corrected_begin(self, begin: int, num_samples: int) -> int:
+        """The position of a frame by all timestamps of the run-up: a single one is rounded, or a block off (Vorbis)."""
         begin += statistics.median_low(self._drifts or [0])
         self._drifts = None
         on_grid = self._grid + round((begin - self._grid) / num_samples) * num_samples
         return on_grid if self._sizes == {num_samples} and self._is_rounding(on_grid - begin) else begin
 
     def _is_rounding(self, num_samples: int) -> bool:
-        """Whether a difference is no more than a tick of the container's clock."""
+        """Whether a difference is at most one tick of the container's clock."""
         return abs(num_samples) <= self.tick_s * self._rate_hz + 1
 
     def _change_rate(self, rate_hz: int) -> None:
@@ -214,7 +216,7 @@ class _Cutter:
 
 
 def _missing_s(hole: tuple[float, float], lost_s: list[tuple[float, float]]) -> float:
-    """How much of a hole was lost. Its place is by samples and theirs by timestamps, which may differ by `GAP_S`."""
+    """How much of a hole was lost. Holes are located by samples, `lost_s` by timestamps; they may differ by `GAP_S`."""
     begin_s, end_s = hole
     near_s = [end - begin for begin, end in lost_s if begin < end_s + GAP_S and end > begin_s - GAP_S]
     return min(end_s - begin_s, sum(near_s))

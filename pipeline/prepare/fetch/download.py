@@ -1,4 +1,4 @@
-"""The stage that fetches: turns, attempts and deadlines around one fetch of a section."""
+"""The fetch stage: permits, attempts and deadlines around the fetch of one section."""
 
 import time
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.prepare.clip import ClipError, Reason, each_clip
-from pipeline.prepare.fetch.pacing import Pace, Turn
+from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit
 from pipeline.prepare.fetch.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
-from pipeline.prepare.sandbox import Isolated
+from pipeline.prepare.sandbox import Sandbox
 from pipeline.prepare.sources.locate import host_of
 
 MEMORY_BYTES = 2 << 30
-"""What the process that fetches may write to: yt-dlp reads a page to its end, and a page may have none. Deno needs
-half of it."""
+"""Memory limit of the process that fetches: yt-dlp reads a page without a limit of its length. Deno needs half of
+it."""
 
 ATTEMPTS = {
     Reason.NETWORK: 3,
@@ -24,23 +24,23 @@ ATTEMPTS = {
     Reason.TIMEOUT: 2,
     Reason.TRUNCATED: 2,
     Reason.SETUP: 2,
-    Reason.CRASHED: 2,  # a machine short of memory may have ended it
-    Reason.NOT_AUDIO: 2,  # FFmpeg says the same of a host that sent nothing for once
+    Reason.CRASHED: 2,  # the machine may have been short of memory
+    Reason.NOT_AUDIO: 2,  # FFmpeg also reports this if a host sent nothing
 }
-"""In one run; what is not named is final at once. One after `throttled` waits until the address has rested; they are
-few, so that a clip which is refused for itself does not keep an address from all others."""
+"""Attempts of one run by reason; any other reason is final at once. After `throttled` the next attempt waits for the
+cool-down. The attempts are few, so that one clip that a host refuses does not block an address for all others."""
 
 BACK_OFF_S = 2.0
-"""Before the second attempt of a transient fault; four times as long before the third."""
+"""Delay before the second attempt after a transient fault. It is four times as long before the third."""
 
 
 URL_SCHEMES = ("http://", "https://")
 
 
-class Turns(Protocol):
-    """A job's `pipeline.prepare.fetch.pacing.Pacer`, wherever it runs."""
+class Permits(Protocol):
+    """A job's view of the `pipeline.prepare.fetch.rate_limiter.RateLimiter`, in this process or in an actor."""
 
-    def turn(self, host: str) -> Turn: ...
+    def permit(self, host: str) -> Permit: ...
 
     def report(self, address: str, host: str, reason: Reason | None) -> None: ...
 
@@ -48,31 +48,31 @@ class Turns(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class FetchSettings:
     ytdlp: YtDlp = field(default_factory=YtDlp)
-    pace: Pace = field(default_factory=Pace)
+    rate_limit: RateLimit = field(default_factory=RateLimit)
     deadline_s: float = 120.0
-    """For one attempt, whatever it is doing; then it and the programs it started are ended."""
+    """Limit of one attempt; then its process and the programs that it started are killed."""
     back_off_s: float = BACK_OFF_S
 
 
 class Download:
-    """Rows whose `media` is a URL in; the same rows with `samples` out, null where the media is a file.
+    """Stage that adds `samples` to rows whose `media` is a URL; null if the media is a file.
 
-    These are the section's, float32, mono, 16 kHz, as bytes. Which bytes of a recording a section needs, only reading
-    it tells; so it is decoded where it is fetched, by the function that decodes files.
+    `samples` are those of the section: float32, mono, 16 kHz, as bytes. The section is decoded while it is fetched, by
+    the function that decodes files, because only reading a recording shows which of its bytes a section needs.
     """
 
-    def __init__(self, settings: FetchSettings, turns: Turns, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.settings, self._turns, self._sleep = settings, turns, sleep
-        self._fetch = Isolated(
+    def __init__(self, settings: FetchSettings, permits: Permits, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.settings, self._permits, self._sleep = settings, permits, sleep
+        self._fetch = Sandbox(
             "pipeline.prepare.fetch.ytdlp:fetch_with_ytdlp", memory_bytes=MEMORY_BYTES, file_bytes=MAX_FETCH_BYTES
         )
 
     def stop(self) -> None:
-        """End the process that fetches. It ends with this one in any case."""
+        """End the process that fetches. Otherwise it ends together with this one."""
         self._fetch.stop()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        check_tools()  # of this node, which the driver has not seen
+        check_tools()  # on this node; the driver has checked only its own
         rows, samples = each_clip(rows, "download", self._one)
         return rows.append_column("samples", pa.array(samples, pa.binary()))
 
@@ -94,7 +94,7 @@ class Download:
 
     def _attempt(self, url: str, start_s: float, duration_s: float | None, failures: list[ClipError]) -> bytes:
         host = host_of(url)
-        address = self._wait_for_turn(host)
+        address = self._wait_for_permit(host)
         reason = None
         try:
             samples: np.ndarray = self._fetch(
@@ -102,7 +102,7 @@ class Download:
                 start_s,
                 duration_s,
                 settings=self.settings.ytdlp,
-                address=address if address in self.settings.pace.addresses else None,
+                address=address if address in self.settings.rate_limit.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
                 deadline_s=self.settings.deadline_s,
             )
@@ -110,12 +110,12 @@ class Download:
             reason = err.reason
             raise
         finally:
-            self._turns.report(address, host, reason)
+            self._permits.report(address, host, reason)
         return samples.tobytes()
 
-    def _wait_for_turn(self, host: str) -> str:
+    def _wait_for_permit(self, host: str) -> str:
         while True:
-            address, wait_s = self._turns.turn(host)
+            address, wait_s = self._permits.permit(host)
             if address is not None:
                 return address
             self._sleep(wait_s)

@@ -1,4 +1,4 @@
-"""What a failed fetch means, by yt-dlp's errors and a host's words: the clip's own failure, or this machine's."""
+"""Classifies failed fetches by yt-dlp's errors and the hosts' messages: a fault of the clip, or of this machine."""
 
 import re
 import tempfile
@@ -25,7 +25,7 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "http error 407",
             "page needs to be reloaded",
             "playback on other websites has been disabled",  # to this client
-            "unsupported url",  # a page where the media should be: a mirror at rest, or a network that wants a log-in
+            "unsupported url",  # a page in place of media: a mirror out of service, or a network that wants a log-in
         ),
     ),
     (
@@ -64,13 +64,13 @@ REASONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     ),
     (Reason.NETWORK, ("input/output error", "connection reset", "timed out", "http error 5")),
 )
-"""Reasons in the order in which they are tried: the text of a rate limit itself begins with "Video unavailable"."""
+"""Reasons, tried in this order, because the message of a rate limit itself begins with "Video unavailable"."""
 
 LOCAL = ("no space left on device", "disk quota exceeded", "read-only file system", "no supported javascript runtime")
 
 
 def failure_of(err: Exception) -> ClipError | UserError:
-    """What a failed fetch means: the clip's own failure, or this machine's, which would be that of every clip."""
+    """Return a ClipError for a fault of the clip, or a UserError for one of this machine, which affects every clip."""
     causes = list(_causes(err))
     if stopped := next((cause for cause in causes if isinstance(cause, ClipError | UserError)), None):
         return stopped
@@ -78,9 +78,9 @@ def failure_of(err: Exception) -> ClipError | UserError:
         return ClipError(Reason.PRIVATE_HOST, str(private))
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(err)).removeprefix("ERROR: ")
     statuses = [f"http error {cause.status}" for cause in causes if isinstance(cause, HTTPError)]
-    said = re.findall(r"Server returned (\d[\dX]{2})", message)  # FFmpeg's words
-    text = " ".join([message, *statuses, *(f"http error {code}" for code in said)])
-    text = re.sub(r"https?://\S+|^\[[^]]+\] [^\s:]+: ", "", text).lower()  # an id or an address may spell anything
+    codes = re.findall(r"Server returned (\d[\dX]{2})", message)  # FFmpeg's words
+    text = " ".join([message, *statuses, *(f"http error {code}" for code in codes)])
+    text = re.sub(r"https?://\S+|^\[[^]]+\] [^\s:]+: ", "", text).lower()  # ids and addresses may contain any word
     if any(word in text for word in LOCAL) or any(map(_is_this_machines, causes)):
         return UserError(f"this machine cannot fetch: {message} (it works in {tempfile.gettempdir()})")
     found = next((reason for reason, texts in REASONS if any(word in text for word in texts)), None)
@@ -88,9 +88,9 @@ def failure_of(err: Exception) -> ClipError | UserError:
     refusals = [cause for cause in causes if isinstance(cause, ExtractorError)]
     if found is None and not kinds and refusals:
         if not all(refusal.expected for refusal in refusals):
-            kinds = [Reason.SETUP]  # the host's pages are no longer what yt-dlp knows
+            kinds = [Reason.SETUP]  # yt-dlp no longer understands the host's pages
         elif not any(isinstance(cause, RequestError) for cause in causes):
-            return ClipError(Reason.UNFORESEEN, message)  # the host's own words, which nobody has met yet
+            return ClipError(Reason.UNFORESEEN, message)  # the host's message is unknown to us
     order = [reason for reason, _ in REASONS]
     reason = min([*filter(None, [found]), *kinds], key=order.index, default=Reason.NETWORK)
     return ClipError(reason, message)
@@ -108,7 +108,7 @@ KINDS: tuple[tuple[type[Exception], Reason], ...] = (
 
 
 def _causes(err: BaseException | None) -> Iterator[BaseException]:
-    """An error of yt-dlp's and those behind it, which stand in several places."""
+    """An error of yt-dlp and its causes, which are in several attributes."""
     waiting, seen = [err], set()
     while waiting:
         one = waiting.pop()

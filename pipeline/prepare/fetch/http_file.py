@@ -1,8 +1,8 @@
-"""A recording at a URL, read like a local file: each byte is the host's own, at its place, or there is a failure.
+"""A recording at a URL as a file object: each byte is the one that the host has at that position, or reading fails.
 
-FFmpeg's HTTP client goes on after a broken or a wrong answer, and a demuxer that tells time by the position in the file
-(WAV, MP3, …) then hands on other sound. So every answer is checked here. Where a host proves that it serves byte ranges
-only what is asked for is fetched; from any other the file is fetched from its beginning on, as far as it is needed.
+FFmpeg's HTTP client continues after a broken or wrong answer, and a demuxer that derives time from the position in the
+file (WAV, MP3, …) then returns wrong sound. So every answer is checked here. If a host proves that it serves byte
+ranges, only the needed bytes are fetched. From any other host the file is fetched from its beginning, as far as needed.
 """
 
 import errno
@@ -22,28 +22,29 @@ from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sandbox import LOCAL_ERRNOS
 
 MAX_FAULTS = 2
-"""Broken answers of one fetch that are asked for again at once. After one more the attempt has failed."""
+"""Broken answers per fetch after which the request is repeated at once. After one more the attempt fails."""
 
 SKIP_BYTES = 1 << 16
-"""So far ahead it is quicker to read on than to ask again."""
+"""Up to this distance, reading on is faster than a new request."""
 
 BLOCK_BYTES = 1 << 16
 
 CHECKED_BYTES = 256
-"""Length of the pieces of a file that are asked for twice, to see whether they agree."""
+"""Length of the parts of a file that are requested twice, to check that they are equal."""
 
 HEAD_BYTES, MAX_HEAD_BYTES = 1 << 15, 1 << 19
-"""Received at once from the beginning of the file, and kept of it in memory: FFmpeg returns there."""
+"""Bytes received at once from the beginning of the file, and bytes of it that stay in memory, because FFmpeg returns
+there."""
 
 OWN_CLOCK = (b"\x1aE\xdf\xa3",)
-"""Beginning of files whose parts hold their own time (Matroska): wrong bytes of a host are no wrong sound there. In Ogg
-they may be: the campaign found a section from a host that sent the beginning in the place of a range."""
+"""Beginning of files whose parts contain their own time (Matroska), so that wrong bytes do not become wrong sound. Ogg
+is not among them: tests found a wrong section from a host that sent the beginning in place of a range."""
 
 PAGE, PLAYLIST = b"<", b"#EXTM3U"
-"""Beginnings of what is no recording."""
+"""Beginnings of answers that are not recordings."""
 
 MEDIA_TYPES = ("audio/", "video/")
-"""What the host calls by one of these types, FFmpeg judges by its content."""
+"""Content types of media. FFmpeg judges such an answer by its content."""
 
 PROOF_OFFSET = 16
 
@@ -52,12 +53,12 @@ OK, PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 200, 206, 416
 T = TypeVar("T")
 
 Ask = Callable[[dict[str, str]], Response]
-"""A GET of the file with these headers. It raises yt-dlp's RequestError, of which HTTPError is one."""
+"""Sends a GET request for the file with these headers. It raises yt-dlp's RequestError, of which HTTPError is one."""
 
 
 @dataclass
 class _Body:
-    """What is being received: bytes from `position` to `end` of the file; None: as many as come."""
+    """An answer in progress: the bytes from `position` to `end` of the file; None: up to the end of the answer."""
 
     response: Response
     position: int
@@ -66,7 +67,7 @@ class _Body:
     """Bytes that were received before they were needed."""
 
     def read(self, num_bytes: int) -> bytes:
-        """At least one byte; none when the body is complete.
+        """Return at least one byte, or none if the body is complete.
 
         Raises:
             RequestError: the connection broke, or was closed before the end.
@@ -85,16 +86,16 @@ class _Body:
 
 
 class HttpFile(io.RawIOBase):
-    """The file that `ask` gets, read-only and seekable, whatever the host can do.
+    """Read-only, seekable file object for the file that `ask` requests, with or without byte ranges.
 
     Args:
         ask: see `Ask`.
-        max_bytes: to receive in all.
-        check_ranges: ask for a little more than is needed, to see whether ranges hold the bytes that they claim.
+        max_bytes: limit of the bytes to receive in total.
+        check_ranges: request a little more than needed, to check that ranges contain the bytes that they claim.
 
-    Where it cannot go on, the file seems to end, as FFmpeg takes an error for that in any case. Then `failure` is not
-    None, and what was read is no whole: a RequestError or OSError of the network; a ClipError `too_large`, or `setup`
-    for a page in the place of media; a UserError for a disk that is full.
+    After a failure the file seems to end, because FFmpeg treats an error in the same way. Then `failure` is not None,
+    and what was read is incomplete. It is a RequestError or OSError of the network, a ClipError (`too_large`, or
+    `setup` for a page in place of media), or a UserError for a full disk.
     """
 
     def __init__(
@@ -115,11 +116,11 @@ class HttpFile(io.RawIOBase):
         self._head, self._content_type = b"", ""
         self._body: _Body | None = None
         self._spool: IO[bytes] | None = None
-        """The file from its beginning on, where the host serves no ranges."""
+        """The file from its beginning, if the host serves no byte ranges."""
         self._num_spooled, self._is_complete, self._are_ranges_proven = 0, False, False
         self._guarded(self._open)
 
-    # What FFmpeg calls
+    # Methods that FFmpeg calls
 
     def readable(self) -> bool:
         return True
@@ -135,7 +136,7 @@ class HttpFile(io.RawIOBase):
         if base is None:
             base = self._guarded(self._find_size) or 0
         if base + offset < 0:
-            return -errno.EINVAL  # as FFmpeg has it; an exception would be printed
+            return -errno.EINVAL  # FFmpeg's convention; an exception would be printed
         self._position = base + offset
         return self._position
 
@@ -151,10 +152,10 @@ class HttpFile(io.RawIOBase):
             self._spool.close()
         super().close()
 
-    # Answers, and what is made of them
+    # Answers and how they are used
 
     def _guarded(self, work: Callable[[], T]) -> T | None:
-        """The result of `work`, which is begun again after a fault; None when there is a failure."""
+        """Return the result of `work`, which is repeated after a fault; None if it failed."""
         while self.failure is None:
             try:
                 return work()
@@ -204,7 +205,7 @@ class HttpFile(io.RawIOBase):
             self._head += data
         assert self._body is not None
         if self._body.position == self._body.end:
-            self._drop_body()  # a host may send less than all that was asked for, and says so
+            self._drop_body()  # a host may send less than requested, and say so
         return data
 
     def _find_size(self) -> int:
@@ -213,10 +214,10 @@ class HttpFile(io.RawIOBase):
         assert self._size is not None
         return self._size
 
-    # From a host with ranges
+    # Hosts with byte ranges
 
     def _find(self, begin: int) -> None:
-        """Have a body that stands at `begin`, or go over to the whole file."""
+        """Start a body at `begin`, or switch to fetching the whole file."""
         if self._body is not None and self._body.position <= begin <= self._body.position + SKIP_BYTES:
             while self._body.position < begin and self._take(min(BLOCK_BYTES, begin - self._body.position)):
                 pass
@@ -239,7 +240,7 @@ class HttpFile(io.RawIOBase):
         self._read_whole(response)
 
     def _piece(self, begin: int, num_bytes: int) -> bytes:
-        """That piece of the file, by a request of its own; nothing where the answer is not what was asked for."""
+        """Request a part of the file separately; empty if the answer is not what was requested."""
         assert self._size is not None
         end = min(begin + num_bytes, self._size)
         response = self._ask_range(f"bytes={begin}-{end - 1}")
@@ -254,7 +255,7 @@ class HttpFile(io.RawIOBase):
         return piece
 
     def _ask_range(self, text: str) -> Response | None:
-        """None where the host cannot satisfy a range."""
+        """Request a range; None if the host cannot satisfy it."""
         try:
             return self._ask({"Range": text})
         except HTTPError as err:
@@ -262,10 +263,10 @@ class HttpFile(io.RawIOBase):
                 return None
             raise
 
-    # From a host without
+    # Hosts without byte ranges
 
     def _read_whole(self, response: Response | None) -> None:
-        """Receive the file from its beginning from now on, by this answer if it is one to that."""
+        """Fetch the file from its beginning from now on. `response` is used if it answers such a request."""
         if response is not None and response.status != OK:
             response.close()
             response = None
@@ -274,7 +275,7 @@ class HttpFile(io.RawIOBase):
         self._body = self._whole(response)
 
     def _whole(self, response: Response | None = None) -> _Body:
-        """The file from its beginning, which is as it was before, and from where the last answer broke."""
+        """Request the whole file, check that it is unchanged, and skip what was received before the last fault."""
         response = response or self._ask({})
         if response.status != OK:
             raise TransportError(f"status {response.status} for a request of the whole file")
@@ -292,7 +293,7 @@ class HttpFile(io.RawIOBase):
         return body
 
     def _fill(self, num_bytes: int) -> None:
-        """Have so many bytes of the file in the spool, or all that there are."""
+        """Receive the file up to `num_bytes`, or up to its end."""
         assert self._spool is not None
         while not self._is_complete and self._num_spooled < num_bytes:
             self._body = self._body or self._whole()
@@ -312,7 +313,7 @@ class HttpFile(io.RawIOBase):
         self._spool.seek(begin)
         return self._spool.read(max(0, min(num_bytes, self._num_spooled - begin)))
 
-    # The body that is being received
+    # The body in progress
 
     def _take(self, num_bytes: int) -> bytes:
         assert self._body is not None
@@ -323,7 +324,7 @@ class HttpFile(io.RawIOBase):
         return data
 
     def _take_exactly(self, num_bytes: int) -> bytes:
-        """So many bytes, or all of the body."""
+        """Return `num_bytes` bytes, or all that are left in the body."""
         parts = []
         while num_bytes and (data := self._take(num_bytes)):
             parts.append(data)
@@ -331,7 +332,7 @@ class HttpFile(io.RawIOBase):
         return b"".join(parts)
 
     def _look_ahead(self, num_bytes: int) -> bytes:
-        """The next bytes of the body, which stay the next."""
+        """Return the next bytes of the body without consuming them."""
         assert self._body is not None
         begin = self._body.position
         data = self._take_exactly(num_bytes)
@@ -340,13 +341,13 @@ class HttpFile(io.RawIOBase):
 
     def _drop_body(self) -> None:
         if self._body is not None:
-            with suppress(Exception):  # of a connection that is broken already
+            with suppress(Exception):  # the connection may be broken already
                 self._body.response.close()
             self._body = None
 
 
 def _is_timeout(err: BaseException) -> bool:
-    """Waiting as long once more at once would take the attempt's time away."""
+    """Whether an error is a timeout. It is not repeated at once, because that could use up the attempt's time."""
     return "timed out" in str(err)
 
 
@@ -358,7 +359,7 @@ class _Span(NamedTuple):
 
 
 def _span(response: Response) -> _Span | None:
-    """Which bytes of the file an answer says that it holds; None if it does not say so, or contradicts itself."""
+    """The range of the file that an answer claims to contain; None if it claims none or contradicts itself."""
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("Content-Range", "").strip())
     if response.status != PARTIAL_CONTENT or match is None or _is_encoded(response):
         return None
@@ -370,7 +371,7 @@ def _span(response: Response) -> _Span | None:
 
 
 def _length(response: Response) -> int | None:
-    """Bytes of the body by its head; None if it does not say, or speaks of the bytes before they are decoded."""
+    """Length of the body according to its header; None if unknown or if it is the length before decoding."""
     text = response.headers.get("Content-Length", "").strip()
     is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
     return int(text) if re.fullmatch(r"\d{1,18}", text) and not is_chunked and not _is_encoded(response) else None

@@ -1,7 +1,7 @@
-"""Rows of a list lead to public addresses only: not to this machine, its network, or a cloud's metadata service.
+"""Keeps the rows of a list from reaching private addresses: this machine, its network, a cloud's metadata service.
 
-The address that is checked is the one that a socket connects to, after redirects and whatever a name resolved to in
-the moment. What a proxy connects to, it alone sees: there, only addresses that are spelt out in a URL are checked.
+The check applies to the address to which a socket connects, after redirects and name resolution. Only a proxy sees
+where it connects to itself, so with a proxy only addresses that are written in a URL are checked.
 """
 
 import ipaddress
@@ -13,22 +13,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-"""IPv6 addresses that stand for IPv4 ones, in their last 32 bits."""
+"""IPv6 addresses that contain an IPv4 address in their last 32 bits."""
 
 LOCAL_NAMES = ("localhost", "local", "internal", "localdomain")
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Endpoint = tuple[str, int]
-"""A host, by name or address, and a port."""
+"""A host (name or address) and a port."""
 
 
 class PrivateAddressError(OSError):
-    """A connection to an address that is not public, and that the user has not named."""
+    """A connection to an address that is not public and was not named by the user."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, as text, is one of the public internet."""
+    """Whether an IP address, given as text, belongs to the public internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -40,13 +40,13 @@ def is_public(address: str) -> bool:
 
 
 def endpoint_of(url: str) -> Endpoint:
-    """Host and port of a URL. Raises ValueError for a port that is none."""
+    """Host and port of a URL. Raises ValueError for an invalid port."""
     parts = urlsplit(url)
     return (parts.hostname or "").lower(), parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
 
 
 def check_name(url: str, own_hosts: Iterable[Endpoint]) -> None:
-    """Raises PrivateAddressError where a URL itself shows that it leads to a private address."""
+    """Raises PrivateAddressError if the URL itself contains a private address."""
     endpoint = endpoint_of(url)
     name = endpoint[0].rstrip(".")
     is_private = name.rpartition(".")[2] in LOCAL_NAMES
@@ -58,13 +58,13 @@ def check_name(url: str, own_hosts: Iterable[Endpoint]) -> None:
 
 @contextmanager
 def public_hosts_only(own_hosts: Iterable[Endpoint]) -> Iterator[None]:
-    """Within, sockets of this process connect to public addresses alone, or to those of `own_hosts`.
+    """Context in which sockets of this process connect only to public addresses and to `own_hosts`.
 
-    Any other connection raises PrivateAddressError. For one thread at a time.
+    Any other connection raises PrivateAddressError. Only one thread at a time may use it.
     """
     _guard.allowed = {address for endpoint in own_hosts for address in _addresses(endpoint)}
     if not _guard.is_installed:
-        sys.addaudithook(_guard.hear)  # for the life of the process; Python raises it at each connection
+        sys.addaudithook(_guard.hear)  # never removed; Python calls it at each connection
         _guard.is_installed = True
     try:
         yield
@@ -81,7 +81,7 @@ def _addresses(endpoint: Endpoint) -> set[Endpoint]:
 class _Guard:
     is_installed = False
     allowed: set[Endpoint] | None = None
-    """None: everything is."""
+    """None: every address is allowed."""
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:
         if event != "socket.connect" or self.allowed is None or not isinstance(args[1], tuple):
@@ -92,7 +92,7 @@ class _Guard:
 
 
 def _is_public_address(host: str) -> bool:
-    """False for a name too: what it resolves to would not be seen."""
+    """False for a name too, because the address that it resolves to would not be checked."""
     try:
         return is_public(host)
     except ValueError:

@@ -1,6 +1,6 @@
-"""The samples of a section of a recording on the web: yt-dlp says where it is, and its bytes are read as needed.
+"""The samples of a section of a recording on the web. yt-dlp finds the media, and only the needed bytes are read.
 
-Runs in a process of its own (`pipeline.prepare.sandbox`), which imports neither PyTorch nor Ray.
+It runs in a sandbox (`pipeline.prepare.sandbox`), which imports neither PyTorch nor Ray.
 """
 
 import functools
@@ -31,11 +31,11 @@ from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch.failures import failure_of
 from pipeline.prepare.fetch.http_file import HttpFile
-from pipeline.prepare.fetch.pacing import check_address
 from pipeline.prepare.fetch.private_hosts import Endpoint, check_name, endpoint_of, public_hosts_only
+from pipeline.prepare.fetch.rate_limiter import check_address
 
 MAX_FETCH_BYTES = 256 << 20
-"""A section of audio has less; a whole recording of three hours in a good codec fits too."""
+"""Enough for a section of audio, and for a whole recording of three hours in a good codec."""
 
 USERS_OPTIONS = {
     "client_certificate",
@@ -64,8 +64,8 @@ USERS_OPTIONS = {
     "username",
     "videopassword",
 }
-"""yt-dlp's options, by the names that its parser gives them, that say how a host is asked and by whom. Any other would
-say what is fetched or where it goes, read or write files, or run programs."""
+"""yt-dlp's options (names of its parser) that define how a host is asked and by whom. All other options are refused,
+because they define what is fetched or where it goes, read or write files, or run programs."""
 
 IN_PIECES = {
     "m3u8": "m3u8_native",
@@ -73,30 +73,30 @@ IN_PIECES = {
     "http_dash_segments": "http_dash_segments",
     "http_dash_segments_generator": "http_dash_segments_generator",
 }
-"""Protocols of HLS and DASH, by yt-dlp's names, and that by which yt-dlp itself joins the pieces, without FFmpeg."""
+"""Protocols of HLS and DASH (yt-dlp's names), each with the one by which yt-dlp joins the pieces without FFmpeg."""
 
 MAX_BOXES, GLIMPSE_S = 1000, 0.2
-"""Top-level parts of an MP4 file, and seconds of any other, that are looked at to see whether it has been cut."""
+"""Limits for detecting a cut file: top-level boxes of an MP4 file, and seconds to decode of any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class YtDlp:
-    """How to ask the host. Travels to workers."""
+    """Settings of yt-dlp that are sent to the workers."""
 
     timeout_s: float = 30.0
-    """Without a byte."""
+    """Longest time without a byte."""
     args: tuple[str, ...] = ()
     """yt-dlp's own command-line options: client, token provider, cookies, proxy, JavaScript runtime, …"""
     cookies: str | None = None
-    """The text of the cookie file that `args` name: a worker writes into a copy of its own."""
+    """Content of the cookie file that `args` name. Each worker writes it to its own copy."""
     allow_private_hosts: bool = False
-    """Whether a URL may lead to an address that is not public."""
+    """Whether a URL may lead to a private address."""
     own_hosts: tuple[Endpoint, ...] = ()
-    """Hosts that the user names, and not a list: their addresses may be private."""
+    """Hosts named by the user and not by a list. Their addresses may be private."""
 
     @classmethod
     def from_args(cls, args: list[str], *, timeout_s: float, **settings: Any) -> "YtDlp":
-        """Raises ConfigError as `options_of` does, and for a proxy or a file of cookies that cannot be used."""
+        """Raises ConfigError as `options_of` does, and for an unusable proxy or cookie file."""
         options = options_of(tuple(args))
         if proxy := options.get("proxy"):
             check_address(proxy, "--yt-dlp's --proxy")
@@ -110,10 +110,10 @@ class YtDlp:
 
 @functools.cache
 def options_of(args: tuple[str, ...]) -> dict[str, Any]:
-    """What a command line of yt-dlp sets, as its Python API takes it. Configuration files are not read.
+    """Parse a yt-dlp command line into options of its Python API. Configuration files are ignored.
 
     Raises:
-        ConfigError: for an option that yt-dlp does not know, or that is none of USERS_OPTIONS.
+        ConfigError: an option is unknown to yt-dlp, or is not in USERS_OPTIONS.
     """
     try:
         given = yt_dlp.parse_options(list(args))
@@ -133,13 +133,13 @@ def options_of(args: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _set_by(given: Any) -> set[str]:
-    """Options that differ from their defaults, by the names that yt-dlp's parser gives them."""
+    """Options that differ from their defaults (names of yt-dlp's parser)."""
     usual = vars(yt_dlp.parse_options([]).options)
     return {name for name, value in vars(given.options).items() if value != usual.get(name)}
 
 
 def check_tools() -> None:
-    """Raises UserError where a program is missing without which no clip could be fetched."""
+    """Raises UserError if a program is missing that every fetch needs."""
     try:
         find_deno_bin()
     except (OSError, RuntimeError) as err:
@@ -157,16 +157,16 @@ def fetch_with_ytdlp(
 ) -> np.ndarray:
     """float32 `[samples]`, mono, 16 kHz: the section that `decode_section` reads from the recording at `url`.
 
-    Only as much of it is fetched as the section needs, where the host serves byte ranges. What a site offers in pieces
-    alone (HLS, DASH) is fetched whole, as a piece has no place in the recording by itself.
+    If the host serves byte ranges, only the bytes that the section needs are fetched. If a site offers a recording only
+    in pieces (HLS, DASH), it is fetched whole, because a piece does not tell its position in the recording.
 
     Args:
-        address: a proxy's URL or a source IP address; None goes out as the machine does.
-        every_client: ask as each of YouTube's clients that yt-dlp knows, where the usual ones were refused.
+        address: a proxy's URL or a source IP address; None uses the machine's own address.
+        every_client: try all of YouTube's clients that yt-dlp knows, because the usual ones were refused.
 
     Raises:
-        ClipError: the first of REASONS that fits, or what is wrong with the recording.
-        UserError: this machine's fault (disk, programs), which no other clip would escape.
+        ClipError: the first matching entry of REASONS, or a fault of the recording.
+        UserError: a fault of this machine (disk, programs), which would make every clip fail.
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-", ignore_cleanup_errors=True) as folder:
         options = _options(settings, folder, address, every_client=every_client)
@@ -181,10 +181,10 @@ def fetch_with_ytdlp(
 
 
 def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
-    """Where the media is, as yt-dlp describes it.
+    """Where the media is, in yt-dlp's description.
 
-    At an address that yt-dlp knows no site for, it is the media: whoever answers there with a page or a playlist could
-    name any other address, of this network too.
+    A URL for which yt-dlp knows no site is the media itself. A page or playlist there is not followed, because it could
+    name any other address, also in this network.
     """
     if not _is_site(url):
         return {"url": url, "is_site": False}
@@ -194,17 +194,17 @@ def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
     if offer.get("is_live"):
         raise ClipError(Reason.SETUP, "the recording is still being made")
     if offer.get("protocol") not in ("http", "https", *IN_PIECES):
-        said = f"the site offers no file, only {offer.get('protocol')}, which is not read"
-        raise ClipError(Reason.SETUP, f"{said}; --yt-dlp may name another client")
+        problem = f"the site offers no file, only {offer.get('protocol')}, which is not read"
+        raise ClipError(Reason.SETUP, f"{problem}; --yt-dlp may name another client")
     return offer
 
 
 def _joined(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], folder: str) -> str:
-    """The path of a recording whose pieces yt-dlp has fetched and joined.
+    """Let yt-dlp fetch and join the pieces of a recording, and return the path.
 
     Raises:
         ClipError: too_large.
-        YoutubeDLError: a piece cannot be had.
+        YoutubeDLError: a piece cannot be fetched.
     """
     path = os.path.join(folder, "joined")
     downloader.dl(path, offer | {"protocol": IN_PIECES[offer["protocol"]]})
@@ -212,7 +212,7 @@ def _joined(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], folder: str) ->
 
 
 def _bounded(status: dict[str, Any]) -> None:
-    """A hook of yt-dlp's, which calls it as pieces come."""
+    """Progress hook that yt-dlp calls during a download."""
     if status.get("downloaded_bytes", 0) > MAX_FETCH_BYTES:
         raise ClipError(Reason.TOO_LARGE, f"more than {MAX_FETCH_BYTES >> 20} MiB in pieces")
 
@@ -242,7 +242,7 @@ def _open(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, 
 def _read(
     offer: dict[str, Any], start_s: float, duration_s: float | None, open_url: Callable[[str], HttpFile]
 ) -> np.ndarray:
-    """Whatever FFmpeg makes of a file that could not be read on, the reason is why it could not."""
+    """Read the section. If the file could not be read completely, its failure takes precedence over FFmpeg's error."""
     opened: list[HttpFile] = []
 
     def open_part(url: str) -> BinaryIO:
@@ -254,7 +254,7 @@ def _read(
         try:
             file = open_part(offer["url"])
             section = decode_section(file, start_s, duration_s)
-        except Exception as err:  # whatever a file that seems to end makes of its reader
+        except Exception as err:  # a file that seems to end can make FFmpeg raise anything
             error = err
             if isinstance(err, ClipError) and err.reason is Reason.NOT_AUDIO and _is_cut(opened[0], start_s):
                 error = ClipError(Reason.TRUNCATED, f"the file ends before that section ({err.message})")
@@ -267,7 +267,7 @@ def _read(
 
 
 def _is_cut(file: HttpFile, start_s: float) -> bool:
-    """Whether this is a recording after all, of which the host has the beginning."""
+    """Whether the file is the beginning of a recording, rather than not a recording."""
     if _ends_within_a_box(file):
         return True
     file.seek(0)
@@ -277,7 +277,7 @@ def _is_cut(file: HttpFile, start_s: float) -> bool:
 
 
 def _ends_within_a_box(file: HttpFile) -> bool:
-    """Whether this is an MP4 file that is shorter than its parts say."""
+    """Whether this is an MP4 file that is shorter than its boxes say."""
     size, position = file.seek(0, os.SEEK_END), 0
     for _ in range(MAX_BOXES):
         file.seek(position)
@@ -318,10 +318,10 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
     if source := given.get("source_address"):
         _check_is_ours(source)
     usual = {
-        # A file by preference, which needs one request.
+        # A single file is preferred, because it needs one request.
         "format": "bestaudio[protocol~='^https?$']/best[protocol~='^https?$']/bestaudio/best",
         "retries": 2,
-        # YouTube's player needs a JavaScript runtime; in its wheel, maybe not on the PATH.
+        # YouTube's player needs a JavaScript runtime. It is in a wheel and may not be on the PATH.
         "js_runtimes": {"deno": {"path": find_deno_bin()}},
     }
     ours = {
@@ -341,7 +341,8 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
 
 
 def _check_is_ours(address: str) -> None:
-    """Otherwise clip after clip would fail, as if by the network. Raises UserError."""
+    """Raises UserError if this machine does not have the address. Otherwise every clip would seem to fail by
+    network."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family) as tried:
@@ -353,7 +354,7 @@ def _check_is_ours(address: str) -> None:
 
 
 class _Silent:
-    """yt-dlp's messages reach us as exceptions; a second copy on the terminal of 2 million clips helps nobody."""
+    """Discards yt-dlp's messages, because they also arrive as exceptions."""
 
     def debug(self, message: str) -> None: ...
 

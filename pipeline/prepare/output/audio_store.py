@@ -1,11 +1,11 @@
-"""Decoded audio, kept: a store from which features are made anew without fetching or decoding the media again.
+"""Audio store: decoded audio, from which features are computed again without fetching or decoding the media.
 
 STORE/labels.csv              index,mid,display_name
-STORE/SPLIT/audio/*.parquet   one row a clip (`KEPT`); a file has the clips and the name of a shard of the data set
+STORE/SPLIT/audio/*.parquet   one row per clip (`STORED`); a file has the clips and the name of a shard of the data set
 
-A clip is kept as FLAC, 16 kHz, mono, 16 bit. Features of a run that keeps its audio are computed from what is kept, so
-those that are made from the store are equal to the byte. A file is written before its shard: whatever ends a run, each
-prepared clip is in the store, and one that is there twice then is once when the run that follows has published.
+A clip is stored as FLAC, 16 kHz, mono, 16 bit. A run that keeps audio computes its features from the stored audio, so
+features that are computed from the store are equal to the byte. A file is written before its shard. So after a crash
+every prepared clip is in the store, possibly twice; the next run removes the duplicates after it has published.
 """
 
 import io
@@ -29,12 +29,12 @@ from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.own_outputs import holds_clips
 
 FLAC_OPTIONS = {"compression_level": "0", "frame_size": "4096"}
-"""A higher level saves 5 % of the bytes and costs a third more time when decoding. The small frames that FFmpeg chooses
-at this rate would double the time of coding and of decoding."""
+"""A higher level saves 5 % of the bytes, but decoding takes a third longer. FFmpeg's default frame size at this rate
+would double the time of encoding and of decoding."""
 
 FULL_SCALE = 1 << 15
 
-KEPT = pa.schema(
+STORED = pa.schema(
     [
         pa.field("clip_id", pa.string()),
         pa.field("split", pa.string()),
@@ -43,32 +43,32 @@ KEPT = pa.schema(
         pa.field("end_s", pa.float64()),
         pa.field("labels", dataset.LABELS),  # indices into labels.csv
         pa.field("label_names", pa.list_(pa.string())),
-        pa.field("num_clipped", pa.int32()),  # samples that were beyond full scale
+        pa.field("num_clipped", pa.int32()),  # samples beyond full scale
         pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
     ]
 )
-"""Nothing but a video_id is null, yet all may be: Hugging Face `datasets` takes no other column for what it is."""
+"""All columns are nullable, though only video_id is ever null: Hugging Face `datasets` requires nullable columns."""
 
 _VALUES = {"start_s": "float64", "end_s": "float64", "num_clipped": "int32"}
 _LISTS = {"labels": "int16", "label_names": "string"}
 _FEATURES = {
-    **{name: {"dtype": _VALUES.get(name, "string"), "_type": "Value"} for name in KEPT.names},
+    **{name: {"dtype": _VALUES.get(name, "string"), "_type": "Value"} for name in STORED.names},
     **{name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "Sequence"} for name, kind in _LISTS.items()},
     "audio": {"sampling_rate": SAMPLE_RATE_HZ, "_type": "Audio"},
 }
 _METADATA = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
-"""By which Hugging Face `datasets` knows the audio as such."""
+"""Metadata by which Hugging Face `datasets` recognises the audio column."""
 
 
 def keep_audio(rows: pa.Table) -> pa.Table:
-    """Rows with `waveform` in; out come rows with `kept` (FLAC, null where failed) and its waveform, one for one."""
+    """Stage that adds `flac` (FLAC, null for failed rows) and replaces `waveform` by the rounded one."""
     waveforms = rows["waveform"].combine_chunks()
     samples = to_16_bit(waveforms.values.to_numpy())
     ends = waveforms.offsets.to_numpy()
-    kept = [_flac(samples[begin:end]) if end > begin else None for begin, end in pairwise(ends)]
+    encoded = [_flac(samples[begin:end]) if end > begin else None for begin, end in pairwise(ends)]
     rounded = pa.ListArray.from_arrays(waveforms.offsets, pa.array(samples / np.float32(FULL_SCALE)), type=WAVEFORM)
     rows = rows.set_column(rows.column_names.index("waveform"), "waveform", rounded)
-    return rows.append_column("kept", pa.array(kept, pa.binary()))
+    return rows.append_column("flac", pa.array(encoded, pa.binary()))
 
 
 def to_16_bit(waveform: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def to_16_bit(waveform: np.ndarray) -> np.ndarray:
 
 
 def flac_bytes(waveform: np.ndarray) -> bytes:
-    """FLAC of a waveform in [-1, 1], mono at 16 kHz, rounded to 16 bit."""
+    """FLAC (16 bit, mono, 16 kHz) of a waveform in [-1, 1]."""
     return _flac(to_16_bit(waveform))
 
 
@@ -94,13 +94,13 @@ def _flac(samples: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class AudioStore:
-    """A store that a run writes to. `labels` are those of the data set."""
+    """An audio store that a run writes to. `labels` are those of the data set."""
 
     uri: str
     labels: LabelVocabulary
 
-    def claim(self) -> None:
-        """Refuse a folder that holds something else; claim an empty one by writing the labels."""
+    def reserve(self) -> None:
+        """Reserve an empty folder by writing the labels, or refuse a folder that contains something else."""
         file = dataset.labels_csv(self.uri)
         if storage.exists(file):
             if LabelVocabulary.from_csv(storage.read_text(file), origin=file) == self.labels:
@@ -112,11 +112,11 @@ class AudioStore:
         storage.write_bytes(file, self.labels.to_csv().encode())
 
     def check_has(self, split: str, clip_ids: pa.ChunkedArray) -> None:
-        """Refuse to go on with clips that were prepared without being kept: the store would never have them."""
+        """Refuse to continue if prepared clips are missing in the store, because they would never be added."""
         if not len(clip_ids):
             return
-        kept = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
-        lost = pc.sum(pc.invert(pc.is_in(clip_ids, value_set=kept.combine_chunks()))).as_py()
+        stored = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
+        lost = pc.sum(pc.invert(pc.is_in(clip_ids, value_set=stored.combine_chunks()))).as_py()
         if lost:
             raise DataError(
                 f"{lost} clips of split {split!r} are prepared and their audio is not in {self.uri}; "
@@ -124,23 +124,23 @@ class AudioStore:
             )
 
     def write(self, split: str, name: str, rows: pa.Table) -> None:
-        """Keep prepared clips, all of one split, in the file `name`."""
+        """Write prepared clips of one split to the file `name`."""
         clip_ids, labels = rows["clip_id"], rows["labels"].to_pylist()
         made = {
             "label_names": pa.array([[self.labels.names[i] for i in clip] for clip in labels], pa.list_(pa.string())),
             "audio": pa.StructArray.from_arrays(
-                [rows["kept"].combine_chunks(), pc.binary_join_element_wise(clip_ids, "flac", ".").combine_chunks()],
-                fields=list(KEPT.field("audio").type),
+                [rows["flac"].combine_chunks(), pc.binary_join_element_wise(clip_ids, "flac", ".").combine_chunks()],
+                fields=list(STORED.field("audio").type),
             ),
         }
         table = pa.table(
-            [made.get(column, rows[column] if column in rows.column_names else None) for column in KEPT.names],
-            KEPT.names,
+            [made.get(column, rows[column] if column in rows.column_names else None) for column in STORED.names],
+            STORED.names,
         )
-        self._write(split, name, table.cast(KEPT))
+        self._write(split, name, table.cast(STORED))
 
-    def settle(self, split: str, prepared: pa.Table) -> None:
-        """Leave one copy of each clip: that beside the shard which the data set has it in, else the first.
+    def remove_duplicates(self, split: str, prepared: pa.Table) -> None:
+        """Keep one copy of each clip: the one in the file of the clip's shard, or else the first.
 
         Args:
             prepared: `clip_id` and `shard` of the split's clips.
@@ -152,34 +152,34 @@ class AudioStore:
             return
         of_doubled = prepared.filter(pc.is_in(prepared["clip_id"], value_set=doubled))
         file_of = dict(zip(of_doubled["clip_id"].to_pylist(), of_doubled["shard"].to_pylist(), strict=True))
-        there = {(clip_id, file) for file, clip_ids in listed for clip_id in _among(clip_ids, doubled)}
+        there = {(clip_id, file) for file, clip_ids in listed for clip_id in _ids_among(clip_ids, doubled)}
         file_of = {clip_id: file for clip_id, file in file_of.items() if (clip_id, file) in there}
         for file, clip_ids in listed:
-            for clip_id in _among(clip_ids, doubled):
+            for clip_id in _ids_among(clip_ids, doubled):
                 file_of.setdefault(clip_id, file)
         for file, clip_ids in listed:
-            stays = [file_of.get(clip_id, file) == file for clip_id in clip_ids.to_pylist()]
-            if not all(stays):
-                self._drop(split, file, stays)
+            is_kept = [file_of.get(clip_id, file) == file for clip_id in clip_ids.to_pylist()]
+            if not all(is_kept):
+                self._remove_rows(split, file, is_kept)
 
-    def _drop(self, split: str, file: str, stays: list[bool]) -> None:
-        """What stays is written before the file goes: a kill between leaves too much, not too little."""
+    def _remove_rows(self, split: str, file: str, is_kept: list[bool]) -> None:
+        """Remove rows from a file. The rest is written first, so that a crash leaves duplicates and loses nothing."""
         uri = storage.join(self._folder(split), file)
-        if any(stays):
+        if any(is_kept):
             with archives.open_parquet(uri) as parquet:
-                left = parquet.read().filter(pa.array(stays))
+                left = parquet.read().filter(pa.array(is_kept))
             self._write(split, dataset.name_of(left["clip_id"]), left)
         storage.discard(uri)
 
     def _write(self, split: str, name: str, table: pa.Table) -> None:
-        small = [column for column in KEPT.names if column != "audio"]
+        small = [column for column in STORED.names if column != "audio"]
         storage.write_file(
             storage.join(self._folder(split), f"{name}.parquet"),
             lambda file: pq.write_table(
                 table.replace_schema_metadata(_METADATA),
                 file,
                 row_group_size=dataset.ROW_GROUP_CLIPS,
-                compression="none",  # of FLAC nothing is left to gain
+                compression="none",  # FLAC cannot be compressed further
                 use_dictionary=["split", "video_id", "label_names.list.element"],
                 write_statistics=small,
                 **parquet.CHECKSUMS,
@@ -187,7 +187,7 @@ class AudioStore:
         )
 
     def _clip_ids(self, split: str) -> Iterable[tuple[str, pa.Array]]:
-        """File name and clip_ids of each file."""
+        """Yield the name and the clip_ids of each file."""
         files = storage.list_files(self._folder(split), suffix=".parquet")
         for uri, clip_ids in zip(files, archives.ahead(_clip_ids_of, files), strict=True):
             yield uri.rsplit("/", 1)[1], clip_ids
@@ -201,5 +201,5 @@ def _clip_ids_of(uri: str) -> pa.Array:
         return parquet.read(columns=["clip_id"], use_threads=False)["clip_id"].combine_chunks()
 
 
-def _among(clip_ids: pa.Array, wanted: pa.Array) -> list[str]:
+def _ids_among(clip_ids: pa.Array, wanted: pa.Array) -> list[str]:
     return clip_ids.filter(pc.is_in(clip_ids, value_set=wanted)).to_pylist()

@@ -1,7 +1,7 @@
-"""The clips that could not be prepared, `OUT/SPLIT/failures.parquet`: one row a clip, over all runs.
+"""The failures table `OUT/SPLIT/failures.parquet`: one row per clip that could not be prepared, over all runs.
 
-Tasks write parts below `OUT/_work`; whoever runs next gathers them. Of two million rows the words repeat, so they are
-held as dictionaries and written a slice at a time.
+Tasks write parts below `OUT/_work`, and the next run adds them to the table. In two million rows the same texts repeat,
+so in memory they are dictionary-encoded, and the table is written in slices.
 """
 
 import functools
@@ -21,21 +21,23 @@ from pipeline.prepare.clip import FAILED_AT, FAILURES, MEDIA_STATE, Reason
 from pipeline.versions import in_words
 
 WORDS = ["split", "stage", "reason", "message", "tool_versions"]
-LEDGER = pa.schema([f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in WORDS else f for f in FAILURES])
-"""FAILURES in memory."""
+FAILURE_ROWS = pa.schema(
+    [f.with_type(pa.dictionary(pa.int32(), pa.string())) if f.name in WORDS else f for f in FAILURES]
+)
+"""FAILURES as kept in memory."""
 
 ROWS_AT_ONCE = 1 << 16
 
 TIME = MEDIA_STATE.field("media_modified").type
 
 CHUNK_STAGE = "prepare"
-"""The stage of clips whose chunk failed as a whole: each of them may be well, so the next run tries them again."""
+"""Stage of clips whose chunk failed as a whole. Each clip may be valid, so the next run tries it again."""
 
 _ON_ITS_WAY = {"clip_id", "split", "labels", *FAILED_AT.names, *MEDIA_STATE.names}
 
 
 def write_part(output: str, split: str, failed: pa.Table) -> None:
-    """Rows under way that failed, under a name that a task which runs twice gives twice."""
+    """Write the failed rows of a chunk. The file name depends only on the clips, so a repeated task overwrites it."""
     rows = [
         row
         | {
@@ -54,20 +56,21 @@ def _versions_at(stage: str) -> str:
     return in_words(of_stage[stage])
 
 
-def gather(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
-    """Rows of LEDGER: what is on record and what unfinished runs left, the newest reason, the attempts counted.
+def collect(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
+    """Combine the failures table with the parts of unfinished runs: the newest reason, and the sum of the attempts.
 
-    Left out are clips that are `prepared` by now, and rows that the list itself caused: every run judges those anew.
+    Returns rows of FAILURE_ROWS. Left out are clips that are `prepared` by now, and rows that the list itself caused,
+    because every run checks the list again.
     """
-    return _gathered(output, split, prepared, _parts(output, split))
+    return _collected(output, split, prepared, _parts(output, split))
 
 
 def _parts(output: str, split: str) -> list[str]:
     return storage.list_files(_parts_dir(output, split), suffix=".parquet")
 
 
-def _gathered(output: str, split: str, prepared: pa.ChunkedArray, parts: list[str]) -> pa.Table:
-    tables = [LEDGER.empty_table()]
+def _collected(output: str, split: str, prepared: pa.ChunkedArray, parts: list[str]) -> pa.Table:
+    tables = [FAILURE_ROWS.empty_table()]
     if storage.exists(dataset.failures_file(output, split)):
         sha256 = dataset.published_sha256(output, split, "failures.parquet")
         tables.append(_read(dataset.failures_file(output, split), sha256))
@@ -77,18 +80,18 @@ def _gathered(output: str, split: str, prepared: pa.ChunkedArray, parts: list[st
     rows = rows.filter(pc.invert(pc.or_(of_list, pc.is_in(rows["clip_id"], prepared))))
     numbered = pa.table({"clip_id": rows["clip_id"], "attempts": rows["attempts"], "row": np.arange(len(rows))})
     of_clip = numbered.group_by("clip_id").aggregate([("row", "max"), ("attempts", "sum")]).sort_by("row_max")
-    attempts = LEDGER.get_field_index("attempts")
-    gathered = rows.take(of_clip["row_max"])
-    return gathered.set_column(attempts, LEDGER.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
+    attempts = FAILURE_ROWS.get_field_index("attempts")
+    collected = rows.take(of_clip["row_max"])
+    return collected.set_column(attempts, FAILURE_ROWS.field(attempts), of_clip["attempts_sum"].cast(pa.int32()))
 
 
-def settle(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
-    """Put what unfinished runs left on record; returns what `gather` does.
+def compact(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
+    """Write the parts of unfinished runs into the failures table, and return what `collect` returns.
 
-    Only files that were read are deleted: where the output is not locked, a task of another job may write one.
+    Only files that were read are deleted, because without a lock on the output another job may write one meanwhile.
     """
     parts = _parts(output, split)
-    failures = _gathered(output, split, prepared, parts)
+    failures = _collected(output, split, prepared, parts)
     if parts:
         write(output, split, failures)
         for part in parts:
@@ -97,14 +100,15 @@ def settle(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
 
 
 def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray) -> pa.Table:
-    """Rows of LEDGER and those that the list refused, but for files missing here that a run from another folder had.
+    """Append the rows that the list refused to rows of FAILURE_ROWS.
 
-    A row that is refused for itself keeps its row, though another one of the list may bear the same name and be well.
+    A `missing_file` row is dropped if an earlier run, with another audio folder, already prepared or recorded that
+    clip. Other refused rows are always kept, even if a valid row has the same name.
     """
     dealt_with = pa.concat_arrays([*prepared.chunks, *failures["clip_id"].chunks])
     is_missing = pc.equal(refused["reason"], str(Reason.MISSING_FILE))
-    is_settled = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=dealt_with))
-    return pa.concat_tables([failures, refused.filter(pc.invert(is_settled)).cast(LEDGER)])
+    is_known = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=dealt_with))
+    return pa.concat_tables([failures, refused.filter(pc.invert(is_known)).cast(FAILURE_ROWS)])
 
 
 def write(output: str, split: str, failures: pa.Table) -> None:
@@ -120,17 +124,17 @@ def by_reason(failures: pa.Table) -> dict[str, int]:
 
 
 def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.Table:
-    """The clips that are not to be tried again, `retry` being the reasons that are tried all the same."""
+    """The clips that are not tried again. Those with a reason in `retry` are tried again."""
     asked_again = pc.is_in(failures["reason"].cast(pa.string()), pa.array(map(str, retry), pa.string()))
     return failures.filter(pc.invert(pc.or_(failures["retry"], asked_again)))
 
 
 def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
-    """bool `[failures]`: whether the file that failed is another by now, by its size and time.
+    """bool `[failures]`: whether the file that failed has changed since, according to its size and time.
 
     Args:
-        failures: rows of LEDGER.
-        clips: rows of CLIPS, which have all these clips.
+        failures: rows of FAILURE_ROWS.
+        clips: rows of CLIPS, which contain all these clips.
     """
     changed = np.zeros(len(failures), bool)
     known = np.flatnonzero(pc.is_valid(failures["media_bytes"]).to_numpy())
@@ -144,10 +148,10 @@ def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
     return changed
 
 
-def note_media(rows: pa.Table) -> pa.Table:
-    """A stage: rows under way in; out come the same with what the file of each failed clip was like.
+def record_media_state(rows: pa.Table) -> pa.Table:
+    """Stage that records size and time of the file of each failed clip.
 
-    It follows the decoder at once: what is noted has to be the file that failed, not the whole one that replaced it.
+    It follows the decoder directly, so that it records the file that failed and not a later replacement.
     """
     failed = pc.and_(pc.is_valid(rows["reason"]), pc.invert(pc.match_substring_regex(rows["media"], "(?i)^https?://")))
     states = states_of(pc.if_else(failed, rows["media"], pa.scalar(None, pa.string())))
@@ -157,7 +161,7 @@ def note_media(rows: pa.Table) -> pa.Table:
 
 
 def states_of(media: pa.ChunkedArray) -> pa.Table:
-    """MEDIA_STATE of files; null for one that is not there, or of which nothing is asked (null)."""
+    """MEDIA_STATE of files; null for a missing file and for null."""
     uris = pc.unique(media).drop_null().to_pylist()
     known = dict(zip(uris, storage.size_and_time(uris), strict=True)) if uris else {}
     states = [known.get(uri, (None, None)) for uri in media.to_pylist()]
@@ -167,10 +171,10 @@ def states_of(media: pa.ChunkedArray) -> pa.Table:
 
 def _read(uri: str, sha256: str | None = None) -> pa.Table:
     table = parquet.read_table(uri, sha256=sha256, remedy=dataset.FAILURES_REMEDY, read_dictionary=WORDS)
-    for name in {"labels", *MEDIA_STATE.names} - set(table.column_names):  # as an earlier program wrote it
-        table = table.append_column(LEDGER.field(name), pa.nulls(len(table), LEDGER.field(name).type))
+    for name in {"labels", *MEDIA_STATE.names} - set(table.column_names):  # a table of an earlier version
+        table = table.append_column(FAILURE_ROWS.field(name), pa.nulls(len(table), FAILURE_ROWS.field(name).type))
     try:
-        return table.select(LEDGER.names).cast(LEDGER)
+        return table.select(FAILURE_ROWS.names).cast(FAILURE_ROWS)
     except (KeyError, pa.ArrowException) as err:
         raise DataError(f"{uri} is damaged or no file of ours ({err}); {dataset.FAILURES_REMEDY}") from err
 

@@ -1,9 +1,9 @@
-"""Which clips stand in which split of a data set: those of the last list, each in one split.
+"""Decides which clips are in the index of which split: those of the last list, each in one split.
 
-Shards are immutable, so a clip that is no longer listed keeps its row there, and comes back for nothing when it is
-listed again. What is in an index is decided here, from the rows that the shards have and from the list.
+Shards are immutable, so a clip that is no longer listed keeps its row there, and is used again without preparation when
+it is listed again. The index is computed here from the rows of the shards and from the list.
 
-A clip is the same clip if its id and its fbanks are the same: ids such as `001` occur in unrelated data sets.
+Two clips are the same if their ids and their fbanks are equal, because ids such as `001` occur in unrelated data sets.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,14 +20,14 @@ from pipeline.versions import in_words
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list says of one split."""
+    """The clips that a list names for one split."""
 
     num_rows: int
-    """Rows to be worked on, those that cannot be clips among them."""
+    """Number of rows to prepare, including refused rows."""
     clip_ids: pa.Array
-    """Clips, and clips whose file is missing in this folder; the latter may have been prepared from another folder."""
+    """Valid clips, and clips whose file is missing in this folder, which an earlier run may have prepared."""
     beyond: pa.Array
-    """Clips beyond --limit: they stay if an earlier run has prepared them or seen them fail."""
+    """Clips beyond --limit. They stay if an earlier run has prepared them or recorded their failure."""
 
     @property
     def may_stay(self) -> pa.Array:
@@ -36,16 +36,16 @@ class Listed:
 
 @dataclass(frozen=True)
 class Membership:
-    """Who stands where once a list has been prepared."""
+    """The clips of each split's index after a list has been prepared."""
 
-    standing: dict[str, pa.Table]
+    indexed: dict[str, pa.Table]
     """Rows of `prepared` that are in the index, by split: all splits of the list, and others that lost a clip."""
     no_longer_listed: dict[str, int]
     moved: dict[str, int]
-    """Clips that left a split for another one."""
+    """Number of clips that moved to another split, by their old split."""
     twice: dict[str, pa.Table]
-    """FAILURES of clips that a list names in two splits, by the split in which they come second."""
-    remarks: list[str] = field(default_factory=list)
+    """FAILURES of clips that a list names in two splits, by the second of the splits."""
+    lines: list[str] = field(default_factory=list)
     """Lines for the user."""
 
 
@@ -60,51 +60,53 @@ def listed_in(clips: ClipList, split: str) -> Listed:
 
 
 def as_stored(prepared: Mapping[str, pa.Table]) -> Membership:
-    """Every clip of the shards in its split, where there is no list."""
+    """All clips of the shards stay in their splits, because there is no list."""
     return Membership(dict(prepared), dict.fromkeys(prepared, 0), dict.fromkeys(prepared, 0), {})
 
 
-def settle(
+def resolve(
     prepared: Mapping[str, pa.Table], listed: Mapping[str, Listed], others: Mapping[str, pa.Table]
 ) -> Membership:
-    """Decide who stands where.
+    """Compute the clips of each split's index.
 
     Args:
-        prepared: what the shards of the list's splits hold, one row a clip, with `clip_id`, `fbank_hash` and `labels`.
-        listed: what the list says of each of these splits.
-        others: the same columns of the clips in the indexes of all other splits, as far as they share an id with these.
+        prepared: rows of the shards of the list's splits, one row per clip, with `clip_id`, `fbank_hash` and `labels`.
+        listed: the clips that the list names for each of these splits.
+        others: the same columns of clips in the indexes of other splits that share an id with these.
     """
-    standing = {
+    indexed = {
         split: rows.filter(pc.is_in(rows["clip_id"], value_set=listed[split].may_stay))
         for split, rows in prepared.items()
     }
-    twice, remarks = _leave_the_second(standing)
+    twice, lines = _remove_from_second(indexed)
     no_longer_listed, moved = {}, {}
-    elsewhere = dict(others) | standing
+    elsewhere = dict(others) | indexed
     for split, rows in prepared.items():
         gone = rows.filter(pc.invert(pc.is_in(rows["clip_id"], value_set=listed[split].may_stay)))
-        to = {other: len(_same(gone, there)) for other, there in standing.items() if other != split}
+        to = {other: len(_same(gone, there)) for other, there in indexed.items() if other != split}
         moved[split] = sum(to.values())
         no_longer_listed[split] = len(gone) - moved[split]
-        remarks += [_moved_line(n, split, other) for other, n in to.items() if n]
+        lines += [_moved_line(n, split, other) for other, n in to.items() if n]
     for split, rows in others.items():
         left = rows
-        for other, there in standing.items():
+        for other, there in indexed.items():
             same = _same(left, there)
             if len(same):
-                remarks.append(_moved_line(len(same), split, other))
+                lines.append(_moved_line(len(same), split, other))
                 left = left.filter(pc.invert(pc.is_in(left["clip_id"], value_set=_ids(same))))
             if namesakes := len(left.filter(pc.is_in(left["clip_id"], value_set=_ids(there)))):
-                remarks.append(_namesakes_line(namesakes, split, other))
+                lines.append(_namesakes_line(namesakes, split, other))
         if len(left) < len(rows):
             elsewhere[split], moved[split], no_longer_listed[split] = left, len(rows) - len(left), 0
     changed = {split: rows for split, rows in elsewhere.items() if split in prepared or split in moved}
-    return Membership(changed, no_longer_listed, moved, twice, remarks)
+    return Membership(changed, no_longer_listed, moved, twice, lines)
 
 
-def once_each(clips: ClipList) -> ClipList:
-    """`clips`, where a section that stands in two splits is refused in the second: trained on and scored on, it would
-    make the score too high. Within one split a section may stand under several ids."""
+def refuse_repeated_sections(clips: ClipList) -> ClipList:
+    """Refuse a section that is in two splits in the second one, because training on evaluation clips inflates scores.
+
+    Within one split a section may have several ids.
+    """
     if pc.count_distinct(clips.clips["split"]).as_py() < 2:
         return clips
     where = ["media", "member", "media_start_s", "start_s", "end_s"]
@@ -130,26 +132,26 @@ def once_each(clips: ClipList) -> ClipList:
     )
 
 
-def _leave_the_second(standing: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[str]]:
-    """Take a clip that the list names in two splits out of the second, in `standing`."""
+def _remove_from_second(indexed: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[str]]:
+    """Remove a clip that the list names in two splits from the second one; changes `indexed`."""
     twice: dict[str, pa.Table] = {}
-    remarks = []
-    for one, two in combinations(standing, 2):
-        namesakes = standing[two].filter(pc.is_in(standing[two]["clip_id"], value_set=_ids(standing[one])))
-        same = _same(namesakes, standing[one])
+    lines = []
+    for one, two in combinations(indexed, 2):
+        namesakes = indexed[two].filter(pc.is_in(indexed[two]["clip_id"], value_set=_ids(indexed[one])))
+        same = _same(namesakes, indexed[one])
         if len(same):
             rows = [_refused_twice(row | {"split": two}, one, "with equal sound") for row in same.to_pylist()]
             refused = pa.Table.from_pylist(rows, schema=FAILURES)
             twice[two] = pa.concat_tables([twice.get(two, FAILURES.empty_table()), refused])
-            is_same = pc.is_in(standing[two]["clip_id"], value_set=_ids(same))
-            standing[two] = standing[two].filter(pc.invert(is_same))
+            is_same = pc.is_in(indexed[two]["clip_id"], value_set=_ids(same))
+            indexed[two] = indexed[two].filter(pc.invert(is_same))
         if len(same) < len(namesakes):
-            remarks.append(_namesakes_line(len(namesakes) - len(same), one, two))
-    return twice, remarks
+            lines.append(_namesakes_line(len(namesakes) - len(same), one, two))
+    return twice, lines
 
 
 def _same(rows: pa.Table, there: pa.Table) -> pa.Table:
-    """The clips among `rows` that are in `there`, by id and by fbanks."""
+    """The clips of `rows` that are in `there`, compared by id and fbank."""
     position = pc.index_in(rows["clip_id"], value_set=_ids(there))
     found = rows.filter(pc.is_valid(position))
     of_there = there["fbank_hash"].take(position.drop_null())
@@ -172,7 +174,7 @@ def _refused_twice(row: Mapping[str, object], first: str, how: str) -> dict[str,
 
 
 def _moved_line(num_clips: int, old: str, new: str) -> str:
-    return f"{num_clips:,} clips moved from {old} to {new}: a clip stands in one split, that of the last list"
+    return f"{num_clips:,} clips moved from {old} to {new}: a clip is in one split, that of the last list"
 
 
 def _namesakes_line(num_clips: int, one: str, two: str) -> str:

@@ -1,7 +1,7 @@
-"""Whether the clips that a list names are those that an earlier run prepared under the same names.
+"""Checks that the clips of a list are those that an earlier run prepared under the same ids.
 
-Shards say of a clip its labels and its section, and neither may change under a prepared clip. They do not say which
-file it was read from; a file that was written after the shard may hold another sound by now.
+A shard contains the labels and the section of each clip, and neither may change. It does not contain the file that was
+read. A file that was written later than the shard may contain another sound.
 """
 
 import functools
@@ -18,33 +18,33 @@ from pipeline.prepare.audio.decode import SHORTFALL_SHARE
 from pipeline.prepare.sources import ClipList
 
 ROWS_AT_ONCE = 1 << 14
-"""Of two million clips, so many are Python's objects at a time."""
+"""Number of clips that are Python objects at a time, because a list may have two million."""
 
 ROUNDING_S = 1e-3
 """Times of a list are rounded to milliseconds, and lengths to samples."""
 
 
 def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared: pa.Table) -> None:
-    """A split may grow and shrink; it may not turn into another one.
+    """Refuse a list that turns a split into another one. Adding and removing clips is allowed.
 
     Args:
-        of_split: rows of CLIPS, those of the list in this split.
+        of_split: rows of CLIPS of the list in this split.
         prepared: rows of the shards, with `clip_id`, `labels`, `start_s` and `end_s`.
 
     Raises:
-        DataError: no clip is the same, or one has other labels or another section.
+        DataError: no clip is the same, or a clip has other labels or another section.
     """
-    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too: no file in this folder, say
+    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too, for example without a file in this folder
     if not any(
         pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
     ):
         raise DataError(
-            f"split {split!r} there holds {len(prepared)} clips, none of them in this list; give another --split"
+            f"split {split!r} there has {len(prepared)} clips, none of them in this list; give another --split"
         )
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
     asked = of_split.select(["labels", "start_s", "end_s"]).take(position.drop_null())
-    differs = pc.sum(pc.not_equal(_spelt(known["labels"]), _spelt(asked["labels"]))).as_py() or 0
+    differs = pc.sum(pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))).as_py() or 0
     if differs:
         raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
     is_elsewhere = _is_elsewhere(known, asked)
@@ -55,15 +55,15 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
         )
 
 
-def _spelt(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Arrow compares no lists."""
+def _label_texts(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The labels as texts, because Arrow does not compare lists."""
     return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
 
 
 def _is_elsewhere(known: pa.Table, asked: pa.Table) -> np.ndarray:
-    """bool `[clips]`: whether a clip was prepared from another section than is asked for.
+    """bool `[clips]`: whether a clip was prepared from another section than the list names.
 
-    A clip may be a little shorter than its section, where the recording ends; a section without an end is not compared.
+    A clip may be a little shorter than its section, if the recording ends there. Sections without an end are skipped.
     """
     start_s, asked_start_s = (table["start_s"].to_numpy() for table in (known, asked))
     length_s = known["end_s"].to_numpy() - start_s
@@ -73,9 +73,9 @@ def _is_elsewhere(known: pa.Table, asked: pa.Table) -> np.ndarray:
 
 
 def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
-    """A line on prepared clips whose file, on a disk of this machine, was written after their shard.
+    """A line on prepared clips whose local file was written after their shard.
 
-    They are not prepared again by themselves: who copies a folder of sounds writes all its files later.
+    They are not prepared again automatically, because copying a folder also changes the times of its files.
     """
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
     known = prepared.select(["clip_id", "shard"]).filter(pc.is_valid(position))
@@ -85,7 +85,7 @@ def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
     shards = pc.unique(known["shard"]).to_pylist()
     states = storage.size_and_time([storage.join(folder, shard) for shard in shards])
     shard_us = {shard: time_us or 0 for shard, (_, time_us) in zip(shards, states, strict=True)}
-    written_us = functools.lru_cache(1 << 10)(_written_us)  # an archive holds many clips
+    written_us = functools.lru_cache(1 << 10)(_written_us)  # an archive contains many clips
     num_newer, example = 0, ("", "")
     for batch in known.to_batches(max_chunksize=ROWS_AT_ONCE):
         for clip_id, shard, media in zip(*batch.to_pydict().values(), strict=True):
@@ -102,7 +102,7 @@ def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
 
 
 def _written_us(path: str) -> int:
-    """When a file was written last; 0 for one that is not there."""
+    """Time of a file's last change; 0 for a missing file."""
     with suppress(OSError, ValueError):
         return os.stat(path).st_mtime_ns // 1000
     return 0

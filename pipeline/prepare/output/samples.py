@@ -1,7 +1,7 @@
-"""A few sample clips for the report, with audio and features, stored below OUT/_report while a data set is prepared.
+"""Sample clips for the report, with audio and features, written to OUT/_report during the preparation.
 
-A clip's name alone decides whether it is a sample. So tasks choose without knowing each other, and an interrupted run
-chooses the same clips as an undisturbed one. The report needs no shard to show them.
+Only a clip's id decides whether it is a sample. So tasks need not coordinate, and an interrupted run selects the same
+clips as an uninterrupted one. The report shows them without opening a shard.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from pipeline.prepare.audio.features import clip_fbank, fbank_column
 from pipeline.prepare.output.audio_store import flac_bytes
 
 NUM_CANDIDATES = 20
-"""Clips of a list to keep, on average: some will fail, and the page shows ten."""
+"""Average number of clips of a list to store. Some will fail, and the page shows ten."""
 
 MAX_SAMPLE_S = 10.0
-"""Only the beginning of a longer clip is kept, so that a page of ten has a size that browsers like."""
+"""Only the beginning of a longer clip is stored, to limit the size of the page."""
 
 MAX_SAMPLES, MAX_FRAMES = round(MAX_SAMPLE_S * SAMPLE_RATE_HZ), round(MAX_SAMPLE_S * 1000 / FRAME_SHIFT_MS)
 
@@ -29,55 +29,55 @@ SAMPLES = pa.schema(
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
         pa.field("audio", pa.binary(), nullable=False),  # FLAC, 16 bit, mono, 16 kHz
-        pa.field("fbank", dataset.FBANK, nullable=False),  # of the same span
+        pa.field("fbank", dataset.FBANK, nullable=False),  # of the same part
     ]
 )
 
 
 @dataclass(frozen=True)
 class KeepSamples:
-    """Stage: rows with `waveform` in, the same rows out. Samples among them are then on disk."""
+    """Stage that stores the samples among rows with `waveform`, and returns the rows unchanged."""
 
     output: str
     num_listed: int
-    """Clips of the whole list, those that are prepared already among them."""
+    """Number of clips of the whole list, including those already prepared."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         chosen = pa.array(wanted(rows["clip_id"].to_pylist(), self.num_listed), pa.bool_())
-        kept = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
-        if len(kept):
-            waveforms = [clip.values.to_numpy() for clip in kept["waveform"]]
+        samples = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
+        if len(samples):
+            waveforms = [clip.values.to_numpy() for clip in samples["waveform"]]
             audio = [flac_bytes(waveform[:MAX_SAMPLES]) for waveform in waveforms]
             fbanks = fbank_column([clip_fbank(waveform)[:MAX_FRAMES] for waveform in waveforms])
-            write_samples(self.output, pa.table([kept["clip_id"], kept["split"], audio, fbanks], schema=SAMPLES))
+            write_samples(self.output, pa.table([samples["clip_id"], samples["split"], audio, fbanks], schema=SAMPLES))
         return rows
 
 
 def wanted(clip_ids: Sequence[str], num_listed: int) -> list[bool]:
-    """Whether a clip is among the candidates of a list of so many: about `NUM_CANDIDATES` of the whole list are."""
+    """Whether each clip is a candidate. About `NUM_CANDIDATES` of a list of `num_listed` clips are."""
     below = (1 << 64) * NUM_CANDIDATES // max(num_listed, 1)
-    return [rank(clip_id) < below for clip_id in clip_ids]
+    return [sort_key(clip_id) < below for clip_id in clip_ids]
 
 
-def rank(clip_id: str) -> int:
-    """The clips of lowest rank are shown. 64 bits, as good as drawn, the same everywhere."""
+def sort_key(clip_id: str) -> int:
+    """64-bit hash of the id, the same on every machine. The clips with the lowest values are shown."""
     return int.from_bytes(hashlib.blake2b(clip_id.encode(), digest_size=8).digest(), "big")
 
 
 def write_samples(output: str, samples: pa.Table) -> None:
-    """One file of `SAMPLES`, named after the clips in it: a task that is run twice writes the same file twice."""
+    """Write one file of `SAMPLES`, named after its clips, so that a repeated task overwrites its own file."""
     names = pc.binary_join_element_wise(samples["split"], samples["clip_id"], "/").to_pylist()
     name = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20]
     dataset.write_table(storage.join(samples_dir(output), f"samples-{name}.parquet"), samples)
 
 
 def read_samples(output: str) -> pa.Table:
-    """All samples on disk, lowest rank first, each clip once. Those of a version without `fbank` are left out."""
+    """All samples on disk in the order of `sort_key`, each clip once, without those of an old version (no `fbank`)."""
     files = map(dataset.read_table, storage.list_files(samples_dir(output), suffix=".parquet"))
     samples = pa.concat_tables([SAMPLES.empty_table(), *(file for file in files if "fbank" in file.column_names)])
     clip_ids = samples["clip_id"].to_pylist()
     row_of = {clip_id: row for row, clip_id in enumerate(clip_ids)}
-    return samples.take(pa.array([row_of[clip_id] for clip_id in sorted(row_of, key=rank)], pa.int64()))
+    return samples.take(pa.array([row_of[clip_id] for clip_id in sorted(row_of, key=sort_key)], pa.int64()))
 
 
 def samples_dir(output: str) -> str:

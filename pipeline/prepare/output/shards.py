@@ -1,6 +1,6 @@
-"""Fbanks → immutable Parquet shards, and shards → index and `dataset.json`.
+"""Writes fbanks to immutable Parquet shards, and from the shards the index and `dataset.json`.
 
-Shards are the truth: the index is made by reading them back, so a job that was killed goes on from what is on disk.
+The shards are the source of truth: the index is made by reading them back, so a new run continues from what is on disk.
 """
 
 import json
@@ -32,7 +32,7 @@ from pipeline.weights import sample_weights
 logger = logging.getLogger(__name__)
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
-"""What `WriteShards` says of a batch: clips by outcome; the reason is null for prepared ones."""
+"""Output of `WriteShards` for a batch: number of clips by outcome. The reason is null for prepared clips."""
 
 
 PUBLISHED = "the data set is whole, but cleaning up after it failed"
@@ -40,9 +40,9 @@ PUBLISHED = "the data set is whole, but cleaning up after it failed"
 
 @dataclass(frozen=True)
 class WriteShards:
-    """Rows with `fbank` in, shards on disk, a count by outcome out.
+    """Stage that writes rows with `fbank` to shards, and returns counts by outcome.
 
-    A file is named after the clips in it, so a task that Ray runs twice writes the same file twice.
+    A file is named after its clips, so a task that Ray repeats overwrites its own file.
     """
 
     output: str
@@ -53,7 +53,7 @@ class WriteShards:
         written = []
         splits = pc.unique(rows["split"]).to_pylist()
         for split in splits:
-            # A filter copies every fbank, and mostly there is nothing to filter.
+            # A filter copies every fbank, and usually no row has failed.
             of_split = rows if len(splits) == 1 else rows.filter(pc.equal(rows["split"], split))
             failed = of_split.filter(pc.is_valid(of_split["reason"]))
             prepared = of_split.filter(pc.is_null(of_split["reason"])) if len(failed) else of_split
@@ -70,12 +70,12 @@ class WriteShards:
 
 @dataclass(frozen=True)
 class SplitState:
-    """What is on disk of a split."""
+    """The content of a split on disk."""
 
     prepared: pa.Table
-    """`SCANNED`, shard and row of each clip, in the order of their ids."""
+    """`SCANNED`, shard and row of each clip, sorted by id."""
     failures: pa.Table
-    """LEDGER of earlier runs, but for rows that the list itself caused."""
+    """FAILURE_ROWS of earlier runs, without rows that the list itself caused."""
 
 
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
@@ -87,41 +87,41 @@ SCANNED = pa.schema([field for field in dataset.SHARD if field.name != "fbank"])
 """The small columns of a shard. A preparation and its report read them once and need no others."""
 
 
-def tidy(output: str, split: str, known: pa.Table | None = None) -> SplitState:
-    """Undo what a kill leaves behind, and read back the rest. No task may be writing meanwhile.
+def clean_up(output: str, split: str, known: pa.Table | None = None) -> SplitState:
+    """Remove what an interrupted run left, and read the rest. No task may write at the same time.
 
-    `known` is what an earlier call found (`SplitState.prepared`): its shards are not opened again.
+    `known` is the result of an earlier call (`SplitState.prepared`); its shards are not opened again.
 
-    Removed are files that were never finished, and second copies of a clip: a task that runs again makes another shard
-    where other clips of its failed the second time. Failures are gathered into one file.
+    It removes unfinished files and second copies of a clip. Copies arise if a repeated task writes a different shard
+    because other clips failed the second time. Failures are compacted into one file.
     """
     storage.delete_unfinished(storage.join(output, split), recursive=True)
     scanned = scan_shards(output, split, known)
-    _check_against_index(output, split, scanned)  # before anything of a shard is removed
+    _check_against_index(output, split, scanned)  # before any row is removed
     stored = _indexed_first(output, split, scanned)
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
         _remove_rows(output, split, stored.filter(pa.array(~is_first)))
         stored = scan_shards(output, split, stored.filter(pa.array(is_first)))
-    return _state(output, split, stored, failures_table.settle(output, split, stored["clip_id"]))
+    return _state(output, split, stored, failures_table.compact(output, split, stored["clip_id"]))
 
 
 def load_split(output: str, split: str) -> SplitState:
-    """Read back what earlier runs left, finished or not."""
+    """Read what earlier runs left, finished or not."""
     stored = scan_shards(output, split)
-    return _state(output, split, stored, failures_table.gather(output, split, stored["clip_id"]))
+    return _state(output, split, stored, failures_table.collect(output, split, stored["clip_id"]))
 
 
 def _state(output: str, split: str, stored: pa.Table, failures: pa.Table) -> SplitState:
     _check_against_index(output, split, stored)
     is_first = _is_first(stored["clip_id"])
     prepared = stored if is_first.all() else stored.filter(pa.array(is_first))
-    prepared = prepared.take(pc.sort_indices(prepared["clip_id"]))  # one order, whatever shards filled first
+    prepared = prepared.take(pc.sort_indices(prepared["clip_id"]))  # the order must not depend on the shards' order
     return SplitState(prepared, failures)
 
 
 def _indexed_first(output: str, split: str, stored: pa.Table) -> pa.Table:
-    """A published index, which somebody may be training from, keeps the shards that it points to."""
+    """Prefer the shards of a published index, because a training may be reading from them."""
     index = _published_index(output, split)
     if index is None:
         return stored
@@ -130,7 +130,7 @@ def _indexed_first(output: str, split: str, stored: pa.Table) -> pa.Table:
 
 
 def _published_index(output: str, split: str) -> pa.Table | None:
-    """The index that is there, if there is one and it is whole; it is made again from the shards in any case."""
+    """The index, if it exists and is undamaged. It is made again from the shards in any case."""
     uri = dataset.index_file(output, split)
     if not storage.exists(uri):
         return None
@@ -142,18 +142,18 @@ def _published_index(output: str, split: str) -> pa.Table | None:
 
 
 def _check_against_index(output: str, split: str, stored: pa.Table) -> None:
-    """Hold the shards that are still there against what the published index says of their clips.
+    """Compare the shards with the published index.
 
-    The footer of a shard has no checksum: by a damaged one, clips would be lost or take the values of others.
+    The footer of a shard has no checksum. If it is damaged, clips would be lost or get the values of others.
 
     Raises:
-        DataError: a clip is not in its shard, or with other frames, labels or values.
+        DataError: a clip is missing in its shard, or has other frames, labels or values there.
     """
     index = _published_index(output, split)
     if index is None or "fbank_hash" not in index.column_names:
         return
     index = index.filter(pc.is_in(index["shard"], pc.unique(stored["shard"])))
-    # A clip may be in two shards, after a kill: each is held against its own.
+    # After a crash a clip may be in two shards. Each is compared with its own row of the index.
     at = pc.index_in(place(index), value_set=place(stored).combine_chunks())
     found = stored.take(at.fill_null(0)) if len(stored) else stored
     differs = pc.is_null(at)
@@ -173,12 +173,12 @@ def place(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def label_text(rows: pa.Table) -> pa.ChunkedArray:
-    """Arrow compares no lists."""
+    """The labels as texts, because Arrow does not compare lists."""
     return pc.binary_join(rows["labels"].cast(pa.list_(pa.string())), ",")
 
 
 def _is_first(names: pa.ChunkedArray) -> np.ndarray:
-    """Of each row, whether its name did not stand above."""
+    """Whether each row is the first with its name."""
     rows = pa.table({"name": names, "row": np.arange(len(names))})
     first = np.zeros(len(names), bool)
     first[rows.group_by("name").aggregate([("row", "min")])["row_min"].to_numpy()] = True
@@ -186,21 +186,21 @@ def _is_first(names: pa.ChunkedArray) -> np.ndarray:
 
 
 def _remove_rows(output: str, split: str, surplus: pa.Table) -> None:
-    """Write the shards anew that hold these rows, without them. The new file comes first: a kill leaves both."""
+    """Write the affected shards again without these rows. The new file comes first, so a crash leaves both."""
     for name in pc.unique(surplus["shard"]).to_pylist():
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
         shard = dataset.read_table(uri, dataset.SHARD.names, remedy=DELETE_SHARD)
-        kept = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
-        if len(kept):
-            _write_rows(dataset.shards_dir(output, split), _verified(kept, uri))
-        storage.discard(uri)  # where it must stay, one copy of each clip is taken all the same
+        rest = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
+        if len(rest):
+            _write_rows(dataset.shards_dir(output, split), _verified(rest, uri))
+        storage.discard(uri)  # if it cannot be deleted, readers still take only one copy of each clip
 
 
 def _verified(rows: pa.Table, uri: str) -> pa.Table:
-    """Rows of a shard as SHARD; DataError if values are not those of their hashes: they are to get new checksums."""
+    """Rows of a shard as SHARD. Raises DataError if values do not match their hashes, before they get new checksums."""
     try:
-        rows = rows.cast(dataset.SHARD)  # another program may have written it with other types
+        rows = rows.cast(dataset.SHARD)  # another program may have written other types
     except parquet.DAMAGE as err:
         raise DataError(f"{uri} is damaged or was changed ({err}); {DELETE_SHARD}") from err
     if not clip_facts(rows["fbank"].combine_chunks())["fbank_hash"].equals(rows["fbank_hash"]):
@@ -209,9 +209,9 @@ def _verified(rows: pa.Table, uri: str) -> pa.Table:
 
 
 def scan_shards(output: str, split: str, known: pa.Table | None = None) -> pa.Table:
-    """`SCANNED` of all shards of a split, then `shard` and `row` as in INDEX; a clip in two shards has two rows.
+    """`SCANNED` of all shards of a split, with `shard` and `row` as in INDEX. A clip in two shards has two rows.
 
-    Shards never change, so those that are in `known`, an earlier result, are not opened again.
+    Shards never change, so those in `known` (an earlier result) are not opened again.
 
     Raises:
         DataError: a shard is damaged, or of an earlier schema version.
@@ -229,10 +229,10 @@ def scan_shards(output: str, split: str, known: pa.Table | None = None) -> pa.Ta
 
 
 def start_output(output: str, labels: LabelVocabulary) -> bool:
-    """Claim a folder by writing the labels, and tidy it, but for its splits. Raises what `check_output` does.
+    """Reserve a folder by writing the labels, and clean up outside its splits. Raises what `check_output` does.
 
     Returns:
-        Whether these labels took the place of others, with which nothing was prepared.
+        Whether these labels replaced others, with which nothing was prepared.
     """
     check_output(output, labels)
     storage.delete_unfinished(output)
@@ -241,7 +241,7 @@ def start_output(output: str, labels: LabelVocabulary) -> bool:
     if is_claimed and dataset.read_labels(output, dataset.read_info(output)) == labels:
         return False
     if is_claimed:
-        storage.delete(dataset.dataset_json(output))  # which is of the other labels, as all failures are
+        storage.delete(dataset.dataset_json(output))  # it refers to the old labels, as all failures do
         storage.delete(dataset.work_dir(output))
         for name in ("index.parquet", "failures.parquet"):
             for uri in storage.list_files(output, suffix=f"/{name}", recursive=True):
@@ -251,24 +251,24 @@ def start_output(output: str, labels: LabelVocabulary) -> bool:
 
 
 def check_output(output: str, labels: LabelVocabulary) -> None:
-    """Refuse a folder that holds something else.
+    """Refuse a folder that contains something else.
 
     Raises:
-        DataError: another data set, or files of another kind, are there.
+        DataError: the folder contains another data set, or files of another kind.
     """
     if storage.exists(dataset.labels_csv(output)):
         info = dataset.read_info(output)
         there = dataset.read_labels(output, info)
         if there != labels and holds_clips(output):
             raise DataError(
-                f"{output} holds a data set with other labels ({len(there)}, these are {len(labels)}); "
+                f"{output} contains a data set with other labels ({len(there)}, these are {len(labels)}); "
                 "give another --output, or its labels.csv as --labels"
             )
         if info is not None and info["features"] != dataset.FEATURES:
-            raise DataError(f"{output} holds features computed with other settings; give another --output")
+            raise DataError(f"{output} contains features computed with other settings; give another --output")
         return
     if not storage.is_empty(output):
-        raise DataError(f"{output} is not empty and holds no data set; give a new folder as --output")
+        raise DataError(f"{output} is not empty and contains no data set; give a new folder as --output")
 
 
 def publish(
@@ -278,43 +278,43 @@ def publish(
     listed: Mapping[str, Listed] | None = None,
     known: Mapping[str, pa.Table] | None = None,
 ) -> tuple[dict[str, Any], list[str], dict[str, pa.Table]]:
-    """Index, failures and norm of this run's splits (the keys of `refused`), then dataset.json.
+    """Write index and failures table of this run's splits (the keys of `refused`), then dataset.json.
 
     Args:
-        listed: what the last list says of each of these splits; None where the shards are the list.
-        known: what has been read from these splits' shards already (`SplitState.prepared`).
+        listed: the clips that the last list names for each of these splits; None takes the clips of the shards.
+        known: rows of these splits that were read from their shards before (`SplitState.prepared`).
 
     Returns:
-        The content of dataset.json, lines for the user, and what is stored of each of these splits.
+        The content of dataset.json, lines for the user, and the stored rows of each of these splits.
 
     Raises:
         DataError: another job wrote dataset.json at the same time.
     """
     known = known or {}
-    states = {split: tidy(output, split, known.get(split)) for split in refused}  # slow; the writing after it is quick
+    states = {split: clean_up(output, split, known.get(split)) for split in refused}  # slow, so it precedes the writing
     prepared = {split: state.prepared for split, state in states.items()}
     if listed is None:
         listed = {split: _as_stored(states[split], refused[split]) for split in refused}
         members = membership.as_stored(prepared)
     else:
-        members = membership.settle(prepared, listed, _namesakes_elsewhere(output, states))
+        members = membership.resolve(prepared, listed, _namesakes_elsewhere(output, states))
     infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
-        standing = members.standing[split]
-        failures = _failures(state, listed[split], refused[split], standing, members.twice.get(split))
+        indexed = members.indexed[split]
+        failures = _failures(state, listed[split], refused[split], indexed, members.twice.get(split))
         failures_table.write(output, split, failures)
         infos[split] = {
             "failures": failures_table.by_reason(failures),
-            "left_out": len(state.prepared) - len(standing),
-            "listed": listed[split].num_rows + _num_done(listed[split].beyond, standing, failures),
+            "left_out": len(state.prepared) - len(indexed),
+            "listed": listed[split].num_rows + _num_done(listed[split].beyond, indexed, failures),
         }
-    splits = _published_splits(output)  # as late as can be: another cluster may have added one
-    for split, standing in members.standing.items():
+    splits = _published_splits(output)  # read late, because another cluster may have added a split
+    for split, indexed in members.indexed.items():
         storage.write_bytes(dataset.unpublished_file(output, split), b"")
         splits[split] = (
             splits.get(split, {})
             | infos.get(split, _without_moved(splits.get(split, {}), members.moved[split]))
-            | _publish_index(output, split, standing, labels)
+            | _publish_index(output, split, indexed, labels)
             | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
         )
     info = {
@@ -328,17 +328,17 @@ def publish(
     dataset.write_info(output, info)
     there = _published_splits(output)
     if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
-        raise DataError(f"another job has written to {output} at the same time; run the same command again, alone")
+        raise DataError(f"another job wrote to {output} at the same time; run the same command again when it has ended")
     with in_spite_of_errors(PUBLISHED):
-        for split in members.standing:
+        for split in members.indexed:
             storage.discard(dataset.unpublished_file(output, split))
         storage.delete_unfinished(dataset.work_dir(output), recursive=True)
         storage.delete_if_empty(dataset.work_dir(output))
-    return info, members.remarks, prepared
+    return info, members.lines, prepared
 
 
 def _without_moved(info: dict[str, Any], num_moved: int) -> dict[str, Any]:
-    """What changes for a split that the list does not name, besides its index."""
+    """What changes in dataset.json for a split that the list does not name, apart from its index."""
     return {"left_out": info.get("left_out", 0) + num_moved}
 
 
@@ -354,7 +354,7 @@ def _as_stored(state: SplitState, refused: pa.Table) -> Listed:
 
 
 def _namesakes_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[str, pa.Table]:
-    """Clips in the indexes of splits that the run does not name, of those splits alone that have an id of its clips."""
+    """Clips in the indexes of splits that the run does not name, if they share an id with clips of the run."""
     found = {}
     for split in _published_splits(output).keys() - states.keys():
         ids = dataset.read_table(dataset.index_file(output, split), ["clip_id"])["clip_id"].combine_chunks()
@@ -365,22 +365,22 @@ def _namesakes_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[
 
 
 def _failures(
-    state: SplitState, listed: Listed, refused: pa.Table, standing: pa.Table, twice: pa.Table | None
+    state: SplitState, listed: Listed, refused: pa.Table, indexed: pa.Table, twice: pa.Table | None
 ) -> pa.Table:
-    """Of the clips that are listed: what the runs and the list have against them."""
+    """The failures of the listed clips, from the runs and from the list."""
     known = state.failures.filter(pc.is_in(state.failures["clip_id"], value_set=listed.may_stay))
     if twice is not None:
         refused = pa.concat_tables([refused, twice])
-    return failures_table.add_refused(known, refused, standing["clip_id"])
+    return failures_table.add_refused(known, refused, indexed["clip_id"])
 
 
-def _num_done(clip_ids: pa.Array, standing: pa.Table, failures: pa.Table) -> int:
-    done = pa.concat_arrays([*standing["clip_id"].chunks, *failures["clip_id"].chunks])
+def _num_done(clip_ids: pa.Array, indexed: pa.Table, failures: pa.Table) -> int:
+    done = pa.concat_arrays([*indexed["clip_id"].chunks, *failures["clip_id"].chunks])
     return pc.sum(pc.is_in(clip_ids, value_set=done)).as_py() or 0
 
 
 def _publish_index(output: str, split: str, prepared: pa.Table, labels: LabelVocabulary) -> dict[str, Any]:
-    """Write the index of these clips; return what dataset.json says of them."""
+    """Write the index of these clips, and return their part of dataset.json."""
     weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
     index = prepared.select(_INDEXED).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
     dataset.write_table(dataset.index_file(output, split), index.select(dataset.INDEX.names).cast(dataset.INDEX))
@@ -416,10 +416,10 @@ def _write_rows(folder: str, shard: pa.Table) -> None:
 
 
 def clip_facts(fbanks: pa.ListArray) -> pa.Table:
-    """Of each fbank the columns of SHARD that are computed from its stored values.
+    """The columns of SHARD that are computed from the stored values of each fbank.
 
-    A frame is silent when all of its bins are at the floor: one bin is always there, as its mel filter lies between two
-    points of the spectrum.
+    A frame is silent if all of its bins are at the floor. One bin is always there, because its mel filter lies between
+    two points of the spectrum.
     """
     values = fbanks.flatten().flatten().to_numpy().reshape(-1, NUM_MEL_BINS)
     ends = np.cumsum([0, *fbanks.value_lengths().to_numpy()])
@@ -434,7 +434,7 @@ def _facts_of(fbank: np.ndarray) -> dict[str, Any]:
     wide = fbank.astype(np.float64)
     frame_sums = wide.sum(axis=1)
     return {
-        # Nothing is below the floor, and float64 adds 128 float16 values without rounding.
+        # No value is below the floor, and float64 adds 128 float16 values without rounding.
         "num_silent_frames": int((frame_sums <= NUM_MEL_BINS * STORED_FLOOR).sum()),
         "fbank_sum": frame_sums.sum(),
         "fbank_sum_sq": np.vdot(wide, wide),
@@ -446,16 +446,16 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
         file = parquet.open_checked(source)
         missing = set(dataset.SHARD.names) - set(file.schema_arrow.names)
-        # shard and row are not there, and come below
+        # shard and row are added below
         return missing, file.read(columns=schema.names, use_threads=False)
 
     missing, table = parquet.parse_file(
-        uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared anew"
+        uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared again"
     )
     if missing:
         raise DataError(
             f"{uri} lacks {', '.join(sorted(missing))}, as shards of an earlier version do; "
-            "prepare the data anew into another folder"
+            "prepare the data again into another folder"
         )
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
@@ -465,7 +465,7 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
 
 
 def _same_kind(there: pa.DataType, ours: pa.DataType) -> bool:
-    """Whether a column is of our type, but for the widths and layouts in which other programs write it."""
+    """Whether a column has our type, apart from width and layout, which other programs may change."""
     if pa.types.is_string(ours):
         return pa.types.is_string(there) or pa.types.is_large_string(there) or pa.types.is_string_view(there)
     if pa.types.is_integer(ours):

@@ -1,9 +1,9 @@
-"""The clips still to do, as Parquet below `OUT/_work/todo`: tasks read them there, and the driver lets go of them.
+"""The work list: the clips still to prepare, as Parquet below `OUT/_work/todo`, so that the driver can free its memory.
 
 A *chunk*, a row group of these files, becomes one shard. Its clips are of one split, in the order of
-`pipeline.prepare.output.order`. Each run has a folder of its own, so that no task ever reads another run's list.
+`pipeline.prepare.output.order`. Each run has its own folder, so no task reads another run's list.
 
-The files contain URLs without their keys. A chunk brings URLs with keys to its task through Ray's memory.
+The files contain URLs without secrets. URLs with secrets reach the task of a chunk through Ray's memory.
 """
 
 import threading
@@ -18,48 +18,48 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import dataset, parquet, storage
-from pipeline.prepare.clip import under_way
+from pipeline.prepare.clip import in_progress
 from pipeline.prepare.output.order import in_work_order
 from pipeline.redaction import without_secrets
 
 CHUNKS_PER_FILE = 64
-"""A task reads the footer of a file for one chunk of it."""
+"""Limits the size of a file's footer, which a task reads for each chunk."""
 
 ALIVE = "alive"
-"""The file that a run writes again and again while it needs its list."""
+"""The file that a run rewrites regularly while it needs its list."""
 
 ALIVE_EVERY_S = 60.0
 DEAD_AFTER_S = 900.0
-"""A list on shared storage whose run has not said for so long that it lives is left over from a run that was killed."""
+"""On shared storage a list without a sign of life for so long belongs to a run that was killed."""
 
 
 class Chunk(TypedDict):
     uri: str
     row_group: int
     media_with_keys: list[str | None] | None
-    """Of each clip, where one has any."""
+    """The URLs with secrets; null for all other clips."""
 
 
-def todo_dir(output: str) -> str:
+def work_lists_dir(output: str) -> str:
     return storage.join(dataset.work_dir(output), "todo")
 
 
 @contextmanager
 def work_list(output: str) -> Iterator[str]:
-    """A folder for this run's list, which goes when the run is over, and with it those of dead runs.
+    """Make a folder for this run's list, and delete it at the end. Lists of dead runs are deleted too.
 
-    On a local disk, where an output has one writer, all others are of dead runs. On an object store another cluster may
-    be at work; there a run is taken for dead by the time of its last sign of life, by the store's own clock.
+    On a local disk an output has one writer, so all other runs are dead. On an object store another cluster may be
+    running. There a run counts as dead by the time of its last sign of life, on the store's clock.
     """
-    folder = storage.join(todo_dir(output), uuid.uuid4().hex)
+    folder = storage.join(work_lists_dir(output), uuid.uuid4().hex)
     over = threading.Event()
     storage.write_bytes(storage.join(folder, ALIVE), b"")
-    with suppress(OSError):  # a list that is left over harms nobody: a later run deletes it
+    with suppress(OSError):  # a list that is left over is harmless; a later run deletes it
         _delete_dead(output, folder)
 
     def stay_alive() -> None:
         while not over.wait(ALIVE_EVERY_S):
-            with suppress(OSError):  # the next sign may get through
+            with suppress(OSError):  # the next sign may succeed
                 storage.write_bytes(storage.join(folder, ALIVE), b"")
 
     clock = threading.Thread(target=stay_alive, daemon=True)
@@ -68,22 +68,22 @@ def work_list(output: str) -> Iterator[str]:
         yield folder
     finally:
         over.set()
-        clock.join(ALIVE_EVERY_S)  # or it would write its sign after the folder has gone
-        with suppress(OSError):  # what was prepared is to be published all the same
+        clock.join(ALIVE_EVERY_S)  # otherwise it could write its sign after the folder is deleted
+        with suppress(OSError):  # the prepared clips are published in any case
             storage.delete(folder)
 
 
 def _delete_dead(output: str, own: str) -> None:
-    folder = todo_dir(output)
+    folder = work_lists_dir(output)
     latest = storage.modified_s_below(folder)
     now_s = latest.pop(own.rsplit("/", 1)[1])
-    alone = storage.is_local(output)
+    is_only_writer = storage.is_local(output)
     for name, modified_s in latest.items():
-        if alone or now_s - modified_s > DEAD_AFTER_S:
+        if is_only_writer or now_s - modified_s > DEAD_AFTER_S:
             storage.discard(storage.join(folder, name))
 
 
-def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
+def write_chunks(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk]:
     """Write rows of CLIPS into the folder of a `work_list`."""
     chunks: list[Chunk] = []
     splits = pc.unique(clips["split"]).to_pylist()
@@ -102,7 +102,7 @@ def write_todo(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chunk
 
 
 def _apart_from_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """What may be written of each URL, and the URLs with keys, null for all others."""
+    """The URLs without secrets, and the URLs with secrets, null for all others."""
     if not pc.any(pc.match_substring_regex(media, "://.*[@?]")).as_py():
         return media.combine_chunks(), pa.nulls(len(media), media.type)
     given = media.to_pylist()
@@ -112,8 +112,8 @@ def _apart_from_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 
 def read_chunks(chunks: pa.Table) -> pa.Table:
-    """A stage: rows of Chunk in, rows of CLIPS under way out."""
-    return under_way(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()]))
+    """Stage that turns rows of Chunk into rows of CLIPS in progress."""
+    return in_progress(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()]))
 
 
 def _read(uri: str, row_group: int, media_with_keys: list[str | None] | None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Sources: each reads a list of clips into one table, and the rows that cannot be prepared into another.
+"""Sources: each reads a list of clips into a table of clips, and a table of refused rows.
 
 | source             | split                         | clip_id                          | labels                      |
 |--------------------|-------------------------------|----------------------------------|-----------------------------|
@@ -9,28 +9,28 @@
 | manifest           | column `split`, else `train`  | column, else stem (and `_START`) | MIDs, names or indices      |
 | archives' manifest | see `sources.archive_manifest`                                   | the same                    |
 
-Where several clips of a split have the same stem, each takes as many of its folders as tell them apart:
-`sources.clip_names`. How a text is read as labels: `sources.label_text`.
+If several clips of a split have the same stem, folders are added to their names until they differ
+(`sources.clip_names`). `sources.label_text` defines how a text is read as labels.
 
-A *list* is refused whole, by a `DataError`, if it cannot be read, is not of its format, has no row, none of its rows
-has a known label, or more than half of its rows (and five at least) would be refused for one of the reasons below but
-`missing_file`. A *row* is refused alone and never quietly altered; only a label said twice in it is taken once:
+A *list* is refused as a whole, by a `DataError`, if it cannot be read, has another format, has no row, has no row with
+a known label, or if more than half of its rows (and at least five) would be refused for one of the reasons below other
+than `missing_file`. A *row* is refused separately and never changed, except that a repeated label counts once:
 
 | reason          | what is refused                                                                                 |
 |-----------------|-------------------------------------------------------------------------------------------------|
 | `bad_id`        | a video id that is not 1 to 64 of `A-Za-z0-9_-` (on YouTube: 11)                                |
-| `bad_id`        | a clip_id that is empty, longer than 200 or holds control characters                            |
-| `bad_id`        | a path or URL that is missing, doubled or unusable, or is a URI that a row may not name         |
-| `bad_id`        | a row's split of other than `A-Za-z0-9_.-`, or that is called as a file of a data set is        |
-| `bad_id`        | an id or split that a spreadsheet wrote over (`#NAME?`, `1.2E+05`, `3-Feb`), or with U+FFFD     |
-| `bad_time`      | no finite number, a start below 0 or above 1e6 s, an end not after it or more than 300 s later  |
+| `bad_id`        | a clip_id that is empty, longer than 200, or has control characters                             |
+| `bad_id`        | a path or URL that is missing, given twice or unusable, or a URI that a row may not name        |
+| `bad_id`        | a row's split with other characters than `A-Za-z0-9_.-`, or with the name of a data set's file  |
+| `bad_id`        | an id or split that a spreadsheet replaced (`#NAME?`, `1.2E+05`, `3-Feb`), or with U+FFFD       |
+| `bad_time`      | not a finite number, a start below 0 or above 1e6 s, an end not after it or over 300 s later    |
 | `no_label`      | a row without a label                                                                           |
-| `unknown_label` | a row with any label that the vocabulary lacks, or whose labels are a list that cannot be read  |
-| `duplicate`     | the same section of the same file, or a clip_id, for the second time in its split               |
-| `missing_file`  | a clip whose file is not in the folder; data files and manifests are not checked for this here  |
+| `unknown_label` | a row with any label outside the vocabulary, or whose labels are a list that cannot be read     |
+| `duplicate`     | the same section of the same file, or the same clip_id, for the second time in its split        |
+| `missing_file`  | a clip whose file is not in the folder; not checked here for data files and manifests           |
 
-Relative paths in a list are relative to the list. A row may name files, objects, URLs and what the list's own file
-system has; neither options of a store nor other file systems of fsspec, which reach for any host.
+Relative paths in a list are relative to the list. A row may name files, objects, URLs, and files of the list's own file
+system. Options of a store and other file systems of fsspec are refused, because they could reach any host.
 """
 
 from pipeline.prepare.sources.datafile import read_datafile

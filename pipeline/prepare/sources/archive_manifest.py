@@ -1,16 +1,16 @@
-"""Manifests whose audio is within: Parquet with a column `audio`, and tars with a `KEY.json` beside each `KEY.flac`.
+"""Manifests that contain their audio: Parquet with a column `audio`, and tars with `KEY.json` next to `KEY.flac`.
 
-| what a row says | in Parquet: the column       | in a tar: the key of KEY.json      |
+| content         | in Parquet: the column       | in a tar: the key of KEY.json      |
 |-----------------|------------------------------|------------------------------------|
 | labels          | `labels`, else `label`       | the same                           |
-| its name        | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
-| where it is from| `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
-| its split       | `split`, else that of a file named `SPLIT-00000-of-00001.parquet`           | `split`  |
+| id              | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
+| origin          | `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
+| split           | `split`, else that of a file named `SPLIT-00000-of-00001.parquet`           | `split`  |
 
-In place of KEY.json there may be a KEY.cls with the name or index of the one class. KEY.txt holds a caption, no label.
-KEY is a member's name without its suffix; a KEY.json that is not there may have a name that ends at the first dot, as
-WebDataset has it. Labels that are numbers are indices into the names that Hugging Face's ClassLabel brings, or into
-the `labels.csv` of a store of kept audio.
+In place of KEY.json there may be a KEY.cls with the name or index of the only class. KEY.txt contains a caption, not a
+label. KEY is a member's name without its suffix. If there is no KEY.json of that name, one whose name ends at the first
+dot is used, as in WebDataset. Labels that are numbers are indices into the names of Hugging Face's ClassLabel, or into
+the `labels.csv` of an audio store.
 """
 
 import json
@@ -39,7 +39,7 @@ _COMPRESSED = re.compile(r".+\.(tgz|tar\.\w+)", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
-    """A row of a manifest, as it is written there; None where it says nothing."""
+    """A row of a manifest as written; None for what it does not give."""
 
     labels: Any = None
     clip_id: Any = None
@@ -49,21 +49,21 @@ class Entry(NamedTuple):
     path: Any = None
     url: Any = None
     place: str = ""
-    """Where the row stands, for messages."""
-    # of audio within
+    """Position of the row, for messages."""
+    # The rest is for audio in an archive.
     media: str | None = None
     member: str | None = None
     video_id: Any = None
     stem: str = ""
     inner_path: str = ""
-    """The archive's path and that of the audio in it, which no two rows share."""
+    """The archive's path and that of the audio in it, which is unique to the row."""
     file_split: str | None = None
 
 
 def find(uri: str, notes: list[str]) -> list[str]:
-    """The archives that a manifest's URI means: one, those of a folder or of a glob. None if it is a list of files.
+    """The archives that a manifest's URI names: one, or those of a folder or glob. Empty if it is a list of files.
 
-    What the user should know of them is added to `notes`.
+    Lines for the user are added to `notes`.
     """
     if _COMPRESSED.fullmatch(uri):
         raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
@@ -77,7 +77,7 @@ def find(uri: str, notes: list[str]) -> list[str]:
         if not found:
             why = f" ({outputs[0]})" if outputs else ""
             raise DataError(
-                f"the folder {uri} holds neither .parquet nor .tar{why}; give a list, or the archives' folder"
+                f"the folder {uri} contains neither .parquet nor .tar{why}; give a list, or the archives' folder"
             )
         return _without_other_audio(found, notes, outputs)
     if uri.lower().endswith(".tar"):
@@ -89,13 +89,13 @@ def find(uri: str, notes: list[str]) -> list[str]:
 
 
 def _without_other_audio(found: list[str], notes: list[str], outputs: list[str]) -> list[str]:
-    """One odd file below a large folder is left out; it is refused where there is no other."""
+    """Leave out archives with audio of another kind. If all are of another kind, raise the error of the first."""
     others = list(archives.ahead(_other_audio, found))
-    kept = [uri for uri, other in zip(found, others, strict=True) if other is None]
-    if not kept:
+    usable = [uri for uri, other in zip(found, others, strict=True) if other is None]
+    if not usable:
         raise next(filter(None, others))
     notes += [*outputs, *(f"not read: {other}" for other in others if other)]
-    return kept
+    return usable
 
 
 def _other_audio(uri: str) -> archives.OtherAudioError | None:
@@ -109,7 +109,7 @@ def _other_audio(uri: str) -> archives.OtherAudioError | None:
 
 
 def _matching(pattern: str, notes: list[str]) -> list[str]:
-    """`*` stays within a folder, `**` does not."""
+    """The archives that a glob matches. `*` stays within a folder, `**` does not."""
     pattern = storage.absolute(pattern)
     root = dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
     deep = "**" in pattern
@@ -137,12 +137,12 @@ def _is_folder(uri: str) -> bool:
 
 
 def own_labels(uri: str, found: list[str]) -> LabelVocabulary | None:
-    """The vocabulary that archives bring: `labels.csv` in their folder, else Hugging Face's ClassLabel in the first."""
-    beside = storage.join(uri, "labels.csv")
-    if _is_folder(uri) and storage.exists(beside):
-        text = storage.read_text(beside)
+    """The archives' own vocabulary: `labels.csv` in their folder, else Hugging Face's ClassLabel in the first file."""
+    labels_file = storage.join(uri, "labels.csv")
+    if _is_folder(uri) and storage.exists(labels_file):
+        text = storage.read_text(labels_file)
         if all(column in text[:200].lower() for column in CSV_HEADER):
-            return LabelVocabulary.from_csv(text, origin=beside)
+            return LabelVocabulary.from_csv(text, origin=labels_file)
     for file in found:
         if file.lower().endswith(".parquet"):
             with archives.open_parquet(file) as parquet:
@@ -152,10 +152,10 @@ def own_labels(uri: str, found: list[str]) -> LabelVocabulary | None:
 
 
 def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator[Entry]:
-    """The rows of all archives, in their order.
+    """The rows of all archives, in order.
 
     Raises:
-        DataError: an archive is damaged, or none holds audio with labels.
+        DataError: an archive is damaged, or there is no audio with labels.
     """
     any_audio = any_labels = False
     for rows in archives.ahead(partial(_entries_of, own=own), found):
@@ -163,11 +163,11 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
             any_audio, any_labels = True, any_labels or entry.labels is not None
             yield entry
     if not any_audio:
-        raise DataError(f"{uri} holds no audio: neither a tar's audio files nor Parquet with a column `audio`")
+        raise DataError(f"{uri} contains no audio: neither a tar's audio files nor Parquet with a column `audio`")
     if not any_labels:
         raise DataError(
             f"{uri} has no labels: Parquet needs a column `labels`, a tar a KEY.json "
-            'with {"labels": [...]}, or a KEY.cls, beside each KEY.flac (a KEY.txt is taken for a caption, never for '
+            'with {"labels": [...]}, or a KEY.cls, next to each KEY.flac (a KEY.txt is read as a caption, never as '
             "labels); or give --segments LIST with --audio-dir"
         )
 
@@ -187,7 +187,7 @@ def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) 
     for row, values in enumerate(rows):
         path = values.pop("path")
         name = stem(path) if path else f"{stem(uri)}_{row}"
-        own_row = f"_{row}" if times[path] > 1 and path else ""  # else nothing tells equal paths of one file apart
+        own_row = f"_{row}" if times[path] > 1 and path else ""  # otherwise equal paths of one file look the same
         yield _entry(values, names, uri, archives.row_member(row), name)._replace(
             file_split=match and match[1],
             inner_path=f"{splitext(uri)[0]}{own_row}/{path or name}",
@@ -197,16 +197,22 @@ def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) 
 
 def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
     members = list(archives.tar_members(uri, sidecars=True))
-    said: dict[str, dict[str, Any]] = {}
+    sidecars: dict[str, dict[str, Any]] = {}
     for member in members:
-        if isinstance(member.sidecar, dict):  # a KEY.json says more than a KEY.cls
+        if isinstance(member.sidecar, dict):  # a KEY.json takes precedence over a KEY.cls
             key, is_json = splitext(member.name)[0], member.name.lower().endswith(".json")
-            said[key] = said.get(key, {}) | member.sidecar if is_json else member.sidecar | said.get(key, {})
+            sidecars[key] = (
+                sidecars.get(key, {}) | member.sidecar if is_json else member.sidecar | sidecars.get(key, {})
+            )
     for member in members:
         if is_media(member.name):
             key = splitext(member.name)[0]
             first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
-            values = {name: value for name, value in said.get(key, said.get(first_dot, {})).items() if name in _COLUMNS}
+            values = {
+                name: value
+                for name, value in sidecars.get(key, sidecars.get(first_dot, {})).items()
+                if name in _COLUMNS
+            }
             place = archives.bytes_member(member.offset, member.size)
             yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
                 inner_path=f"{splitext(uri)[0]}/{member.name}", place=f"{member.name} of {basename(uri)}"
@@ -223,12 +229,12 @@ def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: s
 
 
 def _is_index(cell: Any, num_names: int) -> bool:
-    """A whole number of the names; pandas makes floats of whole numbers where a column has a gap."""
+    """Whether a cell is a whole number and a valid index. pandas writes whole numbers as floats if a cell is empty."""
     return isinstance(cell, int | float) and not isinstance(cell, bool) and 0 <= cell < num_names and cell == int(cell)
 
 
 def _class_names(parquet: pq.ParquetFile) -> tuple[str, ...]:
-    """Of Hugging Face's feature ClassLabel, alone or in a list; empty where the labels are none."""
+    """The names of Hugging Face's feature ClassLabel, single or in a list; empty if the labels have another type."""
     try:
         features = json.loads((parquet.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
         feature = features["labels"] if "labels" in features else features["label"]

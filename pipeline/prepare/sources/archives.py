@@ -1,15 +1,15 @@
-"""Archives of audio: Parquet files as Hugging Face `datasets` writes them, and tars as WebDataset has them.
+"""Archives of audio: Parquet files as written by Hugging Face `datasets`, and tars as in WebDataset.
 
-Where a clip lies in an archive is said by its `member`, a short text beside the archive's URI. Its numbers are padded,
-so that members sort as they lie.
+The position of a clip in an archive is its `member`, a short text next to the archive's URI. Its numbers are padded
+with zeros, so that members sort by position.
 
 | archive   | member                     | the audio is                                                         |
 |-----------|----------------------------|----------------------------------------------------------------------|
 | `.parquet`| `row 000000000017`         | `audio.bytes` of that row of the file, counted from 0                |
-| `.tar`    | `bytes 000000001536 204800`| so many bytes from that offset on                                    |
+| `.tar`    | `bytes 000000001536 204800`| 204,800 bytes from offset 1,536 on                                   |
 
-An archive is listed by its small columns or its headers alone, never by its audio. Tars that are compressed as a whole
-cannot be read from the middle, and are not taken.
+An archive is listed only by its small columns or its headers, never by its audio. Tars that are compressed as a whole
+cannot be read from the middle, so they are refused.
 """
 
 import functools
@@ -41,13 +41,13 @@ T = TypeVar("T")
 SUFFIXES = (".parquet", ".tar")
 
 THREADS = 16
-"""Archives listed at a time; the time goes into waiting for storage."""
+"""Number of archives that are listed at a time. Most of the time is spent waiting for storage."""
 
 READ_AHEAD_BYTES = 1 << 14
-"""A tar's small members lie beside their audio's header: one request brings both."""
+"""A tar's small members are next to their audio's header, so one request of this size reads both."""
 
 MAX_SIDECAR_BYTES = 1 << 20
-"""Longest JSON file beside a clip."""
+"""Limit of a JSON file next to a clip."""
 
 
 def is_archive(path: str) -> bool:
@@ -73,14 +73,14 @@ class TarMember(NamedTuple):
     offset: int
     size: int
     sidecar: Any
-    """What a `.json` member holds, {"label": …} for a `.cls` member, None for any other."""
+    """The content of a `.json` member, {"label": …} for a `.cls` member, None for any other."""
 
 
 def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
-    """The files of a tar, by its headers; with `sidecars`, what its JSON files hold.
+    """The files of a tar according to its headers; with `sidecars`, also the contents of its JSON files.
 
     Raises:
-        DataError: it cannot be opened, is no plain tar or is damaged.
+        DataError: the file cannot be opened, is not an uncompressed tar, or is damaged.
     """
     try:
         fs, path = storage.resolve(uri)
@@ -90,7 +90,7 @@ def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
             tarfile.open(fileobj=file, mode="r:") as tar,  # names that are not UTF-8 get lone surrogates
         ):
             while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it remembers all of them
                 if info.isreg() and not info.issparse() and not storage.is_stray(info.name):
                     is_sidecar = info.name.lower().endswith((".json", ".cls"))
                     sidecar = _sidecar(tar, info) if sidecars and is_sidecar else None
@@ -104,7 +104,7 @@ def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
 
 
 def _sidecar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
-    """None where it is not JSON, or no text: its clip then has no label, and is refused for that."""
+    """Parse a sidecar; None if it is not valid. Its clip then has no label, and is refused for that."""
     file = tar.extractfile(info)
     if file is None or info.size > MAX_SIDECAR_BYTES:
         return None
@@ -119,7 +119,7 @@ def _sidecar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
 
 @contextmanager
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """Raises DataError where there is none, or it is damaged."""
+    """Raises DataError if the file does not exist or is damaged."""
     try:
         fs, path = storage.resolve(uri)
         with fs.open_input_file(path) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
@@ -131,14 +131,14 @@ def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
 
 
 class OtherAudioError(DataError):
-    """A Parquet file whose column `audio` is of another kind than ours. Below a folder it is no source, and said."""
+    """A Parquet file whose column `audio` has another type. In a folder it is skipped with a line for the user."""
 
 
 def holds_audio(parquet: pq.ParquetFile, uri: str) -> bool:
-    """Whether a Parquet file has a column `audio` of bytes.
+    """Whether a Parquet file has a column `audio` with bytes.
 
     Raises:
-        OtherAudioError: there is such a column, but of another kind, or of paths alone.
+        OtherAudioError: the column has another type, or contains only paths.
     """
     schema = parquet.schema_arrow
     if "audio" not in schema.names:
@@ -150,13 +150,13 @@ def holds_audio(parquet: pq.ParquetFile, uri: str) -> bool:
         )
     if len(parquet.schema_arrow) and parquet.metadata.num_rows and _all_null(uri, "audio.bytes"):
         raise OtherAudioError(
-            f"{uri} holds paths of audio files, not their bytes; embed them (datasets: embed_external_files)"
+            f"{uri} contains paths of audio files, not their bytes; embed them (datasets: embed_external_files)"
         )
     return True
 
 
 def _all_null(uri: str, leaf: str) -> bool:
-    """Whether the statistics say so of a column; without them, it is not known."""
+    """Whether a column is all null according to the statistics; False without statistics."""
     fs, path = storage.resolve(uri)
     with fs.open_input_file(path) as file:
         chunks = [chunk for group in column_chunks(file) for chunk in group if chunk.name == leaf]
@@ -165,7 +165,7 @@ def _all_null(uri: str, leaf: str) -> bool:
 
 @dataclass(frozen=True)
 class Archive:
-    """What is remembered of a listed archive."""
+    """What is kept in memory of a listed archive."""
 
     uri: str
     num_members: int
@@ -177,17 +177,17 @@ class Archive:
 
 
 class Names(NamedTuple):
-    """The names that an archive's members go by; a member may have several."""
+    """The names of an archive's members. A member may have several."""
 
     names: pa.Array
     of: np.ndarray
-    """`[names]`: to which member each belongs."""
+    """`[names]`: the member of each name."""
 
 
 def list_archive(uri: str, is_media: Callable[[str], bool]) -> tuple[Archive, Names] | None:
-    """The audio in an archive by its names, none for a Parquet file without a column `audio`.
+    """List the audio in an archive by name. A Parquet file without a column `audio` gives None.
 
-    A name is a file's without its folder and suffix; see `row_names` for those of a Parquet row.
+    The name of a tar's member is its file name without folder and suffix. `row_names` gives those of a Parquet row.
     """
     if uri.lower().endswith(".tar"):
         members = [m for m in tar_members(uri) if is_media(m.name) and storage.is_text(m.name)]
@@ -207,7 +207,7 @@ _NAMING = ("clip_id", "video_id", "start_s")
 
 
 def small_rows(parquet: pq.ParquetFile, columns: Iterable[str] = _NAMING) -> Iterator[dict[str, Any]]:
-    """These columns of every row where the file has them, and of its audio the `path`."""
+    """These columns of every row, as far as the file has them, and the `path` of its audio."""
     present = [column for column in columns if column in parquet.schema_arrow.names]
     for batch in parquet.iter_batches(batch_size=4096, columns=[*present, "audio.path"]):
         for row in batch.to_pylist():
@@ -216,10 +216,10 @@ def small_rows(parquet: pq.ParquetFile, columns: Iterable[str] = _NAMING) -> Ite
 
 
 def row_names(row: dict[str, Any]) -> list[str]:
-    """What a Parquet row goes by: `video_id`, the stem of `audio.path` and `clip_id`.
+    """The names of a Parquet row: `video_id`, the stem of `audio.path` and `clip_id`.
 
-    Each as `NAME_START` where the row has a `start_s`, for its audio is then a section that was cut out; by no name
-    where that is no number.
+    If the row has a `start_s`, its audio is a section that was cut out, and each name becomes `NAME_START`. If
+    `start_s` is not a number, the row has no name.
     """
     start_s = row.get("start_s")
     if not isinstance(start_s, int | float | None):
@@ -230,7 +230,7 @@ def row_names(row: dict[str, Any]) -> list[str]:
 
 
 def with_start(name: str, start_s: float) -> str:
-    """`NAME_START`, three decimals, where `name` does not end in that start already."""
+    """`NAME_START` with three decimals, unless `name` already ends in that start."""
     stem, _, last = name.rpartition("_")
     try:
         has_it = bool(stem) and float(last) == start_s
@@ -240,7 +240,7 @@ def with_start(name: str, start_s: float) -> str:
 
 
 def ahead(work: Callable[[str], T], uris: Iterable[str]) -> Iterator[T]:
-    """`work` of every URI, in their order, in threads that are a few ahead of the reader."""
+    """`work` for every URI, in order, by threads that work a few URIs ahead of the reader."""
     with ThreadPoolExecutor(THREADS) as pool:
         running: deque[Future[T]] = deque()
         try:
@@ -256,26 +256,26 @@ def ahead(work: Callable[[str], T], uris: Iterable[str]) -> Iterator[T]:
 
 
 def first_rows(uri: str) -> list[int]:
-    """The first row of each row group of a Parquet file; of one that cannot be read now, as if it had a single one."""
+    """The first row of each row group of a Parquet file; [0] if the file cannot be read now."""
     try:
         with open_parquet(uri) as parquet:
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     except DataError:
-        return [0]  # its clips will say so
+        return [0]  # its clips will fail with the reason
     return list(accumulate(sizes, initial=0))[:-1] or [0]
 
 
-# Reading, in the process that decodes
+# Reading, in the sandbox
 
 
 class Member(NamedTuple):
     audio: bytes
     num_clipped: int
-    """Samples that were beyond full scale before the audio came into the archive, where it says so."""
+    """Samples that were beyond full scale before the audio was stored, if the archive records it."""
 
 
 def read_member(uri: str, member: str) -> Member:
-    """Raises ClipError missing_file, not_audio, or network where the archive lies on another machine."""
+    """Raises ClipError: missing_file, not_audio, or network for an archive on another machine."""
     kind, *numbers = member.split(" ")
     try:
         if kind == "bytes":
@@ -305,13 +305,13 @@ def _read_row(uri: str, row: int) -> Member:
     audio, num_clipped = _row_group(uri, group)
     value = audio[row - first_rows[group]].as_py()
     if not value:
-        raise ClipError(Reason.MISSING_FILE, f"row {row} of {uri} holds no audio")
+        raise ClipError(Reason.MISSING_FILE, f"row {row} of {uri} contains no audio")
     return Member(value, 0 if num_clipped is None else num_clipped[row - first_rows[group]].as_py() or 0)
 
 
 @functools.lru_cache(maxsize=2)
 def _opened(uri: str) -> tuple[pq.ParquetFile, list[int]]:
-    """The file, and the first row of each row group, then of the end."""
+    """The file, and the first row of each row group, followed by the number of rows."""
     fs, path = storage.resolve(uri)
     parquet = pq.ParquetFile(fs.open_input_file(path), page_checksum_verification=True)
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
@@ -320,7 +320,7 @@ def _opened(uri: str) -> tuple[pq.ParquetFile, list[int]]:
 
 @functools.lru_cache(maxsize=2)
 def _row_group(uri: str, group: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    """The audio of a row group. The last two stay: clips that follow each other lie in one, or across a border."""
+    """The audio of a row group. The last two are cached, because consecutive clips are in one or two row groups."""
     parquet, _ = _opened(uri)
     counted = ["num_clipped"] if "num_clipped" in parquet.schema_arrow.names else []
     table = parquet.read_row_group(group, columns=["audio.bytes", *counted], use_threads=False)

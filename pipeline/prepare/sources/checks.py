@@ -1,4 +1,4 @@
-"""Checks of single values of a row. What is wrong becomes a `ClipError`, which refuses the row."""
+"""Checks of single values of a row. A wrong value raises `ClipError`, which refuses the row."""
 
 import math
 import os
@@ -15,18 +15,18 @@ from pipeline.prepare.sources.locate import stem
 from pipeline.redaction import without_secrets
 
 LONGEST_ID = 200
-MAX_START_S = 1e6  # eleven days; beyond any recording, and within what FFmpeg can seek
+MAX_START_S = 1e6  # eleven days: longer than any recording, and FFmpeg can seek that far
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # lone surrogates too: Arrow cannot store them
 VIDEO_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 WEB = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
 _SPLIT = re.compile(r"(?!(?i:dataset\.json|labels\.csv|report\.html)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-"""A folder beside these files and _work."""
+"""Names of split folders, which are next to these files and _work."""
 
 _OF_THE_WEB = {"http", "https"}
 _SCHEMES = storage.PYARROW_SCHEMES | _OF_THE_WEB
-"""What a row may name. fsspec has file systems that ask any host, keep copies or read through one another."""
+"""Schemes that a row may name. Some file systems of fsspec request any host, keep copies or use one another."""
 
 
 def seconds(value: Any, what: str) -> float:
@@ -34,7 +34,7 @@ def seconds(value: Any, what: str) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or (isinstance(value, str) and "_" in value):  # Python reads "1_0" as 10
+    if not math.isfinite(number) or (isinstance(value, str) and "_" in value):  # Python would read "1_0" as 10
         raise ClipError(Reason.BAD_TIME, f"{what} is {show(value)}, not a number of seconds")
     return number + 0.0  # -0.0 becomes 0.0
 
@@ -53,11 +53,11 @@ def check_video_id(video_id: Any) -> None:
 
 
 def check_clip_id(clip_id: str, *, is_given: bool = True) -> None:
-    """Check an id that the list itself gives, or one that comes from a file's name."""
+    """Check an id that is given in the list, or one that is made from a file's name."""
     if not 0 < len(clip_id) <= LONGEST_ID or (not clip_id.isprintable() and CONTROL.search(clip_id)):
-        raise ClipError(Reason.BAD_ID, f"{show(clip_id)} is not 1 to {LONGEST_ID} characters, none for control")
+        raise ClipError(Reason.BAD_ID, f"{show(clip_id)} needs 1 to {LONGEST_ID} characters and no control characters")
     if "\ufffd" in clip_id or (is_given and is_spreadsheet_damage(clip_id, dates=False)):
-        raise ClipError(Reason.BAD_ID, f"{show(clip_id)} is no id: a spreadsheet or a conversion wrote over it")
+        raise ClipError(Reason.BAD_ID, f"{show(clip_id)} is not an id: a spreadsheet or a conversion replaced it")
 
 
 def is_split(split: str) -> bool:
@@ -87,11 +87,11 @@ def folder_of(uri: str) -> str:
 
 
 def media_in(folder: str, path: Any, what: str) -> str:
-    """The media that a list in `folder` names by `path`."""
+    """The media that a list in `folder` names with `path`."""
     if not isinstance(path, str) or not path or CONTROL.search(path):
         raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}, not a path")
     if "\ufffd" in path or is_spreadsheet_damage(path, dates=False):
-        raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}: a spreadsheet or a conversion wrote over it")
+        raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}: a spreadsheet or a conversion replaced it")
     scheme, is_uri, rest = path.partition("://")
     if not is_uri:
         media = path if path.startswith("/") else f"{folder}/{path}"
@@ -108,7 +108,7 @@ def media_in(folder: str, path: Any, what: str) -> str:
 
 
 def _as_on_disk(path: str) -> str:
-    """`path` as the disk has it: macOS takes accents apart (NFD), most others do not (NFC); Windows writes `a\\b`."""
+    """`path` as it is on the disk: accents as separate characters on macOS (NFD), `/` in place of Windows' `\\`."""
     if (path.isascii() and "\\" not in path) or os.path.lexists(path):
         return path
     if "\\" in path and os.path.lexists(slashed := _as_on_disk(path.replace("\\", "/"))):
@@ -121,11 +121,11 @@ def _as_on_disk(path: str) -> str:
 
 
 def show(value: Any) -> str:
-    """`value` in a message: on one line, printable and short."""
+    """`value` for a message: one line, printable and short."""
     text = repr(value if not isinstance(value, str) else without_secrets(value)[:LONGEST_ID])
     return text if len(text) <= 80 else text[:79] + "…"
 
 
 def one_line(err: BaseException) -> str:
-    """What `err` says, on one line."""
+    """The message of `err` on one line."""
     return " ".join(f"{err}".split())[:300] or type(err).__name__

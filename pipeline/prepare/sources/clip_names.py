@@ -1,14 +1,14 @@
-"""Names of clips whose list gives them none: the stem of the file, and as many folders as tell equal stems apart.
+"""Names for clips without an id in their list: the file's stem, with as many folders as tell equal stems apart.
 
     audio/rex.wav                                      rex
     sc/bed/0a7c_nohash_0.wav, sc/bird/0a7c_nohash_0.…  bed/0a7c_nohash_0, bird/0a7c_nohash_0
     0000.wav in shard-000000.tar and shard-000001.tar  shard-000000/0000, shard-000001/0000
     x.wav and x.flac in one folder                     x.wav, x.flac
 
-Clips of one split with the same stem are a group. A group takes the fewest folders that make its names differ, and
-where whole paths are equal, the suffix of the file too. An archive counts as a folder. A name depends on the paths of
-its own group alone, neither on their order nor on any other clip, so that a list that grows renames a clip only when
-another file of the same stem joins it.
+Clips of one split with the same stem form a group. A group gets the smallest number of folders that makes its names
+differ, and also the file's suffix if whole paths are equal. An archive counts as a folder. A name depends only on the
+paths of its group, not on their order or on other clips. So a growing list renames a clip only if another file of the
+same stem joins its group.
 """
 
 import posixpath
@@ -26,7 +26,7 @@ from pipeline.prepare.sources.checks import WEB
 
 
 def rows_of_one_name(clips: pa.Table) -> list[list[int]]:
-    """Groups of rows with the same split and clip_id, each of two rows or more, in the order of their first rows."""
+    """Groups of two or more rows with the same split and clip_id, in the order of their first rows."""
     counts = clips.group_by(["split", "clip_id"]).aggregate([([], "count_all")])
     if len(counts) == len(clips):
         return []
@@ -40,10 +40,10 @@ def rows_of_one_name(clips: pa.Table) -> list[list[int]]:
 
 
 def tell_apart(clip_id: str, paths: Sequence[str | None]) -> list[str | None]:
-    """A name for each row of a group that shares `clip_id`; None for one whose path stands in the group before.
+    """A name for each row of a group that shares `clip_id`; None if an earlier row has the same path.
 
-    A path is that of the file, or of the archive and the member in it; None where the list itself gave the name, which
-    then stays.
+    A path is that of the file, or of the archive and the member in it. It is None if the list itself gave the name,
+    which is then kept.
     """
     is_given = None in paths
     of_their_own = {
@@ -59,16 +59,16 @@ def tell_apart(clip_id: str, paths: Sequence[str | None]) -> list[str | None]:
 
 
 def first_rows(paths: Sequence[str | None]) -> list[int]:
-    """For each row of a group, the first row with the same path: itself, unless it repeats another."""
+    """For each row of a group, the first row with the same path. That is the row itself unless it is a repetition."""
     first_of: dict[_Path, int] = {}
     return [row if path is None else first_of.setdefault(_Path.of(path), row) for row, path in enumerate(paths)]
 
 
 class _Path(NamedTuple):
     folders: tuple[str, ...]
-    """Outermost first; of a URL, the host is one."""
+    """Outermost first; includes the host of a URL."""
     suffix: str
-    """Of the file, with the query of a URL."""
+    """Suffix of the file, with the query of a URL."""
     name: str
 
     @classmethod
@@ -92,4 +92,4 @@ def _names(clip_id: str, paths: Sequence[_Path], taken: set[str]) -> list[str]:
             ]
             if len({*names, *taken}) == len(names) + len(taken):
                 return names
-    return [clip_id] * len(paths)  # differ in nothing that a name can hold; all but one are refused for it
+    return [clip_id] * len(paths)  # no name can tell them apart; all but one are refused

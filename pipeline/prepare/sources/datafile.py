@@ -25,9 +25,9 @@ from pipeline.prepare.sources.web_lists import read_list
 
 
 def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None) -> ClipList:
-    """AST's data file, with or without its comment line on top; `labels` may be a list too.
+    """Read an AST data file, with or without its comment line at the top. `labels` may also be a list.
 
-    A stem that ends in `_20.000` says where in the recording the file was cut; a bare `_20` may belong to the name.
+    A stem that ends in `_20.000` gives the section's start in the recording. A bare `_20` may belong to the name.
     """
     split = checked_split(split or name_of(uri))
     notes = list[str]()
@@ -60,7 +60,7 @@ def _entries(uri: str, text: str) -> list[Any]:
             f'{uri} is not a data file {{"data": [{{"wav": …, "labels": …}}, …]}}: {one_line(err)}'
         ) from err
     if not isinstance(entries, list):
-        raise DataError(f'{uri} is not a data file: "data" holds {type(entries).__name__}, not a list')
+        raise DataError(f'{uri} is not a data file: "data" is {type(entries).__name__}, not a list')
     return entries
 
 
@@ -68,5 +68,5 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one entry")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one entry")
     return values

@@ -1,4 +1,4 @@
-"""Data sets as their authors ship them, one whole file a clip: ESC-50, ESC-10, Speech Commands."""
+"""Data sets as published by their authors, with one file per clip: ESC-50, ESC-10, Speech Commands."""
 
 import re
 import unicodedata
@@ -16,11 +16,11 @@ from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import read_list
 
 Listed = tuple[str | None, str | None, str, str]
-"""clip_id where it is not the file's stem, split, file, label"""
+"""clip_id (None: the file's stem), split, file, label"""
 
 
 class Tree:
-    """The files below a folder, by names whose accents are in the usual form (NFC)."""
+    """The files of a folder, by names with composed accents (NFC)."""
 
     def __init__(self, folder: str) -> None:
         self.root = storage.absolute(folder).rstrip("/")
@@ -32,7 +32,7 @@ class Tree:
         for file in files:
             if self.on_disk.setdefault(_nfc(file), file) != file:
                 raise DataError(
-                    f"{folder} holds {show(file)} twice, with accents composed and apart; remove one of them"
+                    f"{folder} contains {show(file)} twice, with accents composed and apart; remove one of them"
                 )
 
     def __contains__(self, file: str) -> bool:
@@ -50,8 +50,8 @@ def read_esc(folder: str) -> ClipList:
     named = re.compile(r"(?P<category>\d{3} - (?P<label>[^/]+))/(?P<name>[^/]+)")
     found = [match for match in map(named.fullmatch, sorted(tree.on_disk)) if match and is_media(match["name"])]
     if not found:
-        raise DataError(f"{folder} holds neither meta/esc50.csv (ESC-50) nor audio in folders `NNN - Name` (ESC-10)")
-    name_of = {match["category"]: match["label"] for match in found}  # in the order of NNN, as `found` is sorted
+        raise DataError(f"{folder} has neither meta/esc50.csv (ESC-50) nor audio in folders `NNN - Name` (ESC-10)")
+    name_of = {match["category"]: match["label"] for match in found}  # in the order of NNN, because `found` is sorted
     vocabulary = _vocabulary(folder, name_of.values())
     return _shipped(folder, tree, [(None, _esc_fold(m["name"]), m[0], m["label"]) for m in found], vocabulary)
 
@@ -92,28 +92,28 @@ def _read_esc50(tree: Tree) -> ClipList:
 
 
 def read_speechcommands(folder: str) -> ClipList:
-    """Speech Commands V2 as shipped: `WORD/HASH_nohash_N.wav`, and lists of what is for validation and for testing."""
+    """Speech Commands V2 as shipped: `WORD/HASH_nohash_N.wav`, and the lists of validation and test files."""
     tree = Tree(folder)
     split_of: dict[str, str] = {}
     for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
         if name not in tree:
-            raise DataError(f"{folder} holds no {name}; give the folder of Speech Commands V2 as unpacked")
+            raise DataError(f"{folder} has no {name}; give the folder of Speech Commands V2 as unpacked")
         for line, file in _lines(read_list(tree.uri(name), [])):
             if split_of.setdefault(file, split) != split:
                 raise DataError(f"{folder}/{name}, line {line}: {show(file)} is in the other list too")
-    spoken = {
+    present = {
         file for file in tree.on_disk if re.fullmatch(r"[^/_.][^/]*/[^/]+\.(?i:wav)", file)
-    }  # no _background_noise_
-    if not spoken:
-        raise DataError(f"{folder} holds no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
-    gone = sorted(split_of.keys() - spoken)
-    if 2 * len(gone) > len(split_of) and len(gone) > 1:  # else all those clips would be trained on
+    }  # without _background_noise_
+    if not present:
+        raise DataError(f"{folder} has no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
+    missing = sorted(split_of.keys() - present)
+    if 2 * len(missing) > len(split_of) and len(missing) > 1:  # otherwise their clips could all end up in training
         raise DataError(
-            f"{len(gone)} of the {len(split_of)} files that the lists of {folder} name are not there, "
-            f"{show(gone[0])} for one; unpack all of Speech Commands V2, lists and words"
+            f"{len(missing)} of the {len(split_of)} files that the lists of {folder} name are not there, "
+            f"{show(missing[0])} for one; unpack all of Speech Commands V2, lists and words"
         )
-    word_of = {file: file.partition("/")[0] for file in sorted(spoken | split_of.keys())}
-    vocabulary = _vocabulary(folder, sorted({word_of[file] for file in spoken}))
+    word_of = {file: file.partition("/")[0] for file in sorted(present | split_of.keys())}
+    vocabulary = _vocabulary(folder, sorted({word_of[file] for file in present}))
     listed: list[Listed] = [
         (splitext(file)[0], split_of.get(file, "train"), file, word) for file, word in word_of.items()
     ]
@@ -121,7 +121,7 @@ def read_speechcommands(folder: str) -> ClipList:
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    """The files that a list names, with the line of each; Windows' backslashes and `./` are no part of a name."""
+    """The files that a list names, with their lines. Windows' backslashes become slashes, and `./` is removed."""
     lines = enumerate(LINE_END.split(text), start=1)
     return [(line, _nfc(normpath(file.strip().replace("\\", "/")))) for line, file in lines if file.strip()]
 
@@ -136,7 +136,7 @@ def _shipped(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: Labe
             check_split(split)
             labels = rows.indices([label])
             if clip_id is not None:
-                rows.claim(clip_id, split)
+                rows.reserve(clip_id, split)
             if file not in tree:
                 raise ClipError(Reason.MISSING_FILE, f"it is listed, but there is no file {show(file)}")
             keep = rows.keep if clip_id is not None else rows.keep_named
@@ -149,7 +149,7 @@ def _shipped(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: Labe
 def _vocabulary(origin: str, names: Iterable[str]) -> LabelVocabulary:
     names = tuple(names)
     if damaged := next((name for name in names if "\ufffd" in name or is_spreadsheet_damage(name)), None):
-        raise DataError(f"{origin} has a class {show(damaged)}: a spreadsheet or a conversion wrote over its name")
+        raise DataError(f"{origin} has a class {show(damaged)}: a spreadsheet or a conversion replaced its name")
     return LabelVocabulary.from_names(names)
 
 

@@ -1,4 +1,4 @@
-"""What a row says of its labels, as the labels that are meant.
+"""Reads the labels of a row.
 
 | in the row                                              | is read as                                                |
 |---------------------------------------------------------|-----------------------------------------------------------|
@@ -11,8 +11,8 @@
 | `3.0`, where 3 is an index of the vocabulary            | that class                                                |
 | empty, `nan`, `<NA>`                                    | no label                                                  |
 
-Empty labels at either end (`dog;`) are dropped. Without a vocabulary, where the labels found make it, the `;` and the
-comma mean the same in every row of a list: see `Separator`.
+Empty labels at either end (`dog;`) are dropped. If the vocabulary is made from the labels found, `;` and comma have the
+same meaning in every row of a list: see `Separator`.
 """
 
 import ast
@@ -46,16 +46,16 @@ _OTHER_SEPARATORS = re.compile(r"[,|；，、]")
 _EITHER = re.compile(r",\s|[|；，、]")
 _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
 _INVISIBLE = "\ufeff\u200b\u2060"
-"""A byte order mark, and spaces of no width."""
+"""A byte order mark, and spaces of zero width."""
 
 
 def cells_of(value: Any, known: Collection[str], separator: str | None = None) -> list[str]:
-    """The labels that a row names, still as texts; none where it has no label.
+    """The labels of a row as texts; empty if it has none.
 
-    `known` are the names of classes. Without `separator` the row tells by itself what separates.
+    `known` are the names of classes. Without `separator`, the separator is found from the row itself.
 
     Raises:
-        ClipError: it is neither text, number nor list, or a text that looks like a list and cannot be read as one.
+        ClipError: the value is not a text, number or list, or looks like a list but cannot be read as one.
     """
     if isinstance(value, list | tuple):
         return _without_empty_ends([_clean(_text(cell, value)) for cell in value])
@@ -71,7 +71,7 @@ def cells_of(value: Any, known: Collection[str], separator: str | None = None) -
 
 
 def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list[str]:
-    """`cells`, with the ids of classes in place of their indices."""
+    """`cells`, with class ids in place of indices."""
     known = vocabulary.index_of
     labels = []
     for cell in cells:
@@ -81,13 +81,13 @@ def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list
 
 
 def is_one_hot(cells: Sequence[Any]) -> bool:
-    """Whether labels are zeros and ones with a place for each class, which are no indices: one of them stands twice."""
+    """Whether labels are zeros and ones with one place per class. Indices would not repeat a number."""
     digits = [match[1] for match in map(_INDEX.fullmatch, map(str, cells)) if match]
     return len(digits) == len(cells) > len(set(digits)) and set(digits) <= {"0", "1"}
 
 
 def may_name_a_class(text: str) -> bool:
-    """Whether a label found may become a class. Numbers may not: they are indices into somebody's vocabulary."""
+    """Whether a label may become a class. A number may not, because it is an index into an unknown vocabulary."""
     if text.isascii() and text.replace(" ", "").replace("_", "").isalpha() and text not in _MISSING:
         return True
     return not (
@@ -102,11 +102,11 @@ def may_name_a_class(text: str) -> bool:
 
 
 def why_unknown(cell: str) -> str:
-    """What is wrong with a label that the vocabulary lacks."""
+    """A message on a label that the vocabulary lacks."""
     if not cell:
         return "there is an empty label between two others"
     if is_spreadsheet_damage(cell):
-        return f"{show(cell)} is what a spreadsheet writes over a text; take the labels from before that"
+        return f"{show(cell)} is what a spreadsheet writes in place of a text; take the labels from before that"
     if "\ufffd" in cell:
         return f"{show(cell)} has lost characters in a conversion; take the labels from before that"
     hint = "; for an index, --labels says of which class it is" if _NUMBER.fullmatch(cell) else ""
@@ -114,22 +114,22 @@ def why_unknown(cell: str) -> str:
 
 
 class Separator:
-    """Finds the one separator of a list that brings no vocabulary.
+    """Finds the separator of a list without a vocabulary.
 
-    If any row has a `;`, it separates in all of them, and a comma belongs to the name, as in "Male speech, man
-    speaking". If none has, a comma without a space behind it separates; one with a space may be either, and so may a
-    `|` or the commas and semicolons of Chinese and Japanese: the list is refused. So is `[dog]` in a list that has
-    `[dog, cat]` too: it is a list of one, or a name in brackets.
+    If any row has a `;`, it separates in all rows, and a comma belongs to the name, as in "Male speech, man speaking".
+    If none has, a comma without a space after it separates. A comma with a space may be either, and so may a `|` or the
+    commas and semicolons of Chinese and Japanese, so the list is refused. A list with both `[dog]` and `[dog, cat]` is
+    refused too, because `[dog]` may be a list of one or a name in brackets.
     """
 
     def __init__(self) -> None:
         self._place_of: dict[str, str] = {}
         self._names: set[str] = set()
         self._first_error = self._first_bad_list = ""
-        """Where the first value stands that cannot be read, and the first that is a list in text, and why."""
+        """Position and error of the first value that cannot be read, and position of the first list in a text."""
 
     def add(self, value: Any, place: str) -> None:
-        """Take note of a row's labels; `place` says where the row stands."""
+        """Record the labels of the row at `place`."""
         try:
             if isinstance(value, str):
                 text = _clean(value)
@@ -139,13 +139,13 @@ class Separator:
                     self._place_of[text] = place
                     return
             self._names.update(cells_of(value, ()))
-        except ClipError as err:  # the row is refused for it when it is read
+        except ClipError as err:  # the row is refused when it is read
             self._first_error = self._first_error or f"{place}: {err.message}"
             if isinstance(value, str):
                 self._first_bad_list = self._first_bad_list or f"{place}: {err.message}"
 
     def decide(self, origin: str) -> tuple[str, set[str]]:
-        """The separator, and all labels found.
+        """Return the separator, and all labels found.
 
         Raises:
             DataError: a comma may separate names or belong to one, or no row has labels that can be read.
@@ -180,7 +180,7 @@ class Separator:
 
 
 def what_is_odd(names: Sequence[str]) -> list[str]:
-    """Lines on classes that may be none, or one class under two names; for the user to judge."""
+    """Lines for the user on classes that may be errors, or that may be one class under two names."""
     seen: dict[str, str] = {}
     pairs = []
     for name in names:
@@ -188,7 +188,7 @@ def what_is_odd(names: Sequence[str]) -> list[str]:
         key = "".join(c for c in plain if c.isprintable() and not c.isspace() and c not in _SIGNS)
         if (other := seen.setdefault(key, name)) != name:
             pairs.append((other, name))
-    lines = [f"{len(pairs)} pairs of classes differ in case, spaces or signs alone: {show(pairs[0])}"] if pairs else []
+    lines = [f"{len(pairs)} pairs of classes differ only in case, spaces or signs: {show(pairs[0])}"] if pairs else []
     if garbled := next(((name, meant) for name in names if (meant := _as_utf8(name)) != name), None):
         lines.append(
             f"the class {show(garbled[0])} is probably {show(garbled[1])}, whose UTF-8 was read as another encoding; "
@@ -202,7 +202,7 @@ def what_is_odd(names: Sequence[str]) -> list[str]:
 
 
 def _as_utf8(name: str) -> str:
-    """What `name` was before a program took its UTF-8 for Windows' encoding; the same where none did."""
+    """Undo a conversion that read UTF-8 as a Windows encoding; any other name is returned unchanged."""
     if not name.isascii():
         with suppress(UnicodeError):
             return name.encode("cp1252").decode("utf-8")
@@ -218,14 +218,14 @@ def _text(value: Any, whole: Any) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without what nobody sees around it, and with each accent in the usual form."""
+    """Remove invisible characters around a text, and compose its accents (NFC)."""
     if text.isascii():
         return text.strip()
     return unicodedata.normalize("NFC", text.strip().strip(_INVISIBLE).strip())
 
 
 def _listed(text: str) -> list[str] | None:
-    """The entries of a list in text; None if it is no list."""
+    """The entries of a list in a text; None if the text is not a list."""
     if not text or (text[0] not in "[({'\"" and text[-1] not in "]})"):
         return None
     if text[0] == "[":

@@ -1,25 +1,26 @@
-"""Where the audio of a listed section lies: on YouTube, behind a URL of one's own, or in a folder of files.
+"""Finds the audio of a section: on YouTube, at a URL of your own, or in a folder of files.
 
-A `Locate` is asked `(video_id, start_s, end_s)` and answers with a `Place`, whose `media_start_s` says where in the
-media the section begins; None if it has no such file; a `ClipError` if it can never have one.
+A `Locate` gets `(video_id, start_s, end_s)` and returns a `Place`, whose `media_start_s` is the start of the section in
+the media. It returns None if there is no such file, and raises a `ClipError` if there can never be one.
 
-| file below an AudioFolder                   | holds                            | media_start_s |
+| file below an AudioFolder                   | contains                         | media_start_s |
 |---------------------------------------------|----------------------------------|---------------|
-| `ID_START.ext`, `ID_START_END.ext`,         | the section alone; preferred     | 0             |
+| `ID_START.ext`, `ID_START_END.ext`,         | only the section; preferred      | 0             |
 | `ID_START-END.ext`, `ID-START-END.ext`      |                                  |               |
-| `ID.ext`, `TITLE [ID].ext` (yt-dlp's own)   | the whole recording, or the      | None          |
-|                                             | section alone, as copies of      |               |
-|                                             | AudioSet have it                 |               |
-| `ID.ext` with `files_are_clips=True`        | the section alone                | 0             |
+| `ID.ext`, `TITLE [ID].ext` (yt-dlp's own)   | the whole recording, or only     | None          |
+|                                             | the section, as in copies of     |               |
+|                                             | AudioSet                         |               |
+| `ID.ext` with `files_are_clips=True`        | only the section                 | 0             |
 
-Each may have a `Y` before the ID and lie in any folder below; START and END read `20.000`, `20` or `000020`, and an END
-has to be the section's own. Whole numbers further apart than a clip may be long are milliseconds, as in
-`ID_20000_30000.wav`. Nothing in the name `ID.ext` tells which of the two it is; its length does, when it is decoded:
-what is no longer than the section is the section. Of several files that fit, an ID without the `Y`, then a file before
-an archive's member, then the first in the order of paths is taken.
+A name may have a `Y` before the ID, and the file may be in any subfolder. START and END are written as `20.000`, `20`
+or `000020`, and END must be the section's own. Whole numbers further apart than the longest clip are milliseconds, as
+in `ID_20000_30000.wav`. For `ID.ext` the length decides, when the file is decoded: if it is no longer than the section,
+it is the section. If several files fit, an ID without the `Y` is preferred, then a file to an archive's member, then
+the first in the order of paths.
 
-Files may lie in tars, and in the `audio` column of Parquet files, as Hugging Face has it. A row there goes by its
-`video_id`, the file name in `audio.path` and its `clip_id`; with a `start_s` it is the section from there on, alone.
+Files may be in tars, and in the `audio` column of Parquet files, as in Hugging Face data sets. The names of such a row
+are its `video_id`, the file name in `audio.path` and its `clip_id`. If it has a `start_s`, it contains only the
+section.
 """
 
 import re
@@ -43,7 +44,7 @@ from pipeline.redaction import without_secrets
 
 
 class Place(NamedTuple):
-    """Where the audio of a section is: three columns of CLIPS."""
+    """The audio of a section, as three columns of CLIPS."""
 
     media: str
     member: str | None
@@ -67,7 +68,7 @@ def is_media(path: str) -> bool:
 
 
 def stem(path: str) -> str:
-    return splitext(basename(without_secrets(path)))[0]  # a clip is named by it
+    return splitext(basename(without_secrets(path)))[0]  # it becomes the name of a clip
 
 
 def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
@@ -84,7 +85,7 @@ def any_of_youtube(media: pa.ChunkedArray) -> bool:
 
 
 def host_of(url: str) -> str:
-    """Who counts the requests for it."""
+    """The host that counts the requests for a URL."""
     if re.match(YOUTUBE_URL, url):
         return "youtube.com"
     host = re.match(r"https?://(?:[^/?#]*@)?([^/?#]*)", url)
@@ -92,7 +93,7 @@ def host_of(url: str) -> str:
 
 
 def url_template(template: str) -> Locate:
-    """Media at `template`, as in `http://host/{video_id}.webm`; with {start_s} in it, the server cuts the section."""
+    """Media at a URL such as `http://host/{video_id}.webm`. If it contains {start_s}, the server cuts the section."""
     fields = set(re.findall(r"\{([^{}]*)\}", template))
     if not re.match(r"https?://[^\s/]+", template) or "video_id" not in fields:
         raise ConfigError(f"the media URL {template!r} must begin with http(s):// and contain {{video_id}}")
@@ -110,23 +111,23 @@ def url_template(template: str) -> Locate:
 
 
 def _stands_alone(name: str, begin: int, end: int) -> bool:
-    """Whether `name[begin:end]` is no part of a longer word; a Y may stand in front."""
+    """Whether `name[begin:end]` is not part of a longer word. A Y before it is allowed."""
     before = name[:begin].removesuffix("Y") if begin == 1 else name[:begin]
     return not before[-1:].isalnum() and not name[end : end + 1].isalnum()
 
 
 class AudioFolder:
-    """The media files below a folder and in its archives, listed once, when this is made.
+    """The media files of a folder and its archives, listed once by the constructor.
 
-    A clip of millions takes a name and a number: its place is put together when it is asked for.
+    To save memory, it keeps only a name and a number per clip, and builds a place when it is asked for.
     """
 
     def __init__(self, uri: str, *, files_are_clips: bool = False) -> None:
         self.files_are_clips = files_are_clips
         self._archives: list[archives.Archive] = []
         self._names: list[pa.Array] = []
-        self._begins = array("q")  # the number of each archive's first member; those of files are before them
-        # "ID_20.000" and "ID_20.000_30.000", whatever the file's own way to write numbers
+        self._begins = array("q")  # number of each archive's first member; the numbers of files come before
+        # "ID_20.000" and "ID_20.000_30.000", however the file's name writes numbers
         self._cut: dict[str, int] = {}
         self._whole: dict[str, int] = {}
         try:
@@ -135,7 +136,7 @@ class AudioFolder:
             raise DataError(f"cannot list the audio folder {uri}: {err}") from err
         sources, notes = without_outputs(files, [file for file in files if is_media(file) or archives.is_archive(file)])
         self.notes = notes
-        """What the user should know of the folder, a line each."""
+        """Lines for the user about the folder."""
         self._files = list(filter(is_media, sources))
         for number, file in enumerate(self._files):
             self._add(stem(file), number)
@@ -161,10 +162,10 @@ class AudioFolder:
         self._end += archive.num_members
 
     def _add(self, name: str, number: int) -> None:
-        # An id may end in "_20" itself, so every reading of a name is kept and the id that is asked for decides.
+        # An id may end in "_20" itself, so every reading of a name is stored, and the requested id decides.
         if match := _TITLE.fullmatch(name):
             self._whole.setdefault(match[1], number)
-        elif "." not in name:  # no id has a dot
+        elif "." not in name:  # no id contains a dot
             self._whole.setdefault(name, number)
         for section in _sections(name):
             self._cut.setdefault(section, number)
@@ -179,13 +180,13 @@ class AudioFolder:
         return None
 
     def under_other_names(self, video_ids: Collection[str]) -> str:
-        """A line on files that have one of these ids in their names, and no name that is read; empty if there are none.
+        """A line on files whose names contain one of these ids, but in an unsupported form; empty if there are none.
 
-        The ids are some for which no file was found.
+        `video_ids` are some of those for which no file was found.
         """
         lengths = sorted({len(video_id) for video_id in video_ids})
         found: dict[str, str] = {}
-        # Some downloaders name folders by ids.
+        # Some downloaders use ids as folder names.
         folders = dict.fromkeys(f"{basename(dirname(file))}/" for file in self._files)
         stems = chain(map(stem, self._files), folders, *(names.to_pylist() for names in self._names))
         for name in stems:
@@ -212,7 +213,7 @@ class AudioFolder:
 
 
 def _sections(name: str) -> Iterator[str]:
-    """The sections that a file's name may mean: "ID_20.000", "ID_20.000_30.000"."""
+    """The sections that a file's name may mean, for example "ID_20.000" and "ID_20.000_30.000"."""
     if match := _FROM.fullmatch(name):
         yield f"{match[1]}_{float(match[2]):.3f}"
     if match := _FROM_TO.fullmatch(name):

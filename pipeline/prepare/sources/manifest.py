@@ -1,4 +1,4 @@
-"""Manifests: lists of files as CSV, TSV or Parquet, or archives that hold the audio itself (`archive_manifest`)."""
+"""Manifests: lists of files as CSV, TSV or Parquet, or archives that contain the audio (`archive_manifest`)."""
 
 import difflib
 import os
@@ -46,11 +46,11 @@ COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
 def read_manifest(
     uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None, indices: bool = True
 ) -> ClipList:
-    """A list has `path` or `url`, `labels`, and where wanted `clip_id`, `start_s`, `end_s`, `split`.
+    """Read a manifest. A list has `path` or `url`, `labels`, and optionally `clip_id`, `start_s`, `end_s`, `split`.
 
-    `split` is for the rows without their own. Without a vocabulary it is what the archives bring, else the labels
-    found make it, sorted. A label that is a number is an index into the vocabulary, but not into one that labels found
-    make, or have made (`indices=False`): it would mean another class in another list.
+    `split` is for rows without their own. Without `vocabulary` the archives' own one is used, or else the sorted labels
+    found. A label that is a number is an index into the vocabulary. It is refused if the vocabulary is made from labels
+    found, now or earlier (`indices=False`), because it would mean another class in another list.
     """
     default_split, notes = checked_split(split or "train"), list[str]()
     packed = archive_manifest.find(uri, notes)
@@ -97,15 +97,15 @@ def read_manifest(
             if entry.clip_id is None:
                 rows.keep_named(*row, path=entry.video_id or entry.inner_path)
             else:
-                rows.claim(name, row_split)
+                rows.reserve(name, row_split)
                 rows.keep(*row)
         except ClipError as err:
             rows.refuse(name or entry.place, row_split, err, cells, entry.place)
-    return rows.done(uri, dict.fromkeys(notes))  # a list is read twice where its labels make the vocabulary
+    return rows.done(uri, dict.fromkeys(notes))  # a list is read twice if its labels make the vocabulary
 
 
 def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
-    """The vocabulary that the labels found make, and what separates them."""
+    """The vocabulary made from the labels found, and their separator."""
     found = Separator()
     for entry in entries:
         found.add(entry.labels, entry.place)
@@ -117,7 +117,7 @@ def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
 
 
 def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float]:
-    """The media, and where in it the clip begins: audio within an archive is the section itself."""
+    """The media, and the clip's start in it. Audio in an archive is the section itself."""
     if entry.media is not None:
         if entry.video_id is not None:
             check_video_id(entry.video_id)
@@ -131,7 +131,7 @@ def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float]:
 
 
 def _name_of(entry: Entry, media: str, start_s: float) -> str:
-    """The clip_id of a row without one."""
+    """The clip_id of a row that gives none."""
     if entry.media is not None:
         name = entry.video_id or unicodedata.normalize("NFC", entry.stem)
         return name if entry.start_s is None else with_start(name, start_s)
@@ -140,7 +140,7 @@ def _name_of(entry: Entry, media: str, start_s: float) -> str:
 
 
 def _rows_of(uri: str, copy: str, notes: list[str]) -> Iterator[Entry]:
-    """The rows of a list, which is read from its copy."""
+    """The rows of a list, which are read from its local copy."""
 
     def point_out(names: list[str]) -> None:
         for name in names:

@@ -1,8 +1,7 @@
-"""What preparations have written is no source, where it lies below a folder that is read as one.
+"""Excludes the outputs of preparations from a folder that is read as a source.
 
-A data set and a store of kept audio are known by their structure, whichever run wrote them: `labels.csv` beside
-`dataset.json` or the folders of their splits. A store is a source if there is no other below the folder: then it is
-what was asked for.
+A data set and an audio store are recognised by their structure: `labels.csv` next to `dataset.json` or to the folders
+of splits. An audio store is a source if the folder contains no other source, because then the user means it.
 """
 
 import re
@@ -15,10 +14,10 @@ _OF_STORE = re.compile(r"[^/]+/audio/[^/]+\.parquet")
 
 
 def without_outputs(files: Sequence[str], candidates: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of the `candidates` that no preparation wrote, and notes on the others.
+    """Return the `candidates` that no preparation wrote, and notes on the others.
 
     Args:
-        files: all files below the folder that is read.
+        files: all files of the folder that is read.
         candidates: those of them that may be sources.
     """
     of_dataset: dict[str, str] = {}  # file → the folder that it belongs to
@@ -41,6 +40,6 @@ def without_outputs(files: Sequence[str], candidates: Sequence[str]) -> tuple[li
 
 
 def holds_clips(folder: str) -> bool:
-    """Whether a data set, finished or not, or a store of kept audio has a clip, and so depends on its labels."""
+    """Whether a data set (finished or not) or an audio store has a clip, and so depends on its labels."""
     files = storage.list_files(folder, suffix=".parquet", recursive=True)
     return any(re.search(r"/(shards|audio)/[^/]+$", file) for file in files)

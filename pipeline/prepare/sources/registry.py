@@ -1,4 +1,4 @@
-"""The kinds of lists that a preparation reads: one entry a source, from which the job makes its options."""
+"""The kinds of lists that a preparation reads. The job makes its options from these entries, one per source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ from pipeline.prepare.sources.segments import read_segments
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line says about the clips to prepare."""
+    """The command line's description of the clips to prepare."""
 
     value: Any
-    """The value of the source's option; a list of them where the source takes several."""
+    """The value of the source's option; a list if the source takes several."""
     output: str
     """URI of the data set."""
     locate: Locate
-    """Where the audio of a listed section is, for sources that do not say it themselves."""
+    """Finds the audio of a section, for lists that do not name files."""
     vocabulary: LabelVocabulary | None = None
     """From --labels."""
     split: str | None = None
@@ -41,16 +41,16 @@ class Source:
     """A kind of list, and the option of the preparation that reads it."""
 
     option: str
-    """`--NAME`."""
+    """The option's name with `--`."""
     metavar: str
     help: str
     read: Callable[[Request], ClipList]
-    """Raises DataError for a list that is refused as a whole."""
+    """Reads the list. Raises DataError for a list that is refused as a whole."""
     takes_several: bool = False
     brings_own_labels: bool = False
-    """The source defines labels and splits, so --labels and --split do not apply."""
+    """Whether the source defines labels and splits, so that --labels and --split do not apply."""
     needs_locate: bool = False
-    """Its list names sections of recordings and not files, so --audio-dir and --media-url apply."""
+    """Whether its list names sections of recordings, so that --audio-dir and --media-url apply."""
 
 
 def _segments(request: Request) -> ClipList:
@@ -67,20 +67,20 @@ def _segments(request: Request) -> ClipList:
 
 
 def _manifest(request: Request) -> ClipList:
-    """Read a manifest. If the data set has clips already, its vocabulary is used, and named where the list differs."""
+    """Read a manifest. The vocabulary of an existing data set is used, with a note if the list has other labels."""
     uri, output, split = request.value, request.output, request.split
     has_clips = storage.exists(dataset.labels_csv(output)) and holds_clips(output)
     if request.vocabulary is not None or not has_clips:
         return read_manifest(uri, vocabulary=request.vocabulary, split=split)
     vocabulary = dataset.read_labels(output, dataset.read_info(output))
     remedy = (
-        f"the labels are held against {dataset.labels_csv(output)}, with which an earlier run prepared clips; for "
+        f"the labels are compared with {dataset.labels_csv(output)}, with which an earlier run prepared clips; to use "
         "the labels of the list itself, give another --output, or delete that folder"
     )
     try:
         listed = read_manifest(uri, vocabulary=vocabulary, split=split, indices=False)
     except DataError as err:
-        read_manifest(uri, split=split)  # if it cannot be read in any case, that is the error
+        read_manifest(uri, split=split)  # if the list cannot be read at all, this error is the better one
         raise DataError(f"{err} ({remedy})") from err
     unknown = pc.sum(pc.equal(listed.refused["reason"], str(Reason.UNKNOWN_LABEL))).as_py() or 0
     return replace(listed, notes=(*listed.notes, f"{unknown:,} unknown labels: {remedy}")) if unknown else listed
@@ -98,20 +98,20 @@ SOURCES: tuple[Source, ...] = (
     Source(
         option="--datafile",
         metavar="FILE",
-        help="the original AST recipe's JSON data file",
+        help="a JSON data file of the reference implementation",
         read=lambda request: read_datafile(request.value, vocabulary=request.vocabulary, split=request.split),
     ),
     Source(
         option="--manifest",
         metavar="FILE",
-        help="CSV or Parquet with path or url, labels, and where wanted clip_id, start_s, end_s, split; or what holds "
-        "the audio too: Hugging Face Parquet, WebDataset tars, a store of --keep-audio, folders or globs of them",
+        help="CSV or Parquet with path or url, labels, and optionally clip_id, start_s, end_s, split; or archives with "
+        "audio: Hugging Face Parquet, WebDataset tars, a store of --keep-audio, folders or globs of them",
         read=_manifest,
     ),
     Source(
         option="--esc50",
         metavar="DIR",
-        help="ESC-50 as shipped, or ESC-10's class folders; a split a fold",
+        help="ESC-50 as shipped, or ESC-10's class folders; one split per fold",
         read=lambda request: read_esc(request.value),
         brings_own_labels=True,
     ),
@@ -123,4 +123,4 @@ SOURCES: tuple[Source, ...] = (
         brings_own_labels=True,
     ),
 )
-"""In the order of `--help`. `docs/extending.md` shows how to add one."""
+"""The sources in the order of `--help`. `docs/extending.md` shows how to add one."""

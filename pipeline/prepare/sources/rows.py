@@ -1,4 +1,4 @@
-"""The rows of a list as they are read: those that become clips, and those that are refused."""
+"""Collects the rows of a list: those that become clips, and those that are refused."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ from pipeline.redaction import without_secrets
 from pipeline.versions import in_words
 
 LEAST_REFUSED = 5
-"""Fewer rows that are refused for one reason are never taken for a list that was misread as a whole."""
+"""A list is not refused as a whole for fewer refused rows than this."""
 
 _GIVEN = None
-"""In place of a path: the clip_id is the list's own."""
+"""In place of a path: the list itself gives the clip_id."""
 
 _NAMED_CLIPS = CLIPS.append(pa.field("named_by", pa.string()))
-"""Clips and the path that their names come from: "" for the media itself, null for a name that the list gives."""
+"""Clips with the path from which their names are made: "" for the media itself, null for a name given in the list."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class ClipList:
     """`FAILURES` of the stage "source"."""
     vocabulary: LabelVocabulary
     notes: tuple[str, ...] = ()
-    """What the user should know of the list, a line each."""
+    """Lines for the user about the list."""
     beyond: pa.Table = field(default_factory=CLIPS.empty_table)
-    """`CLIPS` beyond --limit: not to be worked on, yet listed, so that those which are prepared stay."""
+    """`CLIPS` beyond --limit: not prepared now, but still listed, so that clips prepared earlier stay."""
 
     @property
     def splits(self) -> list[str]:
-        """Splits that any row names, prepared ones and refused ones."""
+        """Splits of all rows, including refused ones."""
         chunks = [*self.clips["split"].chunks, *self.refused["split"].chunks]
         splits: list[str] = pc.unique(pa.chunked_array(chunks, pa.string())).to_pylist()
         return splits
@@ -49,7 +49,7 @@ class ClipList:
     def limited(self, num_clips: int | None) -> "ClipList":
         """The first clips of each split, and as many of its refused rows.
 
-        The clips after them stay listed: those that are prepared already stay in the data set.
+        The other clips stay listed, so those prepared earlier stay in the data set.
         """
         if num_clips is None:
             return self
@@ -73,51 +73,51 @@ def _is_first(splits: pa.ChunkedArray, num_rows: int) -> pa.Array:
 
 
 class Rows:
-    """The rows read so far. Two million fit in a gigabyte: what is complete turns to Arrow a piece at a time."""
+    """The rows read so far. They are converted to Arrow in pieces, so that two million fit in a gigabyte."""
 
     def __init__(self, vocabulary: LabelVocabulary) -> None:
         if len(vocabulary) > 2**15:
             raise DataError(f"{len(vocabulary)} labels are too many; up to {2**15} can be stored")
         self.vocabulary, self._index_of = vocabulary, vocabulary.index_of
         self._clips, self._refused = _Pieces(_NAMED_CLIPS), _Pieces(FAILURES)
-        self._claimed: defaultdict[str, set[str]] = defaultdict(set)
+        self._reserved: defaultdict[str, set[str]] = defaultdict(set)
         self._num_refused: Counter[Reason] = Counter()
         self._first_refused: dict[Reason, str] = {}
         self._any_known = False
         self._unknown = ""
         self._repeated: list[tuple[str, str, tuple[int, ...], str]] = []
-        """Rows that repeat a clip: its split and clip_id, their own labels, and where they stand."""
+        """Rows that repeat a clip: its split and clip_id, their own labels, and their positions."""
 
     def indices(self, cells: list[str]) -> tuple[int, ...]:
-        """The classes that `cells` name, each once."""
+        """The indices of the classes that `cells` name, without repetitions."""
         if not cells:
             raise ClipError(Reason.NO_LABEL, "the row has no label")
         try:
-            # A tuple: unlike lists, tuples of numbers do not slow down garbage collection.
+            # A tuple, because lists of numbers slow down garbage collection.
             return tuple(sorted({self._index_of[cell] for cell in cells}))
         except KeyError as err:
             self._unknown = self._unknown or show(err.args[0])
             raise ClipError(Reason.UNKNOWN_LABEL, why_unknown(err.args[0])) from None
 
-    def claim(self, clip_id: str, split: str) -> None:
-        """Take `clip_id`, which the list itself gives, for this row."""
+    def reserve(self, clip_id: str, split: str) -> None:
+        """Reserve a `clip_id` that the list itself gives for this row."""
         check_clip_id(clip_id)
-        claimed = self._claimed[split]
+        claimed = self._reserved[split]
         if clip_id in claimed:
             raise ClipError(Reason.DUPLICATE, f"{clip_id} is in {split} already")
         claimed.add(clip_id)
 
     def keep(self, *row: Any) -> None:
-        """One row of `CLIPS`, its clip_id claimed before."""
+        """Add a row of `CLIPS`. Its clip_id must have been reserved."""
         self._clips.add((*row, _GIVEN))
 
     def keep_named(self, *row: Any, path: str = "") -> None:
-        """One row of `CLIPS` whose clip_id comes from its media, or from `path`; it may change: `clip_names`."""
+        """Add a row of `CLIPS` whose clip_id is made from its media or `path`, and may be changed by `clip_names`."""
         check_clip_id(row[0], is_given=False)
         self._clips.add((*row, path))
 
     def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str], place: str = "") -> None:
-        """Refuse a row, which stands at `place`."""
+        """Add the row at `place` to the refused rows."""
         labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
         self._any_known = self._any_known or labels is not None
         if err.reason is Reason.DUPLICATE:
@@ -130,19 +130,19 @@ class Rows:
         self._first_refused.setdefault(reason, what)
 
     def _refuse(self, name: str, split: str, err: ClipError, labels: Iterable[int] | None) -> None:
-        name = without_secrets(name)  # a row that is refused goes by its URL
+        name = without_secrets(name)  # a refused row may be named by its URL
         safe_name = name if name.isprintable() else CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
         safe_name = safe_name.replace("\ufffd", "\\ufffd")
         if len(safe_name) > LONGEST_ID:
-            safe_name = safe_name[: LONGEST_ID - 1] + "…"  # else it might be the name of a clip that is well
+            safe_name = safe_name[: LONGEST_ID - 1] + "…"  # otherwise it could be the id of a valid clip
         why = (err.reason.value, err.message, 1, err.reason.retry)
         self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None))
 
     def done(self, origin: str, notes: Iterable[str] = ()) -> ClipList:
-        """All rows.
+        """Return all rows.
 
         Raises:
-            DataError: there are none, none has a known label, or most would be refused for one reason.
+            DataError: there are no rows, none has a known label, or most would be refused for one reason.
         """
         clips = self._named_apart(self._clips.table())
         num_refused = self._num_refused.total()
@@ -162,12 +162,12 @@ class Rows:
         return ClipList(clips, self._refused.table(), self.vocabulary, (*notes, *self._relabelled(origin, clips)))
 
     def _relabelled(self, origin: str, clips: pa.Table) -> list[str]:
-        """A line on rows that repeat a clip with other labels, as lists with a row for each label do."""
+        """A line on rows that repeat a clip with other labels, as in lists with one row per label."""
         if not self._repeated:
             return []
         names = pa.array([f"{split}/{clip_id}" for split, clip_id, _, _ in self._repeated], pa.string())
-        kept = pc.binary_join_element_wise(clips["split"], clips["clip_id"], "/")
-        first = clips["labels"].take(pc.index_in(names, value_set=kept.combine_chunks()))
+        accepted = pc.binary_join_element_wise(clips["split"], clips["clip_id"], "/")
+        first = clips["labels"].take(pc.index_in(names, value_set=accepted.combine_chunks()))
         places = [
             place
             for (_, _, labels, place), of_first in zip(self._repeated, first.to_pylist(), strict=True)
@@ -181,7 +181,7 @@ class Rows:
         ]
 
     def _named_apart(self, clips: pa.Table) -> pa.Table:
-        """Clips of `CLIPS`, with names that are unique in their split; those that are there twice are refused."""
+        """Make the clip ids unique within each split, and refuse repeated clips."""
         named_by = clips["named_by"]
         groups = rows_of_one_name(clips) if named_by.null_count < len(clips) else []
         clips = clips.drop_columns("named_by")
@@ -207,7 +207,7 @@ class Rows:
                     refused[row] = err
         times = Counter((splits[row], name) for row, name in enumerate(clip_ids) if row not in refused)
         for row in sorted({row for group in groups for row in group} - refused.keys(), reverse=True):
-            if times[splits[row], clip_ids[row]] > 1:  # a new name that another clip has
+            if times[splits[row], clip_ids[row]] > 1:  # the new name belongs to another clip
                 times[splits[row], clip_ids[row]] -= 1
                 refused[row] = ClipError(Reason.DUPLICATE, f"{clip_ids[row]} is in {splits[row]} already")
         labels = clips["labels"].take(pa.array(sorted(refused), pa.int64())).to_pylist()
@@ -219,7 +219,7 @@ class Rows:
 
 
 class _Pieces:
-    """A table that grows by rows."""
+    """A table that grows row by row."""
 
     def __init__(self, schema: pa.Schema, rows_a_piece: int = 1 << 14) -> None:
         self._schema, self._rows_a_piece = schema, rows_a_piece
@@ -244,9 +244,9 @@ class _Pieces:
 
 
 _REMEDY = {
-    Reason.BAD_ID: "correct the list, or give the column that holds the ids",
+    Reason.BAD_ID: "correct the list, or give the column with the ids",
     Reason.BAD_TIME: "give times in seconds, with a point, and clips of at most 300 s",
-    Reason.NO_LABEL: "give the column that holds the labels",
+    Reason.NO_LABEL: "give the column with the labels",
     Reason.UNKNOWN_LABEL: "give its own label file with --labels, or list only clips whose labels are known",
     Reason.DUPLICATE: "list each clip once, with all its labels, or give a clip_id column whose ids differ",
 }

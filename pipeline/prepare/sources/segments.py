@@ -15,10 +15,10 @@ from pipeline.prepare.sources.web_lists import OFFICIAL_LISTS, read_list
 def read_segments(
     uri: str, *, locate: Locate, vocabulary: LabelVocabulary | None = None, split: str | None = None
 ) -> ClipList:
-    """An AudioSet segment list: an official name, a URL, or a file of lines `YTID, start, end, "mid,mid"`.
+    """Read an AudioSet segment list: an official name, a URL, or a file of lines `YTID, start, end, "mid,mid"`.
 
-    A line that begins with `#` is a comment if it has no four fields, or if it begins with `# ` and no row is above it:
-    spreadsheets write `#NAME?` for ids that begin with a dash.
+    A line that begins with `#` is a comment if it does not have four fields, or if it begins with `# ` before the first
+    row. Others are rows, because spreadsheets write `#NAME?` for ids that begin with a dash.
     """
     split = checked_split(split or (uri if uri in OFFICIAL_LISTS else name_of(uri).removesuffix("_segments")))
     rows, notes = Rows(vocabulary or audioset_labels()), list[str]()
@@ -37,7 +37,7 @@ def read_segments(
             check_times(start_s, end_s)
             name = f"{video_id}_{start_s:.3f}"
             labels = rows.indices(cells)
-            rows.claim(name, split)
+            rows.reserve(name, split)
             if (found := locate(video_id, start_s, end_s)) is None:
                 missing.add(video_id)
                 raise ClipError(Reason.MISSING_FILE, f"no file for {video_id} from {start_s:g} s to {end_s:g} s")
@@ -54,9 +54,9 @@ def read_segments(
 
 
 def _rows_of(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields. Each line is a row: with the csv module, a quote left open would swallow the next ones.
+    """Yield line numbers and fields. Each line is a row: the csv module would join lines after an unclosed quote.
 
-    A CR ends a line only where no LF does.
+    A CR ends a line only if the text has no LF.
     """
     ends = "\n" if "\n" in text else "\r"
     any_row = False
@@ -77,5 +77,5 @@ def _rows_of(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _is_header(fields: list[str]) -> bool:
-    """Column names without a `#`, as copies have them."""
+    """Whether a row has column names without a `#`, as in some copies of the lists."""
     return len(fields) == 4 and "start" in fields[1].lower() and "end" in fields[2].lower()

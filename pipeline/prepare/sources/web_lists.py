@@ -1,7 +1,7 @@
-"""Lists by name, path or URL. A list from the web has a copy in the user's cache.
+"""Reads lists by name, path or URL. A list from the web is copied to the user's cache.
 
-The copy is compared with its web server's at each use (ETag, Last-Modified), and used as it is, with a line that says
-so, where the server cannot be asked. Of official lists whose SHA-256 is known the copy is checked by that alone.
+At each use the server is asked whether the list has changed (ETag, Last-Modified). If it does not answer, the copy is
+used and the user gets a line about it. If the SHA-256 of an official list is known, only the hash is checked.
 """
 
 import hashlib
@@ -28,30 +28,29 @@ SHA256 = {
     OFFICIAL_LISTS["balanced_train"]: "3b83e5ff9ed72cfda37d4e36ce08250e107c1ea70f109f6ab6668ac200db5e94",
     OFFICIAL_LISTS["eval"]: "f7055f53935f70e74e39494a5c8c4c78f1700fce275028bd36e31186f33d45db",
 }
-"""Hashes of lists that never change. That of unbalanced_train (100 MB) is not known: its copy is compared with the
-server's."""
+"""Hashes of lists that never change. For unbalanced_train (100 MB) the hash is unknown, so the server is asked."""
 
 MAX_LIST_BYTES = 1 << 30
 """Ten times the longest official list."""
 
 TIMEOUT_S = 60.0
-"""How long a server may say nothing."""
+"""Longest wait for a server without an answer."""
 
 DEADLINE_S = 1800.0
-"""How long a list may take in all."""
+"""Longest time for a whole list."""
 
 
 def read_list(uri: str, notes: list[str]) -> str:
-    """The text of a list. What the user should know of how it was had is added to `notes`.
+    """Return the text of a list. Lines for the user are added to `notes`.
 
     Raises:
-        DataError: it cannot be read or fetched, or is no text.
+        DataError: the list cannot be read or fetched, or is not a text.
     """
     return read_text(fetched(uri, notes), uri)
 
 
 def read_text(copy: str, uri: str) -> str:
-    """The text of a list, which lies at `copy` and is named `uri` in messages."""
+    """Return the text of a list from the file `copy`. Messages name it `uri`."""
     try:
         return decode_text(storage.read_bytes(copy), uri)
     except (OSError, ValueError) as err:
@@ -59,10 +58,10 @@ def read_text(copy: str, uri: str) -> str:
 
 
 def fetched(uri: str, notes: list[str]) -> str:
-    """`uri`, or for the name of an official list or a URL the path of its copy.
+    """Return `uri`, or the path of the copy if it is a URL or the name of an official list.
 
     Raises:
-        DataError: it cannot be fetched and there is no copy, or it is not the official list.
+        DataError: the list cannot be fetched and there is no copy, or its hash is not that of the official list.
     """
     url = OFFICIAL_LISTS.get(uri, uri)
     if not WEB.match(url):
@@ -71,24 +70,24 @@ def fetched(uri: str, notes: list[str]) -> str:
     if sha256 and copy.exists() and _sha256(copy.read_bytes()) == sha256:
         return str(copy)
     try:
-        data, said = _ask(url, _what_was_said(copy) if not sha256 else {})
+        data, validators = _ask(url, _conditional_headers(copy) if not sha256 else {})
     except (OSError, ValueError, http.client.HTTPException) as err:
         if copy.exists() and not sha256:
             when = time.strftime("%Y-%m-%d", time.gmtime(copy.stat().st_mtime))
-            notes.append(f"{url} cannot be asked for changes ({one_line(err)}); its copy of {when} is used: {copy}")
+            notes.append(f"{url} cannot be checked for changes ({one_line(err)}); its copy of {when} is used: {copy}")
             return str(copy)
         raise DataError(f"cannot fetch {url} ({one_line(err)}); download it by hand and give its path") from err
     if data is not None:
         if sha256 and _sha256(data) != sha256:
             raise DataError(
                 f"{url} is not the official list: its SHA-256 is {_sha256(data)}, not {sha256}; "
-                "fetch it by another way, and give its path"
+                "download it in another way, and give its path"
             )
         if copy.exists() and data != copy.read_bytes():
             notes.append(f"{url} has changed since it was fetched; the new one is used")
         try:
             storage.write_bytes(copy, data)
-            storage.write_json(_said_file(copy), {"url": url, "sha256": _sha256(data), **said})
+            storage.write_json(_validators_file(copy), {"url": url, "sha256": _sha256(data), **validators})
         except (OSError, DataError) as err:
             raise DataError(
                 f"cannot keep {url} in {copy.parent} ({one_line(err)}); set XDG_CACHE_HOME to another folder"
@@ -97,7 +96,7 @@ def fetched(uri: str, notes: list[str]) -> str:
 
 
 def cached(name: str) -> str | None:
-    """The copy of an official list, without asking the web; None where there is none."""
+    """Path of the copy of an official list, without using the network; None if there is none."""
     url = OFFICIAL_LISTS[name]
     copy, sha256 = _copy_of(url), SHA256.get(url)
     is_whole = copy.exists() and (sha256 is None or _sha256(copy.read_bytes()) == sha256)
@@ -110,37 +109,37 @@ def _copy_of(url: str) -> Path:
     return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{safe_basename}"
 
 
-def _said_file(copy: Path) -> Path:
+def _validators_file(copy: Path) -> Path:
     return copy.with_name(f"{copy.name}.json")
 
 
-def _what_was_said(copy: Path) -> dict[str, str]:
-    """Headers that ask for the list only if it has changed since its copy was fetched."""
+def _conditional_headers(copy: Path) -> dict[str, str]:
+    """Headers that request the list only if it has changed since it was copied."""
     try:
-        said = json.loads(_said_file(copy).read_bytes())
-        if _sha256(copy.read_bytes()) != said["sha256"]:
+        validators = json.loads(_validators_file(copy).read_bytes())
+        if _sha256(copy.read_bytes()) != validators["sha256"]:
             return {}
-        pairs = (("If-None-Match", said.get("etag")), ("If-Modified-Since", said.get("last_modified")))
+        pairs = (("If-None-Match", validators.get("etag")), ("If-Modified-Since", validators.get("last_modified")))
         return {name: value for name, value in pairs if isinstance(value, str)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _ask(url: str, headers: dict[str, str]) -> tuple[bytes | None, dict[str, str | None]]:
-    """The list, and how to ask whether it has changed; None in its place if it has not."""
+    """Request the list. Returns its content (None if unchanged) and the headers for the next check."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
             data = _read(response)
-            said = {"etag": response.headers["ETag"], "last_modified": response.headers["Last-Modified"]}
+            validators = {"etag": response.headers["ETag"], "last_modified": response.headers["Last-Modified"]}
     except urllib.error.HTTPError as err:
         with err:
             if err.code == http.HTTPStatus.NOT_MODIFIED and headers:
                 return None, {}
             raise
-    # A sign-in page must not become the list.
+    # A log-in page must not be taken for the list.
     if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"", b"<") or "html" in (response.headers["Content-Type"] or ""):
         raise ValueError("the answer is a web page or empty")
-    return data, said
+    return data, validators
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -151,7 +150,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
             raise ValueError(f"it is longer than {MAX_LIST_BYTES >> 20} MB, which no list is")
         if time.monotonic() > ends:
             raise TimeoutError(f"not complete after {DEADLINE_S:g} s")
-    if response.length:  # read1 does not tell an answer that was cut off from a whole one
+    if response.length:  # read1 does not report an answer that was cut off
         raise http.client.IncompleteRead(b"", response.length)
     return bytes(data)
 

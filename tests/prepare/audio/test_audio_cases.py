@@ -1,4 +1,4 @@
-"""Files that people have and that were once read wrongly: each with the sound that FFmpeg's program finds in it."""
+"""Files that were once read wrongly, each compared with the output of the ffmpeg program."""
 
 import re
 import struct
@@ -13,7 +13,7 @@ import torchaudio
 
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.audio.features import clip_fbank
-from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.clip import ClipError, Reason, in_progress
 from tests import fakes
 from tests.conftest import SHARED
 from tests.prepare.sound import error_level, ffmpeg, lag, program, signal, write
@@ -21,9 +21,9 @@ from tests.prepare.sound import error_level, ffmpeg, lag, program, signal, write
 ESC10 = SHARED / "data" / "esc10"
 RATE_HZ = 44_100
 NO_DICE = ("-aac_pns", 0)
-"""AAC may leave noise to the decoder's dice, which fall differently after a seek."""
+"""AAC's noise substitution is random in the decoder, and differs after a seek."""
 SAME = 0.004
-"""RMS of the difference of two resamplers over that of the sound."""
+"""Limit of the RMS of the difference of two resamplers over that of the sound."""
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +75,20 @@ def test_case_1_mp3_priming_is_removed(ten: Path, tmp_path: Path, options: list[
     np.testing.assert_allclose(decode_section(str(path), 3.0, 2.0)[800:-800], decoded[48_800:79_200], atol=1e-4)
 
 
-def test_case_7_a_first_timestamp_is_no_silence(ten: Path, tmp_path: Path):
+def test_case_7_a_late_first_timestamp_adds_no_silence(ten: Path, tmp_path: Path):
     ffmpeg("-i", ten, "-c:a", "flac", "-output_ts_offset", "0.09", path := tmp_path / "a.mka")
     decoded = check_is_the_programs(path, 160_000, slack=0)
     assert lag(decoded, signal(10))[0] == 0
     ffmpeg("-i", ten, "-c:a", "wmav2", path := tmp_path / "a.wma")
-    check_is_the_programs(path, 159_753)  # of the first block the program has no sound either
+    check_is_the_programs(path, 159_753)  # the program also drops the first block
 
 
-def test_case_24_sound_that_begins_late_is_whole(ten: Path, tmp_path: Path):
+def test_case_24_sound_that_begins_late_is_complete(ten: Path, tmp_path: Path):
     path = with_picture(ten, tmp_path / "late.mp4", 10.6, "-itsoffset", "0.6")
     check_is_the_programs(path, 160_496)
     assert len(decode_section(str(path), 0.0, 10.0)) == 160_000
     assert len(decode_section(str(path), 30.0, 10.0, may_be_clip=True)) == 160_000
-    section = decode_section(str(path), 3.0, 2.0)  # by the picture's clock, as the program counts
+    section = decode_section(str(path), 3.0, 2.0)  # by the picture's clock, like the program
     assert lag(section, program(path, 3.0, 2.0)) == (0, pytest.approx(1, abs=1e-4))
     assert lag(section, decode_section(str(path), 0.0, None))[0] == -(48_000 - 9228)  # 0.5768 s of 16 kHz
 
@@ -101,7 +101,7 @@ def with_picture(sound: Path, path: Path, picture_s: float, *before_sound: objec
 
 
 def test_case_24_a_pause_without_packets_is_silence(ten: Path, tmp_path: Path):
-    """The program closes such a hole. Here what follows keeps its time."""
+    """The program closes such a hole. Here the sound after it keeps its time."""
     ffmpeg("-i", ten, "-c:a", "libopus", whole := tmp_path / "a.webm")
     path = without_packets(whole, tmp_path / "dtx.webm", 4.0, 6.0)
     decoded, undisturbed = decode_section(str(path), 0.0, None), decode_section(str(whole), 0.0, None)
@@ -131,8 +131,8 @@ def test_a_pause_that_is_most_of_the_clip_is_truncated(ten: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("offset_s", [0.005, 0.02, 0.3])
-def test_pcm_in_mov_that_starts_later_is_whole(ten: Path, tmp_path: Path, offset_s: float):
-    """The program cuts the end of other codecs, whose last packet is longer than the sound."""
+def test_pcm_in_mov_that_starts_later_is_complete(ten: Path, tmp_path: Path, offset_s: float):
+    """For other codecs the program cuts the end, because their last packet is longer than the sound."""
     ffmpeg("-i", ten, "-c:a", "pcm_s16le", "-output_ts_offset", offset_s, path := tmp_path / "a.mov")
     check_is_the_programs(path, 160_000)
 
@@ -153,7 +153,7 @@ def test_case_2_every_link_of_a_chained_ogg_is_read(tmp_path: Path, codec: str):
         np.testing.assert_allclose(section[400:-400], decoded[begin + 400 : begin + 47_600], atol=1e-3)
         late, correlation = lag(section, signal(10)[begin : begin + 48_000])
         assert (abs(late) < 60, correlation > 0.7) == (True, True)  # Vorbis: 128 samples late
-    with path.open("rb") as file:  # a remote file, of which the two ends are read first
+    with path.open("rb") as file:  # of a remote file the two ends are read first
         np.testing.assert_array_equal(decode_section(file, 6.0, 3.0), decode_section(str(path), 6.0, 3.0))
     assert reason_of(path, 8.0, 3.0).reason is Reason.TRUNCATED
 
@@ -161,8 +161,8 @@ def test_case_2_every_link_of_a_chained_ogg_is_read(tmp_path: Path, codec: str):
 @pytest.mark.parametrize(
     ("rate_hz", "channels", "codec"), [(22_050, 1, "libvorbis"), (RATE_HZ, 2, "libvorbis"), (48_000, 1, "libopus")]
 )
-def test_case_2_links_that_differ_are_no_end_of_the_file(tmp_path: Path, rate_hz: int, channels: int, codec: str):
-    """The program stops there, as it cannot read them ("Changing stream parameters in multistream ogg")."""
+def test_case_2_different_links_are_not_the_end_of_the_file(tmp_path: Path, rate_hz: int, channels: int, codec: str):
+    """The program stops there, because it cannot read them ("Changing stream parameters in multistream ogg")."""
     first = write(tmp_path / "first.ogg", signal(2, RATE_HZ), RATE_HZ, "-c:a", "libvorbis").read_bytes()
     planes = np.stack([signal(2, rate_hz, seed=1)] * channels)
     path = placed(
@@ -174,8 +174,8 @@ def test_case_2_links_that_differ_are_no_end_of_the_file(tmp_path: Path, rate_hz
     assert len(decode_section(str(path), 0.5, 1.0)) == 16_000
 
 
-def test_a_section_behind_a_join_is_found_by_what_came_before(tmp_path: Path):
-    """Reading passes packets over by their timestamps, which start again in the second file."""
+def test_a_section_after_a_join_is_found_by_counting(tmp_path: Path):
+    """Packets are skipped by their timestamps, which start again in the second file."""
     sound = signal(10, RATE_HZ)
     halves = [sound[: 5 * RATE_HZ], sound[5 * RATE_HZ :]]
     parts = [write(tmp_path / "half.ts", half, RATE_HZ, "-c:a", "mp2").read_bytes() for half in halves]
@@ -186,22 +186,22 @@ def test_a_section_behind_a_join_is_found_by_what_came_before(tmp_path: Path):
     assert abs(lag(section, decoded)[0] + 7 * 16_000) <= 2
 
 
-# A3: lengths that are guessed, or another stream's
+# A3: lengths that are estimated, or those of another stream
 
 
-def test_case_5_a_guessed_length_makes_no_recording_a_clip(tmp_path: Path):
+def test_case_5_an_estimated_length_does_not_make_a_recording_a_clip(tmp_path: Path):
     sound = signal(54, RATE_HZ)
     bare = ("-write_xing", "0", "-id3v2_version", "0")
     loud = write(tmp_path / "a.mp3", sound[: 4 * RATE_HZ], RATE_HZ, "-b:a", "320k", *bare).read_bytes()
     rest = write(tmp_path / "b.mp3", sound[4 * RATE_HZ :], RATE_HZ, "-b:a", "32k", *bare).read_bytes()
     path = placed(tmp_path / "AbCdEfGhIjK.mp3", loud + rest)
     with av.open(str(path)) as container:
-        assert container.duration < 10 * av.time_base  # what FFmpeg guesses
+        assert container.duration < 10 * av.time_base  # FFmpeg's estimate
     section = decode_section(str(path), 30.0, 10.0, may_be_clip=True)
     assert error_level(section, program(path, 30.0, 10.0)) < SAME
 
 
-def test_case_23_a_picture_that_lasts_longer_is_not_the_sound(ten: Path, tmp_path: Path):
+def test_case_23_the_length_of_a_picture_is_not_that_of_the_sound(ten: Path, tmp_path: Path):
     path = with_picture(ten, tmp_path / "AbCdEfGhIjK.mp4", 11.2)
     section = decode_section(str(path), 30.0, 10.0, may_be_clip=True)
     assert (len(section), lag(section, signal(10))[0]) == (160_000, 0)
@@ -209,7 +209,7 @@ def test_case_23_a_picture_that_lasts_longer_is_not_the_sound(ten: Path, tmp_pat
     assert lag(decode_section(str(longer), 2.0, 5.0, may_be_clip=True), signal(10))[0] == -32_000
 
 
-# A4: packets that are none
+# A4: bytes that are not packets
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_case_23_a_picture_that_lasts_longer_is_not_the_sound(ten: Path, tmp_pat
         b"<html><body>404 not found</body></html>\n",
     ],
 )
-def test_case_3_bytes_behind_the_frames_are_passed_over(lame: bytes, tmp_path: Path, behind: bytes):
+def test_case_3_bytes_after_the_frames_are_skipped(lame: bytes, tmp_path: Path, behind: bytes):
     check_is_the_programs(placed(tmp_path / "a.mp3", lame + behind), 160_000, slack=0)
 
 
@@ -230,8 +230,8 @@ def test_case_4_a_bad_packet_is_a_hole_of_one_frame(m4a: bytes, tmp_path: Path):
     decoded = decode_section(str(path), 0.0, None)
     assert len(decoded) == len(good) == 160_000
     differs = np.flatnonzero(np.abs(decoded - good) > 1e-3)
-    assert 0 < differs[-1] - differs[0] < 4 * 1024 * 16_000 / RATE_HZ  # the frame, and its neighbours' halves
-    assert len(program(path)) < 160_000 - 300  # the program closes it
+    assert 0 < differs[-1] - differs[0] < 4 * 1024 * 16_000 / RATE_HZ  # the frame, and half of each neighbour
+    assert len(program(path)) < 160_000 - 300  # the program closes the hole
     section = decode_section(str(path), 7.0, 2.0)
     assert lag(section, good)[0] == 7 * -16_000
 
@@ -241,8 +241,8 @@ def damaged(media: bytes, at: int, num_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("num_bytes", [5000, 300_000])
-def test_the_last_frame_of_mpegts_comes_before_bytes_behind(ten: Path, tmp_path: Path, num_bytes: int):
-    """FFmpeg's demuxer says "try again" there, and keeps the last frame until the end."""
+def test_the_last_mpegts_frame_is_read_before_trailing_bytes(ten: Path, tmp_path: Path, num_bytes: int):
+    """FFmpeg's demuxer reports "try again" there, and returns the last frame only at the end."""
     ffmpeg("-i", ten, "-c:a", "ac3", "-ac", 1, path := tmp_path / "a.ts")
     expected = decode_section(str(path), 0.0, None)
     placed(path, path.read_bytes() + bytes(num_bytes))
@@ -250,7 +250,7 @@ def test_the_last_frame_of_mpegts_comes_before_bytes_behind(ten: Path, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["zeroed", "tag between", "joined"])
-def test_case_4_mp3_frames_go_on_behind_what_is_none(lame: bytes, tmp_path: Path, kind: str):
+def test_case_4_mp3_frames_continue_after_foreign_bytes(lame: bytes, tmp_path: Path, kind: str):
     tag = lame[: 10 + (lame[8] << 7 | lame[9])]
     middle = len(lame) // 2
     path = tmp_path / "a.mp3"
@@ -266,7 +266,7 @@ def test_damage_of_more_than_a_twentieth_is_truncated(m4a: bytes, tmp_path: Path
     many = placed(tmp_path / "many.m4a", damaged(m4a, whole // 2, whole // 8))
     assert reason_of(many).reason is Reason.TRUNCATED
     assert reason_of(many, 4.0, 5.0).reason is Reason.TRUNCATED
-    assert len(decode_section(str(many), 1.0, 3.0)) == 48_000  # all that this section asks for is there
+    assert len(decode_section(str(many), 1.0, 3.0)) == 48_000  # this section is undamaged
 
 
 def test_mp4_with_an_empty_table_of_packets_is_truncated(m4a: bytes, tmp_path: Path):
@@ -276,8 +276,8 @@ def test_mp4_with_an_empty_table_of_packets_is_truncated(m4a: bytes, tmp_path: P
     assert reason_of(path, 3.0, 2.0).reason is Reason.TRUNCATED
 
 
-def test_lost_bytes_are_no_pause(ten: Path, tmp_path: Path):
-    """A hole in the timestamps of WebM is a pause, unless bytes are there that are no packet."""
+def test_lost_bytes_are_not_a_pause(ten: Path, tmp_path: Path):
+    """A hole in the timestamps of WebM is a pause, unless the file has bytes there that belong to no packet."""
     ffmpeg("-i", ten, "-c:a", "libopus", "-cluster_time_limit", "500", path := tmp_path / "a.webm")
     media = path.read_bytes()
     broken = placed(tmp_path / "broken.webm", damaged(media, len(media) // 3, len(media) // 5))
@@ -286,8 +286,8 @@ def test_lost_bytes_are_no_pause(ten: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("codec", ["libvorbis", "libopus", "flac"])
-def test_a_lost_page_of_ogg_is_no_pause(tmp_path: Path, codec: str):
-    """Packets have the position of their page, and of the first behind a lost page nobody knows the time."""
+def test_a_lost_ogg_page_is_not_a_pause(tmp_path: Path, codec: str):
+    """Packets have the position of their page, and the time of the first one after a lost page is unknown."""
     ogg = write(tmp_path / "a.ogg", signal(6, RATE_HZ), RATE_HZ, "-c:a", codec)
     media = ogg.read_bytes()
     pages = [match.start() for match in re.finditer(b"OggS", media)]
@@ -305,7 +305,7 @@ def test_case_24_a_pause_in_ogg_is_silence(tmp_path: Path, codec: str):
 
 
 def test_frames_whose_packet_has_no_timestamp_are_not_missing(tmp_path: Path):
-    """FFmpeg's parser joins a FLAC frame whose checksum is wrong to those that follow; the decoder does not check."""
+    """FFmpeg's parser joins a FLAC frame with a wrong checksum to the next ones; the decoder does not check it."""
     flac = write(tmp_path / "a.flac", signal(3, RATE_HZ), RATE_HZ, "-c:a", "flac").read_bytes()
     frames = [at for at in range(len(flac)) if flac[at : at + 2] == b"\xff\xf8"]
     path = placed(tmp_path / "bad.flac", flac[: frames[9] - 1] + bytes([flac[frames[9] - 1] ^ 1]) + flac[frames[9] :])
@@ -314,7 +314,7 @@ def test_frames_whose_packet_has_no_timestamp_are_not_missing(tmp_path: Path):
     assert error_level(decoded, expected) < SAME
 
 
-# A5: a header's own claim
+# A5: lengths in headers
 
 
 def test_case_22_a_wav_cut_short_is_truncated(ten: Path, tmp_path: Path):
@@ -324,7 +324,7 @@ def test_case_22_a_wav_cut_short_is_truncated(ten: Path, tmp_path: Path):
     error = reason_of(placed(tmp_path / "cut.wav", cut))
     assert (error.reason, error.message) == (Reason.TRUNCATED, "4.00 s of 10.00 s by its header")
     assert reason_of(placed(tmp_path / "c.wav", cut), 30.0, 5.0, may_be_clip=True).reason is Reason.TRUNCATED
-    for size in (0, 0xFFFFFFFF, 0x7FFFF000):  # of writers that cannot go back
+    for size in (0, 0xFFFFFFFF, 0x7FFFF000):  # written by programs that cannot go back
         streamed = placed(tmp_path / "streamed.wav", media[: at - 4] + struct.pack("<I", size) + media[at:])
         assert len(decode_section(str(streamed), 0.0, None)) == 160_000
 
@@ -333,7 +333,7 @@ def test_case_22_a_wav_cut_short_is_truncated(ten: Path, tmp_path: Path):
     ("name", "at"),
     [("a.au", lambda media: 8), ("a.aiff", lambda media: media.index(b"COMM") + 10)],
 )
-def test_a_size_of_writers_that_cannot_go_back_is_no_length(tmp_path: Path, name: str, at: Callable[[bytes], int]):
+def test_placeholder_sizes_of_streaming_writers_are_not_lengths(tmp_path: Path, name: str, at: Callable[[bytes], int]):
     path = write(tmp_path / name, np.stack([signal(2, RATE_HZ)] * 2), RATE_HZ, "-c:a", "pcm_s16be")
     media = path.read_bytes()
     size = 0x7FFFF000 if name == "a.au" else 0x7F000000 // 4  # AIFF has a number of samples
@@ -342,7 +342,7 @@ def test_a_size_of_writers_that_cannot_go_back_is_no_length(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16_000])
-def test_a_header_that_counts_the_codecs_delay_is_no_longer(tmp_path: Path, rate_hz: int):
+def test_a_header_that_includes_codec_delay_does_not_truncate(tmp_path: Path, rate_hz: int):
     path = write(tmp_path / "a.mka", signal(1.5, rate_hz), rate_hz, "-c:a", "libmp3lame")
     check_is_the_programs(path, 24_000)
 
@@ -368,7 +368,7 @@ def test_a_header_that_counts_the_codecs_delay_is_no_longer(tmp_path: Path, rate
         ("faststart.m4a", ["-movflags", "faststart"]),
     ],
 )
-def test_a_file_cut_short_of_its_header_is_truncated(ten: Path, tmp_path: Path, name: str, options: list[str]):
+def test_a_file_shorter_than_its_header_says_is_truncated(ten: Path, tmp_path: Path, name: str, options: list[str]):
     ffmpeg("-i", ten, *options, path := tmp_path / name)
     assert len(decode_section(str(path), 0.0, None)) == pytest.approx(160_000, rel=0.01)
     error = reason_of(placed(tmp_path / f"cut-{name}", path.read_bytes()[: path.stat().st_size * 2 // 5]))
@@ -378,7 +378,7 @@ def test_a_file_cut_short_of_its_header_is_truncated(ten: Path, tmp_path: Path, 
 @pytest.mark.parametrize(("name", "codec"), [("a.wma", "wmav2"), ("a.wma", "wmav1"), ("a.asf", "libmp3lame")])
 @pytest.mark.parametrize("kind", ["whole", "zeroed", "cut"])
 def test_a_section_of_asf_past_the_end_is_truncated(ten: Path, tmp_path: Path, name: str, codec: str, kind: str):
-    """At the end the decoder of WMA gives back samples of the first packet, which have no timestamp."""
+    """At the end, the WMA decoder returns samples of the first packet, which have no timestamp."""
     ffmpeg("-i", ten, "-c:a", codec, path := tmp_path / name)
     media, expected = path.read_bytes(), program(path, 5.0, 1.0)
     if kind == "zeroed":
@@ -391,16 +391,16 @@ def test_a_section_of_asf_past_the_end_is_truncated(ten: Path, tmp_path: Path, n
     assert (abs(late) <= 16, correlation > 0.7) == (True, True)  # timestamps are whole milliseconds, not samples
 
 
-# B: what the samples are
+# B: the values of samples
 
 
 @pytest.mark.parametrize("residue", [0.0, 1e-4, 0.02])
-def test_case_20_channels_that_cancel_are_named(tmp_path: Path, residue: float):
+def test_case_20_channels_that_cancel_are_refused(tmp_path: Path, residue: float):
     sound, other = signal(2, RATE_HZ), signal(2, RATE_HZ, seed=1)
     stereo = np.stack([sound + residue * other, -sound])
     path = write(tmp_path / "a.wav", stereo, RATE_HZ, "-c:a", "pcm_f32le")
     for keep_silent in (False, True):
-        row = Decode(keep_silent)(under_way(fakes.clips({"clip_id": "a", "media": str(path)}))).to_pylist()[0]
+        row = Decode(keep_silent)(in_progress(fakes.clips({"clip_id": "a", "media": str(path)}))).to_pylist()[0]
         assert (row["reason"], "cancel each other" in row["message"]) == ("out_of_phase", True)
         assert row["waveform"] == []
 
@@ -420,9 +420,9 @@ def test_case_21_floats_of_integer_size_are_refused(tmp_path: Path, scale: float
     assert (error.reason, "its samples reach" in error.message) == (Reason.OUT_OF_RANGE, True)
 
 
-def test_float_peaks_above_full_scale_stay_clipped_and_counted(tmp_path: Path):
+def test_float_peaks_above_full_scale_are_clipped_and_counted(tmp_path: Path):
     path = write(tmp_path / "a.wav", 4 * signal(1, RATE_HZ), RATE_HZ, "-c:a", "pcm_f32le")
-    out = Decode()(under_way(fakes.clips({"clip_id": "a", "media": str(path)})))
+    out = Decode()(in_progress(fakes.clips({"clip_id": "a", "media": str(path)})))
     assert (out["reason"].to_pylist(), out["num_clipped"][0].as_py() > 100) == ([None], True)
 
 
@@ -435,7 +435,7 @@ def test_case_25_the_default_track_is_read(ten: Path, tmp_path: Path):
         assert (lag(decoded, signal(10))[1] > 0.99) == bool(default)
 
 
-def test_without_a_default_the_track_of_most_channels_is_read(ten: Path, tmp_path: Path):
+def test_without_a_default_the_track_with_most_channels_is_read(ten: Path, tmp_path: Path):
     other = write(tmp_path / "other.wav", signal(10, RATE_HZ, seed=9), RATE_HZ)
     flags = ("-disposition:a:0", 0, "-disposition:a:1", 0, "-ac:a:0", 1, "-ac:a:1", 2)
     ffmpeg("-i", other, "-i", ten, "-map", 0, "-map", 1, "-c:a", "flac", *flags, path := tmp_path / "a.mkv")
@@ -444,7 +444,7 @@ def test_without_a_default_the_track_of_most_channels_is_read(ten: Path, tmp_pat
     assert lag(decoded, signal(10))[1] > 0.99
 
 
-# Seen beside the cases, and passes that stay
+# Found together with the cases, and cases that were right from the beginning
 
 
 def integers(dtype: type, bits: int) -> bytes:
@@ -460,7 +460,7 @@ def test_pcm_of_64_bit_integers_is_read(tmp_path: Path):
     assert error_level(decode_section(str(path), 0.0, None), program(path)) < 1e-5
 
 
-def test_a_wav_of_two_data_chunks_is_what_the_program_reads(tmp_path: Path):
+def test_a_wav_with_two_data_chunks_is_read_like_the_ffmpeg_program(tmp_path: Path):
     first, second = integers(np.int16, 16), integers(np.int16, 16)
     path = placed(tmp_path / "a.wav", first + second[36:])
     decoded, expected = decode_section(str(path), 0.0, None), program(path)
@@ -489,7 +489,7 @@ def test_cases_33_and_35_headers_rates_and_codecs(tmp_path: Path, name: str, rat
 
 
 def riff(*chunks: tuple[bytes, bytes], data_bytes: int | None = None) -> bytes:
-    """A WAV file of these chunks; `data_bytes` is what the last one says of its length."""
+    """A WAV file of these chunks; `data_bytes` is the declared length of the last one."""
     parts = [
         name + struct.pack("<I", len(body) if data_bytes is None or name != b"data" else data_bytes) + body
         for name, body in chunks
@@ -549,7 +549,7 @@ def test_case_36_lengths_are_exact(tmp_path: Path):
         assert reason_of(path).reason is Reason.TOO_SHORT
 
 
-def test_case_37_channels_count_alike(tmp_path: Path):
+def test_case_37_all_channels_count_equally(tmp_path: Path):
     sound = signal(1)
     for channels, at in ((6, 2), (2, 0)):
         planes = np.zeros((channels, len(sound)), np.float32)
@@ -558,12 +558,12 @@ def test_case_37_channels_count_alike(tmp_path: Path):
         np.testing.assert_allclose(decode_section(str(path), 0.0, None), sound / channels + 0.3, atol=1e-6)
 
 
-@pytest.mark.skipif(not ESC10.is_dir(), reason="needs the clips of ESC-10 beside the project")
-def test_case_44_the_fbank_of_real_clips_is_that_of_the_programs_samples():
+@pytest.mark.skipif(not ESC10.is_dir(), reason="needs the clips of ESC-10 next to the project")
+def test_case_44_the_fbank_of_real_clips_matches_the_ffmpeg_program():
     clips = [sorted(folder.glob("*.ogg"))[0] for folder in sorted(ESC10.iterdir()) if folder.is_dir()]
     assert len(clips) == 10
     for path in clips:
-        expected = torch.from_numpy(program(path, resampler="soxr").copy())  # another rolls off elsewhere below 8 kHz
+        expected = torch.from_numpy(program(path, resampler="soxr").copy())  # the other one differs below 8 kHz
         kaldi = torchaudio.compliance.kaldi.fbank(
             (expected - expected.mean()).unsqueeze(0),
             sample_frequency=16_000,

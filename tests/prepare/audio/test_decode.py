@@ -9,12 +9,12 @@ import pytest
 
 from ast_core.fbank import SAMPLE_RATE_HZ
 from pipeline.prepare.audio.decode import Decode, decode_section
-from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
+from pipeline.prepare.clip import ClipError, Reason, each_clip, in_progress
 from tests import fakes
 
 
 def lag_samples(waveform: np.ndarray, original: np.ndarray, start_s: float, search: int = 3000) -> int:
-    """By how many samples `waveform` begins later in `original` than it should: the peak of their correlation."""
+    """By how many samples `waveform` begins too late in `original`: the peak of their correlation."""
     first = round(start_s * SAMPLE_RATE_HZ) - search
     around = original[first : first + len(waveform) + 2 * search]
     size = 1 << (len(around) + len(waveform)).bit_length()
@@ -24,7 +24,7 @@ def lag_samples(waveform: np.ndarray, original: np.ndarray, start_s: float, sear
 
 @pytest.mark.parametrize("suffix", ["flac", "wav"])
 @pytest.mark.parametrize("start_s", [0.5, 3.0, 7.137, 25.5])
-def test_a_section_of_lossless_media_is_cut_exactly_to_the_sample(tmp_path: Path, suffix: str, start_s: float):
+def test_a_section_of_lossless_media_is_exact_to_the_sample(tmp_path: Path, suffix: str, start_s: float):
     original = fakes.noise(32)
     path = fakes.write_media(tmp_path / f"a.{suffix}", original)
     section = decode_section(str(path), start_s, 4.0)
@@ -33,7 +33,7 @@ def test_a_section_of_lossless_media_is_cut_exactly_to_the_sample(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg"])
-def test_seeking_gives_the_samples_that_decoding_from_the_start_gives(tmp_path: Path, suffix: str):
+def test_seeking_gives_the_same_samples_as_decoding_from_the_start(tmp_path: Path, suffix: str):
     path = fakes.write_media(tmp_path / f"a.{suffix}", fakes.noise(32))
     whole = decode_section(str(path), 0.0, None)
     for start_s in (0.5, 7.137, 25.5):
@@ -42,7 +42,7 @@ def test_seeking_gives_the_samples_that_decoding_from_the_start_gives(tmp_path: 
         assert lag_samples(section, whole, start_s) == 0
 
 
-def test_samples_of_16_khz_pcm_come_through_unchanged(tmp_path: Path):
+def test_samples_of_16_khz_pcm_are_unchanged(tmp_path: Path):
     original = np.round(fakes.noise(2) * 2**15).astype(np.int16)
     with av.open(str(tmp_path / "a.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=SAMPLE_RATE_HZ, layout="mono")
@@ -66,7 +66,7 @@ def test_a_resampled_tone_keeps_its_pitch_and_level(tmp_path: Path):
     np.testing.assert_allclose(np.sqrt((decoded**2).mean()), 0.5 / np.sqrt(2), rtol=0.01)
 
 
-def test_a_section_past_the_end_is_truncated_and_says_how_much_there_was(tmp_path: Path):
+def test_a_section_past_the_end_is_truncated_with_the_available_length(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.webm", fakes.noise(12))
     with pytest.raises(ClipError, match=r"2\.\d\d s of 10\.00 s asked for") as caught:
         decode_section(str(path), 10.0, 10.0)
@@ -74,7 +74,7 @@ def test_a_section_past_the_end_is_truncated_and_says_how_much_there_was(tmp_pat
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "webm", "m4a", "mp3"])
-def test_a_file_no_longer_than_the_section_is_the_section_where_it_may_be(tmp_path: Path, suffix: str):
+def test_a_file_no_longer_than_the_section_is_the_section_if_allowed(tmp_path: Path, suffix: str):
     clip = str(fakes.write_media(tmp_path / f"clip.{suffix}", fakes.noise(10)))
     expected = decode_section(clip, 0.0, 10.0)
     for start_s in (3.0, 30.0):
@@ -90,12 +90,12 @@ def test_a_file_no_longer_than_the_section_is_the_section_where_it_may_be(tmp_pa
     assert caught.value.reason is Reason.TRUNCATED
 
 
-def test_a_recording_that_ends_a_little_early_is_kept_as_long_as_it_is(tmp_path: Path):
+def test_a_recording_that_ends_a_little_early_keeps_its_length(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.flac", fakes.noise(9.8))
     assert len(decode_section(str(path), 0.0, 10.0)) == round(9.8 * SAMPLE_RATE_HZ)
 
 
-def test_a_file_cut_in_its_middle_is_truncated_not_decoded_short(tmp_path: Path):
+def test_a_file_cut_in_its_middle_is_truncated(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.webm", fakes.noise(30))
     half = path.read_bytes()[: path.stat().st_size // 2]
     assert len(decode_section(io.BytesIO(half), 2.0, 5.0)) == 5 * SAMPLE_RATE_HZ
@@ -115,13 +115,13 @@ def test_a_whole_recording_shorter_than_its_header_says_is_truncated(tmp_path: P
 
 
 @pytest.mark.parametrize("content", [b"", b"<html><body>Sign in</body></html>", bytes(range(256)) * 40])
-def test_what_is_not_audio_is_said_to_be_so(content: bytes):
+def test_non_audio_is_refused_as_such(content: bytes):
     with pytest.raises(ClipError) as caught:
         decode_section(io.BytesIO(content), 0.0, 5.0)
     assert caught.value.reason is Reason.NOT_AUDIO
 
 
-def test_audio_shorter_than_a_frame_and_longer_than_five_minutes_are_refused(tmp_path: Path):
+def test_audio_below_one_frame_or_above_five_minutes_is_refused(tmp_path: Path):
     for duration_s, reason in ((0.02, Reason.TOO_SHORT), (301.0, Reason.TOO_LONG)):
         path = fakes.write_media(tmp_path / "a.flac", fakes.noise(duration_s))
         with pytest.raises(ClipError) as caught:
@@ -129,7 +129,7 @@ def test_audio_shorter_than_a_frame_and_longer_than_five_minutes_are_refused(tmp
         assert caught.value.reason is reason
 
 
-def test_a_batch_keeps_each_row_with_its_waveform_or_its_reason(tmp_path: Path):
+def test_a_batch_keeps_each_row_with_its_waveform_or_reason(tmp_path: Path):
     good = fakes.write_media(tmp_path / "good.flac", fakes.noise(1))
     silent = fakes.write_media(tmp_path / "silent.flac", np.zeros(16_000, np.float32))
     rows = fakes.clips(
@@ -137,20 +137,20 @@ def test_a_batch_keeps_each_row_with_its_waveform_or_its_reason(tmp_path: Path):
         {"clip_id": "silent", "media": str(silent)},
         {"clip_id": "missing", "media": str(tmp_path / "nothing.flac")},
     )
-    out = Decode()(under_way(rows))
+    out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "silent", "missing_file"]
     assert [len(waveform) for waveform in out["waveform"].to_pylist()] == [16_000, 0, 0]
     assert out["end_s"].to_pylist() == [1.0, None, None]
-    assert Decode(keep_silent=True)(under_way(rows))["reason"].to_pylist() == [None, None, "missing_file"]
+    assert Decode(keep_silent=True)(in_progress(rows))["reason"].to_pylist() == [None, None, "missing_file"]
 
 
-def test_what_nobody_foresaw_is_a_row_too_and_tried_again():
+def test_an_unforeseen_error_becomes_a_row_that_is_tried_again():
     def work(row: dict) -> str:
         if row["clip_id"] == "odd":
             raise AttributeError("a library's own\nmistake")
         return "fine"
 
-    rows = under_way(fakes.clips({"clip_id": "odd", "media": "x"}, {"clip_id": "good", "media": "y"}))
+    rows = in_progress(fakes.clips({"clip_id": "odd", "media": "x"}, {"clip_id": "good", "media": "y"}))
     rows, results = each_clip(rows, "decode", work)
     assert results == [None, "fine"]
     assert rows["reason"].to_pylist() == ["unforeseen", None]
@@ -165,6 +165,6 @@ def test_peaks_beyond_full_scale_are_clipped_and_counted(tmp_path: Path):
         frame = av.AudioFrame.from_ndarray(2 * loud[None], format="flt", layout="mono")
         frame.rate = 16_000
         container.mux(stream.encode(frame))
-    out = Decode()(under_way(fakes.clips({"clip_id": "loud", "media": str(tmp_path / "loud.wav")})))
+    out = Decode()(in_progress(fakes.clips({"clip_id": "loud", "media": str(tmp_path / "loud.wav")})))
     assert out["num_clipped"].to_pylist() == [16_000]
     assert np.abs(out["waveform"].combine_chunks().flatten().to_numpy()).max() == 1.0

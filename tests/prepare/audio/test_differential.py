@@ -1,4 +1,4 @@
-"""What FFmpeg's program gives is what we give. `benchmarks.decode_campaign` reads thousands of such files."""
+"""Our decoding equals that of the ffmpeg program. `benchmarks.decode_campaign` reads thousands of such files."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     return Maker(tmp_path_factory.mktemp("differential"))
 
 
-def test_seeded_files_are_read_as_ffmpegs_program_reads_them(maker: Maker):
+def test_seeded_files_are_read_like_the_ffmpeg_program_reads_them(maker: Maker):
     assert 3 * len(ENCODINGS) <= NUM_FILES  # each encoding with three odd things
     outcomes = {}
     with np.errstate(all="ignore"):  # correlations with silence
@@ -38,8 +38,8 @@ MP3 = {
 }
 
 
-def test_sections_of_mp3_by_a_seek_are_those_read_from_the_beginning(maker: Maker, monkeypatch: pytest.MonkeyPatch):
-    """FFmpeg seeks by the frames that it counts, not by the bit rate, whatever lies between them."""
+def test_mp3_sections_by_a_seek_equal_those_read_from_the_beginning(maker: Maker, monkeypatch: pytest.MonkeyPatch):
+    """FFmpeg seeks by counting frames, not by the bit rate, so bytes between the frames do not matter."""
     monkeypatch.setattr(differential, "ENCODINGS", MP3)
     monkeypatch.setattr(differential, "LENGTH_S", 12.0)
     longer = Maker(maker.folder / "longer")
@@ -54,7 +54,7 @@ def test_sections_of_mp3_by_a_seek_are_those_read_from_the_beginning(maker: Make
                 sections.append(decode_section(f"file:{made.path}", start_s, 2.0))
             except ClipError as err:
                 sections.append(np.frombuffer(err.message.encode(), np.uint8))
-        rounding = 2.0**-14 if made.encoding == "mp2" else 0  # its decoder dithers by all samples before
+        rounding = 2.0**-14 if made.encoding == "mp2" else 0  # its dither depends on all samples before
         np.testing.assert_allclose(*sections, rtol=0, atol=rounding, err_msg=f"{made.name}, {start_s}")
         num_read += sections[0].dtype == np.float32
         odds.add(made.odd)

@@ -1,4 +1,4 @@
-"""Media that strangers damaged or forged: decoded, or a row with a reason. Never a crash, a hang or all the memory."""
+"""Damaged or forged media are decoded or give a row with a reason, without a crash, a hang or a lack of memory."""
 
 import io
 import struct
@@ -27,15 +27,15 @@ from tests import fakes
 
 NUM_MUTATED = 1000
 MAX_CHILD_BYTES = 300 << 20
-"""The libraries alone are 110 MB."""
+"""The libraries without any media need 110 MB."""
 
 ORDERLY = {
     Reason.NOT_AUDIO, Reason.TRUNCATED, Reason.TOO_SHORT, Reason.TOO_LONG, Reason.SILENT, Reason.OUT_OF_RANGE,
 }  # fmt: skip
-"""What may be the matter with damaged media. `network`, of a file that reads well, is none of it."""
+"""Allowed reasons for damaged media. `network` is not among them, because the file can be read."""
 
 Mutation = Callable[[np.random.Generator, bytes, bytes], bytes]
-"""Of a file, with the help of another one of any format."""
+"""Changes a file, with the help of another one of any format."""
 
 
 def flip_bits(rng: np.random.Generator, media: bytes, other: bytes) -> bytes:
@@ -79,7 +79,7 @@ def append_rubbish(rng: np.random.Generator, media: bytes, other: bytes) -> byte
 
 
 def overwrite_four_bytes(rng: np.random.Generator, media: bytes, other: bytes) -> bytes:
-    """Lengths, rates and counts that lie: mostly in headers."""
+    """Falsify lengths, rates and counts, mostly in headers."""
     place = int(rng.integers(min(len(media), 600)))
     lies = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\1\0\0\0"]
     return media[:place] + lies[rng.integers(len(lies))] + media[place + 4 :]
@@ -136,7 +136,7 @@ def in_a_tar(folder: Path, clips: list[Mutated]) -> Path:
 
 @contextmanager
 def watching_decoders() -> Iterator[dict[int, int]]:
-    """Of each process that decodes below this one, the most memory that it has had, in bytes; complete at the end."""
+    """Measure the peak memory in bytes of each decoding process below this one; complete at the end."""
     peaks: dict[int, int] = {}
     over = threading.Event()
 
@@ -149,7 +149,7 @@ def watching_decoders() -> Iterator[dict[int, int]]:
         while not over.wait(0.1):
             look()
 
-    for pid in decoders():  # what they did for other tests is not meant
+    for pid in decoders():  # decoders that other tests started do not count
         with suppress(OSError):
             Path(f"/proc/{pid}/clear_refs").write_text("5")
     thread = threading.Thread(target=look_again)
@@ -175,7 +175,7 @@ def peak_bytes(pid: int) -> int:
 
 
 @pytest.mark.parametrize(("pack", "half"), [(as_files, 0), (in_a_tar, 1)])
-def test_a_job_over_a_thousand_mutated_files_prepares_or_refuses_each_in_bounded_memory(
+def test_a_job_prepares_or_refuses_each_mutated_file_in_bounded_memory(
     local_ray: None, tmp_path: Path, pack: Callable[[Path, list[Mutated]], Path], half: int
 ):
     clips = list(mutated(tmp_path))[half::2]
@@ -200,7 +200,7 @@ def test_a_job_over_a_thousand_mutated_files_prepares_or_refuses_each_in_bounded
     assert max(peaks.values()) < MAX_CHILD_BYTES
 
 
-# Forged on purpose
+# Forged files
 
 
 def refusal(file: Path | bytes, start_s: float = 0.0, duration_s: float | None = None) -> ClipError:
@@ -210,7 +210,7 @@ def refusal(file: Path | bytes, start_s: float = 0.0, duration_s: float | None =
 
 
 def wav(samples: np.ndarray, *, rate_hz: int = 16_000, channels: int = 1, num_bytes: int | None = None) -> bytes:
-    """A header that may say anything, and samples."""
+    """A WAV file whose header may contain any values."""
     data, width = samples.tobytes(), samples.itemsize
     kind = 3 if samples.dtype.kind == "f" else 1
     byte_rate = min(rate_hz * channels * width, 2**32 - 1)
@@ -223,7 +223,7 @@ def wav(samples: np.ndarray, *, rate_hz: int = 16_000, channels: int = 1, num_by
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers_are_no_audio(dtype: type, value: float):
+def test_samples_that_are_not_numbers_are_not_audio(dtype: type, value: float):
     samples = np.full(22_050, 0.1, dtype)
     samples[5000] = value
     assert refusal(wav(samples, rate_hz=22_050)).reason is Reason.NOT_AUDIO
@@ -232,17 +232,17 @@ def test_samples_that_are_no_numbers_are_no_audio(dtype: type, value: float):
 
 @pytest.mark.parametrize("rate_hz", [0, 1, 999, 768_001, 2**31 - 1, 2**31, 2**32 - 1])
 @pytest.mark.parametrize("duration_s", [None, 300.0])
-def test_a_sample_rate_that_no_sound_has_is_refused(rate_hz: int, duration_s: float | None):
+def test_an_impossible_sample_rate_is_refused(rate_hz: int, duration_s: float | None):
     samples = np.ones(32_000, np.int16)
     assert refusal(wav(samples, rate_hz=rate_hz), 0.0, duration_s).reason is Reason.NOT_AUDIO
 
 
 @pytest.mark.parametrize("channels", [0, 513, 65_535])
-def test_a_number_of_channels_that_no_recording_has_is_refused(channels: int):
+def test_an_impossible_number_of_channels_is_refused(channels: int):
     assert refusal(wav(np.ones(200_000, np.int16), channels=channels)).reason is Reason.NOT_AUDIO
 
 
-def test_a_length_that_the_file_has_not_is_truncated_where_it_ends():
+def test_a_file_shorter_than_its_declared_length_is_truncated():
     lies = wav(np.ones(160_000, np.int16), num_bytes=2**32 - 1)
     assert refusal(lies, 9.0, 5.0).reason is Reason.TRUNCATED
     assert refusal(lies, 30_000.0, 5.0).reason is Reason.TRUNCATED
@@ -250,7 +250,7 @@ def test_a_length_that_the_file_has_not_is_truncated_where_it_ends():
 
 @pytest.fixture(scope="module")
 def hours_of_silence() -> bytes:
-    """Four hours of FLAC in some 30 kB."""
+    """Four hours of FLAC in about 30 kB."""
     file = io.BytesIO()
     with av.open(file, "w", format="flac") as container:
         stream = container.add_stream("flac", rate=8000, layout="mono")
@@ -268,7 +268,7 @@ def hours_of_silence() -> bytes:
 
 
 class Pipe(io.RawIOBase):
-    """What can be read once, from the beginning."""
+    """A file that can be read only once, from the beginning."""
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)
@@ -283,11 +283,11 @@ class Pipe(io.RawIOBase):
         return False
 
 
-def test_hours_in_kilobytes_cost_no_more_than_the_section(hours_of_silence: bytes):
+def test_hours_in_kilobytes_cost_only_the_section(hours_of_silence: bytes):
     assert len(hours_of_silence) < 50_000
     assert refusal(hours_of_silence).reason is Reason.TOO_LONG
     assert refusal(hours_of_silence, 1e6, 10.0).reason is Reason.TRUNCATED
-    for start_s in (13_999.0, 14_002.0, 14_005.0):  # whose run-up begins anywhere in a packet of 8 s
+    for start_s in (13_999.0, 14_002.0, 14_005.0):  # the run-up begins at various positions in a packet of 8 s
         assert len(decode_section(io.BytesIO(hours_of_silence), start_s, 10.0)) == 160_000
     tracemalloc.start()
     try:
@@ -298,7 +298,7 @@ def test_hours_in_kilobytes_cost_no_more_than_the_section(hours_of_silence: byte
 
 
 def forged(form: str, codec: str, rate_hz: int, stamp: Callable[[int, int], int]) -> bytes:
-    """Two seconds of noise in packets whose timestamps are `stamp(packet, true timestamp)`."""
+    """Two seconds of noise in packets with the timestamps `stamp(packet, true timestamp)`."""
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate_hz, layout="mono")
@@ -311,14 +311,14 @@ def forged(form: str, codec: str, rate_hz: int, stamp: Callable[[int, int], int]
 
 
 @pytest.mark.parametrize("form", ["nut", "matroska", "mp4"])
-def test_timestamps_that_jump_make_no_recording_of_silence(form: str):
+def test_jumping_timestamps_do_not_make_a_recording_of_silence(form: str):
     media = forged(form, "aac", 16_000, lambda i, true: true + 10**9 * (i > 15))
     error = refusal(media)
     assert (error.reason, "by its timestamps" in error.message) == (Reason.TRUNCATED, True)
     assert refusal(media, 2.0, 10.0).reason is Reason.TRUNCATED
 
 
-def test_errors_that_ffmpeg_borrows_from_files_are_not_taken_for_those_of_files(tmp_path: Path):
+def test_ffmpegs_own_errors_are_not_taken_for_file_errors(tmp_path: Path):
     stamped_before_zero = forged("ogg", "libopus", 48_000, lambda i, true: true - 2**40)
     cut_in_its_head = fakes.write_media(tmp_path / "a.webm", fakes.noise(1)).read_bytes()[:164]
     for media, name, reason in (
@@ -332,7 +332,7 @@ def test_errors_that_ffmpeg_borrows_from_files_are_not_taken_for_those_of_files(
 
 
 class Failing(io.BytesIO):
-    """A remote file whose host goes away."""
+    """A remote file whose host stops answering."""
 
     def read(self, size: int | None = -1) -> bytes:
         if self.tell() > 40_000:
@@ -340,7 +340,7 @@ class Failing(io.BytesIO):
         return super().read(size)
 
 
-def test_a_remote_file_that_stops_answering_is_a_matter_of_the_network(tmp_path: Path):
+def test_a_remote_file_that_stops_answering_is_a_network_fault(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.flac", fakes.noise(10))
     for start_s in (0.0, 5.0):
         with pytest.raises(ClipError, match="connection reset") as caught:
@@ -348,12 +348,12 @@ def test_a_remote_file_that_stops_answering_is_a_matter_of_the_network(tmp_path:
         assert caught.value.reason is Reason.NETWORK
 
 
-# Text that sends FFmpeg elsewhere
+# Text that would lead FFmpeg to other files
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, list[str]]]:
-    """A folder with secret sound, a server that has it at any address, and what that was asked for."""
+    """A folder with secret sound, a server that has it at any address, and the server's list of requests."""
     folder = tmp_path_factory.mktemp("elsewhere")
     sound = fakes.write_media(folder / "secret.m4a", fakes.noise(3)).read_bytes()
     fakes.write_media(folder / "secret.wav", fakes.noise(3))
@@ -394,20 +394,20 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-def test_text_that_names_other_files_and_hosts_opens_none_of_them(
+def test_text_that_names_other_files_or_hosts_opens_none_of_them(
     trick: str, elsewhere: tuple[Path, str, list[str]], monkeypatch: pytest.MonkeyPatch
 ):
     folder, url, asked = elsewhere
     text = trick.replace("{url}", url).replace("{folder}", str(folder)).encode()
-    monkeypatch.chdir(folder)  # where bytes would look for their neighbours
+    monkeypatch.chdir(folder)  # relative names would refer to it
     began_s = time.monotonic()
     for name in ("clip.wav", "clip.m3u8", "clip.mpd", "clip.sdp", "clip.ffconcat"):
         (folder / name).write_bytes(text)
         assert refusal(folder / name, 0.0, 2.0).reason is Reason.NOT_AUDIO
     assert refusal(text, 0.0, 2.0).reason is Reason.NOT_AUDIO
     assert asked == []
-    assert time.monotonic() - began_s < 60  # nor is a port listened at
+    assert time.monotonic() - began_s < 60  # it does not wait at a port
 
 
-def test_every_format_that_is_read_is_one_that_ffmpeg_has():
+def test_ffmpeg_has_every_format_that_is_read():
     assert set(FORMATS.split(",")) <= {name for names in av.formats_available for name in names.split(",")}

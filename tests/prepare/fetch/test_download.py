@@ -1,4 +1,4 @@
-"""Sections through the real yt-dlp from a real HTTP server on loopback."""
+"""Sections fetched with the real yt-dlp from a real HTTP server on loopback."""
 
 import errno
 import io
@@ -21,13 +21,13 @@ from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, Post
 from ast_core.errors import ConfigError, UserError
 from jobs.demo.media_server import serve
 from pipeline.prepare.audio.decode import decode_section
-from pipeline.prepare.clip import ClipError, Reason, each_clip, under_way
+from pipeline.prepare.clip import ClipError, Reason, each_clip, in_progress
 from pipeline.prepare.fetch import ytdlp
 from pipeline.prepare.fetch.download import Download, FetchSettings
-from pipeline.prepare.fetch.pacing import Pace
+from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp, failure_of, fetch_with_ytdlp
 from tests import fakes
-from tests.fakes import Turns
+from tests.fakes import Permits
 from tests.prepare.audio.test_decode import lag_samples
 
 LOCAL = YtDlp(allow_private_hosts=True)
@@ -44,33 +44,31 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
 
 @pytest.mark.parametrize("suffix", ["webm", "m4a", "ogg", "flac", "wav", "mp3"])
 @pytest.mark.parametrize("start_s", [0.0, 7.137, 24.9])
-def test_a_fetched_section_is_the_one_that_the_whole_file_has_there(
-    host: tuple[Path, str], suffix: str, start_s: float
-):
+def test_a_fetched_section_equals_that_of_the_local_file(host: tuple[Path, str], suffix: str, start_s: float):
     folder, base_url = host
     url = f"{base_url}/sound-{suffix}"
     section = fetch_with_ytdlp(url, start_s, 5.0, settings=LOCAL)
     assert len(section) == 5 * 16_000
     file = str(folder / f"sound-{suffix}.{suffix}")
     np.testing.assert_array_equal(section, decode_section(file, start_s, 5.0))
-    padded = np.concatenate([np.zeros(3000, np.float32), decode_section(file, 0.0, None)])  # to look left of time 0
+    padded = np.concatenate([np.zeros(3000, np.float32), decode_section(file, 0.0, None)])  # for lags before time 0
     assert lag_samples(section, padded, start_s + 3000 / 16_000) == 0
 
 
-def test_a_missing_recording_keeps_its_row_and_its_reason(host: tuple[Path, str]):
+def test_a_missing_recording_keeps_its_row_and_reason(host: tuple[Path, str]):
     _, base_url = host
     rows = fakes.clips(
         {"clip_id": "a", "media": f"{base_url}/sound-ogg", "media_start_s": 3.0, "end_s": 5.0},
         {"clip_id": "b", "media": f"{base_url}/nothing", "media_start_s": 3.0, "end_s": 5.0},
         {"clip_id": "c", "media": "/a/file.wav"},
     )
-    out = Download(FetchSettings(ytdlp=LOCAL), Turns(Pace()))(under_way(rows))
+    out = Download(FetchSettings(ytdlp=LOCAL), Permits(RateLimit()))(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "unavailable", None]
     assert [samples is not None for samples in out["samples"].to_pylist()] == [True, False, False]
     assert "404" in out["message"][1].as_py()
 
 
-def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
+def test_a_host_that_does_not_answer_is_a_network_fault_and_tried_again():
     with pytest.raises(ClipError) as caught:
         fetch_with_ytdlp("http://127.0.0.1:9/x.webm", 0.0, 5.0, settings=replace(LOCAL, timeout_s=2))
     assert caught.value.reason is Reason.NETWORK
@@ -95,13 +93,13 @@ def test_a_host_that_nobody_is_at_is_the_networks_fault_and_tried_again():
         ("This video is only available to Music Premium members", Reason.RESTRICTED),
         ("This video requires payment to watch", Reason.RESTRICTED),
         ("Video unavailable. Playback on other websites has been disabled by the video owner", Reason.SETUP),
-        # An id and an address may spell anything.
+        # An id and an address may contain any word.
         ("[youtube] aDRMprotect: Unable to download webpage: timed out", Reason.NETWORK),
         ("Unable to download https://host/not-a-bot/captcha: timed out", Reason.NETWORK),
         ("Requested format is not available", Reason.SETUP),
     ],
 )
-def test_the_hosts_words_are_read_in_the_order_that_tells_them_apart(message: str, reason: Reason):
+def test_messages_of_hosts_are_classified_in_order(message: str, reason: Reason):
     assert failure_of(DownloadError(message)).reason is reason
 
 
@@ -113,18 +111,18 @@ def test_the_hosts_words_are_read_in_the_order_that_tells_them_apart(message: st
         DownloadError("x", exc_info=(None, PostProcessingError("x"), None)),
     ],
 )
-def test_this_machines_fault_ends_the_job_and_not_the_clip(err: DownloadError):
+def test_a_fault_of_this_machine_ends_the_job_not_only_the_clip(err: DownloadError):
     failure = failure_of(err)
     assert isinstance(failure, UserError)
     with pytest.raises(UserError, match="this machine cannot fetch"):
-        each_clip(under_way(fakes.clips({"clip_id": "a", "media": "x"})), "download", lambda row: throw(failure))
+        each_clip(in_progress(fakes.clips({"clip_id": "a", "media": "x"})), "download", lambda row: throw(failure))
 
 
 def throw(err: Exception) -> None:
     raise err
 
 
-def test_types_of_errors_tell_what_texts_do_not():
+def test_error_types_decide_where_messages_do_not():
     response = Response(io.BytesIO(b""), "http://x", {}, status=429, reason="Zu viele")
     wrapped = DownloadError(
         "no luck", exc_info=(ExtractorError, ExtractorError("no luck", cause=HTTPError(response)), None)
@@ -138,9 +136,9 @@ def test_types_of_errors_tell_what_texts_do_not():
     assert failure_of(DownloadError("x", exc_info=(None, said, None))).reason is Reason.UNFORESEEN
 
 
-def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
+def test_a_fetch_whose_process_is_killed_is_repeated_once(tmp_path: Path):
     fakes.write_media(tmp_path / "sound.ogg", fakes.noise(8))
-    download = Download(FetchSettings(ytdlp=LOCAL), Turns(Pace()))
+    download = Download(FetchSettings(ytdlp=LOCAL), Permits(RateLimit()))
     killed: list[int] = []
 
     class Killing(SimpleHTTPRequestHandler):
@@ -155,18 +153,18 @@ def test_a_fetch_whose_process_is_killed_is_done_once_more(tmp_path: Path):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Killing, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever).start()
         url = f"http://127.0.0.1:{server.server_port}/sound.ogg"
-        rows = download(under_way(fakes.clips({"clip_id": "a", "media": url, "end_s": 5.0})))
+        rows = download(in_progress(fakes.clips({"clip_id": "a", "media": url, "end_s": 5.0})))
         server.shutdown()
     assert killed
     assert rows["reason"].to_pylist() == [None]
     assert len(rows["samples"][0].as_py()) == 5 * 16_000 * 4
 
 
-def test_a_node_that_cannot_fetch_ends_the_job_and_does_not_drain_the_list(monkeypatch: pytest.MonkeyPatch):
+def test_a_node_that_cannot_fetch_ends_the_job(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ytdlp, "find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
     with pytest.raises(UserError, match="cannot fetch: no deno"):
-        Download(FetchSettings(), Turns(Pace()))(
-            under_way(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"}))
+        Download(FetchSettings(), Permits(RateLimit()))(
+            in_progress(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"}))
         )
 
 
@@ -195,7 +193,7 @@ def test_a_source_address_of_another_machine_ends_the_job():
         (["--alias", "x", "--exec y", "--x"], "must not set "),
         (["http://127.0.0.1/x"], "is none"),
         (["--cookies", "nowhere.txt"], "cannot read the cookies"),
-        (["--proxy", "socks5://127.0.0.1:1080"], "--proxy socks5://127.0.0.1:1080: .* http:// proxies alone"),
+        (["--proxy", "socks5://127.0.0.1:1080"], "--proxy socks5://127.0.0.1:1080: .* http:// proxies"),
     ],
 )
 def test_options_of_yt_dlp_are_checked_before_any_work(
@@ -216,5 +214,5 @@ def test_options_of_yt_dlp_are_checked_before_any_work(
         ["-f", "ba", "-S", "abr", "--sleep-requests", "1", "--client-certificate", "x"],
     ],
 )
-def test_options_that_say_how_a_host_is_asked_are_taken(args: list[str]):
+def test_options_on_how_a_host_is_asked_are_accepted(args: list[str]):
     assert YtDlp.from_args(args, timeout_s=1).args == tuple(args)

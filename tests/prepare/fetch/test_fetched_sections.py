@@ -1,4 +1,4 @@
-"""Sections over HTTP, whatever the host does: the samples of the file on disk, or a reason (CASES part 3, 1 and 5)."""
+"""Sections over HTTP equal those of the local file, or have a reason, for any host (CASES part 3, 1 and 5)."""
 
 import random
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from tests.prepare.containers import RATE_HZ, by_the_program, write_container
 
 KINDS = ("webm", "m4a", "ogg", "flac", "wav", "w64", "au", "aiff", "caf", "mp3", "aac", "pcm.avi", "mov", "ts")
 BY_POSITION = ("wav", "rf64.wav", "w64", "au", "aiff", "caf", "pcm.avi", "mov", "mp3")
-"""Containers in which the time is the position in the file."""
+"""Containers in which time is derived from the position in the file."""
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def fetched(host: BadHost, path: str) -> np.ndarray:
 
 
 def low(samples: np.ndarray) -> np.ndarray:
-    """What lies below 6 kHz: towards 8 kHz two resamplers differ."""
+    """Frequencies below 6 kHz. Towards 8 kHz two resamplers differ."""
     spectrum = np.fft.rfft(samples)
     spectrum[round(len(spectrum) * 6 / 8) :] = 0
     return np.fft.irfft(spectrum, len(samples))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_section_is_what_ffmpegs_program_has_there(host: BadHost, folder: Path, kind: str):
+def test_a_section_equals_that_of_the_ffmpeg_program(host: BadHost, folder: Path, kind: str):
     section = fetched(host, f"good/sound.{kind}")
     whole = by_the_program(folder / f"sound.{kind}")
     # The clock of Opus in WebM begins 7 ms before its first sample, and counts whole milliseconds.
@@ -70,14 +70,14 @@ def test_a_section_is_what_ffmpegs_program_has_there(host: BadHost, folder: Path
 @pytest.mark.parametrize(
     "misbehaviour", ["chunked", "norange", "rst@2", "rstmid@2", "rst@3", "gzip", "wrongrange", "lyingrange"]
 )
-def test_case_part_3_1_a_clock_by_position_is_right_without_ranges(
+def test_case_part_3_1_positions_are_right_without_byte_ranges(
     host: BadHost, folder: Path, kind: str, misbehaviour: str
 ):
     expected = section_on_disk(folder / f"sound.{kind}")
     np.testing.assert_array_equal(fetched(host, f"{misbehaviour}/sound.{kind}"), expected)
 
 
-def test_a_host_that_misbehaves_at_each_request_in_turn_gives_no_other_sound(host: BadHost, folder: Path):
+def test_a_host_that_misbehaves_at_any_request_gives_no_wrong_sound(host: BadHost, folder: Path):
     expected = {kind: section_on_disk(folder / f"sound.{kind}") for kind in KINDS}
     chosen = random.Random(15).sample(list(cases(KINDS, (1, 2, 3, 4))), 60)
     said = {case.path: outcome(host, case, expected[case.kind]) for case in chosen}
@@ -86,13 +86,13 @@ def test_a_host_that_misbehaves_at_each_request_in_turn_gives_no_other_sound(hos
 
 
 @pytest.mark.parametrize("kind", ["wav", "webm", "m4a", "mp3", "ogg"])
-def test_case_part_3_5_a_proper_end_at_40_percent_is_truncated(host: BadHost, kind: str):
+def test_case_part_3_5_a_regular_end_at_40_percent_is_truncated(host: BadHost, kind: str):
     with pytest.raises(ClipError) as caught:
         fetched(host, f"chunked40/sound.{kind}")
     assert caught.value.reason is Reason.TRUNCATED
 
 
-def test_case_part_3_5_a_file_that_is_encoded_is_not_too_large(host: BadHost, folder: Path):
+def test_case_part_3_5_an_encoded_file_is_not_too_large(host: BadHost, folder: Path):
     for encoding in ("gzip", "gzipchunked", "deflate", "br"):
         assert outcome(host, Case("wav", encoding, 0), section_on_disk(folder / "sound.wav")) == "right"
     for broken in ("gzipcut", "gziplie", "gziprange"):
@@ -102,7 +102,7 @@ def test_case_part_3_5_a_file_that_is_encoded_is_not_too_large(host: BadHost, fo
 
 
 @pytest.mark.parametrize("kind", ["webm", "m4a", "wav"])
-def test_a_section_costs_a_section_and_not_the_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_section_needs_only_its_part_of_the_file(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
     opened: list[HttpFile] = []
 
     class Counted(HttpFile):
@@ -117,7 +117,7 @@ def test_a_section_costs_a_section_and_not_the_file(tmp_path: Path, kind: str, m
     assert opened[0].num_received < 0.3 * size
 
 
-def test_every_misbehaviour_of_the_campaign_is_one_of_the_hosts():
+def test_the_campaign_uses_every_misbehaviour_of_the_host():
     from tests.bad_host import STATUSES, _Handler
 
     assert [name for name in MISBEHAVIOURS if not (hasattr(_Handler, f"_{name}") or int(name) in STATUSES)] == []

@@ -1,4 +1,4 @@
-"""Recordings that a site offers in pieces alone, as HLS or DASH: the section is the file's own."""
+"""Recordings that a site offers only in pieces, as HLS or DASH: the section equals that of the file."""
 
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ WAYS = {
 
 
 class PiecesIE(InfoExtractor):
-    """A site as yt-dlp knows many: its page leads to a list of pieces."""
+    """A site for yt-dlp, whose page leads to a list of pieces."""
 
     _VALID_URL = r"http://127\.0\.0\.1:\d+/watch/(?P<id>\w+)"
 
@@ -74,25 +74,25 @@ def site(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_section_of_a_recording_in_pieces_is_the_files_own(site: str, folder: Path, name: str):
+def test_a_section_of_a_recording_in_pieces_equals_that_of_the_file(site: str, folder: Path, name: str):
     section = fetch_with_ytdlp(f"{site}/watch/{name}", START_S, DURATION_S, settings=SETTINGS)
     expected = decode_section(str(folder / "sound.m4a"), START_S, DURATION_S)
     assert len(section) == len(expected)
-    # MPEG-TS counts time by 1/90,000 s and has no place for AAC's priming: up to one AAC frame of shift.
+    # MPEG-TS counts time in 1/90,000 s and cannot store AAC's priming, so a shift of one AAC frame is allowed.
     lags = range(-1100, 1101) if name != "dash" else range(-64, 65)
     inner = slice(2000, -2000)
     found = max(np.corrcoef(np.roll(section, lag)[inner], expected[inner])[0, 1] for lag in lags)
     assert found > 0.99
 
 
-def test_pieces_are_bounded_in_size(site: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_size_of_pieces_is_limited(site: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ytdlp, "MAX_FETCH_BYTES", 1000)
     with pytest.raises(ClipError) as raised:
         fetch_with_ytdlp(f"{site}/watch/ts", START_S, DURATION_S, settings=SETTINGS)
     assert raised.value.reason is Reason.TOO_LARGE
 
 
-def test_a_piece_that_is_gone_is_a_reason(site: str, folder: Path):
+def test_a_missing_piece_has_a_reason(site: str, folder: Path):
     (folder / "list-gone.m3u8").write_text((folder / "list-ts.m3u8").read_text().replace("list-ts1.ts", "gone.ts"))
     WAYS["gone"] = ("hls", [], "m3u8")
     try:

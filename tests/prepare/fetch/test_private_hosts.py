@@ -35,12 +35,12 @@ from tests.bad_host import BadHost
         *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::", "64:ff9b::a9fe:a9fe"),
     ],
 )
-def test_what_is_not_the_public_internet(address: str):
+def test_private_addresses(address: str):
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
-def test_what_is(address: str):
+def test_public_addresses(address: str):
     assert is_public(address)
 
 
@@ -48,7 +48,7 @@ def test_what_is(address: str):
     "url",
     ["http://10.0.0.1/x", "http://[::1]:80/x", "http://localhost/x", "http://LOCALHOST./x", "http://a.internal/x"],
 )
-def test_urls_that_show_it_are_refused_behind_a_proxy_too(url: str):
+def test_urls_with_private_addresses_are_refused_behind_a_proxy_too(url: str):
     with pytest.raises(PrivateAddressError):
         check_name(url, ())
     check_name(url, (endpoint_of(url),))
@@ -77,11 +77,11 @@ def test_a_row_that_names_a_private_host_sends_no_request(host: BadHost, monkeyp
         assert refused(f"http://{name}:{port}/good/sound"), name
     asked = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda name, *rest, **more: asked("127.0.0.1", *rest, **more))
-    assert refused(f"http://media.example.org:{port}/good/sound")  # a name that resolves to this machine
+    assert refused(f"http://media.example.org:{port}/good/sound")  # its name resolves to this machine
     assert host.requests == []
 
 
-def test_hosts_that_the_user_names_or_allows_are_fetched_from(host: BadHost):
+def test_hosts_that_the_user_names_or_allows_are_used(host: BadHost):
     assert not refused(f"{host.url}/good/sound", own_hosts=(endpoint_of(host.url),))
     assert not refused(f"{host.url}/good/sound", allow_private_hosts=True)
 
@@ -93,7 +93,7 @@ def test_a_redirect_to_another_private_host_is_refused(host: BadHost):
     assert not refused(f"{host.url}/redirect/sound", own_hosts=(*own, endpoint_of(host.other.url)))
 
 
-def test_a_proxy_of_the_users_may_be_private(host: BadHost):
+def test_the_users_proxy_may_be_private(host: BadHost):
     ytdlp = YtDlp.from_args(["--proxy", host.url], timeout_s=20)
     assert len(fetch_with_ytdlp("http://example.org/sound", 1.0, 2.0, settings=ytdlp)) == 2 * 16_000
     assert {request.path for request in host.requests} == {"http://example.org/sound"}
@@ -102,7 +102,7 @@ def test_a_proxy_of_the_users_may_be_private(host: BadHost):
     assert caught.value.reason is Reason.PRIVATE_HOST
 
 
-def test_the_check_ends_with_its_block(host: BadHost):
+def test_the_check_ends_with_its_context(host: BadHost):
     address = ("127.0.0.1", endpoint_of(host.url)[1])
     with public_hosts_only(()), pytest.raises(PrivateAddressError):
         socket.create_connection(address)

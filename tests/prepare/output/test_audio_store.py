@@ -1,4 +1,4 @@
-"""The store of kept audio: what it holds, who can read it, and each clip once in it whatever ended a run."""
+"""The audio store: its content, who can read it, and that each clip is stored once after any crash."""
 
 import io
 from pathlib import Path
@@ -14,8 +14,8 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.audio.features import features
-from pipeline.prepare.clip import WAVEFORM, ragged, under_way
-from pipeline.prepare.output.audio_store import KEPT, AudioStore, flac_bytes, keep_audio, to_16_bit
+from pipeline.prepare.clip import WAVEFORM, in_progress, ragged
+from pipeline.prepare.output.audio_store import STORED, AudioStore, flac_bytes, keep_audio, to_16_bit
 from pipeline.prepare.output.shards import WriteShards, load_split, publish, start_output
 from pipeline.prepare.sources.archives import row_member
 from tests import fakes
@@ -24,8 +24,8 @@ PETS = LabelVocabulary(("/m/dog", "/m/cat"), ("Dog", "Cat, meowing"))
 
 
 def decoded(*names: str, split: str = "train") -> pa.Table:
-    """Rows as Decode leaves them, a second of noise each; a name that begins with "bad" failed."""
-    rows = under_way(
+    """Rows as after Decode, with a second of noise each. A name that begins with "bad" failed."""
+    rows = in_progress(
         fakes.clips(
             *(
                 {
@@ -53,7 +53,7 @@ def decoded(*names: str, split: str = "train") -> pa.Table:
 
 def store_at(folder: Path) -> AudioStore:
     store = AudioStore(str(folder), PETS)
-    store.claim()
+    store.reserve()
     return store
 
 
@@ -64,7 +64,7 @@ def files_of(folder: Path, split: str = "train") -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("duration_s", [0.025, 0.3, 10.0, 10.00001])
-def test_flac_holds_every_sample_rounded_to_16_bit(duration_s: float):
+def test_flac_has_every_sample_rounded_to_16_bit(duration_s: float):
     waveform = np.clip(3 * fakes.noise(duration_s), -1, 1)
     back = decode_section(io.BytesIO(flac_bytes(waveform)), 0.0, None)
     np.testing.assert_array_equal(back, to_16_bit(waveform) / np.float32(32768))
@@ -75,20 +75,20 @@ def test_full_scale_stays_within_16_bit():
     assert to_16_bit(np.array([-1, -0.99999, 0, 0.99999, 1], np.float32)).tolist() == [-32768, -32768, 0, 32767, 32767]
 
 
-def test_what_goes_on_is_what_is_kept_and_a_failed_clip_keeps_nothing():
+def test_later_stages_get_the_stored_audio_and_failed_clips_store_nothing():
     rows = keep_audio(decoded("a", "bad", "b"))
-    kept, waveforms = rows["kept"].to_pylist(), rows["waveform"].to_pylist()
-    assert (kept[1], waveforms[1]) == (None, [])
+    encoded, waveforms = rows["flac"].to_pylist(), rows["waveform"].to_pylist()
+    assert (encoded[1], waveforms[1]) == (None, [])
     for i in (0, 2):
         np.testing.assert_array_equal(
-            decode_section(io.BytesIO(kept[i]), 0.0, None), np.array(waveforms[i], np.float32)
+            decode_section(io.BytesIO(encoded[i]), 0.0, None), np.array(waveforms[i], np.float32)
         )
     before = decoded("a")["waveform"][0].as_py()
     assert waveforms[0] != before
-    assert features(rows)["kept"].to_pylist() == kept
+    assert features(rows)["flac"].to_pylist() == encoded
 
 
-def test_hugging_face_opens_the_store_and_sees_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_hugging_face_opens_the_store_and_recognises_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = keep_audio(decoded("Word/a", "b"))
     store_at(tmp_path / "store").write("train", "name", rows)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -101,7 +101,7 @@ def test_hugging_face_opens_the_store_and_sees_audio(tmp_path: Path, monkeypatch
     assert opened.features["audio"] == datasets.Audio(sampling_rate=16_000)
     assert opened.features["labels"] == datasets.List(datasets.Value("int16"))
     first = opened.cast_column("audio", datasets.Audio(decode=False))[0]
-    assert first["audio"] == {"bytes": rows["kept"][0].as_py(), "path": "Word/a.flac"}
+    assert first["audio"] == {"bytes": rows["flac"][0].as_py(), "path": "Word/a.flac"}
     del first["audio"]
     assert first == {
         "clip_id": "Word/a",
@@ -115,12 +115,12 @@ def test_hugging_face_opens_the_store_and_sees_audio(tmp_path: Path, monkeypatch
     }
 
 
-def test_a_kept_clip_is_decoded_to_the_row_it_was_kept_from(tmp_path: Path):
+def test_a_stored_clip_decodes_to_its_own_row(tmp_path: Path):
     rows = keep_audio(decoded("a", "b"))
     store_at(tmp_path).write("train", "name", rows)
     where = {"media": f"{tmp_path}/train/audio/name.parquet", "video_id": "v", "start_s": 2.0, "end_s": 3.0}
     again = Decode()(
-        under_way(fakes.clips(*({"clip_id": n, "member": row_member(i)} | where for i, n in enumerate("ab"))))
+        in_progress(fakes.clips(*({"clip_id": n, "member": row_member(i)} | where for i, n in enumerate("ab"))))
     )
     for column in ("clip_id", "start_s", "end_s", "num_clipped", "waveform"):
         assert again[column].to_pylist() == rows[column].to_pylist(), column
@@ -130,10 +130,10 @@ def test_row_groups_are_small(tmp_path: Path):
     store_at(tmp_path).write("train", "name", keep_audio(decoded(*(f"c{i}" for i in range(40)))))
     file = pq.ParquetFile(tmp_path / "train" / "audio" / "name.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)] == [16, 16, 8]
-    assert file.schema_arrow.equals(KEPT)
+    assert file.schema_arrow.equals(STORED)
 
 
-def test_audio_is_kept_before_its_shard_and_under_its_name(tmp_path: Path):
+def test_audio_is_stored_before_its_shard_under_the_same_name(tmp_path: Path):
     store, output = store_at(tmp_path / "store"), str(tmp_path / "data")
     start_output(output, PETS)
     rows = features(keep_audio(decoded("a", "bad", "b")))
@@ -147,7 +147,7 @@ def test_audio_is_kept_before_its_shard_and_under_its_name(tmp_path: Path):
     assert files_of(tmp_path / "store") == {shard.name: ["a", "b"] for shard in shards.iterdir()}
 
 
-def test_each_clip_is_there_once_after_kills_and_other_shard_borders(tmp_path: Path):
+def test_each_clip_is_stored_once_after_crashes_and_with_other_shards(tmp_path: Path):
     store, output = store_at(tmp_path / "store"), str(tmp_path / "data")
     start_output(output, PETS)
 
@@ -155,17 +155,17 @@ def test_each_clip_is_there_once_after_kills_and_other_shard_borders(tmp_path: P
         rows = features(keep_audio(decoded(*names)))
         if shards_too:
             WriteShards(output, keep=store.write)(rows)
-        else:  # killed between the two
+        else:  # killed between the two files
             WriteShards(str(tmp_path / "lost"), keep=store.write)(rows)
 
     write("a", "b", "c", shards_too=False)
     write("d", "e", shards_too=False)
     write("a", "b")
     write("c", "d")
-    write("x", "y", shards_too=False)  # not asked for again: whoever reads the store may still want it
+    write("x", "y", shards_too=False)  # not listed again, but readers of the store may still need them
     publish(output, PETS, {"train": fakes.FAILURES.empty_table()})
     prepared = load_split(output, "train").prepared
-    store.settle("train", prepared)
+    store.remove_duplicates("train", prepared)
     files = files_of(tmp_path / "store")
     assert sorted(clip_id for clip_ids in files.values() for clip_id in clip_ids) == list("abcdexy")
     shards = dict(zip(prepared["clip_id"].to_pylist(), prepared["shard"].to_pylist(), strict=True))
@@ -179,11 +179,11 @@ def test_each_clip_is_there_once_after_kills_and_other_shard_borders(tmp_path: P
             )
         assert b"huggingface" in pq.read_schema(path).metadata
 
-    store.settle("train", prepared)
+    store.remove_duplicates("train", prepared)
     assert files_of(tmp_path / "store") == files
 
 
-def test_a_kill_while_duplicates_are_dropped_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_crash_while_duplicates_are_removed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = store_at(tmp_path)
     for names in (("a", "b"), ("b", "c")):
         rows = keep_audio(decoded(*names))
@@ -191,29 +191,29 @@ def test_a_kill_while_duplicates_are_dropped_loses_nothing(tmp_path: Path, monke
     prepared = pa.table({"clip_id": ["a", "b"], "shard": ["ab.parquet", "ab.parquet"]})
     monkeypatch.setattr("pipeline.storage.delete", lambda uri: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        store.settle("train", prepared)
+        store.remove_duplicates("train", prepared)
     assert {clip_id for clip_ids in files_of(tmp_path).values() for clip_id in clip_ids} == set("abc")
     monkeypatch.undo()
-    store.settle("train", prepared)
+    store.remove_duplicates("train", prepared)
     assert sorted(clip_id for clip_ids in files_of(tmp_path).values() for clip_id in clip_ids) == list("abc")
 
 
-def test_a_store_of_other_labels_or_of_something_else_is_refused(tmp_path: Path):
+def test_a_store_with_other_labels_or_other_files_is_refused(tmp_path: Path):
     other = AudioStore(str(tmp_path / "store"), LabelVocabulary.from_names(["dog"]))
-    other.claim()  # of a first run that kept nothing
+    other.reserve()  # a first run that stored nothing
     store = store_at(tmp_path / "store")
-    store_at(tmp_path / "store")  # again is no fault
+    store_at(tmp_path / "store")  # reserving it again is allowed
     store.write("train", "a", keep_audio(decoded("a")))
     with pytest.raises(DataError, match="keeps audio with other labels"):
-        other.claim()
+        other.reserve()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(DataError, match="is not empty and keeps no audio"):
-        AudioStore(str(tmp_path / "other"), PETS).claim()
+        AudioStore(str(tmp_path / "other"), PETS).reserve()
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
-def test_clips_that_were_prepared_without_being_kept_are_said_at_once(tmp_path: Path):
+def test_clips_prepared_without_stored_audio_are_reported_at_once(tmp_path: Path):
     store = store_at(tmp_path)
     store.write("train", "ab", keep_audio(decoded("a", "b")))
     store.check_has("train", pa.chunked_array([["a", "b"]]))
@@ -222,7 +222,7 @@ def test_clips_that_were_prepared_without_being_kept_are_said_at_once(tmp_path: 
         store.check_has("train", pa.chunked_array([["a", "c", "d"]]))
 
 
-def test_the_store_may_be_the_output_itself(tmp_path: Path):
+def test_the_store_may_be_the_output_folder_itself(tmp_path: Path):
     start_output(str(tmp_path), PETS)
     store_at(tmp_path).write("train", "ab", keep_audio(decoded("a")))
     assert dataset.labels_csv(str(tmp_path)) == f"{tmp_path}/labels.csv"

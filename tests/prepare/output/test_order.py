@@ -1,4 +1,4 @@
-"""The order in which clips are stored, whatever the order of their list."""
+"""The order in which clips are stored does not depend on the order of their list."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def sorted_list(**more: object) -> pa.Table:
 
 
 def share_of_pairs(clips: pa.Table, apart: int) -> float:
-    """Share of pairs of one class among those that are so far apart."""
+    """Share of pairs of one class among the pairs at this distance."""
     label = np.array([labels[0] for labels in clips["labels"].to_pylist()])
     return float((label[apart:] == label[:-apart]).mean())
 
@@ -33,20 +33,20 @@ def test_a_list_sorted_by_class_is_stored_as_a_shuffled_one():
         assert abs(share_of_pairs(ordered, apart) - ideal) < 0.01
 
 
-def test_the_order_does_not_depend_on_the_order_of_the_list():
+def test_the_order_does_not_depend_on_the_lists_order():
     clips = sorted_list()
     other = clips.take(pa.array(np.random.default_rng(0).permutation(len(clips))))
     assert in_work_order(other).equals(in_work_order(clips))
     assert shuffled(other).equals(in_work_order(clips))
 
 
-def test_members_of_tars_are_in_the_order_of_files():
+def test_members_of_tars_are_ordered_like_files():
     of_tar = sorted_list(member=bytes_member(512, 100))
     assert in_work_order(of_tar)["clip_id"].equals(in_work_order(sorted_list())["clip_id"])
 
 
 def test_rows_of_a_row_group_stay_together_in_few_runs(tmp_path: Path):
-    """A clip of an archive's row group costs reading the group: each is read four times, or once where it is small."""
+    """Reading a clip means reading its row group: each group is read four times, or once if it is small."""
     for rows_a_group, most_runs in ((200, 4), (RUN_CLIPS, 1), (20, 2)):
         uri = str(tmp_path / f"{rows_a_group}.parquet")
         num_rows = 10 * rows_a_group
@@ -58,7 +58,7 @@ def test_rows_of_a_row_group_stay_together_in_few_runs(tmp_path: Path):
         assert len(run_begins) <= 10 * most_runs
         assert len(run_begins) > 10 * most_runs - 10
         groups = row[run_begins] // rows_a_group
-        assert (np.diff(groups) < 0).any()  # not in the archive's order
+        assert (np.diff(groups) < 0).any()  # not the archive's order
 
 
 def test_clips_of_files_and_of_archives_are_mixed(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""What lies on disk: readable by others, resumable by us, and never taken for finished before it is."""
+"""Files on disk: other programs can read them, runs can resume from them, and unfinished ones are recognised."""
 
 import hashlib
 import json
@@ -22,8 +22,16 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.features import clip_fbank, features
-from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged, under_way
-from pipeline.prepare.output.shards import WriteShards, clip_facts, load_split, publish, scan_shards, start_output, tidy
+from pipeline.prepare.clip import FAILURES, WAVEFORM, in_progress, ragged
+from pipeline.prepare.output.shards import (
+    WriteShards,
+    clean_up,
+    clip_facts,
+    load_split,
+    publish,
+    scan_shards,
+    start_output,
+)
 from tests import fakes
 
 
@@ -34,7 +42,7 @@ def shard(tone_data: str) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(shard: Path) -> np.ndarray:
-    """The first clip's fbank as pyarrow alone reads it, `[frames, mel bins]`."""
+    """The first clip's fbank, read only by pyarrow: `[frames, mel bins]`."""
     return np.array(pq.read_table(shard)["fbank"][0].as_py(), np.float16)
 
 
@@ -64,7 +72,7 @@ def test_hugging_face_datasets_sees_the_same(shard: Path, expected: np.ndarray, 
     np.testing.assert_array_equal(np.array(rows[0]["fbank"], np.float16), expected)
 
 
-def test_the_fbank_stored_is_that_of_the_waveform_and_the_index_points_at_it(tone_data: str):
+def test_the_fbank_is_that_of_the_waveform_and_the_index_points_to_it(tone_data: str):
     clips = PreparedDataset.open(tone_data).clips(["train"])
     for i in (0, 19, 20, 47):
         table = pq.read_table(clips.shards[clips.shard_of[i]])
@@ -73,7 +81,7 @@ def test_the_fbank_stored_is_that_of_the_waveform_and_the_index_points_at_it(ton
 
 
 def stored_values(output: str, *splits: str) -> np.ndarray:
-    """float64, all frames × bins of the clips that the index names, one shard row a clip."""
+    """float64 values of all frames × bins of the clips in the index, each shard row once."""
     clips = PreparedDataset.open(output).clips(splits)
     tables = [pq.read_table(uri) for uri in clips.shards]
     fbanks = [tables[i]["fbank"][int(row)] for i, row in zip(clips.shard_of, clips.row, strict=True)]
@@ -84,14 +92,14 @@ def mean_and_std(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std())
 
 
-def test_norm_over_all_shards_and_splits_is_that_of_all_values(tone_data: str):
+def test_the_norm_covers_all_values_of_all_shards_and_splits(tone_data: str):
     opened = PreparedDataset.open(tone_data)
     for splits in (["train"], ["eval"], ["train", "eval"]):
         expected = mean_and_std(stored_values(tone_data, *splits))
         np.testing.assert_allclose(opened.norm(splits), expected, rtol=1e-12)
 
 
-def test_a_clip_in_two_shards_counts_once_in_the_norm_and_in_the_totals(tmp_path: Path):
+def test_a_clip_in_two_shards_counts_once_in_norm_and_totals(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
     write = WriteShards(output)
@@ -107,7 +115,7 @@ def test_a_clip_in_two_shards_counts_once_in_the_norm_and_in_the_totals(tmp_path
         np.testing.assert_allclose(opened.norm(splits), mean_and_std(values), rtol=1e-12)
 
 
-def test_each_clip_has_the_sums_and_the_hash_of_its_own_values(tmp_path: Path):
+def test_each_clip_has_the_sums_and_hash_of_its_own_values(tmp_path: Path):
     rows = prepared_rows("a", "b")
     facts = clip_facts(rows["fbank"].combine_chunks()).to_pylist()
     for fact, fbank in zip(facts, rows["fbank"].to_pylist(), strict=True):
@@ -121,7 +129,7 @@ def test_each_clip_has_the_sums_and_the_hash_of_its_own_values(tmp_path: Path):
     assert [{name: row[name] for name in facts[0]} for row in stored] == facts
 
 
-def test_equal_audio_has_equal_hashes_whatever_the_clip_and_its_neighbours_are(tmp_path: Path):
+def test_equal_audio_has_equal_hashes(tmp_path: Path):
     waveforms = [fakes.noise(0.5, seed=seed) for seed in (1, 2, 1)]
     column = features(pa.table({"waveform": ragged(waveforms, WAVEFORM)}))["fbank"].combine_chunks()
     one, other, same = clip_facts(column)["fbank_hash"].to_pylist()
@@ -141,7 +149,7 @@ def test_only_frames_without_any_sound_are_silent():
     assert clip_facts(column)["num_silent_frames"].to_pylist() == [expected, 0]
 
 
-def test_weights_of_a_union_differ_from_those_of_its_parts(tone_data: str):
+def test_weights_of_joined_splits_differ_from_those_of_each_split(tone_data: str):
     opened = PreparedDataset.open(tone_data)
     union = opened.clips(["train", "eval"])
     assert len(union) == 48 + 21
@@ -166,13 +174,13 @@ def test_unknown_splits_and_schemas_are_named(tone_data: str, tmp_path: Path):
         PreparedDataset.open(str(tmp_path))
 
 
-def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
+def test_data_of_an_old_schema_version_must_be_prepared_again(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
     WriteShards(output)(prepared_rows("a"))
     (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
     pq.write_table(pq.read_table(shard).drop_columns(["fbank_hash", "fbank_sum"]), shard)
-    with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data anew"):
+    with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data again"):
         load_split(output, "train")
     (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
     with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data again"):
@@ -183,26 +191,26 @@ def test_data_of_the_first_version_are_to_be_prepared_anew(tmp_path: Path):
         start_output(output, labels)
 
 
-def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path):
+def test_a_folder_with_other_content_is_refused(tmp_path: Path):
     labels = LabelVocabulary.from_names(["a"])
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "thesis.docx").write_text("…")
     for folder in (tmp_path, tmp_path / "files"):
-        with pytest.raises(DataError, match="not empty and holds no data set"):
+        with pytest.raises(DataError, match="not empty and contains no data set"):
             start_output(str(folder), labels)
     two_labels = LabelVocabulary.from_names(["a", "b"])
     assert not start_output(str(tmp_path / "new"), two_labels)
-    assert start_output(str(tmp_path / "new"), labels)  # nothing was prepared with the two
-    assert not start_output(str(tmp_path / "new"), labels)  # its own, again
+    assert start_output(str(tmp_path / "new"), labels)  # nothing was prepared with the two labels
+    assert not start_output(str(tmp_path / "new"), labels)  # the same labels again
     WriteShards(str(tmp_path / "new"))(prepared_rows("clip"))
     with pytest.raises(DataError, match=r"other labels \(1, these are 2\)"):
         start_output(str(tmp_path / "new"), two_labels)
 
 
 def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
-    """Each clip with noise of its own, of a level of its own."""
+    """Rows with different noise and level for each clip."""
     all_ids = (*clip_ids, *failed)
-    rows = under_way(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
+    rows = in_progress(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
     seeds = [zlib.crc32(c.encode()) for c in all_ids]
     fbanks = [clip_fbank((seed % 100 + 1) / 100 * fakes.noise(0.5, seed=seed)) for seed in seeds]
     for name, value in {"stage": "decode", "reason": "truncated", "message": "short", "attempts": 1}.items():
@@ -214,7 +222,7 @@ def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "tr
     return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.FBANK))
 
 
-def test_a_folder_whose_claim_was_cut_off_is_claimed_anew(tmp_path: Path):
+def test_a_folder_with_an_interrupted_reservation_is_reserved_again(tmp_path: Path):
     (tmp_path / f"labels.csv.{uuid.uuid4().hex}.tmp").write_text("index,m")
     start_output(str(tmp_path), LabelVocabulary.from_names(["a"]))
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
@@ -225,7 +233,7 @@ def test_a_folder_whose_claim_was_cut_off_is_claimed_anew(tmp_path: Path):
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"labels.csv", "notes.tmp"}
 
 
-def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Path):
+def test_a_repeated_task_leaves_one_shard_and_no_partial_files(tmp_path: Path):
     for _ in range(2):
         written = WriteShards(str(tmp_path))(prepared_rows("a", "b", failed=("c",)))
     assert written.to_pylist() == [
@@ -236,7 +244,7 @@ def test_a_task_that_runs_twice_leaves_one_shard_and_no_half_files(tmp_path: Pat
     assert files == [".parquet", ".parquet"]
 
 
-def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about(tmp_path: Path):
+def test_after_crashes_each_clip_is_in_one_shard_without_leftovers(tmp_path: Path):
     write, folder = WriteShards(str(tmp_path)), tmp_path / "train" / "shards"
     for clip_ids in (["a", "b"], ["b", "c"], ["c", "a"]):
         write(prepared_rows(*clip_ids))
@@ -244,45 +252,45 @@ def test_after_kills_each_clip_is_in_one_shard_and_nothing_unfinished_lies_about
     (folder / f"half.parquet.{uuid.uuid4().hex}{storage.UNFINISHED}").write_bytes(b"PAR1")
 
     assert load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c"]
-    tidy(str(tmp_path), "train")
+    clean_up(str(tmp_path), "train")
     prepared = load_split(str(tmp_path), "train").prepared
     assert prepared["clip_id"].to_pylist() == ["a", "b", "c"]
     stored = [row for file in folder.iterdir() for row in pq.read_table(file).to_pylist()]
     assert sorted(row["clip_id"] for row in stored) == ["a", "b", "c"]
     assert {row["clip_id"]: row["fbank"] for row in stored} == fbanks
-    for row in prepared.to_pylist():  # the index points to what is there now
+    for row in prepared.to_pylist():  # the index points to the shards that exist now
         assert pq.read_table(folder / row["shard"])["clip_id"][row["row"]].as_py() == row["clip_id"]
-    tidy(str(tmp_path), "train")
+    clean_up(str(tmp_path), "train")
     assert load_split(str(tmp_path), "train").prepared.equals(prepared)
 
 
-def test_of_two_copies_the_one_stays_that_a_published_index_points_to(tmp_path: Path):
+def test_of_two_copies_the_one_in_the_published_index_stays(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
     WriteShards(output)(prepared_rows("b", "d"))
     publish(output, labels, {"train": FAILURES.empty_table()})
     published = dataset.read_table(dataset.index_file(output, "train"))
-    for other in ("a", "c", "e"):  # of names, and so of places in a list of files, before and after that shard's
+    for other in ("a", "c", "e"):  # their file names sort before and after that of the shard
         WriteShards(output)(prepared_rows(other, "b", "d"))
-    tidy(output, "train")
+    clean_up(output, "train")
     left = load_split(output, "train").prepared
     assert left.filter(pc.is_in(left["clip_id"], pa.array(["b", "d"])))["shard"].equals(published["shard"])
     assert left["clip_id"].to_pylist() == ["a", "b", "c", "d", "e"]
 
 
-def test_the_index_has_one_order_whatever_shards_filled_first(tmp_path: Path):
+def test_the_order_of_the_index_does_not_depend_on_the_shards(tmp_path: Path):
     for output, order in (("one", ["b", "d", "a", "c"]), ("two", ["c", "a", "d", "b"])):
         for begin in (0, 2):
             WriteShards(str(tmp_path / output))(prepared_rows(*order[begin : begin + 2]))
         assert load_split(str(tmp_path / output), "train").prepared["clip_id"].to_pylist() == ["a", "b", "c", "d"]
 
 
-def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
+def test_failures_of_a_killed_run_are_kept_and_attempts_added(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
     write = WriteShards(output)
     write(prepared_rows("a", failed=("b", "c")))
-    tidy(output, "train")  # the next run begins
+    clean_up(output, "train")  # the next run begins
     state = load_split(output, "train")
     assert dict(zip(*state.failures.select(["clip_id", "attempts"]).to_pydict().values(), strict=True)) == {
         "b": 1,
@@ -298,15 +306,15 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_counted(tmp_path: Path):
     assert not storage.exists(storage.join(output, "_work"))
 
 
-def test_preparing_one_split_leaves_the_failures_of_another_unfinished_one(tmp_path: Path):
+def test_preparing_one_split_keeps_the_failures_of_an_unfinished_one(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
-    WriteShards(output)(prepared_rows("a", failed=("b",)))  # of "train", and then the job is killed
+    WriteShards(output)(prepared_rows("a", failed=("b",)))  # of "train"; then the job is killed
     publish(output, labels, {"other": FAILURES.empty_table()})
     assert load_split(output, "train").failures["clip_id"].to_pylist() == ["b"]
 
 
-def test_an_index_that_is_newer_than_dataset_json_is_not_trained_on(tmp_path: Path):
+def test_an_index_newer_than_dataset_json_is_not_used_for_training(tmp_path: Path):
     output = str(tmp_path / "d")
     fakes.write_data(output, splits=[("train", 3)])
     index = dataset.read_table(dataset.index_file(output, "train"))
@@ -324,8 +332,8 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
         load_split(output, "train")
 
 
-def test_versions_are_known_where_the_project_is_a_folder_and_not_installed(monkeypatch: pytest.MonkeyPatch):
-    """As under `ray job submit --working-dir .` on a node that has the requirements alone."""
+def test_versions_are_found_without_an_installed_project(monkeypatch: pytest.MonkeyPatch):
+    """As under `ray job submit --working-dir .` on a node that has only the requirements installed."""
 
     def installed(name: str) -> str:
         assert name != "ast-ray"
@@ -335,7 +343,7 @@ def test_versions_are_known_where_the_project_is_a_folder_and_not_installed(monk
     assert versions.tool_versions()["ast-ray"] == versions.VERSION
 
 
-def test_a_split_in_which_everything_failed_is_published_but_not_trained_on(tmp_path: Path):
+def test_a_split_without_prepared_clips_is_published_but_not_trained_on(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
     WriteShards(output)(prepared_rows(failed=("a",)))

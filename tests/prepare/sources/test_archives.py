@@ -1,4 +1,4 @@
-"""Members of archives: listed without their audio, read one by one, and refused with a reason where they cannot be."""
+"""Members of archives: listed without their audio, read one by one, and refused with a reason."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import pytest
 
 from ast_core.errors import DataError
 from pipeline.prepare.audio.decode import Decode, decode_section
-from pipeline.prepare.clip import ClipError, Reason, under_way
+from pipeline.prepare.clip import ClipError, Reason, in_progress
 from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.archives import bytes_member, list_archive, read_member, row_member, tar_members
 from pipeline.prepare.sources.locate import AudioFolder, is_media
@@ -21,7 +21,7 @@ from tests import fakes
 
 
 def hugging_face(path: Path, rows: list[dict[str, object]], *, rows_a_group: int = 100) -> str:
-    """A Parquet file by `datasets` itself; `audio` of a row is (path, bytes)."""
+    """A Parquet file written by `datasets`; `audio` of a row is (path, bytes)."""
     rows = [row | {"audio": dict(zip(("path", "bytes"), row["audio"], strict=True))} for row in rows]
     made = datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +43,8 @@ def reason_of(uri: str, member: str) -> tuple[Reason, str]:
 # Listing
 
 
-def test_a_tar_is_listed_by_its_headers_whatever_stands_in_it(tmp_path: Path):
-    long_name = "d/" * 80 + "abcdefghijk.flac"  # beyond a header's room: GNU and PAX write it into a block of its own
+def test_a_tar_is_listed_by_its_headers(tmp_path: Path):
+    long_name = "d/" * 80 + "abcdefghijk.flac"  # too long for a header: GNU and PAX use a separate block
     uri = fakes.write_tar(
         tmp_path / "a.tar", {"a/x.flac": b"abc", "a/x.json": b'{"labels": [1]}', long_name: b"d" * 700}
     )
@@ -57,7 +57,7 @@ def test_a_tar_is_listed_by_its_headers_whatever_stands_in_it(tmp_path: Path):
     assert [read_member(uri, bytes_member(m.offset, m.size)).audio[:3] for m in members] == [b"abc", b'{"l', b"ddd"]
 
 
-def test_links_folders_and_devices_of_a_tar_are_no_members(tmp_path: Path):
+def test_links_folders_and_devices_in_a_tar_are_not_members(tmp_path: Path):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         for name, kind in (("l.flac", tarfile.SYMTYPE), ("h.flac", tarfile.LNKTYPE), ("d.flac", tarfile.DIRTYPE)):
             info = tarfile.TarInfo(name)
@@ -67,17 +67,17 @@ def test_links_folders_and_devices_of_a_tar_are_no_members(tmp_path: Path):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_tar_that_is_cut_off_is_refused_by_name(tmp_path: Path, share: float):
+def test_a_truncated_tar_is_refused_by_name(tmp_path: Path, share: float):
     whole = Path(fakes.write_tar(tmp_path / "a.tar", {f"{i}.flac": bytes(3000) for i in range(9)})).read_bytes()
     (tmp_path / "b.tar").write_bytes(whole[: int(len(whole) * share)])
     if share < 0.5:
         with pytest.raises(DataError, match=r"b\.tar is no tar or damaged"):
             list(tar_members(str(tmp_path / "b.tar")))
-    else:  # padding alone is missing
+    else:  # only padding is missing
         assert len(list(tar_members(str(tmp_path / "b.tar")))) == 9
 
 
-def test_what_only_looks_like_an_archive_is_refused_by_name(tmp_path: Path):
+def test_a_file_that_only_looks_like_an_archive_is_refused_by_name(tmp_path: Path):
     fakes.write_tar(tmp_path / "z.tar", {"a.flac": b"x"})
     with tarfile.open(tmp_path / "gz.tar", "w:gz") as file:
         file.add(tmp_path / "z.tar", "a.flac")
@@ -104,7 +104,7 @@ def test_a_parquet_file_is_listed_without_its_audio(tmp_path: Path, monkeypatch:
     assert (len(names.names), read) == (40, ["video_id", "audio.path"])
 
 
-def test_parquet_whose_audio_is_elsewhere_or_of_another_kind_is_refused(tmp_path: Path):
+def test_parquet_with_other_audio_is_refused(tmp_path: Path):
     audio = pa.array(
         [{"bytes": None, "path": "/a.flac"}] * 3, pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     )
@@ -135,8 +135,8 @@ for uri in sys.argv[1:]:
 """
 
 
-def test_a_crafted_footer_is_one_line_and_does_not_end_the_process(tmp_path: Path):
-    """Some of them, such as a column of another type than in the schema, make pyarrow abort when asked for a column."""
+def test_a_crafted_footer_gives_one_line_and_does_not_end_the_process(tmp_path: Path):
+    """With some of them, such as a column of another type than in the schema, pyarrow aborts when it reads a column."""
     uri = Path(hugging_face(tmp_path / "whole.parquet", [{"audio": ("a.wav", b"abc")}, {"audio": ("b.wav", b"de")}]))
     whole = uri.read_bytes()
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
@@ -167,7 +167,7 @@ def test_a_crafted_footer_is_one_line_and_does_not_end_the_process(tmp_path: Pat
         ({"path": None}, []),
     ],
 )
-def test_a_row_goes_by_its_id_and_its_file_name_and_with_a_start_by_that_too(row, names):
+def test_the_names_of_a_parquet_row(row, names):
     assert archives.row_names(row) == names
 
 
@@ -185,12 +185,12 @@ def test_each_row_gives_its_own_bytes_and_a_row_group_is_read_once(tmp_path: Pat
     assert [read_member(uri, row_member(i)).audio for i in range(10)] == data
     assert groups == [0, 1, 2, 3]
     assert read_member(uri, row_member(7)).audio == data[7]
-    assert groups == [0, 1, 2, 3]  # the last two groups stay
+    assert groups == [0, 1, 2, 3]  # the last two groups are cached
 
 
-def test_a_member_that_is_not_there_any_more_or_cannot_be_read_has_its_reason(tmp_path: Path):
+def test_a_missing_or_unreadable_member_has_its_reason(tmp_path: Path):
     uri = hugging_face(tmp_path / "a.parquet", [{"audio": ("x.flac", b"x" * 5000)}, {"audio": ("y.flac", None)}])
-    assert reason_of(uri, row_member(1)) == (Reason.MISSING_FILE, f"row 1 of {uri} holds no audio")
+    assert reason_of(uri, row_member(1)) == (Reason.MISSING_FILE, f"row 1 of {uri} contains no audio")
     assert reason_of(uri, row_member(2))[0] == Reason.MISSING_FILE
     assert reason_of(str(tmp_path / "gone.parquet"), row_member(0))[0] == Reason.MISSING_FILE
     assert reason_of(str(tmp_path / "gone.tar"), bytes_member(0, 5))[0] == Reason.MISSING_FILE
@@ -203,7 +203,7 @@ def test_a_member_that_is_not_there_any_more_or_cannot_be_read_has_its_reason(tm
     assert reason_of(str(damaged), row_member(0))[0] == Reason.NOT_AUDIO
 
 
-def test_members_are_decoded_as_the_files_they_were(tmp_path: Path):
+def test_members_decode_like_the_files_they_were(tmp_path: Path):
     files = {name: media_bytes(tmp_path, name, fakes.noise(6, seed=i)) for i, name in enumerate(("a.webm", "b.flac"))}
     packed = fakes.write_tar(tmp_path / "x.tar", files)
     table = hugging_face(tmp_path / "x.parquet", [{"audio": item} for item in files.items()])
@@ -215,28 +215,28 @@ def test_members_are_decoded_as_the_files_they_were(tmp_path: Path):
             for i, (media, member) in enumerate(members)
         )
     )
-    out = Decode()(under_way(rows))
+    out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None] * 4
     for i, waveform in enumerate(out["waveform"].to_pylist()):
         expected = decode_section(str(tmp_path / ("a.webm", "b.flac")[i % 2]), 2.0, 3.0)
         np.testing.assert_array_equal(np.array(waveform, np.float32), expected)
 
 
-def test_a_bad_member_costs_its_own_clip_only(tmp_path: Path):
+def test_a_bad_member_fails_only_its_own_clip(tmp_path: Path):
     good = media_bytes(tmp_path, "a.flac", fakes.noise(1))
     uri = hugging_face(
         tmp_path / "x.parquet",
         [{"audio": ("a.flac", good)}, {"audio": ("b.flac", b"<html>")}, {"audio": ("c.flac", None)}],
     )
     rows = fakes.clips(*({"clip_id": f"c{i}", "media": uri, "member": row_member(i)} for i in range(4)))
-    out = Decode()(under_way(rows))
+    out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "not_audio", "missing_file", "missing_file"]
 
 
 # Folders
 
 
-def test_a_clip_is_found_in_files_tars_and_parquet_by_the_same_names(tmp_path: Path):
+def test_a_clip_has_the_same_names_in_files_tars_and_parquet(tmp_path: Path):
     fakes.write_tar(
         tmp_path / "t" / "0.tar",
         {"x/Yaaaaaaaaaaa_20.000.flac": b"1", "bbbbbbbbbbb.wav": b"2", "bbbbbbbbbbb.json": b"{}"},
@@ -271,7 +271,7 @@ def test_a_folder_with_a_damaged_archive_is_refused_before_any_work(tmp_path: Pa
         AudioFolder(str(tmp_path))
 
 
-def test_parquet_that_holds_no_audio_is_no_source(tmp_path: Path):
+def test_parquet_without_audio_is_not_a_source(tmp_path: Path):
     pq.write_table(pa.table({"clip_id": ["a"]}), tmp_path / "index.parquet")
     with pytest.raises(DataError, match="there is no audio file below"):
         AudioFolder(str(tmp_path))

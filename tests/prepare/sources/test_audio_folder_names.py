@@ -1,4 +1,4 @@
-"""Names that downloaders give to sections, and what is said of others."""
+"""File names that downloaders give to sections, and the report on other names."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_case_15_sections_are_found_under_the_names_of_downloaders(tmp_path: Pat
     assert locate(ID[:-1], 30.0, 40.0) is None
 
 
-def test_case_15_a_recording_under_yt_dlps_own_name_is_found(tmp_path: Path):
+def test_case_15_a_recording_named_by_yt_dlp_is_found(tmp_path: Path):
     name = f"A dog. Barks [loud] [{ID}].webm"
     locate = AudioFolder(touch(tmp_path, name))
     assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{name}", None, None)
@@ -43,14 +43,14 @@ def test_case_15_a_section_in_milliseconds_begins_at_zero_too(tmp_path: Path):
     locate = AudioFolder(touch(tmp_path, "aaaaaaaaaaa_0_10000.flac", "bbbbbbbbbbb_30_40.flac"))
     assert locate("aaaaaaaaaaa", 0.0, 10.0) is not None
     assert locate("bbbbbbbbbbb", 30.0, 40.0) is not None
-    assert locate("bbbbbbbbbbb", 0.03, 0.04) is None  # ten seconds are a clip: these are no milliseconds
+    assert locate("bbbbbbbbbbb", 0.03, 0.04) is None  # ten seconds may be a clip, so these are not milliseconds
 
 
 @pytest.mark.parametrize(
     "name",
     ["{}_30s_40s.wav", "audio-{}.f140.m4a", "A title-{}.webm", "{} (30-40).wav", "Y{}_50.000.wav", "{}_30_10.wav"],
 )
-def test_case_15_files_under_names_that_are_not_read_are_pointed_out(tmp_path: Path, name: str):
+def test_case_15_unsupported_file_names_are_reported(tmp_path: Path, name: str):
     ids = ["aaaaaaaaaaa", "bbbbbbbbbbb", "ccccccccccc"]
     folder = touch(tmp_path / "audio", *(name.format(video_id) for video_id in ids[:2]), "other______1.wav")
     (tmp_path / "list.csv").write_text("".join(f'{video_id}, 30.000, 40.000, "/m/09x0r"\n' for video_id in ids))
@@ -61,7 +61,7 @@ def test_case_15_files_under_names_that_are_not_read_are_pointed_out(tmp_path: P
     assert repr(Path(name.format("aaaaaaaaaaa")).stem) in note
 
 
-def test_case_15_folders_that_have_an_id_for_a_name_are_pointed_out(tmp_path: Path):
+def test_case_15_folders_named_by_an_id_are_reported(tmp_path: Path):
     folder = AudioFolder(
         touch(tmp_path, "aaaaaaaaaaa/audio.wav", "bbbbbbbbbbb/30_40.wav", "ccccccccccc/ccccccccccc.wav")
     )
@@ -70,18 +70,18 @@ def test_case_15_folders_that_have_an_id_for_a_name_are_pointed_out(tmp_path: Pa
     assert "'aaaaaaaaaaa/' for aaaaaaaaaaa" in note
 
 
-def test_case_15_words_that_only_contain_an_id_are_not_taken_for_its_file(tmp_path: Path):
+def test_case_15_a_word_that_contains_an_id_is_not_its_file(tmp_path: Path):
     folder = touch(tmp_path / "audio", "abcd.wav", "xabc.wav", "abc1.wav")
     (tmp_path / "list.csv").write_text('abc, 0, 10, "/m/09x0r"\n')
     assert read_segments(str(tmp_path / "list.csv"), locate=AudioFolder(folder)).notes == ()
 
 
-def test_case_15_names_within_archives_are_pointed_out_too(tmp_path: Path):
+def test_case_15_names_in_archives_are_reported_too(tmp_path: Path):
     fakes.write_tar(tmp_path / "a.tar", {"x/aaaaaaaaaaa_part1.flac": b"x"})
     assert "'aaaaaaaaaaa_part1' for aaaaaaaaaaa" in AudioFolder(str(tmp_path)).under_other_names({"aaaaaaaaaaa"})
 
 
-def test_case_15_the_job_says_it_in_a_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_case_15_the_job_prints_the_report_as_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = touch(tmp_path / "audio", "aaaaaaaaaaa_part1.wav", "bbbbbbbbbbb_30.wav")
     (tmp_path / "list.csv").write_text('aaaaaaaaaaa, 30, 40, "/m/09x0r"\nbbbbbbbbbbb, 30, 40, "/m/09x0r"\n')
     argv = [
@@ -98,7 +98,7 @@ def test_case_15_the_job_says_it_in_a_line_of_its_own(tmp_path: Path, capsys: py
     assert "'aaaaaaaaaaa_part1' for aaaaaaaaaaa" in note
 
 
-def test_case_30_a_macs_strays_are_no_files_of_an_audio_folder(tmp_path: Path):
+def test_case_30_macos_metadata_files_are_not_audio(tmp_path: Path):
     locate = AudioFolder(
         touch(
             tmp_path, "._aaaaaaaaaaa.wav", "aaaaaaaaaaa.wav", "__MACOSX/bbbbbbbbbbb.wav", ".Trashes/501/bbbbbbbbbbb.wav"

@@ -1,4 +1,4 @@
-"""A failed file that has changed since it failed is another file."""
+"""A failed file that has changed since counts as another file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import dataset, storage
-from pipeline.prepare.clip import FAILURES, MEDIA_STATE, under_way
+from pipeline.prepare.clip import FAILURES, MEDIA_STATE, in_progress
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.failures_table import note_media
+from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.sources.archives import bytes_member
 from tests import fakes
 from tests.s3 import S3Server
@@ -19,17 +19,17 @@ WHY = {"stage": "decode", "reason": "not_audio", "message": "", "attempts": 1}
 
 
 def failed(*rows: dict[str, object]) -> pa.Table:
-    """Rows under way that the decoder has just refused."""
-    clips = under_way(fakes.clips(*rows))
+    """Rows in progress that the decoder has just refused."""
+    clips = in_progress(fakes.clips(*rows))
     for name, value in WHY.items():
         column = clips.schema.get_field_index(name)
         clips = clips.set_column(column, clips.schema.field(name), pa.array([value] * len(clips), clips[name].type))
-    return note_media(clips)
+    return record_media_state(clips)
 
 
 def has_changed(output: str, rows: pa.Table) -> list[bool]:
-    """Of each clip, after its failure has been on record."""
-    failures = failures_table.gather(output, "train", pa.chunked_array([[]], pa.string()))
+    """Whether each clip has changed after its failure was recorded."""
+    failures = failures_table.collect(output, "train", pa.chunked_array([[]], pa.string()))
     changed = failures_table.has_changed(failures, rows)
     return [bool(changed[failures["clip_id"].to_pylist().index(clip_id)]) for clip_id in rows["clip_id"].to_pylist()]
 
@@ -43,7 +43,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str
     return lambda name: s3.uri("changed-media", name)
 
 
-def test_case_19_a_file_that_has_another_size_has_changed(place: Callable[[str], str], tmp_path: Path):
+def test_case_19_a_file_of_another_size_has_changed(place: Callable[[str], str], tmp_path: Path):
     for name in ("empty.wav", "same.wav", "shard.tar", "gone.wav"):
         storage.write_bytes(place(name), b"")
     rows = failed(
@@ -61,7 +61,7 @@ def test_case_19_a_file_that_has_another_size_has_changed(place: Callable[[str],
     assert has_changed(str(tmp_path / "out"), rows) == [True, False, True, True, False]
 
 
-def test_a_clip_whose_list_names_another_file_has_changed(tmp_path: Path):
+def test_a_clip_with_another_file_in_the_list_has_changed(tmp_path: Path):
     (tmp_path / "one.wav").write_bytes(b"")
     (tmp_path / "two.wav").write_bytes(b"12345")
     rows = failed({"clip_id": "a", "media": str(tmp_path / "one.wav")})
@@ -69,11 +69,11 @@ def test_a_clip_whose_list_names_another_file_has_changed(tmp_path: Path):
     assert has_changed(str(tmp_path), fakes.clips({"clip_id": "a", "media": str(tmp_path / "two.wav")})) == [True]
 
 
-def test_failures_that_an_earlier_program_recorded_are_read_and_stay_final(tmp_path: Path):
+def test_failures_of_an_old_version_are_read_and_stay_final(tmp_path: Path):
     row = WHY | {"clip_id": "a", "split": "train", "retry": False, "tool_versions": "", "labels": [0]}
     earlier = pa.schema([field for field in FAILURES if field.name not in MEDIA_STATE.names])
     dataset.write_table(dataset.failures_file(str(tmp_path), "train"), pa.Table.from_pylist([row], schema=earlier))
     assert has_changed(str(tmp_path), fakes.clips({"clip_id": "a", "media": str(tmp_path / "none.wav")})) == [False]
-    failures = failures_table.gather(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
+    failures = failures_table.collect(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
     assert len(failures_table.final(failures, frozenset())) == 1
     assert np.array_equal(failures["media_bytes"].to_pylist(), [None])

@@ -1,4 +1,4 @@
-"""Clips whose files have equal names keep their rows, under names that tell them apart."""
+"""Clips whose files have equal names keep their rows, with names that tell them apart."""
 
 import json
 import random
@@ -64,7 +64,7 @@ def hugging_face(path: Path, rows: list[tuple[str | None, str]]) -> str:
     return str(path)
 
 
-def test_case_14_hugging_face_rows_of_one_file_name_keep_their_clips(tmp_path: Path):
+def test_case_14_hugging_face_rows_with_equal_file_names_keep_their_clips(tmp_path: Path):
     rows = [
         ("0a_nohash_0.wav", "bed"),
         ("0b_nohash_0.wav", "bed"),
@@ -92,7 +92,7 @@ def test_folders_of_classes_in_a_manifest_keep_all_their_clips(tmp_path: Path):
     assert [clip_id for clip_id, _ in named(out)] == ["a/dog/1", "a/cat/1", "b/cat/1", "2", "3.wav", "3.flac"]
 
 
-def test_files_named_by_days_are_clips(tmp_path: Path):
+def test_files_named_by_dates_are_clips(tmp_path: Path):
     (tmp_path / "m.csv").write_text("path,labels,clip_id\na/3-Feb.wav,dog,\nb/x.wav,dog,Mar-04\n")
     assert [clip_id for clip_id, _ in named(read_manifest(str(tmp_path / "m.csv")))] == ["3-Feb", "Mar-04"]
 
@@ -109,7 +109,7 @@ def test_names_do_not_depend_on_the_order_of_a_list(tmp_path: Path):
     assert {maps[0][f"{tmp_path}/{path}"] for path in ("solo.wav", "z/4.wav")} == {"solo", "4"}
 
 
-def test_a_list_that_grows_renames_only_clips_that_a_new_file_shares_its_name_with():
+def test_a_growing_list_renames_only_clips_that_share_a_new_files_stem():
     before = tell_apart("1", ["/d/a/1.wav", "/d/b/1.wav"])
     assert before == ["a/1", "b/1"]
     assert tell_apart("1", ["/d/a/1.wav", "/d/b/1.wav", "/d/c/1.wav"]) == [*before, "c/1"]
@@ -127,11 +127,11 @@ def test_a_list_that_grows_renames_only_clips_that_a_new_file_shares_its_name_wi
         (["/\u00e9/x.wav", "/e\u0301/x.wav", "/e/x.wav"], ["\u00e9/x", None, "e/x"]),
     ],
 )
-def test_paths_are_told_apart_by_folders_then_by_suffix(paths: list[str | None], names: list[str | None]):
+def test_equal_names_get_folders_first_then_suffixes(paths: list[str | None], names: list[str | None]):
     assert tell_apart("x", paths) == names
 
 
-def test_true_duplicates_stay_duplicates_and_given_names_stay(tmp_path: Path):
+def test_true_duplicates_are_refused_and_given_names_stay(tmp_path: Path):
     rows = ["x.wav,dog,,", "./x.wav,dog,,", "a/x.wav,dog,,", "q.wav,dog,x,"]
     rows += ["y.wav,dog,,1", "y.wav,dog,,2", "y.wav,cat,,2"]
     text = "\n".join(["path,labels,clip_id,start_s", *rows])
@@ -144,14 +144,14 @@ def test_true_duplicates_stay_duplicates_and_given_names_stay(tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_a_new_name_that_another_clip_has_goes_to_that_clip(tmp_path: Path):
+def test_a_name_that_another_clip_has_stays_with_that_clip(tmp_path: Path):
     (tmp_path / "m.csv").write_text("path,labels,clip_id\na/x.wav,dog,\nb/x.wav,dog,\nc.wav,cat,a/x\n")
     out = read_manifest(str(tmp_path / "m.csv"))
     assert sorted(named(out)) == [("a/x", "cat"), ("b/x", "dog")]
     assert out.refused["reason"].to_pylist() == ["duplicate"]
 
 
-def test_a_list_that_is_one_file_over_and_over_is_refused_as_a_whole(tmp_path: Path):
+def test_a_list_that_repeats_one_file_is_refused_as_a_whole(tmp_path: Path):
     (tmp_path / "m.csv").write_text("path,labels\n" + "x.wav,dog\n" * 6)
     with pytest.raises(DataError, match=r"5 of 6 rows of .* refused as duplicate, the first: 'x'"):
         read_manifest(str(tmp_path / "m.csv"))
@@ -164,12 +164,12 @@ def touch(folder: Path, *names: str) -> str:
     return str(folder)
 
 
-def test_esc10_takes_of_one_name_in_two_classes_are_two_clips(tmp_path: Path):
+def test_esc10_takes_with_one_name_in_two_classes_are_two_clips(tmp_path: Path):
     out = read_esc(touch(tmp_path, "001 - Dog bark/1-3-A.ogg", "002 - Rain/1-3-A.ogg", "002 - Rain/1-4-A.ogg"))
     assert named(out) == [("001 - Dog bark/1-3-A", "Dog bark"), ("002 - Rain/1-3-A", "Rain"), ("1-4-A", "Rain")]
 
 
-def test_case_30_what_a_mac_leaves_behind_is_no_clip(tmp_path: Path):
+def test_case_30_macos_metadata_files_are_not_clips(tmp_path: Path):
     names = [f"{word}/{who}_nohash_0.wav" for word in ("yes", "no") for who in "abc"]
     strays = [f"{word}/._{who}_nohash_0.wav" for word in ("yes", "no") for who in "abc"]
     folder = touch(tmp_path, *names, *strays, "__MACOSX/yes/a.wav", ".DS_Store", "yes/.DS_Store")
@@ -185,13 +185,13 @@ def test_case_30_what_a_mac_leaves_behind_is_no_clip(tmp_path: Path):
     assert (len(read_esc(esc).clips), len(read_esc(esc).refused)) == (1, 0)
 
 
-def test_one_name_with_accents_composed_and_apart_is_no_folder_to_read(tmp_path: Path):
+def test_a_folder_with_one_name_in_two_accent_forms_is_refused(tmp_path: Path):
     folder = touch(tmp_path, "001 - B\u00e9b\u00e9/1-3-A.ogg", "001 - Be\u0301be\u0301/1-3-A.ogg")
     with pytest.raises(DataError, match="accents composed and apart"):
         read_esc(folder)
 
 
-def test_case_39_speech_commands_lists_are_read_as_people_save_them(tmp_path: Path):
+def test_case_39_speech_commands_lists_are_read_in_several_forms(tmp_path: Path):
     folder = touch(tmp_path, "yes/a_nohash_0.wav", "yes/b_nohash_0.WAV", "no/c_nohash_0.wav", "no/d_nohash_0.wav")
     touch(tmp_path, "_background_noise_/hum.wav")
     (tmp_path / "validation_list.txt").write_bytes("\ufeffyes\\a_nohash_0.wav\r\n".encode())
@@ -202,7 +202,7 @@ def test_case_39_speech_commands_lists_are_read_as_people_save_them(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_speech_commands_lists_that_name_other_files_or_one_twice_are_refused(tmp_path: Path):
+def test_speech_commands_lists_with_wrong_or_repeated_files_are_refused(tmp_path: Path):
     folder = touch(tmp_path, "yes/a.wav", "no/c.wav")
     (tmp_path / "testing_list.txt").write_text("no/c.wav\n")
     (tmp_path / "validation_list.txt").write_text("data/yes/a.wav\ndata/yes/b.wav\ndata/no/c.wav\n")
@@ -213,7 +213,7 @@ def test_speech_commands_lists_that_name_other_files_or_one_twice_are_refused(tm
         read_speechcommands(folder)
 
 
-def test_case_32_a_class_file_beside_a_clip_is_read(tmp_path: Path):
+def test_case_32_a_cls_file_next_to_a_clip_is_read(tmp_path: Path):
     members = {
         "0.wav": b"x",
         "0.cls": b"1\n",
@@ -225,5 +225,5 @@ def test_case_32_a_class_file_beside_a_clip_is_read(tmp_path: Path):
     out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members), vocabulary=WORDS)
     assert named(out) == [("0", "bird"), ("1", "cat")]
     assert out.refused["reason"].to_pylist() == ["no_label"]
-    with pytest.raises(DataError, match=r"KEY\.cls.*a KEY\.txt is taken for a caption"):
+    with pytest.raises(DataError, match=r"KEY\.cls.*a KEY\.txt is read as a caption"):
         read_manifest(fakes.write_tar(tmp_path / "b.tar", {"0.wav": b"x", "0.txt": b"a dog barks"}))

@@ -1,4 +1,4 @@
-"""What a row says of its labels is read as it was meant, or the row or list is refused."""
+"""A row's labels are read as intended, or the row or list is refused."""
 
 import json
 import re
@@ -45,7 +45,7 @@ LISTS = [["dog", "cat"], ["dog"], ["rain", "it's raining", 'a "bang"', "Male spe
     [str, json.dumps, lambda row: str(tuple(row)), lambda row: str(np.array(row)), lambda row: repr(row)[1:-1] + ","],
     ids=["python", "json", "tuple", "numpy", "no-brackets"],
 )
-def test_case_10_a_list_that_a_data_frame_wrote_as_text_is_that_list(tmp_path: Path, as_text):
+def test_case_10_a_list_written_as_text_is_read_as_a_list(tmp_path: Path, as_text):
     out = read_manifest(manifest(tmp_path, [as_text(row) for row in LISTS]))
     assert labels_of(out) == [sorted(row) for row in LISTS]
     assert out.vocabulary.names == tuple(sorted({name for row in LISTS for name in row}))
@@ -70,7 +70,7 @@ def test_case_10_sets_numbers_and_empty_lists_are_read_too():
         "['it's']", "[“dog”]", "[‘dog’, ‘cat’]", "Index(['dog'], dtype='object')",
     ],
 )  # fmt: skip
-def test_case_10_what_only_looks_like_a_list_is_refused(text: str):
+def test_case_10_text_that_only_looks_like_a_list_is_refused(text: str):
     with pytest.raises(ClipError) as refused:
         cells_of(text, ())
     assert refused.value.reason == Reason.UNKNOWN_LABEL
@@ -86,8 +86,8 @@ def test_case_10_names_with_brackets_and_quotes_stay_names(text: str):
 
 
 @pytest.mark.parametrize("labels", [["[dog]", "[cat, rain]"], ["{cat,rain}", "{dog}"], ["(dog,cat)", "(dog)"]])
-def test_case_10_a_name_in_brackets_beside_a_list_in_brackets_is_refused(tmp_path: Path, labels: list[str]):
-    """Without quotes, as PostgreSQL writes arrays: the list of one would be a class of its own."""
+def test_case_10_a_bracketed_name_with_a_bracketed_list_is_refused(tmp_path: Path, labels: list[str]):
+    """PostgreSQL writes arrays without quotes: the list of one would become a class of its own."""
     with pytest.raises(DataError, match=r"m\.csv, line \d: .* may be a list of one label or a name in brackets"):
         read_manifest(manifest(tmp_path, labels))
 
@@ -102,7 +102,7 @@ def test_case_10_a_name_in_brackets_beside_a_list_in_brackets_is_refused(tmp_pat
         ([[1.0, 2.0], [0.0, 1.0, 1.0]], "m.parquet"),
     ],
 )
-def test_case_10_zeros_and_ones_for_each_class_are_no_indices(tmp_path: Path, labels: list[object], name: str):
+def test_case_10_one_hot_labels_are_not_indices(tmp_path: Path, labels: list[object], name: str):
     """Read as indices, they would give every clip the first two classes."""
     letters = LabelVocabulary.from_names("abc")
     with pytest.raises(DataError, match=r"(line 3|row 2): labels are zeros and ones with a place for each class"):
@@ -116,7 +116,7 @@ def test_case_12_a_name_with_a_comma_is_one_class_in_every_row(tmp_path: Path):
     assert labels_of(out) == [[SPEECH_BY_A_MAN], ["Dog", SPEECH_BY_A_MAN], ["Dog"]]
 
 
-def test_case_12_without_any_semicolon_a_comma_and_a_space_are_refused_with_the_line(tmp_path: Path):
+def test_case_12_a_comma_and_space_without_semicolons_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"m\.csv, line 3: the comma in 'Male speech, man speaking' may.*by `;`"):
         read_manifest(manifest(tmp_path, ["Dog", SPEECH_BY_A_MAN]))
     assert labels_of(read_manifest(manifest(tmp_path, ["Dog", f"{SPEECH_BY_A_MAN};"]))) == [["Dog"], [SPEECH_BY_A_MAN]]
@@ -149,24 +149,24 @@ def test_case_12_with_a_vocabulary_the_whole_text_is_looked_up_first(tmp_path: P
     ]
 
 
-def test_case_12_no_official_name_is_taken_for_two():
+def test_case_12_no_official_name_is_split():
     pieces = {piece.strip() for name in audioset_labels().names if "," in name for piece in name.split(",")}
     assert pieces.isdisjoint(audioset_labels().names)
 
 
 @pytest.mark.parametrize("text", ["dog;", ";dog", "dog; ;", "dog,", " dog ;; "])
-def test_case_28_separators_at_the_ends_are_no_labels(tmp_path: Path, text: str):
+def test_case_28_separators_at_the_ends_are_not_labels(tmp_path: Path, text: str):
     out = read_manifest(manifest(tmp_path, [text, "cat"]))
     assert labels_of(out) == [["dog"], ["cat"]]
 
 
-def test_case_28_a_separator_behind_quoted_labels_of_a_segment_is_none(tmp_path: Path):
-    """Spreadsheets end all rows as the widest one does."""
+def test_case_28_a_separator_after_quoted_labels_is_ignored(tmp_path: Path):
+    """Spreadsheets pad all rows to the widest one."""
     (tmp_path / "list.csv").write_text('abcdefghijk,30,40,"/m/09x0r,/m/04rlf",\nabcdefghijl,30,40,/m/09x0r,,\n')
     assert labels_of(read_segments(str(tmp_path / "list.csv"), locate=youtube)) == [["Speech", "Music"], ["Speech"]]
 
 
-def test_an_empty_label_between_two_is_refused_and_said(tmp_path: Path):
+def test_an_empty_label_between_two_is_refused(tmp_path: Path):
     out = read_manifest(manifest(tmp_path, ["dog;;cat", "dog;cat"]))
     assert messages(out) == [("unknown_label", "there is an empty label between two others")]
 
@@ -188,8 +188,8 @@ def test_case_11_every_kind_of_list_names_its_line(tmp_path: Path):
         read_datafile(str(tmp_path / "data.json"))
 
 
-def test_case_11_a_class_that_was_read_as_another_encoding_is_pointed_out(tmp_path: Path):
-    """UTF-8 taken for Windows' encoding and saved as UTF-8: nothing is lost, and it is another class."""
+def test_case_11_a_class_in_a_wrong_encoding_is_reported(tmp_path: Path):
+    """UTF-8 was read in a Windows encoding and saved as UTF-8: nothing is lost, but it is another class."""
     (note,) = read_manifest(manifest(tmp_path, ["BÃ©bÃ©", "Bébé", "Ålesund", "日"])).notes
     assert note.endswith(
         "m.csv: the class 'BÃ©bÃ©' is probably 'Bébé', whose UTF-8 was read as another encoding; take the labels from "
@@ -197,7 +197,7 @@ def test_case_11_a_class_that_was_read_as_another_encoding_is_pointed_out(tmp_pa
     )
 
 
-def test_case_9_ids_that_a_spreadsheet_wrote_over_are_rows_and_no_comments(tmp_path: Path):
+def test_case_9_ids_replaced_by_a_spreadsheet_are_rows_not_comments(tmp_path: Path):
     lines = [
         "# Segments csv", "# YTID, start_seconds, end_seconds, positive_labels", 'abcdefghijk, 0, 10, "/m/09x0r"',
         '#NAME?,10,20,"/m/09x0r"', "# a remark", "#REF!, 10.000, 20.000, /m/09x0r", 'bbbbbbbbbbb,0,10,"/m/09x0r"',
@@ -213,7 +213,7 @@ def test_case_9_ids_that_a_spreadsheet_wrote_over_are_rows_and_no_comments(tmp_p
     ]
 
 
-def test_case_9_a_spreadsheets_errors_are_neither_classes_nor_ids_nor_splits(tmp_path: Path):
+def test_case_9_spreadsheet_errors_are_not_classes_ids_or_splits(tmp_path: Path):
     (tmp_path / "m.csv").write_text(
         "path,labels,clip_id,split\nx.wav,dog,a,train\nx.wav,#N/A,b,train\nx.wav,dog,1.23E+05,train\n"
         "#VALUE!,dog,d,train\nx.wav,dog,e,5-Jan\nx.wav,cat,f,train\nx.wav,3-Feb,g,train\n"
@@ -230,7 +230,7 @@ def test_case_29_a_data_files_labels_may_be_a_list(tmp_path: Path):
     assert labels_of(read_datafile(str(tmp_path / "data.json"))) == [["Speech", "Music"]] * 2
 
 
-def test_case_29_labels_of_another_kind_are_named(tmp_path: Path):
+def test_case_29_labels_of_another_type_are_refused(tmp_path: Path):
     entries = [{"wav": f"{i}.wav", "labels": labels} for i, labels in enumerate([3, {"a": 1}, True, "Music"])]
     (tmp_path / "data.json").write_text(json.dumps({"data": entries}))
     assert messages(read_datafile(str(tmp_path / "data.json"))) == [
@@ -240,18 +240,18 @@ def test_case_29_labels_of_another_kind_are_named(tmp_path: Path):
     ]
 
 
-def test_a_data_file_that_says_a_key_twice_is_refused(tmp_path: Path):
+def test_a_data_file_with_a_repeated_key_is_refused(tmp_path: Path):
     (tmp_path / "data.json").write_text('{"data": [{"wav": "a.wav", "labels": "/m/09x0r", "labels": "/m/04rlf"}]}')
-    with pytest.raises(DataError, match="the key 'labels' stands twice"):
+    with pytest.raises(DataError, match="the key 'labels' occurs twice"):
         read_datafile(str(tmp_path / "data.json"))
 
 
-def test_case_31_an_accent_composed_or_not_is_one_class(tmp_path: Path):
+def test_case_31_composed_and_decomposed_accents_are_one_class(tmp_path: Path):
     out = read_manifest(manifest(tmp_path, ["B\u00e9b\u00e9", "Be\u0301be\u0301", "\ufeffB\u00e9b\u00e9\u200b"]))
     assert labels_of(out) == [["B\u00e9b\u00e9"]] * 3
 
 
-def test_case_31_a_file_is_found_under_the_other_form_of_its_name(tmp_path: Path):
+def test_case_31_a_file_is_found_with_the_other_accent_form(tmp_path: Path):
     composed, apart = "\u00e9t\u00e9/B\u00e9b\u00e9.wav", "e\u0301te\u0301/Be\u0301be\u0301.wav"
     for there, listed in ((composed, apart), (apart, composed)):
         folder = tmp_path / str(len(there))
@@ -263,7 +263,7 @@ def test_case_31_a_file_is_found_under_the_other_form_of_its_name(tmp_path: Path
         assert out.clips["clip_id"].to_pylist() == ["B\u00e9b\u00e9"]
 
 
-def test_labels_as_floats_are_indices_with_labels_and_refused_without(tmp_path: Path):
+def test_float_labels_are_indices_only_with_a_vocabulary(tmp_path: Path):
     uri = manifest(tmp_path, [0.0, 3.0, None], "m.parquet")
     with pytest.raises(DataError, match="if its labels are indices, give --labels too"):
         read_manifest(uri)
@@ -275,13 +275,13 @@ def test_labels_as_floats_are_indices_with_labels_and_refused_without(tmp_path: 
     assert (labels_of(out), out.refused["reason"].to_pylist()) == ([["a"], ["d"]], ["unknown_label"])
 
 
-def test_labels_that_are_no_texts_are_refused(tmp_path: Path):
+def test_labels_that_are_not_texts_are_refused(tmp_path: Path):
     for column in ([b"dog", b"cat"], [True, False], [[["dog"]], []], pd.to_datetime(["2021-02-03", "2021-02-04"])):
         with pytest.raises(DataError, match=r"m\.parquet, row 1: labels is .*, not a text or a list of texts"):
             read_manifest(manifest(tmp_path, column, "m.parquet"))
 
 
-def test_lost_characters_in_parquet_are_refused_row_by_row(tmp_path: Path):
+def test_lost_characters_in_parquet_refuse_single_rows(tmp_path: Path):
     rows = [("a.wav", "dog"), ("b.wav", "m\ufffdl"), ("c\ufffd.wav", "dog"), ("d.wav", "dog")]
     pq.write_table(
         pa.table(dict(zip(("path", "labels"), map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "m.parquet"
@@ -292,14 +292,14 @@ def test_lost_characters_in_parquet_are_refused_row_by_row(tmp_path: Path):
     assert not any("\ufffd" in clip_id for clip_id in out.refused["clip_id"].to_pylist())
 
 
-def test_classes_that_look_alike_are_pointed_out(tmp_path: Path):
+def test_classes_that_look_alike_are_reported(tmp_path: Path):
     pair, missing = read_manifest(manifest(tmp_path, ["dog", "“Dog”", "cat", "None"])).notes
-    assert pair.endswith("m.csv: 1 pairs of classes differ in case, spaces or signs alone: ('dog', '“Dog”')")
+    assert pair.endswith("m.csv: 1 pairs of classes differ only in case, spaces or signs: ('dog', '“Dog”')")
     assert "there is a class 'None'" in missing
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
-def test_a_manifest_separated_otherwise_is_known_by_its_header(tmp_path: Path, separator: str):
+def test_the_header_shows_a_manifests_separator(tmp_path: Path, separator: str):
     frame = pd.DataFrame({" Path": ["a.wav", "b.wav"], "Labels": ["dog;cat", "cat"], "start_s ": [1.5, 2]})
     frame.to_csv(tmp_path / "m.csv", index=False, sep=separator)
     out = read_manifest(str(tmp_path / "m.csv"))
@@ -308,7 +308,7 @@ def test_a_manifest_separated_otherwise_is_known_by_its_header(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
-def test_a_column_that_is_nearly_one_of_ours_is_pointed_out(tmp_path: Path, name: str):
+def test_a_column_with_a_similar_name_is_reported(tmp_path: Path, name: str):
     frame = pd.DataFrame(
         {"path": ["a.wav"], "labels": ["dog"], "start": [1.0], "label": ["x"], "splits": ["eval"], "note": [""]}
     )
@@ -318,14 +318,14 @@ def test_a_column_that_is_nearly_one_of_ours_is_pointed_out(tmp_path: Path, name
     assert notes[0].endswith("is not read; if start_s is meant, rename it")
 
 
-def test_rows_that_hold_nothing_are_no_rows(tmp_path: Path):
+def test_empty_rows_are_skipped(tmp_path: Path):
     (tmp_path / "m.csv").write_text("path,labels,split,\na.wav,dog,,\n,,,\n\n , , ,\nb.wav,cat,,\n")
     out = read_manifest(str(tmp_path / "m.csv"))
     assert (len(out.clips), len(out.refused)) == (2, 0)
 
 
 @pytest.mark.parametrize("num_bad", [4, 5])
-def test_a_list_most_of_whose_rows_would_go_is_refused_with_reason_and_line(tmp_path: Path, num_bad: int):
+def test_a_list_with_mostly_bad_rows_is_refused_with_reason_and_line(tmp_path: Path, num_bad: int):
     uri = manifest(tmp_path, ["dog"] * 4 + ["wolf"] * num_bad)
     if num_bad == 4:  # half of them
         assert len(read_manifest(uri, vocabulary=LabelVocabulary.from_names(["dog"])).clips) == 4
@@ -336,14 +336,14 @@ def test_a_list_most_of_whose_rows_would_go_is_refused_with_reason_and_line(tmp_
         read_manifest(uri, vocabulary=LabelVocabulary.from_names(["dog"]))
 
 
-def test_case_38_a_tilde_within_a_row_is_named(tmp_path: Path):
+def test_case_38_a_tilde_in_a_row_is_refused(tmp_path: Path):
     (tmp_path / "m.csv").write_text("path,labels\na.wav,dog\n~/b.wav,dog\n")
     assert messages(read_manifest(str(tmp_path / "m.csv"))) == [
         ("missing_file", "~ is not expanded within a list; write the whole path of '~/b.wav'")
     ]
 
 
-def test_case_38_paths_as_windows_writes_them_are_found(tmp_path: Path):
+def test_case_38_windows_paths_are_found(tmp_path: Path):
     for there in ("sub/a.wav", "sub/B\u00e9b\u00e9.wav", "sub\\c.wav"):
         (tmp_path / there).parent.mkdir(exist_ok=True)
         (tmp_path / there).touch()
@@ -355,8 +355,8 @@ def test_case_38_paths_as_windows_writes_them_are_found(tmp_path: Path):
     assert media == [f"{tmp_path}/{name}" for name in names]
 
 
-def test_a_header_that_comes_again_is_no_row(tmp_path: Path):
-    """Lists that were joined: `cat a.csv b.csv`."""
+def test_a_repeated_header_is_not_a_row(tmp_path: Path):
+    """Joined lists: `cat a.csv b.csv`."""
     lists = ["Path,labels\na.wav,dog\n", "\ufeffpath , labels\nb.wav,cat\n"]
     (tmp_path / "m.csv").write_text("".join(lists))
     out = read_manifest(str(tmp_path / "m.csv"))
@@ -366,8 +366,8 @@ def test_a_header_that_comes_again_is_no_row(tmp_path: Path):
         read_manifest(str(tmp_path / "m.csv"))
 
 
-def test_rows_that_repeat_a_clip_with_other_labels_are_pointed_out(tmp_path: Path):
-    """A list with a row for each label: only the first would be kept without a word."""
+def test_rows_that_repeat_a_clip_with_other_labels_are_reported(tmp_path: Path):
+    """In a list with one row per label, only the first would be stored, without a message."""
     rows = ["a.wav,dog", "a.wav,outside", "b/a.wav,cat", "./a.wav,dog", "c.wav,cat;dog", "c.wav,cat"]
     (tmp_path / "m.csv").write_text("\n".join(["path,labels", *rows]))
     out = read_manifest(str(tmp_path / "m.csv"))
@@ -382,7 +382,7 @@ def test_rows_that_repeat_a_clip_with_other_labels_are_pointed_out(tmp_path: Pat
 
 
 @pytest.mark.parametrize("value", ["5e-1", " 0.5 ", ".5", "0.50"])
-def test_case_41_times_as_people_write_them(tmp_path: Path, value: str):
+def test_case_41_usual_time_formats_are_read(tmp_path: Path, value: str):
     (tmp_path / "m.csv").write_text(f"path,labels,start_s,end_s\na.wav,dog,{value},1e0\n")
     clips = read_manifest(str(tmp_path / "m.csv")).clips
     assert (clips["start_s"].to_pylist(), clips["end_s"].to_pylist()) == ([0.5], [1.0])
@@ -398,7 +398,7 @@ def test_case_41_other_times_are_refused(tmp_path: Path, value: str):
 @pytest.mark.parametrize(
     "times", [pa.array([float("nan"), 0.5]), pa.array([True, False]), pa.array([1], "duration[s]")]
 )
-def test_case_41_times_of_other_kinds_in_parquet_are_refused(tmp_path: Path, times: pa.Array):
+def test_case_41_other_time_types_in_parquet_are_refused(tmp_path: Path, times: pa.Array):
     columns = {"path": ["a.wav", "b.wav"], "labels": ["dog", "dog"]}
     pq.write_table(
         pa.table({name: cells[: len(times)] for name, cells in columns.items()} | {"start_s": times}),

@@ -24,7 +24,7 @@ from pipeline.versions import VERSION
 from tests import conftest, fakes
 
 SHARED = conftest.SHARED / "data"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real lists and recordings are not beside this clone")
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real lists and recordings are not here")
 
 HEADER = "# Segments csv\n# num_ytids=1\n# YTID, start_seconds, end_seconds, positive_labels\n"
 SPEECH, MUSIC = "/m/09x0r", "/m/04rlf"
@@ -79,14 +79,14 @@ def test_a_segment_becomes_a_clip_on_youtube(tmp_path):
     ]
 
 
-def test_windows_line_ends_a_byte_order_mark_and_blank_lines_change_nothing(tmp_path):
+def test_crlf_byte_order_mark_and_blank_lines_change_nothing(tmp_path):
     plain = read(tmp_path, GOOD, f'abcdefghijk, 0, 9, "{MUSIC}"')
     text = f'\ufeff{HEADER}{GOOD}\n\nabcdefghijk, 0, 9, "{MUSIC}"\n\n'.replace("\n", "\r\n")
     other = read_segments(segments(tmp_path, header=text), locate=youtube)
     assert other.clips.equals(plain.clips)
 
 
-def test_a_label_said_twice_in_a_row_is_taken_once(tmp_path):
+def test_a_repeated_label_counts_once(tmp_path):
     assert read(tmp_path, f'abcdefghijk, 0, 9, "{SPEECH},{SPEECH}"').clips["labels"].to_pylist() == [[0]]
 
 
@@ -119,7 +119,7 @@ def test_a_bad_row_is_refused_with_its_reason_and_the_good_one_stays(tmp_path, l
     assert row["clip_id"]
 
 
-def test_a_row_refused_for_its_labels_leaves_its_clip_id_to_a_later_good_row(tmp_path):
+def test_a_refused_row_leaves_its_clip_id_to_a_later_good_row(tmp_path):
     out = read(tmp_path, '--BfvyPmVMo, 20.000, 30.000, "/m/nothing"', GOOD)
     assert (len(out.clips), reasons(out)) == (1, ["unknown_label"])
 
@@ -140,8 +140,8 @@ def test_hostile_rows_are_all_refused_under_safe_names(tmp_path):
     good = [f'good{i:07}, 0, 10, "{SPEECH}"' for i in range(len(ids))]
     out = read(tmp_path, *good, *(f'{hostile}, 0, 10, "{SPEECH}"' for hostile in ids))
     assert len(out.clips) == len(good)
-    assert len(out.refused) == len(ids) + 1  # a line is a row: the id with a line break makes two
-    assert set(reasons(out)) == {"bad_id", "bad_time"}  # "two", the first half of it, has no times
+    assert len(out.refused) == len(ids) + 1  # a line is a row, so the id with a line break makes two
+    assert set(reasons(out)) == {"bad_id", "bad_time"}  # "two", the first half of that id, has no times
     for row in out.refused.to_pylist():
         assert 0 < len(row["clip_id"]) <= 200
         assert row["clip_id"].isprintable()
@@ -149,7 +149,7 @@ def test_hostile_rows_are_all_refused_under_safe_names(tmp_path):
         assert len(row["message"]) < 300
 
 
-def test_a_quote_left_open_costs_its_own_row_only(tmp_path):
+def test_an_unclosed_quote_affects_only_its_own_row(tmp_path):
     out = read(tmp_path, f'abcdefghijk, 0, 10, "{SPEECH},"x', GOOD)
     assert (out.clips["clip_id"].to_pylist(), reasons(out)) == (["--BfvyPmVMo_20.000"], ["unknown_label"])
 
@@ -164,14 +164,14 @@ def test_a_quote_left_open_costs_its_own_row_only(tmp_path):
         ((HEADER + 'abcdefghijk, 0, 10, "/m/nothing"\n').encode(), "first unknown one: '/m/nothing'"),
     ],
 )
-def test_a_list_with_nothing_to_prepare_is_refused_whole_in_one_line(tmp_path, content, message):
+def test_a_list_without_clips_is_refused_as_a_whole_in_one_line(tmp_path, content, message):
     (tmp_path / "list.csv").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         read_segments(str(tmp_path / "list.csv"), locate=youtube)
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_that_is_missing_or_a_folder_is_an_error_of_the_user(tmp_path):
+def test_a_missing_list_or_a_folder_is_a_user_error(tmp_path):
     for uri in (str(tmp_path / "none.csv"), str(tmp_path)):
         with pytest.raises(DataError):
             read_segments(uri, locate=youtube, split="x")
@@ -195,7 +195,7 @@ def test_every_row_of_an_official_list_becomes_a_clip(name, rows):
     assert sum(map(len, out.clips["labels"].to_pylist())) == positives
 
 
-# Where the media lies
+# Where the media is
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_files_cut_before_start_at_zero_when_the_caller_says_so(tmp_path):
     )
 
 
-def test_a_clip_without_a_file_is_refused_as_missing_and_may_be_tried_again(tmp_path):
+def test_a_clip_without_a_file_is_missing_and_may_be_tried_again(tmp_path):
     folder = touch(tmp_path / "audio", "--BfvyPmVMo_20.000.wav", "abcdefghijk.txt")
     out = read(tmp_path, GOOD, f'abcdefghijk, 0, 10, "{SPEECH}"', locate=AudioFolder(folder))
     assert out.clips["media"].to_pylist() == [f"{folder}/--BfvyPmVMo_20.000.wav"]
@@ -245,12 +245,12 @@ def test_a_clip_without_a_file_is_refused_as_missing_and_may_be_tried_again(tmp_
     assert out.refused["tool_versions"].to_pylist() == [f"ast-ray {VERSION}"]
 
 
-def test_ids_of_files_need_not_be_of_youtube(tmp_path):
+def test_ids_of_files_need_not_be_youtube_ids(tmp_path):
     folder = touch(tmp_path / "audio", "abc.wav")
     assert len(read(tmp_path, f'abc, 0, 10, "{SPEECH}"', locate=AudioFolder(folder)).clips) == 1
 
 
-def test_an_audio_folder_without_audio_is_an_error_of_the_user(tmp_path):
+def test_an_audio_folder_without_audio_is_a_user_error(tmp_path):
     for folder in (touch(tmp_path, "notes.txt"), str(tmp_path / "none")):
         with pytest.raises(DataError, match="no audio file below"):
             AudioFolder(folder)
@@ -265,7 +265,7 @@ def test_a_url_template_is_filled_in():
 @pytest.mark.parametrize(
     "template", ["http://host/x.webm", "host/{video_id}", "http://h/{video_id}{x}", "file:///{video_id}"]
 )
-def test_a_url_template_that_cannot_work_is_refused(template):
+def test_an_unusable_url_template_is_refused(template):
     with pytest.raises(ConfigError, match="the media URL"):
         url_template(template)
 
@@ -278,7 +278,7 @@ def datafile(folder: Path, *entries: object, comment: str = "") -> str:
     return str(folder / "train_data.json")
 
 
-def test_a_data_file_entry_becomes_a_clip_that_begins_where_its_file_does(tmp_path):
+def test_a_data_file_entry_is_a_clip_that_begins_where_its_file_does(tmp_path):
     entries = [
         {"wav": "/data/a/--BfvyPmVMo_20.000.flac", "labels": f"{MUSIC},{SPEECH}", "video_id": "--BfvyPmVMo"},
         {"wav": "sub/yes_nohash_3.wav", "labels": SPEECH},
@@ -310,7 +310,7 @@ def test_bad_data_file_entries_are_refused_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"data": 3}', '{"clips": []}', '{"data": []}', '{"a":' * 9000])
-def test_what_is_no_data_file_is_refused_whole(tmp_path, text):
+def test_an_invalid_data_file_is_refused_as_a_whole(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(DataError) as caught:
         read_datafile(str(tmp_path / "x.json"))
@@ -318,12 +318,12 @@ def test_what_is_no_data_file_is_refused_whole(tmp_path, text):
 
 
 @needs_shared
-def test_the_original_sample_is_read_comment_and_all():
+def test_the_reference_sample_is_read_with_its_comment():
     out = read_datafile(str(SHARED / "audioset" / "ast_sample_train_data.json"))
     assert (out.clips["clip_id"].to_pylist()[1], len(out.refused)) == ("--BfvyPmVMo_20.000", 0)
 
 
-# Data sets as their authors ship them
+# Data sets as published by their authors
 
 
 def esc50(folder: Path, *rows: str) -> str:
@@ -333,7 +333,7 @@ def esc50(folder: Path, *rows: str) -> str:
     return str(folder)
 
 
-def test_esc50_has_a_split_a_fold_and_its_categories_in_the_order_of_target(tmp_path):
+def test_esc50_has_a_split_per_fold_and_categories_in_target_order(tmp_path):
     rows = ["1-1-A-2.wav,1,2,zebra,x", "5-2-A-0.wav,5,0,dog,x", "2-missing-A-2.wav,2,2,zebra,x"]
     out = read_esc(esc50(tmp_path, *rows))
     assert out.vocabulary == LabelVocabulary.from_names(["dog", "zebra"])
@@ -361,12 +361,12 @@ def test_esc50_has_a_split_a_fold_and_its_categories_in_the_order_of_target(tmp_
 @pytest.mark.parametrize(
     "row", ["a.wav,x,0,dog", "a.wav,1", "a.wav,1,0,dog,\nb.wav,1,0,cat,", "a.wav,1,0,dog,\nb.wav,1,1,dog,"]
 )
-def test_esc50_metadata_that_contradicts_itself_is_refused_whole(tmp_path, row):
+def test_contradictory_esc50_metadata_is_refused_as_a_whole(tmp_path, row):
     with pytest.raises(DataError, match=r"esc50\.csv"):
         read_esc(esc50(tmp_path, row))
 
 
-def test_esc10_folders_give_names_and_folds_and_a_misnamed_file_is_refused(tmp_path):
+def test_esc10_folders_give_names_and_folds(tmp_path):
     files = [
         "010 - Fire/5-9-B.ogg",
         "001 - Dog bark/1-3-A.ogg",
@@ -381,13 +381,13 @@ def test_esc10_folders_give_names_and_folds_and_a_misnamed_file_is_refused(tmp_p
     assert (reasons(out), out.refused["clip_id"].to_pylist()) == (["bad_id"], ["copy"])
 
 
-def test_a_folder_that_is_no_esc_is_told_what_was_looked_for(tmp_path):
+def test_the_error_for_another_folder_names_what_esc_needs(tmp_path):
     with pytest.raises(DataError, match=r"meta/esc50\.csv.*NNN - Name"):
         read_esc(str(tmp_path))
 
 
 @needs_shared
-def test_esc10_is_400_clips_in_ten_classes_and_five_folds():
+def test_esc10_has_400_clips_ten_classes_and_five_folds():
     out = read_esc(str(SHARED / "esc10"))
     assert (len(out.clips), len(out.refused), len(out.vocabulary)) == (400, 0, 10)
     assert out.vocabulary.names[0] == "Dog bark"
@@ -429,7 +429,7 @@ def test_speech_commands_without_lists_or_words_are_refused(tmp_path):
 # Manifests
 
 
-def test_a_manifest_takes_paths_urls_times_and_splits(tmp_path):
+def test_a_manifest_accepts_paths_urls_times_and_splits(tmp_path):
     text = (
         "clip_id,path,url,labels,start_s,end_s,split,note\n"
         "first,a/x.wav,,/m/dog,,,,hello\n"
@@ -450,7 +450,7 @@ def test_a_manifest_takes_paths_urls_times_and_splits(tmp_path):
     assert len(out.refused) == 0
 
 
-def test_csv_tsv_and_parquet_manifests_say_the_same(tmp_path):
+def test_csv_tsv_and_parquet_manifests_give_the_same_clips(tmp_path):
     rows = [("x.wav", "Dog,/m/cat", 1.0), ("y.wav", "Dog", None)]
     outs = []
     for name, delimiter in (("a.csv", ","), ("b.tsv", "\t")):
@@ -469,16 +469,16 @@ def test_csv_tsv_and_parquet_manifests_say_the_same(tmp_path):
     assert all(out.clips.equals(outs[0].clips) for out in outs)
 
 
-def test_without_a_vocabulary_the_labels_found_make_it_sorted(tmp_path):
+def test_without_a_vocabulary_the_labels_found_are_sorted_into_one(tmp_path):
     out = read_manifest(manifest(tmp_path, "path,labels\nx.wav,rain;dog\ny.wav,cat\n"))
     assert out.vocabulary == LabelVocabulary.from_names(["cat", "dog", "rain"])
     assert out.clips["labels"].to_pylist() == [[1, 2], [0]]
 
 
-def test_without_a_vocabulary_an_index_means_nothing(tmp_path):
+def test_without_a_vocabulary_an_index_has_no_meaning(tmp_path):
     out = read_manifest(manifest(tmp_path, "path,labels\nx.wav,dog\ny.wav,0\nz.wav,3\n"))
     assert (reasons(out), out.vocabulary.names) == (["unknown_label"] * 2, ("dog",))
-    again = read_manifest(str(tmp_path / "list.csv"), vocabulary=out.vocabulary, indices=False)  # a second run's
+    again = read_manifest(str(tmp_path / "list.csv"), vocabulary=out.vocabulary, indices=False)  # in a second run
     assert again.refused.equals(out.refused)
     with pytest.raises(DataError, match="--labels"):
         read_manifest(manifest(tmp_path, "path,labels\nx.wav,0\ny.wav,1\n"))
@@ -504,7 +504,7 @@ def test_without_a_vocabulary_an_index_means_nothing(tmp_path):
         ("good.wav,,Dog,,,,", Reason.DUPLICATE),
     ],
 )
-def test_a_bad_manifest_row_is_refused_with_its_reason_under_a_safe_split(tmp_path, row, reason):
+def test_a_bad_manifest_row_is_refused_under_a_safe_split(tmp_path, row, reason):
     text = f"path,url,labels,clip_id,start_s,end_s,split\ngood.wav,,Dog,,,,\n{row}\n"
     out = read_manifest(manifest(tmp_path, text), vocabulary=PETS)
     assert out.clips["clip_id"].to_pylist() == ["good"]
@@ -529,17 +529,17 @@ def test_manifest_columns_that_are_missing_are_named_with_those_found(tmp_path):
         ("path,labels\nx.wav,Wolf\n", "pets.csv", "no row of .*'Wolf'"),
     ],
 )
-def test_what_is_no_manifest_is_refused_whole(tmp_path, text, name, message):
+def test_an_invalid_manifest_is_refused_as_a_whole(tmp_path, text, name, message):
     with pytest.raises(DataError, match=message) as caught:
         read_manifest(manifest(tmp_path, text, name), vocabulary=PETS if name == "pets.csv" else None)
     assert "\n" not in str(caught.value)
 
 
-# Manifests whose audio is within
+# Manifests that contain their audio
 
 
 def audio_table(rows: list[dict[str, object]], path: Path, metadata: dict[str, object] | None = None) -> str:
-    """Parquet in the layout of `datasets`; a row without `audio` holds three bytes under its file's name."""
+    """Parquet in the layout of `datasets`. A row without `audio` gets three bytes under its file's name."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     audio = [row.get("audio", {"bytes": b"abc", "path": f"a/file{i}.flac"}) for i, row in enumerate(rows)]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "audio"}
@@ -555,7 +555,7 @@ def read_clips(out: ClipList, *columns: str) -> list[tuple[object, ...]]:
     return list(zip(*(out.clips[column].to_pylist() for column in columns), strict=True))
 
 
-def test_parquet_with_audio_and_labels_of_every_kind_says_the_same(tmp_path):
+def test_labels_of_every_type_in_parquet_give_the_same_clips(tmp_path):
     class_label = {"names": list(PETS.names), "_type": "ClassLabel"}
     for i, (column, labels, metadata) in enumerate(
         [
@@ -574,19 +574,19 @@ def test_parquet_with_audio_and_labels_of_every_kind_says_the_same(tmp_path):
         ]
 
 
-def test_class_labels_are_the_vocabulary_where_none_is_given(tmp_path):
+def test_class_labels_are_the_vocabulary_if_none_is_given(tmp_path):
     metadata = {"label": {"names": ["zebra", "ant"], "_type": "ClassLabel"}}
     out = read_manifest(audio_table([{"label": 0}, {"label": 1}], tmp_path / "a.parquet", metadata))
     assert out.vocabulary == LabelVocabulary.from_names(["zebra", "ant"])
     assert out.clips["labels"].to_pylist() == [[0], [1]]
-    turned = {"label": {"names": ["ant", "zebra"], "_type": "ClassLabel"}}  # each file's indices are its own
+    turned = {"label": {"names": ["ant", "zebra"], "_type": "ClassLabel"}}  # indices are relative to their file
     audio_table([{"label": 0, "video_id": "other"}], tmp_path / "b.parquet", turned)
     assert read_manifest(str(tmp_path)).clips["labels"].to_pylist() == [[0], [1], [1]]
     out = read_manifest(audio_table([{"labels": ["x"]}, {"labels": ["c"]}], tmp_path / "c.parquet"))
     assert out.vocabulary == LabelVocabulary.from_names(["c", "x"])
 
 
-def test_the_columns_name_a_clip_its_times_and_its_split(tmp_path):
+def test_columns_give_a_clips_id_times_and_split(tmp_path):
     rows = [
         {"clip_id": "first", "video_id": "v", "start_s": 3.0, "end_s": 13.0, "split": "eval"},
         {"clip_id": None, "video_id": "v", "start_s": 3.0, "end_s": None, "split": None},
@@ -608,7 +608,7 @@ def test_the_columns_name_a_clip_its_times_and_its_split(tmp_path):
     ]
 
 
-def test_a_folder_or_glob_of_parquet_is_one_list_and_its_names_may_hold_splits(tmp_path):
+def test_a_folder_or_glob_of_parquet_is_one_list(tmp_path):
     names = ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001-0123456789abcdef", "other"]
     for i, name in enumerate(names):
         audio_table([{"clip_id": f"c{i}", "labels": "Dog"}], tmp_path / "data" / f"{name}.parquet")
@@ -620,10 +620,10 @@ def test_a_folder_or_glob_of_parquet_is_one_list_and_its_names_may_hold_splits(t
     assert len(read_manifest(f"{tmp_path}/**/*.parquet", vocabulary=PETS).clips) == 4
     assert set(read_clips(read_manifest(str(tmp_path), vocabulary=PETS, split="s"), "split")) == {("s",)}
     with pytest.raises(DataError, match=r"no \.parquet or \.tar file matches"):
-        read_manifest(f"{tmp_path}/*.parquet", vocabulary=PETS)  # a star does not look into folders
+        read_manifest(f"{tmp_path}/*.parquet", vocabulary=PETS)  # `*` does not match subfolders
 
 
-def test_a_store_brings_its_vocabulary_and_its_indices_keep_their_meaning(tmp_path):
+def test_a_store_has_its_own_vocabulary_for_its_indices(tmp_path):
     for i in (0, 1):
         audio_table([{"clip_id": f"c{i}", "labels": [i]}], tmp_path / "train" / "audio" / f"{i}.parquet")
     (tmp_path / "labels.csv").write_text(PETS.to_csv())
@@ -658,12 +658,12 @@ def test_a_webdataset_tar_is_a_list(tmp_path):
     assert [(row["clip_id"], row["reason"]) for row in out.refused.to_pylist()] == [("none", "no_label")]
 
 
-def test_tars_without_labels_or_compressed_are_refused_whole(tmp_path):
+def test_tars_without_labels_or_compressed_are_refused_as_a_whole(tmp_path):
     uri = fakes.write_tar(tmp_path / "0.tar", {"x.flac": b"1", "x.json": {"caption": "a dog"}})
     for vocabulary in (None, PETS):
         with pytest.raises(DataError, match=r"has no labels: .*KEY\.json"):
             read_manifest(uri, vocabulary=vocabulary)
-    with pytest.raises(DataError, match="holds no audio"):
+    with pytest.raises(DataError, match="contains no audio"):
         read_manifest(fakes.write_tar(tmp_path / "1.tar", {"x.txt": b"1"}))
     for name in ("x.tar.gz", "x.tgz", "x.tar.zst"):
         with pytest.raises(DataError, match="unpack it"):
@@ -699,19 +699,19 @@ def test_case_40_hugging_face_parquet_of_every_layout_is_read(tmp_path, kind):
         ("y", "zebra"),
     ]
     assert out.refused.select(["clip_id", "reason"]).to_pylist() == [
-        {"clip_id": "z", "reason": "unknown_label" if feature else "no_label"}  # -1 is Hugging Face's "not known"
+        {"clip_id": "z", "reason": "unknown_label" if feature else "no_label"}  # -1 is Hugging Face's "unknown"
     ]
 
 
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
-        ([{"bytes": None, "path": "a/x.flac"}], "holds paths of audio files, not their bytes; embed them"),
+        ([{"bytes": None, "path": "a/x.flac"}], "contains paths of audio files, not their bytes; embed them"),
         ([{"array": [0.1], "sampling_rate": 16_000}], "is struct<array: .*, not struct<bytes, path> as Hugging Face's"),
         ([b"abc"], "is binary, not struct<bytes, path> as Hugging Face's Audio is"),
     ],
 )
-def test_case_40_audio_of_another_kind_is_refused_with_its_kind(tmp_path, audio, message):
+def test_case_40_audio_of_another_type_is_refused(tmp_path, audio, message):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if "embed" in message else None
     pq.write_table(pa.table({"audio": pa.array(audio, kind), "labels": ["dog"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=message):
@@ -719,7 +719,7 @@ def test_case_40_audio_of_another_kind_is_refused_with_its_kind(tmp_path, audio,
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_case_40_tars_with_long_names_and_json_before_or_behind(tmp_path, form):
+def test_case_40_tars_with_long_names_and_json_in_any_order(tmp_path, form):
     long = f"{'d' * 90}/{'x' * 120}"
     members = {f"{long}.json": {"labels": ["dog"]}, f"{long}.flac": b"1", "k.flac": b"2", "k.json": {"labels": "cat"}}
     out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members, format=form))
@@ -747,7 +747,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_json_beside_a_clip_costs_that_clip_only(tmp_path):
+def test_hostile_json_next_to_a_clip_affects_only_that_clip(tmp_path):
     members: dict[str, bytes | dict[str, object]] = {"good.flac": b"x", "good.json": {"labels": ["Dog"]}}
     for i, (held, _) in enumerate(HOSTILE):
         members |= {f"{i:02d}.flac": b"x", f"{i:02d}.json": held}

@@ -1,4 +1,4 @@
-"""Lists from the web: fetched once, looked at again, checked and bounded; and never by a report."""
+"""Lists from the web: copied once, checked again, limited in size, and never fetched by a report."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +13,7 @@ from tests import conftest
 HEADER = "# Segments csv\n# num_ytids=1\n# YTID, start_seconds, end_seconds, positive_labels\n"
 GOOD = '--BfvyPmVMo, 20.000, 30.000, "/m/09x0r"'
 SHARED = conftest.SHARED / "data"
-needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real lists are not beside this clone")
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real lists are not next to this clone")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def ids_of(url: str) -> list[str]:
     return read_segments(url, locate=youtube).clips["video_id"].to_pylist()
 
 
-def test_c5_a_list_that_has_changed_on_its_server_is_fetched_again(web):
+def test_c5_a_list_that_changed_on_its_server_is_fetched_again(web):
     web.headers["ETag"] = "by the body"
     web.pages["/my_segments.csv"] = a_list("aaaaaaaaaaa")
     assert ids_of(f"{web.url}/my_segments.csv") == ids_of(f"{web.url}/my_segments.csv") == ["aaaaaaaaaaa"]
@@ -72,14 +72,14 @@ def test_c5_a_list_that_has_changed_on_its_server_is_fetched_again(web):
     assert [status for _, status in web.asked] == [200, 304, 200]
 
 
-def test_c5_a_server_without_etags_is_asked_for_the_list_itself(web):
+def test_c5_a_server_without_etags_sends_the_whole_list(web):
     web.pages["/x.csv"] = a_list("aaaaaaaaaaa")
     assert ids_of(f"{web.url}/x.csv") == ["aaaaaaaaaaa"]
     web.pages["/x.csv"] = a_list("bbbbbbbbbbb")
     assert ids_of(f"{web.url}/x.csv") == ["bbbbbbbbbbb"]
 
 
-def test_c5_a_copy_that_was_damaged_is_fetched_again_though_the_server_has_no_other(web, tmp_path):
+def test_c5_a_damaged_copy_is_fetched_again_even_if_unchanged(web, tmp_path):
     web.headers["ETag"] = "by the body"
     web.pages["/x.csv"] = a_list("aaaaaaaaaaa")
     ids_of(f"{web.url}/x.csv")
@@ -89,7 +89,7 @@ def test_c5_a_copy_that_was_damaged_is_fetched_again_though_the_server_has_no_ot
 
 
 @pytest.mark.parametrize("page", [None, b"", b" <!doctype html><p>Please sign in"])
-def test_c5_where_the_server_has_no_list_the_copy_is_used_with_a_line(web, tmp_path, page):
+def test_c5_if_the_server_has_no_list_the_copy_is_used_with_a_line(web, tmp_path, page):
     web.pages["/a/my_segments.csv?v=1"] = a_list("aaaaaaaaaaa")
     url = f"{web.url}/a/my_segments.csv?v=1"
     first = read_segments(url, locate=youtube)
@@ -97,7 +97,7 @@ def test_c5_where_the_server_has_no_list_the_copy_is_used_with_a_line(web, tmp_p
     web.pages["/a/my_segments.csv?v=1"] = page
     again = read_segments(url, locate=youtube)
     assert again.clips.equals(first.clips)
-    assert "cannot be asked for changes" in again.notes[0]
+    assert "cannot be checked for changes" in again.notes[0]
     (copy,) = (tmp_path / "cache" / "ast-ray").glob("*-my_segments.csv")
     assert str(copy) in again.notes[0]
 
@@ -113,7 +113,7 @@ def test_c5_offline_the_copy_is_used_with_a_line(web):
     assert "its copy of 20" in again.notes[0]
 
 
-def test_a_manifest_from_the_web_is_asked_for_once_a_run(web):
+def test_a_manifest_from_the_web_is_requested_once_per_run(web):
     web.pages["/m.csv"] = b"path,labels\n/x.wav,dog\n"
     assert read_manifest(f"{web.url}/m.csv").clips["clip_id"].to_pylist() == ["x"]
     assert len(web.asked) == 1
@@ -125,7 +125,7 @@ def test_an_official_name_is_fetched_and_names_the_split(web, monkeypatch):
     assert read_segments("eval", locate=youtube).clips["split"].to_pylist() == ["eval"]
 
 
-def test_c5_official_lists_come_over_https():
+def test_c5_official_lists_use_https():
     assert all(url.startswith("https://") for url in OFFICIAL_LISTS.values())
     assert {OFFICIAL_LISTS[name] for name in ("balanced_train", "eval")} == web_lists.SHA256.keys()
 
@@ -137,7 +137,7 @@ def test_c5_the_known_hashes_are_those_of_the_official_files():
         assert web_lists._sha256(data) == web_lists.SHA256[OFFICIAL_LISTS[name]]
 
 
-def test_c5_an_official_list_with_another_hash_is_refused_and_a_right_copy_needs_no_server(web, monkeypatch, tmp_path):
+def test_c5_an_official_list_is_checked_by_its_hash(web, monkeypatch, tmp_path):
     url = f"{web.url}/eval_segments.csv"
     monkeypatch.setitem(OFFICIAL_LISTS, "eval", url)
     monkeypatch.setitem(web_lists.SHA256, url, web_lists._sha256(a_list("aaaaaaaaaaa")))
@@ -152,7 +152,7 @@ def test_c5_an_official_list_with_another_hash_is_refused_and_a_right_copy_needs
     assert web_lists.cached("eval") is not None
 
 
-def test_c5_a_list_longer_than_any_is_given_up(web, monkeypatch, tmp_path):
+def test_c5_a_too_long_list_is_refused(web, monkeypatch, tmp_path):
     monkeypatch.setattr(web_lists, "MAX_LIST_BYTES", 1 << 20)
     web.pages["/x.csv"] = a_list(*("aaaaaaaaaaa",) * 60_000)
     with pytest.raises(DataError, match="it is longer than 1 MB"):
@@ -160,7 +160,7 @@ def test_c5_a_list_longer_than_any_is_given_up(web, monkeypatch, tmp_path):
     assert not [*tmp_path.glob("cache/ast-ray/*")]
 
 
-def test_a_cache_that_cannot_be_written_is_named(web, monkeypatch, tmp_path):
+def test_an_unwritable_cache_is_reported(web, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     web.pages["/x.csv"] = a_list("aaaaaaaaaaa")
@@ -168,7 +168,7 @@ def test_a_cache_that_cannot_be_written_is_named(web, monkeypatch, tmp_path):
         ids_of(f"{web.url}/x.csv")
 
 
-def test_c5_a_list_that_ends_early_is_no_list(web, tmp_path):
+def test_c5_a_list_that_ends_early_is_refused(web, tmp_path):
     web.headers["Content-Length"] = "100000"
     web.pages["/x.csv"] = a_list("aaaaaaaaaaa")
     with pytest.raises(DataError, match="cannot fetch"):
@@ -177,7 +177,7 @@ def test_c5_a_list_that_ends_early_is_no_list(web, tmp_path):
 
 
 @pytest.mark.parametrize("page", [None, b"", b" <!doctype html><p>Please sign in"])
-def test_a_failed_fetch_says_to_download_by_hand_and_leaves_no_copy(web, tmp_path, page):
+def test_a_failed_fetch_advises_a_manual_download_and_leaves_no_copy(web, tmp_path, page):
     web.pages["/x.csv"] = page
     with pytest.raises(DataError, match=r"cannot fetch http.*download it by hand and give its path") as caught:
         read_segments(f"{web.url}/x.csv", locate=youtube)
