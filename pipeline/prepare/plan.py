@@ -208,7 +208,7 @@ def _open_output(
         if store is not None:
             prepared = states[split].prepared["clip_id"]
             is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
-            store.check_has(split, prepared.filter(is_listed))
+            store.check_contains(split, prepared.filter(is_listed))
     return store, states
 
 

@@ -64,7 +64,7 @@ def public_hosts_only(own_hosts: Iterable[Endpoint]) -> Iterator[None]:
     """
     _guard.allowed = {address for endpoint in own_hosts for address in _addresses(endpoint)}
     if not _guard.is_installed:
-        sys.addaudithook(_guard.hear)  # never removed; Python calls it at each connection
+        sys.addaudithook(_guard.audit)  # never removed; Python calls it at each connection
         _guard.is_installed = True
     try:
         yield
@@ -83,7 +83,7 @@ class _Guard:
     allowed: set[Endpoint] | None = None
     """None: every address is allowed."""
 
-    def hear(self, event: str, args: tuple[Any, ...]) -> None:
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
         if event != "socket.connect" or self.allowed is None or not isinstance(args[1], tuple):
             return
         host, port = args[1][:2]

@@ -211,7 +211,7 @@ def _joined(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], folder: str) ->
     return path
 
 
-def _bounded(status: dict[str, Any]) -> None:
+def _limit_size(status: dict[str, Any]) -> None:
     """Progress hook that yt-dlp calls during a download."""
     if status.get("downloaded_bytes", 0) > MAX_FETCH_BYTES:
         raise ClipError(Reason.TOO_LARGE, f"more than {MAX_FETCH_BYTES >> 20} MiB in pieces")
@@ -335,7 +335,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
         "socket_timeout": settings.timeout_s,
         "external_downloader": "native",
         "skip_unavailable_fragments": False,
-        "progress_hooks": [_bounded],
+        "progress_hooks": [_limit_size],
     }
     return usual | given | ours
 

@@ -26,7 +26,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import WAVEFORM
 from pipeline.prepare.sources import archives
-from pipeline.prepare.sources.own_outputs import holds_clips
+from pipeline.prepare.sources.own_outputs import has_clips
 
 FLAC_OPTIONS = {"compression_level": "0", "frame_size": "4096"}
 """A higher level saves 5 % of the bytes, but decoding takes a third longer. FFmpeg's default frame size at this rate
@@ -105,13 +105,13 @@ class AudioStore:
         if storage.exists(file):
             if LabelVocabulary.from_csv(storage.read_text(file), origin=file) == self.labels:
                 return
-            if holds_clips(self.uri):
+            if has_clips(self.uri):
                 raise DataError(f"{self.uri} keeps audio with other labels; give another --keep-audio")
         elif not storage.is_empty(self.uri):
             raise DataError(f"{self.uri} is not empty and keeps no audio; give a new folder as --keep-audio")
         storage.write_bytes(file, self.labels.to_csv().encode())
 
-    def check_has(self, split: str, clip_ids: pa.ChunkedArray) -> None:
+    def check_contains(self, split: str, clip_ids: pa.ChunkedArray) -> None:
         """Refuse to continue if prepared clips are missing in the store, because they would never be added."""
         if not len(clip_ids):
             return

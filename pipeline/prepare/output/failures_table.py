@@ -33,7 +33,7 @@ TIME = MEDIA_STATE.field("media_modified").type
 CHUNK_STAGE = "prepare"
 """Stage of clips whose chunk failed as a whole. Each clip may be valid, so the next run tries it again."""
 
-_ON_ITS_WAY = {"clip_id", "split", "labels", *FAILED_AT.names, *MEDIA_STATE.names}
+_IN_PROGRESS = {"clip_id", "split", "labels", *FAILED_AT.names, *MEDIA_STATE.names}
 
 
 def write_part(output: str, split: str, failed: pa.Table) -> None:
@@ -44,7 +44,7 @@ def write_part(output: str, split: str, failed: pa.Table) -> None:
             "retry": Reason(row["reason"]).retry or row["stage"] == CHUNK_STAGE,
             "tool_versions": _versions_at(row["stage"]),
         }
-        for row in failed.select(list(_ON_ITS_WAY & set(failed.column_names))).to_pylist()
+        for row in failed.select(list(_IN_PROGRESS & set(failed.column_names))).to_pylist()
     ]
     uri = storage.join(_parts_dir(output, split), f"{dataset.name_of(failed['clip_id'])}.parquet")
     dataset.write_table(uri, pa.Table.from_pylist(rows, schema=FAILURES))
@@ -105,9 +105,9 @@ def add_refused(failures: pa.Table, refused: pa.Table, prepared: pa.ChunkedArray
     A `missing_file` row is dropped if an earlier run, with another audio folder, already prepared or recorded that
     clip. Other refused rows are always kept, even if a valid row has the same name.
     """
-    dealt_with = pa.concat_arrays([*prepared.chunks, *failures["clip_id"].chunks])
+    known_ids = pa.concat_arrays([*prepared.chunks, *failures["clip_id"].chunks])
     is_missing = pc.equal(refused["reason"], str(Reason.MISSING_FILE))
-    is_known = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=dealt_with))
+    is_known = pc.and_(is_missing, pc.is_in(refused["clip_id"], value_set=known_ids))
     return pa.concat_tables([failures, refused.filter(pc.invert(is_known)).cast(FAILURE_ROWS)])
 
 

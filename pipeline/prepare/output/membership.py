@@ -94,8 +94,8 @@ def resolve(
             if len(same):
                 lines.append(_moved_line(len(same), split, other))
                 left = left.filter(pc.invert(pc.is_in(left["clip_id"], value_set=_ids(same))))
-            if namesakes := len(left.filter(pc.is_in(left["clip_id"], value_set=_ids(there)))):
-                lines.append(_namesakes_line(namesakes, split, other))
+            if same_ids := len(left.filter(pc.is_in(left["clip_id"], value_set=_ids(there)))):
+                lines.append(_same_ids_line(same_ids, split, other))
         if len(left) < len(rows):
             elsewhere[split], moved[split], no_longer_listed[split] = left, len(rows) - len(left), 0
     changed = {split: rows for split, rows in elsewhere.items() if split in prepared or split in moved}
@@ -121,7 +121,7 @@ def refuse_repeated_sections(clips: ClipList) -> ClipList:
         first = min(of_section)
         second |= {row: first for row in of_section if split_of[row].as_py() != split_of[first].as_py()}
     refused = [
-        _refused_twice(row, split_of[second[i]].as_py(), f"as {clip_ids[second[i]].as_py()}")
+        _refused_duplicate(row, split_of[second[i]].as_py(), f"as {clip_ids[second[i]].as_py()}")
         for i, row in zip(sorted(second), clips.clips.take(pa.array(sorted(second))).to_pylist(), strict=True)
     ]
     stays = pc.invert(pc.is_in(rows["row"], value_set=pa.array(list(second), pa.int64())))
@@ -137,16 +137,16 @@ def _remove_from_second(indexed: dict[str, pa.Table]) -> tuple[dict[str, pa.Tabl
     twice: dict[str, pa.Table] = {}
     lines = []
     for one, two in combinations(indexed, 2):
-        namesakes = indexed[two].filter(pc.is_in(indexed[two]["clip_id"], value_set=_ids(indexed[one])))
-        same = _same(namesakes, indexed[one])
+        same_ids = indexed[two].filter(pc.is_in(indexed[two]["clip_id"], value_set=_ids(indexed[one])))
+        same = _same(same_ids, indexed[one])
         if len(same):
-            rows = [_refused_twice(row | {"split": two}, one, "with equal sound") for row in same.to_pylist()]
+            rows = [_refused_duplicate(row | {"split": two}, one, "with equal sound") for row in same.to_pylist()]
             refused = pa.Table.from_pylist(rows, schema=FAILURES)
             twice[two] = pa.concat_tables([twice.get(two, FAILURES.empty_table()), refused])
             is_same = pc.is_in(indexed[two]["clip_id"], value_set=_ids(same))
             indexed[two] = indexed[two].filter(pc.invert(is_same))
-        if len(same) < len(namesakes):
-            lines.append(_namesakes_line(len(namesakes) - len(same), one, two))
+        if len(same) < len(same_ids):
+            lines.append(_same_ids_line(len(same_ids) - len(same), one, two))
     return twice, lines
 
 
@@ -158,7 +158,7 @@ def _same(rows: pa.Table, there: pa.Table) -> pa.Table:
     return found.filter(pc.equal(found["fbank_hash"], of_there)) if len(found) else found
 
 
-def _refused_twice(row: Mapping[str, object], first: str, how: str) -> dict[str, object]:
+def _refused_duplicate(row: Mapping[str, object], first: str, how: str) -> dict[str, object]:
     message = f"its sound is in the split {first} too, {how}; it stays there and leaves {row['split']}"
     return {
         "clip_id": row["clip_id"],
@@ -177,7 +177,7 @@ def _moved_line(num_clips: int, old: str, new: str) -> str:
     return f"{num_clips:,} clips moved from {old} to {new}: a clip is in one split, that of the last list"
 
 
-def _namesakes_line(num_clips: int, one: str, two: str) -> str:
+def _same_ids_line(num_clips: int, one: str, two: str) -> str:
     return f"{num_clips:,} clip ids occur in {one} and in {two} with different sound; both clips stay"
 
 

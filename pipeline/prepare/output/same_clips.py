@@ -47,11 +47,11 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
     differs = pc.sum(pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))).as_py() or 0
     if differs:
         raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
-    is_elsewhere = _is_elsewhere(known, asked)
-    if is_elsewhere.any():
+    is_other = _is_other_section(known, asked)
+    if is_other.any():
         raise DataError(
-            f"{is_elsewhere.sum()} clips of split {split!r} are prepared from another section than this list names, "
-            f"{known['clip_id'][int(np.argmax(is_elsewhere))]} for one; give another --output, or these clips other ids"
+            f"{is_other.sum()} clips of split {split!r} are prepared from another section than this list names, "
+            f"{known['clip_id'][int(np.argmax(is_other))]} for one; give another --output, or these clips other ids"
         )
 
 
@@ -60,7 +60,7 @@ def _label_texts(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
 
 
-def _is_elsewhere(known: pa.Table, asked: pa.Table) -> np.ndarray:
+def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
     """bool `[clips]`: whether a clip was prepared from another section than the list names.
 
     A clip may be a little shorter than its section, if the recording ends there. Sections without an end are skipped.

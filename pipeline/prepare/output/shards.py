@@ -25,7 +25,7 @@ from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.output import failures_table, membership
 from pipeline.prepare.output.membership import Listed
 from pipeline.prepare.output.samples import samples_dir
-from pipeline.prepare.sources.own_outputs import holds_clips
+from pipeline.prepare.sources.own_outputs import has_clips
 from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
 
@@ -259,7 +259,7 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
     if storage.exists(dataset.labels_csv(output)):
         info = dataset.read_info(output)
         there = dataset.read_labels(output, info)
-        if there != labels and holds_clips(output):
+        if there != labels and has_clips(output):
             raise DataError(
                 f"{output} contains a data set with other labels ({len(there)}, these are {len(labels)}); "
                 "give another --output, or its labels.csv as --labels"
@@ -297,7 +297,7 @@ def publish(
         listed = {split: _as_stored(states[split], refused[split]) for split in refused}
         members = membership.as_stored(prepared)
     else:
-        members = membership.resolve(prepared, listed, _namesakes_elsewhere(output, states))
+        members = membership.resolve(prepared, listed, _same_ids_elsewhere(output, states))
     infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
         indexed = members.indexed[split]
@@ -353,7 +353,7 @@ def _as_stored(state: SplitState, refused: pa.Table) -> Listed:
     return Listed(len(ids) + len(refused), ids, ids.slice(0, 0))
 
 
-def _namesakes_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[str, pa.Table]:
+def _same_ids_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[str, pa.Table]:
     """Clips in the indexes of splits that the run does not name, if they share an id with clips of the run."""
     found = {}
     for split in _published_splits(output).keys() - states.keys():

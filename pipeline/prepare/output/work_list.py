@@ -91,7 +91,7 @@ def write_chunks(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chu
         of_split = in_work_order(clips if len(splits) == 1 else clips.filter(pc.equal(clips["split"], split)))
         for rows in _pieces(of_split, clips_per_chunk * CHUNKS_PER_FILE):
             uri = storage.join(folder, f"{len(chunks):08d}.parquet")
-            shown, with_keys = _apart_from_keys(rows["media"])
+            shown, with_keys = _without_keys(rows["media"])
             rows = rows.set_column(rows.column_names.index("media"), rows.schema.field("media"), shown)
             storage.write_file(uri, partial(pq.write_table, rows, row_group_size=clips_per_chunk, **parquet.CHECKSUMS))
             for group, begin in enumerate(range(0, len(rows), clips_per_chunk)):
@@ -101,7 +101,7 @@ def write_chunks(folder: str, clips: pa.Table, clips_per_chunk: int) -> list[Chu
     return chunks
 
 
-def _apart_from_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+def _without_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     """The URLs without secrets, and the URLs with secrets, null for all others."""
     if not pc.any(pc.match_substring_regex(media, "://.*[@?]")).as_py():
         return media.combine_chunks(), pa.nulls(len(media), media.type)

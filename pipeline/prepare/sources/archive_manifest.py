@@ -84,7 +84,7 @@ def find(uri: str, notes: list[str]) -> list[str]:
         return [storage.absolute(uri)]
     if uri.lower().endswith(".parquet"):
         with archives.open_parquet(uri) as parquet:
-            return [storage.absolute(uri)] if archives.holds_audio(parquet, uri) else []
+            return [storage.absolute(uri)] if archives.has_audio(parquet, uri) else []
     return []
 
 
@@ -102,7 +102,7 @@ def _other_audio(uri: str) -> archives.OtherAudioError | None:
     if uri.lower().endswith(".parquet"):
         try:
             with archives.open_parquet(uri) as parquet:
-                archives.holds_audio(parquet, uri)
+                archives.has_audio(parquet, uri)
         except archives.OtherAudioError as err:
             return err
     return None
@@ -176,7 +176,7 @@ def _entries_of(uri: str, own: LabelVocabulary | None) -> list[Entry]:
     if uri.lower().endswith(".tar"):
         return list(_of_tar(uri, own))
     with archives.open_parquet(uri) as parquet:
-        return list(_of_parquet(uri, parquet, own)) if archives.holds_audio(parquet, uri) else []
+        return list(_of_parquet(uri, parquet, own)) if archives.has_audio(parquet, uri) else []
 
 
 def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:

@@ -134,7 +134,7 @@ class OtherAudioError(DataError):
     """A Parquet file whose column `audio` has another type. In a folder it is skipped with a line for the user."""
 
 
-def holds_audio(parquet: pq.ParquetFile, uri: str) -> bool:
+def has_audio(parquet: pq.ParquetFile, uri: str) -> bool:
     """Whether a Parquet file has a column `audio` with bytes.
 
     Raises:
@@ -195,7 +195,7 @@ def list_archive(uri: str, is_media: Callable[[str], bool]) -> tuple[Archive, Na
         names = pa.array([_stem(member.name) for member in members], pa.string())
         return Archive(uri, len(members), ranges), Names(names, np.arange(len(members)))
     with open_parquet(uri) as parquet:
-        if not holds_audio(parquet, uri):
+        if not has_audio(parquet, uri):
             return None
         pairs = [(row, name) for row, values in enumerate(small_rows(parquet)) for name in row_names(values)]
         names = pa.array([name for _, name in pairs], pa.string())

@@ -53,7 +53,7 @@ def read_esc(folder: str) -> ClipList:
         raise DataError(f"{folder} has neither meta/esc50.csv (ESC-50) nor audio in folders `NNN - Name` (ESC-10)")
     name_of = {match["category"]: match["label"] for match in found}  # in the order of NNN, because `found` is sorted
     vocabulary = _vocabulary(folder, name_of.values())
-    return _shipped(folder, tree, [(None, _esc_fold(m["name"]), m[0], m["label"]) for m in found], vocabulary)
+    return _clip_list(folder, tree, [(None, _esc_fold(m["name"]), m[0], m["label"]) for m in found], vocabulary)
 
 
 def _esc_fold(name: str) -> str | None:
@@ -88,7 +88,7 @@ def _read_esc50(tree: Tree) -> ClipList:
         listed.append((None, f"fold{int(fold)}", f"audio/{name}", category))
     if not listed or len(set(category_of.values())) < len(category_of):
         raise DataError(f"{uri} has no row, or two targets of one category")
-    return _shipped(uri, tree, listed, _vocabulary(uri, (category_of[target] for target in sorted(category_of))))
+    return _clip_list(uri, tree, listed, _vocabulary(uri, (category_of[target] for target in sorted(category_of))))
 
 
 def read_speechcommands(folder: str) -> ClipList:
@@ -117,7 +117,7 @@ def read_speechcommands(folder: str) -> ClipList:
     listed: list[Listed] = [
         (splitext(file)[0], split_of.get(file, "train"), file, word) for file, word in word_of.items()
     ]
-    return _shipped(folder, tree, listed, vocabulary)
+    return _clip_list(folder, tree, listed, vocabulary)
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -126,7 +126,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(line, _nfc(normpath(file.strip().replace("\\", "/")))) for line, file in lines if file.strip()]
 
 
-def _shipped(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: LabelVocabulary) -> ClipList:
+def _clip_list(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: LabelVocabulary) -> ClipList:
     rows = Rows(vocabulary)
     for clip_id, split, file, label in listed:
         name = clip_id or stem(file)

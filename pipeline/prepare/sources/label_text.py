@@ -101,7 +101,7 @@ def may_name_a_class(text: str) -> bool:
     )
 
 
-def why_unknown(cell: str) -> str:
+def unknown_label_message(cell: str) -> str:
     """A message on a label that the vocabulary lacks."""
     if not cell:
         return "there is an empty label between two others"
@@ -179,7 +179,7 @@ class Separator:
         return separator, names
 
 
-def what_is_odd(names: Sequence[str]) -> list[str]:
+def suspicious_classes(names: Sequence[str]) -> list[str]:
     """Lines for the user on classes that may be errors, or that may be one class under two names."""
     seen: dict[str, str] = {}
     pairs = []

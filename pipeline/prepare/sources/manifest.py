@@ -35,7 +35,7 @@ from pipeline.prepare.sources.label_text import (
     indices_as_labels,
     is_one_hot,
     may_name_a_class,
-    what_is_odd,
+    suspicious_classes,
 )
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import fetched, read_text
@@ -65,7 +65,7 @@ def read_manifest(
     if vocabulary is None:
         indices = False
         vocabulary, separator = _found(uri, entries())
-        notes += [f"{uri}: {line}" for line in what_is_odd(vocabulary.names)]
+        notes += [f"{uri}: {line}" for line in suspicious_classes(vocabulary.names)]
     rows, folder = Rows(vocabulary), folder_of(uri)
     for entry in entries():
         row_split, cells = default_split, list[str]()

@@ -39,7 +39,7 @@ def without_outputs(files: Sequence[str], candidates: Sequence[str]) -> tuple[li
     return [file for file in candidates if file not in left_out], notes
 
 
-def holds_clips(folder: str) -> bool:
+def has_clips(folder: str) -> bool:
     """Whether a data set (finished or not) or an audio store has a clip, and so depends on its labels."""
     files = storage.list_files(folder, suffix=".parquet", recursive=True)
     return any(re.search(r"/(shards|audio)/[^/]+$", file) for file in files)

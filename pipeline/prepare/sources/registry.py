@@ -15,7 +15,7 @@ from pipeline.prepare.sources.datafile import read_datafile
 from pipeline.prepare.sources.folders import read_esc, read_speechcommands
 from pipeline.prepare.sources.locate import Locate
 from pipeline.prepare.sources.manifest import read_manifest
-from pipeline.prepare.sources.own_outputs import holds_clips
+from pipeline.prepare.sources.own_outputs import has_clips
 from pipeline.prepare.sources.rows import ClipList
 from pipeline.prepare.sources.segments import read_segments
 
@@ -69,8 +69,8 @@ def _segments(request: Request) -> ClipList:
 def _manifest(request: Request) -> ClipList:
     """Read a manifest. The vocabulary of an existing data set is used, with a note if the list has other labels."""
     uri, output, split = request.value, request.output, request.split
-    has_clips = storage.exists(dataset.labels_csv(output)) and holds_clips(output)
-    if request.vocabulary is not None or not has_clips:
+    is_prepared = storage.exists(dataset.labels_csv(output)) and has_clips(output)
+    if request.vocabulary is not None or not is_prepared:
         return read_manifest(uri, vocabulary=request.vocabulary, split=split)
     vocabulary = dataset.read_labels(output, dataset.read_info(output))
     remedy = (

@@ -13,7 +13,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline.prepare.clip import CLIPS, FAILURES, ClipError, Reason
 from pipeline.prepare.sources.checks import CONTROL, LONGEST_ID, check_clip_id, show
 from pipeline.prepare.sources.clip_names import first_rows, rows_of_one_name, tell_apart
-from pipeline.prepare.sources.label_text import why_unknown
+from pipeline.prepare.sources.label_text import unknown_label_message
 from pipeline.redaction import without_secrets
 from pipeline.versions import in_words
 
@@ -97,7 +97,7 @@ class Rows:
             return tuple(sorted({self._index_of[cell] for cell in cells}))
         except KeyError as err:
             self._unknown = self._unknown or show(err.args[0])
-            raise ClipError(Reason.UNKNOWN_LABEL, why_unknown(err.args[0])) from None
+            raise ClipError(Reason.UNKNOWN_LABEL, unknown_label_message(err.args[0])) from None
 
     def reserve(self, clip_id: str, split: str) -> None:
         """Reserve a `clip_id` that the list itself gives for this row."""
@@ -144,7 +144,7 @@ class Rows:
         Raises:
             DataError: there are no rows, none has a known label, or most would be refused for one reason.
         """
-        clips = self._named_apart(self._clips.table())
+        clips = self._with_unique_names(self._clips.table())
         num_refused = self._num_refused.total()
         if not len(clips) + num_refused:
             raise DataError(f"{origin} has no rows; give a list with at least one clip")
@@ -159,9 +159,9 @@ class Rows:
                     f"{number} of {len(clips) + num_refused} rows of {origin} would be refused as {reason}, the first: "
                     f"{self._first_refused[reason]}; {_REMEDY[reason]}"
                 )
-        return ClipList(clips, self._refused.table(), self.vocabulary, (*notes, *self._relabelled(origin, clips)))
+        return ClipList(clips, self._refused.table(), self.vocabulary, (*notes, *self._relabelled_lines(origin, clips)))
 
-    def _relabelled(self, origin: str, clips: pa.Table) -> list[str]:
+    def _relabelled_lines(self, origin: str, clips: pa.Table) -> list[str]:
         """A line on rows that repeat a clip with other labels, as in lists with one row per label."""
         if not self._repeated:
             return []
@@ -180,7 +180,7 @@ class Rows:
             "stored; a clip has one row, with its labels separated by `;`"
         ]
 
-    def _named_apart(self, clips: pa.Table) -> pa.Table:
+    def _with_unique_names(self, clips: pa.Table) -> pa.Table:
         """Make the clip ids unique within each split, and refuse repeated clips."""
         named_by = clips["named_by"]
         groups = rows_of_one_name(clips) if named_by.null_count < len(clips) else []

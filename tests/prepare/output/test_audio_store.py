@@ -216,10 +216,10 @@ def test_a_store_with_other_labels_or_other_files_is_refused(tmp_path: Path):
 def test_clips_prepared_without_stored_audio_are_reported_at_once(tmp_path: Path):
     store = store_at(tmp_path)
     store.write("train", "ab", keep_audio(decoded("a", "b")))
-    store.check_has("train", pa.chunked_array([["a", "b"]]))
-    store.check_has("other", pa.chunked_array([[]], pa.string()))
+    store.check_contains("train", pa.chunked_array([["a", "b"]]))
+    store.check_contains("other", pa.chunked_array([[]], pa.string()))
     with pytest.raises(DataError, match="2 clips of split 'train' are prepared and their audio is not in"):
-        store.check_has("train", pa.chunked_array([["a", "c", "d"]]))
+        store.check_contains("train", pa.chunked_array([["a", "c", "d"]]))
 
 
 def test_the_store_may_be_the_output_folder_itself(tmp_path: Path):
