@@ -71,7 +71,7 @@ def test_the_file_contains_weights_norm_labels_and_shape(file: Path, model: ASTM
     assert [(label["mid"], label["display_name"]) for label in metadata["labels"]] == list(
         zip(LABELS.mids, LABELS.names, strict=True)
     )
-    assert metadata["recipe"] == {"label_dim": 5, "input_fdim": 128} | small.SHAPE
+    assert metadata["recipe"] == {"model": "ast", "label_dim": 5, "input_fdim": 128} | small.SHAPE
 
 
 @pytest.mark.parametrize("wrong_by", [1e-2, float("nan")])
