@@ -68,7 +68,7 @@ def features() -> Iterator[Row]:
         "fbank as stored",
         "the same in float32; ours is float16",
         f"{stored:.1e} nats",
-        "test_shards: the_fbank_stored_is_that_of_the_waveform",
+        "test_shards: the_fbank_is_that_of_the_waveform",
     )
     padded = torch.nn.functional.pad(ours, (0, 0, 0, 1024 - len(ours)))
     normalised = normalise(padded, AUDIOSET.mean, AUDIOSET.std)

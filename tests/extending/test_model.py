@@ -17,14 +17,14 @@ from ast_core.tagging import tag
 from jobs import evaluate, export, train
 from tests import fakes
 from tests.conftest import OwnFolders
-from tests.extending import toy_model
+from tests.extending import registration, toy_model
 
 KEYS = ["--model", "mean_over_time", "--input_tdim", "48", "--freqm", "16", "--timem", "8", "--lr", "1e-2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    toy_model.register()
+    registration.register()
     yield
     del MODELS["mean_over_time"]
 
@@ -32,7 +32,7 @@ def registered() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ray_with_the_model(own_folders: OwnFolders) -> Iterator[None]:
     """A Ray whose workers know the model."""
-    hook = {"worker_process_setup_hook": "tests.extending.toy_model.register"}
+    hook = {"worker_process_setup_hook": "tests.extending.registration.register"}
     ray.init(
         address="local",
         num_cpus=2,

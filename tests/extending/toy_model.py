@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from ast_core.augment import Patchout
-from ast_core.models import MODELS, ModelKind
 from ast_core.models.tagger import Tagger
 
 
@@ -25,8 +24,3 @@ class MeanOverTime(Tagger):
 
     def forward_flops(self, patchout_f: int = 0, patchout_t: int = 0) -> int:
         return 2 * self.label_dim * self.input_shape[1]
-
-
-def register() -> None:
-    """The line of registration. Ray's workers run it too (`worker_process_setup_hook`)."""
-    MODELS["mean_over_time"] = ModelKind("tests.extending.toy_model:MeanOverTime")

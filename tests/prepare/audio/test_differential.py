@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.prepare import packets
+from pipeline.prepare.audio import packets
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.audio.packets import SEEKABLE
 from pipeline.prepare.clip import ClipError
