@@ -29,46 +29,57 @@ def registered() -> Iterator[None]:
     del MODELS["mean_over_time"]
 
 
+def command(data: str, run: Path, *more: str) -> list[str]:
+    splits = ["--train-splits", "train", "--eval-splits", "eval"]
+    epochs = ["--epochs", "12", "--wa_start", "1", "--wa_end", "12"]
+    return ["--recipe", "audioset-balanced", "--data", data, *splits, "--output", str(run), *KEYS, *epochs, *more]
+
+
+def check_results(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["map"] > 0.5  # four classes; an untrained model has about 0.25
+    assert json.loads((run / "config.json").read_text())["recipe"]["model"] == "mean_over_time"
+
+
 @pytest.fixture(scope="module")
-def ray_with_the_model(own_folders: OwnFolders) -> Iterator[None]:
-    """A Ray whose workers know the model."""
-    hook = {"worker_process_setup_hook": "tests.extending.registration.register"}
+def run(tone_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained in this process."""
+    run = tmp_path_factory.mktemp("toy") / "run"
+    assert train.main(command(tone_data, run, "--num-workers", "0")) == 0
+    return run
+
+
+def test_the_job_trains_a_new_model(run: Path):
+    check_results(run)
+
+
+@pytest.mark.slow
+def test_workers_train_resume_and_evaluate_a_new_model(tone_data: str, tmp_path: Path, own_folders: OwnFolders):
+    """With a Ray whose workers know the model."""
+    run = tmp_path / "run"
     ray.init(
         address="local",
         num_cpus=2,
         include_dashboard=False,
         _temp_dir=str(own_folders.root / "ray-toy"),
         log_to_driver=False,
-        runtime_env=hook,
+        runtime_env={"worker_process_setup_hook": "tests.extending.registration.register"},
     )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def run(ray_with_the_model: None, tone_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("toy") / "run"
-    splits = ["--train-splits", "train", "--eval-splits", "eval", "--num-workers", "1"]
-    command = ["--recipe", "audioset-balanced", "--data", tone_data, *splits, "--output", str(run), *KEYS]
-    epochs = ["--epochs", "12", "--wa_start", "1", "--wa_end", "12"]
-    assert train.main([*command, *epochs]) == 0
-    (run / "summary.json").unlink()  # as if the run had been interrupted after its last checkpoint
-    assert train.main([*command, *epochs]) == 0
-    return run
-
-
-def test_the_jobs_train_and_resume_a_new_model(run: Path):
+    try:
+        assert train.main(command(tone_data, run, "--num-workers", "1")) == 0
+        (run / "summary.json").unlink()  # as if the run had been interrupted after its last checkpoint
+        assert train.main(command(tone_data, run, "--num-workers", "1")) == 0
+        figures = ["--data", tone_data, "--split", "eval", "--json", str(tmp_path / "figures.json")]
+        assert evaluate.main(["--checkpoint", str(run), *figures]) == 0
+    finally:
+        ray.shutdown()
+    check_results(run)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["map"] > 0.5  # four classes; an untrained model has about 0.25
-    assert json.loads((run / "config.json").read_text())["recipe"]["model"] == "mean_over_time"
+    assert json.loads((tmp_path / "figures.json").read_text())["map"] == pytest.approx(summary["map"], abs=1e-6)
 
 
-def test_the_jobs_evaluate_and_export_a_new_model(run: Path, tone_data: str, tmp_path: Path):
+def test_the_job_exports_a_new_model(run: Path, tmp_path: Path):
     checkpoint = ["--checkpoint", str(run)]
-    figures = tmp_path / "figures.json"
-    assert evaluate.main([*checkpoint, "--data", tone_data, "--split", "eval", "--json", str(figures)]) == 0
-    summary = json.loads((run / "summary.json").read_text())
-    assert json.loads(figures.read_text())["map"] == pytest.approx(summary["map"], abs=1e-6)
     assert export.main([*checkpoint, "--format", "ours", "--output", str(tmp_path / "folder")]) == 0
     model, config = load_model(tmp_path / "folder")
     assert isinstance(model, toy_model.MeanOverTime)

@@ -20,7 +20,7 @@ def faults() -> Iterator[Campaign]:
     [
         pytest.param(Moment(Kind.WORKER, Phase.WORK, 0.5), marks=pytest.mark.slow),
         pytest.param(Moment(Kind.FETCHER, Phase.WORK, 0.5), marks=pytest.mark.slow),
-        Moment(Kind.DRIVER, Phase.WORK, 0.7),
+        pytest.param(Moment(Kind.DRIVER, Phase.WORK, 0.7), marks=pytest.mark.slow),
     ],
     ids=str,
 )
