@@ -36,7 +36,8 @@ SETTLE_S = 3.0
 """Wait after the end of a command before its remaining processes are counted."""
 RUN_S = 600.0
 """Time limit of a command."""
-PROGRESS = re.compile(r".*(epoch \d|wa_|warning: )")
+PROGRESS = re.compile(r".*(epoch \d|wa_|warning: |no instructions for bf16: )")
+"""Lines of a run that goes well; CPUs without bf16 print the last."""
 
 
 @dataclass
