@@ -46,7 +46,7 @@ class RateLimit:
             raise ConfigError(f"--rest-s is {self.cool_down_s:g}; use more than 0")
 
     def seconds_for(self, num_fetches: int) -> float:
-        """Least duration of so many fetches; without named addresses, for one address."""
+        """Shortest time that `num_fetches` take; for one address if none is named."""
         return num_fetches * 3600 / self.fetches_per_hour / max(1, len(self.addresses))
 
 
