@@ -35,7 +35,7 @@ class Tagger(nn.Module):
         raise NotImplementedError
 
     def forward_flops(self, patchout_f: int = 0, patchout_t: int = 0) -> int:
-        """Operations for one clip, two for each multiply-add. `patchout_f` rows and `patchout_t` columns are left out."""
+        """Operations for one clip, two for each multiply-add, with that many rows and columns of patches left out."""
         raise NotImplementedError
 
     def start_from(self, source: "Tagger", head_rows: Sequence[int] | None = None) -> None:
