@@ -19,6 +19,7 @@ from ast_core.published_inputs import AUDIOSET, ESC50, PublishedInput
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.inspect import checks, dataset_summary, findings
+from pipeline.inspect.checks import norm
 from pipeline.inspect.explanations import published_for
 from pipeline.inspect.findings import Finding
 from pipeline.prepare import sources
@@ -328,7 +329,7 @@ def test_figures_as_the_original_counts_are_those_of_padded_and_masked_fbanks():
         sums = pa.array(128 * (noise.astype(np.float64) ** power).sum(axis=1))
         clips = clips.set_column(clips.schema.get_field_index(name), name, sums)
     split = dataset_summary.SplitSummary("x", 1, {}, clips, clips, clips, None, "")
-    counted = checks.norm_figures(split, AUDIOSET)["as_the_original_counts"]
+    counted = norm.norm_figures(split, AUDIOSET)["as_the_original_counts"]
     assert counted["mean"] == pytest.approx(masked.mean(dtype=np.float64), abs=0.08)
     assert counted["std"] == pytest.approx(masked.std(dtype=np.float64), abs=0.08)
 
