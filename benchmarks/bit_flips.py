@@ -40,7 +40,7 @@ from pipeline.dataset import PreparedDataset
 from pipeline.inspect import checks, findings
 from pipeline.inspect.data_report import write_report
 from pipeline.prepare.clip import FAILURES
-from pipeline.prepare.output.shards import check_output, publish
+from pipeline.prepare.output.publish import check_output, publish
 from pipeline.train import fit
 from pipeline.train.checkpoints import (
     CHECKPOINTS,

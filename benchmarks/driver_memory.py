@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ast_core.labels import audioset_labels
 from pipeline.prepare.clip import FAILED_AT, in_progress
 from pipeline.prepare.output.failures_table import write_part
-from pipeline.prepare.output.shards import start_output
+from pipeline.prepare.output.publish import start_output
 from tests import fakes
 
 NUM_FILES, STUB_SAMPLES = 16, 100

@@ -18,7 +18,8 @@ from pipeline import dataset, storage
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, in_progress, ragged
 from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit, RateLimiter
-from pipeline.prepare.output.shards import WriteShards, publish, start_output
+from pipeline.prepare.output.publish import publish, start_output
+from pipeline.prepare.output.shards import WriteShards
 
 RATE_HZ = 16_000
 CODECS = {

@@ -11,7 +11,7 @@ from benchmarks import bit_flips
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES
-from pipeline.prepare.output.shards import publish
+from pipeline.prepare.output.publish import publish
 from pipeline.train.data.feed import FbankReader
 from tests import fakes
 from tests.damage import flip_bit, refusal

@@ -48,7 +48,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(storage, "S3_RETRIES", 1)  # 26 s otherwise
+    monkeypatch.setattr("pipeline.s3.S3_RETRIES", 1)  # 26 s otherwise
     yield Refusing.said
     server.shutdown()
     server.server_close()
@@ -85,7 +85,7 @@ def test_part_3_4_refusals_of_s3_name_the_object_and_the_remedy(
 
 def test_part_3_4_s3_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage, "S3_RETRIES", 1)
+    monkeypatch.setattr("pipeline.s3.S3_RETRIES", 1)
     with pytest.raises(OSError, match="AWS Error") as caught:
         storage.write_bytes(URI, b"x")
     assert re.match(

@@ -15,6 +15,7 @@ from jobs import doctor, evaluate, export, prepare_audioset, train
 from jobs.common import run_job
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
+from pipeline.s3 import PatientS3
 from pipeline.train import models
 from tests import fakes
 from tests.ast_core import small
@@ -59,8 +60,8 @@ def test_refusals_do_not_accumulate(s3: S3Server):
 
 def test_large_file_is_read_in_few_requests_and_visible_only_when_whole(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
     uri, data = s3.uri("large", "a"), os.urandom(25 << 20)
-    monkeypatch.setattr(storage, "S3_RETRIES", 1)
-    impatient = storage.PatientS3(**storage.resolve(uri)[0].__reduce__()[1][0])
+    monkeypatch.setattr("pipeline.s3.S3_RETRIES", 1)
+    impatient = PatientS3(**storage.resolve(uri)[0].__reduce__()[1][0])
     with monkeypatch.context() as patch, s3.busy(share=0.7):
         patch.setattr(storage, "resolve", lambda _: (impatient, "bucket/large/a"))
         with pytest.raises(OSError, match=r"503|SLOW_DOWN"):

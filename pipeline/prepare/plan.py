@@ -32,18 +32,11 @@ from pipeline.prepare.output.audio_store import AudioStore, keep_audio
 from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.output.membership import listed_in
 from pipeline.prepare.output.order import shuffled
+from pipeline.prepare.output.publish import PUBLISHED, check_output, publish, start_output
 from pipeline.prepare.output.same_clips import check_same_clips, newer_media_lines
 from pipeline.prepare.output.samples import KeepSamples
-from pipeline.prepare.output.shards import (
-    PUBLISHED,
-    SplitState,
-    WriteShards,
-    check_output,
-    clean_up,
-    load_split,
-    publish,
-    start_output,
-)
+from pipeline.prepare.output.shards import WriteShards
+from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.output.work_list import read_chunks, work_list, write_chunks
 from pipeline.prepare.progress import Progress, SplitReport
 from pipeline.prepare.sources import ClipList

@@ -14,6 +14,7 @@ from jobs import prepare_audioset, train
 from jobs.common import run_job
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
+from pipeline.s3 import S3_RETRIES
 from tests import fakes
 from tests.s3 import S3Server
 
@@ -99,7 +100,7 @@ def test_part_3_4_preparation_ends_with_one_line_when_s3_is_away(
     argv = preparation(tmp_path, output)
     with s3.away_from(request_of) as counts:
         line = error_of(run("prepare_audioset", *argv))
-    assert counts["dropped"] > storage.S3_RETRIES
+    assert counts["dropped"] > S3_RETRIES
     assert line.startswith(f"error: {beginning}{output}/"), line
     assert S3_IS_AWAY in line
     assert line.endswith(REMEDY)

@@ -23,15 +23,9 @@ from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.features import clip_fbank, features
 from pipeline.prepare.clip import FAILURES, WAVEFORM, in_progress, ragged
-from pipeline.prepare.output.shards import (
-    WriteShards,
-    clean_up,
-    clip_facts,
-    load_split,
-    publish,
-    scan_shards,
-    start_output,
-)
+from pipeline.prepare.output.publish import publish, start_output
+from pipeline.prepare.output.shards import WriteShards, clip_facts, scan_shards
+from pipeline.prepare.output.split_state import clean_up, load_split
 from tests import fakes
 
 

@@ -16,7 +16,7 @@ from ast_core.errors import DataError
 from pipeline import dataset
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.prepare.clip import FAILURES
-from pipeline.prepare.output.shards import publish
+from pipeline.prepare.output.publish import publish
 from pipeline.train.data.feed import FbankReader
 from tests import fakes
 from tests.train.made import clips_of, table_of

@@ -1,0 +1,202 @@
+"""Starts a data set and publishes it: index and failures table of each split, and then `dataset.json`.
+
+The shards are the source of truth: the index is made by reading them back, so a new run continues from what is on disk.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ast_core.errors import DataError
+from ast_core.frames import NUM_MEL_BINS
+from ast_core.labels import LabelVocabulary
+from pipeline import dataset, storage
+from pipeline.os_errors import in_spite_of_errors
+from pipeline.prepare.output import failures_table, membership
+from pipeline.prepare.output.membership import Listed
+from pipeline.prepare.output.samples import samples_dir
+from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
+from pipeline.prepare.sources.own_outputs import has_clips
+from pipeline.versions import tool_versions
+from pipeline.weights import sample_weights
+
+PUBLISHED = "the data set is whole, but cleaning up after it failed"
+_INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
+
+
+def start_output(output: str, labels: LabelVocabulary) -> bool:
+    """Reserve a folder by writing the labels, and clean up outside its splits. Raises what `check_output` does.
+
+    Returns:
+        Whether these labels replaced others, with which nothing was prepared.
+    """
+    check_output(output, labels)
+    storage.delete_unfinished(output)
+    storage.delete_unfinished(samples_dir(output), recursive=True)
+    is_claimed = storage.exists(dataset.labels_csv(output))
+    if is_claimed and dataset.read_labels(output, dataset.read_info(output)) == labels:
+        return False
+    if is_claimed:
+        storage.delete(dataset.dataset_json(output))  # it refers to the old labels, as all failures do
+        storage.delete(dataset.work_dir(output))
+        for name in ("index.parquet", "failures.parquet"):
+            for uri in storage.list_files(output, suffix=f"/{name}", recursive=True):
+                storage.delete(uri)
+    storage.write_bytes(dataset.labels_csv(output), labels.to_csv().encode())
+    return is_claimed
+
+
+def check_output(output: str, labels: LabelVocabulary) -> None:
+    """Refuse a folder that contains something else.
+
+    Raises:
+        DataError: the folder contains another data set, or files of another kind.
+    """
+    if storage.exists(dataset.labels_csv(output)):
+        info = dataset.read_info(output)
+        there = dataset.read_labels(output, info)
+        if there != labels and has_clips(output):
+            raise DataError(
+                f"{output} contains a data set with other labels ({len(there)}, these are {len(labels)}); "
+                "give another --output, or its labels.csv as --labels"
+            )
+        if info is not None and info["features"] != dataset.FEATURES:
+            raise DataError(f"{output} contains features computed with other settings; give another --output")
+        return
+    if not storage.is_empty(output):
+        raise DataError(f"{output} is not empty and contains no data set; give a new folder as --output")
+
+
+def publish(
+    output: str,
+    labels: LabelVocabulary,
+    refused: dict[str, pa.Table],
+    listed: Mapping[str, Listed] | None = None,
+    known: Mapping[str, pa.Table] | None = None,
+) -> tuple[dict[str, Any], list[str], dict[str, pa.Table]]:
+    """Write index and failures table of this run's splits (the keys of `refused`), then dataset.json.
+
+    Args:
+        listed: the clips that the last list names for each of these splits; None takes the clips of the shards.
+        known: rows of these splits that were read from their shards before (`SplitState.prepared`).
+
+    Returns:
+        The content of dataset.json, lines for the user, and the stored rows of each of these splits.
+
+    Raises:
+        DataError: another job wrote dataset.json at the same time.
+    """
+    known = known or {}
+    states = {split: clean_up(output, split, known.get(split)) for split in refused}  # slow, so it precedes the writing
+    prepared = {split: state.prepared for split, state in states.items()}
+    if listed is None:
+        listed = {split: _as_stored(states[split], refused[split]) for split in refused}
+        members = membership.as_stored(prepared)
+    else:
+        members = membership.resolve(prepared, listed, _same_ids_elsewhere(output, states))
+    infos: dict[str, dict[str, Any]] = {}
+    for split, state in states.items():
+        indexed = members.indexed[split]
+        failures = _failures(state, listed[split], refused[split], indexed, members.twice.get(split))
+        failures_table.write(output, split, failures)
+        infos[split] = {
+            "failures": failures_table.by_reason(failures),
+            "left_out": len(state.prepared) - len(indexed),
+            "listed": listed[split].num_rows + _num_done(listed[split].beyond, indexed, failures),
+        }
+    splits = _published_splits(output)  # read late, because another cluster may have added a split
+    for split, indexed in members.indexed.items():
+        storage.write_bytes(dataset.unpublished_file(output, split), b"")
+        splits[split] = (
+            splits.get(split, {})
+            | infos.get(split, _without_moved(splits.get(split, {}), members.moved[split]))
+            | _publish_index(output, split, indexed, labels)
+            | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
+        )
+    info = {
+        "schema_version": dataset.SCHEMA_VERSION,
+        "features": dataset.FEATURES,
+        "labels": {"count": len(labels), "sha256": labels.sha256},
+        "row_group_clips": dataset.ROW_GROUP_CLIPS,
+        "splits": splits,
+        "tool_versions": tool_versions(),
+    }
+    dataset.write_info(output, info)
+    there = _published_splits(output)
+    if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
+        raise DataError(f"another job wrote to {output} at the same time; run the same command again when it has ended")
+    with in_spite_of_errors(PUBLISHED):
+        for split in members.indexed:
+            storage.discard(dataset.unpublished_file(output, split))
+        storage.delete_unfinished(dataset.work_dir(output), recursive=True)
+        storage.delete_if_empty(dataset.work_dir(output))
+    return info, members.lines, prepared
+
+
+def _without_moved(info: dict[str, Any], num_moved: int) -> dict[str, Any]:
+    """What changes in dataset.json for a split that the list does not name, apart from its index."""
+    return {"left_out": info.get("left_out", 0) + num_moved}
+
+
+def _published_splits(output: str) -> dict[str, Any]:
+    info: dict[str, Any] = dataset.read_info(output) or {"splits": {}}
+    splits: dict[str, Any] = info["splits"]
+    return splits
+
+
+def _as_stored(state: SplitState, refused: pa.Table) -> Listed:
+    ids = pa.concat_arrays([*state.prepared["clip_id"].chunks, *state.failures["clip_id"].chunks])
+    return Listed(len(ids) + len(refused), ids, ids.slice(0, 0))
+
+
+def _same_ids_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[str, pa.Table]:
+    """Clips in the indexes of splits that the run does not name, if they share an id with clips of the run."""
+    found = {}
+    for split in _published_splits(output).keys() - states.keys():
+        ids = dataset.read_table(dataset.index_file(output, split), ["clip_id"])["clip_id"].combine_chunks()
+        if any(pc.any(pc.is_in(state.prepared["clip_id"], value_set=ids)).as_py() for state in states.values()):
+            prepared = load_split(output, split).prepared
+            found[split] = prepared.filter(pc.is_in(prepared["clip_id"], value_set=ids))
+    return found
+
+
+def _failures(
+    state: SplitState, listed: Listed, refused: pa.Table, indexed: pa.Table, twice: pa.Table | None
+) -> pa.Table:
+    """The failures of the listed clips, from the runs and from the list."""
+    known = state.failures.filter(pc.is_in(state.failures["clip_id"], value_set=listed.may_stay))
+    if twice is not None:
+        refused = pa.concat_tables([refused, twice])
+    return failures_table.add_refused(known, refused, indexed["clip_id"])
+
+
+def _num_done(clip_ids: pa.Array, indexed: pa.Table, failures: pa.Table) -> int:
+    done = pa.concat_arrays([*indexed["clip_id"].chunks, *failures["clip_id"].chunks])
+    return pc.sum(pc.is_in(clip_ids, value_set=done)).as_py() or 0
+
+
+def _publish_index(output: str, split: str, prepared: pa.Table, labels: LabelVocabulary) -> dict[str, Any]:
+    """Write the index of these clips, and return their part of dataset.json."""
+    weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
+    index = prepared.select(_INDEXED).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
+    dataset.write_table(dataset.index_file(output, split), index.select(dataset.INDEX.names).cast(dataset.INDEX))
+    frames = int(_total(prepared["num_frames"]))
+    mean, mean_sq = (_total(prepared[sums]) / max(frames * NUM_MEL_BINS, 1) for sums in ("fbank_sum", "fbank_sum_sq"))
+    return {
+        "clips": len(prepared),
+        "frames": frames,
+        "clipped_samples": int(_total(prepared["num_clipped"])),
+        "norm": {"mean": mean, "std": max(mean_sq - mean**2, 0.0) ** 0.5},
+        "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
+        "sha256": {
+            "index.parquet": storage.sha256(dataset.index_file(output, split)),
+            "failures.parquet": storage.sha256(dataset.failures_file(output, split)),
+        },
+    }
+
+
+def _total(column: pa.ChunkedArray) -> float:
+    return pc.sum(column.cast(pa.float64())).as_py() or 0.0
