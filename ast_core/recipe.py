@@ -1,121 +1,149 @@
-"""A recipe: all numbers that define a training run, typed and checked, named as in the reference implementation.
+"""A recipe: all settings that define a training run, typed and checked, named as in the reference implementation.
 
 Values come from the defaults, then the recipe file, then the command line; a later one wins. An unknown key or a value
-of the wrong type is a ConfigError before any worker starts.
+that is not allowed is a ConfigError before any worker starts.
 """
 
 import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from ast_core.errors import ConfigError
-from ast_core.metrics import selection_metrics
 from ast_core.models.registry import model_kind, owner_of
 from ast_core.recipe_yaml import read_yaml
+from ast_core.settings import one_line, settings
 
 MixupDomain = Literal["power", "log_mel"]
 
 MAX_SEED = 2**64 - 1
 """The largest seed that PyTorch accepts."""
 
-UPPER_BOUNDS = {
-    "label_dim": 32_767,  # shards store labels as int16
-    "input_fdim": 1024,
-    "input_tdim": 30_000,  # 300 s, the longest clip of a data set
-    "batch_size": 1_000_000,
-    "micro_batch_size": 1_000_000,
-    "epochs": 100_000,
-    "patience": 100_000,
-    "lrscheduler_start": 100_000,
-    "lrscheduler_step": 100_000,
-    "warmup_steps": 1_000_000_000,
-    "seed": MAX_SEED,
-}
-"""Largest allowed integers. A larger one is a typing error, or would overflow far from where it was typed."""
+# A number above the upper bound of a count is a typing error, or would overflow far from where it was typed.
+NumClips = Annotated[int, Field(ge=1, le=1_000_000)]
+NumEpochs = Annotated[int, Field(ge=1, le=100_000)]
+Positive = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Width = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    # --- model
+class ModelKeys:
+    """Model"""
+
     model: str = "ast"
     """The model's name: one of `ast_core.models.MODELS`."""
-    label_dim: int | None = None
+    label_dim: Annotated[int, Field(ge=1, le=32_767)] | None = None  # shards store labels as int16
     """Number of classes. null: that of the data set."""
     model_size: str = "base384"
+    """Size of the transformer: tiny224, small224, base224 or base384, after DeiT's models of these names."""
     fstride: int = 10
+    """Mel bins from one patch to the next, 1 to 16. Below 16, the size of a patch, neighbouring patches overlap."""
     tstride: int = 10
-    input_fdim: int = 128
-    input_tdim: int = 1024
+    """Frames from one patch to the next, 1 to 16."""
+    input_fdim: Annotated[int, Field(ge=1, le=1024)] = 128
+    """Number of mel bins, as in the data set."""
+    input_tdim: Annotated[int, Field(ge=1, le=30_000)] = 1024  # 300 s, the longest clip of a data set
     """Number of 10 ms frames to which a clip is padded or cut."""
     imagenet_pretrain: bool = True
+    """Start from DeiT's ImageNet weights. false: from random weights."""
     audioset_pretrain: bool = False
+    """Start from the published AudioSet weights, for model_size base384."""
     imagenet_weights: str | None = None
     """A local file, for machines without a network. null: fetched."""
     audioset_weights: str | None = None
     """A local file of a published AudioSet checkpoint. null: fetched."""
+    patchout_f: int = 0
+    """Patch rows (frequency bands) that each training step leaves out, as PaSST does. 0: none."""
+    patchout_t: int = 0
+    """Patch columns (time spans) that each training step leaves out. Evaluation uses all patches."""
 
-    # --- input
+
+@dataclass(frozen=True, kw_only=True)
+class InputKeys:
+    """Input"""
+
     norm_stats: Literal["recipe", "data"] = "recipe"
     """recipe: normalise by dataset_mean and dataset_std, which published weights expect. data: by the norm of the
     training splits."""
     dataset_mean: float = -4.2677393
     """Mean of raw log-mel."""
-    dataset_std: float = 4.5689974
+    dataset_std: Positive = 4.5689974
     """Standard deviation of raw log-mel."""
-    freqm: int = 48
+    sampling: Literal["weighted", "uniform"] = "weighted"
+    """weighted: draw clips with replacement by sample weight. uniform: take each clip once an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationKeys:
+    """Augmentation"""
+
+    freqm: Width = 48
     """Largest width of SpecAugment's frequency mask, in mel bins. 0: no mask."""
-    timem: int = 192
+    timem: Width = 192
     """Largest width of SpecAugment's time mask, in frames. 0: no mask."""
-    mixup: float = 0.5
+    mixup: Share = 0.5
     """Share of the clips that are mixed with another clip. 0: no mixup."""
     mixup_domain: MixupDomain = "power"
     """power: add powers, which is close to mixing waveforms as the reference implementation does. log_mel: mix the
     log-mel values themselves."""
     noise: bool = False
     """Add noise and roll the clip in time."""
-    patchout_f: int = 0
-    """Patch rows (frequency bands) that each training step leaves out, as PaSST does. 0: none."""
-    patchout_t: int = 0
-    """Patch columns (time spans) that each training step leaves out. Evaluation uses all patches."""
-    sampling: Literal["weighted", "uniform"] = "weighted"
-    """weighted: draw clips with replacement by sample weight. uniform: take each clip once an epoch."""
 
-    # --- optimisation
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationKeys:
+    """Optimisation"""
+
     loss: Literal["BCE", "CE"] = "BCE"
+    """BCE: binary cross-entropy of each class, for clips with any number of labels. CE: cross-entropy, for clips with
+    one label each."""
     metrics: str = "mAP"
     """The selection metric, which picks the best epoch: mAP or acc."""
-    patience: int | None = None
+    patience: NumEpochs | None = None
     """End the run after this number of epochs without a better one. null: train all epochs."""
-    lr: float = 1e-5
-    batch_size: int = 12
+    lr: Positive = 1e-5
+    """The learning rate after warm-up and before the first decay."""
+    batch_size: NumClips = 12
     """Clips a step, of all workers together."""
-    epochs: int = 5
-    lrscheduler_start: int = 2
-    lrscheduler_step: int = 1
-    lrscheduler_decay: float = 0.5
+    epochs: NumEpochs = 5
+    """Number of epochs. An epoch has as many samples as the training splits have clips."""
+    lrscheduler_start: NumEpochs = 2
+    """The learning rate decays for the first time after this epoch, counted from 1."""
+    lrscheduler_step: NumEpochs = 1
+    """Epochs from one decay of the learning rate to the next."""
+    lrscheduler_decay: Positive = 0.5
+    """Factor by which a decay multiplies the learning rate."""
     warmup: bool = True
     """Raise the learning rate from 0 to lr over the first `warmup_steps` steps."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
     """null: 1,000 as in the reference implementation, or a tenth of the run's steps if it has fewer than 10,000."""
-    adam_beta1: float = 0.95
-    adam_beta2: float = 0.999
-    weight_decay: float = 5e-7
-    grad_clip: float | None = None
+    adam_beta1: Beta = 0.95
+    """Decay of Adam's running mean of gradients."""
+    adam_beta2: Beta = 0.999
+    """Decay of Adam's running mean of squared gradients."""
+    weight_decay: AtLeast0 = 5e-7
+    """Weight decay as Adam's L2 term in the gradient."""
+    grad_clip: Positive | None = None
     """Largest norm of the gradient over all parameters; a larger gradient is scaled down. null: no clipping."""
     wa_start: int | None = None
     """First epoch, counted from 1, whose weights are averaged. null: no averaging."""
     wa_end: int | None = None
     """Last epoch whose weights are averaged."""
 
-    # --- execution
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionKeys:
+    """Execution"""
+
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """bf16 and fp16 use autocast: weights and optimiser stay in float32. fp16 scales the loss and needs a GPU. A device
     without bf16 instructions computes in fp32 instead."""
-    micro_batch_size: int | None = None
+    micro_batch_size: NumClips | None = None
     """Clips that a worker sends through the network at once; gradients accumulate over the batch. null: all clips."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
@@ -127,7 +155,34 @@ class Recipe:
     Takes effect on a GPU, with compile and without activation_checkpointing."""
     attention: Literal["auto", "fused", "plain"] = "auto"
     """fused: PyTorch's scaled_dot_product_attention. plain: matrix products. auto: the faster one on the device."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Seed of the order of the clips and of all random numbers."""
+
+
+GROUPS = (ModelKeys, InputKeys, AugmentationKeys, OptimisationKeys, ExecutionKeys)
+"""The groups of recipe keys. The docstring of a group is its title, and the string after a key is its description."""
+
+
+@settings
+class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, ModelKeys):
+    """All keys. Creating a recipe raises ConfigError for a value that is not allowed or keys that do not fit."""
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _is_selection_metric(cls, value: Any) -> Any:
+        from ast_core.metrics import selection_metrics  # with NumPy, which takes longer than all else here
+
+        if value not in list(selection_metrics()):
+            raise ConfigError(f"metrics is {value}; use {' or '.join(selection_metrics())}")
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_one_line(cls, values: Any, validate: ModelWrapValidatorHandler["Recipe"]) -> "Recipe":
+        try:
+            return validate(values)
+        except ValidationError as err:
+            raise ConfigError(one_line(err, cls)) from None
 
     def __post_init__(self) -> None:
         kind = model_kind(self.model)
@@ -135,33 +190,11 @@ class Recipe:
             owner = owner_of(key)
             if owner is not None and key not in kind.keys and getattr(self, key) != default:
                 raise ConfigError(f"{key} is a key of the model {owner}, but model is {self.model}; leave it out")
-        self._require(self.metrics in selection_metrics(), "metrics", " or ".join(selection_metrics()))
-        for key, most in UPPER_BOUNDS.items():
-            value = getattr(self, key)
-            self._require(value is None or value <= most, key, f"{most} or less")
         kind.check(self)
-        for key in ("batch_size", "epochs", "lrscheduler_start", "lrscheduler_step"):
-            self._require(getattr(self, key) >= 1, key, "1 or more")
-        for key in ("lr", "lrscheduler_decay"):
-            self._require(0 < getattr(self, key) < math.inf, key, "more than 0")
-        for key in ("adam_beta1", "adam_beta2"):
-            self._require(0 <= getattr(self, key) < 1, key, "0 or more, and less than 1")
-        for key in ("weight_decay", "seed"):
-            self._require(0 <= getattr(self, key) < math.inf, key, "0 or more")
-        if self.grad_clip is not None:
-            self._require(0 < self.grad_clip < math.inf, "grad_clip", "more than 0, or null")
-        self._require(0 <= self.mixup <= 1, "mixup", "0 to 1")
         for key, size in (("freqm", "input_fdim"), ("timem", "input_tdim")):
-            self._require(getattr(self, key) >= 0, key, "0 or more")
             if getattr(self, key) > getattr(self, size):
                 problem = f"{key} is {getattr(self, key)}, but {size} is {getattr(self, size)}"
                 raise ConfigError(f"{problem}; set {key} and {size} together, with {key} at most {size}")
-        self._require(self.warmup_steps is None or self.warmup_steps >= 0, "warmup_steps", "0 or more, or null")
-        self._require(self.patience is None or self.patience >= 1, "patience", "1 or more")
-        self._require(self.label_dim is None or self.label_dim >= 1, "label_dim", "1 or more")
-        self._require(math.isfinite(self.dataset_mean), "dataset_mean", "a finite number")
-        self._require(0 < self.dataset_std < math.inf, "dataset_std", "more than 0")
-        self._require(self.micro_batch_size is None or self.micro_batch_size >= 1, "micro_batch_size", "1 or more")
         for key, other in (("wa_start", "wa_end"), ("wa_end", "wa_start")):
             if getattr(self, key) is not None and getattr(self, other) is None:
                 raise ConfigError(f"{key} is {getattr(self, key)} but {other} is not set; set both or neither")
@@ -170,10 +203,6 @@ class Recipe:
             problem = f"wa_start is {first} and wa_end is {last}, but epochs is {self.epochs}"
             allowed = "with 1 <= wa_start <= wa_end <= epochs, or both wa_start and wa_end null"
             raise ConfigError(f"{problem}; set the three together, {allowed}")
-
-    def _require(self, holds: bool, key: str, allowed: str) -> None:
-        if not holds:
-            raise ConfigError(f"{key} is {getattr(self, key)}; use {allowed}")
 
     def model_args(self) -> dict[str, Any]:
         """The arguments of `create_model` for this model's shape, without those that name initial weights."""
@@ -200,8 +229,9 @@ def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Reci
         values = {}
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: a recipe is a mapping from keys to values, not {type(values).__name__}")
-    typed = {key: _typed(key, value) for key, value in (values | given).items()}
-    return Recipe(**typed)
+    for key in (*values, *given):
+        _check_key(key)
+    return Recipe(**values | given)
 
 
 SYNONYMS = {
@@ -223,31 +253,10 @@ SYNONYMS = {
 """What other programs call a key, for names that are not similar to ours."""
 
 
-def _typed(key: Any, value: Any) -> Any:
-    types_of = {field.name: field.type for field in fields(Recipe)}
-    if key not in types_of:
-        near = SYNONYMS.get(str(key)) or next(iter(difflib.get_close_matches(str(key), types_of, n=1)), None)
-        hint = f"did you mean {near}?" if near else "`jobs/train.py --help` lists the keys"
-        raise ConfigError(f"no recipe key {key!r}; {hint}")
-    wanted = types_of[key]
-    allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    for kind in allowed:
-        if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
-            return value
-        if kind is float and type(value) is int:
-            try:
-                return float(value)
-            except OverflowError:
-                continue
-        if isinstance(kind, type) and type(value) is kind:
-            return value
-    raise ConfigError(f"{key} is {value!r}; use {_describe(wanted)}")
-
-
-def _describe(wanted: Any) -> str:
-    if typing.get_origin(wanted) is Literal:
-        return " or ".join(str(choice) for choice in typing.get_args(wanted))
-    if isinstance(wanted, types.UnionType):
-        return " or ".join(_describe(kind) for kind in typing.get_args(wanted))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-    return names[wanted]
+def _check_key(key: Any) -> None:
+    known = [field.name for field in fields(Recipe)]
+    if key in known:
+        return
+    near = SYNONYMS.get(str(key)) or next(iter(difflib.get_close_matches(str(key), known, n=1)), None)
+    hint = f"did you mean {near}?" if near else "`jobs/train.py --help` lists the keys"
+    raise ConfigError(f"no recipe key {key!r}; {hint}")

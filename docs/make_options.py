@@ -1,4 +1,4 @@
-"""Write docs/options.md, the page of all options and recipe keys, from the jobs' parsers and the fields of `Recipe`.
+"""Write docs/options.md, the page of all options and recipe keys, from the jobs' parsers and the groups of recipe keys.
 
     python docs/make_options.py
 
@@ -6,19 +6,13 @@
 """
 
 import argparse
-import ast
-import inspect
-import itertools
-import json
-import re
-import typing
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
-from ast_core.recipe import Recipe
+from ast_core.recipe import GROUPS
 from jobs import crossval, doctor, evaluate, export, prepare_audioset, train
+from jobs.recipe_option import described_keys
 
 JOBS = (prepare_audioset, train, evaluate, crossval, doctor, export)
 PAGE = Path(__file__).with_name("options.md")
@@ -63,53 +57,16 @@ def option_row(parser: argparse.ArgumentParser, action: argparse.Action) -> tupl
 
 def recipe_section() -> Iterator[str]:
     yield RECIPE_KEYS
-    meanings, sections = field_docstrings(Recipe), field_sections(Recipe)
-    for section in dict.fromkeys(sections.values()):
-        keys = [field for field in fields(Recipe) if sections[field.name] == section]
+    for group in GROUPS:
+        yield heading(group.__doc__)
         rows = [
-            (
-                f"`{key.name}`",
-                values(key.type),
-                f"`{json.dumps(key.default)}`".replace('"', ""),
-                meanings.get(key.name, ""),
-            )
-            for key in keys
+            (f"`{key}`", values, f"`{default}`", meaning) for key, values, default, meaning in described_keys(group)
         ]
-        yield heading(section)
         yield table(("key", "values", "default", "meaning"), rows)
 
 
 def heading(text: str) -> str:
     return f"### {text[0].upper()}{text[1:]}\n"
-
-
-def field_docstrings(cls: type) -> dict[str, str]:
-    """The string after each field of a dataclass, on one line."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
-    return {
-        field.target.id: " ".join(ast.literal_eval(text.value).split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
-
-
-def field_sections(cls: type) -> dict[str, str]:
-    """The last `# --- SECTION` comment before each field."""
-    found = re.findall(r"^    (?:# --- (.+)|(\w+): )", inspect.getsource(cls), re.MULTILINE)
-    section, sections = "", {}
-    for comment, name in found:
-        section = comment or section
-        if name:
-            sections[name] = section
-    return sections
-
-
-def values(kind: object) -> str:
-    """The allowed values of a type, in YAML's words."""
-    if parts := typing.get_args(kind):
-        is_literal = typing.get_origin(kind) is typing.Literal
-        return ", ".join(f"`{part}`" if is_literal else values(part) for part in parts)
-    return {bool: "`true`, `false`", int: "integer", float: "number", str: "text", type(None): "`null`"}[kind]
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

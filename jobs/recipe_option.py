@@ -1,13 +1,17 @@
 """The option `--recipe`, and recipe keys on the command line."""
 
-from collections.abc import Sequence
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import chain
 from pathlib import Path
 
 from ast_core.errors import ConfigError
-from ast_core.recipe import Recipe, load_recipe
+from ast_core.recipe import GROUPS, Recipe, load_recipe
+from ast_core.settings import bounds_of, descriptions, type_of
 from pipeline import storage
 
 RECIPES = files("jobs") / "recipes"
@@ -26,6 +30,27 @@ def _shipped_files() -> dict[str, Traversable]:
     """Shipped recipes by name, the experimental ones included."""
     in_folders = (folder.iterdir() for folder in (RECIPES, RECIPES / "experimental"))
     return {Path(file.name).stem: file for file in chain(*in_folders) if file.name.endswith(".yaml")}
+
+
+def described_keys(group: type) -> Iterator[tuple[str, str, str, str]]:
+    """Name, allowed values, default and meaning of each recipe key of a group."""
+    meanings = descriptions(group)
+    for field in fields(group):
+        values = ", ".join(filter(None, (type_of(group, field.name), bounds_of(group, field.name))))
+        yield field.name, values, json.dumps(field.default).strip('"'), meanings[field.name]
+
+
+def help_on_keys() -> str:
+    """All recipe keys by group, for `--help`."""
+    lines = []
+    for group in GROUPS:
+        lines.append(f"\nrecipe keys, {str(group.__doc__).lower()}:")
+        for key, values, default, meaning in described_keys(group):
+            lines.append(f"  --{key}  {values} (default {default})")
+            lines += textwrap.wrap(
+                meaning, initial_indent=" " * 6, subsequent_indent=" " * 6, width=100, break_on_hyphens=False
+            )
+    return "\n".join(lines).lstrip()
 
 
 def read_recipe(name: str, rest: Sequence[str]) -> Recipe:

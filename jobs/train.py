@@ -18,13 +18,11 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 import argparse
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError
-from ast_core.recipe import Recipe
 from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
-from jobs.recipe_option import overridden, read_recipe, recipe_names
+from jobs.recipe_option import help_on_keys, overridden, read_recipe, recipe_names
 from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, TrainSettings
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="recipe keys: " + ", ".join(field.name for field in fields(Recipe)),
+        epilog=help_on_keys(),
         allow_abbrev=False,
     )
     parser.add_argument(

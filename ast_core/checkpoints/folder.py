@@ -72,7 +72,7 @@ class ModelConfig:
                     tuple(label["mid"] for label in labels), tuple(label["display_name"] for label in labels)
                 ),
             )
-        except (ValueError, KeyError, TypeError) as err:
+        except (ConfigError, ValueError, KeyError, TypeError) as err:
             raise DataError(f"{origin} is damaged or of another version ({type(err).__name__}: {err})") from err
 
     @classmethod

@@ -121,8 +121,11 @@ def _names(labels: LabelVocabulary, classes: np.ndarray) -> str:
     return f"{num_classes:,} of the classes ({', '.join(names)}{', …' if num_classes > NAMES_SHOWN else ''})"
 
 
-def length_lines(num_frames: np.ndarray, input_tdim: int, what: str) -> list[str]:
-    """Warnings if clips of `num_frames` are cut to the model's input, or if most of the input is padding."""
+def length_lines(num_frames: np.ndarray, input_tdim: int, what: str, *, timem: int = 0) -> list[str]:
+    """Warnings if clips of `num_frames` are cut to the model's input, or if most of the input is padding.
+
+    `timem` is that of the recipe in training: the advice then keeps the share of the input that a mask may hide.
+    """
     num_frames = num_frames.astype(np.int64)
     longer = num_frames[num_frames > input_tdim]
     lines = []
@@ -135,9 +138,11 @@ def length_lines(num_frames: np.ndarray, input_tdim: int, what: str) -> list[str
         )
     padding = 1 - np.minimum(num_frames, input_tdim).sum() / (len(num_frames) * input_tdim)
     if padding > MUCH_PADDING:
+        fitting = max(16, int(num_frames.max()))
+        with_mask = f" --timem {timem * fitting // input_tdim}" if timem > fitting else ""
         lines.append(
             f"warning: {_percent(padding)} of the model's input ({model_s}) is padding, as the {what} clips are "
-            f"shorter; --input_tdim {max(16, int(num_frames.max()))} holds the longest and takes less time"
+            f"shorter; --input_tdim {fitting}{with_mask} holds the longest and takes less time"
         )
     return lines
 

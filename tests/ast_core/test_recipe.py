@@ -1,7 +1,8 @@
 """Shipped recipes have the published values; invalid recipes are refused before a worker starts."""
 
 import difflib
-from dataclasses import fields
+import pickle
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 from ast_core import published_inputs
 from ast_core.errors import ConfigError
 from ast_core.models import create_model
-from ast_core.recipe import SYNONYMS, Recipe, load_recipe
+from ast_core.recipe import GROUPS, SYNONYMS, Recipe, load_recipe
+from ast_core.settings import descriptions
+from jobs import train
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 FILES = {path.stem: path for path in RECIPES.rglob("*.yaml")}
@@ -111,9 +114,27 @@ def test_an_empty_recipe_has_the_defaults():
     assert load() == load("# nothing but a comment\n") == Recipe()
 
 
-def test_a_recipe_is_restored_from_its_dictionary():
+def test_a_recipe_is_restored_from_its_dictionary_and_from_a_pickle():
     recipe = load("mixup: 0.25\nwa_start: 2\nwa_end: 3")
-    assert Recipe(**recipe.to_dict()) == recipe
+    assert Recipe(**recipe.to_dict()) == pickle.loads(pickle.dumps(recipe)) == recipe
+
+
+def test_a_changed_recipe_is_checked_again():
+    recipe = load("epochs: 3")
+    assert replace(recipe, lr=1).lr == 1.0
+    with pytest.raises(ConfigError, match=r"^lr is 'fast'; use a number$"):
+        replace(recipe, lr="fast")
+    with pytest.raises(ConfigError, match=r"^no setting 'rate'; use "):
+        Recipe(rate=1.0)
+
+
+def test_every_key_has_a_group_and_a_description_and_is_in_the_help():
+    described = {key: text for group in GROUPS for key, text in descriptions(group).items()}
+    assert described.keys() == {field.name for field in fields(Recipe)}
+    listed = train.parser().format_help().split("recipe keys, model:")[1]
+    for key, text in described.items():
+        assert f"--{key}  " in listed
+        assert " ".join(text.split()) in " ".join(listed.split())
 
 
 def test_model_args_build_the_model():
@@ -179,6 +200,8 @@ def test_an_integer_is_accepted_for_a_float_key():
         ("loss", "bce", "BCE or CE"),
         ("loss", "[BCE]", "BCE or CE"),
         ("metrics", "map", "mAP or acc"),
+        ("metrics", "[mAP]", "mAP or acc"),
+        ("metrics", "null", "mAP or acc"),
         ("sampling", "balanced", "weighted or uniform"),
         ("precision", "fp8", "fp32 or bf16 or fp16"),
         ("grad_clip", "yes", "a number or null"),
@@ -287,7 +310,22 @@ def test_a_command_line_that_does_not_fit_its_recipe_is_refused_not_rewritten():
     text = (RECIPES / "audioset-balanced.yaml").read_text()
     with pytest.raises(ConfigError, match=r"^wa_start is 6 and wa_end is 25, but epochs is 2; set the three"):
         load_recipe(text, {"epochs": "2"}, origin="balanced")
-    with pytest.raises(ConfigError, match=r"^epochs is 0; use 1 or more$"):
+    with pytest.raises(ConfigError, match=r"^epochs is 0; use 1 to 100000$"):
         load_recipe(text, {"epochs": "0"}, origin="balanced")
     fewer = load_recipe(text, {"epochs": "2", "wa_start": "1", "wa_end": "2"}, origin="balanced")
     assert (fewer.epochs, fewer.wa_start, fewer.wa_end) == (2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("mixup", "2", "0 to 1"),
+        ("adam_beta1", "1", "0 or more, and less than 1"),
+        ("grad_clip", "0", "more than 0, or null"),
+        ("patience", "0", "1 to 100000, or null"),
+        ("dataset_std", ".nan", "a finite number"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_whole_range(key: str, value: str, allowed: str):
+    with pytest.raises(ConfigError, match=rf"^{key} is .*; use {allowed}$"):
+        load(**{key: value})

@@ -568,7 +568,7 @@ def test_other_recipe_in_the_folder_of_a_run_is_refused(two_workers: Path, tone_
         ({"learning_rate": "1"}, ConfigError, "no recipe key 'learning_rate'"),
         ({"fstrid": "10"}, ConfigError, "did you mean fstride"),
         ({"epochs": "many"}, ConfigError, "epochs is 'many'; use a whole number"),
-        ({"lr": "-1"}, ConfigError, "lr is -1.0; use more than 0"),
+        ({"lr": "-1"}, ConfigError, "lr is -1; use more than 0"),
         ({"label_dim": "527"}, ConfigError, "label_dim is 527; .* has 4 classes"),
         ({"input_fdim": "64", "freqm": "8"}, ConfigError, "input_fdim is 64; the data has 128 mel bins"),
         ({"audioset_pretrain": "true", "model_size": "base384"}, ConfigError, "set imagenet_pretrain true"),

@@ -109,6 +109,8 @@ def test_case_13_cut_and_padded_shares_are_reported():
         "warning: 91 % of the model's input (input_tdim 512, 5.12 s) is padding, as the evaluation clips are shorter; "
         "--input_tdim 48 holds the longest and takes less time"
     ]
+    (advice,) = data_checks.length_lines(frames[:1], 512, "training", timem=96)  # a recipe with timem 96 refuses 48
+    assert advice.endswith("; --input_tdim 48 --timem 9 holds the longest and takes less time")
     assert data_checks.length_lines(np.full(20_000, 998, np.int16), 1024, "training") == []
     assert data_checks.length_lines(np.full(20_000, 32_000, np.int16), 1024, "training")[0].endswith(
         "97 % of their sound is not used"
