@@ -46,6 +46,11 @@ HEAD_BYTES = 1 << 20
 OGG_PAGE, OGG_IS_FIRST = b"OggS\0", 2
 """The beginning of a page, and the bit of the next byte that marks the first page of a logical stream."""
 
+OGG_SIZES_AT = 27
+"""Position in a page's header of the sizes of its segments, a byte each. The byte before is their number."""
+
+OGG_HEAD_BYTES = OGG_SIZES_AT + 255
+
 OGG_END_BYTES = 1 << 17
 """More bytes than two pages have."""
 
@@ -183,17 +188,40 @@ def is_chained_ogg(file: BinaryIO, *, every_page: bool) -> bool:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - OGG_END_BYTES))
         return any(page.serial not in known_serials for page in _ogg_pages(file.read(OGG_END_BYTES))[-1:])
-    goes_on, data = False, b""
-    while block := file.read(1 << 20):
-        data = data[-len(OGG_PAGE) :] + block
-        at = data.find(OGG_PAGE)
-        while 0 <= at < len(data) - len(OGG_PAGE):
-            is_first = data[at + len(OGG_PAGE)] & OGG_IS_FIRST
-            if is_first and goes_on:
-                return True
-            goes_on = goes_on or not is_first
-            at = data.find(OGG_PAGE, at + 1)
+    goes_on = False
+    at = _next_ogg_page(file, 0)
+    while at is not None:
+        file.seek(at)
+        head = file.read(OGG_HEAD_BYTES)
+        is_first = bool(head[len(OGG_PAGE)] & OGG_IS_FIRST)
+        if is_first and goes_on:
+            return True
+        goes_on = goes_on or not is_first
+        sizes = head[OGG_SIZES_AT : OGG_SIZES_AT + head[OGG_SIZES_AT - 1]]
+        end = at + OGG_SIZES_AT + len(sizes) + sum(sizes)
+        file.seek(end)
+        # After damage the next page is looked for behind this page's header, because its sizes may be wrong.
+        at = end if _is_ogg_page(file.read(OGG_HEAD_BYTES)) else _next_ogg_page(file, at + 1)
     return False
+
+
+def _is_ogg_page(head: bytes) -> bool:
+    return len(head) >= OGG_SIZES_AT and head.startswith(OGG_PAGE)
+
+
+def _next_ogg_page(file: BinaryIO, position: int) -> int | None:
+    """Position of the next page's header at or after `position`."""
+    file.seek(position)
+    data = b""
+    while block := file.read(1 << 20):
+        position -= len(data)
+        data += block
+        if (found := data.find(OGG_PAGE)) >= 0:
+            file.seek(position + found)
+            return position + found if _is_ogg_page(file.read(OGG_SIZES_AT)) else None
+        position += len(data)
+        data = data[1 - len(OGG_PAGE) :]
+    return None
 
 
 class _OggPage(NamedTuple):
