@@ -1,6 +1,7 @@
 """A second run of the preparation: afterwards the data set has the clips of the last list."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -216,19 +217,20 @@ def test_other_section_with_the_name_of_a_prepared_clip_is_refused(local_ray: No
         assert "error: 1 clips of split 'train' are prepared from another section than this list names, a" in printed
 
 
-def test_file_written_after_its_clip_was_prepared_is_pointed_out(local_ray: None, folder: Folder):
+def test_file_put_in_place_after_its_clip_was_prepared_is_pointed_out(local_ray: None, folder: Folder):
     folder.sounds(*"abc")
-    assert "written later" not in folder.run(in_train("abc"))
-    fakes.write_media(folder.path / "b.wav", fakes.noise(0.5, seed=7))
+    old = fakes.write_media(folder.path.parent / "old.wav", fakes.noise(0.5, seed=7))
+    assert "copied later" not in folder.run(in_train("abc"))
+    shutil.copy2(old, folder.path / "b.wav")  # its time of writing is before the preparation
     (shard,) = folder.shards()
     printed = folder.run(in_train("abc"))
-    assert "1 prepared clips of split 'train' have files that were written later (b for one) and are not" in printed
+    assert "1 prepared clips of split 'train' have files that were written or copied later (b for one) and" in printed
     index = folder.data / "train" / "index.parquet"
     assert f"delete {index} and the clips' shards ({shard} for one)" in printed
     before = pd.read_parquet(index)["fbank_hash"]
     shard.unlink()
     index.unlink()
-    assert "written later" not in folder.run(in_train("abc"))
+    assert "copied later" not in folder.run(in_train("abc"))
     after = pd.read_parquet(index)["fbank_hash"]
     assert (before == after).tolist() == [True, False, True]
 

@@ -1,7 +1,7 @@
 """Checks that the clips of a list are those that an earlier run prepared under the same ids.
 
 A shard contains the labels and the section of each clip, and neither may change. It does not contain the file that was
-read. A file that was written later than the shard may contain another sound.
+read. A file that was written, or put in its place, later than the shard may contain another sound.
 """
 
 import functools
@@ -73,7 +73,7 @@ def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
 
 
 def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
-    """A line on prepared clips whose local file was written after their shard.
+    """A line on prepared clips whose local file was written, or put in its place, after their shard was.
 
     They are not prepared again automatically, because copying a folder also changes the times of its files.
     """
@@ -95,14 +95,18 @@ def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
         return []
     clip_id, shard = example
     return [
-        f"{num_newer:,} prepared clips of split {split!r} have files that were written later ({clip_id} for one) and "
-        f"are not read again; if they are other sounds now, delete {dataset.index_file(output, split)} and the clips' "
-        f"shards ({storage.join(folder, shard)} for one), or give another --output"
+        f"{num_newer:,} prepared clips of split {split!r} have files that were written or copied later ({clip_id} for "
+        f"one) and are not read again; if they are other sounds now, delete {dataset.index_file(output, split)} and "
+        f"the clips' shards ({storage.join(folder, shard)} for one), or give another --output"
     ]
 
 
 def _written_us(path: str) -> int:
-    """Time of a file's last change; 0 for a missing file."""
+    """Time at which a file was last written or put in its place; 0 for a missing file.
+
+    Copying with `cp -p` or moving sets an old time of writing, but not an old time of the inode's change.
+    """
     with suppress(OSError, ValueError):
-        return os.stat(path).st_mtime_ns // 1000
+        status = os.stat(path)
+        return max(status.st_mtime_ns, status.st_ctime_ns) // 1000
     return 0
