@@ -16,8 +16,9 @@ from markupsafe import Markup
 from ast_core.frames import FRAME_SHIFT_MS, LOW_FREQ_HZ, NUM_MEL_BINS, SAMPLE_RATE_HZ, STORED_FLOOR
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.html import page
-from pipeline.html.page import Cell, Column, Series, Table
+from pipeline.html import charts, page
+from pipeline.html.charts import Series
+from pipeline.html.page import Cell, Column, Table
 from pipeline.inspect import findings as shown
 from pipeline.inspect.checks import examine_summary
 from pipeline.inspect.dataset_summary import DatasetSummary, SplitSummary, summarize
@@ -298,7 +299,7 @@ def _over_time(uri: str, splits: Sequence[SplitSummary]) -> Iterator[Markup]:
         x = (np.concatenate([[first_s, times[0]], times, [last_s]]) - first_s) / unit_s
         series.append(Series(name, x, np.concatenate([[0, 0], np.cumsum(clips), [clips.sum()]])))
     began = f"{datetime.fromtimestamp(first_s, UTC):%Y-%m-%d %H:%M} UTC"
-    yield page.chart(series, title="Clips prepared", x_label=f"{unit} since {began}", y_label="clips")
+    yield charts.chart(series, title="Clips prepared", x_label=f"{unit} since {began}", y_label="clips")
 
 
 def _written(uri: str, split: SplitSummary) -> tuple[np.ndarray, np.ndarray]:
@@ -324,8 +325,8 @@ def _durations(splits: Sequence[SplitSummary]) -> Markup:
     values = [_durations_s(split) for split in splits]
     edges = np.linspace(0, max(1.0, *(float(v.max()) for v in values)), NUM_BINS + 1)
     series = [Series(split.name, edges, np.histogram(v, edges)[0]) for split, v in zip(splits, values, strict=True)]
-    return page.chart(
-        series, title="Durations", x_label="seconds", y_label="clips (log scale)", log_y_from=page.BELOW_ONE
+    return charts.chart(
+        series, title="Durations", x_label="seconds", y_label="clips (log scale)", log_y_from=charts.BELOW_ONE
     )
 
 
@@ -343,7 +344,7 @@ def _levels(splits: Sequence[SplitSummary]) -> Markup:
         Series(split.name, edges, 100 * np.histogram(v, edges)[0] / max(len(v), 1))
         for split, v in zip(splits, values, strict=True)
     ]
-    return page.chart(
+    return charts.chart(
         series, title="Mean level of a clip", x_label="mean log-mel, nats", y_label="% of the split’s clips"
     )
 
@@ -401,7 +402,7 @@ def _samples(summary: DatasetSummary) -> Iterator[dict[str, Any]]:
         names = [summary.labels.names[c] for c in clip["labels"] if c < len(summary.labels)]
         yield {
             "clip_id": clip["clip_id"],
-            "picture": page.picture(
+            "picture": charts.picture(
                 fbank.T,
                 low=STORED_FLOOR,
                 high=BRIGHTEST,

@@ -1,7 +1,6 @@
 """OUT/report.html: its numbers, hostile names, and how a browser shows and plays it."""
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.html import page
+from pipeline.html import charts
 from pipeline.inspect.data_report import MEANING, write_report
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, in_progress, ragged
@@ -25,6 +24,7 @@ from tests import fakes
 from tests.browser import browser, needs_browser
 from tests.damage import record_again
 from tests.pages import Page
+from tests.test_charts import points_of
 
 HOSTILE = "<script>window.harmed = 1</script>"
 NAMES = ["dog", HOSTILE, '"><img src=x onerror="window.harmed = 1">', "rain & wind", "never heard"]
@@ -207,14 +207,12 @@ def test_curve_follows_the_modification_times_of_shards(data: str, tmp_path: Pat
     html = storage.read_bytes(write_report(str(tmp_path / "data"))).decode()
     assert "days since 2023-11-14 22:13 UTC" in html
     curve = html[html.index("Clips prepared") : html.index("Durations")]
-    assert "over days since 2023-11-14 22:13 UTC, 0 to 4" in curve
-    assert "clips, 0 to 30" in curve
-    for points, days in zip(re.findall(r' points="([^"]+)"><title>', curve), ((0, 1, 4), (2, 3, 4)), strict=True):
-        x, y = np.array([point.split(",") for point in points.split()], float).T
-        across = (x - page.LEFT) / (page.WIDTH - page.LEFT - page.RIGHT)
+    assert "clips, 0 to 30, over days since 2023-11-14 22:13 UTC, 0 to 4" in curve
+    for points, days in zip(points_of(curve), ((0, 1, 4), (2, 3, 4)), strict=True):
+        across = (points[:, 0] - charts.LEFT) / (charts.WIDTH - charts.LEFT - charts.RIGHT)
         np.testing.assert_allclose(np.unique(across * 4), sorted({0, *days}), atol=0.01)
-        assert (np.diff(x) >= 0).all()
-        assert (np.diff(y) <= 0).all()  # down is up: the curve never falls
+        assert (np.diff(points[:, 0]) >= 0).all()
+        assert (np.diff(points[:, 1]) <= 0).all()  # down is up: the curve never falls
 
 
 def test_page_lists_all_findings_serious_ones_first(data: str, tmp_path: Path):

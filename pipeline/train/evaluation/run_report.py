@@ -19,8 +19,9 @@ from ast_core.errors import DataError
 from ast_core.metrics import METRICS, key_metrics, per_class_columns, selection_metrics
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from pipeline import storage
-from pipeline.html import page
-from pipeline.html.page import Cell, Column, Series, Table
+from pipeline.html import charts, page
+from pipeline.html.charts import Series
+from pipeline.html.page import Cell, Column, Table
 from pipeline.redaction import without_secrets
 from pipeline.train.evaluation import analysis
 from pipeline.train.evaluation.scores import Scores, read_scores
@@ -261,13 +262,13 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
         lowest = float(loss.y.min())
         log_from = lowest / 1.1 if lowest > 0 else None
         y_label = "loss (log scale)" if log_from else "loss"
-        yield page.chart([loss], title="Training loss", x_label="steps", y_label=y_label, log_y_from=log_from)
+        yield charts.chart([loss], title="Training loss", x_label="steps", y_label=y_label, log_y_from=log_from)
     rate = _series(steps, "lr", "learning rate")
     if rate is not None:
         highest = float(rate.y.max())
         power = math.floor(math.log10(highest)) if highest > 0 else 0  # a rate that stays 0 must be visible
         scaled = Series(rate.name, rate.x, rate.y / 10.0**power)
-        yield page.chart(
+        yield charts.chart(
             [scaled], title="Learning rate", x_label="steps", y_label=f"learning rate, 10{_superscript(power)}"
         )
     for metric, label in ((one.name, one.title) for one in key_metrics()):
@@ -281,7 +282,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
             )
         there = [line for line in lines if line is not None]
         if lines[0] is not None:
-            yield page.chart(
+            yield charts.chart(
                 there, title=f"{label} on the evaluation set", x_label="epochs", y_label=label, from_zero=False
             )
     for key, title, y_label, scale in (
@@ -293,7 +294,7 @@ def _charts(steps: Sequence[Record], epochs: Sequence[Record], is_full: bool) ->
         line = _series(steps, key, title)
         if line is not None:
             line = Series(line.name, line.x, scale * line.y)
-            yield page.chart([line], title=title, x_label="steps", y_label=y_label)
+            yield charts.chart([line], title=title, x_label="steps", y_label=y_label)
 
 
 def _series(records: Sequence[Record], key: str, name: str) -> Series | None:
@@ -360,12 +361,12 @@ def _class_part(classes: Sequence[Record]) -> dict[str, Any]:
                 for one in known
             ],
         )
-        chart = page.chart(
+        chart = charts.chart(
             [dots],
             title=f"{first.title} and training clips of each class",
             x_label="training clips (log scale)",
             y_label=first.title,
-            log_x_from=page.BELOW_ONE,
+            log_x_from=charts.BELOW_ONE,
         )
     return {
         "by_class": Table("Each class, best first", columns, rows, id="classes"),
@@ -427,7 +428,7 @@ def _calibration_chart(found: analysis.Calibration) -> Markup:
     notes = [f"{decisions:,} decisions" for decisions in found.decisions[some]]
     ours = Series("this model", found.mean_score[some], found.share_true[some], has_dots=True, notes=notes)
     even = Series("calibrated", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    return page.chart([ours, even], title="Reliability", x_label="mean score of a bin", y_label="share of true ones")
+    return charts.chart([ours, even], title="Reliability", x_label="mean score of a bin", y_label="share of true ones")
 
 
 def _confusion_table(pairs: Sequence[analysis.Confusion], names: Sequence[str]) -> Table:
