@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_core.frames import STORED_FLOOR
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.recipe import MixupDomain
 from ast_core.seeds import rng_for
 from ast_core.transfer import to_device
@@ -26,14 +26,16 @@ MIXUP_BETA = 10.0
 """λ ~ Beta(10, 10), as in the dataloader of `YuanGongND/ast`."""
 
 
-def mixup_power(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
+def mixup_power(a: Tensor, b: Tensor, lam: Tensor | float, nats_per_unit: float = 1.0) -> Tensor:
     """Log-mel of the mixture `λ a + (1 - λ) b` of two uncorrelated waveforms: powers add, weighted λ² and (1 - λ)².
 
     `a` and `b` are raw log-mel of one shape, `[..., frames, mel bins]`; `lam` in [0, 1] broadcasts against them.
-    `b` may be -inf after the end of the second clip. λ = 1 gives `a` exactly.
+    `b` may be -inf after the end of the second clip. λ = 1 gives `a` exactly, in natural logarithms. `nats_per_unit` is
+    that of the features' log scale: 1 for natural logarithms, ln(10) / 10 for decibels.
     """
     lam = torch.as_tensor(lam, dtype=a.dtype, device=a.device)
-    return torch.logaddexp(2 * lam.log() + a, 2 * torch.log1p(-lam) + b)
+    mixed = torch.logaddexp(2 * lam.log() + nats_per_unit * a, 2 * torch.log1p(-lam) + nats_per_unit * b)
+    return mixed / nats_per_unit
 
 
 def mixup_log_mel(a: Tensor, b: Tensor, lam: Tensor | float) -> Tensor:
@@ -48,21 +50,25 @@ def mixup_batch(
     partner_frames_B: Tensor,
     lam_B: Tensor,
     domain: MixupDomain = "power",
+    features: FeatureSettings = KALDI128,
 ) -> Tensor:
     """Mix each clip with its partner. The result has the clip's length and is 0 after it.
 
-    λ = 1 leaves a clip unchanged. A partner is silent after its end. All values stay at or above the fbank's floor, as
-    those of a real mixture do.
+    λ = 1 leaves a clip unchanged. A partner is silent after its end. All values stay at or above the features' floor,
+    as those of a real mixture do.
     """
+    nats = features.log_scale.nats_per_unit if domain == "power" else 1.0
     lam_B11, ended_BT1 = lam_B.view(-1, 1, 1), ~frames_mask(partner_frames_B, partner_BTM.shape[1]).unsqueeze(2)
     if domain == "power":
         # As mixup_power. After the partner's end, -inf takes the place of 2 log(1 - λ).
         gain_BT1 = (2 * torch.log1p(-lam_B11)).expand(ended_BT1.shape).masked_fill(ended_BT1, -torch.inf)
-        mixed = fbank_BTM + 2 * lam_B11.log()
-        torch.logaddexp(mixed, partner_BTM + gain_BT1, out=mixed)
+        mixed = torch.add(2 * lam_B11.log(), fbank_BTM, alpha=nats)
+        torch.logaddexp(mixed, torch.add(gain_BT1, partner_BTM, alpha=nats), out=mixed)
     else:
-        mixed = mixup_log_mel(fbank_BTM, partner_BTM.masked_fill(ended_BT1, STORED_FLOOR), lam_B11)
-    return mixed.clamp_min_(STORED_FLOOR).mul_(frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2))
+        mixed = mixup_log_mel(fbank_BTM, partner_BTM.masked_fill(ended_BT1, features.floor), lam_B11)
+    return mixed.clamp_min_(nats * features.floor).mul_(
+        frames_mask(num_frames_B, fbank_BTM.shape[1]).unsqueeze(2) / nats
+    )
 
 
 def frames_mask(num_frames_B: Tensor, num_frames: int) -> Tensor:

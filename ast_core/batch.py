@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ast_core.augment import Augmentation, mixup_batch, noise_and_roll, normalise, spec_augment
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.recipe import MixupDomain
 from ast_core.transfer import to_device
 
@@ -80,7 +81,11 @@ class Norm:
 
 
 def model_input(
-    batch: Batch, norm: Norm, augmentation: Augmentation | None, mixup_domain: MixupDomain = "power"
+    batch: Batch,
+    norm: Norm,
+    augmentation: Augmentation | None,
+    mixup_domain: MixupDomain = "power",
+    features: FeatureSettings = KALDI128,
 ) -> Tensor:
     """The network's input `[B, T, M]` in float32: mixup, SpecAugment, normalisation, noise and roll, in this order."""
     fbank = batch.fbank_BTM.to(torch.float32, copy=True)
@@ -93,6 +98,7 @@ def model_input(
             partners.num_frames_K,
             partners.lam_K,
             mixup_domain,
+            features,
         )
     if augmentation is None:
         return normalise(fbank, norm.mean, norm.std)

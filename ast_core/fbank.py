@@ -1,8 +1,8 @@
 """Kaldi-compatible log-mel filter banks: batched, on any device, differentiable.
 
 It computes the same as `torchaudio.compliance.kaldi.fbank(htk_compat=True, window_type="hanning", dither=0,
-use_energy=False, num_mel_bins=128, frame_shift=10)`, which works on one clip at a time. The steps and constants follow
-Kaldi's feature extraction (https://kaldi-asr.org/doc/feat.html).
+use_energy=False)`, which works on one clip at a time. The steps and constants follow Kaldi's feature extraction
+(https://kaldi-asr.org/doc/feat.html).
 """
 
 import math
@@ -12,17 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ast_core.frames import (
-    FRAME_LENGTH_MS,
-    FRAME_SHIFT_MS,
-    LOW_FREQ_HZ,
-    NUM_MEL_BINS,
-    POWER_FLOOR,
-    SAMPLE_RATE_HZ,
-    samples_of,
-)
+from ast_core.features import KALDI128, KINDS, FeatureSettings
 
 PREEMPHASIS = 0.97
+POWER_FLOOR = KINDS["kaldi_fbank"].power_floor
 
 FRAMES_AT_ONCE = 1024
 FRAMES_AT_ONCE_ON_GPU = 65_536
@@ -34,12 +27,14 @@ MEL_GROUPS = 8
 def fbank(
     waveform: Tensor,
     *,
-    sample_rate_hz: int = SAMPLE_RATE_HZ,
-    num_mel_bins: int = NUM_MEL_BINS,
-    frame_length_ms: float = FRAME_LENGTH_MS,
-    frame_shift_ms: float = FRAME_SHIFT_MS,
+    sample_rate_hz: int = KALDI128.sample_rate_hz,
+    num_mel_bins: int = KALDI128.num_mel_bins,
+    frame_length_ms: float = KALDI128.frame_length_ms,
+    frame_shift_ms: float = KALDI128.frame_shift_ms,
+    low_freq_hz: float = KALDI128.low_freq_hz,
+    high_freq_hz: float | None = KALDI128.high_freq_hz,
 ) -> Tensor:
-    """The natural logarithm of mel powers.
+    """The natural logarithm of mel powers. The keywords are the fields of `ast_core.features.FeatureSettings`.
 
     Memory besides the waveform: twice the result, and 7 MB in float32 (0.5 GB on a GPU) for any length of input. With
     gradients, autograd keeps about 5 KB more for each frame.
@@ -52,19 +47,28 @@ def fbank(
         `[..., frames, num_mel_bins]` in the dtype of `waveform`.
 
     Raises:
+        ConfigError: a setting is not allowed.
         ValueError: the waveform is shorter than one frame, or neither float32 nor float64.
     """
+    settings = FeatureSettings(
+        sample_rate_hz=sample_rate_hz,
+        num_mel_bins=num_mel_bins,
+        frame_length_ms=frame_length_ms,
+        frame_shift_ms=frame_shift_ms,
+        low_freq_hz=low_freq_hz,
+        high_freq_hz=high_freq_hz,
+    )
     if waveform.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"waveform is {waveform.dtype}; give float32 or float64 in [-1, 1]")
-    length, shift = samples_of(sample_rate_hz, frame_length_ms), samples_of(sample_rate_hz, frame_shift_ms)
+    length, shift = settings.frame_length_samples, settings.frame_shift_samples
     *batch, num_samples = waveform.shape
     if num_samples < length:
         raise ValueError(f"waveform has {num_samples} samples; one frame takes {length}")
-    num_frames = 1 + (num_samples - length) // shift
+    num_frames = settings.num_frames(num_samples)
     if 0 in batch:  # MKL's FFT would refuse it
         return waveform.new_empty(*batch, num_frames, num_mel_bins)
     window = _hann(length, waveform.dtype, waveform.device)
-    filters = _mel_filters(num_mel_bins, _fft_size(length), sample_rate_hz, waveform.dtype, waveform.device)
+    filters = _mel_filters(settings, waveform.dtype, waveform.device)
     frames = waveform.reshape(-1, num_samples).unfold(-1, length, shift)  # a view: [clips, frames, samples]
     at_once = FRAMES_AT_ONCE if waveform.device.type == "cpu" else FRAMES_AT_ONCE_ON_GPU
     # A block is several whole clips or a part of one clip, so that concatenated blocks keep the order of the clips.
@@ -100,18 +104,18 @@ def _hann(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _mel_filters(
-    num_mel_bins: int, fft_size: int, sample_rate_hz: int, dtype: torch.dtype, device: torch.device
-) -> list[tuple[slice, Tensor]]:
+def _mel_filters(settings: FeatureSettings, dtype: torch.dtype, device: torch.device) -> list[tuple[slice, Tensor]]:
     """Triangular filters of equal width on the mel scale `1127 ln(1 + f / 700)`, in groups from the lowest up.
 
     A group is the slice of FFT bins that it covers, with weights `[FFT bins, filters]`. The weights are computed in
     float32 as in torchaudio, because rounding decides the weights of filters that are narrower than an FFT bin.
     """
-    low, high = (1127.0 * math.log(1.0 + freq_hz / 700.0) for freq_hz in (LOW_FREQ_HZ, sample_rate_hz / 2))
-    step = (high - low) / (num_mel_bins + 1)
-    left, centre, right = (low + (torch.arange(num_mel_bins) + corner) * step for corner in (0.0, 1.0, 2.0))
-    mel = 1127.0 * (1.0 + torch.arange(fft_size // 2) * (sample_rate_hz / fft_size) / 700.0).log().unsqueeze(1)
+    num_bins, fft_size = settings.num_mel_bins, _fft_size(settings.frame_length_samples)
+    low, high = (1127.0 * math.log(1.0 + freq_hz / 700.0) for freq_hz in (settings.low_freq_hz, settings.upper_freq_hz))
+    step = (high - low) / (num_bins + 1)
+    left, centre, right = (low + (torch.arange(num_bins) + corner) * step for corner in (0.0, 1.0, 2.0))
+    fft_freq_hz = torch.arange(fft_size // 2) * (settings.sample_rate_hz / fft_size)
+    mel = 1127.0 * (1.0 + fft_freq_hz / 700.0).log().unsqueeze(1)
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0)
     groups = []
     for group in triangles.chunk(MEL_GROUPS, dim=1):

@@ -12,11 +12,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from ast_core.errors import ConfigError
+from ast_core.features import FEATURES, MAX_MEL_BINS
 from ast_core.models.registry import model_kind, owner_of
 from ast_core.recipe_yaml import read_yaml
 from ast_core.settings import one_line, settings
 
 MixupDomain = Literal["power", "log_mel"]
+
+DATA = "data"
+"""Value of the key `features` for those of the data set."""
 
 MAX_SEED = 2**64 - 1
 """The largest seed that PyTorch accepts."""
@@ -45,10 +49,10 @@ class ModelKeys:
     """Mel bins from one patch to the next, 1 to 16. Below 16, the size of a patch, neighbouring patches overlap."""
     tstride: int = 10
     """Frames from one patch to the next, 1 to 16."""
-    input_fdim: Annotated[int, Field(ge=1, le=1024)] = 128
+    input_fdim: Annotated[int, Field(ge=1, le=MAX_MEL_BINS)] = 128
     """Number of mel bins, as in the data set."""
     input_tdim: Annotated[int, Field(ge=1, le=30_000)] = 1024  # 300 s, the longest clip of a data set
-    """Number of 10 ms frames to which a clip is padded or cut."""
+    """Number of frames to which a clip is padded or cut. A frame of `kaldi128` is 10 ms."""
     imagenet_pretrain: bool = True
     """Start from DeiT's ImageNet weights. false: from random weights."""
     audioset_pretrain: bool = False
@@ -67,6 +71,9 @@ class ModelKeys:
 class InputKeys:
     """Input"""
 
+    features: str = "kaldi128"
+    """The features that the recipe is for, by name. A data set with other features is refused. data: those of the data
+    set, whatever they are; set input_fdim to its number of mel bins."""
     norm_stats: Literal["recipe", "data"] = "recipe"
     """recipe: normalise by dataset_mean and dataset_std, which published weights expect. data: by the norm of the
     training splits."""
@@ -191,6 +198,8 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
             if owner is not None and key not in kind.keys and getattr(self, key) != default:
                 raise ConfigError(f"{key} is a key of the model {owner}, but model is {self.model}; leave it out")
         kind.check(self)
+        if self.features not in (names := (*FEATURES, DATA)):
+            raise ConfigError(f"features is {self.features}; use {' or '.join(names)}")
         for key, size in (("freqm", "input_fdim"), ("timem", "input_tdim")):
             if getattr(self, key) > getattr(self, size):
                 problem = f"{key} is {getattr(self, key)}, but {size} is {getattr(self, size)}"

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ast_core.augment import Augmentation, Patchout
 from ast_core.batch import Batch, Norm, model_input
 from ast_core.execution import autocast, begin_graph_step, uses_cuda_graphs
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.recipe import Recipe
 
 
@@ -58,6 +59,7 @@ def train_step(
     world_size: int = 1,
     patchout: Patchout | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    features: FeatureSettings = KALDI128,
 ) -> Tensor:
     """Update `model` with this rank's share of a global batch of `num_clips_global` clips.
 
@@ -69,6 +71,7 @@ def train_step(
     Args:
         patchout: the draw for the global batch (`draw_patchout`).
         scaler: the result of `make_scaler`, the same object during the whole run.
+        features: the settings of the batch's features, whose log scale mixup needs.
 
     Returns:
         This rank's part of the global mean loss, a detached scalar. The sum over ranks is the mean of the batch.
@@ -84,7 +87,7 @@ def train_step(
         with nullcontext() if is_last else _without_exchange(model):
             begin_graph_step(device, recipe)
             with autocast(device, recipe):
-                logits = model(model_input(part, norm, drawn, recipe.mixup_domain), patchout)
+                logits = model(model_input(part, norm, drawn, recipe.mixup_domain, features), patchout)
             loss = (clip_losses(logits, part.target_BC, recipe.loss) * part.weight_B).sum() / num_clips_global
             scaled = loss * world_size if scaler is None else scaler.scale(loss * world_size)
             scaled.backward()

@@ -10,25 +10,25 @@ from torch import Tensor
 
 from ast_core.augment import normalise
 from ast_core.checkpoints import ModelConfig
-from ast_core.fbank import fbank
+from ast_core.features import log_mel
 from ast_core.models.tagger import Tagger
 
 
 def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor:
-    """The network's input `[1, T, M]` for a waveform `[N]`, mono, 16 kHz, in [-1, 1].
+    """The network's input `[1, T, M]` for a waveform `[N]`, mono, in [-1, 1], at `config.features.sample_rate_hz`.
 
     The mean of the waveform is subtracted. The log-mel is padded with 0 or cut to the model's `input_tdim` frames, and
     normalised: `(x - mean) / (2 std)`. Everything after the model's input length is ignored, so pass a long recording
     in windows.
 
     Raises:
-        ValueError: the waveform has more than one channel, or is shorter than a frame of 25 ms.
+        ValueError: the waveform has more than one channel, or is shorter than a frame.
     """
     samples_N = torch.as_tensor(waveform, dtype=torch.float32)
     if samples_N.ndim != 1:
         raise ValueError(f"the waveform has shape {tuple(samples_N.shape)}; give one channel, [samples]")
     samples_N = samples_N.clamp(-1, 1)
-    fbank_TM = fbank(samples_N - samples_N.mean())
+    fbank_TM = log_mel(samples_N - samples_N.mean(), config.features)
     num_frames = config.recipe.input_tdim
     fitted_TM = F.pad(fbank_TM[:num_frames], (0, 0, 0, max(0, num_frames - len(fbank_TM))))
     return normalise(fitted_TM[None], config.norm.mean, config.norm.std)
@@ -36,7 +36,7 @@ def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor
 
 @torch.inference_mode()
 def tag(model: Tagger, config: ModelConfig, waveform: np.ndarray | Tensor) -> Tensor:
-    """Sigmoid scores `[C]` on the CPU for a waveform `[N]`, mono, 16 kHz, in [-1, 1]; see `model_input_of`.
+    """Sigmoid scores `[C]` on the CPU for a waveform `[N]` as `model_input_of` takes it.
 
     Class i is `config.labels.names[i]`. `model` is in evaluation mode, as `load_model` returns it.
     """

@@ -11,7 +11,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from ast_core.fbank import SAMPLE_RATE_HZ, fbank
+from ast_core.fbank import fbank
+from ast_core.features import KALDI128
 
 NUM_CLIPS, CLIP_S = 32, 10
 REPEATS = 40
@@ -19,7 +20,7 @@ REPEATS = 40
 
 def main() -> int:
     torch.set_num_threads(1)
-    clips = torch.randn(NUM_CLIPS, CLIP_S * SAMPLE_RATE_HZ) * 0.1
+    clips = torch.randn(NUM_CLIPS, CLIP_S * KALDI128.sample_rate_hz) * 0.1
     work: dict[str, Callable[[], object]] = {
         "torchaudio, clip by clip": lambda: [len(kaldi(clip)) for clip in clips],
         "ours, clip by clip": lambda: [len(fbank(clip)) for clip in clips],
@@ -37,7 +38,7 @@ def kaldi(clip: Tensor) -> Tensor:
     """The fbank as the reference implementation calls it."""
     return torchaudio.compliance.kaldi.fbank(
         clip.unsqueeze(0),
-        sample_frequency=SAMPLE_RATE_HZ,
+        sample_frequency=KALDI128.sample_rate_hz,
         num_mel_bins=128,
         frame_shift=10,
         htk_compat=True,

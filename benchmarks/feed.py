@@ -28,7 +28,7 @@ import torchaudio
 from ast_core import augment
 from ast_core.batch import Norm, model_input
 from ast_core.fbank import fbank
-from ast_core.frames import NUM_MEL_BINS, SAMPLE_RATE_HZ
+from ast_core.features import KALDI128
 from ast_core.recipe import Recipe
 from pipeline import dataset
 from pipeline.dataset import Clips
@@ -86,9 +86,9 @@ def _rate(run: Callable[[], int]) -> tuple[float, float]:
 def sound(seed: int) -> np.ndarray:
     """Ten seconds of noise with varying spectrum and loudness, whose fbanks compress like those of recordings."""
     rng = np.random.default_rng(seed)
-    spectrum = np.fft.rfft(rng.standard_normal(CLIP_S * SAMPLE_RATE_HZ))
+    spectrum = np.fft.rfft(rng.standard_normal(CLIP_S * KALDI128.sample_rate_hz))
     spectrum /= 1 + np.arange(len(spectrum)) / rng.uniform(500, 20_000)
-    loudness = np.interp(np.linspace(0, 40, CLIP_S * SAMPLE_RATE_HZ), np.arange(41), rng.uniform(0.02, 1, 41))
+    loudness = np.interp(np.linspace(0, 40, CLIP_S * KALDI128.sample_rate_hz), np.arange(41), rng.uniform(0.02, 1, 41))
     samples = np.fft.irfft(spectrum) * loudness
     return (samples / np.abs(samples).max() * 0.9).astype(np.float32)
 
@@ -99,7 +99,7 @@ def _write_wavs(folder: Path, sounds: Sequence[np.ndarray]) -> list[str]:
         with wave.open(str(folder / f"{i}.wav"), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE_HZ)
+            file.setframerate(KALDI128.sample_rate_hz)
             file.writeframes((samples * 32767).astype("<i2").tobytes())
     return [str(folder / f"{i}.wav") for i in range(len(sounds))]
 
@@ -157,10 +157,10 @@ def _originals(files: Sequence[str], num_clips: int) -> int:
         features = torchaudio.compliance.kaldi.fbank(
             waveform,
             htk_compat=True,
-            sample_frequency=SAMPLE_RATE_HZ,
+            sample_frequency=KALDI128.sample_rate_hz,
             use_energy=False,
             window_type="hanning",
-            num_mel_bins=NUM_MEL_BINS,
+            num_mel_bins=KALDI128.num_mel_bins,
             dither=0.0,
             frame_shift=10,
         )

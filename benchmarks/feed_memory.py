@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ast_core.frames import NUM_MEL_BINS
+from ast_core.features import KALDI128
 from ast_core.recipe import Recipe
 from benchmarks.feed import NUM_CLASSES, write_shards
 from pipeline.dataset import Clips
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
         rng = np.random.default_rng(0)
         lengths = range(SHORTEST_FRAMES, LONGEST_FRAMES + 1)
-        fbanks = [rng.normal(-4, 4, (n, NUM_MEL_BINS)).astype(np.float16) for n in lengths]
+        fbanks = [rng.normal(-4, 4, (n, KALDI128.num_mel_bins)).astype(np.float16) for n in lengths]
         clips = write_shards(Path(folder), fbanks, args.clips)
         steps_per_epoch = TrainFeed(clips, RECIPE, NUM_CLASSES).steps_per_epoch
         num_batches = args.batches or NUM_EPOCHS * steps_per_epoch

@@ -33,8 +33,8 @@ from ast_core.augment import draw, draw_patchout
 from ast_core.batch import Batch, Norm, Partners
 from ast_core.execution import for_device, set_execution
 from ast_core.fbank import fbank
+from ast_core.features import KALDI128
 from ast_core.flops import utilisation
-from ast_core.frames import NUM_MEL_BINS
 from ast_core.models import create_model
 from ast_core.models.shapes import MODEL_SIZES, patch_grid
 from ast_core.recipe import Recipe
@@ -312,9 +312,9 @@ def step_on_one_batch(variant: Variant, recipe: Recipe, device: torch.device) ->
         mixed = np.arange(0, num_clips, 2)
         partners = Partners(mixed, clips[mixed].half(), frames[mixed], torch.full((len(mixed),), 0.5))
     batch = Batch(clips.half(), frames, targets, torch.ones(num_clips), partners).to(device)
-    shape = {"num_frames": num_frames, "num_mel_bins": NUM_MEL_BINS}
+    shape = {"num_frames": num_frames, "num_mel_bins": KALDI128.num_mel_bins}
     drawn = draw((0,), num_clips, **shape, freqm=recipe.freqm, timem=recipe.timem, noise=False)
-    grid = patch_grid(NUM_MEL_BINS, num_frames, STRIDE, STRIDE)
+    grid = patch_grid(KALDI128.num_mel_bins, num_frames, STRIDE, STRIDE)
     patchout = draw_patchout((0,), grid, num_rows=recipe.patchout_f, num_columns=recipe.patchout_t)
     return lambda: step(batch, drawn, num_clips_global=num_clips, patchout=patchout)
 
@@ -325,7 +325,7 @@ def original_step(recipe: Recipe, device: torch.device) -> Step:
     network = timm.create_model(MODEL_SIZES[recipe.model_size][0], num_classes=0)
     for block in network.blocks:
         block.attn.fused_attn = False
-    dim, (rows, columns) = network.embed_dim, patch_grid(NUM_MEL_BINS, recipe.input_tdim, STRIDE, STRIDE)
+    dim, (rows, columns) = network.embed_dim, patch_grid(KALDI128.num_mel_bins, recipe.input_tdim, STRIDE, STRIDE)
     network.patch_embed.img_size = None
     network.patch_embed.proj = nn.Conv2d(1, dim, 16, stride=STRIDE)
     network.pos_embed = nn.Parameter(torch.randn(1, 2 + rows * columns, dim) * 0.02)
@@ -348,7 +348,7 @@ def original_step(recipe: Recipe, device: torch.device) -> Step:
 
 def data(recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise `[B, T, M]`, and labels `[B, C]`."""
-    clips = torch.randn(recipe.batch_size, recipe.input_tdim, NUM_MEL_BINS)
+    clips = torch.randn(recipe.batch_size, recipe.input_tdim, KALDI128.num_mel_bins)
     targets = torch.zeros(recipe.batch_size, recipe.label_dim)
     targets[:, :LABELS_PER_CLIP] = 1
     return clips.to(device), targets.to(device)

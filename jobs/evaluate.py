@@ -145,9 +145,11 @@ def _threads(args: argparse.Namespace, num_checkpoints: int) -> int:
 
 def _check(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]:
     """The column of each class of the data set in the checkpoint's scores. Raises DataError if they do not fit."""
-    mel_bins = dataset.info["features"]["num_mel_bins"]
-    if config.recipe.input_fdim != mel_bins:
-        raise DataError(f"{uri} takes {config.recipe.input_fdim} mel bins; {dataset.uri} has {mel_bins}")
+    if other := dataset.features.differences(config.features):
+        raise DataError(
+            f"{uri} was trained on other features than {dataset.uri} has: {other}; prepare the data again with "
+            f"--features {config.features.option}"
+        )
     order = class_order(config.labels, dataset.labels)
     if order is None:
         raise DataError(

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ast_core import frames
-from ast_core.errors import DataError
+from ast_core.errors import ConfigError, DataError
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from pipeline import parquet, storage
 from pipeline.parquet import read_table
@@ -80,18 +81,7 @@ INDEX = pa.schema(
     ]
 )
 
-FEATURES: dict[str, Any] = {
-    "kind": "kaldi log-mel fbank",
-    "sample_rate_hz": frames.SAMPLE_RATE_HZ,
-    "num_mel_bins": frames.NUM_MEL_BINS,
-    "frame_length_ms": frames.FRAME_LENGTH_MS,
-    "frame_shift_ms": frames.FRAME_SHIFT_MS,
-    "low_freq_hz": frames.LOW_FREQ_HZ,
-    "window": "hanning",
-    "waveform_scale": 1.0,
-    "stored_as": "float16",
-}
-"""The settings of the fbanks. Data with different settings cannot be in one data set."""
+FEATURES = KALDI128.to_dict()
 
 
 def dataset_json(output: str) -> str:
@@ -221,6 +211,14 @@ def published_sha256(output: str, split: str, name: str) -> str | None:
     return sha256
 
 
+def features_of(output: str, info: dict[str, Any]) -> FeatureSettings:
+    """The feature settings in dataset.json (`info`). Raises DataError if this program cannot read such features."""
+    try:
+        return FeatureSettings.from_mapping(info["features"], origin=f"the features in {dataset_json(output)}")
+    except ConfigError as err:
+        raise DataError(str(err)) from err
+
+
 @functools.cache
 def _warn_of_version(uri: str) -> None:
     """Warn once in a process."""
@@ -259,6 +257,7 @@ class PreparedDataset:
     uri: str
     info: dict[str, Any]
     labels: LabelVocabulary
+    features: FeatureSettings
 
     @classmethod
     def open(cls, uri: str) -> "PreparedDataset":
@@ -275,7 +274,7 @@ class PreparedDataset:
             )
         if info["schema_version"] == UNCHECKED_VERSION:
             _warn_of_version(uri)
-        return cls(uri, info, read_labels(uri, info))
+        return cls(uri, info, read_labels(uri, info), features_of(uri, info))
 
     @property
     def splits(self) -> list[str]:

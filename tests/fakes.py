@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pyarrow as pa
 
-from ast_core.frames import NUM_MEL_BINS, num_frames_of
+from ast_core.features import KALDI128
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.audio.features import features
@@ -157,9 +157,11 @@ def write_data(
 def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.5689974) -> pa.Table:
     """Rows of SHARD without fbank for rows of CLIPS: complete, different clips with this mean and std."""
     rows = clips.to_pylist()
-    values = [NUM_MEL_BINS * num_frames_of(round((row["end_s"] - row["start_s"]) * RATE_HZ)) for row in rows]
+    values = [
+        KALDI128.num_mel_bins * KALDI128.num_frames(round((row["end_s"] - row["start_s"]) * RATE_HZ)) for row in rows
+    ]
     made = {
-        "num_frames": [n // NUM_MEL_BINS for n in values],
+        "num_frames": [n // KALDI128.num_mel_bins for n in values],
         "num_clipped": [0] * len(rows),
         "num_silent_frames": [0] * len(rows),
         "fbank_sum": [n * mean for n in values],

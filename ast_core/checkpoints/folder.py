@@ -21,6 +21,7 @@ from ast_core.checkpoints import huggingface
 from ast_core.checkpoints.published import recognise_published
 from ast_core.checksums import file_sha256, with_checksum, without_checksum
 from ast_core.errors import ConfigError, DataError
+from ast_core.features import FEATURES, KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.models import create_model
 from ast_core.models.pretrained import from_original, has_zero_image_heads, to_huggingface, to_original, under_our_names
@@ -45,15 +46,17 @@ OUR_KEY = "ast_ray"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to use a trained model: its recipe, the norm of its input, and its classes."""
+    """All that is needed to use a trained model: its recipe, the features and norm of its input, and its classes."""
 
     recipe: Recipe
     norm: Norm
     labels: LabelVocabulary
+    features: FeatureSettings = KALDI128
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.to_dict(),
+            "features": self.features.to_dict(),
             "norm": {"mean": self.norm.mean, "std": self.norm.std},
             "labels": [{"mid": m, "display_name": n} for m, n in zip(self.labels.mids, self.labels.names, strict=True)],
         }
@@ -64,13 +67,16 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, value: Any, *, origin: object) -> "ModelConfig":
         try:
-            labels = value["labels"]
+            labels, recipe = value["labels"], Recipe(**value["recipe"])
+            # Earlier versions recorded no features: they computed all settings of kaldi128, with the model's bins.
+            features = value.get("features", {"num_mel_bins": recipe.input_fdim})
             return cls(
-                recipe=Recipe(**value["recipe"]),
+                recipe=recipe,
                 norm=Norm(**value["norm"]),
                 labels=LabelVocabulary(
                     tuple(label["mid"] for label in labels), tuple(label["display_name"] for label in labels)
                 ),
+                features=FeatureSettings.from_mapping(features, origin="features"),
             )
         except (ConfigError, ValueError, KeyError, TypeError) as err:
             raise DataError(f"{origin} is damaged or of another version ({type(err).__name__}: {err})") from err
@@ -167,7 +173,7 @@ def save_huggingface(folder: str | os.PathLike[str], state: Mapping[str, Tensor]
         raise ConfigError(f"the format of Hugging Face is for the model ast, this is {config.recipe.model}; use ours")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    settings, extractor = huggingface.to_configs(config.recipe, config.norm, config.labels)
+    settings, extractor = huggingface.to_configs(config.recipe, config.norm, config.labels, config.features)
     save_file(_on_cpu(to_huggingface(state)), target / WEIGHTS_FILE, metadata={"format": "pt"})
     (target / PREPROCESSOR_FILE).write_text(_to_json(extractor), encoding="utf-8")
     (target / CONFIG_FILE).write_text(_to_json(settings | {OUR_KEY: config.to_dict()}), encoding="utf-8")
@@ -194,7 +200,7 @@ def _own_config(settings: dict[str, Any], extractor: dict[str, Any]) -> ModelCon
     """Our config in a Hugging Face `config.json`. None if one of the two files has changed since we wrote it."""
     try:
         config = ModelConfig.from_dict(settings[OUR_KEY], origin=OUR_KEY)
-        written = huggingface.to_configs(config.recipe, config.norm, config.labels)
+        written = huggingface.to_configs(config.recipe, config.norm, config.labels, config.features)
     except (ConfigError, DataError):
         return None
     found = {key: settings.get(key) for key in written[0]}, {key: extractor.get(key) for key in written[1]}
@@ -223,10 +229,13 @@ def _read_file(
         )
     if norm is None and recipe.norm_stats != "recipe":
         raise DataError(f"{file} does not contain the norm of its input; give norm, or a recipe with norm_stats recipe")
+    if recipe.features not in FEATURES:
+        raise DataError(f"{file} does not contain its feature settings; give a recipe with {' or '.join(FEATURES)}")
     config = ModelConfig(
         recipe=replace(recipe, label_dim=recipe.label_dim or len(labels)),
         norm=norm or Norm(recipe.dataset_mean, recipe.dataset_std),
         labels=labels,
+        features=replace(FEATURES[recipe.features], num_mel_bins=recipe.input_fdim),
     )
     return _build_model(config, state, file), config
 

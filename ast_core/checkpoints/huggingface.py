@@ -9,15 +9,16 @@ by 1.5e-5 of their spread (2.1e-5 with 1e-12, 0 with the two epsilons). The diff
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ast_core.batch import Norm
 from ast_core.checkpoints.published import foreign_recipe, vocabulary_of
-from ast_core.errors import DataError
-from ast_core.fbank import SAMPLE_RATE_HZ
+from ast_core.errors import ConfigError, DataError
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE
-from ast_core.recipe import Recipe
+from ast_core.recipe import DATA, Recipe
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 LAYER_NORM_EPS = 1e-6
@@ -56,8 +57,17 @@ _EXTRACTOR_DEFAULTS: dict[str, Any] = {
 }
 
 
-def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of `config.json` and `preprocessor_config.json`."""
+def to_configs(
+    recipe: Recipe, norm: Norm, labels: LabelVocabulary, features: FeatureSettings = KALDI128
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of `config.json` and `preprocessor_config.json`.
+
+    Raises:
+        ConfigError: `ASTFeatureExtractor` cannot compute these features. Only its number of mel bins may be chosen: it
+            has no settings of frames and frequencies, and counts a frame's samples for 16 kHz without torchaudio.
+    """
+    if other := features.differences(replace(KALDI128, num_mel_bins=features.num_mel_bins)):
+        raise ConfigError(f"the feature extractor of Hugging Face cannot compute these features: {other}; use ours")
     names = distinct_names(labels)
     config = {
         "architectures": ["ASTForAudioClassification"],
@@ -77,7 +87,7 @@ def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dic
     }
     extractor = {
         "feature_extractor_type": "ASTFeatureExtractor",
-        "sampling_rate": SAMPLE_RATE_HZ,
+        "sampling_rate": features.sample_rate_hz,
         "num_mel_bins": recipe.input_fdim,
         "max_length": recipe.input_tdim,
         "feature_size": 1,
@@ -93,8 +103,8 @@ def to_configs(recipe: Recipe, norm: Norm, labels: LabelVocabulary) -> tuple[dic
 
 def from_configs(
     config: Mapping[str, Any], extractor: Mapping[str, Any], *, origin: object
-) -> tuple[Recipe, Norm, LabelVocabulary]:
-    """Recipe, norm and labels from the contents of both files.
+) -> tuple[Recipe, Norm, LabelVocabulary, FeatureSettings]:
+    """Recipe, norm, labels and features from the contents of both files.
 
     Raises:
         DataError: a setting that our model does not support. The message names it.
@@ -140,7 +150,9 @@ def from_configs(
     problems = list(_LOSS_OF_PROBLEM)
     require(config["problem_type"] in problems, "problem_type", config["problem_type"], f"one of {problems}")
     labels = _labels(config["id2label"], origin)
+    features = replace(KALDI128, num_mel_bins=config["num_mel_bins"])
     recipe = foreign_recipe(
+        features="kaldi128" if features == KALDI128 else DATA,
         label_dim=len(labels),
         model_size=_model_size(config, origin),
         fstride=config["frequency_stride"],
@@ -151,7 +163,7 @@ def from_configs(
         dataset_std=float(extractor["std"]),
         loss=_LOSS_OF_PROBLEM[config["problem_type"]],
     )
-    return recipe, Norm(recipe.dataset_mean, recipe.dataset_std), labels
+    return recipe, Norm(recipe.dataset_mean, recipe.dataset_std), labels, features
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ast_core.errors import DataError
-from ast_core.fbank import NUM_MEL_BINS
+from ast_core.features import KALDI128
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.models.pretrained import NUM_PREFIX_TOKENS
 from ast_core.models.shapes import patch_grid
@@ -65,7 +65,7 @@ def recognise_published(state: Mapping[str, Tensor], *, origin: object) -> tuple
         (speechcommands_labels(), SPEECH_COMMANDS, (10,)),
     ):
         for stride in strides:
-            rows, columns = patch_grid(NUM_MEL_BINS, known.num_frames, stride, stride)
+            rows, columns = patch_grid(KALDI128.num_mel_bins, known.num_frames, stride, stride)
             if shapes == ((1, NUM_PREFIX_TOKENS + rows * columns, BASE_DIM), (len(labels), BASE_DIM)):
                 recipe = foreign_recipe(
                     label_dim=len(labels),

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ast_core.errors import DataError
+from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES
@@ -84,6 +85,7 @@ class DatasetSummary:
     info: dict[str, Any]
     """dataset.json"""
     labels: LabelVocabulary
+    features: FeatureSettings
     splits: list[SplitSummary]
 
 
@@ -111,7 +113,7 @@ def summarize(
         splits = list(
             pool.map(lambda split: _summarize_split(data, split, official.get(split), stored.get(split)), data.splits)
         )
-    return DatasetSummary(data.uri, data.info, data.labels, splits)
+    return DatasetSummary(data.uri, data.info, data.labels, data.features, splits)
 
 
 def _summarize_split(data: PreparedDataset, split: str, uri: str | None, stored: pa.Table | None) -> SplitSummary:

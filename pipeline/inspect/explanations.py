@@ -3,13 +3,19 @@
 `owner/repo#N` is an issue or pull request on GitHub. If nobody has published a figure, the text says so.
 """
 
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.published_inputs import AUDIOSET, ESC50, SPEECH_COMMANDS, PublishedInput
 from pipeline.prepare.clip import Reason
 
 
-def published_for(labels: LabelVocabulary) -> PublishedInput | None:
-    """The published input with the same classes in any order; None if there is none. AudioSet may lack a tenth."""
+def published_for(labels: LabelVocabulary, features: FeatureSettings = KALDI128) -> PublishedInput | None:
+    """The published input with these features and the same classes in any order; None if there is none.
+
+    AudioSet may lack a tenth.
+    """
+    if features != KALDI128:
+        return None
     if len(set(labels.mids) & set(audioset_labels().mids)) >= 0.9 * len(audioset_labels()):
         return AUDIOSET
     if len(labels) == 50 and {"chirping_birds", "crackling_fire", "vacuum_cleaner"} <= set(labels.names):
@@ -157,6 +163,6 @@ OTHER_CLASSES = (
     "cannot be compared. Published checkpoints do not fit this vocabulary."
 )
 OTHER_FEATURES = (
-    "Weights and published norms are for the recipes' features. 'Kaldi-compatible' says nothing about scale and "
-    "dither (pytorch/audio#400). Prepare the data again."
+    "Published weights and norms are for kaldi128, and so is each recipe that does not set the key features. Without "
+    "a published norm the recipe needs norm_stats data, or the mean and std of these data."
 )

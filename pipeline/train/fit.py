@@ -26,10 +26,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, UserError
+from ast_core.features import FEATURES
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import key_metrics
 from ast_core.models.tagger import Tagger
-from ast_core.recipe import Recipe
+from ast_core.recipe import DATA, Recipe
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.locks import exclusive
@@ -100,13 +101,13 @@ def claim(settings: TrainSettings) -> ClaimedRun:
     if settings.init_from is not None:
         if recipe.audioset_pretrain:
             raise ConfigError("--init-from and audioset_pretrain both name weights to start from; give one")
-        start = cache(partial(models.start_from, settings.init_from, recipe))
+        start = cache(partial(models.start_from, settings.init_from, recipe, dataset.features))
         # If the run has started from this model, the model need not exist any more.
         model = without_secrets(storage.absolute(settings.init_from))
         init_from = model, run_folder.recorded_start_norm(run, model) or start().config.norm
         recipe = _from_own_model(recipe, init_from[1], settings.overrides)
     norm = choose_norm(recipe, dataset, settings.train_splits)
-    config = ModelConfig(_without_keys(recipe), norm, dataset.labels)
+    config = ModelConfig(_without_keys(recipe), norm, dataset.labels, dataset.features)
     identity = RunIdentity.of(config, dataset, splits, clips, init_from=init_from, num_workers=settings.num_workers)
     make_model = partial(_initial_model, recipe, dataset.labels, None if settings.init_from is None else start)
     take_over = run_folder.reserve_folder(run, identity, config, make_model)
@@ -208,10 +209,7 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
     num_classes = len(dataset.labels)
     if recipe.label_dim not in (None, num_classes):
         raise ConfigError(f"label_dim is {recipe.label_dim}; {dataset.uri} has {num_classes} classes, leave it out")
-    if recipe.input_fdim != dataset.info["features"]["num_mel_bins"]:
-        raise ConfigError(
-            f"input_fdim is {recipe.input_fdim}; the data has {dataset.info['features']['num_mel_bins']} mel bins"
-        )
+    _check_features(recipe, dataset)
     if recipe.loss == "CE":
         for clips in (train, evaluation):
             if (clips.labels.value_lengths().to_numpy() != 1).any():
@@ -219,6 +217,21 @@ def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluat
                     "loss CE takes exactly one label a clip; this data has clips with several: use loss BCE"
                 )
     return replace(recipe, label_dim=num_classes)
+
+
+def _check_features(recipe: Recipe, dataset: PreparedDataset) -> None:
+    """Raise ConfigError if the data set has other features than the recipe, or another number of bins."""
+    num_mel_bins = dataset.features.num_mel_bins
+    if recipe.features != DATA and (other := dataset.features.differences(FEATURES[recipe.features])):
+        raise ConfigError(
+            f"the recipe is for the features {recipe.features}, and {dataset.uri} has others: {other}; prepare the "
+            f"data again with --features {recipe.features}, or set features {DATA} and input_fdim {num_mel_bins}"
+        )
+    if recipe.input_fdim != num_mel_bins:
+        raise ConfigError(
+            f"input_fdim is {recipe.input_fdim}, and {dataset.uri} has {num_mel_bins} mel bins; set input_fdim "
+            f"{num_mel_bins}"
+        )
 
 
 def _initial_model(recipe: Recipe, labels: LabelVocabulary, start: Callable[[], models.Start] | None) -> Tagger:

@@ -22,6 +22,7 @@ from ast_core.checkpoints import (
     save_model,
 )
 from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.models import create_model
 from ast_core.models.registry import model_kind
@@ -41,14 +42,20 @@ class Start:
     config: ModelConfig
 
 
-def start_from(uri: str, recipe: Recipe) -> Start:
-    """The model at `uri`, in any format, to start a run of `recipe` from. Raises ConfigError if its size differs."""
+def start_from(uri: str, recipe: Recipe, features: FeatureSettings) -> Start:
+    """The model at `uri`, in any format, to start a run of `recipe` on data with `features` from.
+
+    Raises:
+        ConfigError: it is of another kind or size, or was trained on other features.
+    """
     found = find(uri)
     model, config = read(found)
     if config.recipe.model != recipe.model:
         raise ConfigError(f"--init-from {uri} is the model {config.recipe.model}, this run's is {recipe.model}")
     if reason := model_kind(recipe.model).why_no_start_from(config.recipe, recipe):
         raise ConfigError(f"--init-from {uri} {reason}")
+    if other := features.differences(config.features):
+        raise ConfigError(f"--init-from {uri} was trained on other features than those of this data set: {other}")
     return Start(found, model, config)
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
+from ast_core.features import KALDI128
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import EXECUTION_KEYS
 from ast_core.schedule import WARMUP_STEPS
@@ -62,6 +63,7 @@ class RunIdentity:
         """`splits` and `clips` have the keys `train` and `eval`; `init_from` is a model's URI and its norm."""
         settings: dict[str, Any] = {
             "recipe": config.recipe.to_dict(),
+            "features": config.features.to_dict(),
             "train_splits": dataset.fingerprint(splits["train"]),
             "eval_splits": dataset.fingerprint(splits["eval"]),
             "train_layout": layout(clips["train"]),
@@ -197,12 +199,17 @@ def _check_same_run(run: str, recorded: dict[str, Any], identity: RunIdentity) -
 
 
 def _with_old_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with what earlier versions did without recording it: the model ast, 1,000 warm-up steps."""
+    """A config.json with what earlier versions did without recording it: one kind of features and of model, and 1,000
+    warm-up steps."""
     recipe = recorded.get("recipe")
     if not isinstance(recipe, dict):
         return recorded
-    defaults = {"model": "ast", "warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None}
-    return recorded | {"recipe": defaults | recipe}
+    defaults = {
+        "model": "ast",
+        "features": "kaldi128",
+        "warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None,
+    }
+    return {"features": KALDI128.to_dict()} | recorded | {"recipe": defaults | recipe}
 
 
 def _differences(recorded: Any, given: Any, path: str = "") -> list[str]:

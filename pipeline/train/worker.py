@@ -227,6 +227,7 @@ class Run:
                 world_size=self.world_size,
                 patchout=item.patchout,
                 scaler=self.scaler,
+                features=self.config.features,
             )
             losses.append(loss)
             num_clips += item.num_clips_global

@@ -9,7 +9,7 @@ import torch
 from ast_core import ASTModel
 from ast_core.augment import Augmentation, draw
 from ast_core.batch import Batch, Norm, Partners
-from ast_core.frames import POWER_FLOOR
+from ast_core.fbank import POWER_FLOOR
 from ast_core.recipe import Recipe
 
 NUM_CLASSES, NUM_FRAMES, NUM_MEL_BINS = 5, 64, 128

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from scipy import stats
 from torch import Tensor
 
 from ast_core.augment import (
-    STORED_FLOOR,
     Augmentation,
     draw,
     draw_patchout,
@@ -22,8 +22,8 @@ from ast_core.augment import (
     normalise,
     spec_augment,
 )
-from ast_core.fbank import fbank
-from ast_core.frames import POWER_FLOOR
+from ast_core.fbank import POWER_FLOOR, fbank
+from ast_core.features import KALDI128, KINDS, FeatureSettings, LogScale
 from ast_core.recipe import MixupDomain
 from tests.ast_core import small
 from tests.reference import figures, needs_shared
@@ -118,7 +118,25 @@ def test_mixup_in_log_mel_weights_values_and_takes_silence_after_the_partner():
     frames, ended = torch.tensor([small.NUM_FRAMES]), torch.tensor([40])
     mixed = mixup_batch(clip, frames, partner, ended, torch.tensor([0.3]), "log_mel")
     torch.testing.assert_close(mixed[:, :40], 0.3 * clip[:, :40] + 0.7 * partner[:, :40])
-    torch.testing.assert_close(mixed[:, 40:], 0.3 * clip[:, 40:] + 0.7 * STORED_FLOOR)
+    torch.testing.assert_close(mixed[:, 40:], 0.3 * clip[:, 40:] + 0.7 * KALDI128.floor)
+
+
+def test_mixup_adds_powers_in_decibels_too(monkeypatch: pytest.MonkeyPatch):
+    nats_per_db = math.log(10) / 10
+    in_decibels = replace(KINDS["kaldi_fbank"], log_scale=LogScale("decibels", "dB", nats_per_db))
+    monkeypatch.setitem(KINDS, "in_decibels", in_decibels)
+    clip, partner = small.log_mel(2).split(1)
+    lengths = torch.tensor([small.NUM_FRAMES]), torch.tensor([40])
+    natural = mixup_batch(clip, lengths[0], partner, lengths[1], torch.tensor([0.3]))
+    features = FeatureSettings(kind="in_decibels")
+    decibels = mixup_batch(
+        clip / nats_per_db, lengths[0], partner / nats_per_db, lengths[1], torch.tensor([0.3]), features=features
+    )
+    torch.testing.assert_close(decibels, natural / nats_per_db, atol=features.floor * -1e-3, rtol=1e-5)
+    torch.testing.assert_close(
+        mixup_power(clip / nats_per_db, partner / nats_per_db, 0.3, nats_per_db),
+        mixup_power(clip, partner, 0.3) / nats_per_db,
+    )
 
 
 @pytest.mark.parametrize("domain", ["power", "log_mel"])

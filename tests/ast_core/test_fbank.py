@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ast_core.fbank
 from ast_core.augment import normalise
-from ast_core.fbank import fbank
-from ast_core.frames import NUM_MEL_BINS, POWER_FLOOR, SAMPLE_RATE_HZ, num_frames_of
+from ast_core.fbank import POWER_FLOOR, fbank
+from ast_core.features import KALDI128, FeatureSettings
 from tests.reference import AUDIOSET, SHARED, figures, needs_shared
 
 TOLERANCE = 1e-3
@@ -27,6 +27,8 @@ KALDI_NAMES = {
     "frame_shift_ms": "frame_shift",
     "sample_rate_hz": "sample_frequency",
     "num_mel_bins": "num_mel_bins",
+    "low_freq_hz": "low_freq",
+    "high_freq_hz": "high_freq",
 }
 ESC10_CLASSES = [
     "001 - Dog bark",
@@ -46,7 +48,7 @@ def kaldi(waveform: Tensor, **settings: float) -> Tensor:
     """torchaudio's fbank of one clip `[samples]`, called as in the reference implementation."""
     return torchaudio.compliance.kaldi.fbank(
         waveform.unsqueeze(0),
-        **{"sample_frequency": SAMPLE_RATE_HZ, "num_mel_bins": 128, "frame_shift": 10} | settings,
+        **{"sample_frequency": KALDI128.sample_rate_hz, "num_mel_bins": 128, "frame_shift": 10} | settings,
         htk_compat=True,
         use_energy=False,
         window_type="hanning",
@@ -59,23 +61,25 @@ def noise(num_samples: int, *, seed: int = 0, gain: float = 0.1) -> Tensor:
 
 
 def tone(num_samples: int, freq_hz: float = 440.0) -> Tensor:
-    return torch.sin(2 * torch.pi * freq_hz * torch.arange(num_samples) / SAMPLE_RATE_HZ)
+    return torch.sin(2 * torch.pi * freq_hz * torch.arange(num_samples) / KALDI128.sample_rate_hz)
 
 
 def speech_like() -> Tensor:
     """Two seconds of a buzz with a pitch from 90 to 240 Hz, filtered by three formants, with a pause."""
-    pitch_hz = np.linspace(90, 240, 2 * SAMPLE_RATE_HZ)
-    signal = np.diff(np.floor(np.cumsum(pitch_hz / SAMPLE_RATE_HZ)), prepend=0)
+    pitch_hz = np.linspace(90, 240, 2 * KALDI128.sample_rate_hz)
+    signal = np.diff(np.floor(np.cumsum(pitch_hz / KALDI128.sample_rate_hz)), prepend=0)
     for formant_hz, bandwidth_hz in ((700, 80), (1220, 90), (2600, 120)):
-        radius = np.exp(-np.pi * bandwidth_hz / SAMPLE_RATE_HZ)
-        signal = lfilter([1], [1, -2 * radius * np.cos(2 * np.pi * formant_hz / SAMPLE_RATE_HZ), radius**2], signal)
+        radius = np.exp(-np.pi * bandwidth_hz / KALDI128.sample_rate_hz)
+        signal = lfilter(
+            [1], [1, -2 * radius * np.cos(2 * np.pi * formant_hz / KALDI128.sample_rate_hz), radius**2], signal
+        )
     signal[12_000:16_000] = 0
     return torch.from_numpy(0.5 * signal / np.abs(signal).max()).float()
 
 
 def music_like() -> Tensor:
     """Four chords of notes with five harmonics, which decay to silence."""
-    t = torch.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    t = torch.arange(KALDI128.sample_rate_hz) / KALDI128.sample_rate_hz
     chords = ((220, 277, 330), (247, 294, 370), (196, 247, 294), (110, 220, 440))
     notes = [[(freq_hz * k, 1 / k) for freq_hz in chord for k in range(1, 6)] for chord in chords]
     tones = [sum(gain * torch.sin(2 * torch.pi * freq_hz * t) for freq_hz, gain in note) for note in notes]
@@ -85,16 +89,16 @@ def music_like() -> Tensor:
 WAVEFORMS = {
     "speech": speech_like,
     "music": music_like,
-    "noise": lambda: noise(10 * SAMPLE_RATE_HZ),
-    "faint noise": lambda: noise(SAMPLE_RATE_HZ, gain=1e-4),
-    "tone": lambda: 0.5 * tone(SAMPLE_RATE_HZ),
-    "silence": lambda: torch.zeros(SAMPLE_RATE_HZ),
+    "noise": lambda: noise(10 * KALDI128.sample_rate_hz),
+    "faint noise": lambda: noise(KALDI128.sample_rate_hz, gain=1e-4),
+    "tone": lambda: 0.5 * tone(KALDI128.sample_rate_hz),
+    "silence": lambda: torch.zeros(KALDI128.sample_rate_hz),
     "silence, then noise": lambda: torch.cat([torch.zeros(8000), noise(8000)]),
-    "clipping": lambda: (20 * tone(SAMPLE_RATE_HZ)).clamp(-1, 1),
-    "click": lambda: torch.nn.functional.one_hot(torch.tensor(5000), SAMPLE_RATE_HZ).float(),
-    "DC offset": lambda: noise(SAMPLE_RATE_HZ) + 0.5,
+    "clipping": lambda: (20 * tone(KALDI128.sample_rate_hz)).clamp(-1, 1),
+    "click": lambda: torch.nn.functional.one_hot(torch.tensor(5000), KALDI128.sample_rate_hz).float(),
+    "DC offset": lambda: noise(KALDI128.sample_rate_hz) + 0.5,
     "one frame": lambda: noise(400),
-    "a minute": lambda: noise(60 * SAMPLE_RATE_HZ),
+    "a minute": lambda: noise(60 * KALDI128.sample_rate_hz),
 }
 
 
@@ -114,8 +118,10 @@ SETTINGS = [
     {"frame_shift_ms": 5.0},
     {"frame_shift_ms": 12.5},
     {"sample_rate_hz": 8000},
+    {"sample_rate_hz": 32_000, "low_freq_hz": 50.0, "high_freq_hz": 14_000.0},
+    {"num_mel_bins": 64, "low_freq_hz": 0.0},
     *(
-        dict(zip(KALDI_NAMES, values, strict=True))
+        dict(zip(KALDI_NAMES, values, strict=False))
         for values in product((20.0, 32.0), (5.0, 12.5), (8000, 22_050, 44_100), (23, 80, 200))
     ),
 ]
@@ -132,9 +138,9 @@ def test_fbank_equals_kaldis_at_other_settings(settings: dict):
 
 def test_the_fbank_of_ten_minutes_equals_kaldis():
     num_frames, shift, length = 1000, 160, 400
-    waveform = torch.cat([noise(60 * SAMPLE_RATE_HZ, seed=minute, gain=2.0**-minute) for minute in range(10)])
+    waveform = torch.cat([noise(60 * KALDI128.sample_rate_hz, seed=minute, gain=2.0**-minute) for minute in range(10)])
     ours = fbank(waveform)
-    assert ours.shape == (59_998, NUM_MEL_BINS)
+    assert ours.shape == (59_998, KALDI128.num_mel_bins)
     for first in range(0, len(ours), num_frames):
         samples = waveform[first * shift : (first + num_frames - 1) * shift + length]
         assert (ours[first : first + num_frames] - kaldi(samples)).abs().max() < TOLERANCE
@@ -170,7 +176,7 @@ def test_a_batch_gives_the_fbanks_of_its_clips(shape: tuple[int, ...]):
     batch = noise(int(np.prod(shape))).view(shape)
     one_by_one = torch.stack([fbank(clip) for clip in batch.view(-1, shape[-1])])
     together = fbank(batch)
-    assert together.shape == (*shape[:-1], num_frames_of(shape[-1]), NUM_MEL_BINS)
+    assert together.shape == (*shape[:-1], KALDI128.num_frames(shape[-1]), KALDI128.num_mel_bins)
     torch.testing.assert_close(together.view_as(one_by_one), one_by_one, rtol=0, atol=1e-4)
 
 
@@ -186,11 +192,11 @@ def test_a_batch_need_not_be_contiguous(batch: Tensor):
 
 @pytest.mark.parametrize("shape", [(0, 16_000), (2, 0, 16_000)], ids=str)
 def test_an_empty_batch_gives_no_fbanks(shape: tuple[int, ...]):
-    assert fbank(torch.zeros(shape)).shape == (*shape[:-1], 98, NUM_MEL_BINS)
+    assert fbank(torch.zeros(shape)).shape == (*shape[:-1], 98, KALDI128.num_mel_bins)
 
 
 def test_float64_input_gives_float64_close_to_kaldis():
-    waveform = noise(SAMPLE_RATE_HZ).double()
+    waveform = noise(KALDI128.sample_rate_hz).double()
     ours = fbank(waveform)
     assert ours.dtype == torch.float64
     assert (ours - kaldi(waveform)).abs().max() < TOLERANCE
@@ -202,15 +208,15 @@ def test_digital_silence_is_at_the_floor():
 
 
 def test_ten_seconds_have_998_frames():
-    assert num_frames_of(160_000) == 998
+    assert KALDI128.num_frames(160_000) == 998
 
 
 @pytest.mark.parametrize("settings", [{}, {"frame_length_ms": 20.0, "frame_shift_ms": 5.0}, {"sample_rate_hz": 8000}])
 def test_num_frames_of_is_the_length_of_the_fbank(settings: dict):
-    first = next(n for n in range(1000) if num_frames_of(n, **settings))
+    first = next(n for n in range(1000) if FeatureSettings(**settings).num_frames(n))
     for num_samples in [*range(first, first + 3), *range(first, 4000, 79), 16_000, 16_239, 16_240]:
-        assert num_frames_of(num_samples, **settings) == len(fbank(torch.zeros(num_samples), **settings))
-    assert [num_frames_of(n, **settings) for n in (0, 1, first - 1)] == [0, 0, 0]
+        assert FeatureSettings(**settings).num_frames(num_samples) == len(fbank(torch.zeros(num_samples), **settings))
+    assert [FeatureSettings(**settings).num_frames(n) for n in (0, 1, first - 1)] == [0, 0, 0]
     with pytest.raises(ValueError, match=f"{first - 1} samples; one frame takes {first}"):
         fbank(torch.zeros(first - 1), **settings)
 
@@ -224,7 +230,7 @@ def test_the_gradient_equals_finite_differences_for_any_block_size(at_once: int,
 
 def test_the_gradient_equals_kaldis():
     def gradient(function: Callable[[Tensor], Tensor]) -> Tensor:
-        waveform = noise(20 * SAMPLE_RATE_HZ).double().requires_grad_()  # two blocks
+        waveform = noise(20 * KALDI128.sample_rate_hz).double().requires_grad_()  # two blocks
         log_mel = function(waveform)
         weights = torch.randn(log_mel.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         (log_mel * weights).sum().backward()
@@ -268,7 +274,7 @@ def read(path: Path) -> Tensor:
     with av.open(str(path)) as container:
         rate_hz = container.streams.audio[0].rate
         frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
-    waveform = soxr.resample(np.concatenate(frames, axis=1)[0], rate_hz, SAMPLE_RATE_HZ)
+    waveform = soxr.resample(np.concatenate(frames, axis=1)[0], rate_hz, KALDI128.sample_rate_hz)
     return torch.from_numpy(waveform - waveform.mean())
 
 

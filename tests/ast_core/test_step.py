@@ -18,6 +18,7 @@ from ast_core import augment, execution
 from ast_core.batch import Batch, model_input
 from ast_core.errors import ConfigError
 from ast_core.execution import for_device, set_execution
+from ast_core.features import KALDI128
 from ast_core.recipe import Recipe
 from ast_core.step import clip_losses, make_optimizer, make_scaler, predict, train_step
 from tests.ast_core import small
@@ -364,7 +365,7 @@ def test_the_input_is_made_in_the_reference_order():
     )
     expected = 2 * np.log(lam) + clip
     expected[:ended] = np.logaddexp(expected[:ended], 2 * np.log(1 - lam) + partner[:ended])
-    expected = np.maximum(expected, augment.STORED_FLOOR)
+    expected = np.maximum(expected, KALDI128.floor)
     expected[:, drawn.freq_start[1] : drawn.freq_start[1] + drawn.freq_width[1]] = 0
     expected[drawn.time_start[1] : drawn.time_start[1] + drawn.time_width[1]] = 0
     expected = (expected - small.NORM.mean) / (2 * small.NORM.std)

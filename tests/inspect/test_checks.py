@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ast_core import augment
 from ast_core.errors import DataError
+from ast_core.features import KALDI128
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.published_inputs import AUDIOSET, ESC50, PublishedInput
 from pipeline import dataset, storage
@@ -291,7 +291,7 @@ def test_a_norm_shifted_by_level_is_reported_in_decibels(patient: Patient):
 
 def test_digital_silence_is_named_as_the_cause_of_a_norm(patient: Patient):
     """A third of each clip is silent; the rest has the published norm."""
-    floor, sound, silent = augment.STORED_FLOOR, 998 - 333, 333
+    floor, sound, silent = KALDI128.floor, 998 - 333, 333
     mean, std = AUDIOSET.mean, AUDIOSET.std
     patient.change("eval", "num_silent_frames", lambda i, _: silent)
     patient.change("eval", "fbank_sum", lambda i, _: 128 * (sound * mean + silent * floor))
@@ -571,12 +571,22 @@ def test_a_replaced_labels_file_is_refused(patient: Patient):
         patient.examined()
 
 
-def test_features_with_other_settings_are_serious(patient: Patient):
+def test_other_features_are_noted_and_have_no_published_norm(patient: Patient):
+    info = patient.write().info
+    info["features"] |= {"frame_shift_ms": 20.0}
+    dataset.write_info(patient.uri, info)
+    findings = patient.examined()
+    assert of(findings, "features", "").severity == "note"
+    assert of(findings, "features", "").what == "frame_shift_ms is 20.0, not 10.0"
+    assert "none published" in of(findings, "norm", "eval").what
+
+
+def test_features_that_cannot_be_read_are_refused(patient: Patient):
     info = patient.write().info
     info["features"] |= {"waveform_scale": 32768.0}
     dataset.write_info(patient.uri, info)
-    finding = of(patient.examined(), "features", "")
-    assert (finding.severity, finding.what) == ("serious", "waveform_scale is 32768.0, the recipes take 1.0")
+    with pytest.raises(DataError, match=r"dataset\.json: waveform_scale is 32768\.0; only 1\.0 is supported$"):
+        patient.examined()
 
 
 # --- missing lists, other data, and output

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from ast_core.frames import SAMPLE_RATE_HZ
+from ast_core.features import KALDI128
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.audio.packets import GAP_S
 from pipeline.prepare.audio.sections import chosen_track
@@ -378,7 +378,7 @@ def _verdict_whole(made: Made, theirs: np.ndarray) -> str:
 
 
 def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
-    there_s = len(theirs) / SAMPLE_RATE_HZ
+    there_s = len(theirs) / KALDI128.sample_rate_hz
     peak = float(np.abs(theirs).max(initial=0))
     explained = {
         Reason.NOT_AUDIO: there_s < 0.025 or not np.isfinite(theirs).all(),
@@ -402,7 +402,7 @@ def _verdict_damaged(made: Made, error: ClipError, theirs: np.ndarray, cut: Cut)
     path.write_bytes(made.plain)
     before = programs(path, cut, channels=_channels(path), resampler="soxr")[0]
     path.unlink()
-    share = _share_of(before, theirs, round((cut.start_s or 0) * SAMPLE_RATE_HZ))
+    share = _share_of(before, theirs, round((cut.start_s or 0) * KALDI128.sample_rate_hz))
     if share < ENOUGH:
         return "refused: truncated, the program's samples are damaged"
     return f"UNEXPLAINED: {error}, and the program has {100 * share:.0f} % of the sound"
@@ -410,12 +410,12 @@ def _verdict_damaged(made: Made, error: ClipError, theirs: np.ndarray, cut: Cut)
 
 def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
     ours = _decoded(made.path, made.start_s, 1.0)
-    counted = whole[round(made.start_s * SAMPLE_RATE_HZ) :]
+    counted = whole[round(made.start_s * KALDI128.sample_rate_hz) :]
     if isinstance(ours, ClipError):
-        if ours.reason is Reason.TRUNCATED and len(theirs) < ENOUGH * SAMPLE_RATE_HZ:
+        if ours.reason is Reason.TRUNCATED and len(theirs) < ENOUGH * KALDI128.sample_rate_hz:
             return "equal"  # the section is after the end
         is_untimed = made.path.suffix[1:] in UNTIMED
-        if ours.reason is Reason.TRUNCATED and is_untimed and len(counted) < ENOUGH * SAMPLE_RATE_HZ:
+        if ours.reason is Reason.TRUNCATED and is_untimed and len(counted) < ENOUGH * KALDI128.sample_rate_hz:
             return "rule: samples are counted"
         if ours.reason is Reason.TRUNCATED and made.odd in BROKEN:
             return _verdict_damaged(made, ours, whole, Cut(made.start_s, 1.0))
@@ -429,7 +429,7 @@ def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
     if _is_with_holes(ours, theirs) and made.odd in BROKEN:
         return "rule: a hole is silence"
     late, correlation = lag(_low(ours), _low(theirs)) if len(theirs) else (0, 0.0)
-    if made.odd in BROKEN and abs(late) <= GAP_S * SAMPLE_RATE_HZ + TICK and correlation > 0.95:
+    if made.odd in BROKEN and abs(late) <= GAP_S * KALDI128.sample_rate_hz + TICK and correlation > 0.95:
         return "rule: a small jump of the timestamps"
     return f"UNEXPLAINED: section {len(ours)} for {len(theirs)} samples, lag {late}, correlation {correlation:.4f}"
 
@@ -437,7 +437,7 @@ def _verdict_section(made: Made, theirs: np.ndarray, whole: np.ndarray) -> str:
 def _low(samples: np.ndarray) -> np.ndarray:
     """Frequencies below 1 kHz, where a shift by a fraction of a sample does not matter."""
     spectrum = np.fft.rfft(samples)
-    spectrum[len(samples) * 1000 // SAMPLE_RATE_HZ :] = 0
+    spectrum[len(samples) * 1000 // KALDI128.sample_rate_hz :] = 0
     return np.fft.irfft(spectrum, len(samples)) if len(samples) > 1 else samples
 
 

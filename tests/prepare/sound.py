@@ -9,13 +9,13 @@ from typing import NamedTuple
 import imageio_ffmpeg
 import numpy as np
 
-from ast_core.frames import SAMPLE_RATE_HZ
+from ast_core.features import KALDI128
 
 SINUSOIDS, HIGHEST_HZ, LEVEL = 240, 6200.0, 0.015
 
 
 @functools.cache
-def signal(length_s: float, rate_hz: int = SAMPLE_RATE_HZ, start_s: float = 0.0, seed: int = 0) -> np.ndarray:
+def signal(length_s: float, rate_hz: int = KALDI128.sample_rate_hz, start_s: float = 0.0, seed: int = 0) -> np.ndarray:
     """float32 `[samples]`: sinusoids below 6.2 kHz and 0.4 of the rate; the same sound at any sufficient rate."""
     rng = np.random.default_rng(seed)
     turns_a_s = 2 * np.pi * rng.uniform(50, min(HIGHEST_HZ, 0.4 * rate_hz), SINUSOIDS)
@@ -80,8 +80,18 @@ def programs(path: Path, *cuts: Cut, channels: int = 1, resampler: str | None = 
             if channels > 1:
                 filters.append(f"pan=mono|c0={'+'.join(f'{1 / channels}*c{c}' for c in range(channels))}")
             if resampler is not None:
-                filters.append(f"aresample={SAMPLE_RATE_HZ}:resampler={resampler}")
-            outputs += ["-ac", 1, "-ar", SAMPLE_RATE_HZ, "-af", ",".join(filters), "-f", "f32le", f"{folder}/{i}"]
+                filters.append(f"aresample={KALDI128.sample_rate_hz}:resampler={resampler}")
+            outputs += [
+                "-ac",
+                1,
+                "-ar",
+                KALDI128.sample_rate_hz,
+                "-af",
+                ",".join(filters),
+                "-f",
+                "f32le",
+                f"{folder}/{i}",
+            ]
         ffmpeg("-i", path, *outputs, check=False)
         files = [Path(folder, str(i)) for i in range(len(cuts))]
         return [np.fromfile(file, "<f4") if file.exists() else np.empty(0, np.float32) for file in files]

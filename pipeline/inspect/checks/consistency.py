@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ast_core.features import KALDI128
 from ast_core.labels import audioset_labels
 from ast_core.published_inputs import AUDIOSET
 from pipeline import dataset
@@ -40,15 +41,11 @@ def check_vocabulary(summary: DatasetSummary) -> Iterator[Finding]:
 
 
 def check_features(summary: DatasetSummary) -> Iterator[Finding]:
-    """The settings of the fbanks, compared with those that the recipes need."""
-    stored, needed = summary.info["features"], dataset.FEATURES
-    other = [key for key in needed | stored if stored.get(key) != needed.get(key)]
-    what = [f"{key} is {stored.get(key)!r}, the recipes take {needed.get(key)!r}" for key in other]
-    severity: Severity = "serious" if other else "ok"
-    figures = {"other": {key: stored.get(key) for key in other}}
-    yield finding(
-        "features", "", severity, what or ["as the recipes take them"], [explanations.OTHER_FEATURES], figures
-    )
+    """The feature settings, compared with those of the reference implementation."""
+    other = summary.features.differences(KALDI128)
+    what = [other or "kaldi128, as published weights and norms need them"]
+    costs, figures = [explanations.OTHER_FEATURES], {"settings": summary.features.to_dict()}
+    yield finding("features", "", "note" if other else "ok", what, costs, figures)
 
 
 def check_index(summary: DatasetSummary) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ CAUSE_WITHIN = 1.0
 
 def check_norm(summary: DatasetSummary) -> Iterator[Finding]:
     """Mean and standard deviation of raw log-mel, compared with the published norm."""
-    published = published_for(summary.labels)
+    published = published_for(summary.labels, summary.features)
     for split in summary.splits:
         figures = norm_figures(split, published)
         if figures is None:

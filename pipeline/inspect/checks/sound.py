@@ -47,7 +47,7 @@ def check_durations(summary: DatasetSummary, split: SplitSummary) -> Finding:
         severity = grade(short, note=SHORT_OK, warning=SHORT_WARNING, serious=MOST)
         what.append(f"{percent(short)} below {percent(SHORT)} of the listed length")
         costs += [explanations.SHORT] if severity != "ok" else []
-    if published := published_for(summary.labels):
+    if published := published_for(summary.labels, summary.features):
         figures["cut_share"] = cut = float((frames > published.num_frames).mean())
         if cut:
             severity = worse(severity, grade(cut, note=0.0, warning=CUT_WARNING))
@@ -74,7 +74,7 @@ def check_silence(summary: DatasetSummary, split: SplitSummary) -> Finding:
         split.column("num_silent_frames").sum(dtype=np.int64) / split.column("num_frames").sum(dtype=np.int64)
     )
     severity = grade(clips, note=SILENT_CLIPS_OK, warning=SILENT_CLIPS_WARNING)
-    if published_for(summary.labels) is AUDIOSET:
+    if published_for(summary.labels, summary.features) is AUDIOSET:
         severity = worse(severity, grade(frames, note=SILENT_FRAMES_OK, warning=SILENT_FRAMES_WARNING))
     what = f"{is_silent.sum():,} clips are silent throughout, {percent(clips)}, and {percent(frames)} of the frames"
     figures = {"silent_clips_share": clips, "silent_frames_share": frames}

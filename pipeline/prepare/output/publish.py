@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ast_core.errors import DataError
+from ast_core.features import KALDI128
 from ast_core.frames import NUM_MEL_BINS
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
@@ -63,7 +64,7 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
                 f"{output} contains a data set with other labels ({len(there)}, these are {len(labels)}); "
                 "give another --output, or its labels.csv as --labels"
             )
-        if info is not None and info["features"] != dataset.FEATURES:
+        if info is not None and dataset.features_of(output, info) != KALDI128:
             raise DataError(f"{output} contains features computed with other settings; give another --output")
         return
     if not storage.is_empty(output):

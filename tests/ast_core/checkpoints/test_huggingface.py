@@ -28,8 +28,9 @@ from ast_core.checkpoints import (
 )
 from ast_core.checkpoints.huggingface import from_configs, to_configs
 from ast_core.checkpoints.published import speechcommands_labels
-from ast_core.errors import DataError
-from ast_core.fbank import SAMPLE_RATE_HZ, fbank
+from ast_core.errors import ConfigError, DataError
+from ast_core.fbank import fbank
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.models import create_model
 from ast_core.weight_files import read_weights
@@ -197,7 +198,8 @@ def test_published_names_in_their_order_get_their_mids(vocabulary: LabelVocabula
 def test_missing_keys_of_a_hub_config_have_the_defaults_of_transformers():
     names = {str(i): name for i, name in enumerate(audioset_labels().names)}
     config = {"model_type": "audio-spectrogram-transformer", "id2label": names}
-    recipe, norm, labels = from_configs(config, {}, origin="hub")
+    recipe, norm, labels, features = from_configs(config, {}, origin="hub")
+    assert features == KALDI128
     expected = ASTConfig(), ASTFeatureExtractor()
     assert (recipe.fstride, recipe.tstride) == (expected[0].frequency_stride, expected[0].time_stride)
     assert (recipe.input_tdim, recipe.input_fdim) == (expected[0].max_length, expected[0].num_mel_bins)
@@ -237,7 +239,7 @@ def test_the_pipeline_of_transformers_gives_our_scores(tmp_path: Path, model: AS
         expected = out.sigmoid() if loss == "BCE" else out.softmax(dim=0)
         assert expected.std() > 0.05  # the scores differ between classes
         assert [scores[name] for name in LABELS.names] == pytest.approx(expected.tolist(), abs=SCORE_TOLERANCE)
-    assert classify.feature_extractor.sampling_rate == SAMPLE_RATE_HZ
+    assert classify.feature_extractor.sampling_rate == KALDI128.sample_rate_hz
     assert read_checkpoint(tmp_path)[1] == config
 
 
@@ -305,3 +307,17 @@ def test_a_pickle_in_a_hugging_face_folder_is_not_executed(folder: Path, tmp_pat
     with pytest.raises(DataError, match="has no weights that can be read safely"):
         read_checkpoint(folder)
     assert not (tmp_path / "broken-in").exists()
+
+
+def test_features_that_the_extractor_cannot_compute_are_refused(tmp_path: Path):
+    features = FeatureSettings(sample_rate_hz=8000, num_mel_bins=64)
+    config = replace(CONFIG, recipe=replace(CONFIG.recipe, input_fdim=64), features=features)
+    with pytest.raises(ConfigError, match=r"sample_rate_hz is 8000, not 16000; use ours$"):
+        save_huggingface(tmp_path, {}, config)
+
+
+def test_another_number_of_mel_bins_survives_the_round_trip():
+    features = FeatureSettings(num_mel_bins=64)
+    written = to_configs(replace(CONFIG.recipe, input_fdim=64), CONFIG.norm, CONFIG.labels, features)
+    recipe, *_, read = from_configs(*written, origin="test")
+    assert (read, recipe.features, recipe.input_fdim) == (features, "data", 64)

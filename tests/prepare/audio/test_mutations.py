@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from ast_core.frames import SAMPLE_RATE_HZ, num_frames_of
+from ast_core.features import KALDI128
 from jobs.prepare_audioset import main
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.decode import FORMATS, decode_section
@@ -192,7 +192,10 @@ def test_a_job_prepares_or_refuses_each_mutated_file_in_bounded_memory(
     for name, row in prepared.items():
         start_s, length_s = asked[name].start_s, row["end_s"] - row["start_s"]
         assert np.isfinite(np.array(row["fbank"])).all()
-        assert (row["start_s"], row["num_frames"]) == (start_s or 0.0, num_frames_of(round(length_s * SAMPLE_RATE_HZ)))
+        assert (row["start_s"], row["num_frames"]) == (
+            start_s or 0.0,
+            KALDI128.num_frames(round(length_s * KALDI128.sample_rate_hz)),
+        )
         assert 0 < length_s <= MAX_CLIP_S if start_s is None else 0.95 * 0.5 <= length_s <= 0.5
     assert len(prepared) > 0.3 * len(clips)  # a decoder that refuses everything proves nothing
     assert len({row["reason"] for row in failures}) > 2

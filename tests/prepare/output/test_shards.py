@@ -17,7 +17,7 @@ import pytest
 from datasets import Dataset as HuggingFaceDataset
 
 from ast_core.errors import DataError
-from ast_core.frames import STORED_FLOOR
+from ast_core.features import KALDI128
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
@@ -139,7 +139,7 @@ def test_only_frames_without_any_sound_are_silent():
     expected = int(((begins >= 4000) & (begins + 400 <= 12000)).sum())
     hardly_heard = clip_fbank(0.002 * fakes.noise(1.0))  # a few steps of 16-bit PCM
     column = pa.array([fbank.tolist(), hardly_heard.tolist()], dataset.FBANK)
-    assert (fbank == np.float16(STORED_FLOOR)).all(axis=0).any()  # one bin is at the floor in every frame
+    assert (fbank == np.float16(KALDI128.floor)).all(axis=0).any()  # one bin is at the floor in every frame
     assert clip_facts(column)["num_silent_frames"].to_pylist() == [expected, 0]
 
 

@@ -1,0 +1,223 @@
+"""Feature settings: how a waveform becomes log-mel. A data set has one setting, and a model is trained on one.
+
+Imports neither NumPy nor PyTorch, so that recipes are checked in milliseconds.
+"""
+
+import difflib
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from ast_core.errors import ConfigError
+from ast_core.settings import one_line, settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_MEL_BINS = 1024
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """The logarithm that features are stored in."""
+
+    name: str
+    unit: str
+    nats_per_unit: float
+    """The power of a value is `exp(nats_per_unit · value)`."""
+
+
+NATURAL = LogScale("natural", "nats", 1.0)
+
+
+@dataclass(frozen=True)
+class FeatureKind:
+    """A way to compute log-mel. `docs/extending.md` shows how to add one."""
+
+    function: str
+    """`module:function`. It takes a waveform `[..., samples]`, float32 or float64, full scale at [-1, 1], and all
+    fields of FeatureSettings except `kind` by name. It returns `[..., frames, mel bins]` in the same dtype."""
+    num_frames: Callable[[int, int, int], int]
+    """The number of frames of a number of samples, with a frame's length and shift, both in samples."""
+    log_scale: LogScale
+    power_floor: float
+    """The smallest power, that of digital silence."""
+    window: str
+
+
+def whole_frames(num_samples: int, length: int, shift: int) -> int:
+    """The number of frames that lie within the samples (Kaldi's `snip_edges`)."""
+    return 0 if num_samples < length else 1 + (num_samples - length) // shift
+
+
+KINDS: dict[str, FeatureKind] = {
+    "kaldi_fbank": FeatureKind(
+        "ast_core.fbank:fbank",
+        whole_frames,
+        NATURAL,
+        power_floor=2.0**-23,  # float32's epsilon
+        window="hanning",
+    ),
+}
+
+EARLIER_NAME = "kaldi log-mel fbank"
+"""The name of kaldi_fbank in the dataset.json of earlier versions."""
+
+
+def _samples_of(sample_rate_hz: int, duration_ms: float) -> int:
+    """Rounded down, in the same order of operations as torchaudio."""
+    return int(sample_rate_hz * duration_ms * 0.001)
+
+
+@settings
+class FeatureSettings:
+    """How features are computed. The defaults are the settings `kaldi128`, those of the reference implementation.
+
+    Creating them raises ConfigError, in one line, for a value that is not allowed.
+    """
+
+    kind: str = "kaldi_fbank"
+    """The function that computes them: one of `KINDS`."""
+    sample_rate_hz: Annotated[int, Field(ge=1_000, le=192_000)] = 16_000
+    """Rate to which the audio is resampled."""
+    num_mel_bins: Annotated[int, Field(ge=4, le=MAX_MEL_BINS)] = 128  # Kaldi refuses three and fewer
+    frame_length_ms: Annotated[float, Field(gt=0, le=1_000)] = 25.0
+    frame_shift_ms: Annotated[float, Field(ge=1, le=1_000)] = 10.0
+    low_freq_hz: Annotated[float, Field(ge=0)] = 20.0
+    """Lower edge of the lowest mel band."""
+    high_freq_hz: float | None = None
+    """Upper edge of the highest mel band. null: half the sample rate."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_in_one_line(
+        cls, values: Any, validate: ModelWrapValidatorHandler["FeatureSettings"]
+    ) -> "FeatureSettings":
+        try:
+            return validate(values)
+        except ValidationError as err:
+            raise ConfigError(one_line(err, cls)) from None
+
+    def __post_init__(self) -> None:
+        self._require(self.kind in KINDS, "kind", " or ".join(KINDS))
+        self._require(self.frame_length_samples >= 2, "frame_length_ms", "two samples or more")
+        self._require(
+            self.frame_shift_ms <= self.frame_length_ms,
+            "frame_shift_ms",
+            f"frame_length_ms, {self.frame_length_ms:g}, or less",
+        )
+        half_hz = self.sample_rate_hz / 2
+        self._require(self.low_freq_hz < half_hz, "low_freq_hz", f"0 to less than half the sample rate, {half_hz:g}")
+        self._require(
+            self.low_freq_hz < self.upper_freq_hz <= half_hz,
+            "high_freq_hz",
+            f"more than low_freq_hz, {self.low_freq_hz:g}, to half the sample rate, {half_hz:g}",
+        )
+
+    def _require(self, holds: bool, key: str, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"{key} is {getattr(self, key)}; use {allowed}")
+
+    @property
+    def frame_length_samples(self) -> int:
+        return _samples_of(self.sample_rate_hz, self.frame_length_ms)
+
+    @property
+    def frame_shift_samples(self) -> int:
+        return _samples_of(self.sample_rate_hz, self.frame_shift_ms)
+
+    @property
+    def upper_freq_hz(self) -> float:
+        return self.sample_rate_hz / 2 if self.high_freq_hz is None else self.high_freq_hz
+
+    @property
+    def log_scale(self) -> LogScale:
+        return KINDS[self.kind].log_scale
+
+    @property
+    def floor(self) -> float:
+        """The smallest value, digital silence, as float16 stores it: -15.94 for kaldi_fbank."""
+        exact = math.log(KINDS[self.kind].power_floor) / self.log_scale.nats_per_unit
+        (stored,) = struct.unpack("e", struct.pack("e", exact))
+        return float(stored)
+
+    def num_frames(self, num_samples: int) -> int:
+        return KINDS[self.kind].num_frames(num_samples, self.frame_length_samples, self.frame_shift_samples)
+
+    def seconds(self, num_frames: float) -> float:
+        """The time from the start of one frame to that of the frame `num_frames` later."""
+        return num_frames * self.frame_shift_samples / self.sample_rate_hz
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings with the facts that follow from the kind or hold for all data sets, as dataset.json has them."""
+        return asdict(self) | {
+            "log_scale": self.log_scale.name,
+            "window": KINDS[self.kind].window,
+            "waveform_scale": 1.0,
+            "stored_as": "float16",
+        }
+
+    @classmethod
+    def from_mapping(cls, value: Any, *, origin: object) -> "FeatureSettings":
+        """The settings in `value`: what `to_dict` made, or the content of a YAML file. A missing key has its default.
+
+        Raises:
+            ConfigError: a key is unknown, or its value not allowed. The message is one line and names `origin`.
+        """
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{origin}: features are a mapping from keys to values, not {type(value).__name__}")
+        keys = [field.name for field in fields(cls)]
+        given = dict(value)
+        if given.get("kind") == EARLIER_NAME:
+            given["kind"] = "kaldi_fbank"
+        try:
+            read = cls(**{key: given[key] for key in keys if key in given})
+            facts = read.to_dict()
+            for key, stated in given.items():
+                if key not in facts:
+                    near = difflib.get_close_matches(str(key), keys, n=1) or [", ".join(keys)]
+                    raise ConfigError(f"no feature setting {key!r}; use {near[0]}")
+                if stated != facts[key] and key not in keys:
+                    raise ConfigError(f"{key} is {stated!r}; only {facts[key]!r} is supported")
+        except ConfigError as err:
+            raise ConfigError(f"{origin}: {err}") from err
+        is_default = read.high_freq_hz == read.sample_rate_hz / 2
+        return replace(read, high_freq_hz=None) if is_default else read  # so that equal features have equal settings
+
+    @property
+    def option(self) -> str:
+        """The value of `--features` that gives these settings: their name, or what differs from the defaults."""
+        for name, named in FEATURES.items():
+            if named == self:
+                return name
+        other = {key: value for key, value in asdict(self).items() if value != getattr(KALDI128, key)}
+        return f"'{json.dumps(other)}'"
+
+    def differences(self, other: "FeatureSettings") -> str:
+        """What is different here, as a part of a sentence: `num_mel_bins is 64, not 128`. Empty if both are equal."""
+        theirs = asdict(other)
+        return ", ".join(
+            f"{key} is {value}, not {theirs[key]}" for key, value in asdict(self).items() if value != theirs[key]
+        )
+
+
+KALDI128 = FeatureSettings()
+
+FEATURES: dict[str, FeatureSettings] = {"kaldi128": KALDI128}
+"""The settings that have a name."""
+
+
+def log_mel(waveform: "Tensor", features: FeatureSettings) -> "Tensor":
+    """Raw log-mel `[..., frames, mel bins]` of a waveform `[..., samples]` at the features' sample rate.
+
+    Subtract the mean of a clip first, as the preparation does.
+    """
+    module, _, function = KINDS[features.kind].function.partition(":")
+    compute: Callable[..., Tensor] = getattr(import_module(module), function)
+    return compute(waveform, **{key: value for key, value in asdict(features).items() if key != "kind"})
