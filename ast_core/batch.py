@@ -3,7 +3,7 @@
 B clips, K of them mixed, T frames, M mel bins, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_core.augment import Augmentation, mixup_batch, noise_and_roll, normalise, spec_augment
+from ast_core.augment.augmentation import Drawn
 from ast_core.features import KALDI128, FeatureSettings
-from ast_core.recipe import MixupDomain
-from ast_core.transfer import to_device
 
 G = TypeVar("G", "Batch", "Partners")
 
@@ -43,6 +41,8 @@ class Batch:
     """1, or 0 for padding: a clip that only makes all ranks' batches the same size."""
     partners: Partners | None = None
     """None if no clip of the batch is mixed."""
+    features: FeatureSettings = KALDI128
+    """The settings of `fbank_BTM`, whose log scale and floor augmentations need."""
 
     def __len__(self) -> int:
         return len(self.num_frames_B)
@@ -80,26 +80,19 @@ class Norm:
     std: float
 
 
-def model_input(
-    batch: Batch,
-    norm: Norm,
-    augmentation: Augmentation | None,
-    mixup_domain: MixupDomain = "power",
-    features: FeatureSettings = KALDI128,
-) -> Tensor:
-    """The network's input `[B, T, M]` in float32: mixup, SpecAugment, normalisation, noise and roll, in this order."""
-    fbank = batch.fbank_BTM.to(torch.float32, copy=True)
-    if (partners := batch.partners) is not None and len(partners.position):
-        mixed = to_device(partners.position, fbank.device)
-        fbank[mixed] = mixup_batch(
-            fbank[mixed],
-            batch.num_frames_B[mixed],
-            partners.fbank_KTM.float(),
-            partners.num_frames_K,
-            partners.lam_K,
-            mixup_domain,
-            features,
-        )
-    if augmentation is None:
-        return normalise(fbank, norm.mean, norm.std)
-    return noise_and_roll(normalise(spec_augment(fbank, augmentation), norm.mean, norm.std), augmentation)
+def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
+    """`(x - mean) / (2 std)`. The factor 2 is intended: it gives the range that ImageNet weights expect."""
+    return torch.sub(fbank_BTM, mean).div_(2 * std)
+
+
+def model_input(batch: Batch, norm: Norm, augmentations: Sequence[Drawn] = ()) -> Tensor:
+    """The network's input `[B, T, M]` in float32: augmentations of raw log-mel, normalisation, and the others."""
+    fbank_BTM = batch.fbank_BTM.to(torch.float32, copy=True)
+    for drawn in augmentations:
+        if drawn.acts_on == "raw":
+            fbank_BTM = drawn.apply(fbank_BTM, batch)
+    fbank_BTM = normalise(fbank_BTM, norm.mean, norm.std)
+    for drawn in augmentations:
+        if drawn.acts_on == "normalised":
+            fbank_BTM = drawn.apply(fbank_BTM, batch)
+    return fbank_BTM

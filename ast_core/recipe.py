@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
+from ast_core.augment.registry import Entry, check_augmentations, parse_augmentations
 from ast_core.errors import ConfigError
 from ast_core.features import FEATURES, MAX_MEL_BINS
 from ast_core.models.registry import model_kind, owner_of
@@ -89,6 +90,9 @@ class InputKeys:
 class AugmentationKeys:
     """Augmentation"""
 
+    augmentations: tuple[Entry, ...] = ("mixup", "spec_augment", "noise_roll")
+    """The augmentations in the order in which they act, each as NAME, or as NAME: {SETTING: VALUE} if its settings are
+    not recipe keys. Keys of mixup: mixup, mixup_domain; of spec_augment: freqm, timem; of noise_roll: noise."""
     freqm: Width = 48
     """Largest width of SpecAugment's frequency mask, in mel bins. 0: no mask."""
     timem: Width = 192
@@ -191,19 +195,22 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
         except ValidationError as err:
             raise ConfigError(one_line(err, cls)) from None
 
+    @field_validator("augmentations", mode="before")
+    @classmethod
+    def _are_augmentations(cls, value: Any) -> tuple[Entry, ...]:
+        return parse_augmentations(value)
+
     def __post_init__(self) -> None:
         kind = model_kind(self.model)
-        for key, default in ((field.name, field.default) for field in fields(self)):
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        for key in changed:
             owner = owner_of(key)
-            if owner is not None and key not in kind.keys and getattr(self, key) != default:
+            if owner is not None and key not in kind.keys:
                 raise ConfigError(f"{key} is a key of the model {owner}, but model is {self.model}; leave it out")
         kind.check(self)
         if self.features not in (names := (*FEATURES, DATA)):
             raise ConfigError(f"features is {self.features}; use {' or '.join(names)}")
-        for key, size in (("freqm", "input_fdim"), ("timem", "input_tdim")):
-            if getattr(self, key) > getattr(self, size):
-                problem = f"{key} is {getattr(self, key)}, but {size} is {getattr(self, size)}"
-                raise ConfigError(f"{problem}; set {key} and {size} together, with {key} at most {size}")
+        check_augmentations(self, changed)
         for key, other in (("wa_start", "wa_end"), ("wa_end", "wa_start")):
             if getattr(self, key) is not None and getattr(self, other) is None:
                 raise ConfigError(f"{key} is {getattr(self, key)} but {other} is not set; set both or neither")
@@ -223,7 +230,8 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
         return {key: getattr(self, key) for key in model_kind(self.model).initial_weights}
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The keys and values as JSON has them."""
+        return asdict(self) | {"augmentations": list(self.augmentations)}
 
 
 EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "cuda_graphs", "attention")

@@ -70,6 +70,8 @@ def _type(kind: Any) -> str:
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return _type(parts[0])
+    if origin is tuple:
+        return "a list"
     if origin is Literal:
         return " or ".join(map(str, parts))
     return " or ".join(map(_type, parts)) if origin in (Union, types.UnionType) else _NAMES[kind]

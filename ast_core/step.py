@@ -3,7 +3,7 @@
 B clips, T frames, M mel bins, C classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_core.augment import Augmentation, Patchout
+from ast_core.augment.augmentation import Drawn, take
 from ast_core.batch import Batch, Norm, model_input
 from ast_core.execution import autocast, begin_graph_step, uses_cuda_graphs
-from ast_core.features import KALDI128, FeatureSettings
+from ast_core.models.patchout import Patchout
 from ast_core.recipe import Recipe
 
 
@@ -50,7 +50,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    augmentation: Augmentation,
+    augmentations: Sequence[Drawn],
     *,
     recipe: Recipe,
     norm: Norm,
@@ -59,7 +59,6 @@ def train_step(
     world_size: int = 1,
     patchout: Patchout | None = None,
     scaler: torch.amp.GradScaler | None = None,
-    features: FeatureSettings = KALDI128,
 ) -> Tensor:
     """Update `model` with this rank's share of a global batch of `num_clips_global` clips.
 
@@ -71,7 +70,6 @@ def train_step(
     Args:
         patchout: the draw for the global batch (`draw_patchout`).
         scaler: the result of `make_scaler`, the same object during the whole run.
-        features: the settings of the batch's features, whose log scale mixup needs.
 
     Returns:
         This rank's part of the global mean loss, a detached scalar. The sum over ranks is the mean of the batch.
@@ -83,11 +81,11 @@ def train_step(
         group["lr"] = lr
     _clear_gradients(optimizer, accumulate=recipe.micro_batch_size is not None and uses_cuda_graphs(device, recipe))
     total = torch.zeros((), device=device)
-    for part, drawn, is_last in _micro_batches(batch, augmentation, recipe.micro_batch_size or len(batch)):
+    for part, drawn, is_last in _micro_batches(batch, augmentations, recipe.micro_batch_size or len(batch)):
         with nullcontext() if is_last else _without_exchange(model):
             begin_graph_step(device, recipe)
             with autocast(device, recipe):
-                logits = model(model_input(part, norm, drawn, recipe.mixup_domain, features), patchout)
+                logits = model(model_input(part, norm, drawn), patchout)
             loss = (clip_losses(logits, part.target_BC, recipe.loss) * part.weight_B).sum() / num_clips_global
             scaled = loss * world_size if scaler is None else scaler.scale(loss * world_size)
             scaled.backward()
@@ -124,12 +122,12 @@ def _update(
 
 
 def _micro_batches(
-    batch: Batch, augmentation: Augmentation, num_clips: int
-) -> Iterator[tuple[Batch, Augmentation, bool]]:
-    """The parts of `batch`, each with its augmentation and whether it is the last."""
+    batch: Batch, augmentations: Sequence[Drawn], num_clips: int
+) -> Iterator[tuple[Batch, Sequence[Drawn], bool]]:
+    """The parts of `batch`, each with its augmentations and whether it is the last."""
     for begin in range(0, len(batch), num_clips):
         end = min(begin + num_clips, len(batch))
-        yield batch.part(begin, end), augmentation.take(np.arange(begin, end)), end == len(batch)
+        yield batch.part(begin, end), take(augmentations, np.arange(begin, end)), end == len(batch)
 
 
 def _without_exchange(model: nn.Module) -> AbstractContextManager[None]:
@@ -140,5 +138,5 @@ def _without_exchange(model: nn.Module) -> AbstractContextManager[None]:
 def predict(model: nn.Module, batch: Batch, *, recipe: Recipe, norm: Norm) -> Tensor:
     """Sigmoid scores `[B, C]` in float32. The reference implementation also uses the sigmoid with either loss."""
     with autocast(batch.fbank_BTM.device, recipe):
-        logits = model(model_input(batch, norm, None))
+        logits = model(model_input(batch, norm))
     return logits.float().sigmoid()

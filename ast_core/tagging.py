@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ast_core.augment import normalise
+from ast_core.batch import normalise
 from ast_core.checkpoints import ModelConfig
 from ast_core.features import log_mel
 from ast_core.models.tagger import Tagger

@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 import torchaudio
 
-from ast_core import augment
+from ast_core.augment.mixup import MIXUP_BETA
 from ast_core.batch import Norm, model_input
 from ast_core.fbank import fbank
 from ast_core.features import KALDI128
@@ -150,7 +150,7 @@ def _originals(files: Sequence[str], num_clips: int) -> int:
         waveform = _read_wav(file)
         target = torch.zeros(NUM_CLASSES)
         if rng.random() < RECIPE.mixup:
-            lam = float(rng.beta(augment.MIXUP_BETA, augment.MIXUP_BETA))
+            lam = float(rng.beta(MIXUP_BETA, MIXUP_BETA))
             waveform = lam * waveform + (1 - lam) * _read_wav(rng.choice(files))
             waveform = waveform - waveform.mean()
             target[rng.integers(NUM_CLASSES, size=2)] = 1 - lam
@@ -184,7 +184,7 @@ def _feed(clips: Clips, *, augmented: bool) -> int:
     num_clips = 0
     for item in TrainFeed(clips, RECIPE, NUM_CLASSES).epoch(1, CPU):
         if augmented:
-            model_input(item.batch, NORM, item.augmentation, RECIPE.mixup_domain)
+            model_input(item.batch, NORM, item.augmentations)
         num_clips += item.num_clips_global
     return num_clips
 

@@ -20,7 +20,10 @@ from scipy import stats
 from torch import Tensor
 
 from ast_core import ASTModel
-from ast_core.augment import MIXUP_BETA, draw, mixup_log_mel, mixup_power, normalise
+from ast_core.augment.mixup import MIXUP_BETA, mixup_log_mel, mixup_power
+from ast_core.augment.noise_roll import NoiseRoll
+from ast_core.augment.spec_augment import SpecAugment
+from ast_core.batch import normalise
 from ast_core.checkpoints import (
     ModelConfig,
     load_original,
@@ -91,12 +94,13 @@ def mixup() -> Iterator[Row]:
 
 def chance() -> Iterator[Row]:
     """p-values against the reference distributions. They are uniform between 0 and 1 if ours are equal."""
-    drawn = draw((0,), 50_000, num_frames=1024, num_mel_bins=128, freqm=48, timem=192, noise=True)
-    widths = [np.bincount(width, minlength=n) for width, n in ((drawn.freq_width, 48), (drawn.time_width, 192))]
+    shape = {"num_clips": 50_000, "num_frames": 1024, "num_mel_bins": 128}
+    masks, noise = (one.draw((0,), **shape) for one in (SpecAugment(freqm=48, timem=192), NoiseRoll(noise=True)))
+    widths = [np.bincount(width, minlength=n) for width, n in ((masks["freq_width"], 48), (masks["time_width"], 192))]
     p = ", ".join(f"{stats.chisquare(counts).pvalue:.2f}" for counts in widths)
     test = "test_augment: mask_widths_and_starts_are_distributed_as_in_torchaudio"
     yield Row("SpecAugment", "torchaudio's masks, widths uniform below freqm and timem", f"χ² p {p}", test)
-    gain, roll = stats.kstest(drawn.noise_gain, stats.uniform(0, 0.1).cdf), np.bincount(drawn.roll_frames + 10)
+    gain, roll = stats.kstest(noise["noise_gain"], stats.uniform(0, 0.1).cdf), np.bincount(noise["roll_frames"] + 10)
     p = f"KS p {gain.pvalue:.2f}, χ² p {stats.chisquare(roll).pvalue:.2f}"
     test = "test_augment: noise_gains_and_rolls_are_uniform"
     yield Row("noise, time roll", "gain uniform below 0.1; roll uniform over -10 … 9", p, test)

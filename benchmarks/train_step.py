@@ -29,13 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ast_core.augment import draw, draw_patchout
+from ast_core.augment.augmentation import draw_augmentations
 from ast_core.batch import Batch, Norm, Partners
 from ast_core.execution import for_device, set_execution
 from ast_core.fbank import fbank
 from ast_core.features import KALDI128
 from ast_core.flops import utilisation
 from ast_core.models import create_model
+from ast_core.models.patchout import draw_patchout
 from ast_core.models.shapes import MODEL_SIZES, patch_grid
 from ast_core.recipe import Recipe
 from ast_core.step import make_optimizer, make_scaler, train_step
@@ -312,8 +313,7 @@ def step_on_one_batch(variant: Variant, recipe: Recipe, device: torch.device) ->
         mixed = np.arange(0, num_clips, 2)
         partners = Partners(mixed, clips[mixed].half(), frames[mixed], torch.full((len(mixed),), 0.5))
     batch = Batch(clips.half(), frames, targets, torch.ones(num_clips), partners).to(device)
-    shape = {"num_frames": num_frames, "num_mel_bins": KALDI128.num_mel_bins}
-    drawn = draw((0,), num_clips, **shape, freqm=recipe.freqm, timem=recipe.timem, noise=False)
+    drawn = draw_augmentations(recipe, (0,), num_clips)
     grid = patch_grid(KALDI128.num_mel_bins, num_frames, STRIDE, STRIDE)
     patchout = draw_patchout((0,), grid, num_rows=recipe.patchout_f, num_columns=recipe.patchout_t)
     return lambda: step(batch, drawn, num_clips_global=num_clips, patchout=patchout)
@@ -396,7 +396,7 @@ def train_fed(
     def train(num_steps: int) -> int:
         num_clips = 0
         for item in islice(batches, num_steps):
-            step(item.batch, item.augmentation, num_clips_global=item.num_clips_global, patchout=item.patchout)
+            step(item.batch, item.augmentations, num_clips_global=item.num_clips_global, patchout=item.patchout)
             num_clips += item.num_clips_global
         return num_clips
 

@@ -37,7 +37,7 @@ def described_keys(group: type) -> Iterator[tuple[str, str, str, str]]:
     meanings = descriptions(group)
     for field in fields(group):
         values = ", ".join(filter(None, (type_of(group, field.name), bounds_of(group, field.name))))
-        yield field.name, values, json.dumps(field.default).strip('"'), meanings[field.name]
+        yield field.name, values, json.dumps(field.default).replace('"', ""), meanings[field.name]
 
 
 def help_on_keys() -> str:

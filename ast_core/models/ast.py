@@ -17,8 +17,8 @@ from timm.models import checkpoint_seq
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from ast_core.augment import Patchout
 from ast_core.errors import ConfigError, DataError
+from ast_core.models.patchout import Patchout
 from ast_core.models.pretrained import from_audioset, from_deit, on_grid
 from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_pretraining, patch_grid
 from ast_core.models.tagger import Tagger

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ast_core.augment import Patchout
+from ast_core.models.patchout import Patchout
 from ast_core.weight_files import load_weights
 
 

@@ -17,7 +17,7 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
 from ast_core.features import KALDI128
 from ast_core.models.tagger import Tagger
-from ast_core.recipe import EXECUTION_KEYS
+from ast_core.recipe import EXECUTION_KEYS, Recipe
 from ast_core.schedule import WARMUP_STEPS
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
@@ -199,16 +199,12 @@ def _check_same_run(run: str, recorded: dict[str, Any], identity: RunIdentity) -
 
 
 def _with_old_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with what earlier versions did without recording it: one kind of features and of model, and 1,000
-    warm-up steps."""
+    """A config.json with what earlier versions did without recording it: one kind of features, 1,000 warm-up steps, and
+    the other keys' defaults."""
     recipe = recorded.get("recipe")
     if not isinstance(recipe, dict):
         return recorded
-    defaults = {
-        "model": "ast",
-        "features": "kaldi128",
-        "warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None,
-    }
+    defaults = Recipe().to_dict() | {"warmup_steps": WARMUP_STEPS if recipe.get("warmup", True) else None}
     return {"features": KALDI128.to_dict()} | recorded | {"recipe": defaults | recipe}
 
 

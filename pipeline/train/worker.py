@@ -136,7 +136,15 @@ class Run:
         train_clips, self.eval_clips = dataset.clips(job.train_splits), dataset.clips(job.eval_splits)
         self.results = EpochResults(job.run, self.config, train_clips, self.eval_clips)
         self.cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
-        self.feed = TrainFeed(train_clips, self.recipe, len(self.labels), self.rank, self.world_size, self.cache)
+        self.feed = TrainFeed(
+            train_clips,
+            self.recipe,
+            len(self.labels),
+            self.rank,
+            self.world_size,
+            self.cache,
+            features=self.config.features,
+        )
         computed = set_execution(model, self.device, self.recipe)
         if self.rank == 0:
             run_folder.record_computed(job.run, computed)
@@ -219,7 +227,7 @@ class Run:
                 self.model,
                 self.optimizer,
                 item.batch,
-                item.augmentation,
+                item.augmentations,
                 recipe=self.recipe,
                 norm=self.norm,
                 lr=lr,
@@ -227,7 +235,6 @@ class Run:
                 world_size=self.world_size,
                 patchout=item.patchout,
                 scaler=self.scaler,
-                features=self.config.features,
             )
             losses.append(loss)
             num_clips += item.num_clips_global

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ast_core import ASTModel
-from ast_core.augment import draw_patchout
+from ast_core.augment.augmentation import take
 from ast_core.execution import set_execution
+from ast_core.models.patchout import draw_patchout
 from ast_core.recipe import Recipe
 from ast_core.step import make_optimizer, train_step
 from pipeline.train.data.sampling import rank_share
@@ -41,14 +42,14 @@ def train(recipe: Recipe, num_steps: int, *, rank: int = 0, world_size: int = 1)
     result: dict[str, Any] = {"losses": []}
     for step in range(num_steps):
         share = rank_share(0, GLOBAL_BATCH, rank, world_size)
-        whole, drawn = small.batch(GLOBAL_BATCH, seed=step), small.augmentation(GLOBAL_BATCH, seed=step)
+        whole, drawn = small.batch(GLOBAL_BATCH, seed=step), small.augmentations(GLOBAL_BATCH, seed=step)
         dropped = {"num_rows": recipe.patchout_f, "num_columns": recipe.patchout_t}
         mine = replace(small.take(whole, share.position), weight_B=torch.from_numpy(share.weight))
         loss = train_step(
             trained,
             optimizer,
             mine,
-            drawn.take(share.position),
+            take(drawn, share.position),
             recipe=recipe,
             norm=small.NORM,
             lr=recipe.lr,

@@ -1,13 +1,14 @@
 """A small model, recipe and batches for tests: 34 tokens, 5 classes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ast_core import ASTModel
-from ast_core.augment import Augmentation, draw
+from ast_core.augment.augmentation import Drawn, draw_augmentations
 from ast_core.batch import Batch, Norm, Partners
 from ast_core.fbank import POWER_FLOOR
 from ast_core.recipe import Recipe
@@ -73,6 +74,15 @@ def take(whole: Batch, positions: np.ndarray) -> Batch:
     return Batch(**tensors, partners=Partners(mixed, **together))
 
 
-def augmentation(num_clips: int, *, seed: int = 0, noise: bool = True) -> Augmentation:
-    shape = {"num_frames": NUM_FRAMES, "num_mel_bins": NUM_MEL_BINS}
-    return draw((seed,), num_clips, **shape, freqm=24, timem=24, noise=noise)
+def augmentations(num_clips: int, *, seed: int = 0, noise: bool = True, **changes: Any) -> tuple[Drawn, ...]:
+    """Mixup, SpecAugment, and noise and roll, unless `changes` of the recipe switch them off."""
+    return draw_augmentations(recipe(noise=noise, **changes), (seed,), num_clips)
+
+
+def only_mixup(num_clips: int) -> tuple[Drawn, ...]:
+    return augmentations(num_clips, noise=False, freqm=0, timem=0)
+
+
+def values(drawn: Sequence[Drawn]) -> dict[str, np.ndarray]:
+    """The random numbers of all augmentations."""
+    return {name: numbers for one in drawn for name, numbers in one.values.items()}

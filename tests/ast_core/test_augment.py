@@ -1,7 +1,7 @@
 """Augmentation has the reference's distributions and order, and is the same in a batch and in a rank's share."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,19 +11,15 @@ import torchaudio
 from scipy import stats
 from torch import Tensor
 
-from ast_core.augment import (
-    Augmentation,
-    draw,
-    draw_patchout,
-    frames_mask,
-    mixup_batch,
-    mixup_power,
-    noise_and_roll,
-    normalise,
-    spec_augment,
-)
+from ast_core.augment import mixup_power
+from ast_core.augment.augmentation import Augmentation, Drawn, frames_mask, take
+from ast_core.augment.mixup import mixup_batch
+from ast_core.augment.noise_roll import NoiseRoll
+from ast_core.augment.spec_augment import SpecAugment
+from ast_core.batch import Batch, Norm, model_input, normalise
 from ast_core.fbank import POWER_FLOOR, fbank
 from ast_core.features import KALDI128, KINDS, FeatureSettings, LogScale
+from ast_core.models.patchout import draw_patchout
 from ast_core.recipe import MixupDomain
 from tests.ast_core import small
 from tests.reference import figures, needs_shared
@@ -34,7 +30,16 @@ SIGNIFICANCE = 1e-3
 FBANK_TOLERANCE = 1e-3
 SILENCE = math.log(POWER_FLOOR)
 NUM_MEL_BINS, NUM_FRAMES = 128, 1024
-AUDIOSET_MASKS = {"num_frames": NUM_FRAMES, "num_mel_bins": NUM_MEL_BINS, "freqm": 48, "timem": 192}
+NOISE = NoiseRoll(noise=True)
+
+
+def draw(augmentation: Augmentation, num_clips: int, *seed: int) -> dict[str, np.ndarray]:
+    return dict(augmentation.draw(seed, num_clips, NUM_FRAMES, NUM_MEL_BINS))
+
+
+def apply(augmentation: Augmentation, clips: Tensor, drawn: dict[str, np.ndarray]) -> Tensor:
+    frames = torch.full((len(clips),), clips.shape[1])
+    return augmentation.apply(clips.clone(), drawn, Batch(clips, frames, torch.zeros(0), torch.zeros(0)))
 
 
 # --- mixup
@@ -133,6 +138,14 @@ def test_mixup_adds_powers_in_decibels_too(monkeypatch: pytest.MonkeyPatch):
         clip / nats_per_db, lengths[0], partner / nats_per_db, lengths[1], torch.tensor([0.3]), features=features
     )
     torch.testing.assert_close(decibels, natural / nats_per_db, atol=features.floor * -1e-3, rtol=1e-5)
+    batch = small.batch(2)
+    partners = replace(batch.partners, fbank_KTM=batch.partners.fbank_KTM / nats_per_db)
+    loud = replace(batch, fbank_BTM=batch.fbank_BTM / nats_per_db, partners=partners, features=features)
+    norm = Norm(small.NORM.mean / nats_per_db, small.NORM.std / nats_per_db)
+    natural_input, input_of_decibels = (
+        model_input(one, by, small.only_mixup(2)) for one, by in ((batch, small.NORM), (loud, norm))
+    )
+    torch.testing.assert_close(input_of_decibels, natural_input, atol=0.02, rtol=0)  # the floors differ
     torch.testing.assert_close(
         mixup_power(clip / nats_per_db, partner / nats_per_db, 0.3, nats_per_db),
         mixup_power(clip, partner, 0.3) / nats_per_db,
@@ -162,10 +175,10 @@ def test_frames_mask_is_true_for_the_frames_of_a_clip():
 
 def masks_of_draw(size: int, longest: int, num: int) -> tuple[np.ndarray, np.ndarray]:
     if size == NUM_MEL_BINS:
-        drawn = draw((11,), num, **AUDIOSET_MASKS | {"freqm": longest}, noise=False)
-        return drawn.freq_start, drawn.freq_width
-    drawn = draw((11,), num, **AUDIOSET_MASKS | {"timem": longest}, noise=False)
-    return drawn.time_start, drawn.time_width
+        drawn = draw(SpecAugment(freqm=longest, timem=192), num, 11)
+        return drawn["freq_start"], drawn["freq_width"]
+    drawn = draw(SpecAugment(freqm=48, timem=longest), num, 11)
+    return drawn["time_start"], drawn["time_width"]
 
 
 def masks_of_torchaudio(size: int, longest: int, num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -207,30 +220,45 @@ def test_mask_widths_and_starts_are_distributed_as_in_torchaudio(masks: Callable
 
 
 def test_masks_in_time_and_in_frequency_are_independent():
-    drawn = draw((5,), 5000, **AUDIOSET_MASKS, noise=True)
-    values = [getattr(drawn, name) for name in vars(drawn) if name != "freq_start" and name != "time_start"]
+    drawn = draw(SpecAugment(freqm=48, timem=192), 5000, 5) | draw(NOISE, 5000, 5)
+    values = [numbers for name, numbers in drawn.items() if name != "freq_start" and name != "time_start"]
     correlation = np.corrcoef(values) - np.eye(len(values))
     # Six values have 15 pairs. Chance exceeds the limit for one seed in a thousand.
     assert np.abs(correlation).max() < stats.norm.isf(SIGNIFICANCE / 30) / math.sqrt(5000)
 
 
 def test_masked_blocks_are_0_and_the_rest_is_unchanged():
-    clips = small.log_mel(16)
-    drawn = small.augmentation(16)
-    masked = spec_augment(clips, drawn)
+    clips, masks = small.log_mel(16), SpecAugment(freqm=24, timem=24)
+    drawn = dict(masks.draw((0,), 16, small.NUM_FRAMES, small.NUM_MEL_BINS))
+    masked = apply(masks, clips, drawn)
     for i, clip in enumerate(clips):
         expected = clip.clone()
-        expected[:, drawn.freq_start[i] : drawn.freq_start[i] + drawn.freq_width[i]] = 0
-        expected[drawn.time_start[i] : drawn.time_start[i] + drawn.time_width[i]] = 0
+        expected[:, drawn["freq_start"][i] : drawn["freq_start"][i] + drawn["freq_width"][i]] = 0
+        expected[drawn["time_start"][i] : drawn["time_start"][i] + drawn["time_width"][i]] = 0
         assert torch.equal(masked[i], expected)
     assert (masked == 0).any()
 
 
-def test_masks_of_width_0_do_not_change_the_clips():
-    clips = small.log_mel(8)
-    shape = {"num_frames": small.NUM_FRAMES, "num_mel_bins": small.NUM_MEL_BINS}
-    drawn = draw((0,), 8, **shape, freqm=0, timem=0, noise=False)
-    assert torch.equal(spec_augment(clips, drawn), clips)
+def test_a_mask_of_width_0_does_not_change_the_clips():
+    clips, masks = small.log_mel(8), SpecAugment(freqm=0, timem=1)  # a time mask is narrower than timem
+    assert torch.equal(apply(masks, clips, draw(masks, 8, 0)), clips)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rest"),
+    [
+        ({"freqm": 0, "timem": 0}, ["Mixup", "NoiseRoll"]),
+        ({"timem": 0}, ["Mixup", "SpecAugment", "NoiseRoll"]),
+        ({"noise": False}, ["Mixup", "SpecAugment"]),
+        ({"mixup": 0.0}, ["SpecAugment", "NoiseRoll"]),
+        ({"augmentations": ["noise_roll"], "freqm": 0, "timem": 0}, ["NoiseRoll"]),
+        ({"augmentations": [], "freqm": 0, "timem": 0, "noise": False}, []),
+    ],
+    ids=str,
+)
+def test_only_augmentations_that_are_listed_and_on_are_drawn(changes: dict, rest: list[str]):
+    drawn = small.augmentations(3, **changes)
+    assert [type(one.augmentation).__name__ for one in drawn] == rest
 
 
 # --- normalising, noise, roll
@@ -241,53 +269,44 @@ def test_normalising_divides_by_twice_the_std():
 
 
 def test_noise_gains_and_rolls_are_uniform():
-    drawn = draw((3,), 20_000, **AUDIOSET_MASKS, noise=True)
-    assert stats.kstest(drawn.noise_gain, stats.uniform(0, 0.1).cdf).pvalue > SIGNIFICANCE
-    assert (drawn.roll_frames.min(), drawn.roll_frames.max()) == (-10, 9)
-    assert stats.chisquare(np.bincount(drawn.roll_frames + 10)).pvalue > SIGNIFICANCE
-    assert len(np.unique(drawn.noise_seed)) == 20_000
+    drawn = draw(NOISE, 20_000, 3)
+    assert stats.kstest(drawn["noise_gain"], stats.uniform(0, 0.1).cdf).pvalue > SIGNIFICANCE
+    assert (drawn["roll_frames"].min(), drawn["roll_frames"].max()) == (-10, 9)
+    assert stats.chisquare(np.bincount(drawn["roll_frames"] + 10)).pvalue > SIGNIFICANCE
+    assert len(np.unique(drawn["noise_seed"])) == 20_000
 
 
 def test_noise_is_uniform_below_its_gain_and_the_roll_is_along_time():
-    drawn = small.augmentation(4)
+    drawn = draw(NOISE, 4, 0)
     zeros = torch.zeros(4, small.NUM_FRAMES, small.NUM_MEL_BINS)
-    noise = noise_and_roll(zeros, drawn).numpy()
-    for clip, gain in zip(noise, drawn.noise_gain, strict=True):
+    noise = apply(NOISE, zeros, drawn).numpy()
+    for clip, gain in zip(noise, drawn["noise_gain"], strict=True):
         assert stats.kstest(clip.ravel(), stats.uniform(0, gain).cdf).pvalue > SIGNIFICANCE
     ramp = torch.arange(small.NUM_FRAMES).float().mul(100).view(1, -1, 1).expand_as(zeros)
-    for clip, roll in zip(noise_and_roll(ramp, drawn), drawn.roll_frames, strict=True):
+    for clip, roll in zip(apply(NOISE, ramp, drawn), drawn["roll_frames"], strict=True):
         frames = np.roll(np.arange(small.NUM_FRAMES), roll)
         assert (clip.div(100).floor() == torch.from_numpy(frames).unsqueeze(1)).all()
-    assert len(set(drawn.roll_frames)) > 1
+    assert len(set(drawn["roll_frames"])) > 1
 
 
 def test_every_clip_has_independent_noise():
-    drawn = small.augmentation(3)
-    noise = noise_and_roll(torch.zeros(3, small.NUM_FRAMES, small.NUM_MEL_BINS), drawn).numpy()
-    unrolled = [np.roll(clip, -roll, axis=0).ravel() for clip, roll in zip(noise, drawn.roll_frames, strict=True)]
+    drawn = draw(NOISE, 3, 0)
+    noise = apply(NOISE, torch.zeros(3, small.NUM_FRAMES, small.NUM_MEL_BINS), drawn).numpy()
+    unrolled = [np.roll(clip, -roll, axis=0).ravel() for clip, roll in zip(noise, drawn["roll_frames"], strict=True)]
     assert np.abs(np.corrcoef(unrolled) - np.eye(3)).max() < 0.05  # about 4.5 σ of 8,192 values
-
-
-def test_without_noise_the_clips_are_unchanged_and_masks_the_same():
-    with_noise, without = (small.augmentation(6, seed=4, noise=noise) for noise in (True, False))
-    clips = small.log_mel(6)
-    assert torch.equal(noise_and_roll(clips, without), clips)
-    assert not torch.equal(noise_and_roll(clips, with_noise), clips)
-    assert torch.equal(spec_augment(clips, without), spec_augment(clips, with_noise))
 
 
 def test_each_augmentation_draws_independently_of_the_others():
     """Each kind has its own generator, so switching one off does not change the others."""
-    usual = AUDIOSET_MASKS | {"noise": True}
-    drawn = draw((2, 7), 50, **usual)
+    usual = small.values(small.augmentations(50, seed=2))
     for changes in ({"freqm": 0}, {"timem": 0}, {"noise": False}):
-        other = draw((2, 7), 50, **usual | changes)
-        differ = {name for name, values in vars(drawn).items() if (values != getattr(other, name)).any()}
+        other = small.values(small.augmentations(50, seed=2, **changes))
+        differ = {name for name, values in usual.items() if name not in other or (values != other[name]).any()}
         (changed,) = changes
         kind = {"freqm": {"freq_start", "freq_width"}, "timem": {"time_start", "time_width"}}
         assert differ <= kind.get(changed, {"noise_gain", "noise_seed", "roll_frames"})
         assert differ
-    assert (draw((2, 8), 50, **usual).freq_width != drawn.freq_width).any()
+    assert (small.values(small.augmentations(50, seed=3))["freq_width"] != usual["freq_width"]).any()
 
 
 def test_patchout_draws_uniform_rows_and_columns():
@@ -317,19 +336,20 @@ def test_patchout_depends_only_on_the_seed():
     assert draw_patchout((7, 2, 5), grid, num_rows=0, num_columns=0) is None
 
 
-def everything(clips: Tensor, drawn: Augmentation) -> Tensor:
-    return noise_and_roll(normalise(spec_augment(clips, drawn), -4.0, 4.5), drawn)
+def everything(clips: Tensor, drawn: Sequence[Drawn]) -> Tensor:
+    frames = torch.full((len(clips),), clips.shape[1])
+    return model_input(Batch(clips, frames, torch.zeros(0), torch.zeros(0)), small.NORM, drawn)
 
 
 def test_one_seed_gives_one_augmentation():
     clips = small.log_mel(6)
-    first, again, other = (everything(clips, small.augmentation(6, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (everything(clips, small.augmentations(6, seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("positions", [[0], [5, 2], [1, 3, 5], [0, 1, 2, 3, 4, 5]])
 def test_a_share_is_augmented_as_in_the_whole_batch(positions: list[int]):
-    clips, drawn = small.log_mel(6), small.augmentation(6)
+    clips, drawn = small.log_mel(6), small.augmentations(6)
     whole = everything(clips, drawn)
-    assert torch.equal(everything(clips[positions], drawn.take(np.array(positions))), whole[positions])
+    assert torch.equal(everything(clips[positions], take(drawn, np.array(positions))), whole[positions])

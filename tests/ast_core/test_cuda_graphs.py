@@ -21,7 +21,7 @@ def trained(changes: dict[str, Any], num_steps: int = 5) -> list[float]:
     optimizer, losses = make_optimizer(model, recipe), []
     batch, args = small.batch(6).pinned().to(GPU), {"recipe": recipe, "norm": small.NORM, "num_clips_global": 6}
     for step in range(num_steps):
-        drawn = small.augmentation(6, seed=step, noise=False)
+        drawn = small.augmentations(6, seed=step, noise=False)
         losses.append(train_step(model, optimizer, batch, drawn, lr=2e-4, **args))
         if step == 2:  # when the graphs are already being replayed
             model.eval()

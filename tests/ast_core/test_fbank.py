@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ast_core.fbank
-from ast_core.augment import normalise
+from ast_core.batch import normalise
 from ast_core.fbank import POWER_FLOOR, fbank
 from ast_core.features import KALDI128, FeatureSettings
 from tests.reference import AUDIOSET, SHARED, figures, needs_shared

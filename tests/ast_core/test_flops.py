@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ast_core import ASTModel
-from ast_core.augment import draw_patchout
 from ast_core.flops import peak_flops, peak_flops_of, training_flops, utilisation
+from ast_core.models.patchout import draw_patchout
 from ast_core.recipe import Recipe
 from tests.ast_core import small
 

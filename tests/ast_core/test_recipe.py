@@ -2,6 +2,7 @@
 
 import difflib
 import pickle
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -329,3 +330,39 @@ def test_a_command_line_that_does_not_fit_its_recipe_is_refused_not_rewritten():
 def test_a_value_out_of_range_is_refused_with_the_whole_range(key: str, value: str, allowed: str):
     with pytest.raises(ConfigError, match=rf"^{key} is .*; use {allowed}$"):
         load(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("augmentations: mixup", "augmentations is 'mixup'; use a list, for example [mixup, spec_augment, noise_roll]"),
+        ("augmentations: [mixpu]", "augmentations has 'mixpu'; use mixup or spec_augment or noise_roll"),
+        ("augmentations: [7]", "augmentations has 7; use NAME, or NAME: {SETTING: VALUE}"),
+        ("augmentations: [mixup: 0.5]", "augmentations has {'mixup': 0.5}; use NAME, or NAME: {SETTING: VALUE}"),
+        ("augmentations: [mixup, mixup]", "augmentations lists mixup twice; keep one"),
+        (
+            "augmentations: [noise_roll, mixup]",
+            "augmentations is [noise_roll, mixup], but raw log-mel is augmented before it is normalised; "
+            "use [mixup, noise_roll]",
+        ),
+        (
+            "augmentations: [mixup]\nfreqm: 24",
+            "freqm is a setting of spec_augment, which augmentations does not list; list spec_augment, leave freqm "
+            "out, or turn it off",
+        ),
+        (
+            "augmentations: [spec_augment: {freqm: 24}]",
+            "spec_augment in augmentations: freqm is a recipe key; set it outside of the list",
+        ),
+        ("augmentations: [mixup: {share: 1}]", "mixup in augmentations: no setting 'share'; use mixup or mixup_domain"),
+    ],
+)
+def test_augmentations_that_cannot_act_are_refused(text: str, message: str):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        load(text)
+
+
+def test_settings_of_augmentations_that_are_not_listed_may_be_off_and_are_not_checked():
+    recipe = load("augmentations: [spec_augment]\nmixup: 0.0\nnoise: false")
+    assert recipe.to_dict()["augmentations"] == ["spec_augment"]
+    assert load("augmentations: []\ninput_tdim: 64").timem == 192  # wider than the input

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ast_core import augment, execution
+from ast_core import execution
+from ast_core.augment.augmentation import take
 from ast_core.batch import Batch, model_input
 from ast_core.errors import ConfigError
 from ast_core.execution import for_device, set_execution
 from ast_core.features import KALDI128
+from ast_core.models.patchout import draw_patchout
 from ast_core.recipe import Recipe
 from ast_core.step import clip_losses, make_optimizer, make_scaler, predict, train_step
 from tests.ast_core import small
@@ -55,7 +57,7 @@ def steps_of_one_process(recipe: Recipe, optimizer_of, lr: float, steps: int) ->
     optimizer = optimizer_of(model, recipe)
     losses = []
     for seed in range(steps):
-        batch, drawn = small.batch(5, seed=seed, one_label=recipe.loss == "CE"), small.augmentation(5, seed=seed)
+        batch, drawn = small.batch(5, seed=seed, one_label=recipe.loss == "CE"), small.augmentations(5, seed=seed)
         loss = train_step(model, optimizer, batch, drawn, recipe=recipe, norm=small.NORM, lr=lr, num_clips_global=5)
         losses.append(loss.item())
     return model, losses
@@ -68,13 +70,13 @@ def steps_of_two_ranks(recipe: Recipe, optimizer_of, lr: float, steps: int) -> t
     optimizers = [optimizer_of(model, recipe) for model in models]
     losses = []
     for seed in range(steps):
-        batch, drawn = small.batch(5, seed=seed, one_label=recipe.loss == "CE"), small.augmentation(5, seed=seed)
+        batch, drawn = small.batch(5, seed=seed, one_label=recipe.loss == "CE"), small.augmentations(5, seed=seed)
         parts = [
             train_step(
                 model,
                 NoStep(optimizer),
                 share(batch, positions, weights),
-                drawn.take(np.array(positions)),
+                take(drawn, np.array(positions)),
                 recipe=recipe,
                 norm=small.NORM,
                 lr=lr,
@@ -135,7 +137,7 @@ def test_ranks_exchange_gradients_once_a_batch_with_any_micro_batch_size(tmp_pat
             seen: list[int] = []
             model.register_comm_hook(seen, count_bucket)
             args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 3}
-            train_step(model, sgd(model, recipe), small.batch(3), small.augmentation(3), **args)
+            train_step(model, sgd(model, recipe), small.batch(3), small.augmentations(3), **args)
             exchanges.append(len(seen))
     finally:
         dist.destroy_process_group()
@@ -152,9 +154,10 @@ def count_bucket(seen: list[int], bucket: dist.GradBucket) -> torch.futures.Futu
 def test_a_step_uses_the_recipes_mixup_domain():
     losses = {}
     for domain in ("power", "log_mel"):
-        recipe, model, drawn = small.recipe(mixup_domain=domain), small.model(), small.augmentation(4)
+        recipe, model = small.recipe(mixup_domain=domain), small.model()
+        drawn = small.augmentations(4, mixup_domain=domain)
         with torch.no_grad():
-            logits = model(model_input(small.batch(4), small.NORM, drawn, domain))
+            logits = model(model_input(small.batch(4), small.NORM, drawn))
         expected = clip_losses(logits, small.batch(4).target_BC, recipe.loss).mean()
         args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 4}
         losses[domain] = train_step(model, sgd(model, recipe), small.batch(4), drawn, **args)
@@ -183,7 +186,7 @@ def test_execution_keys_change_gradients_by_rounding_only(switch: dict):
         model = small.model()
         set_execution(model, torch.device("cpu"), recipe)
         args = {"recipe": recipe, "norm": small.NORM, "lr": 0.0, "num_clips_global": 3}
-        loss = train_step(model, sgd(model, recipe), small.batch(3), small.augmentation(3), **args)
+        loss = train_step(model, sgd(model, recipe), small.batch(3), small.augmentations(3), **args)
         gradients.append([loss] + [parameter.grad for parameter in model.parameters()])
         assert model.state_dict().keys() == small.model().state_dict().keys()
     for without, switched in zip(*gradients, strict=True):
@@ -206,7 +209,7 @@ def test_the_blocks_are_compiled_once_for_each_shape(monkeypatch: pytest.MonkeyP
     set_execution(model, torch.device("cpu"), small.recipe(compile=True))
     compiled.clear()
     for seed in range(2):
-        drawn = augment.draw_patchout((seed,), (8, 4), num_rows=0, num_columns=1)
+        drawn = draw_patchout((seed,), (8, 4), num_rows=0, num_columns=1)
         model(small.log_mel(3), drawn).sum().backward()
     assert compiled == [False]  # one graph with static sizes
     model.eval()(small.log_mel(3)).sum().backward()
@@ -241,7 +244,7 @@ def test_if_compiling_fails_a_warning_says_why_and_training_goes_on(
             args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 3}
             optimizer = make_optimizer(model, recipe)
             losses.append(
-                [train_step(model, optimizer, small.batch(3), small.augmentation(3), **args) for _ in range(2)]
+                [train_step(model, optimizer, small.batch(3), small.augmentations(3), **args) for _ in range(2)]
             )
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -272,7 +275,7 @@ def attention_of(recipe: Recipe) -> list[nn.Module]:
 
 
 def test_the_content_of_a_padding_clip_does_not_matter():
-    recipe, drawn = small.recipe(), small.augmentation(3)
+    recipe, drawn = small.recipe(), small.augmentations(3)
     batch = small.batch(3)
     junk = batch.fbank_BTM.clone()
     junk[2] = 30
@@ -289,7 +292,7 @@ def test_the_content_of_a_padding_clip_does_not_matter():
 @pytest.mark.parametrize("loss", ["BCE", "CE"])
 def test_a_step_returns_the_references_loss(loss: str):
     """BCE is averaged over clips and classes. Cross-entropy is that of the class, for clips with one label."""
-    recipe, drawn = small.recipe(loss=loss), small.augmentation(4)
+    recipe, drawn = small.recipe(loss=loss), small.augmentations(4)
     model, batch = small.model(), small.batch(4, one_label=loss == "CE")
     with torch.no_grad():
         logits = model(model_input(batch, small.NORM, drawn))
@@ -319,7 +322,7 @@ def test_the_loss_of_a_mixed_target_is_the_mixture_of_losses():
 
 
 def test_the_learning_rate_is_that_of_the_step():
-    recipe, model, drawn = small.recipe(lr=0.5), small.model(), small.augmentation(2)
+    recipe, model, drawn = small.recipe(lr=0.5), small.model(), small.augmentations(2)
     before = copy.deepcopy(model.state_dict())
     optimizer = make_optimizer(model, recipe)
     args = {"recipe": recipe, "norm": small.NORM, "num_clips_global": 2}
@@ -356,7 +359,8 @@ def test_frozen_parameters_are_not_optimised():
 
 def test_the_input_is_made_in_the_reference_order():
     """The order for one clip is mixup, masks of 0, norm, noise, roll."""
-    batch, drawn = small.batch(2), small.augmentation(2, seed=1)
+    batch, drawn = small.batch(2), small.augmentations(2, seed=1)
+    of = small.values(drawn)
     clip, partner, lam, ended = (
         batch.fbank_BTM[1].numpy(),
         batch.partners.fbank_KTM[0].numpy(),
@@ -366,22 +370,22 @@ def test_the_input_is_made_in_the_reference_order():
     expected = 2 * np.log(lam) + clip
     expected[:ended] = np.logaddexp(expected[:ended], 2 * np.log(1 - lam) + partner[:ended])
     expected = np.maximum(expected, KALDI128.floor)
-    expected[:, drawn.freq_start[1] : drawn.freq_start[1] + drawn.freq_width[1]] = 0
-    expected[drawn.time_start[1] : drawn.time_start[1] + drawn.time_width[1]] = 0
+    expected[:, of["freq_start"][1] : of["freq_start"][1] + of["freq_width"][1]] = 0
+    expected[of["time_start"][1] : of["time_start"][1] + of["time_width"][1]] = 0
     expected = (expected - small.NORM.mean) / (2 * small.NORM.std)
-    unrolled = np.roll(model_input(batch, small.NORM, drawn)[1].numpy(), -drawn.roll_frames[1], axis=0)
+    unrolled = np.roll(model_input(batch, small.NORM, drawn)[1].numpy(), -of["roll_frames"][1], axis=0)
     noise = unrolled - expected
     assert noise.min() > -1e-5
-    assert noise.max() < drawn.noise_gain[1] + 1e-5
-    assert noise.std() == pytest.approx(drawn.noise_gain[1] / np.sqrt(12), rel=0.05)
-    assert min(drawn.freq_width[1], drawn.time_width[1], abs(drawn.roll_frames[1])) > 0
+    assert noise.max() < of["noise_gain"][1] + 1e-5
+    assert noise.std() == pytest.approx(of["noise_gain"][1] / np.sqrt(12), rel=0.05)
+    assert min(of["freq_width"][1], of["time_width"][1], abs(of["roll_frames"][1])) > 0
 
 
 def test_padding_is_0_before_the_norm():
     fbank = small.log_mel(1)
     fbank[0, 40:] = 0
     batch = replace(small.batch(1), fbank_BTM=fbank, num_frames_B=torch.tensor([40]))
-    value = model_input(batch, small.NORM, None)[0, 40:].unique()
+    value = model_input(batch, small.NORM, small.only_mixup(len(batch)))[0, 40:].unique()
     torch.testing.assert_close(value, torch.tensor([4.0 / 9.0]))
 
 
@@ -389,15 +393,17 @@ def test_stored_float16_is_computed_in_float32():
     batch = small.batch(3)
     partners = replace(batch.partners, fbank_KTM=batch.partners.fbank_KTM.half())
     half = replace(batch, fbank_BTM=batch.fbank_BTM.half(), partners=partners)
-    made = model_input(half, small.NORM, None)
+    made = model_input(half, small.NORM, small.only_mixup(len(half)))
     assert made.dtype == torch.float32
     # Half the spacing of float16 below 16, divided by twice the std, plus float32 rounding.
-    torch.testing.assert_close(made, model_input(batch, small.NORM, None), rtol=0, atol=2**-8 / 9 + 1e-6)
+    torch.testing.assert_close(
+        made, model_input(batch, small.NORM, small.only_mixup(len(batch))), rtol=0, atol=2**-8 / 9 + 1e-6
+    )
 
 
 def test_model_input_does_not_change_the_batch():
     batch, again = small.batch(4), small.batch(4)
-    model_input(batch, small.NORM, small.augmentation(4))
+    model_input(batch, small.NORM, small.augmentations(4))
     assert torch.equal(batch.fbank_BTM, again.fbank_BTM)
     assert torch.equal(batch.partners.fbank_KTM, again.partners.fbank_KTM)
 
@@ -405,8 +411,8 @@ def test_model_input_does_not_change_the_batch():
 @pytest.mark.parametrize(("begin", "end"), [(0, 1), (1, 4), (3, 5)])
 def test_a_part_of_a_batch_is_mixed_as_in_the_whole_batch(begin: int, end: int):
     batch = small.batch(5)
-    part = model_input(batch.part(begin, end), small.NORM, None)
-    assert torch.equal(part, model_input(batch, small.NORM, None)[begin:end])
+    part = model_input(batch.part(begin, end), small.NORM, small.only_mixup(end - begin))
+    assert torch.equal(part, model_input(batch, small.NORM, small.only_mixup(len(batch)))[begin:end])
 
 
 def test_a_batch_with_partners_moves_as_a_whole():
@@ -423,7 +429,7 @@ def test_a_batch_without_partners_moves_as_a_whole():
 
 
 def test_bf16_is_close_to_fp32_and_keeps_parameters_in_float32():
-    drawn, batch = small.augmentation(4), small.batch(4)
+    drawn, batch = small.augmentations(4), small.batch(4)
     losses = {}
     for precision in ("fp32", "bf16"):
         recipe, model = small.recipe(precision=precision), small.model()
@@ -497,7 +503,7 @@ def test_a_scaled_loss_makes_the_same_update(grad_clip: float | None):
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
         recipe, model = small.recipe(grad_clip=grad_clip, micro_batch_size=2), small.model()
         args = {"recipe": recipe, "norm": small.NORM, "lr": SGD_LR, "num_clips_global": 3, "scaler": scaler}
-        loss = train_step(model, sgd(model, recipe), small.batch(3), small.augmentation(3), **args)
+        loss = train_step(model, sgd(model, recipe), small.batch(3), small.augmentations(3), **args)
         ends.append([loss, *model.state_dict().values()])
     for plain, scaled in zip(*ends, strict=True):
         torch.testing.assert_close(scaled, plain, rtol=1e-5, atol=1e-7)
@@ -508,12 +514,12 @@ def test_an_fp16_overflow_skips_the_update_and_lowers_the_scale():
     optimizer, scaler = make_optimizer(model, recipe), torch.amp.GradScaler("cpu", init_scale=2.0**40)
     args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 2, "scaler": scaler}
     before = copy.deepcopy(model.state_dict())
-    loss = train_step(model, optimizer, small.batch(2), small.augmentation(2), **args)
+    loss = train_step(model, optimizer, small.batch(2), small.augmentations(2), **args)
     assert torch.isfinite(loss)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert scaler.get_scale() == 2.0**39
     scaler.update(256.0)
-    train_step(model, optimizer, small.batch(2), small.augmentation(2), **args)
+    train_step(model, optimizer, small.batch(2), small.augmentations(2), **args)
     assert not torch.equal(model.mlp_head[1].bias, before["mlp_head.1.bias"])
 
 
@@ -522,7 +528,7 @@ def test_a_missing_scaler_or_patchout_draw_fails_an_assertion():
         model = small.model()
         args = {"recipe": recipe, "norm": small.NORM, "lr": LR, "num_clips_global": 2}
         with pytest.raises(AssertionError):
-            train_step(model, sgd(model, recipe), small.batch(2), small.augmentation(2), **args)
+            train_step(model, sgd(model, recipe), small.batch(2), small.augmentations(2), **args)
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
@@ -530,7 +536,7 @@ def test_grad_clip_scales_a_long_gradient_and_keeps_a_short_one(micro_batch_size
     def gradients(grad_clip: float | None, parts: int | None) -> Tensor:
         recipe, model = small.recipe(grad_clip=grad_clip, micro_batch_size=parts), small.model()
         args = {"recipe": recipe, "norm": small.NORM, "lr": 0.0, "num_clips_global": 5}
-        train_step(model, sgd(model, recipe), small.batch(5), small.augmentation(5), **args)
+        train_step(model, sgd(model, recipe), small.batch(5), small.augmentations(5), **args)
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     whole = gradients(None, None)

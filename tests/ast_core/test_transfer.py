@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ast_core.augment import draw_patchout
 from ast_core.execution import set_execution
+from ast_core.models.patchout import draw_patchout
 from ast_core.step import make_optimizer, make_scaler, train_step
 from ast_core.transfer import to_device
 from tests.ast_core import small
@@ -87,7 +87,7 @@ def test_no_step_waits_for_the_gpu(changes: dict, monkeypatch: pytest.MonkeyPatc
         copies.num_copies, copies.waited_for = 0, []  # do not count copies of the weights
         for step in range(2):  # the first step makes the optimizer's state
             patchout = draw_patchout((step,), (8, 4), num_rows=recipe.patchout_f, num_columns=recipe.patchout_t)
-            drawn = small.augmentation(5, seed=step, noise=False)
+            drawn = small.augmentations(5, seed=step, noise=False, mixup_domain=recipe.mixup_domain)
             args = {"recipe": recipe, "norm": small.NORM, "lr": 1e-3, "num_clips_global": 5}
             batch = whole.pinned().to(GPU)
             loss = train_step(model, optimizer, batch, drawn, **args, patchout=patchout, scaler=scaler)
@@ -107,7 +107,7 @@ def test_no_step_waits_for_a_real_gpu(precision: str):
     set_execution(model, GPU, recipe)
     model.to(GPU)
     optimizer, scaler = make_optimizer(model, recipe), make_scaler(recipe, GPU)
-    patchout, drawn = draw_patchout((0,), (8, 4), num_rows=0, num_columns=1), small.augmentation(5)
+    patchout, drawn = draw_patchout((0,), (8, 4), num_rows=0, num_columns=1), small.augmentations(5)
     args = {"recipe": recipe, "norm": small.NORM, "lr": 1e-3, "num_clips_global": 5}
     pinned = small.batch(5).pinned()
     torch.cuda.set_sync_debug_mode("error")

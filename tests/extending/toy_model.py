@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ast_core.augment import Patchout
+from ast_core.models.patchout import Patchout
 from ast_core.models.tagger import Tagger
 
 

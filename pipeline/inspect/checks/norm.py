@@ -67,7 +67,7 @@ def norm_figures(split: SplitSummary, published: PublishedInput | None) -> dict[
         )
     if published:
         filled = np.minimum(rows[2] / published.num_frames, 1).mean()
-        # The largest mask width is below freqm, then cut to whole bins; see ast_core.augment.draw.
+        # The largest mask width is below freqm, then cut to whole bins; see ast_core/augment/spec_augment.py.
         masked_bins, masked_frames = (published.freqm - 1) / 2, (published.timem - 1) / 2
         kept = filled * (1 - masked_bins / NUM_MEL_BINS) * (1 - masked_frames / published.num_frames)
         counted = _mean_std(total, squares, frames * NUM_MEL_BINS / kept)

@@ -15,9 +15,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ast_core import augment
-from ast_core.augment import Augmentation, Patchout
+from ast_core.augment.augmentation import Drawn, draw_augmentations, partner_share, take
+from ast_core.augment.mixup import MIXUP_BETA
 from ast_core.batch import Batch, Partners
+from ast_core.features import KALDI128, FeatureSettings
+from ast_core.models.patchout import Patchout, draw_patchout
 from ast_core.models.shapes import patch_grid
 from ast_core.recipe import Recipe
 from pipeline.dataset import Clips
@@ -72,12 +74,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """One rank's share of a global batch, with the augmentation drawn for it."""
+    """One rank's share of a global batch, with the augmentations drawn for it."""
 
     step: int
     """Step within the epoch, counted from 0."""
     batch: Batch
-    augmentation: Augmentation
+    augmentations: Sequence[Drawn]
     patchout: Patchout | None
     num_clips_global: int
 
@@ -103,6 +105,8 @@ class TrainFeed:
     world_size: int = 1
     cache: ShardCache | None = None
     waits: Waits = field(default_factory=Waits)
+    features: FeatureSettings = KALDI128
+    """Those of the data set."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -120,8 +124,8 @@ class TrainFeed:
             epoch=epoch,
             num_clips=len(self.clips),
             weight=self.clips.weight if self.recipe.sampling == "weighted" else None,
-            mixup=self.recipe.mixup,
-            mixup_beta=augment.MIXUP_BETA,
+            mixup=partner_share(self.recipe),
+            mixup_beta=MIXUP_BETA,
             row_group=row_groups(self.clips),
         )
 
@@ -150,18 +154,10 @@ class TrainFeed:
                     partner = order.partner[samples]
                     reader.prefetch(np.concatenate([order.clip[samples], partner[partner != NO_PARTNER]]))
                 samples, share = self._share(step, len(order))
-                drawn = augment.draw(
-                    (recipe.seed, epoch, step),
-                    share.num_clips_global,
-                    num_frames=recipe.input_tdim,
-                    num_mel_bins=recipe.input_fdim,
-                    freqm=recipe.freqm,
-                    timem=recipe.timem,
-                    noise=recipe.noise,
-                )
+                drawn = draw_augmentations(recipe, (recipe.seed, epoch, step), share.num_clips_global)
                 patchout = None
                 if recipe.patchout_f or recipe.patchout_t:
-                    patchout = augment.draw_patchout(
+                    patchout = draw_patchout(
                         (recipe.seed, epoch, step),
                         patch_grid(recipe.input_fdim, recipe.input_tdim, recipe.fstride, recipe.tstride),
                         num_rows=recipe.patchout_f,
@@ -171,7 +167,7 @@ class TrainFeed:
                     reader, targets, order.clip[samples], order.partner[samples], order.lam[samples], share.weight
                 )
                 batch = batch.pinned() if pinned else batch
-                yield TrainBatch(step, batch, drawn.take(share.position), patchout, share.num_clips_global)
+                yield TrainBatch(step, batch, take(drawn, share.position), patchout, share.num_clips_global)
 
     def _share(self, step: int, num_samples: int) -> tuple[np.ndarray, RankShare]:
         """The samples of the epoch that this rank takes at a step, and their positions in the global batch."""
@@ -199,7 +195,7 @@ class TrainFeed:
             partner, lam = partner[mixed], lam[mixed]
             target[mixed] = lam[:, None] * target[mixed] + (1 - lam[:, None]) * targets(partner)
             partners = Partners(mixed, *reader.padded(partner, num_frames), torch.from_numpy(lam))
-        return Batch(fbank, frames, torch.from_numpy(target), torch.from_numpy(weight), partners)
+        return Batch(fbank, frames, torch.from_numpy(target), torch.from_numpy(weight), partners, self.features)
 
 
 def eval_batches(

@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
 
 from ast_core import ASTModel
-from ast_core.augment import normalise
-from ast_core.batch import Norm
+from ast_core.batch import Norm, normalise
 from ast_core.checkpoints import (
     ModelConfig,
     load_model,

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_core import ASTModel
-from ast_core.augment import Patchout
 from ast_core.checkpoints import load_original
 from ast_core.errors import ConfigError, DataError
+from ast_core.models.patchout import Patchout
 from ast_core.models.pretrained import resize_pos_embed
 from ast_core.models.shapes import MODEL_SIZES
 from tests import reference

@@ -10,16 +10,22 @@ import pytest
 import torch
 
 from ast_core.errors import DataError
+from ast_core.features import FeatureSettings
 from ast_core.recipe import Recipe
 from pipeline.dataset import ROW_GROUP_CLIPS, Clips, PreparedDataset
 from pipeline.train.data.feed import FbankReader, TrainBatch, TrainFeed, eval_batches
 from pipeline.train.data.sampling import EpochOrder, epoch_order
+from tests.ast_core import small
 from tests.train.made import clips_of, table_of
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
     model_size="tiny224", input_tdim=64, freqm=24, timem=20, batch_size=10, mixup=0.5, sampling="weighted", seed=3
 )
+
+
+def values(item: TrainBatch) -> dict[str, np.ndarray]:
+    return small.values(item.augmentations)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +82,18 @@ def test_batches_contain_the_clips_of_the_order_with_their_labels(clips: Clips, 
         np.testing.assert_allclose(item.batch.target_BC[i].numpy(), target, rtol=1e-6)
 
 
+def test_partners_are_read_only_for_a_recipe_that_lists_mixup(clips: Clips):
+    unmixed = replace(RECIPE, augmentations=["spec_augment"])
+    assert all(item.batch.partners is None for item in epoch(clips, unmixed))
+    assert any(item.batch.partners is not None for item in epoch(clips))
+
+
+def test_batches_have_the_feature_settings_of_the_data_set(clips: Clips):
+    features = FeatureSettings(frame_shift_ms=20.0)
+    item = next(iter(TrainFeed(clips, RECIPE, 4, features=features).epoch(1, CPU)))
+    assert item.batch.part(0, 1).features == features
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_together_get_the_batch_and_augmentation_of_one_rank(clips: Clips, world_size: int):
     whole = epoch(clips)
@@ -88,8 +106,8 @@ def test_ranks_together_get_the_batch_and_augmentation_of_one_rank(clips: Clips,
             mine = slice((rank - step * RECIPE.batch_size) % world_size, None, world_size)
             assert torch.equal(share.batch.fbank_BTM[real], item.batch.fbank_BTM[mine])
             assert torch.equal(share.batch.target_BC[real], item.batch.target_BC[mine])
-            expected = item.augmentation.time_start[mine]
-            np.testing.assert_array_equal(share.augmentation.time_start[real.numpy()], expected)
+            expected = values(item)["time_start"][mine]
+            np.testing.assert_array_equal(values(share)["time_start"][real.numpy()], expected)
             assert share.num_clips_global == item.num_clips_global
 
 
@@ -103,7 +121,10 @@ def test_compiled_training_gets_batches_of_one_shape(clips: Clips, world_size: i
             counts = other.batch.weight_B.bool()
             assert torch.equal(other.batch.fbank_BTM[counts], one.batch.fbank_BTM[one.batch.weight_B.bool()])
             assert other.num_clips_global == one.num_clips_global
-            np.testing.assert_array_equal(other.augmentation.time_start[: len(one.batch)], one.augmentation.time_start)
+            np.testing.assert_array_equal(
+                values(other)["time_start"][: len(one.batch)],
+                values(one)["time_start"],
+            )
 
 
 @pytest.mark.parametrize("first_step", [1, 3])
@@ -117,7 +138,7 @@ def test_an_epoch_resumes_at_a_step_with_exactly_the_next_batches(clips: Clips, 
             for one, other in zip(whole[first_step:], rest, strict=True):
                 assert torch.equal(one.batch.fbank_BTM, other.batch.fbank_BTM)
                 assert torch.equal(one.batch.partners.lam_K, other.batch.partners.lam_K)
-                np.testing.assert_array_equal(one.augmentation.freq_start, other.augmentation.freq_start)
+                np.testing.assert_array_equal(values(one)["freq_start"], values(other)["freq_start"])
 
 
 def test_row_groups_read_ahead_stay_in_memory_until_they_are_used(tmp_path, monkeypatch: pytest.MonkeyPatch):
