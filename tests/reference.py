@@ -1,6 +1,7 @@
 """Figures of the reference implementation, and the weights with which they were made.
 
-`../shared/fixtures/README.md` describes each figure. Tests that need `../shared` are skipped if it is missing.
+`tests/fixtures/README.md` describes the excerpt that is part of this repository. Tests that need more are skipped if
+`../shared` is missing.
 """
 
 import json
@@ -19,23 +20,34 @@ from torch import Tensor
 from ast_core.recipe import Recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
-FIXTURES = SHARED / "fixtures"
+WHOLE = SHARED / "fixtures"
+EXCERPT = Path(__file__).parent / "fixtures"
 AUDIOSET = SHARED / "data" / "audioset"
 IMAGE_CLASSES = 1000
 
-needs_shared = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"the reference figures are not at {FIXTURES}")
+needs_shared = pytest.mark.skipif(not WHOLE.is_dir(), reason=f"recordings and the reference's figures of them: {WHOLE}")
+
+
+def figures(name: str) -> Mapping[str, np.ndarray]:
+    """The excerpt of `NAME.npz` in this repository."""
+    return _read(EXCERPT / f"{name}.npz")
+
+
+def whole_figures(name: str) -> Mapping[str, np.ndarray]:
+    """All of `NAME.npz` in `../shared`."""
+    return _read(WHOLE / f"{name}.npz")
 
 
 @cache
-def figures(name: str) -> Mapping[str, np.ndarray]:
-    with np.load(FIXTURES / f"{name}.npz") as archive:
+def _read(file: Path) -> Mapping[str, np.ndarray]:
+    with np.load(file) as archive:
         return dict(archive)
 
 
 @cache
 def described() -> dict[str, Any]:
     """The content of `ast_reference.json`: the cases, and key names and shapes of the reference implementation."""
-    return json.loads((FIXTURES / "ast_reference.json").read_text(encoding="utf-8"))
+    return json.loads((EXCERPT / "ast_reference.json").read_text(encoding="utf-8"))
 
 
 def draw(name: str, shape: tuple[int, ...], salt: str) -> Tensor:

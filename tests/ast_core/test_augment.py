@@ -22,7 +22,7 @@ from ast_core.features import KALDI128, KINDS, FeatureSettings, LogScale
 from ast_core.models.patchout import draw_patchout
 from ast_core.recipe import MixupDomain
 from tests.ast_core import small
-from tests.reference import figures, needs_shared
+from tests.reference import needs_shared, whole_figures
 
 SIGNIFICANCE = 1e-3
 """A correct implementation fails for one seed in a thousand. The seeds are fixed and were not selected."""
@@ -47,7 +47,7 @@ def apply(augmentation: Augmentation, clips: Tensor, drawn: dict[str, np.ndarray
 
 @needs_shared
 def test_power_mixup_is_near_mixing_waveforms_and_linear_mixup_is_not():
-    mixed = figures("mixup_reference")
+    mixed = whole_figures("mixup_reference")
     lam = float(mixed["lam"])
     a, b = (fbank(torch.from_numpy(mixed[key])) for key in ("waveform_a", "waveform_b"))
     expected = torch.from_numpy(mixed["fbank"])

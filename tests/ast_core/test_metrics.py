@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ast_core.metrics import RESAMPLES_AT_ONCE, bootstrap_map, d_prime, tagging_metrics
-from tests.reference import figures, needs_shared
+from tests.reference import figures
 
 
 def scored(distinct_scores: int, *, seed: int, dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,6 @@ def test_the_order_of_the_clips_does_not_matter():
     np.testing.assert_allclose(shuffled.auc, ours.auc, rtol=0, atol=1e-12)
 
 
-@needs_shared
 def test_metrics_equal_the_references():
     expected = figures("metrics_reference")
     ours = tagging_metrics(expected["score"], expected["target"])
