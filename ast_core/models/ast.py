@@ -49,8 +49,10 @@ class ASTModel(Tagger):
 
     Args:
         label_dim: number of classes.
-        fstride, tstride: patch strides along frequency and time. Below 16, neighbouring patches overlap.
-        input_fdim, input_tdim: mel bins and frames of the input.
+        fstride: patch stride along frequency. Below 16, neighbouring patches overlap.
+        tstride: patch stride along time.
+        input_fdim: mel bins of the input.
+        input_tdim: frames of the input.
         imagenet_pretrain: start from distilled DeiT weights for ImageNet, fetched by timm or from `imagenet_weights`.
         audioset_pretrain: start from the published AudioSet AST of 0.4593 mAP, fetched or from `audioset_weights`. Only
             base384 was published. The classifier is initialised.

@@ -77,7 +77,8 @@ def create_model(
 
     Args:
         label_dim: number of classes.
-        input_tdim, input_fdim: frames and mel bins of the input.
+        input_tdim: frames of the input.
+        input_fdim: mel bins of the input.
         settings: keys of the model (`ModelKind.keys`), by name.
 
     Raises:
