@@ -1,4 +1,8 @@
-"""The science: labels, features, model, augmentation, metrics. Imports neither Ray nor `pipeline`."""
+"""The science: labels, features, model, augmentation, metrics. Imports neither Ray nor `pipeline`.
+
+Models, checkpoints and augmentation are packages. The other modules are in one folder because each is a subject of its
+own, of one file: others import them by these names.
+"""
 
 from typing import TYPE_CHECKING, Any
 

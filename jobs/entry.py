@@ -2,6 +2,9 @@
 
 A job calls `begin` before its imports, which take seconds, and ends through `leave`. So this module imports nothing
 that is slow to import.
+
+The file is long because signals, output and child processes must be handled together: each can arrive while another is
+being handled.
 """
 
 import errno

@@ -10,6 +10,9 @@ files; `jobs/export.py` converts any other file of weights to a model folder. Th
 shape. Their scores (sigmoids) are averaged.
 """
 
+# This file is longer than other jobs because it also loads the members of an ensemble and compares their classes with
+# those of the data set, which nothing else does.
+
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 

@@ -6,6 +6,9 @@
 To resume, run the same command again.
 """
 
+# This file is long because it declares the options of a preparation and checks them against each other. The preparation
+# itself is in `pipeline/prepare/plan.py`.
+
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 

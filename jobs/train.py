@@ -10,6 +10,9 @@ Any recipe key can be set on the command line: --lr 1e-4 --epochs 20 --imagenet_
 To resume, run the same command again.
 """
 
+# This file is long because it declares and checks the options of a training. The training
+# itself is in `pipeline/train/fit.py`.
+
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 

@@ -203,7 +203,10 @@ def read_labels(output: str, info: dict[str, Any] | None) -> LabelVocabulary:
 
 
 def published_sha256(output: str, split: str, name: str) -> str | None:
-    """The SHA-256 in dataset.json of the file `name` of a split; None if it has none or is out of date."""
+    """The SHA-256 that dataset.json records for the file `name` of a split.
+
+    None if it records none, or if a run that has not published yet is changing the split.
+    """
     info = read_info(output)
     if info is None or split not in info["splits"] or storage.exists(unpublished_file(output, split)):
         return None

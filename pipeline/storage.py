@@ -97,9 +97,9 @@ def _split(uri: str) -> tuple[str, str, str] | None:
 
 
 def options_first(uri: str) -> str:
-    """`uri` with its options, if any, after the bucket: `s3://bucket/a?region=x` is `s3://bucket?region=x/a` here.
+    """Move the options of a URI in front of its path: `s3://bucket/a?region=x` becomes `s3://bucket?region=x/a`.
 
-    So a path can be split at its slashes and extended, whatever the options. `resolve` reads both forms.
+    The path can then be extended and split at its slashes. `resolve` reads both forms.
     """
     root_options_path = _split(uri)
     return uri if root_options_path is None else "".join(root_options_path)

@@ -37,8 +37,8 @@ class Augmentation:
     def partner_share(self) -> float:
         """The share of the clips that get a partner (`Batch.partners`).
 
-        Partners and their λ are drawn with the order of the epoch and not by `draw`, because reading is planned by
-        them. The feed mixes the labels by λ.
+        Partners and their λ are drawn with the order of the epoch and not by `draw`, because the feed needs them to
+        plan its reads. The feed mixes the labels by λ.
         """
         return 0.0
 

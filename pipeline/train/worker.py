@@ -2,6 +2,9 @@
 
 A checkpoint contains everything that a resumed run needs. Random numbers depend only on (seed, epoch, step), so no
 generator state is saved. An interrupted run continues with the very next batch, on any number of workers.
+
+The file is long because `Run` is one class: each of its parts (steps, evaluation, checkpoints, stops) reads and changes
+the same state of the rank, and all ranks must call the collective operations in the same order.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Shards of random fbanks, and their clips."""
+"""Shards of random fbanks for tests of the feed, and the clips in them."""
 
 from collections.abc import Sequence
 

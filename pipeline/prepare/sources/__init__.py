@@ -1,5 +1,8 @@
 """Sources: each reads a list of clips into a table of clips, and a table of refused rows.
 
+The package has many modules because each kind of list is one file (`registry.py` names them). The others have what
+several kinds share: rows, label texts, clip names, archives, and where the audio is.
+
 | source             | split                         | clip_id                          | labels                      |
 |--------------------|-------------------------------|----------------------------------|-----------------------------|
 | segment list       | its name, without `_segments` | `VIDEO_START`, three decimals    | MIDs or names               |

@@ -93,7 +93,7 @@ def host_of(url: str) -> str:
 
 
 def url_template(template: str) -> Locate:
-    """Media at a URL such as `http://host/{video_id}.webm`. If it contains {start_s}, the server cuts the section."""
+    """Media at a URL such as `http://host/{video_id}.webm`. With {start_s} in it, the server cuts the section."""
     fields = set(re.findall(r"\{([^{}]*)\}", template))
     if not re.match(r"https?://[^\s/]+", template) or "video_id" not in fields:
         raise ConfigError(f"the media URL {template!r} must begin with http(s):// and contain {{video_id}}")

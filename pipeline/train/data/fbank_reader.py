@@ -128,7 +128,7 @@ class FbankReader:
 
 
 class _SharedFile:
-    """A shard that several threads read, opened by the first; a Parquet reader takes one at a time."""
+    """A shard that several threads read. The first one opens it, and a lock admits one reader at a time."""
 
     def __init__(self, uri: str, cache: ShardCache | None) -> None:
         self._uri, self._cache = uri, cache

@@ -170,7 +170,7 @@ class TrainFeed:
                 yield TrainBatch(step, batch, take(drawn, share.position), patchout, share.num_clips_global)
 
     def _share(self, step: int, num_samples: int) -> tuple[np.ndarray, RankShare]:
-        """The samples of the epoch that this rank takes at a step, and their positions in the global batch."""
+        """This rank's part of a step: indices of its samples in the epoch, and their positions in the global batch."""
         begin = step * self.recipe.batch_size
         end = min(begin + self.recipe.batch_size, num_samples)
         # A smaller last batch would be compiled again.

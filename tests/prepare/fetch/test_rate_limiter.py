@@ -36,7 +36,7 @@ def clock() -> Clock:
 def fetches_within(
     permits: Permits, clock: Clock, duration_s: float, egress_addresses: list[str]
 ) -> list[tuple[float, str]]:
-    """Fetches of workers that ask for permits in turn, and wait as told."""
+    """Simulate workers that ask for permission, fetch and wait. Returns time in seconds and address of each fetch."""
     begun, asks_s = [], dict.fromkeys(range(len(egress_addresses)), clock.now_s)
     end_s = clock.now_s + duration_s
     while min(asks_s.values()) < end_s:
