@@ -31,6 +31,7 @@ import psutil
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
+from ast_core.features import KALDI128
 from ast_core.labels import audioset_labels
 from jobs.demo.media_server import FolderHandler, serving
 from pipeline import dataset
@@ -270,7 +271,7 @@ def read_content(output: Path) -> Content:
             fbank = stored["fbank"].combine_chunks().flatten().flatten().to_numpy()
             (in_shard,) = stored.drop_columns(["fbank"]).to_pylist()
             name = f"{split}/{in_shard['clip_id']}"
-            frames_agree = row["num_frames"] == in_shard["num_frames"] == len(fbank) // dataset.FEATURES["num_mel_bins"]
+            frames_agree = row["num_frames"] == in_shard["num_frames"] == len(fbank) // KALDI128.num_mel_bins
             if row["clip_id"] != in_shard["clip_id"] or row["labels"] != in_shard["labels"] or not frames_agree:
                 name += " (the index says otherwise)"
             digest = hashlib.blake2b(fbank.tobytes(), digest_size=8).hexdigest()

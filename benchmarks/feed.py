@@ -114,9 +114,9 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
     def write(uri: str, begin: int) -> None:
         rows = [fbanks[i % len(fbanks)] for i in range(begin, min(begin + CLIPS_A_SHARD, num_clips))]
         values = pa.array(np.concatenate(rows).reshape(-1))
-        frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
+        frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.fbank_type(128).value_type)
         offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
-        column = pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK)
+        column = pa.ListArray.from_arrays(offsets, frames, type=dataset.fbank_type(128))
         facts = {
             "clip_id": pa.array([str(i) for i in range(begin, begin + len(rows))]),
             "num_frames": pa.array(list(map(len, rows)), pa.int16()),
@@ -135,6 +135,7 @@ def write_shards(folder: Path, fbanks: Sequence[np.ndarray], num_clips: int) -> 
         num_frames=np.array([len(fbank) for fbank in fbanks])[clip % len(fbanks)],
         labels=pa.array(rng.integers(NUM_CLASSES, size=(num_clips, 2)).tolist(), dataset.LABELS),
         clip_id=pa.array([str(i) for i in clip]),
+        num_mel_bins=KALDI128.num_mel_bins,
         weight=rng.pareto(1.5, num_clips) + 0.1,
         fbank_hash=np.array(hashes)[clip % len(fbanks)],
     )

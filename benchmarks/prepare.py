@@ -109,8 +109,12 @@ def _floor_ms(segments: Path, media: Path, output: Path) -> float:
     began_s = time.process_time()
     waveforms = (decode_media(row["media"], None, row["start_s"], CLIP_S)[0] for row in clips.to_pylist())
     fbanks = list(map(clip_fbank, waveforms))
-    frames = pa.FixedSizeListArray.from_arrays(np.concatenate(fbanks).reshape(-1), type=dataset.FBANK.value_type)
-    column = pa.ListArray.from_arrays(np.cumsum([0, *map(len, fbanks)]).astype(np.int32), frames, type=dataset.FBANK)
+    frames = pa.FixedSizeListArray.from_arrays(
+        np.concatenate(fbanks).reshape(-1), type=dataset.fbank_type(128).value_type
+    )
+    column = pa.ListArray.from_arrays(
+        np.cumsum([0, *map(len, fbanks)]).astype(np.int32), frames, type=dataset.fbank_type(128)
+    )
     shard = pa.table({"clip_id": clips["clip_id"], "fbank": column})
     dataset.write_table(str(output), shard, row_group_size=dataset.ROW_GROUP_CLIPS)
     return (time.process_time() - began_s) * 1000 / len(clips)

@@ -29,6 +29,7 @@ import torch
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
 from ast_core.execution import for_device, set_attention
+from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import bootstrap_map
 from ast_core.models.tagger import Tagger
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoints = [models.find(uri) for uri in args.checkpoint]
     loaded = [models.read(uri) for uri in checkpoints]
     columns = [_check(uri, config, dataset) for uri, (_, config) in zip(checkpoints, loaded, strict=True)]
-    for line in _length_lines(clips, [config for _, config in loaded]):
+    for line in _length_lines(clips, [config for _, config in loaded], dataset.features):
         print(line, flush=True)
     with ray_session(args.address, args.num_cpus):
         use_gpu = _use_gpu(args)
@@ -176,10 +177,10 @@ def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
     return "; ".join(parts) or "several classes have the same name"
 
 
-def _length_lines(clips: Clips, configs: Sequence[ModelConfig]) -> list[str]:
+def _length_lines(clips: Clips, configs: Sequence[ModelConfig], features: FeatureSettings) -> list[str]:
     """Lines about the share of the clips that is cut off, one for each input length of the models."""
     lengths = sorted({config.recipe.input_tdim for config in configs})
-    return [line for frames in lengths for line in length_lines(clips.num_frames, frames, "evaluation")]
+    return [line for frames in lengths for line in length_lines(clips.num_frames, frames, "evaluation", features)]
 
 
 def _score(

@@ -18,11 +18,14 @@ import argparse
 import math
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.features import FEATURES, FeatureSettings
 from ast_core.labels import LabelVocabulary
+from ast_core.recipe_yaml import read_yaml
 from jobs.common import add_ray_options, check_numbers, output_uri, run
 from pipeline import storage
 from pipeline.prepare import progress, sources
@@ -76,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", help="name of the split (default: from the list's name)")
     parser.add_argument("--output", required=True, metavar="URI", help="folder for the data set: local, s3:// or gs://")
+    parser.add_argument(
+        "--features",
+        default="kaldi128",
+        metavar="NAME|FILE|{KEY: VALUE}",
+        help=f"feature settings: {', '.join(FEATURES)}, a YAML file, or a mapping such as '{{num_mel_bins: 64, "
+        f"frame_shift_ms: 20}}' (default kaldi128); keys: {', '.join(field.name for field in fields(FeatureSettings))}",
+    )
     parser.add_argument(
         "--keep-audio",
         metavar="URI",
@@ -139,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     _check(args)
+    features = _features(args.features)
     listed = membership.refuse_repeated_sections(_read_list(args)).limited(args.limit)
     for note in listed.notes:
         print(f"note: {printable(note, 600)}", flush=True)
@@ -154,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fetch=_fetch_settings(args, listed),
         retry=_reasons(args.retry) | _now_allowed(args),
         keep_audio=output_uri(args.keep_audio, "--keep-audio") if args.keep_audio else None,
+        features=features,
     )
     if args.dry_run:
         remaining = remaining_work(listed, settings)
@@ -251,6 +263,19 @@ def _own_hosts(media_url: str | None) -> tuple[Endpoint, ...]:
         return (endpoint_of(media_url),) if media_url else ()
     except ValueError as err:
         raise ConfigError(f"--media-url {media_url}: {err}") from err
+
+
+def _features(given: str) -> FeatureSettings:
+    """The settings that --features names or contains."""
+    if given in FEATURES:
+        return FEATURES[given]
+    if given.lstrip().startswith("{"):
+        return FeatureSettings.from_mapping(read_yaml(given, origin="--features"), origin="--features")
+    if not storage.exists(given):
+        raise ConfigError(
+            f"no features {given!r}; use {' or '.join(FEATURES)}, the path of a YAML file, or a mapping in braces"
+        )
+    return FeatureSettings.from_mapping(read_yaml(storage.read_text(given), origin=given), origin=given)
 
 
 def _now_allowed(args: argparse.Namespace) -> frozenset[Reason]:

@@ -2,13 +2,14 @@
 
 OUT/dataset.json              written last; without it the data set is not finished
 OUT/labels.csv                index,mid,display_name
-OUT/SPLIT/shards/*.parquet    immutable, one row a clip (`SHARD`)
+OUT/SPLIT/shards/*.parquet    immutable, one row a clip (`shard_schema`)
 OUT/SPLIT/index.parquet       one row a clip, small (`INDEX`)
 OUT/SPLIT/failures.parquet    one row a clip that could not be prepared
 """
 
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ast_core import frames
 from ast_core.errors import ConfigError, DataError
-from ast_core.features import KALDI128, FeatureSettings
+from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary
 from pipeline import parquet, storage
 from pipeline.parquet import read_table
@@ -45,43 +45,53 @@ PREPARE_AGAIN = "run the same preparation again, if none is running now"
 PAGE_BYTES = 1 << 26
 """So large that the fbanks of a row group are one page. `pipeline.train.data.parquet_pages` reads it as one array."""
 
-FBANK = pa.list_(
-    pa.field("frame", pa.list_(pa.field("bin", pa.float16(), nullable=False), frames.NUM_MEL_BINS), nullable=False)
-)
-"""Frames × mel bins. No part of it is nullable, so a reader decodes no definition levels."""
+FEATURES_KEY = b"features"
+"""Key of the feature settings in the metadata of a shard."""
+
+
+def fbank_type(num_mel_bins: int) -> pa.ListType:
+    """Frames × mel bins. No part of it is nullable, so a reader decodes no definition levels."""
+    frame = pa.list_(pa.field("bin", pa.float16(), nullable=False), num_mel_bins)
+    return pa.list_(pa.field("frame", frame, nullable=False))
+
 
 LABELS = pa.list_(pa.int16())
 
-SHARD = pa.schema(
+SCANNED = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("video_id", pa.string()),
         pa.field("start_s", pa.float64(), nullable=False),
         pa.field("end_s", pa.float64(), nullable=False),
         pa.field("labels", LABELS, nullable=False),
-        pa.field("num_frames", pa.int16(), nullable=False),
+        pa.field("num_frames", pa.int32(), nullable=False),
         pa.field("num_clipped", pa.int32(), nullable=False),  # samples beyond full scale after resampling, set to ±1
-        pa.field("num_silent_frames", pa.int16(), nullable=False),  # every bin at the floor, as in digital silence
+        pa.field("num_silent_frames", pa.int32(), nullable=False),  # every bin at the floor, as in digital silence
         pa.field("fbank_sum", pa.float64(), nullable=False),  # sum of the stored values over frames × bins
         pa.field("fbank_sum_sq", pa.float64(), nullable=False),
         pa.field("fbank_hash", pa.int64(), nullable=False),  # hash of the stored bytes: equal audio has equal hashes
-        pa.field("fbank", FBANK, nullable=False),
     ]
 )
+"""The small columns of a shard. A preparation and its report read them once and need no others."""
+
+
+def shard_schema(features: FeatureSettings) -> pa.Schema:
+    """The columns of a shard. The file's metadata has the feature settings as JSON."""
+    fbank = pa.field("fbank", fbank_type(features.num_mel_bins), nullable=False)
+    return pa.schema([*SCANNED, fbank], metadata={FEATURES_KEY: json.dumps(features.to_dict())})
+
 
 INDEX = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # file name below SPLIT/shards
         pa.field("row", pa.int32(), nullable=False),
-        pa.field("num_frames", pa.int16(), nullable=False),
+        pa.field("num_frames", pa.int32(), nullable=False),
         pa.field("labels", LABELS, nullable=False),
         pa.field("sample_weight", pa.float64(), nullable=False),
-        pa.field("fbank_hash", pa.int64(), nullable=False),  # as in SHARD; readers of a shard compare it
+        pa.field("fbank_hash", pa.int64(), nullable=False),  # as in SCANNED; readers of a shard compare it
     ]
 )
-
-FEATURES = KALDI128.to_dict()
 
 
 def dataset_json(output: str) -> str:
@@ -216,8 +226,13 @@ def published_sha256(output: str, split: str, name: str) -> str | None:
 
 def features_of(output: str, info: dict[str, Any]) -> FeatureSettings:
     """The feature settings in dataset.json (`info`). Raises DataError if this program cannot read such features."""
+    return parse_features(info["features"], origin=f"the features in {dataset_json(output)}")
+
+
+def parse_features(value: Any, *, origin: str) -> FeatureSettings:
+    """Feature settings in a file of a data set. Raises DataError if this program cannot read such features."""
     try:
-        return FeatureSettings.from_mapping(info["features"], origin=f"the features in {dataset_json(output)}")
+        return FeatureSettings.from_mapping(value, origin=origin)
     except ConfigError as err:
         raise DataError(str(err)) from err
 
@@ -242,6 +257,7 @@ class Clips:
     num_frames: np.ndarray
     labels: pa.ListArray
     clip_id: pa.Array
+    num_mel_bins: int
     weight: np.ndarray
     """The sample weight of each clip, computed over this union of splits."""
     fbank_hash: np.ndarray | None = None
@@ -334,6 +350,7 @@ class PreparedDataset:
             num_frames=union["num_frames"].to_numpy(),
             labels=labels,
             clip_id=union["clip_id"].combine_chunks(),
+            num_mel_bins=self.features.num_mel_bins,
             weight=sample_weights(labels, len(self.labels)),
             fbank_hash=union["fbank_hash"].to_numpy() if "fbank_hash" in union.column_names else None,
             row_group_clips=self.info.get("row_group_clips", 16),  # the value of schema version 2

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pyarrow as pa
 
-from ast_core.features import KALDI128
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.audio.features import features
@@ -126,14 +126,15 @@ def write_data(
     num_classes: int = 4,
     clips_a_shard: int = 20,
     waveform: np.ndarray | None = None,
+    settings: FeatureSettings = KALDI128,
 ) -> None:
     """Write a prepared data set of tones in noise, half a second each, with the real stages after decoding.
 
-    If `waveform` is given, each clip has it.
+    If `waveform` is given, each clip has it. `settings` are those of the features, at a rate of 16 kHz.
     """
     rng = np.random.default_rng(5)
     labels = LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
-    start_output(output, labels)
+    start_output(output, labels, settings)
     for split, num_clips in splits:
         classes = [int(rng.integers(num_classes)) for _ in range(num_clips)]
         waveforms = [tone(300.0 * 2**c, 0.5) + noise(0.5, seed=int(rng.integers(1 << 30))) for c in classes]
@@ -148,14 +149,14 @@ def write_data(
             )
         )
         rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
-        rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)))
+        rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)), settings)
         for begin in range(0, num_clips, clips_a_shard):  # several shards, with incomplete row groups
-            WriteShards(output)(rows.slice(begin, clips_a_shard))
-    publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits})
+            WriteShards(output, features=settings)(rows.slice(begin, clips_a_shard))
+    publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits}, features=settings)
 
 
 def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.5689974) -> pa.Table:
-    """Rows of SHARD without fbank for rows of CLIPS: complete, different clips with this mean and std."""
+    """Rows of SCANNED for rows of CLIPS: complete, different clips with this mean and std."""
     rows = clips.to_pylist()
     values = [
         KALDI128.num_mel_bins * KALDI128.num_frames(round((row["end_s"] - row["start_s"]) * RATE_HZ)) for row in rows
@@ -168,7 +169,7 @@ def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.56
         "fbank_sum_sq": [n * (std**2 + mean**2) for n in values],
         "fbank_hash": [crc32(f"{row['split']}/{row['clip_id']}".encode()) for row in rows],
     }
-    schema = dataset.SHARD.remove(dataset.SHARD.get_field_index("fbank"))
+    schema = dataset.SCANNED
     return pa.table({name: made.get(name) or clips[name] for name in schema.names}, schema=schema)
 
 
@@ -182,10 +183,12 @@ def write_stored(
     start_output(output, labels)
     refused = {split: FAILURES.empty_table() for split in splits}
     for split, rows in splits.items():
-        shard = rows.append_column(dataset.SHARD.field("fbank"), pa.array([[]] * len(rows), dataset.FBANK))
+        shard = rows.append_column(
+            dataset.shard_schema(KALDI128).field("fbank"), pa.array([[]] * len(rows), dataset.fbank_type(128))
+        )
         for begin in range(0, len(rows), 1000):
             uri = f"{dataset.shards_dir(output, split)}/{begin}.parquet"
-            dataset.write_table(uri, shard.slice(begin, 1000).cast(dataset.SHARD))
+            dataset.write_table(uri, shard.slice(begin, 1000).cast(dataset.shard_schema(KALDI128)))
     for split, reasons in (failures or {}).items():
         refused[split] = pa.Table.from_pylist(
             [

@@ -147,14 +147,14 @@ def test_copies_of_a_clip_with_different_values_are_not_mixed(tmp_path: Path):
     (tmp_path / "train" / "shards" / "second.parquet").write_bytes(shard.read_bytes())
     hashes = rows["fbank_hash"].to_pylist()
     spoilt = rows.set_column(
-        rows.column_names.index("fbank_hash"), dataset.SHARD.field("fbank_hash"), [[hashes[0] ^ 1, *hashes[1:]]]
+        rows.column_names.index("fbank_hash"), dataset.SCANNED.field("fbank_hash"), [[hashes[0] ^ 1, *hashes[1:]]]
     )
     dataset.write_table(str(tmp_path / "train" / "shards" / "second.parquet"), spoilt.slice(0, 10))
     line = refusal(lambda: bit_flips.prepare_again(tmp_path))
     assert (
         "second.parquet is damaged: its values are not those of their hashes" not in line
     )  # the whole shard is removed
-    extra = spoilt.set_column(0, dataset.SHARD.field("clip_id"), [["new", *rows["clip_id"].to_pylist()[1:]]])
+    extra = spoilt.set_column(0, dataset.SCANNED.field("clip_id"), [["new", *rows["clip_id"].to_pylist()[1:]]])
     dataset.write_table(str(tmp_path / "train" / "shards" / "third.parquet"), extra.slice(0, 10))
     line = refusal(lambda: bit_flips.prepare_again(tmp_path))
     assert "third.parquet is damaged: its values are not those of their hashes; restore it, or delete it" in line

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from ast_core.frames import FRAME_SHIFT_MS, LOW_FREQ_HZ, NUM_MEL_BINS, SAMPLE_RATE_HZ, STORED_FLOOR
+from ast_core.features import FeatureSettings
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.html import charts, page
@@ -31,7 +31,8 @@ NUM_SAMPLES = 10
 NUM_BINS = 40
 """Bins of a histogram."""
 BRIGHTEST = 6.0
-"""Log-mel value of the brightest colour; the darkest is digital silence. All samples use the same scale."""
+"""Natural logarithm of the power of the brightest colour; the darkest is digital silence. All samples use the same
+scale."""
 
 MEANING = {
     Reason.BAD_ID: "The list’s row has an id that no recording has.",
@@ -88,7 +89,7 @@ def _page(summary: DatasetSummary, listed: Mapping[str, int]) -> str:
     asked, got = sum(tally.asked for tally in tallies), sum(tally.got for tally in tallies)
     with_clips = [split for split in summary.splits if len(split.clips)]
     hours = sum(float(_durations_s(split).sum()) for split in with_clips) / 3600
-    now = datetime.now(UTC)
+    now, scale = datetime.now(UTC), summary.features.log_scale
     return page.render(
         "data_report.html",
         uri=without_secrets(summary.uri),
@@ -118,8 +119,8 @@ def _page(summary: DatasetSummary, listed: Mapping[str, int]) -> str:
         samples=list(_samples(summary)),
         sample_note=(
             f"A random sample: the clips whose names have the lowest hashes, up to {MAX_SAMPLE_S:.0f} s of each. "
-            f"Colours show natural logs of mel power, from −{-STORED_FLOOR:.0f} (digital silence, dark) to "
-            f"{BRIGHTEST:.0f} (bright)."
+            f"Colours show log-mel in {scale.unit}, from −{-summary.features.floor:.0f} (digital silence, dark) to "
+            f"{BRIGHTEST / scale.nats_per_unit:.0f} (bright)."
         ),
         findings=found,
         findings_summary=shown.summary(found),
@@ -332,20 +333,25 @@ def _durations(splits: Sequence[SplitSummary]) -> Markup:
 
 def _mean_levels(split: SplitSummary) -> np.ndarray:
     """`[clips]`: mean log-mel, without NaN and infinity, which the doctor reports."""
-    mean = split.column("fbank_sum") / (np.maximum(split.column("num_frames").astype(np.float64), 1) * NUM_MEL_BINS)
+    num_values = np.maximum(split.column("num_frames").astype(np.float64), 1) * split.features.num_mel_bins
+    mean = split.column("fbank_sum") / num_values
     return mean[np.isfinite(mean)]
 
 
 def _levels(splits: Sequence[SplitSummary]) -> Markup:
     values = [_mean_levels(split) for split in splits]
-    every = np.concatenate([*values, [STORED_FLOOR]]) if not any(map(len, values)) else np.concatenate(values)
+    features = splits[0].features
+    every = np.concatenate(values) if any(map(len, values)) else np.array([features.floor])
     edges = np.linspace(np.floor(every.min()), np.floor(every.max()) + 1, NUM_BINS + 1)
     series = [
         Series(split.name, edges, 100 * np.histogram(v, edges)[0] / max(len(v), 1))
         for split, v in zip(splits, values, strict=True)
     ]
     return charts.chart(
-        series, title="Mean level of a clip", x_label="mean log-mel, nats", y_label="% of the split’s clips"
+        series,
+        title="Mean level of a clip",
+        x_label=f"mean log-mel, {features.log_scale.unit}",
+        y_label="% of the split’s clips",
     )
 
 
@@ -374,10 +380,13 @@ def _grouped(caption: str, splits: Sequence[SplitSummary], values: Any, up_to: M
 
 
 def _chart_note(splits: Sequence[SplitSummary]) -> str:
+    if not splits:
+        return ""
     broken = sum(len(split.clips) - len(_mean_levels(split)) for split in splits)
+    features = splits[0].features
     note = (
-        "Times are modification times of the shards; in a copied data set, those of the copy. Levels are natural logs "
-        "of mel power; digital silence is −15.9."
+        "Times are modification times of the shards; in a copied data set, those of the copy. Levels are means of "
+        f"log-mel in {features.log_scale.unit}; digital silence is −{-features.floor:.1f}."
     )
     return note + (f" {broken:,} clips contain NaN or infinity and have no level." if broken else "")
 
@@ -387,7 +396,9 @@ def _chart_note(splits: Sequence[SplitSummary]) -> str:
 
 def _samples(summary: DatasetSummary) -> Iterator[dict[str, Any]]:
     """The first NUM_SAMPLES samples whose clip is in the data set."""
-    samples = read_samples(summary.uri)
+    features = summary.features
+    ticks_hz = [hz for hz in (250, 1000, 2000, 4000, 8000, 16_000) if hz <= features.upper_freq_hz]
+    samples = read_samples(summary.uri, features.num_mel_bins)
     splits = {split.name: split for split in summary.splits}
     num_shown = 0
     for sample in samples.to_pylist():
@@ -404,12 +415,12 @@ def _samples(summary: DatasetSummary) -> Iterator[dict[str, Any]]:
             "clip_id": clip["clip_id"],
             "picture": charts.picture(
                 fbank.T,
-                low=STORED_FLOOR,
-                high=BRIGHTEST,
+                low=features.floor,
+                high=BRIGHTEST / features.log_scale.nats_per_unit,
                 title=", ".join(names) or "no label",
-                x_max=len(fbank) * FRAME_SHIFT_MS / 1000,
+                x_max=features.seconds(len(fbank)),
                 x_label="seconds",
-                y_ticks=[(_share_of_mel(hz), f"{hz / 1000:g}") for hz in (250, 1000, 2000, 4000, 8000)],
+                y_ticks=[(_share_of_mel(hz, features), f"{hz / 1000:g}") for hz in ticks_hz],
                 y_label="kHz, mel scale",
             ),
             "audio": page.data_uri(sample["audio"], "audio/flac"),
@@ -420,9 +431,9 @@ def _samples(summary: DatasetSummary) -> Iterator[dict[str, Any]]:
             return
 
 
-def _share_of_mel(freq_hz: float) -> float:
+def _share_of_mel(freq_hz: float, features: FeatureSettings) -> float:
     """Position of a frequency on the mel scale: 0 at the lowest bin's lower edge, 1 at the highest bin's upper edge."""
-    low, high, at = (np.log1p(hz / 700) for hz in (LOW_FREQ_HZ, SAMPLE_RATE_HZ / 2, freq_hz))
+    low, high, at = (np.log1p(hz / 700) for hz in (features.low_freq_hz, features.upper_freq_hz, freq_hz))
     return float((at - low) / (high - low))
 
 

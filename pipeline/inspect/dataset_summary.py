@@ -41,6 +41,7 @@ class OfficialList:
 @dataclass(frozen=True)
 class SplitSummary:
     name: str
+    features: FeatureSettings
     num_classes: int
     info: dict[str, Any]
     """The split's entry of dataset.json."""
@@ -121,6 +122,7 @@ def _summarize_split(data: PreparedDataset, split: str, uri: str | None, stored:
     listed, no_list = _official_list(data, split, uri)
     return SplitSummary(
         name=split,
+        features=data.features,
         num_classes=len(data.labels),
         info=data.info["splits"][split],
         stored=scan_shards(data.uri, split) if stored is None else stored,

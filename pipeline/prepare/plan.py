@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, storage
 from pipeline.locks import exclusive
 from pipeline.os_errors import in_spite_of_errors
@@ -28,7 +30,7 @@ from pipeline.prepare.fetch.download import URL_SCHEMES, Download, FetchSettings
 from pipeline.prepare.fetch.rate_limit_actor import ClusterPermits, cluster_permits
 from pipeline.prepare.fetch.ytdlp import check_tools
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.audio_store import AudioStore, keep_audio
+from pipeline.prepare.output.audio_store import AudioStore, check_kept_rates, keep_audio
 from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.output.membership import listed_in
 from pipeline.prepare.output.order import shuffled
@@ -78,6 +80,7 @@ class PrepareSettings:
     """Clips that failed for good with one of these reasons are tried again."""
     keep_audio: str | None = None
     """URI of the audio store."""
+    features: FeatureSettings = KALDI128
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def remaining_work(listed: ClipList, settings: PrepareSettings) -> RemainingWork
     Raises:
         DataError: the output contains something else.
     """
-    check_output(settings.output, listed.vocabulary)
+    check_kept_rates(listed.clips["media"], settings.features.sample_rate_hz)
+    check_output(settings.output, listed.vocabulary, settings.features)
     return _find_remaining(listed, {split: load_split(settings.output, split) for split in listed.splits}, settings)
 
 
@@ -138,6 +142,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         DataError: before any work, if the output contains something else or another job is writing to it.
     """
     splits = listed.splits
+    check_kept_rates(listed.clips["media"], settings.features.sample_rate_hz)
     with exclusive("prepare", settings.output):
         store, states = _open_output(listed, settings, say)
         remaining = _find_remaining(listed, states, settings)
@@ -150,7 +155,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with user_errors_from_tasks(SHARDS_ARE_WHOLE):
             named = {split: listed_in(listed, split) for split in splits}
-            published = _publish.remote(settings.output, listed.vocabulary, refused, named, known)
+            published = _publish.remote(settings.output, listed.vocabulary, refused, named, known, settings.features)
             (info, lines), stored = ray.get(published[0]), published[1]
         with in_spite_of_errors(PUBLISHED):
             for line in [*lines, *_leftover_warnings(settings.output, splits)]:
@@ -189,15 +194,17 @@ def _open_output(
     listed: ClipList, settings: PrepareSettings, say: Callable[[str], None]
 ) -> tuple[AudioStore | None, dict[str, SplitState]]:
     """Reserve the output (and the audio store), clean up after an interrupted run, and read what is already there."""
-    if start_output(settings.output, listed.vocabulary):
+    if start_output(settings.output, listed.vocabulary, settings.features):
         labels_csv = dataset.labels_csv(settings.output)
         say(f"no clip was prepared with the labels in {labels_csv}: the labels of this list take their place")
-    store = AudioStore(settings.keep_audio, listed.vocabulary) if settings.keep_audio else None
+    store = None
+    if settings.keep_audio:
+        store = AudioStore(settings.keep_audio, listed.vocabulary, settings.features.sample_rate_hz)
     if store is not None:
         store.reserve()
     states = {}
     for split in listed.splits:
-        states[split] = clean_up(settings.output, split)
+        states[split] = clean_up(settings.output, split, features=settings.features)
         if store is not None:
             prepared = states[split].prepared["clip_id"]
             is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
@@ -228,12 +235,13 @@ def _stages(
     clips_per_chunk = _clips_per_chunk(remaining, settings)
     chunks = write_chunks(folder, remaining.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
-    per_clip: list[Stage] = [Decode(keep_silent=settings.keep_silent), record_media_state]
-    per_clip.append(KeepSamples(settings.output, remaining.num_listed))
+    per_clip: list[Stage] = [Decode(settings.keep_silent, settings.features), record_media_state]
+    per_clip.append(KeepSamples(settings.output, remaining.num_listed, settings.features))
     if store is not None:
-        per_clip.append(keep_audio)
-    write = WriteShards(settings.output, keep=store.write if store else None)
-    prepare_chunk = (fail_after_deaths, InSmallBatches(Stages((*per_clip, features))), shuffled, write)
+        per_clip.append(partial(keep_audio, sample_rate_hz=store.sample_rate_hz))
+    per_clip.append(partial(features, settings=settings.features))
+    write = WriteShards(settings.output, store.write if store else None, settings.features)
+    prepare_chunk = (fail_after_deaths, InSmallBatches(Stages(tuple(per_clip))), shuffled, write)
     if permits is None:
         return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
     check_tools()
@@ -244,7 +252,10 @@ def _stages(
         batch_size=1,
         num_cpus=max(LEAST_CPUS, DOWNLOAD_CPUS / num_workers),
         compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-        fn_constructor_args=(Download(settings.fetch, permits), Stages(prepare_chunk)),
+        fn_constructor_args=(
+            Download(settings.fetch, permits, features=settings.features),
+            Stages(prepare_chunk),
+        ),
     )
 
 

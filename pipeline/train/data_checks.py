@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ast_core.batch import Norm
 from ast_core.errors import ConfigError
-from ast_core.frames import FRAME_SHIFT_MS
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.recipe import Recipe
 from ast_core.schedule import WARMUP_STEPS, warmup_steps_of
@@ -121,7 +121,9 @@ def _names(labels: LabelVocabulary, classes: np.ndarray) -> str:
     return f"{num_classes:,} of the classes ({', '.join(names)}{', …' if num_classes > NAMES_SHOWN else ''})"
 
 
-def length_lines(num_frames: np.ndarray, input_tdim: int, what: str, *, timem: int = 0) -> list[str]:
+def length_lines(
+    num_frames: np.ndarray, input_tdim: int, what: str, features: FeatureSettings = KALDI128, *, timem: int = 0
+) -> list[str]:
     """Warnings if clips of `num_frames` are cut to the model's input, or if most of the input is padding.
 
     `timem` is that of the recipe in training: the advice then keeps the share of the input that a mask may hide.
@@ -129,7 +131,7 @@ def length_lines(num_frames: np.ndarray, input_tdim: int, what: str, *, timem: i
     num_frames = num_frames.astype(np.int64)
     longer = num_frames[num_frames > input_tdim]
     lines = []
-    model_s = f"input_tdim {input_tdim}, {input_tdim * FRAME_SHIFT_MS / 1000:.2f} s"
+    model_s = f"input_tdim {input_tdim}, {features.seconds(input_tdim):.2f} s"
     if len(longer):
         unheard = (longer - input_tdim).sum() / longer.sum()
         lines.append(

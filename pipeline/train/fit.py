@@ -87,7 +87,9 @@ def claim(settings: TrainSettings) -> ClaimedRun:
     lines += data_checks.step_lines(recipe, len(clips["train"]))
     lines += data_checks.check_classes(recipe, dataset.labels, *clips.values())
     for what, name in {"train": "training", "eval": "evaluation"}.items():
-        lines += data_checks.length_lines(clips[what].num_frames, recipe.input_tdim, name, timem=recipe.timem)
+        lines += data_checks.length_lines(
+            clips[what].num_frames, recipe.input_tdim, name, dataset.features, timem=recipe.timem
+        )
         lines += data_checks.silence_lines(Norm(*dataset.norm(splits[what])), name)
     lines += data_checks.overlap_lines(clips["train"], clips["eval"], settings.train_splits, settings.eval_splits)
     if settings.async_validation and recipe.patience is not None:

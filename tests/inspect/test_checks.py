@@ -48,7 +48,7 @@ def write_list(path: Path, split: str) -> str:
 
 @dataclass
 class Patient:
-    """A data set before it is written: rows of SHARD by split, which a test changes."""
+    """A data set before it is written: rows of SCANNED by split, which a test changes."""
 
     folder: Path
     labels: LabelVocabulary
@@ -533,7 +533,9 @@ def test_a_dataset_json_of_another_preparation_is_serious(patient: Patient):
 def test_stored_clips_missing_in_the_index_are_a_warning(patient: Patient):
     patient.write()
     more = fakes.stored_clips(fakes.clips({"clip_id": "new", "split": "eval", "media": "", "end_s": 10.0}))
-    shard = more.append_column(dataset.SHARD.field("fbank"), pa.array([[]], dataset.FBANK)).cast(dataset.SHARD)
+    shard = more.append_column(
+        dataset.shard_schema(KALDI128).field("fbank"), pa.array([[]], dataset.fbank_type(128))
+    ).cast(dataset.shard_schema(KALDI128))
     dataset.write_table(f"{dataset.shards_dir(patient.uri, 'eval')}/more.parquet", shard)
     finding = of(patient.examined(), "index", "eval")
     assert (finding.severity, finding.figures["clips_without_a_row"]) == ("warning", 1)
@@ -542,7 +544,9 @@ def test_stored_clips_missing_in_the_index_are_a_warning(patient: Patient):
 def test_a_clip_in_two_shards_after_a_crash_is_ok(patient: Patient):
     patient.write()
     uri = f"{dataset.shards_dir(patient.uri, 'eval')}/more.parquet"
-    dataset.write_table(uri, dataset.read_table(uri.replace("more", "0")).slice(5, 2).cast(dataset.SHARD))
+    dataset.write_table(
+        uri, dataset.read_table(uri.replace("more", "0")).slice(5, 2).cast(dataset.shard_schema(KALDI128))
+    )
     assert severities(patient.examined()) == {}
 
 

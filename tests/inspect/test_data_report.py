@@ -156,7 +156,7 @@ def test_clips_are_grouped_by_their_share_of_silent_frames(tmp_path: Path):
     stored = fakes.stored_clips(clips)
     at = stored.schema.get_field_index("num_silent_frames")
     silent = pa.array([0, 1, 99, 499, 500, 998], pa.int16())  # of 998
-    stored = stored.set_column(at, dataset.SHARD.field("num_silent_frames"), silent)
+    stored = stored.set_column(at, dataset.SCANNED.field("num_silent_frames"), silent)
     fakes.write_stored(str(tmp_path / "data"), LabelVocabulary.from_names(["a"]), {"train": stored})
     parsed = Page(storage.read_bytes(write_report(str(tmp_path / "data"))).decode())
     (row,) = parsed.tables["Clips by their share of digitally silent frames"][1:]

@@ -20,7 +20,7 @@ from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.demo.media_server import serve
 from jobs.prepare_audioset import _read_list, main, parser
-from pipeline.dataset import FBANK, PreparedDataset
+from pipeline.dataset import PreparedDataset, fbank_type
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.audio.features import clip_fbank
 from pipeline.prepare.output.shards import clip_facts
@@ -321,7 +321,7 @@ def test_archives_give_the_same_data_set_as_their_files(local_ray: None, tmp_pat
 
 
 def clip_fbanks(file: Path) -> pa.ListArray:
-    return pa.array([clip_fbank(decode_section(str(file), 0.0, None)).tolist()], FBANK)
+    return pa.array([clip_fbank(decode_section(str(file), 0.0, None)).tolist()], fbank_type(128))
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "audioset").exists(), reason="needs the AudioSet clip in ../shared")

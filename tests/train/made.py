@@ -14,13 +14,13 @@ def table_of(num_frames: Sequence[int], seed: int = 0) -> tuple[pa.Table, list[n
     rng = np.random.default_rng(seed)
     fbanks = [rng.normal(-4, 4, (n, 128)).astype(np.float16) for n in num_frames]
     values = pa.array(np.concatenate(fbanks).reshape(-1))
-    frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
+    frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.fbank_type(128).value_type)
     offsets = np.cumsum([0, *num_frames]).astype(np.int32)
     columns = {
         "clip_id": pa.array([f"clip{i}" for i in range(len(fbanks))]),
         "num_frames": pa.array(num_frames, pa.int16()),
         "fbank_hash": pa.array(map(dataset.hash_fbank, fbanks), pa.int64()),
-        "fbank": pa.ListArray.from_arrays(offsets, frames, type=dataset.FBANK),
+        "fbank": pa.ListArray.from_arrays(offsets, frames, type=dataset.fbank_type(128)),
     }
     return pa.table(columns), fbanks
 
@@ -35,6 +35,7 @@ def clips_of(shards: Sequence[str], rows: Sequence[int], fbanks: Sequence[np.nda
         num_frames=np.array(list(map(len, fbanks)) or [0] * len(rows)),
         labels=pa.array([[0]] * len(rows), dataset.LABELS),
         clip_id=pa.array([f"clip{i}" for i in range(len(rows))]),
+        num_mel_bins=128,
         weight=np.ones(len(rows)),
         fbank_hash=np.array(list(map(dataset.hash_fbank, fbanks)) or [0] * len(rows)),
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
+from ast_core.features import KALDI128
 from ast_core.published_inputs import PublishedInput
 from pipeline.inspect import explanations
 from pipeline.inspect.checks.check import finding, grade
@@ -31,7 +31,7 @@ def check_norm(summary: DatasetSummary) -> Iterator[Finding]:
             continue  # no clip, or none with finite values: other checks report that
         what = [f"mean and std {figures['mean']:.2f}, {figures['std']:.2f}"]
         if published is None:
-            yield finding("norm", split, "ok", [*what, "none published for these classes"], [], figures)
+            yield finding("norm", split, "ok", [*what, "none published for these classes and features"], [], figures)
             continue
         counted = figures["as_the_original_counts"]
         what.append(f"{counted['mean']:.2f}, {counted['std']:.2f} with padding and masks, as the reference counts")
@@ -59,19 +59,20 @@ def norm_figures(split: SplitSummary, published: PublishedInput | None) -> dict[
     if not rows.shape[1]:
         return None
     total, squares, frames, silent = rows.sum(axis=1)
-    figures: dict[str, Any] = _mean_std(total, squares, frames * NUM_MEL_BINS)
+    num_bins, floor = split.features.num_mel_bins, split.features.floor
+    figures: dict[str, Any] = _mean_std(total, squares, frames * num_bins)
     if silent < frames:
-        at_floor = silent * NUM_MEL_BINS
+        at_floor = silent * num_bins
         figures["without_silent_frames"] = _mean_std(
-            total - at_floor * STORED_FLOOR, squares - at_floor * STORED_FLOOR**2, frames * NUM_MEL_BINS - at_floor
+            total - at_floor * floor, squares - at_floor * floor**2, frames * num_bins - at_floor
         )
     if published:
         filled = np.minimum(rows[2] / published.num_frames, 1).mean()
         # The largest mask width is below freqm, then cut to whole bins; see ast_core/augment/spec_augment.py.
         masked_bins, masked_frames = (published.freqm - 1) / 2, (published.timem - 1) / 2
-        kept = filled * (1 - masked_bins / NUM_MEL_BINS) * (1 - masked_frames / published.num_frames)
-        counted = _mean_std(total, squares, frames * NUM_MEL_BINS / kept)
-        standard_error = (rows[0] / rows[2]).std() / NUM_MEL_BINS / math.sqrt(rows.shape[1])
+        kept = filled * (1 - masked_bins / num_bins) * (1 - masked_frames / published.num_frames)
+        counted = _mean_std(total, squares, frames * num_bins / kept)
+        standard_error = (rows[0] / rows[2]).std() / num_bins / math.sqrt(rows.shape[1])
         nearest = min(_distance(figures, published), _distance(counted, published))
         figures |= {
             "as_the_original_counts": counted,
@@ -99,7 +100,7 @@ _SCALE_FAULTS: dict[str, Callable[[float, float], tuple[float, float]]] = {
     "magnitudes instead of powers": lambda m, s: (m / 2, s / 2),
     "values that are normalised already, by twice the std": lambda m, s: (0.0, 0.5),
     "values that are normalised already": lambda m, s: (0.0, 1.0),
-    "hardly any sound: a scale that is divided twice, or empty sound tracks": lambda m, s: (STORED_FLOOR, 0.0),
+    "hardly any sound: a scale that is divided twice, or empty sound tracks": lambda m, s: (KALDI128.floor, 0.0),
 }
 """Faults, and how each would change the published mean and std."""
 

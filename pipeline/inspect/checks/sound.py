@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ast_core.frames import FRAME_SHIFT_MS, SAMPLE_RATE_HZ, num_frames_of
 from ast_core.published_inputs import AUDIOSET
 from pipeline.inspect import explanations
 from pipeline.inspect.checks.check import MOST, finding, for_each_split, grade, percent, silent_clips, some
@@ -42,7 +41,7 @@ def check_durations(summary: DatasetSummary, split: SplitSummary) -> Finding:
     if split.official and (found := split.position >= 0).any():
         times = split.official.clips.take(split.position[found])
         asked_s, clip = np.unique(pc.subtract(times["end_s"], times["start_s"]).to_numpy(), return_inverse=True)
-        asked = np.array([num_frames_of(round(s * SAMPLE_RATE_HZ)) for s in asked_s])[clip]
+        asked = np.array([split.features.num_frames(round(s * split.features.sample_rate_hz)) for s in asked_s])[clip]
         figures["short_share"] = short = float((frames[found] < SHORT * asked).mean())
         severity = grade(short, note=SHORT_OK, warning=SHORT_WARNING, serious=MOST)
         what.append(f"{percent(short)} below {percent(SHORT)} of the listed length")
@@ -85,8 +84,8 @@ def check_silence(summary: DatasetSummary, split: SplitSummary) -> Finding:
 def check_clipping(summary: DatasetSummary, split: SplitSummary) -> Finding:
     """Samples beyond full scale, which the preparation set to ±1."""
     clipped = split.column("num_clipped")
-    seconds = float(split.column("num_frames").sum(dtype=np.int64)) * FRAME_SHIFT_MS / 1000
-    clips, samples = float((clipped > 0).mean()), float(clipped.sum(dtype=np.int64) / (seconds * SAMPLE_RATE_HZ))
+    num_samples = float(split.column("num_frames").sum(dtype=np.int64)) * split.features.frame_shift_samples
+    clips, samples = float((clipped > 0).mean()), float(clipped.sum(dtype=np.int64) / num_samples)
     severity = grade(samples, note=CLIPPED_OK, serious=CLIPPED_MOST)
     cost = explanations.CLIPPED_THROUGHOUT if severity == "serious" else explanations.CLIPPING
     what = f"{percent(clips)} of the clips have clipped samples, {percent(samples)} of all samples"

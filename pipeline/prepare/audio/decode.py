@@ -1,4 +1,4 @@
-"""Decodes media to a mono 16 kHz waveform of exactly the requested section, with FFmpeg's libraries through PyAV."""
+"""Decodes media to a mono waveform of exactly the requested section, with FFmpeg's libraries through PyAV."""
 
 import errno
 import functools
@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from ast_core.errors import DataError
-from ast_core.frames import SAMPLE_RATE_HZ, num_frames_of
+from ast_core.features import KALDI128, FeatureSettings
 from pipeline import storage
 from pipeline.prepare.audio import headers
 from pipeline.prepare.audio.packets import is_longer
@@ -63,7 +63,7 @@ FORMATS = (
 @dataclass(frozen=True)
 class Decoded:
     waveform: np.ndarray
-    """float32 `[samples]` in [-1, 1], mono, 16 kHz."""
+    """float32 `[samples]` in [-1, 1], mono, at the features' sample rate."""
     end_s: float
     num_clipped: int
 
@@ -73,6 +73,7 @@ class Decode:
     """Stage that adds `waveform` to rows with `samples` (already fetched) or `media` (a file)."""
 
     keep_silent: bool = False
+    features: FeatureSettings = KALDI128
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         keep_freed_memory()  # for the later stages in this process; FFmpeg runs in another one
@@ -94,22 +95,23 @@ class Decode:
         if row.get("samples") is not None:  # decoded by the fetch
             waveform, num_clipped = np.frombuffer(row["samples"], np.float32), 0
         else:
-            waveform, num_clipped = _decoded(*what)
+            waveform, num_clipped = _decoded(*what, features=self.features)
         peak = float(np.abs(waveform).max(initial=0))
         if peak < SILENCE_PEAK and not self.keep_silent:
             raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
         num_clipped += int((np.abs(waveform) > 1).sum())
-        return Decoded(np.clip(waveform, -1, 1), row["start_s"] + len(waveform) / SAMPLE_RATE_HZ, num_clipped)
+        end_s = row["start_s"] + len(waveform) / self.features.sample_rate_hz
+        return Decoded(np.clip(waveform, -1, 1), end_s, num_clipped)
 
 
-def _decoded(*what: Any) -> tuple[np.ndarray, int]:
+def _decoded(*what: Any, features: FeatureSettings) -> tuple[np.ndarray, int]:
     try:
-        waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+        waveform, num_clipped = _decoder()(*what, features=features, deadline_s=DEADLINE_S)
     except ClipError as err:
         if err.reason is not Reason.CRASHED:
             raise
         # Try once more, because the machine may have been short of memory. If it fails twice, the file is at fault.
-        waveform, num_clipped = _decoder()(*what, deadline_s=DEADLINE_S)
+        waveform, num_clipped = _decoder()(*what, features=features, deadline_s=DEADLINE_S)
     return waveform, num_clipped
 
 
@@ -120,7 +122,12 @@ def _decoder() -> Sandbox:
 
 
 def decode_media(
-    media: str, member: str | None, start_s: float, duration_s: float | None, may_be_clip: bool = False
+    media: str,
+    member: str | None,
+    start_s: float,
+    duration_s: float | None,
+    may_be_clip: bool = False,
+    features: FeatureSettings = KALDI128,
 ) -> tuple[np.ndarray, int]:
     """`decode_section` for a file or an archive's member.
 
@@ -129,9 +136,10 @@ def decode_media(
     if member is not None:
         stored = read_member(media, member)
         with io.BytesIO(stored.audio) as file:
-            return decode_section(file, start_s, duration_s, may_be_clip=may_be_clip), stored.num_clipped
+            waveform = decode_section(file, start_s, duration_s, may_be_clip=may_be_clip, features=features)
+        return waveform, stored.num_clipped
     with _open_media(media) as opened:
-        return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip), 0
+        return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip, features=features), 0
 
 
 @contextmanager
@@ -169,8 +177,9 @@ def decode_section(
     duration_s: float | None,
     *,
     may_be_clip: bool = False,
+    features: FeatureSettings = KALDI128,
 ) -> np.ndarray:
-    """float32 `[samples]`, mono, 16 kHz: `duration_s` from `start_s` on, or all the rest.
+    """float32 `[samples]`, mono, at the sample rate of `features`: `duration_s` from `start_s` on, or all the rest.
 
     The samples are those that the ffmpeg program gives for the track that it chooses. No silence is added at either
     end. `pipeline.prepare.audio.sections` defines how times count and how holes are filled. The cut is exact to a
@@ -182,7 +191,7 @@ def decode_section(
             memory, or network.
     """
     try:
-        section, declared_s = _read(file, start_s, duration_s, may_be_clip=may_be_clip)
+        section, declared_s = _read(file, start_s, duration_s, features.sample_rate_hz, may_be_clip=may_be_clip)
     except FFmpegError as err:
         raise _classified(err, file) from err
     except OSError as err:  # from the file system of a remote file
@@ -190,9 +199,10 @@ def decode_section(
     _check_complete(section, start_s, duration_s, declared_s)
     waveform = section.waveform
     if duration_s is not None:
-        waveform = waveform[: round(duration_s * SAMPLE_RATE_HZ)]
-    if num_frames_of(len(waveform)) < 1:
-        raise ClipError(Reason.TOO_SHORT, f"{len(waveform) / SAMPLE_RATE_HZ * 1000:.1f} ms, less than one frame")
+        waveform = waveform[: round(duration_s * features.sample_rate_hz)]
+    if features.num_frames(len(waveform)) < 1:
+        length_ms = 1000 * len(waveform) / features.sample_rate_hz
+        raise ClipError(Reason.TOO_SHORT, f"{length_ms:.1f} ms, less than one frame")
     _check_samples(waveform, section.level_share)
     return waveform
 
@@ -201,6 +211,7 @@ def _read(
     file: BinaryIO | str,
     start_s: float,
     duration_s: float | None,
+    sample_rate_hz: int,
     *,
     may_be_clip: bool,
 ) -> tuple[Section, float | None]:
@@ -214,10 +225,13 @@ def _read(
             limit_s = (1 + SHORTFALL_SHARE) * duration_s
         if limit_s is None or (declared_s is not None and declared_s > limit_s):
             may_seek = container.format.name != "ogg" or (is_seekable and not _is_chained_ogg(file, opened))
-            return read_section(container, track, start_s, duration_s, may_seek=may_seek), declared_s
+            section = read_section(
+                container, track, start_s, duration_s, sample_rate_hz=sample_rate_hz, may_seek=may_seek
+            )
+            return section, declared_s
         is_recording = is_longer(container, track, limit_s)
     start_s = start_s if is_recording else 0.0
-    return _read(file, start_s, duration_s, may_be_clip=False)
+    return _read(file, start_s, duration_s, sample_rate_hz, may_be_clip=False)
 
 
 def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:

@@ -6,7 +6,6 @@ import av
 import numpy as np
 import soxr
 
-from ast_core.frames import SAMPLE_RATE_HZ
 from pipeline.prepare.clip import ClipError, Reason
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -51,8 +50,8 @@ class Mono:
         self._flush()
         self._pieces.append((rate_hz, np.zeros(num_samples, np.float32)))
 
-    def waveform(self) -> np.ndarray:
-        """float32 `[samples]` at 16 kHz. If the rate changes within a recording, each part is resampled separately."""
+    def waveform(self, sample_rate_hz: int) -> np.ndarray:
+        """float32 `[samples]` at this rate. If a recording's own rate changes, each part is resampled separately."""
         self._flush()
         parts: list[list[np.ndarray]] = []
         rates: list[int] = []
@@ -61,7 +60,9 @@ class Mono:
                 rates.append(rate_hz)
                 parts.append([])
             parts[-1].append(samples)
-        resampled = [_resample(np.concatenate(part), rate_hz) for part, rate_hz in zip(parts, rates, strict=True)]
+        resampled = [
+            _resample(np.concatenate(part), rate_hz, sample_rate_hz) for part, rate_hz in zip(parts, rates, strict=True)
+        ]
         return np.concatenate([np.empty(0, np.float32), *resampled])
 
     def level_share(self) -> float:
@@ -117,5 +118,5 @@ def _sum_of_squares(samples: np.ndarray) -> float:
     return max(total, 0.0) if math.isfinite(total) else 0.0
 
 
-def _resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    return samples if rate_hz == SAMPLE_RATE_HZ else soxr.resample(samples, rate_hz, SAMPLE_RATE_HZ)
+def _resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    return samples if from_hz == to_hz else soxr.resample(samples, from_hz, to_hz)

@@ -36,7 +36,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 @dataclass(frozen=True)
 class Section:
     waveform: np.ndarray
-    """float32 `[samples]`, mono, 16 kHz. It may exceed [-1, 1]."""
+    """float32 `[samples]`, mono, at the rate asked for. It may exceed [-1, 1]."""
     length_s: float
     decoded_s: float
     """Duration of the decoder's output. The rest of `length_s` fills holes."""
@@ -63,6 +63,7 @@ def read_section(
     start_s: float,
     duration_s: float | None,
     *,
+    sample_rate_hz: int,
     may_seek: bool = True,
 ) -> Section:
     """Decode `duration_s` from `start_s` on, or all the rest up to a little more than MAX_CLIP_S.
@@ -90,7 +91,7 @@ def read_section(
             )
     if packets.error is not None and not cutter.has_begun:
         raise packets.error
-    return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s])
+    return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s], sample_rate_hz)
 
 
 def _start_s(container: InputContainer, track: av.AudioStream) -> float:
@@ -159,13 +160,14 @@ class _Cutter:
             self._decoded_s += num_taken / self._rate_hz
         return self._next_wanted >= self._end
 
-    def section(self, lost_s: list[tuple[float, float]]) -> Section:
+    def section(self, lost_s: list[tuple[float, float]], sample_rate_hz: int) -> Section:
         """The section; `lost_s` has the spans of lost data, by timestamps.
 
         If samples arrived in such a span all the same, because the decoder continued in a packet, nothing is missing.
         """
         missing_s = sum(_missing_s(hole, lost_s) for hole in self._holes_s)
-        return Section(self._mono.waveform(), self._length_s, self._decoded_s, missing_s, self._mono.level_share())
+        waveform = self._mono.waveform(sample_rate_hz)
+        return Section(waveform, self._length_s, self._decoded_s, missing_s, self._mono.level_share())
 
     def _begin(self, stamp: int, num_samples: int) -> None:
         if self.start_s == 0:

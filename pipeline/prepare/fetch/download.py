@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from ast_core.features import KALDI128, FeatureSettings
 from pipeline.prepare.clip import ClipError, Reason, each_clip
 from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit
 from pipeline.prepare.fetch.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
@@ -57,12 +58,19 @@ class FetchSettings:
 class Download:
     """Stage that adds `samples` to rows whose `media` is a URL; null if the media is a file.
 
-    `samples` are those of the section: float32, mono, 16 kHz, as bytes. The section is decoded while it is fetched, by
-    the function that decodes files, because only reading a recording shows which of its bytes a section needs.
+    `samples` are those of the section: float32, mono, at the features' sample rate, as bytes. The section is decoded
+    while it is fetched, by the function that decodes files, because only reading a recording shows which of its bytes a
+    section needs.
     """
 
-    def __init__(self, settings: FetchSettings, permits: Permits, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.settings, self._permits, self._sleep = settings, permits, sleep
+    def __init__(
+        self,
+        settings: FetchSettings,
+        permits: Permits,
+        sleep: Callable[[float], None] = time.sleep,
+        features: FeatureSettings = KALDI128,
+    ) -> None:
+        self.settings, self._permits, self._sleep, self._features = settings, permits, sleep, features
         self._fetch = Sandbox(
             "pipeline.prepare.fetch.ytdlp:fetch_with_ytdlp", memory_bytes=MEMORY_BYTES, file_bytes=MAX_FETCH_BYTES
         )
@@ -104,6 +112,7 @@ class Download:
                 settings=self.settings.ytdlp,
                 address=address if address in self.settings.rate_limit.addresses else None,
                 every_client=any(failure.reason is Reason.SETUP for failure in failures),
+                features=self._features,
                 deadline_s=self.settings.deadline_s,
             )
         except ClipError as err:

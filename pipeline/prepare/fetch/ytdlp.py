@@ -26,6 +26,7 @@ from yt_dlp.networking import Request, Response
 from yt_dlp.utils import YoutubeDLError
 
 from ast_core.errors import ConfigError, UserError
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.text_files import decode_text
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
@@ -154,8 +155,9 @@ def fetch_with_ytdlp(
     settings: YtDlp = YtDlp(),
     address: str | None = None,
     every_client: bool = False,
+    features: FeatureSettings = KALDI128,
 ) -> np.ndarray:
-    """float32 `[samples]`, mono, 16 kHz: the section that `decode_section` reads from the recording at `url`.
+    """float32 `[samples]`, mono: the section that `decode_section` reads from the recording at `url`.
 
     If the host serves byte ranges, only the bytes that the section needs are fetched. If a site offers a recording only
     in pieces (HLS, DASH), it is fetched whole, because a piece does not tell its position in the recording.
@@ -174,8 +176,9 @@ def fetch_with_ytdlp(
             with yt_dlp.YoutubeDL(options) as downloader, _only_allowed_hosts(settings, downloader):
                 offer = _offer(downloader, url)
                 if offer.get("protocol") in IN_PIECES:
-                    return decode_section(f"file:{_joined(downloader, offer, folder)}", start_s, duration_s)
-                return _read(offer, start_s, duration_s, partial(_open, downloader, offer, settings))
+                    joined = _joined(downloader, offer, folder)
+                    return decode_section(f"file:{joined}", start_s, duration_s, features=features)
+                return _read(offer, start_s, duration_s, features, partial(_open, downloader, offer, settings))
         except (YoutubeDLError, OSError) as err:
             raise failure_of(err) from err
 
@@ -240,7 +243,11 @@ def _open(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, 
 
 
 def _read(
-    offer: dict[str, Any], start_s: float, duration_s: float | None, open_url: Callable[[str], HttpFile]
+    offer: dict[str, Any],
+    start_s: float,
+    duration_s: float | None,
+    features: FeatureSettings,
+    open_url: Callable[[str], HttpFile],
 ) -> np.ndarray:
     """Read the section. If the file could not be read completely, its failure takes precedence over FFmpeg's error."""
     opened: list[HttpFile] = []
@@ -253,7 +260,7 @@ def _read(
         error: Exception | None = None
         try:
             file = open_part(offer["url"])
-            section = decode_section(file, start_s, duration_s)
+            section = decode_section(file, start_s, duration_s, features=features)
         except Exception as err:  # a file that seems to end can make FFmpeg raise anything
             error = err
             if isinstance(err, ClipError) and err.reason is Reason.NOT_AUDIO and _is_cut(opened[0], start_s):

@@ -3,9 +3,10 @@
 STORE/labels.csv              index,mid,display_name
 STORE/SPLIT/audio/*.parquet   one row per clip (`STORED`); a file has the clips and the name of a shard of the data set
 
-A clip is stored as FLAC, 16 kHz, mono, 16 bit. A run that keeps audio computes its features from the stored audio, so
-features that are computed from the store are equal to the byte. A file is written before its shard. So after a crash
-every prepared clip is in the store, possibly twice; the next run removes the duplicates after it has published.
+A clip is stored as FLAC, mono, 16 bit, at the sample rate of the run's features. From it, features of this rate and of
+lower ones can be computed. A run that keeps audio computes its features from the stored audio, so features that are
+computed from the store are equal to the byte. A file is written before its shard. So after a crash every prepared clip
+is in the store, possibly twice; the next run removes the duplicates after it has published.
 """
 
 import io
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ast_core.errors import DataError
-from ast_core.frames import SAMPLE_RATE_HZ
+from ast_core.features import KALDI128
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import WAVEFORM
@@ -54,18 +55,51 @@ _LISTS = {"labels": "int16", "label_names": "string"}
 _FEATURES = {
     **{name: {"dtype": _VALUES.get(name, "string"), "_type": "Value"} for name in STORED.names},
     **{name: {"feature": {"dtype": kind, "_type": "Value"}, "_type": "Sequence"} for name, kind in _LISTS.items()},
-    "audio": {"sampling_rate": SAMPLE_RATE_HZ, "_type": "Audio"},
 }
-_METADATA = {"huggingface": json.dumps({"info": {"features": _FEATURES}})}
-"""Metadata by which Hugging Face `datasets` recognises the audio column."""
 
 
-def keep_audio(rows: pa.Table) -> pa.Table:
+def _metadata(sample_rate_hz: int) -> dict[str, str]:
+    """Metadata by which Hugging Face `datasets` recognises the audio column, with the sample rate of the store."""
+    columns = _FEATURES | {"audio": {"sampling_rate": sample_rate_hz, "_type": "Audio"}}
+    return {"huggingface": json.dumps({"info": {"features": columns}})}
+
+
+def _rate_hz(uri: str) -> int | None:
+    """The sample rate of a store, from the metadata of one of its files; None for a file that is not of a store."""
+    with archives.open_parquet(uri) as parquet:
+        schema = parquet.schema_arrow
+    if not set(STORED.names) <= set(schema.names) or not schema.metadata or b"huggingface" not in schema.metadata:
+        return None
+    rate_hz: int = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["audio"]["sampling_rate"]
+    return rate_hz
+
+
+def check_kept_rates(media: pa.ChunkedArray, sample_rate_hz: int) -> None:
+    """Refuse kept audio of a lower rate than the features need, because its upper bands would be empty.
+
+    Args:
+        media: Where the audio of each listed clip is.
+
+    Raises:
+        DataError: the files of an audio store are among them, and its rate is lower.
+    """
+    files = pc.unique(media.filter(pc.match_substring_regex(media, r"/audio/[^/]+\.parquet$"))).to_pylist()
+    one_of_each = {uri.rsplit("/", 3)[0]: uri for uri in files}
+    for store, uri in one_of_each.items():
+        kept_hz = _rate_hz(uri)
+        if kept_hz is not None and kept_hz < sample_rate_hz:
+            raise DataError(
+                f"{store} keeps audio at {kept_hz} Hz, and these features need {sample_rate_hz} Hz; prepare from the "
+                f"recordings, or choose features with a sample_rate_hz of {kept_hz} or less"
+            )
+
+
+def keep_audio(rows: pa.Table, sample_rate_hz: int = KALDI128.sample_rate_hz) -> pa.Table:
     """Stage that adds `flac` (FLAC, null for failed rows) and replaces `waveform` by the rounded one."""
     waveforms = rows["waveform"].combine_chunks()
     samples = to_16_bit(waveforms.values.to_numpy())
     ends = waveforms.offsets.to_numpy()
-    encoded = [_flac(samples[begin:end]) if end > begin else None for begin, end in pairwise(ends)]
+    encoded = [_flac(samples[begin:end], sample_rate_hz) if end > begin else None for begin, end in pairwise(ends)]
     rounded = pa.ListArray.from_arrays(waveforms.offsets, pa.array(samples / np.float32(FULL_SCALE)), type=WAVEFORM)
     rows = rows.set_column(rows.column_names.index("waveform"), "waveform", rounded)
     return rows.append_column("flac", pa.array(encoded, pa.binary()))
@@ -75,18 +109,18 @@ def to_16_bit(waveform: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(waveform * np.float32(FULL_SCALE)), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def flac_bytes(waveform: np.ndarray) -> bytes:
-    """FLAC (16 bit, mono, 16 kHz) of a waveform in [-1, 1]."""
-    return _flac(to_16_bit(waveform))
+def flac_bytes(waveform: np.ndarray, sample_rate_hz: int = KALDI128.sample_rate_hz) -> bytes:
+    """FLAC (16 bit, mono) of a waveform in [-1, 1]."""
+    return _flac(to_16_bit(waveform), sample_rate_hz)
 
 
-def _flac(samples: np.ndarray) -> bytes:
+def _flac(samples: np.ndarray, sample_rate_hz: int) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="flac", options={"metadata_header_padding": "0"}) as container:
-        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono", options=FLAC_OPTIONS)
+        stream = container.add_stream("flac", rate=sample_rate_hz, layout="mono", options=FLAC_OPTIONS)
         stream.format = "s16"
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
-        frame.rate = SAMPLE_RATE_HZ
+        frame.rate = sample_rate_hz
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
@@ -98,18 +132,29 @@ class AudioStore:
 
     uri: str
     labels: LabelVocabulary
+    sample_rate_hz: int = KALDI128.sample_rate_hz
 
     def reserve(self) -> None:
         """Reserve an empty folder by writing the labels, or refuse a folder that contains something else."""
         file = dataset.labels_csv(self.uri)
         if storage.exists(file):
             if LabelVocabulary.from_csv(storage.read_text(file), origin=file) == self.labels:
+                self._check_rate()
                 return
             if has_clips(self.uri):
                 raise DataError(f"{self.uri} keeps audio with other labels; give another --keep-audio")
         elif not storage.is_empty(self.uri):
             raise DataError(f"{self.uri} is not empty and keeps no audio; give a new folder as --keep-audio")
         storage.write_bytes(file, self.labels.to_csv().encode())
+
+    def _check_rate(self) -> None:
+        files = storage.list_files(self.uri, suffix=".parquet", recursive=True)
+        kept_hz = _rate_hz(files[0]) if files else None
+        if kept_hz not in (None, self.sample_rate_hz):
+            raise DataError(
+                f"{self.uri} keeps audio at {kept_hz} Hz, this run has {self.sample_rate_hz} Hz; give another "
+                "--keep-audio, or leave it out"
+            )
 
     def check_contains(self, split: str, clip_ids: pa.ChunkedArray) -> None:
         """Refuse to continue if prepared clips are missing in the store, because they would never be added."""
@@ -176,7 +221,7 @@ class AudioStore:
         storage.write_file(
             storage.join(self._folder(split), f"{name}.parquet"),
             lambda file: pq.write_table(
-                table.replace_schema_metadata(_METADATA),
+                table.replace_schema_metadata(_metadata(self.sample_rate_hz)),
                 file,
                 row_group_size=dataset.ROW_GROUP_CLIPS,
                 compression="none",  # FLAC cannot be compressed further

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ast_core.errors import DataError
-from ast_core.features import KALDI128
-from ast_core.frames import NUM_MEL_BINS
+from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.output import failures_table, membership
 from pipeline.prepare.output.membership import Listed
 from pipeline.prepare.output.samples import samples_dir
+from pipeline.prepare.output.shards import features_of_shard
 from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.sources.own_outputs import has_clips
 from pipeline.versions import tool_versions
@@ -28,13 +28,13 @@ PUBLISHED = "the data set is whole, but cleaning up after it failed"
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 
-def start_output(output: str, labels: LabelVocabulary) -> bool:
+def start_output(output: str, labels: LabelVocabulary, features: FeatureSettings = KALDI128) -> bool:
     """Reserve a folder by writing the labels, and clean up outside its splits. Raises what `check_output` does.
 
     Returns:
         Whether these labels replaced others, with which nothing was prepared.
     """
-    check_output(output, labels)
+    check_output(output, labels, features)
     storage.delete_unfinished(output)
     storage.delete_unfinished(samples_dir(output), recursive=True)
     is_claimed = storage.exists(dataset.labels_csv(output))
@@ -50,7 +50,7 @@ def start_output(output: str, labels: LabelVocabulary) -> bool:
     return is_claimed
 
 
-def check_output(output: str, labels: LabelVocabulary) -> None:
+def check_output(output: str, labels: LabelVocabulary, features: FeatureSettings = KALDI128) -> None:
     """Refuse a folder that contains something else.
 
     Raises:
@@ -64,11 +64,24 @@ def check_output(output: str, labels: LabelVocabulary) -> None:
                 f"{output} contains a data set with other labels ({len(there)}, these are {len(labels)}); "
                 "give another --output, or its labels.csv as --labels"
             )
-        if info is not None and dataset.features_of(output, info) != KALDI128:
-            raise DataError(f"{output} contains features computed with other settings; give another --output")
+        stored = _stored_features(output, info)
+        if stored is not None and (other := features.differences(stored)):
+            raise DataError(
+                f"{output} contains other features than these: {other}; give another --output, or "
+                f"--features {stored.option}"
+            )
         return
     if not storage.is_empty(output):
         raise DataError(f"{output} is not empty and contains no data set; give a new folder as --output")
+
+
+def _stored_features(output: str, info: dict[str, Any] | None) -> FeatureSettings | None:
+    """The features of a data set, finished or not; None if nothing was prepared."""
+    if info is not None:
+        return dataset.features_of(output, info)
+    files = storage.list_files(output, suffix=".parquet", recursive=True)
+    shard = next((uri for uri in files if "/shards/" in uri), None)  # each run begins with this check: all are alike
+    return None if shard is None else features_of_shard(shard)
 
 
 def publish(
@@ -77,6 +90,7 @@ def publish(
     refused: dict[str, pa.Table],
     listed: Mapping[str, Listed] | None = None,
     known: Mapping[str, pa.Table] | None = None,
+    features: FeatureSettings = KALDI128,
 ) -> tuple[dict[str, Any], list[str], dict[str, pa.Table]]:
     """Write index and failures table of this run's splits (the keys of `refused`), then dataset.json.
 
@@ -91,7 +105,8 @@ def publish(
         DataError: another job wrote dataset.json at the same time.
     """
     known = known or {}
-    states = {split: clean_up(output, split, known.get(split)) for split in refused}  # slow, so it precedes the writing
+    # It is slow, so it precedes the writing.
+    states = {split: clean_up(output, split, known.get(split), features) for split in refused}
     prepared = {split: state.prepared for split, state in states.items()}
     if listed is None:
         listed = {split: _as_stored(states[split], refused[split]) for split in refused}
@@ -114,12 +129,12 @@ def publish(
         splits[split] = (
             splits.get(split, {})
             | infos.get(split, _without_moved(splits.get(split, {}), members.moved[split]))
-            | _publish_index(output, split, indexed, labels)
+            | _publish_index(output, split, indexed, labels, features.num_mel_bins)
             | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
         )
     info = {
         "schema_version": dataset.SCHEMA_VERSION,
-        "features": dataset.FEATURES,
+        "features": features.to_dict(),
         "labels": {"count": len(labels), "sha256": labels.sha256},
         "row_group_clips": dataset.ROW_GROUP_CLIPS,
         "splits": splits,
@@ -179,13 +194,15 @@ def _num_done(clip_ids: pa.Array, indexed: pa.Table, failures: pa.Table) -> int:
     return pc.sum(pc.is_in(clip_ids, value_set=done)).as_py() or 0
 
 
-def _publish_index(output: str, split: str, prepared: pa.Table, labels: LabelVocabulary) -> dict[str, Any]:
+def _publish_index(
+    output: str, split: str, prepared: pa.Table, labels: LabelVocabulary, num_mel_bins: int
+) -> dict[str, Any]:
     """Write the index of these clips, and return their part of dataset.json."""
     weight = sample_weights(prepared["labels"].combine_chunks(), len(labels))
     index = prepared.select(_INDEXED).append_column(dataset.INDEX.field("sample_weight"), pa.array(weight))
     dataset.write_table(dataset.index_file(output, split), index.select(dataset.INDEX.names).cast(dataset.INDEX))
     frames = int(_total(prepared["num_frames"]))
-    mean, mean_sq = (_total(prepared[sums]) / max(frames * NUM_MEL_BINS, 1) for sums in ("fbank_sum", "fbank_sum_sq"))
+    mean, mean_sq = (_total(prepared[sums]) / max(frames * num_mel_bins, 1) for sums in ("fbank_sum", "fbank_sum_sq"))
     return {
         "clips": len(prepared),
         "frames": frames,

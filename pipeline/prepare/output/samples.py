@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ast_core.frames import FRAME_SHIFT_MS, SAMPLE_RATE_HZ
+from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, storage
 from pipeline.prepare.audio.features import clip_fbank, fbank_column
 from pipeline.prepare.output.audio_store import flac_bytes
@@ -22,16 +22,16 @@ NUM_CANDIDATES = 20
 MAX_SAMPLE_S = 10.0
 """Only the beginning of a longer clip is stored, to limit the size of the page."""
 
-MAX_SAMPLES, MAX_FRAMES = round(MAX_SAMPLE_S * SAMPLE_RATE_HZ), round(MAX_SAMPLE_S * 1000 / FRAME_SHIFT_MS)
 
-SAMPLES = pa.schema(
-    [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("audio", pa.binary(), nullable=False),  # FLAC, 16 bit, mono, 16 kHz
-        pa.field("fbank", dataset.FBANK, nullable=False),  # of the same part
-    ]
-)
+def samples_schema(num_mel_bins: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("clip_id", pa.string(), nullable=False),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("audio", pa.binary(), nullable=False),  # FLAC, 16 bit, mono
+            pa.field("fbank", dataset.fbank_type(num_mel_bins), nullable=False),  # of the same part
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ class KeepSamples:
     output: str
     num_listed: int
     """Number of clips of the whole list, including those already prepared."""
+    features: FeatureSettings = KALDI128
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         chosen = pa.array(wanted(rows["clip_id"].to_pylist(), self.num_listed), pa.bool_())
         samples = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
         if len(samples):
+            rate_hz, schema = self.features.sample_rate_hz, samples_schema(self.features.num_mel_bins)
+            num_samples, num_frames = round(MAX_SAMPLE_S * rate_hz), round(MAX_SAMPLE_S / self.features.seconds(1))
             waveforms = [clip.values.to_numpy() for clip in samples["waveform"]]
-            audio = [flac_bytes(waveform[:MAX_SAMPLES]) for waveform in waveforms]
-            fbanks = fbank_column([clip_fbank(waveform)[:MAX_FRAMES] for waveform in waveforms])
-            write_samples(self.output, pa.table([samples["clip_id"], samples["split"], audio, fbanks], schema=SAMPLES))
+            audio = [flac_bytes(waveform[:num_samples], rate_hz) for waveform in waveforms]
+            fbanks = fbank_column([clip_fbank(waveform, self.features)[:num_frames] for waveform in waveforms])
+            write_samples(self.output, pa.table([samples["clip_id"], samples["split"], audio, fbanks], schema=schema))
         return rows
 
 
@@ -65,16 +68,18 @@ def sort_key(clip_id: str) -> int:
 
 
 def write_samples(output: str, samples: pa.Table) -> None:
-    """Write one file of `SAMPLES`, named after its clips, so that a repeated task overwrites its own file."""
+    """Write one file of samples, named after its clips, so that a repeated task overwrites its own file."""
     names = pc.binary_join_element_wise(samples["split"], samples["clip_id"], "/").to_pylist()
     name = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20]
     dataset.write_table(storage.join(samples_dir(output), f"samples-{name}.parquet"), samples)
 
 
-def read_samples(output: str) -> pa.Table:
+def read_samples(output: str, num_mel_bins: int = KALDI128.num_mel_bins) -> pa.Table:
     """All samples on disk in the order of `sort_key`, each clip once, without those of an old version (no `fbank`)."""
     files = map(dataset.read_table, storage.list_files(samples_dir(output), suffix=".parquet"))
-    samples = pa.concat_tables([SAMPLES.empty_table(), *(file for file in files if "fbank" in file.column_names)])
+    samples = pa.concat_tables(
+        [samples_schema(num_mel_bins).empty_table(), *(file for file in files if "fbank" in file.column_names)]
+    )
     clip_ids = samples["clip_id"].to_pylist()
     row_of = {clip_id: row for row, clip_id in enumerate(clip_ids)}
     return samples.take(pa.array([row_of[clip_id] for clip_id in sorted(row_of, key=sort_key)], pa.int64()))

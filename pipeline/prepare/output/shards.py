@@ -1,5 +1,6 @@
 """Immutable Parquet shards: the stage that writes them, and a scan that reads their small columns back."""
 
+import json
 import posixpath
 from collections import Counter
 from collections.abc import Callable
@@ -13,19 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ast_core.errors import DataError
-from ast_core.frames import NUM_MEL_BINS, STORED_FLOOR
+from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
+from pipeline.dataset import SCANNED
 from pipeline.prepare.output import failures_table
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
 """Output of `WriteShards` for a batch: number of clips by outcome. The reason is null for prepared clips."""
 
-SCANNED = pa.schema([field for field in dataset.SHARD if field.name != "fbank"])
-"""The small columns of a shard. A preparation and its report read them once and need no others."""
-
 DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
 
-_FACTS = pa.schema(map(dataset.SHARD.field, ("num_silent_frames", "fbank_sum", "fbank_sum_sq", "fbank_hash")))
+_FACTS = pa.schema(map(SCANNED.field, ("num_silent_frames", "fbank_sum", "fbank_sum_sq", "fbank_hash")))
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class WriteShards:
     output: str
     keep: Callable[[str, str, pa.Table], None] | None = None
     """Called with split, name and rows of a shard, before it is written."""
+    features: FeatureSettings = KALDI128
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         written = []
@@ -50,7 +50,7 @@ class WriteShards:
             if len(prepared):
                 if self.keep is not None:
                     self.keep(split, dataset.name_of(prepared["clip_id"]), prepared)
-                _write_shard(dataset.shards_dir(self.output, split), prepared)
+                _write_shard(dataset.shards_dir(self.output, split), prepared, self.features)
                 written.append((split, None, len(prepared)))
             if len(failed):
                 failures_table.write_part(self.output, split, failed)
@@ -58,36 +58,49 @@ class WriteShards:
         return pa.table(list(map(list, zip(*written, strict=True))), schema=WRITTEN)
 
 
-def _write_shard(folder: str, prepared: pa.Table) -> None:
-    facts = clip_facts(prepared["fbank"].combine_chunks())
-    write_rows(
-        folder, pa.table({name: (facts if name in _FACTS.names else prepared)[name] for name in dataset.SHARD.names})
-    )
+def _write_shard(folder: str, prepared: pa.Table, features: FeatureSettings) -> None:
+    facts = clip_facts(prepared["fbank"].combine_chunks(), features)
+    names = dataset.shard_schema(features).names
+    columns = {name: (facts if name in _FACTS.names else prepared)[name] for name in names}
+    write_rows(folder, pa.table(columns), features)
 
 
-def write_rows(folder: str, shard: pa.Table) -> None:
+def write_rows(folder: str, shard: pa.Table, features: FeatureSettings) -> None:
     uri = storage.join(folder, f"{dataset.name_of(shard['clip_id'])}.parquet")
-    dataset.write_table(uri, shard.cast(dataset.SHARD), row_group_size=dataset.ROW_GROUP_CLIPS)
+    dataset.write_table(uri, shard.cast(dataset.shard_schema(features)), row_group_size=dataset.ROW_GROUP_CLIPS)
 
 
-def clip_facts(fbanks: pa.ListArray) -> pa.Table:
-    """The columns of SHARD that are computed from the stored values of each fbank.
+def features_of_shard(uri: str) -> FeatureSettings:
+    """The feature settings in a shard's metadata. Shards of earlier versions have none: they are of kaldi128.
+
+    Raises:
+        DataError: the shard is damaged, or this program cannot read its features.
+    """
+    damaged = f"{uri} is no shard of ours or damaged ({{}}); {DELETE_SHARD}"
+    metadata = parquet.parse_file(
+        uri, lambda source: parquet.open_checked(source).schema_arrow.metadata or {}, damaged=damaged
+    )
+    return dataset.parse_features(json.loads(metadata.get(dataset.FEATURES_KEY, "{}")), origin=uri)
+
+
+def clip_facts(fbanks: pa.ListArray, features: FeatureSettings = KALDI128) -> pa.Table:
+    """The columns of SCANNED that are computed from the stored values of each fbank.
 
     A frame is silent if all of its bins are at the floor. One bin is always there, because its mel filter lies between
     two points of the spectrum.
     """
-    values = fbanks.flatten().flatten().to_numpy().reshape(-1, NUM_MEL_BINS)
+    values = fbanks.flatten().flatten().to_numpy().reshape(-1, features.num_mel_bins)
     ends = np.cumsum([0, *fbanks.value_lengths().to_numpy()])
-    facts = [_facts_of(values[begin:end]) for begin, end in pairwise(ends)]
+    facts = [_facts_of(values[begin:end], features.floor) for begin, end in pairwise(ends)]
     return pa.Table.from_pylist(facts, schema=_FACTS)
 
 
-def _facts_of(fbank: np.ndarray) -> dict[str, Any]:
+def _facts_of(fbank: np.ndarray, floor: float) -> dict[str, Any]:
     wide = fbank.astype(np.float64)
     frame_sums = wide.sum(axis=1)
     return {
-        # No value is below the floor, and float64 adds 128 float16 values without rounding.
-        "num_silent_frames": int((frame_sums <= NUM_MEL_BINS * STORED_FLOOR).sum()),
+        # No value is below the floor, and float64 adds a thousand float16 values without rounding.
+        "num_silent_frames": int((frame_sums <= fbank.shape[1] * floor).sum()),
         "fbank_sum": frame_sums.sum(),
         "fbank_sum_sq": np.vdot(wide, wide),
         "fbank_hash": dataset.hash_fbank(fbank),
@@ -117,7 +130,7 @@ def scan_shards(output: str, split: str, known: pa.Table | None = None) -> pa.Ta
 def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
         file = parquet.open_checked(source)
-        missing = set(dataset.SHARD.names) - set(file.schema_arrow.names)
+        missing = {*SCANNED.names, "fbank"} - set(file.schema_arrow.names)
         # shard and row are added below
         return missing, file.read(columns=schema.names, use_threads=False)
 

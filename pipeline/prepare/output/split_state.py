@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ast_core.errors import DataError
+from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.shards import DELETE_SHARD, clip_facts, label_text, scan_shards, write_rows
@@ -28,7 +29,9 @@ class SplitState:
     """FAILURE_ROWS of earlier runs, without rows that the list itself caused."""
 
 
-def clean_up(output: str, split: str, known: pa.Table | None = None) -> SplitState:
+def clean_up(
+    output: str, split: str, known: pa.Table | None = None, features: FeatureSettings = KALDI128
+) -> SplitState:
     """Remove what an interrupted run left, and read the rest. No task may write at the same time.
 
     `known` is the result of an earlier call (`SplitState.prepared`); its shards are not opened again.
@@ -42,7 +45,7 @@ def clean_up(output: str, split: str, known: pa.Table | None = None) -> SplitSta
     stored = _indexed_first(output, split, scanned)
     is_first = _is_first(stored["clip_id"])
     if not is_first.all():
-        _remove_rows(output, split, stored.filter(pa.array(~is_first)))
+        _remove_rows(output, split, stored.filter(pa.array(~is_first)), features)
         stored = scan_shards(output, split, stored.filter(pa.array(is_first)))
     return _state(output, split, stored, failures_table.compact(output, split, stored["clip_id"]))
 
@@ -121,24 +124,24 @@ def _is_first(names: pa.ChunkedArray) -> np.ndarray:
     return first
 
 
-def _remove_rows(output: str, split: str, surplus: pa.Table) -> None:
+def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSettings) -> None:
     """Write the affected shards again without these rows. The new file comes first, so a crash leaves both."""
     for name in pc.unique(surplus["shard"]).to_pylist():
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
-        shard = dataset.read_table(uri, dataset.SHARD.names, remedy=DELETE_SHARD)
+        shard = dataset.read_table(uri, dataset.shard_schema(features).names, remedy=DELETE_SHARD)
         rest = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
         if len(rest):
-            write_rows(dataset.shards_dir(output, split), _verified(rest, uri))
+            write_rows(dataset.shards_dir(output, split), _verified(rest, uri, features), features)
         storage.discard(uri)  # if it cannot be deleted, readers still take only one copy of each clip
 
 
-def _verified(rows: pa.Table, uri: str) -> pa.Table:
-    """Rows of a shard as SHARD. Raises DataError if values do not match their hashes, before they get new checksums."""
+def _verified(rows: pa.Table, uri: str, features: FeatureSettings) -> pa.Table:
+    """Rows with a shard's schema. Raises DataError if values and hashes differ, before they get new checksums."""
     try:
-        rows = rows.cast(dataset.SHARD)  # another program may have written other types
+        rows = rows.cast(dataset.shard_schema(features))  # another program may have written other types
     except parquet.DAMAGE as err:
         raise DataError(f"{uri} is damaged or was changed ({err}); {DELETE_SHARD}") from err
-    if not clip_facts(rows["fbank"].combine_chunks())["fbank_hash"].equals(rows["fbank_hash"]):
+    if not clip_facts(rows["fbank"].combine_chunks(), features)["fbank_hash"].equals(rows["fbank_hash"]):
         raise DataError(f"{uri} is damaged: its values are not those of their hashes; {DELETE_SHARD}")
     return rows

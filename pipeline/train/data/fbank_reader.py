@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ast_core.errors import DataError
-from ast_core.frames import NUM_MEL_BINS
 from pipeline import dataset, parquet, storage
 from pipeline.dataset import Clips
 from pipeline.parquet import ColumnChunk, column_chunks
@@ -120,7 +119,7 @@ class FbankReader:
 
     def _file(self, shard: int) -> "_SharedFile":
         if shard not in self._files:
-            self._files[shard] = _SharedFile(self.clips.shards[shard], self.cache)
+            self._files[shard] = _SharedFile(self.clips.shards[shard], self.clips.num_mel_bins, self.cache)
             if len(self._files) > self.groups_in_memory:
                 self._files.popitem(last=False)  # closed with the last read of it
         self._files.move_to_end(shard)
@@ -130,8 +129,8 @@ class FbankReader:
 class _SharedFile:
     """A shard that several threads read. The first one opens it, and a lock admits one reader at a time."""
 
-    def __init__(self, uri: str, cache: ShardCache | None) -> None:
-        self._uri, self._cache = uri, cache
+    def __init__(self, uri: str, num_mel_bins: int, cache: ShardCache | None) -> None:
+        self._uri, self._num_mel_bins, self._cache = uri, num_mel_bins, cache
         self._lock = threading.Lock()
         self._shard: _Shard | None = None
 
@@ -145,7 +144,7 @@ class _SharedFile:
         try:
             with self._lock:
                 if self._shard is None:
-                    self._shard = _Shard(self._open())
+                    self._shard = _Shard(self._open(), self._num_mel_bins)
                 return self._shard.read_rows(begin, end)
         except FileNotFoundError as err:
             raise DataError(f"the shard {self._uri} is missing; restore it, or prepare the data anew") from err
@@ -157,7 +156,7 @@ class _SharedFile:
         damaged = f"the shard {self._uri} is damaged ({{}}); restore it, or prepare the data anew"
         try:
             rows = parquet.parse_from_memory(
-                self._uri, lambda source: _Shard(source).read_rows(begin, end), damaged=damaged
+                self._uri, lambda source: _Shard(source, self._num_mel_bins).read_rows(begin, end), damaged=damaged
             )
         except OSError as err:
             said = f"reading the shard {self._uri}: {err.strerror or err}"
@@ -178,8 +177,8 @@ class _SharedFile:
 class _Shard:
     """An open shard, whoever wrote it."""
 
-    def __init__(self, source: pa.NativeFile) -> None:
-        self._source, self._file = source, parquet.open_checked(source)
+    def __init__(self, source: pa.NativeFile, num_mel_bins: int) -> None:
+        self._source, self._file, self._num_mel_bins = source, parquet.open_checked(source), num_mel_bins
         about = self._file.metadata
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._bounds = np.cumsum([0, *sizes])
@@ -206,9 +205,9 @@ class _Shard:
             raise ValueError("a row without name, frames or hash")
         hashes, num_frames = facts["fbank_hash"].to_numpy(), facts["num_frames"].to_numpy().astype(np.int64)
         values, is_checked = self._values(group)
-        if num_frames.min() < 0 or len(values) != NUM_MEL_BINS * num_frames.sum():
+        if num_frames.min() < 0 or len(values) != self._num_mel_bins * num_frames.sum():
             raise ValueError(f"{len(values)} values of {num_frames.sum()} frames")
-        frames, ends = values.reshape(-1, NUM_MEL_BINS), np.cumsum(num_frames).tolist()
+        frames, ends = values.reshape(-1, self._num_mel_bins), np.cumsum(num_frames).tolist()
         fbanks = [frames[first:end] for first, end in pairwise([0, *ends])]
         kept = slice(max(begin - int(self._bounds[group]), 0), end - int(self._bounds[group]))
         if not is_checked and [dataset.hash_fbank(fbank) for fbank in fbanks[kept]] != hashes[kept].tolist():

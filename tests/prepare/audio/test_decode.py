@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from ast_core.fbank import SAMPLE_RATE_HZ
+from ast_core.features import KALDI128
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.clip import ClipError, Reason, each_clip, in_progress
 from tests import fakes
@@ -15,7 +15,7 @@ from tests import fakes
 
 def lag_samples(waveform: np.ndarray, original: np.ndarray, start_s: float, search: int = 3000) -> int:
     """By how many samples `waveform` begins too late in `original`: the peak of their correlation."""
-    first = round(start_s * SAMPLE_RATE_HZ) - search
+    first = round(start_s * KALDI128.sample_rate_hz) - search
     around = original[first : first + len(waveform) + 2 * search]
     size = 1 << (len(around) + len(waveform)).bit_length()
     correlation = np.fft.irfft(np.fft.rfft(around, size) * np.conj(np.fft.rfft(waveform, size)))
@@ -28,7 +28,7 @@ def test_a_section_of_lossless_media_is_exact_to_the_sample(tmp_path: Path, suff
     original = fakes.noise(32)
     path = fakes.write_media(tmp_path / f"a.{suffix}", original)
     section = decode_section(str(path), start_s, 4.0)
-    assert len(section) == 4 * SAMPLE_RATE_HZ
+    assert len(section) == 4 * KALDI128.sample_rate_hz
     assert lag_samples(section, original, start_s) == 0
 
 
@@ -38,16 +38,16 @@ def test_seeking_gives_the_same_samples_as_decoding_from_the_start(tmp_path: Pat
     whole = decode_section(str(path), 0.0, None)
     for start_s in (0.5, 7.137, 25.5):
         section = decode_section(str(path), start_s, 4.0)
-        assert len(section) == 4 * SAMPLE_RATE_HZ
+        assert len(section) == 4 * KALDI128.sample_rate_hz
         assert lag_samples(section, whole, start_s) == 0
 
 
 def test_samples_of_16_khz_pcm_are_unchanged(tmp_path: Path):
     original = np.round(fakes.noise(2) * 2**15).astype(np.int16)
     with av.open(str(tmp_path / "a.wav"), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=SAMPLE_RATE_HZ, layout="mono")
+        stream = container.add_stream("pcm_s16le", rate=KALDI128.sample_rate_hz, layout="mono")
         frame = av.AudioFrame.from_ndarray(original[None], format="s16", layout="mono")
-        frame.rate = SAMPLE_RATE_HZ
+        frame.rate = KALDI128.sample_rate_hz
         container.mux(stream.encode(frame))
     decoded = decode_section(str(tmp_path / "a.wav"), 0.0, None)
     np.testing.assert_array_equal(decoded, original.astype(np.float32) / 2**15)
@@ -92,13 +92,13 @@ def test_a_file_no_longer_than_the_section_is_the_section_if_allowed(tmp_path: P
 
 def test_a_recording_that_ends_a_little_early_keeps_its_length(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.flac", fakes.noise(9.8))
-    assert len(decode_section(str(path), 0.0, 10.0)) == round(9.8 * SAMPLE_RATE_HZ)
+    assert len(decode_section(str(path), 0.0, 10.0)) == round(9.8 * KALDI128.sample_rate_hz)
 
 
 def test_a_file_cut_in_its_middle_is_truncated(tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.webm", fakes.noise(30))
     half = path.read_bytes()[: path.stat().st_size // 2]
-    assert len(decode_section(io.BytesIO(half), 2.0, 5.0)) == 5 * SAMPLE_RATE_HZ
+    assert len(decode_section(io.BytesIO(half), 2.0, 5.0)) == 5 * KALDI128.sample_rate_hz
     with pytest.raises(ClipError) as caught:
         decode_section(io.BytesIO(half), 20.0, 5.0)
     assert caught.value.reason is Reason.TRUNCATED
@@ -108,7 +108,7 @@ def test_a_whole_recording_shorter_than_its_header_says_is_truncated(tmp_path: P
     whole = fakes.write_media(tmp_path / "a.webm", fakes.noise(30)).read_bytes()
     for start_s in (0.0, 12.0):
         decoded = decode_section(io.BytesIO(whole), start_s, None)
-        assert len(decoded) / SAMPLE_RATE_HZ == pytest.approx(30 - start_s, abs=0.01)
+        assert len(decoded) / KALDI128.sample_rate_hz == pytest.approx(30 - start_s, abs=0.01)
         with pytest.raises(ClipError, match=rf"\d\.\d\d s of {30 - start_s:.0f}\.\d\d s by its header") as caught:
             decode_section(io.BytesIO(whole[: len(whole) // 2]), start_s, None)
         assert caught.value.reason is Reason.TRUNCATED

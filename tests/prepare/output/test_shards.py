@@ -138,7 +138,7 @@ def test_only_frames_without_any_sound_are_silent():
     begins = 160 * np.arange(len(fbank))
     expected = int(((begins >= 4000) & (begins + 400 <= 12000)).sum())
     hardly_heard = clip_fbank(0.002 * fakes.noise(1.0))  # a few steps of 16-bit PCM
-    column = pa.array([fbank.tolist(), hardly_heard.tolist()], dataset.FBANK)
+    column = pa.array([fbank.tolist(), hardly_heard.tolist()], dataset.fbank_type(128))
     assert (fbank == np.float16(KALDI128.floor)).all(axis=0).any()  # one bin is at the floor in every frame
     assert clip_facts(column)["num_silent_frames"].to_pylist() == [expected, 0]
 
@@ -176,7 +176,7 @@ def test_data_of_an_old_schema_version_must_be_prepared_again(tmp_path: Path):
     pq.write_table(pq.read_table(shard).drop_columns(["fbank_hash", "fbank_sum"]), shard)
     with pytest.raises(DataError, match=r"lacks fbank_hash, fbank_sum, .* prepare the data again"):
         load_split(output, "train")
-    (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": dataset.FEATURES}))
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps({"schema_version": 1, "features": KALDI128.to_dict()}))
     with pytest.raises(DataError, match="has schema version 1, this program reads 3; prepare the data again"):
         PreparedDataset.open(output)
     with pytest.raises(
@@ -213,7 +213,7 @@ def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "tr
         rows = rows.set_column(place, name, column)
     rows = rows.append_column("num_clipped", pa.array([0] * len(rows), pa.int32()))
     rows = rows.append_column("num_frames", pa.array(list(map(len, fbanks)), pa.int32()))
-    return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.FBANK))
+    return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.fbank_type(128)))
 
 
 def test_a_folder_with_an_interrupted_reservation_is_reserved_again(tmp_path: Path):

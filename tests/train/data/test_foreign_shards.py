@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
+from ast_core.features import KALDI128
 from pipeline import dataset
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.prepare.clip import FAILURES
@@ -146,10 +147,12 @@ def test_a_footer_that_points_to_pages_of_other_rows_is_detected(tmp_path: Path)
     fbanks = [np.full((10, 128), 1 + i // 16, np.float16) for i in range(32)]
     table, _ = table_of([10] * 32)
     values = pa.array(np.concatenate(fbanks).reshape(-1))
-    frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.FBANK.value_type)
-    column = pa.ListArray.from_arrays(np.arange(33, dtype=np.int32) * 10, frames, type=dataset.FBANK)
+    frames = pa.FixedSizeListArray.from_arrays(values, type=dataset.fbank_type(128).value_type)
+    column = pa.ListArray.from_arrays(np.arange(33, dtype=np.int32) * 10, frames, type=dataset.fbank_type(128))
     hashes = pa.array([dataset.hash_fbank(fbank) for fbank in fbanks], pa.int64())
-    table = table.set_column(2, "fbank_hash", hashes).set_column(3, dataset.SHARD.field("fbank"), column)
+    table = table.set_column(2, "fbank_hash", hashes).set_column(
+        3, dataset.shard_schema(KALDI128).field("fbank"), column
+    )
     shard = tmp_path / "shard.parquet"
     dataset.write_table(str(shard), table, row_group_size=16)
     clips = clips_of([str(shard)] * 32, range(32), fbanks)

@@ -18,7 +18,7 @@ def clips_of(labels: list[list[int]]) -> Clips:
     num = len(labels)
     ids = pa.array([f"clip_{i}" for i in range(num)])
     zeros = np.zeros(num, np.int32)
-    return Clips(["shard"], zeros, zeros, zeros, pa.array(labels, dataset.LABELS), ids, np.ones(num))
+    return Clips(["shard"], zeros, zeros, zeros, pa.array(labels, dataset.LABELS), ids, 128, np.ones(num))
 
 
 def check(run: str) -> None:
