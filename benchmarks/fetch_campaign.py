@@ -65,10 +65,10 @@ def cases(kinds: Sequence[str], turns: Sequence[int]) -> Iterator[Case]:
     return (Case(kind, bad, turn) for kind in kinds for bad in MISBEHAVIOURS for turn in (0, *turns))
 
 
-def outcome(host: BadHost, case: Case, expected: np.ndarray | Reason) -> str:
+def outcome(host: BadHost, case: Case, expected: np.ndarray | Reason, settings: YtDlp = SETTINGS) -> str:
     """The outcome of one fetch: `right`, a reason, or what is wrong."""
     try:
-        got = fetch_with_ytdlp(f"{host.url}/{case.path}", START_S, DURATION_S, settings=SETTINGS)
+        got = fetch_with_ytdlp(f"{host.url}/{case.path}", START_S, DURATION_S, settings=settings)
     except ClipError as err:
         allowed = (
             PASSING | FINAL.get(case.misbehaviour, set()) | ({expected} if isinstance(expected, Reason) else set())
