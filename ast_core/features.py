@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field
 
 from ast_core.errors import ConfigError
-from ast_core.settings import one_line, settings
+from ast_core.settings import settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,16 +93,6 @@ class FeatureSettings:
     """Lower edge of the lowest mel band."""
     high_freq_hz: float | None = None
     """Upper edge of the highest mel band. null: half the sample rate."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse_in_one_line(
-        cls, values: Any, validate: ModelWrapValidatorHandler["FeatureSettings"]
-    ) -> "FeatureSettings":
-        try:
-            return validate(values)
-        except ValidationError as err:
-            raise ConfigError(one_line(err, cls)) from None
 
     def __post_init__(self) -> None:
         self._require(self.kind in KINDS, "kind", " or ".join(KINDS))

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from ast_core.augment.registry import Entry, check_augmentations, parse_augmentations
 from ast_core.errors import ConfigError
 from ast_core.features import FEATURES, MAX_MEL_BINS
 from ast_core.models.registry import model_kind, owner_of
 from ast_core.recipe_yaml import read_yaml
-from ast_core.settings import one_line, settings
+from ast_core.settings import settings
 
 MixupDomain = Literal["power", "log_mel"]
 
@@ -186,14 +186,6 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
         if value not in list(selection_metrics()):
             raise ConfigError(f"metrics is {value}; use {' or '.join(selection_metrics())}")
         return value
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse_in_one_line(cls, values: Any, validate: ModelWrapValidatorHandler["Recipe"]) -> "Recipe":
-        try:
-            return validate(values)
-        except ValidationError as err:
-            raise ConfigError(one_line(err, cls)) from None
 
     @field_validator("augmentations", mode="before")
     @classmethod

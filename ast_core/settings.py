@@ -5,11 +5,14 @@ import inspect
 import itertools
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+
+from ast_core.errors import ConfigError
 
 C = TypeVar("C", bound=type)
 
@@ -21,8 +24,17 @@ _LIMITS = {"gt": "more than {:.15g}", "ge": "{:.15g} or more", "lt": "less than 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: C) -> C:
-    """A frozen dataclass with keyword arguments, whose values are checked when it is created."""
+    """A frozen dataclass with keyword arguments. Creating one with values that are not allowed raises ConfigError."""
+    refuse = model_validator(mode="wrap")(classmethod(_refuse_in_one_line))  # type: ignore[arg-type]
+    cls._refuse_in_one_line = refuse  # type: ignore[attr-defined]
     return dataclass(frozen=True, kw_only=True, config=_CONFIG)(cls)  # type: ignore[return-value]
+
+
+def _refuse_in_one_line(cls: type, values: Any, validate: Callable[[Any], Any]) -> Any:
+    try:
+        return validate(values)
+    except ValidationError as err:
+        raise ConfigError(_one_line(err, cls)) from None
 
 
 def descriptions(cls: type) -> dict[str, str]:
@@ -46,7 +58,7 @@ def bounds_of(cls: type, key: str) -> str:
     return _bounds(_kinds(cls)[key])
 
 
-def one_line(err: ValidationError, cls: type) -> str:
+def _one_line(err: ValidationError, cls: type) -> str:
     """What is wrong with the first invalid field of a class of settings, and what is allowed."""
     first = err.errors(include_url=False)[0]
     key, kind = str(first["loc"][0]), first["type"]

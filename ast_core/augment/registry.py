@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from ast_core.errors import ConfigError
-from ast_core.settings import one_line
 
 if TYPE_CHECKING:
     from ast_core.augment.augmentation import Augmentation
@@ -118,5 +115,5 @@ def _create(name: str, own: Mapping[str, Any], recipe: Any) -> "Augmentation":
     build = getattr(import_module(module), builder)
     try:
         return build(**{key: getattr(recipe, key) for key in kind.keys}, **own)
-    except ValidationError as err:
-        raise ConfigError(f"{name} in augmentations: {one_line(err, build)}") from None
+    except ConfigError as err:
+        raise ConfigError(f"{name} in augmentations: {err}") from None

@@ -70,8 +70,8 @@ def take(whole: Batch, positions: np.ndarray) -> Batch:
     together = {
         name: torch.cat([getattr(p, name) for p in partners]) for name in ("fbank_KTM", "num_frames_K", "lam_K")
     }
-    tensors = {name: value[positions] for name, value in vars(whole).items() if name != "partners"}
-    return Batch(**tensors, partners=Partners(mixed, **together))
+    tensors = {name: value[positions] for name, value in vars(whole).items() if isinstance(value, torch.Tensor)}
+    return Batch(**tensors, partners=Partners(mixed, **together), features=whole.features)
 
 
 def augmentations(num_clips: int, *, seed: int = 0, noise: bool = True, **changes: Any) -> tuple[Drawn, ...]:
