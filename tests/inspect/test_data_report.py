@@ -155,7 +155,7 @@ def test_clips_are_grouped_by_their_share_of_silent_frames(tmp_path: Path):
     clips = fakes.clips(*({"clip_id": f"c{i}", "end_s": 10.0, "video_id": "v"} for i in range(6)))
     stored = fakes.stored_clips(clips)
     at = stored.schema.get_field_index("num_silent_frames")
-    silent = pa.array([0, 1, 99, 499, 500, 998], pa.int16())  # of 998
+    silent = pa.array([0, 1, 99, 499, 500, 998], pa.int32())  # of 998
     stored = stored.set_column(at, dataset.SCANNED.field("num_silent_frames"), silent)
     fakes.write_stored(str(tmp_path / "data"), LabelVocabulary.from_names(["a"]), {"train": stored})
     parsed = Page(storage.read_bytes(write_report(str(tmp_path / "data"))).decode())
