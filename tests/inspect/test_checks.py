@@ -328,7 +328,7 @@ def test_figures_as_the_original_counts_are_those_of_padded_and_masked_fbanks():
     for name, power in {"fbank_sum": 1, "fbank_sum_sq": 2}.items():
         sums = pa.array(128 * (noise.astype(np.float64) ** power).sum(axis=1))
         clips = clips.set_column(clips.schema.get_field_index(name), name, sums)
-    split = dataset_summary.SplitSummary("x", 1, {}, clips, clips, clips, None, "")
+    split = dataset_summary.SplitSummary("x", KALDI128, 1, {}, clips, clips, clips, None, "")
     counted = norm.norm_figures(split, AUDIOSET)["as_the_original_counts"]
     assert counted["mean"] == pytest.approx(masked.mean(dtype=np.float64), abs=0.08)
     assert counted["std"] == pytest.approx(masked.std(dtype=np.float64), abs=0.08)
