@@ -42,7 +42,7 @@ from tests import fakes
 ROOT = Path(__file__).parents[1]
 CPUS = 2
 CLIP_S = 1.0
-FAILED_BESIDE = 8
+MAX_FAILED_PER_TASK = 8
 """Failed clips of a task, which are in no shard: at most this many in addition to those of the largest shard."""
 
 MOST_RUNS = 6
@@ -445,7 +445,7 @@ class Campaign:
                 self._replace_second_node(self.cluster)
         # With a node, the clips in progress are lost, and results that have not reached the driver yet.
         at_work = 1 if moment.kind in (Kind.WORKER, Kind.FETCHER) else CPUS
-        bound = 1 if moment.kind == Kind.CHILD else at_work * (undisturbed.content.largest_shard + FAILED_BESIDE)
+        bound = 1 if moment.kind == Kind.CHILD else at_work * (undisturbed.content.largest_shard + MAX_FAILED_PER_TASK)
         if not hit:
             bound = 0
         return compare(moment, hit, runs, undisturbed, read_content(output), counted, bound)

@@ -58,14 +58,14 @@ class Row:
 
 
 def features() -> Iterator[Row]:
-    expected = reference.figures("clip_fbank_reference")
+    expected = reference.whole_figures("clip_fbank_reference")
     with av.open(str(reference.AUDIOSET / "--BfvyPmVMo_20.000.wav")) as container:
         waveform = torch.from_numpy(np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1)[0])
     ours = fbank(waveform - waveform.mean())
     theirs = torch.from_numpy(expected["fbank"])
-    where = "test_fbank: a_real_clip_equals_the_reference_loader_before_and_after_normalising"
+    test = "test_fbank: the_fbank_of_a_real_clip_equals_the_reference_loaders"
     definition = "torchaudio's kaldi.fbank of an AudioSet clip, [998, 128]"
-    yield Row("fbank", definition, f"{largest(ours, theirs):.1e} nats", where)
+    yield Row("fbank", definition, f"{largest(ours, theirs):.1e} nats", test)
     stored = largest(ours.half().float(), theirs)
     yield Row(
         "fbank as stored",
@@ -76,11 +76,12 @@ def features() -> Iterator[Row]:
     padded = torch.nn.functional.pad(ours, (0, 0, 0, 1024 - len(ours)))
     normalised = normalise(padded, AUDIOSET.mean, AUDIOSET.std)
     deviation = largest(normalised, torch.from_numpy(expected["normalised"]))
-    yield Row("network input", "padded to 1024 with 0, (x - mean) / (2 std)", f"{deviation:.1e}", where)
+    test = "test_fbank: padding_and_normalising_equal_the_reference_loaders"
+    yield Row("network input", "padded to 1024 with 0, (x - mean) / (2 std)", f"{deviation:.1e}", test)
 
 
 def mixup() -> Iterator[Row]:
-    mixed = reference.figures("mixup_reference")
+    mixed = reference.whole_figures("mixup_reference")
     lam, expected = float(mixed["lam"]), torch.from_numpy(mixed["fbank"])
     a, b = (fbank(torch.from_numpy(mixed[key])) for key in ("waveform_a", "waveform_b"))
     power, linear = ((mix(a, b, lam) - expected).abs().mean().item() for mix in (mixup_power, mixup_log_mel))
@@ -132,7 +133,7 @@ def chance() -> Iterator[Row]:
 
 
 def network() -> Iterator[Row]:
-    described, figures = reference.described(), reference.figures("ast_reference")
+    described, figures = reference.described(), reference.whole_figures("ast_reference")
     by_precision = {"fp32": 0.0, "bf16": 0.0}
     for i, case in enumerate(described["logits"]):
         model = case_model(case).eval()
@@ -156,7 +157,7 @@ def network() -> Iterator[Row]:
 
 def starts() -> Iterator[Row]:
     """Position embeddings on other grids, for the channels in the reference figures, and the patch projection."""
-    described, figures = reference.described(), reference.figures("ast_reference")
+    described, figures = reference.described(), reference.whole_figures("ast_reference")
     worst = {"deit": 0.0, "as": 0.0}
     for i, case in enumerate(described["deit_adaptation"]):
         dim, side = MODEL_SIZES[case["model_size"]][1]["embed_dim"], 24 if case["model_size"] == "base384" else 14
@@ -233,13 +234,13 @@ def weights_and_metrics() -> Iterator[Row]:
     with open(reference.AUDIOSET / "balanced_train_segments.csv", encoding="utf-8") as file:
         rows = [row for row in csv.reader(file, skipinitialspace=True) if not row[0].startswith("#")]
     labels = pa.array([[index_of[mid] for mid in row[3].split(",")] for row in rows], pa.list_(pa.int16()))
-    expected = reference.figures("balanced_train_weights")["weight"]
+    expected = reference.whole_figures("balanced_train_weights")["weight"]
     off = np.abs(sample_weights(labels, 527) / expected - 1).max()
     what = "1000 / (count + 0.01) summed over labels, balanced list"
     yield Row(
         "sample weights", what, f"{off:.1e} relative", "test_weights: the_balanced_lists_weights_are_the_originals"
     )
-    figures = reference.figures("metrics_reference")
+    figures = reference.whole_figures("metrics_reference")
     ours = tagging_metrics(figures["score"], figures["target"])
     off = max(np.abs(ours.ap - figures["ap"]).max(), np.abs(ours.auc - figures["auc"]).max())
     what = "scikit-learn's AP and ROC AUC by class, with ties"
@@ -313,10 +314,10 @@ PARTS: tuple[Callable[[], Iterator[Row]], ...] = (
 
 
 def main() -> int:
-    if not reference.FIXTURES.is_dir():
-        print(f"error: the original's figures are not at {reference.FIXTURES}", file=sys.stderr)
+    if not reference.WHOLE.is_dir():
+        print(f"error: the reference figures are not at {reference.WHOLE}", file=sys.stderr)
         return 2
-    print("| quantity | the original's definition | our deviation | the test that holds it |\n|---|---|---|---|")
+    print("| quantity | the reference's definition | our deviation | the test that checks it |\n|---|---|---|---|")
     for part in PARTS:
         for row in part():
             print(f"| {row.quantity} | {row.original} | {row.deviation} | {row.test} |", flush=True)

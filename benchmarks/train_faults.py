@@ -1,7 +1,7 @@
 """Fault campaign of training: disturb a run at a seeded step in eleven ways, and compare with an undisturbed run.
 
     python -m benchmarks.train_faults [--seed 0]
-        [--kinds worker driver node notice elastic disk corrupt list grow far beside]
+        [--kinds worker driver node notice elastic disk corrupt list grow far async]
 
 Two workers train a tiny model on a tiny generated data set, with a checkpoint at every step (except for `notice` and
 `far`). The benchmark only uses the command line, the run's files, and what a cloud does to nodes. It reads from the
@@ -91,7 +91,7 @@ class Kind(StrEnum):
     """A second node is added. With --num-workers 1:2 the command continues with two workers."""
     FAR = "far"
     """As `worker`, in a run that saves only at the ends of epochs."""
-    BESIDE = "beside"
+    ASYNC = "async"
     """SIGKILL to the evaluation of an epoch, in a run with --async-validation. Ray starts it again."""
 
 
@@ -103,7 +103,7 @@ SAVE_AT_EPOCHS = {Kind.NOTICE, Kind.FAR}
 class Moment:
     """The step of the disturbance: as soon as its checkpoint is registered or, if none is saved, it is logged.
 
-    For `beside` it is the end of an epoch, as soon as its evaluation runs; for the other kinds never such a step.
+    For `async` it is the end of an epoch, as soon as its evaluation runs; for the other kinds never such a step.
     """
 
     step: int
@@ -117,7 +117,7 @@ class Moment:
 
 def moment_of(kind: Kind, seed: int) -> Moment:
     rng = np.random.default_rng([seed, list(Kind).index(kind)])
-    if kind == Kind.BESIDE:
+    if kind == Kind.ASYNC:
         return Moment(STEPS * int(rng.integers(1, EPOCHS)), 0)
     # `corrupt` and `far` need an earlier checkpoint. The last steps may end before a signal arrives.
     first = STEPS + 1 if kind == Kind.FAR else 2
@@ -256,11 +256,11 @@ class Campaign:
         return trial, read_logs(ray_folder)
 
     def _kill(self, trial: Trial) -> None:
-        is_beside = trial.kind == Kind.BESIDE
-        job = self._start(trial.run, saves=trial.kind not in SAVE_AT_EPOCHS, evaluates_beside=is_beside)
+        is_async = trial.kind == Kind.ASYNC
+        job = self._start(trial.run, saves=trial.kind not in SAVE_AT_EPOCHS, validates_async=is_async)
         if self._await_moment(job, trial):
             descendants = job.descendants()
-            if is_beside:
+            if is_async:
                 _await_evaluation(job).kill()
                 trial.hit = "an evaluation"
             elif trial.kind in (Kind.WORKER, Kind.FAR):
@@ -274,7 +274,7 @@ class Campaign:
                     _kill_if_there(each)
         self._record(trial)
         trial.statuses.append(self._wait(job))
-        if trial.kind in (Kind.WORKER, Kind.FAR, Kind.BESIDE):
+        if trial.kind in (Kind.WORKER, Kind.FAR, Kind.ASYNC):
             return
         self._end_what_is_left()
         self._record(trial)
@@ -381,7 +381,7 @@ class Campaign:
         address: str | None = None,
         *,
         saves: bool = True,
-        evaluates_beside: bool = False,
+        validates_async: bool = False,
     ) -> Job:
         """Start the command. If `saves`, it saves a checkpoint at every step."""
         argv = [sys.executable, "jobs/train.py", "--recipe", "audioset-full", "--data", str(self.data)]
@@ -389,8 +389,8 @@ class Campaign:
         argv += [word for key, value in RECIPE.items() for word in (f"--{key}", value)]
         argv += ["--num-workers", num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
         argv += ["--resize-every-s", "1", "--log-every-steps", "1", "--checkpoint-every-s", "0" if saves else "3600"]
-        argv += ["--async-validation"] if evaluates_beside else []
-        argv += ["--address", address] if address else ["--num-cpus", str(WORKERS + evaluates_beside)]
+        argv += ["--async-validation"] if validates_async else []
+        argv += ["--address", address] if address else ["--num-cpus", str(WORKERS + validates_async)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         env |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self._ray_folder(run)), "TMPDIR": str(self.folder / "tmp")}
         env |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": str(POLL_S)}
@@ -491,7 +491,7 @@ def outcome_of(trial: Trial, undisturbed: Run, logs: WorkerLogs) -> Outcome:
     wanted, losses = undisturbed.losses(), trial.run.losses()
     if [step for step, _ in losses] != [step for step, _ in wanted]:
         faults.append("the records have not each step once")
-    if trial.kind == Kind.BESIDE:
+    if trial.kind == Kind.ASYNC:
         if logs.resumed:
             faults.append(f"the workers began again, from {logs.resumed}")
     elif not logs.resumed or min(logs.resumed) < trial.last_good:
