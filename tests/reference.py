@@ -25,7 +25,7 @@ EXCERPT = Path(__file__).parent / "fixtures"
 AUDIOSET = SHARED / "data" / "audioset"
 IMAGE_CLASSES = 1000
 
-needs_shared = pytest.mark.skipif(not WHOLE.is_dir(), reason=f"recordings and the reference's figures of them: {WHOLE}")
+needs_shared = pytest.mark.skipif(not WHOLE.is_dir(), reason=f"needs recordings or lists in {SHARED}")
 
 
 def figures(name: str) -> Mapping[str, np.ndarray]:
