@@ -26,6 +26,7 @@ from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
+from pipeline.text_table import text_table
 from pipeline.train.evaluation.epoch_results import read_records
 from pipeline.train.fit import train_run
 from pipeline.train.metrics_log import finite_or_null, read_summary
@@ -127,19 +128,16 @@ def table(found: Mapping[str, Any], metric: str) -> str:
         "last": f"last {LAST_EPOCHS} epochs",
         "averaged": "averaged weights",
     }
-    width = max(len(label) for label in (*found["folds"], name))
 
-    def line(label: str, best_epoch: object, figures: Mapping[str, float | None]) -> str:
+    def row(label: str, best_epoch: object, figures: Mapping[str, float | None]) -> list[str]:
         shown = ("–" if figures[kind] is None else f"{figures[kind]:.4f}" for kind in heads)
-        cells = (f"{figure:>{len(head)}}" for figure, head in zip(shown, heads.values(), strict=True))
-        return f"{label:{width}}  {best_epoch:>10}  {'  '.join(cells)}"
+        return [label, str(best_epoch), *shown]
 
+    rows = [row(fold, figures["best_epoch"], figures) for fold, figures in found["folds"].items()]
+    rows += [row("mean", "", found["mean"]), row("±", "", found["std"])]
     return "\n".join(
         [
-            f"{name:{width}}  best epoch  {'  '.join(heads.values())}",
-            *(line(fold, figures["best_epoch"], figures) for fold, figures in found["folds"].items()),
-            line("mean", "", found["mean"]),
-            line("±", "", found["std"]),
+            text_table([name, "best epoch", *heads.values()], rows, "l" + "r" * (1 + len(heads))),
             "Each fold's best epoch is chosen on that fold itself, so that figure is optimistic. "
             f"Epoch {found['common_epoch']} has the best",
             "mean over the folds, as in the reference implementation; it is less optimistic. "

@@ -12,6 +12,7 @@ from pipeline import ray_metrics
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.rate_limiter import Fetching, RateLimit
 from pipeline.redaction import without_secrets
+from pipeline.text_table import text_table
 
 EVERY_S = 5.0
 EVERY_S_LATER, LATER_S = 60.0, 600.0
@@ -134,15 +135,12 @@ def plan_of(
 
 def table(reports: Sequence[SplitReport]) -> str:
     """Listed, prepared and failed clips of each split, the failures by reason, and the clips that left the index."""
-    width = max(len("split"), *(len(report.split) for report in reports))
-    lines = [f"{'split':{width}}  {'listed':>9}  {'prepared':>9}  {'failed':>7}  why"]
+    rows = []
     for report in reports:
         failures = report.info["failures"]
         left = {"no longer listed": report.info["no_longer_listed"], "moved": report.info["moved"]}
-        why = ", ".join(
-            [f"{n} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1])]
-            + [f"{what} {n}" for what, n in left.items() if n]
-        )
-        counts = f"{report.num_listed:>9,}  {report.info['clips']:>9,}  {sum(failures.values()):>7,}"
-        lines.append(f"{report.split:{width}}  {counts}  {why}".rstrip())
-    return "\n".join(lines)
+        why = [f"{n} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1])]
+        why += [f"{what} {n}" for what, n in left.items() if n]
+        counts = (report.num_listed, report.info["clips"], sum(failures.values()))
+        rows.append([report.split, *(f"{count:,}" for count in counts), ", ".join(why)])
+    return text_table(["split", "listed", "prepared", "failed", "why"], rows, "lrrrl")

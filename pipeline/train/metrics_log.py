@@ -1,4 +1,4 @@
-"""The logs and tables of a run: metrics.jsonl, TensorBoard, MLflow, summary.json and per_class.csv."""
+"""The logs and tables of a run: metrics.jsonl, TensorBoard, MLflow, Ray's metrics, summary.json and per_class.csv."""
 
 import csv
 import hashlib
@@ -21,7 +21,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import TaggingMetrics, per_class_columns
-from pipeline import storage
+from pipeline import ray_metrics, storage
+from pipeline.redaction import without_secrets
+from pipeline.text_table import text_table
 from pipeline.train.metrics_files import MetricsFile
 from pipeline.train.mlflow_log import MlflowLog
 
@@ -53,6 +55,8 @@ REMOTE_FLUSH_S = 120.0
 class RunLog:
     """The logger of a run, on rank 0: metrics.jsonl, TensorBoard and MLflow, all readable while the run trains.
 
+    The last rates are also in Ray's metrics (`ray_metrics.training`), for its dashboard.
+
     On object storage each flush adds files with the new records only, so that the bytes sent grow linearly with the
     records: a part of metrics.jsonl (`metrics_files`), and a TensorBoard event file (TensorBoard reads all event files
     of a folder).
@@ -70,6 +74,7 @@ class RunLog:
         mlflow_uri: str | None = None,
         mlflow_params: Mapping[str, Any] | None = None,
     ) -> None:
+        self._name = without_secrets(run)
         self._metrics = MetricsFile(run, last_step)
         self.epochs = {line["epoch"] for line in map(json.loads, self._metrics.lines) if line["kind"] == "epoch"}
         """Epochs that are logged already."""
@@ -88,6 +93,10 @@ class RunLog:
 
     def step(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
         self._add("step", epoch, step, values, "train")
+        figures = {"step": step, **values}
+        for name, gauge in ray_metrics.training().items():
+            if (value := figures.get(name)) is not None:
+                gauge.set(value, {"run": self._name})
 
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
         self._add("epoch", epoch, step, values, "eval")
@@ -168,17 +177,21 @@ def per_class_table(text: str) -> str:
     """The classes of a per_class.csv that have evaluation clips, best first, for a terminal."""
     columns = per_class_columns()
     first = columns[0].column
-    rows = [row for row in csv.DictReader(io.StringIO(text)) if row[first]]
-    rows.sort(key=lambda row: -float(row[first]))
-    width = max([len("class"), *(len(row["display_name"]) for row in rows)])
-    has_train = bool(rows) and "train_clips" in rows[0]
-    heads = " ".join(f"{each.title:>7}" for each in columns)
-    lines = [f"{'class':{width}} {heads}{'  train' if has_train else ''}  eval"]
-    for row in rows:
-        values = " ".join(f"{float(value):7.3f}" if (value := row.get(each.column)) else "      –" for each in columns)
-        train = f"  {row['train_clips']:>5}" if has_train else ""
-        lines.append(f"{row['display_name']:{width}} {values}{train}  {row['eval_clips']:>4}")
-    return "\n".join(lines)
+    known = [row for row in csv.DictReader(io.StringIO(text)) if row[first]]
+    known.sort(key=lambda row: -float(row[first]))
+    counts = {"train_clips": "train", "eval_clips": "eval"}
+    if not known or "train_clips" not in known[0]:
+        del counts["train_clips"]
+    rows = [
+        [
+            row["display_name"],
+            *(f"{float(value):.3f}" if (value := row.get(each.column)) else "–" for each in columns),
+            *(row[count] for count in counts),
+        ]
+        for row in known
+    ]
+    heads = ["class", *(each.title for each in columns), *counts.values()]
+    return text_table(heads, rows, "l" + "r" * (len(heads) - 1))
 
 
 def write_summary(run: str, summary: Mapping[str, Any]) -> None:
