@@ -58,6 +58,12 @@ def two_pids(file: Path) -> list[int]:
     raise AssertionError("it did not start")
 
 
+def test_the_childs_malloc_keeps_freed_memory():
+    sandbox = Sandbox("os:getenv")
+    assert int(sandbox("MALLOC_TRIM_THRESHOLD_", deadline_s=DEADLINE_S)) > 100 << 20
+    sandbox.stop()
+
+
 def test_all_calls_go_to_one_child_process(isolated):
     double, process_id = isolated("double"), isolated("process_id")
     samples = np.arange(200_000, dtype=np.float32)

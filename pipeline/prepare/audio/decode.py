@@ -24,7 +24,6 @@ from pipeline.prepare.audio import headers
 from pipeline.prepare.audio.packets import is_longer
 from pipeline.prepare.audio.sections import Section, chosen_track, read_section
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
-from pipeline.prepare.memory import keep_freed_memory
 from pipeline.prepare.sandbox import Sandbox
 from pipeline.prepare.sources.archives import read_member
 
@@ -76,7 +75,6 @@ class Decode:
     features: FeatureSettings = KALDI128
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        keep_freed_memory()  # for the later stages in this process; FFmpeg runs in another one
         rows, decoded = each_clip(rows, "decode", self._one)
         if "samples" in rows.column_names:
             rows = rows.drop_columns(["samples"])
