@@ -53,6 +53,12 @@ class ModelConfig:
     labels: LabelVocabulary
     features: FeatureSettings = KALDI128
 
+    def __post_init__(self) -> None:
+        if self.features.num_mel_bins != self.recipe.input_fdim:
+            raise ConfigError(
+                f"input_fdim is {self.recipe.input_fdim}, but the features have {self.features.num_mel_bins} mel bins"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.to_dict(),

@@ -19,6 +19,7 @@ from ast_core import ASTModel
 from ast_core.checkpoints import ModelConfig, save_huggingface, save_model
 from ast_core.checkpoints.published import speechcommands_labels
 from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import bootstrap_map
 from ast_core.models import create_model
@@ -26,6 +27,7 @@ from jobs import evaluate
 from jobs.common import run_job
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
+from pipeline.train.evaluation import ensemble
 from pipeline.train.evaluation.scoring import evaluate as scores_of
 from pipeline.train.evaluation.scoring import score_metrics
 from tests.ast_core import small
@@ -143,22 +145,22 @@ def vocabulary(mids: str, names: str) -> LabelVocabulary:
 def test_classes_are_matched_by_mid_or_else_by_name(
     of_model: LabelVocabulary, of_data: LabelVocabulary, order: list[int] | None
 ):
-    assert evaluate.class_order(of_model, of_data) == order
+    assert ensemble.class_order(of_model, of_data) == order
 
 
 def test_published_models_fit_the_vocabularies_of_their_data_sets():
     words = LabelVocabulary.from_names(sorted(speechcommands_labels().names))  # as prepare_audioset makes it
-    order = evaluate.class_order(speechcommands_labels(), words)
+    order = ensemble.class_order(speechcommands_labels(), words)
     assert order is not None
     assert [speechcommands_labels().names[i] for i in order] == list(words.names)
     names_alone = LabelVocabulary.from_names(audioset_labels().names)
-    assert evaluate.class_order(names_alone, audioset_labels()) == list(range(527))
+    assert ensemble.class_order(names_alone, audioset_labels()) == list(range(527))
 
 
 def test_case_34_refusal_names_the_classes_that_differ():
     two, seven = (LabelVocabulary.from_names(names) for names in (["dog", "cat"], "abcdefg"))
-    assert evaluate.differing(two, LabelVocabulary.from_names(["dog"])) == "only the model has 'cat'"
-    assert evaluate.differing(two, seven) == (
+    assert ensemble.differing(two, LabelVocabulary.from_names(["dog"])) == "only the model has 'cat'"
+    assert ensemble.differing(two, seven) == (
         "only the model has 'dog', 'cat'; only the data has 'a', 'b', 'c', 'd', 'e' and 2 more"
     )
 
@@ -170,8 +172,10 @@ def test_checkpoint_that_does_not_fit_the_data_is_refused_by_name(tone_data: str
         figures(tone_data, tmp_path, str(tmp_path / "cats"))
     recipe = small.recipe(label_dim=4, input_fdim=64)
     coarse = create_model(**recipe.model_args())
-    save_model(tmp_path / "coarse", coarse.state_dict(), ModelConfig(recipe, small.NORM, LABELS))
-    with pytest.raises(DataError, match=r"coarse takes 64 mel bins; .* has 128"):
+    config = ModelConfig(recipe, small.NORM, LABELS, FeatureSettings(num_mel_bins=64))
+    save_model(tmp_path / "coarse", coarse.state_dict(), config)
+    refusal = "coarse was trained on other features than .* has: num_mel_bins is 128, not 64; prepare the data again"
+    with pytest.raises(DataError, match=refusal):
         figures(tone_data, tmp_path, str(tmp_path / "coarse"))
 
 
@@ -229,7 +233,7 @@ def faked_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], Simpl
             threads=Mock(),
         )
         monkeypatch.setattr(ray, "remote", asked.ray)
-        monkeypatch.setattr(evaluate, "evaluate", asked.scores)
+        monkeypatch.setattr(ensemble, "evaluate", asked.scores)
         monkeypatch.setattr(torch, "set_num_threads", asked.threads)
         return asked
 
@@ -273,7 +277,7 @@ def test_checkpoints_share_this_machine_and_take_one_cpu_on_a_cluster(
 def test_checkpoint_trained_in_fp16_is_scored_on_a_cpu(tone_data: str, model: ASTModel, folder: str):
     half = replace(CONFIG, recipe=replace(CONFIG.recipe, precision="fp16"))
     dataset = PreparedDataset.open(tone_data)
-    scores = evaluate._score(model, half, dataset, dataset.clips(["eval"]), "cpu", threads=1)
+    scores = ensemble._score(model, half, dataset, dataset.clips(["eval"]), "cpu", threads=1)
     assert np.array_equal(scores, scored(tone_data, folder))
 
 

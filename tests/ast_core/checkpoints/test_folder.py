@@ -27,6 +27,7 @@ from ast_core.checkpoints import (
 )
 from ast_core.checkpoints.published import recognise_published, speechcommands_labels
 from ast_core.errors import ConfigError, DataError
+from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.models.pretrained import from_audioset, to_huggingface, to_original, under_our_names
 from tests import damage, reference
@@ -421,3 +422,8 @@ def test_a_config_that_is_not_json_is_a_data_error(tmp_path: Path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(DataError, match=r"config\.json"):
             read_checkpoint(tmp_path)
+
+
+def test_features_of_another_number_of_mel_bins_than_the_recipes_are_refused():
+    with pytest.raises(ConfigError, match=r"^input_fdim is 128, but the features have 64 mel bins$"):
+        replace(CONFIG, features=FeatureSettings(num_mel_bins=64))

@@ -1,0 +1,107 @@
+"""The members of an ensemble: whether they fit a data set, and their scores on its clips."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+
+from ast_core.checkpoints import ModelConfig
+from ast_core.errors import DataError
+from ast_core.execution import for_device, set_attention
+from ast_core.features import FeatureSettings
+from ast_core.labels import LabelVocabulary
+from ast_core.models.tagger import Tagger
+from pipeline.dataset import Clips, PreparedDataset
+from pipeline.ray_errors import user_errors_from_tasks
+from pipeline.train import data_checks, models
+from pipeline.train.evaluation.scoring import evaluate
+from pipeline.train.models import class_order
+
+CLASSES_SHOWN = 5
+"""Number of classes that an error message names."""
+
+
+@dataclass(frozen=True)
+class Member:
+    model: Tagger
+    config: ModelConfig
+    columns: list[int]
+    """The column of each class of the data set in the model's scores."""
+
+
+def read_member(uri: str, dataset: PreparedDataset) -> Member:
+    """Read a checkpoint. Raises DataError if its features or classes are not those of the data set."""
+    model, config = models.read(uri)
+    if other := dataset.features.differences(config.features):
+        raise DataError(
+            f"{uri} was trained on other features than {dataset.uri} has: {other}; prepare the data again with "
+            f"--features {config.features.option}"
+        )
+    columns = class_order(config.labels, dataset.labels)
+    if columns is None:
+        raise DataError(
+            f"{uri} was trained for other labels ({len(config.labels)} classes) than {dataset.uri} has "
+            f"({len(dataset.labels)}): {differing(config.labels, dataset.labels)}"
+        )
+    return Member(model, config, columns)
+
+
+def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
+    """One line that names some of the classes that only one of two vocabularies has."""
+    parts = []
+    for who, ours, theirs in (("only the model has", of_model, of_data), ("only the data has", of_data, of_model)):
+        known = {*theirs.mids, *theirs.names}
+        missing = [
+            name for mid, name in zip(ours.mids, ours.names, strict=True) if mid not in known and name not in known
+        ]
+        if missing:
+            more = f" and {len(missing) - CLASSES_SHOWN:,} more" if len(missing) > CLASSES_SHOWN else ""
+            parts.append(f"{who} {', '.join(map(repr, missing[:CLASSES_SHOWN]))}{more}")
+    return "; ".join(parts) or "several classes have the same name"
+
+
+def length_lines(members: Sequence[Member], clips: Clips, features: FeatureSettings) -> list[str]:
+    """Lines about the share of the clips that is cut off, one for each input length of the models."""
+    lengths = sorted({member.config.recipe.input_tdim for member in members})
+    return [
+        line
+        for frames in lengths
+        for line in data_checks.length_lines(clips.num_frames, frames, "evaluation", features)
+    ]
+
+
+def scores(
+    members: Sequence[Member], dataset: PreparedDataset, clips: Clips, *, device: str, use_gpu: bool, threads: int
+) -> list[np.ndarray]:
+    """Scores (sigmoids) `[clips, classes]` of each member, with the classes in the order of the data set.
+
+    Args:
+        device: cpu, cuda, or auto: cuda on a node with a GPU.
+        use_gpu: reserve a GPU for each member.
+        threads: CPUs that are reserved for each member, and PyTorch's threads.
+    """
+    score = ray.remote(num_cpus=threads, num_gpus=int(use_gpu))(_score)
+    with user_errors_from_tasks():
+        found = ray.get(
+            [score.remote(member.model, member.config, dataset, clips, device, threads) for member in members]
+        )
+    return [of_member[:, member.columns] for of_member, member in zip(found, members, strict=True)]
+
+
+def _score(
+    model: Tagger, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str, threads: int
+) -> np.ndarray:
+    """Scores `[clips, C]` of one checkpoint, with the classes in its own order."""
+    torch.set_num_threads(threads)
+    # Ray does not hide GPUs from a task that reserved none, so `wanted` decides.
+    use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if use_gpu else "cpu")
+    recipe = for_device(config.recipe, device, trains=False)
+    set_attention(model, device, recipe)
+    scores = evaluate(
+        model.to(device), clips, recipe=recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
+    )
+    assert scores is not None  # a single process is rank 0
+    return scores
