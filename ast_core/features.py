@@ -34,6 +34,17 @@ class LogScale:
 
 
 NATURAL = LogScale("natural", "nats", 1.0)
+DECIBELS = LogScale("decibels", "dB", math.log(10) / 10)
+
+
+def kaldi_mel(freq_hz: float) -> float:
+    """HTK's mel scale, which Kaldi uses."""
+    return 1127.0 * math.log(1.0 + freq_hz / 700.0)
+
+
+def slaney_mel(freq_hz: float) -> float:
+    """The mel scale of Slaney's Auditory Toolbox: linear up to 1 kHz, which is 15 mel, and logarithmic above."""
+    return 15.0 * freq_hz / 1000.0 if freq_hz < 1000.0 else 15.0 + 27.0 * math.log(freq_hz / 1000.0, 6.4)
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,18 @@ class FeatureKind:
     power_floor: float
     """The smallest power, that of digital silence."""
     window: str
+    mel: Callable[[float], float] = kaldi_mel
+    """The mel scale: a frequency in Hz to mel."""
 
 
 def whole_frames(num_samples: int, length: int, shift: int) -> int:
     """The number of frames that lie within the samples (Kaldi's `snip_edges`)."""
     return 0 if num_samples < length else 1 + (num_samples - length) // shift
+
+
+def centred_frames(num_samples: int, length: int, shift: int) -> int:
+    """The number of frames whose centres are multiples of the shift. 0 if there are fewer samples than in a frame."""
+    return 0 if num_samples < length else 1 + num_samples // shift
 
 
 KINDS: dict[str, FeatureKind] = {
@@ -63,6 +81,14 @@ KINDS: dict[str, FeatureKind] = {
         NATURAL,
         power_floor=2.0**-23,  # float32's epsilon
         window="hanning",
+    ),
+    "mel_db": FeatureKind(
+        "ast_core.mel_db:mel_db",
+        centred_frames,
+        DECIBELS,
+        power_floor=1e-10,
+        window="periodic hann",
+        mel=slaney_mel,
     ),
 }
 
@@ -125,6 +151,10 @@ class FeatureSettings:
     @property
     def upper_freq_hz(self) -> float:
         return self.sample_rate_hz / 2 if self.high_freq_hz is None else self.high_freq_hz
+
+    def mel(self, freq_hz: float) -> float:
+        """A frequency on the mel scale of these features."""
+        return KINDS[self.kind].mel(freq_hz)
 
     @property
     def log_scale(self) -> LogScale:
@@ -198,9 +228,11 @@ class FeatureSettings:
 
 
 KALDI128 = FeatureSettings()
+SMALL64 = FeatureSettings(kind="mel_db", num_mel_bins=64, frame_length_ms=64.0, frame_shift_ms=25.0, low_freq_hz=0.0)
 
-FEATURES: dict[str, FeatureSettings] = {"kaldi128": KALDI128}
-"""The settings that have a name."""
+FEATURES: dict[str, FeatureSettings] = {"kaldi128": KALDI128, "small64": SMALL64}
+"""The settings that have a name. `small64` are the small features of `lijuncheng16/AudioTaggingDoneRight`, which has
+their decibels doubled."""
 
 
 def log_mel(waveform: "Tensor", features: FeatureSettings) -> "Tensor":

@@ -433,8 +433,8 @@ def _samples(summary: DatasetSummary) -> Iterator[dict[str, Any]]:
 
 def _share_of_mel(freq_hz: float, features: FeatureSettings) -> float:
     """Position of a frequency on the mel scale: 0 at the lowest bin's lower edge, 1 at the highest bin's upper edge."""
-    low, high, at = (np.log1p(hz / 700) for hz in (features.low_freq_hz, features.upper_freq_hz, freq_hz))
-    return float((at - low) / (high - low))
+    low, high, at = map(features.mel, (features.low_freq_hz, features.upper_freq_hz, freq_hz))
+    return (at - low) / (high - low)
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -129,7 +129,7 @@ def length_lines(
     `timem` is that of the recipe in training: the advice then keeps the share of the input that a mask may hide.
     """
     num_frames = num_frames.astype(np.int64)
-    longer = num_frames[num_frames > input_tdim]
+    longer = num_frames[num_frames > input_tdim + 1]  # the last of centred frames is after the end of the sound
     lines = []
     model_s = f"input_tdim {input_tdim}, {features.seconds(input_tdim):.2f} s"
     if len(longer):

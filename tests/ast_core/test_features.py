@@ -52,7 +52,7 @@ def test_half_the_sample_rate_is_the_default_upper_frequency():
         ({"num_mel_bins": 3}, "num_mel_bins is 3; use 4 to 1024"),
         ({"num_mel_bins": 64.0}, "num_mel_bins is 64.0; use a whole number"),
         ({"mel_bins": 64}, "no feature setting 'mel_bins'; use num_mel_bins"),
-        ({"kind": "mfcc"}, "kind is mfcc; use kaldi_fbank"),
+        ({"kind": "mfcc"}, "kind is mfcc; use kaldi_fbank or mel_db"),
         ({"sample_rate_hz": 16}, "sample_rate_hz is 16; use 1000 to 192000"),
         ({"frame_shift_ms": 30}, "frame_shift_ms is 30.0; use frame_length_ms, 25, or less"),
         ({"frame_length_ms": float("nan")}, "frame_length_ms is nan; use a finite number"),
@@ -90,6 +90,15 @@ def test_log_mel_computes_the_settings_features():
     assert torch.equal(log_mel(waveform, settings), expected)
     assert expected.shape == (settings.num_frames(8000), 40)
     assert log_mel(torch.zeros(8000), settings).half().unique().tolist() == [settings.floor]
+
+
+@pytest.mark.parametrize("settings", FEATURES.values(), ids=FEATURES)
+@pytest.mark.parametrize("freq_hz", [250.0, 800.0, 1500.0, 4000.0])
+def test_a_tone_is_loudest_in_the_bin_at_its_place_on_the_mel_scale(settings: FeatureSettings, freq_hz: float):
+    tone = torch.sin(2 * torch.pi * freq_hz / settings.sample_rate_hz * torch.arange(16_000))
+    low, high, at = map(settings.mel, (settings.low_freq_hz, settings.upper_freq_hz, freq_hz))
+    expected = (settings.num_mel_bins + 1) * (at - low) / (high - low) - 1
+    assert abs(log_mel(tone, settings).mean(0).argmax().item() - expected) <= 0.6
 
 
 def test_settings_are_read_without_numpy_and_pytorch():

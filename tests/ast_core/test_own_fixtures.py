@@ -11,6 +11,7 @@ from ast_core import ASTModel
 from ast_core.augment import mixup_power
 from ast_core.checkpoints import load_original
 from ast_core.fbank import fbank
+from ast_core.features import SMALL64, log_mel
 from ast_core.metrics import tagging_metrics
 from ast_core.models.pretrained import resize_pos_embed
 from tests.reference import draw_all, original_shapes
@@ -22,6 +23,7 @@ with np.load(FILE) as archive:
 LOGITS_TOLERANCE = 2e-5
 """Relative to the spread of the logits, for float32 rounding in another order of summation."""
 FBANK_TOLERANCE = 1e-3
+"""In nats or decibels."""
 
 
 def waveform(kind: str) -> Tensor:
@@ -47,9 +49,19 @@ def test_logits_equal_those_of_transformers(case_index: int):
     assert np.abs(logits - expected).max() < LOGITS_TOLERANCE * expected.std()
 
 
-@pytest.mark.parametrize("kind", [key.removeprefix("waveform_") for key in FIGURES if key.startswith("waveform_")])
+KINDS = [key.removeprefix("waveform_") for key in FIGURES if key.startswith("waveform_")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_fbanks_equal_those_of_torchaudio(kind: str):
     ours, expected = fbank(waveform(kind)).numpy(), FIGURES[f"fbank_{kind}"]
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() < FBANK_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small64_features_equal_those_of_torchaudio(kind: str):
+    ours, expected = log_mel(waveform(kind), SMALL64).numpy(), FIGURES[f"small64_{kind}"]
     assert ours.shape == expected.shape
     assert np.abs(ours - expected).max() < FBANK_TOLERANCE
 

@@ -10,8 +10,11 @@ import torch
 import torchaudio
 
 from ast_core.checkpoints import load_model
+from ast_core.checkpoints.huggingface import to_configs
 from ast_core.errors import ConfigError, DataError
+from ast_core.features import FEATURES as NAMED
 from ast_core.features import KALDI128, FeatureSettings
+from ast_core.recipe import Recipe
 from ast_core.tagging import tag
 from jobs import evaluate, export, train
 from jobs.prepare_audioset import main as prepare
@@ -165,10 +168,42 @@ def test_kept_audio_gives_other_features_of_its_rate_or_a_lower_one(data: str, s
         prepare(["--manifest", str(store), "--output", str(tmp_path / "mixed"), "--keep-audio", str(store)])
 
 
+@pytest.fixture(scope="module")
+def by_name(data: str, store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Data sets of both named settings, from the same kept audio."""
+    folder = tmp_path_factory.mktemp("named")
+    for name in NAMED:
+        assert prepare(["--manifest", str(store), "--output", str(folder / name), "--features", name]) == 0
+    return {name: str(folder / name) for name in NAMED}
+
+
+@pytest.mark.parametrize(("name", "other"), [("small64", "kaldi128"), ("kaldi128", "small64")])
+def test_one_kept_audio_trains_both_features_and_each_refuses_the_others_recipe(
+    name: str, other: str, by_name: dict[str, str], tmp_path: Path
+):
+    keys = ["--features", name, "--input_fdim", str(NAMED[name].num_mel_bins)]
+    assert train.main(training(by_name[name], tmp_path / "run", *keys)) == 0
+    assert load_model(tmp_path / "run" / "best")[1].features == NAMED[name]
+    with pytest.raises(ConfigError, match=rf"^the recipe is for the features {name}, .* again with --features {name},"):
+        train.main(training(by_name[other], tmp_path / "other", *keys))
+
+
+def test_report_doctor_and_exports_know_that_small64_is_in_decibels(by_name: dict[str, str], tmp_path: Path):
+    opened = PreparedDataset.open(by_name["small64"])
+    assert opened.info["features"]["log_scale"] == "decibels"
+    report = (Path(opened.uri) / "report.html").read_text()
+    assert "log-mel in dB, from −100 (digital silence, dark) to 26 (bright)" in report
+    findings = {(found.check, found.split): found for found in examine(opened)}
+    assert findings["features", ""].what.startswith("kind is mel_db, not kaldi_fbank, num_mel_bins is 64, not 128")
+    assert findings["values", "train"].severity == "ok"
+    with pytest.raises(ConfigError, match="cannot compute these features: kind is mel_db, not kaldi_fbank"):
+        to_configs(Recipe(label_dim=2, input_fdim=64), opened.norm(["train"]), opened.labels, opened.features)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("kaldi64", "no features 'kaldi64'; use kaldi128, the path of a YAML file, or a mapping in braces"),
+        ("kaldi64", "no features 'kaldi64'; use kaldi128 or small64, the path of a YAML file, or a mapping in braces"),
         ("{num_mel_bins: 2}", "--features: num_mel_bins is 2; use 4 to 1024"),
         ("{mel_bins: 64}", "--features: no feature setting 'mel_bins'; use num_mel_bins"),
     ],

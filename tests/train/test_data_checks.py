@@ -105,6 +105,7 @@ def test_case_13_cut_and_padded_shares_are_reported():
         "warning: 2 of 3 training clips are longer than the model's input (input_tdim 48, 0.48 s): 68 % of their sound "
         "is not used"  # 204 of 300 frames
     ]
+    assert data_checks.length_lines(frames[:1], 47, "training") == []  # as the 401 centred frames of 10 s in 400
     assert data_checks.length_lines(frames[:1], 512, "evaluation") == [
         "warning: 91 % of the model's input (input_tdim 512, 5.12 s) is padding, as the evaluation clips are shorter; "
         "--input_tdim 48 holds the longest and takes less time"
