@@ -53,6 +53,9 @@ LOOK_FOR_PREEMPTION_EVERY_S = float(os.environ.get("RAY_TRAIN_PREEMPTION_POLL_IN
 A check synchronises all ranks. Clouds give notice 30 s or more ahead.
 """
 
+REPORT_SHARE = 0.05
+"""Largest share of the time for the reports during training. A report takes about half a second."""
+
 
 @dataclass
 class Progress:
@@ -155,7 +158,7 @@ class Run:
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = make_scaler(self.recipe, self.device)
         self.progress = Progress()
-        self._checkpointed_s = self._looked_s = time.monotonic()
+        self._checkpointed_s = self._looked_s = self._next_report_s = time.monotonic()
         self._saved_for_preemption = False
         self.log: RunLog | None = None
         """Only rank 0 has one."""
@@ -200,7 +203,10 @@ class Run:
             self._finish(averaged)
 
     def _write_report(self) -> None:
-        """Write the report of the results so far. Training continues if this fails."""
+        """Write the report so far, if the last one is long enough ago. Training continues if this fails."""
+        began_s = time.monotonic()
+        if began_s < self._next_report_s:
+            return
         try:
             write_run_report(self.job.run)
         except Exception as err:
@@ -208,6 +214,7 @@ class Run:
                 logger.warning(f"the report could not be written: {line}")
             else:
                 logger.exception("the report could not be written")
+        self._next_report_s = began_s + (time.monotonic() - began_s) / REPORT_SHARE
 
     def _has_stalled(self) -> bool:
         """Whether the best epoch is `patience` epochs or more ago."""

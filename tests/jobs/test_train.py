@@ -361,6 +361,14 @@ def test_run_in_this_process_equals_one_worker_without_checkpoints(
         main([*argv(tone_data, tmp_path / "other", num_workers=0), "--async-validation"])
 
 
+def test_reports_of_short_epochs_are_left_out(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker, "REPORT_SHARE", 1e-9)
+    monkeypatch.setattr(worker, "write_run_report", written := Mock())
+    assert main(argv(tone_data, tmp_path / "run", num_workers=0, epochs="2", wa_start="1", wa_end="2")) == 0
+    written.assert_called_once()  # after the first epoch
+    assert (tmp_path / "run" / "report.html").exists()  # by the driver, at the end
+
+
 def test_summary_describes_the_best_model_on_disk(tone_data: str, tmp_path: Path):
     """The epoch was interrupted after its evaluation, and was worse when it was trained again."""
     command = argv(tone_data, run := tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
