@@ -98,8 +98,15 @@ def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own_folders.ray_cwd)
         temp_dir = str(own_folders.root / "ray")
-        # The dashboard would be half of Ray's processes.
-        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=temp_dir, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,  # it would be half of Ray's processes
+            _temp_dir=temp_dir,
+            log_to_driver=False,
+            # By default Ray ends idle workers after a second, and starting one takes seconds of CPU time.
+            _system_config={"num_workers_soft_limit": 5, "idle_worker_killing_time_threshold_ms": 600_000},
+        )
     yield
     ray.shutdown()
 
