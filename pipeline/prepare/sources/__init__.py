@@ -9,6 +9,7 @@ several kinds share: rows, label texts, clip names, archives, and where the audi
 | AST's data file    | its name                      | stem of `wav`                    | MIDs or names               |
 | ESC-50, ESC-10     | `fold1` … `fold5`             | file stem                        | the category                |
 | Speech Commands V2 | `train`, `validation`, `test` | `WORD/STEM`                      | the word                    |
+| FSD50K             | `train`, `val`, `eval`        | `fname`                          | MIDs                        |
 | manifest           | column `split`, else `train`  | column, else stem (and `_START`) | MIDs, names or indices      |
 | archives' manifest | see `sources.archive_manifest`                                   | the same                    |
 

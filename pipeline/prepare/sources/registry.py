@@ -13,6 +13,7 @@ from pipeline import dataset, storage
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.sources.datafile import read_datafile
 from pipeline.prepare.sources.folders import read_esc, read_speechcommands
+from pipeline.prepare.sources.fsd50k import read_fsd50k
 from pipeline.prepare.sources.locate import Locate
 from pipeline.prepare.sources.manifest import read_manifest
 from pipeline.prepare.sources.own_outputs import has_clips
@@ -120,6 +121,13 @@ SOURCES: tuple[Source, ...] = (
         metavar="DIR",
         help="Speech Commands V2 as shipped",
         read=lambda request: read_speechcommands(request.value),
+        brings_own_labels=True,
+    ),
+    Source(
+        option="--fsd50k",
+        metavar="DIR",
+        help="FSD50K as unpacked; splits train, val and eval",
+        read=lambda request: read_fsd50k(request.value),
         brings_own_labels=True,
     ),
 )
