@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from ast_core.augment.registry import Entry, check_augmentations, parse_augmentations
 from ast_core.errors import ConfigError
 from ast_core.features import FEATURES, MAX_MEL_BINS
-from ast_core.models.registry import model_kind, owner_of
+from ast_core.models.registry import model_kind, owners_of
 from ast_core.recipe_yaml import read_yaml
 from ast_core.settings import settings
 
@@ -34,6 +34,8 @@ AtLeast0 = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=0)]
+NumLayers = Annotated[int, Field(ge=1, le=1_000)]
+NumUnits = Annotated[int, Field(ge=1, le=65_536)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class ModelKeys:
     label_dim: Annotated[int, Field(ge=1, le=32_767)] | None = None  # shards store labels as int16
     """Number of classes. null: that of the data set."""
     model_size: str = "base384"
-    """Size of the transformer: tiny224, small224, base224 or base384, after DeiT's models of these names."""
+    """Size of the AST: tiny224, small224, base224 or base384, after DeiT's models of these names. Size of convnext:
+    atto, femto, pico, nano, tiny, small or base; it has to be set."""
     fstride: int = 10
     """Mel bins from one patch to the next, 1 to 16. Below 16, the size of a patch, neighbouring patches overlap."""
     tstride: int = 10
@@ -55,13 +58,41 @@ class ModelKeys:
     input_tdim: Annotated[int, Field(ge=1, le=30_000)] = 1024  # 300 s, the longest clip of a data set
     """Number of frames to which a clip is padded or cut. A frame of `kaldi128` is 10 ms."""
     imagenet_pretrain: bool = True
-    """Start from DeiT's ImageNet weights. false: from random weights."""
+    """Start from ImageNet weights: DeiT's for the AST, timm's for the convolutional networks. false: from random
+    weights."""
     audioset_pretrain: bool = False
     """Start from the published AudioSet weights, for model_size base384."""
     imagenet_weights: str | None = None
     """A local file, for machines without a network. null: fetched."""
     audioset_weights: str | None = None
     """A local file of a published AudioSet checkpoint. null: fetched."""
+    embedding_size: NumUnits | None = None
+    """Dimensions of a frame between the convolutions and the output. null: 16 for each mel bin, as published."""
+    n_conv_layers: NumLayers = 10
+    """Number of convolutions."""
+    n_pool_layers: NumLayers = 5
+    """Number of poolings, each after n_conv_layers / n_pool_layers convolutions. Each halves the mel bins."""
+    pooling: Literal["att", "lin", "exp", "ave", "max"] = "att"
+    """How frames become a clip: by attention, by weights that grow with the probability (linearly, exponentially), by
+    the mean or by the maximum."""
+    n_trans_layers: NumLayers = 2
+    """How often the encoder layer is applied. Its weights are shared."""
+    addpos: bool = True
+    """Add sinusoidal positions of the frames to the input."""
+    transformer_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Dropout in the encoder layer."""
+    eff_b: Annotated[int, Field(ge=0, le=7)] = 2
+    """Size of EfficientNet: b0 to b7."""
+    att_head: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Number of attention heads that pool the frames. 0: the mean. null: 4 for efficientnet, 1 for resnet50, 0 for
+    mobilenetv2."""
+    att_activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    """What makes weights and probabilities of the attention heads' outputs. softmax: over the classes, only for weights
+    that were trained so."""
+    n_layers: NumLayers | None = None
+    """Number of layers. null: 3 for linear, 50 for fnet."""
+    hidden: NumUnits | None = None
+    """Dimensions of a layer. null: 128 for linear, 256 for fnet."""
     patchout_f: int = 0
     """Patch rows (frequency bands) that each training step leaves out, as PaSST does. 0: none."""
     patchout_t: int = 0
@@ -196,9 +227,10 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
         kind = model_kind(self.model)
         changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         for key in changed:
-            owner = owner_of(key)
-            if owner is not None and key not in kind.keys:
-                raise ConfigError(f"{key} is a key of the model {owner}, but model is {self.model}; leave it out")
+            owners = owners_of(key)
+            if owners and self.model not in owners:
+                belongs = " and ".join(owners)
+                raise ConfigError(f"{key} is a key of the model {belongs}, but model is {self.model}; leave it out")
         kind.check(self)
         if self.features not in (names := (*FEATURES, DATA)):
             raise ConfigError(f"features is {self.features}; use {' or '.join(names)}")

@@ -80,7 +80,18 @@ def load_weights(
     Raises:
         DataError: another key is missing, a key is surplus, or a tensor has another shape. Nothing is loaded.
     """
-    expected = module.state_dict()
+    check_weights(module.state_dict(), state, origin, optional_prefix=optional_prefix)
+    module.load_state_dict(dict(state), strict=False)
+
+
+def check_weights(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    origin: object,
+    *,
+    optional_prefix: str | None = None,
+) -> None:
+    """Raises DataError unless `state` has the keys and shapes of `expected`."""
     absent = expected.keys() - state.keys()
     missing = sorted(key for key in absent if optional_prefix is None or not key.startswith(optional_prefix))
     surplus = sorted(state.keys() - expected.keys())
@@ -90,4 +101,3 @@ def load_weights(
         if state[key].shape != expected[key].shape:
             shapes = f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
             raise DataError(f"{origin} does not fit the model: {shapes}")
-    module.load_state_dict(dict(state), strict=False)

@@ -119,9 +119,7 @@ def _write(output_format: str, target: Path, model: Tagger, config: ModelConfig)
         case "ours":
             save_model(target, state, config)
         case "original":
-            if config.recipe.model != "ast":
-                raise ConfigError(f"format original is for the model ast, this is {config.recipe.model}; use ours")
-            save_original(target, state)
+            save_original(target, model)
         case "huggingface":
             save_huggingface(target, state, config)
         case "onnx":

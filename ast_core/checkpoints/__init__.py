@@ -7,12 +7,11 @@ from ast_core.checkpoints.folder import (
     WEIGHTS_FILE,
     ModelConfig,
     load_model,
-    load_original,
     read_checkpoint,
     save_huggingface,
     save_model,
-    save_original,
 )
+from ast_core.checkpoints.original import load_original, save_original
 
 __all__ = [
     "CHECKPOINT_FILES",

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.features import FEATURES, KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.models import create_model
-from ast_core.models.pretrained import from_original, has_zero_image_heads, to_huggingface, to_original, under_our_names
+from ast_core.models.pretrained import has_zero_image_heads, to_huggingface, under_our_names
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from ast_core.text_files import decode_text
@@ -151,22 +150,6 @@ def load_model(folder: str | os.PathLike[str]) -> tuple[Tagger, ModelConfig]:
     if WEIGHTS_KEY in value and file_sha256(weights) != value[WEIGHTS_KEY]:
         raise DataError(f"{weights} is damaged, or not the weights that {CONFIG_FILE} was written with; {RESTORE}")
     return _build_model(config, read_weights(source / WEIGHTS_FILE), source), config
-
-
-def save_original(file: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
-    """Write a `.pth` that the reference implementation loads strictly into its `DataParallel` model."""
-    torch.save(_on_cpu(to_original(state)), file)
-
-
-def load_original(model: Tagger, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Tagger:
-    """Fill `model` from a checkpoint of the reference implementation: a `.pth` path, or its state dict.
-
-    The `module.` prefix and the unused image heads may be present. Any other missing or surplus key is a DataError.
-    """
-    state = source if isinstance(source, Mapping) else read_weights(source)
-    origin = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
-    load_weights(model, from_original(state), origin)
-    return model
 
 
 def save_huggingface(folder: str | os.PathLike[str], state: Mapping[str, Tensor], config: ModelConfig) -> None:

@@ -5,6 +5,7 @@ B clips, T frames of 10 ms, M mel bins, F × P patches (frequency × time), N = 
 
 import copy
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.models.patchout import Patchout
-from ast_core.models.pretrained import from_audioset, from_deit, on_grid
+from ast_core.models.pretrained import IMAGE_HEADS, from_audioset, from_deit, on_grid, to_original
 from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_pretraining, patch_grid
 from ast_core.models.tagger import Tagger
 from ast_core.transfer import to_device
@@ -65,6 +66,8 @@ class ASTModel(Tagger):
         DataError: a weight file is missing, or its content does not fit.
     """
 
+    original_constants = tuple(f"{head}{kind}" for head in IMAGE_HEADS for kind in ("weight", "bias"))
+
     def __init__(
         self,
         label_dim: int = 527,
@@ -105,6 +108,9 @@ class ASTModel(Tagger):
         elif imagenet_pretrain:
             state = _timm_weights(timm_name) if imagenet_weights is None else read_weights(imagenet_weights)
             load_weights(self.v, from_deit(state, grid), imagenet_weights or timm_name)
+
+    def to_original(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return to_original(state)
 
     def state_of(self, source: Tagger) -> dict[str, Tensor]:
         """The state dict of another AST, its positional embedding fitted to this model's patch grid."""

@@ -83,7 +83,7 @@ def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict with the reference implementation's names: the prefix `module.`, and image heads of zeros.
+    """Our state dict with image heads of zeros, as the reference implementation has it.
 
     Its loader is strict, so the heads must be present; they do not affect the output.
     """
@@ -92,7 +92,7 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for head in IMAGE_HEADS:
         heads[f"{head}weight"] = like.new_zeros(IMAGE_CLASSES, like.shape[-1])
         heads[f"{head}bias"] = like.new_zeros(IMAGE_CLASSES)
-    return {f"module.{key}": value for key, value in (dict(state) | heads).items()}
+    return dict(state) | heads
 
 
 def has_zero_image_heads(state: Mapping[str, Tensor]) -> bool:

@@ -6,7 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ast_core.errors import ConfigError
-from ast_core.models.shapes import check_ast, why_no_start_from
+from ast_core.models.shapes import (
+    check_ast,
+    check_cnn_transformer,
+    check_convnext,
+    check_convolutions,
+    check_image_weights,
+    why_no_start_from,
+)
 
 if TYPE_CHECKING:
     from ast_core.models.tagger import Tagger
@@ -45,6 +52,20 @@ class ModelKind:
         return (*self.settings, *self.initial_weights, *self.training)
 
 
+def _image_model(name: str, *settings: str, check: Callable[[Any], None] = check_image_weights) -> ModelKind:
+    """A network of timm, which may start from ImageNet weights."""
+    return ModelKind(
+        f"ast_core.models.cnn_attention:{name}",
+        settings=settings,
+        initial_weights=("imagenet_pretrain", "imagenet_weights"),
+        random_weights={"imagenet_pretrain": False},
+        check=check,
+    )
+
+
+CONVOLUTIONS = ("embedding_size", "n_conv_layers", "n_pool_layers", "pooling")
+"""Settings of TALNet's convolutions and pooling."""
+
 MODELS: dict[str, ModelKind] = {
     "ast": ModelKind(
         "ast_core.models.ast:ASTModel",
@@ -55,6 +76,18 @@ MODELS: dict[str, ModelKind] = {
         check=check_ast,
         why_no_start_from=why_no_start_from,
     ),
+    "talnet": ModelKind("ast_core.models.crnn:TALNet", settings=CONVOLUTIONS, check=check_convolutions),
+    "cnn_transformer": ModelKind(
+        "ast_core.models.cnn_transformer:CNNTransformer",
+        settings=(*CONVOLUTIONS, "n_trans_layers", "addpos", "transformer_dropout"),
+        check=check_cnn_transformer,
+    ),
+    "efficientnet": _image_model("EfficientNetTagger", "eff_b", "att_head", "att_activation"),
+    "resnet50": _image_model("ResNet50Tagger", "att_head"),
+    "mobilenetv2": _image_model("MobileNetV2Tagger", "att_head"),
+    "convnext": _image_model("ConvNeXtTagger", "model_size", check=check_convnext),
+    "linear": ModelKind("ast_core.models.simple:LinearTagger", settings=("n_layers", "hidden")),
+    "fnet": ModelKind("ast_core.models.simple:FNetTagger", settings=("n_layers", "hidden")),
 }
 
 
@@ -65,9 +98,9 @@ def model_kind(name: str) -> ModelKind:
     return MODELS[name]
 
 
-def owner_of(key: str) -> str | None:
-    """The model that a recipe key belongs to; None for a key that all models share."""
-    return next((name for name, kind in MODELS.items() if key in kind.keys), None)
+def owners_of(key: str) -> list[str]:
+    """The models that a recipe key belongs to; none for a key that all models share."""
+    return [name for name, kind in MODELS.items() if key in kind.keys]
 
 
 def create_model(
@@ -79,7 +112,7 @@ def create_model(
         label_dim: number of classes.
         input_tdim: frames of the input.
         input_fdim: mel bins of the input.
-        settings: keys of the model (`ModelKind.keys`), by name.
+        settings: keys of the model (`ModelKind.keys`), by name. None: the model's own default.
 
     Raises:
         ConfigError: there is no such model, or a setting is not allowed.
@@ -89,4 +122,5 @@ def create_model(
     module, _, builder = kind.builder.partition(":")
     build: Callable[..., Tagger] = getattr(import_module(module), builder)
     shape = {"label_dim": label_dim, "input_tdim": input_tdim, "input_fdim": input_fdim}
-    return build(**shape, **{**kind.random_weights, **settings})
+    given = {key: value for key, value in settings.items() if value is not None}
+    return build(**shape, **{**kind.random_weights, **given})
