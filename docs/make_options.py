@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 from ast_core.recipe import GROUPS
-from jobs import crossval, doctor, evaluate, export, prepare_audioset, train
+from jobs import crossval, doctor, enhance_labels, evaluate, export, prepare_audioset, train
 from jobs.recipe_option import described_keys
 
-JOBS = (prepare_audioset, train, evaluate, crossval, doctor, export)
+JOBS = (prepare_audioset, train, evaluate, crossval, doctor, enhance_labels, export)
 PAGE = Path(__file__).with_name("options.md")
 INTRODUCTION = """\
 # Options

@@ -299,6 +299,12 @@ class PreparedDataset:
     def splits(self) -> list[str]:
         return list(self.info["splits"])
 
+    @property
+    def shards_uri(self) -> str:
+        """The data set whose shards have the clips: another one if this is a view (`pipeline.relabel`)."""
+        uri: str = self.info.get("shards_of", self.uri)
+        return uri
+
     def index(self, split: str) -> pa.Table:
         """The index of a split: rows of INDEX, without `fbank_hash` for data of schema version 2."""
         entry = self._entry(split)
@@ -335,7 +341,7 @@ class PreparedDataset:
         if not any(map(len, tables)):
             raise DataError(f"{', '.join(splits)} of {self.uri}: no clip was prepared; see failures.parquet there")
         names = [
-            pc.binary_join_element_wise(shards_dir(self.uri, s), t["shard"], "/")
+            pc.binary_join_element_wise(shards_dir(self.shards_uri, s), t["shard"], "/")
             for s, t in zip(splits, tables, strict=True)
         ]
         shard = (

@@ -105,8 +105,11 @@ def summarize(
         stored: The small columns of splits whose shards were read already, by split.
 
     Raises:
-        DataError: `official` names a split that does not exist or a list that cannot be read, or a shard is damaged.
+        DataError: the data set is a view (`pipeline.relabel`), `official` names a split that does not exist or a list
+            that cannot be read, or a shard is damaged.
     """
+    if data.shards_uri != data.uri:
+        raise DataError(f"{data.uri} has no clips of its own, it has other labels for {data.shards_uri}; examine that")
     official, stored = official or {}, stored or {}
     if unknown := sorted(official.keys() - set(data.splits)):
         raise DataError(f"{data.uri} has no split {unknown[0]!r}; it has {', '.join(data.splits)}")

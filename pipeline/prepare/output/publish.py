@@ -58,6 +58,8 @@ def check_output(output: str, labels: LabelVocabulary, features: FeatureSettings
     """
     if storage.exists(dataset.labels_csv(output)):
         info = dataset.read_info(output)
+        if info is not None and "shards_of" in info:
+            raise DataError(f"{output} has other labels for the clips of {info['shards_of']}; give another --output")
         there = dataset.read_labels(output, info)
         if there != labels and has_clips(output):
             raise DataError(
