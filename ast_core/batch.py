@@ -74,15 +74,17 @@ def _each_tensor(group: G, change: Callable[[Tensor], Tensor]) -> G:
 
 @dataclass(frozen=True)
 class Norm:
-    """Mean and standard deviation of raw log-mel."""
+    """How raw log-mel is normalised: `(x - mean) / (divisor * std)`."""
 
     mean: float
     std: float
+    divisor: float = 2.0
+    """2 for the AST and the comparison's models, 1 for PSLA's."""
 
 
-def normalise(fbank_BTM: Tensor, mean: float, std: float) -> Tensor:
-    """`(x - mean) / (2 std)`. The factor 2 is intended: it gives the range that ImageNet weights expect."""
-    return torch.sub(fbank_BTM, mean).div_(2 * std)
+def normalise(fbank_BTM: Tensor, mean: float, std: float, divisor: float = 2.0) -> Tensor:
+    """`(x - mean) / (divisor * std)`. The factor 2 is intended: it gives the range that ImageNet weights expect."""
+    return torch.sub(fbank_BTM, mean).div_(divisor * std)
 
 
 def model_input(batch: Batch, norm: Norm, augmentations: Sequence[Drawn] = ()) -> Tensor:
@@ -91,7 +93,7 @@ def model_input(batch: Batch, norm: Norm, augmentations: Sequence[Drawn] = ()) -
     for drawn in augmentations:
         if drawn.acts_on == "raw":
             fbank_BTM = drawn.apply(fbank_BTM, batch)
-    fbank_BTM = normalise(fbank_BTM, norm.mean, norm.std)
+    fbank_BTM = normalise(fbank_BTM, norm.mean, norm.std, norm.divisor)
     for drawn in augmentations:
         if drawn.acts_on == "normalised":
             fbank_BTM = drawn.apply(fbank_BTM, batch)

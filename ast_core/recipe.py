@@ -113,6 +113,8 @@ class InputKeys:
     """Mean of raw log-mel."""
     dataset_std: Positive = 4.5689974
     """Standard deviation of raw log-mel."""
+    norm_divisor: Positive = 2
+    """The network's input is (x - dataset_mean) / (norm_divisor * dataset_std). 1: as PSLA does."""
     sampling: Literal["weighted", "uniform"] = "weighted"
     """weighted: draw clips with replacement by sample weight. uniform: take each clip once an epoch."""
 

@@ -18,8 +18,8 @@ def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor
     """The network's input `[1, T, M]` for a waveform `[N]`, mono, in [-1, 1], at `config.features.sample_rate_hz`.
 
     The mean of the waveform is subtracted. The log-mel is padded with 0 or cut to the model's `input_tdim` frames, and
-    normalised: `(x - mean) / (2 std)`. Everything after the model's input length is ignored, so pass a long recording
-    in windows.
+    normalised by `config.norm`. Everything after the model's input length is ignored, so pass a long recording in
+    windows.
 
     Raises:
         ValueError: the waveform has more than one channel, or is shorter than a frame.
@@ -31,7 +31,7 @@ def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor
     fbank_TM = log_mel(samples_N - samples_N.mean(), config.features)
     num_frames = config.recipe.input_tdim
     fitted_TM = F.pad(fbank_TM[:num_frames], (0, 0, 0, max(0, num_frames - len(fbank_TM))))
-    return normalise(fitted_TM[None], config.norm.mean, config.norm.std)
+    return normalise(fitted_TM[None], config.norm.mean, config.norm.std, config.norm.divisor)
 
 
 @torch.inference_mode()

@@ -299,7 +299,7 @@ def our_step(variant: Variant, recipe: Recipe, device: torch.device) -> Callable
     if not variant.fused_adam:
         for group in optimizer.param_groups:
             group["fused"] = None  # PyTorch's own choice
-    norm = Norm(recipe.dataset_mean, recipe.dataset_std)
+    norm = Norm(recipe.dataset_mean, recipe.dataset_std, recipe.norm_divisor)
     scaler = make_scaler(recipe, device)
     return partial(train_step, model, optimizer, recipe=recipe, norm=norm, lr=recipe.lr, scaler=scaler)
 

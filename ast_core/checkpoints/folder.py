@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ast_core.batch import Norm
 from ast_core.checkpoints import huggingface
+from ast_core.checkpoints.original import load_original
 from ast_core.checkpoints.published import recognise_published
 from ast_core.checksums import file_sha256, with_checksum, without_checksum
 from ast_core.errors import ConfigError, DataError
@@ -62,7 +63,7 @@ class ModelConfig:
         return {
             "recipe": self.recipe.to_dict(),
             "features": self.features.to_dict(),
-            "norm": {"mean": self.norm.mean, "std": self.norm.std},
+            "norm": asdict(self.norm),
             "labels": [{"mid": m, "display_name": n} for m, n in zip(self.labels.mids, self.labels.names, strict=True)],
         }
 
@@ -104,9 +105,10 @@ def read_checkpoint(
 ) -> tuple[Tagger, ModelConfig]:
     """Read a model from our folder, a Hugging Face folder or a weight file. It is in evaluation mode, on the CPU.
 
-    A weight file does not contain its recipe and classes. The eight published files are recognised by their shapes, and
-    a warning says which one was assumed. For other files, and for those of `save_original`, give `recipe` (model shape,
-    and the norm unless `norm` is given) and `labels`. Given arguments win over those of a published file.
+    A weight file does not contain its recipe and classes. The published files of the AST and of PSLA are recognised by
+    their shapes, and a warning says which one was assumed. For other files, and for those of `save_original`, give
+    `recipe` (model, its shape, and the norm unless `norm` is given) and `labels`. Given arguments win over those of a
+    published file.
 
     Raises:
         DataError: the checkpoint is missing, damaged or not recognised, or its shape or a setting is not supported.
@@ -203,18 +205,19 @@ def _read_file(
         raise DataError(f"{file} is a part of a model folder; give the folder {file.parent}")
     stored = read_weights(file)
     state = under_our_names(stored)
-    known = None if has_zero_image_heads(stored) else recognise_published(state, origin=file)
-    if known is not None and (recipe is None or labels is None):
-        recipe, labels = recipe or known[0], labels or known[1]
-        logger.warning(
-            f"{file} is taken for the published checkpoint of its shape: {len(labels)} classes, {labels.names[0]} "
-            f"first and {labels.names[-1]} last, input of mean {recipe.dataset_mean} and std {recipe.dataset_std}"
-        )
+    if (recipe is None or labels is None) and not has_zero_image_heads(stored):
+        known = recognise_published(state, origin=file)
+        if known is not None:
+            recipe, labels = recipe or known[0], labels or known[1]
+            logger.warning(
+                f"{file} is taken for the published checkpoint of its shape: {len(labels)} classes, {labels.names[0]} "
+                f"first and {labels.names[-1]} last, input of mean {recipe.dataset_mean} and std {recipe.dataset_std}"
+            )
     missing = [key for key, value in {"recipe": recipe, "labels": labels}.items() if value is None]
     if recipe is None or labels is None:
         raise DataError(
             f"{file} is not a published checkpoint; give its {' and its '.join(missing)} "
-            "(a recipe has the shape: model_size, fstride, tstride, input_fdim, input_tdim)"
+            "(a recipe has the model and its shape: model_size, fstride, tstride, input_fdim, input_tdim)"
         )
     if norm is None and recipe.norm_stats != "recipe":
         raise DataError(f"{file} does not contain the norm of its input; give norm, or a recipe with norm_stats recipe")
@@ -222,19 +225,23 @@ def _read_file(
         raise DataError(f"{file} does not contain its feature settings; give a recipe with {' or '.join(FEATURES)}")
     config = ModelConfig(
         recipe=replace(recipe, label_dim=recipe.label_dim or len(labels)),
-        norm=norm or Norm(recipe.dataset_mean, recipe.dataset_std),
+        norm=norm or Norm(recipe.dataset_mean, recipe.dataset_std, recipe.norm_divisor),
         labels=labels,
         features=replace(FEATURES[recipe.features], num_mel_bins=recipe.input_fdim),
     )
-    return _build_model(config, state, file), config
+    return load_original(_new_model(config, file), state, origin=file).eval(), config
 
 
 def _build_model(config: ModelConfig, state: Mapping[str, Tensor], origin: object) -> Tagger:
-    if config.recipe.label_dim != len(config.labels):
-        raise DataError(f"{origin}: label_dim is {config.recipe.label_dim}, but there are {len(config.labels)} labels")
-    model = create_model(**config.recipe.model_args())
+    model = _new_model(config, origin)
     load_weights(model, state, origin)
     return model.eval()
+
+
+def _new_model(config: ModelConfig, origin: object) -> Tagger:
+    if config.recipe.label_dim != len(config.labels):
+        raise DataError(f"{origin}: label_dim is {config.recipe.label_dim}, but there are {len(config.labels)} labels")
+    return create_model(**config.recipe.model_args())
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -96,7 +96,7 @@ def to_configs(
         "return_attention_mask": False,
         "do_normalize": True,
         "mean": norm.mean,
-        "std": norm.std,
+        "std": norm.std * norm.divisor / 2,  # its feature extractor divides by 2 std
     }
     return config, extractor
 

@@ -24,9 +24,9 @@ TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3)
 def save_onnx(file: str | os.PathLike[str], model: Tagger, config: ModelConfig) -> float:
     """Write `fbank` [batch, frames, mel bins] → `logits` [batch, classes], for any batch size, with the weights.
 
-    `fbank` is *normalised* log-mel, as models take it: padded with 0, then `(log-mel - mean) / (2 std)`. The
-    file's metadata contains the settings of the log-mel (`features`), mean and std (`norm`), the classes (`labels`) and
-    the model's shape (`recipe`) as JSON. `model` is in evaluation mode, on the CPU.
+    `fbank` is *normalised* log-mel, as models take it: padded with 0, then `(log-mel - mean) / (divisor *
+    std)`. The file's metadata contains the settings of the log-mel (`features`), mean, std and divisor (`norm`), the
+    classes (`labels`) and the model's shape (`recipe`) as JSON. `model` is in evaluation mode, on the CPU.
 
     Returns:
         The largest difference between the logits of ONNX Runtime and PyTorch, divided by the spread of the latter.

@@ -24,18 +24,20 @@ def save_original(file: str | os.PathLike[str], source: Tagger | Mapping[str, Te
     torch.save({f"{PREFIX}{key}": value.detach().cpu().contiguous() for key, value in state.items()}, file)
 
 
-def load_original(model: Tagger, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> Tagger:
+def load_original(
+    model: Tagger, source: str | os.PathLike[str] | Mapping[str, Tensor], *, origin: object = None
+) -> Tagger:
     """Fill `model` from a checkpoint of its reference implementation: a `.pth` path, or its state dict.
 
     The prefix `module.` and tensors that do not affect the output may be present. Of a tensor that the reference has
-    under several names, one is enough.
+    under several names, one is enough. Errors name `origin`, by default the path.
 
     Raises:
         DataError: another key is missing, a key is surplus, a tensor has another shape, or tensors that are the same
             one in the reference differ. Nothing is loaded.
     """
     stored = source if isinstance(source, Mapping) else read_weights(source)
-    origin = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
+    origin = origin or ("the state dict" if isinstance(source, Mapping) else os.fspath(source))
     state = {key.removeprefix(PREFIX): value for key, value in stored.items()}
     if len(state) < len(stored):
         raise DataError(f"{origin} has keys with and without {PREFIX!r} that mean the same tensor; remove one of them")

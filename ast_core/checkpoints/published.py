@@ -1,8 +1,9 @@
-"""Classes, norms and shapes of the checkpoints that AST's authors published. The files do not contain them.
+"""Classes, norms and shapes of the checkpoints that the authors of AST and PSLA published. The files lack them.
 
-Source: README, recipes and label files of https://github.com/YuanGongND/ast.
+Source: README, recipes and label files of https://github.com/YuanGongND/ast and https://github.com/YuanGongND/psla.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -50,15 +51,20 @@ def foreign_recipe(**known: Any) -> Recipe:
 def recognise_published(state: Mapping[str, Tensor], *, origin: object) -> tuple[Recipe, LabelVocabulary] | None:
     """Recipe and labels of a published checkpoint, recognised by the shapes of its tensors. None for any other.
 
-    Eight were published: seven for AudioSet, with strides 10 (four of them), 12, 14 and 16, and one for Speech Commands
-    V2. `state` has our key names.
+    Eight ASTs were published: seven for AudioSet, with strides 10 (four of them), 12, 14 and 16, and one for Speech
+    Commands V2. PSLA's are EfficientNets for AudioSet. `state` has an AST's keys with our names.
 
     Raises:
-        DataError: these are not the weights of an AST.
+        DataError: these are the weights of neither.
     """
+    if PSLA_STEM in state:
+        return _recognise_psla(state)
     missing = sorted({"v.pos_embed", "mlp_head.1.weight"} - state.keys())
     if missing:
-        raise DataError(f"{origin} does not contain the weights of an AST: {missing[0]} is missing")
+        raise DataError(
+            f"{origin} does not contain the weights of an AST: {missing[0]} is missing; for another model, give its "
+            "recipe and labels"
+        )
     shapes = tuple(state["v.pos_embed"].shape), tuple(state["mlp_head.1.weight"].shape)
     for labels, known, strides in (
         (audioset_labels(), AUDIOSET, (10, 12, 14, 16)),
@@ -77,3 +83,40 @@ def recognise_published(state: Mapping[str, Tensor], *, origin: object) -> tuple
                 )
                 return recipe, labels
     return None
+
+
+PSLA_STEM = "effnet._conv_stem.weight"
+PSLA_NUM_FRAMES, PSLA_MEAN, PSLA_STD, PSLA_DIVISOR = 1056, -4.6476, 4.5699, 1.0
+PSLA_SIZES = {
+    (1280, 16): 0,
+    (1280, 23): 1,
+    (1408, 23): 2,
+    (1536, 26): 3,
+    (1792, 32): 4,
+    (2048, 39): 5,
+    (2304, 45): 6,
+    (2560, 55): 7,
+}
+"""Channels and blocks of EfficientNet b0 to b7."""
+
+
+def _recognise_psla(state: Mapping[str, Tensor]) -> tuple[Recipe, LabelVocabulary] | None:
+    num_heads = sum(re.fullmatch(r"attention\.att\.(\d+\.)?weight", key) is not None for key in state)
+    classifier = state.get("attention.cla.0.weight", state.get("attention.cla.weight"))
+    blocks = {key.split(".")[2] for key in state if key.startswith("effnet._blocks.")}
+    if classifier is None or len(classifier) != len(audioset_labels()):
+        return None
+    size = PSLA_SIZES.get((classifier.shape[1], len(blocks)))
+    if size is None:
+        return None
+    recipe = foreign_recipe(
+        model="efficientnet",
+        eff_b=size,
+        att_head=num_heads,
+        label_dim=len(audioset_labels()),
+        input_tdim=PSLA_NUM_FRAMES,
+        dataset_mean=PSLA_MEAN,
+        dataset_std=PSLA_STD,
+        norm_divisor=PSLA_DIVISOR,
+    )
+    return recipe, audioset_labels()

@@ -29,6 +29,7 @@ from ast_core.errors import ConfigError, UserError
 from ast_core.features import FEATURES
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import key_metrics
+from ast_core.models.registry import model_kind
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import DATA, Recipe
 from pipeline import storage
@@ -250,19 +251,19 @@ def _without_keys(recipe: Recipe) -> Recipe:
 
 def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> Recipe:
     """`recipe` for a run that starts from a model with this norm: with the norm, and without other weights."""
-    recipe = replace(recipe, imagenet_pretrain=False, imagenet_weights=None)
-    if recipe.norm_stats == "data" or {"dataset_mean", "dataset_std"} & set(overrides):
+    recipe = replace(recipe, **model_kind(recipe.model).random_weights, imagenet_weights=None)
+    if recipe.norm_stats == "data" or {"dataset_mean", "dataset_std", "norm_divisor"} & set(overrides):
         return recipe
-    return replace(recipe, dataset_mean=norm.mean, dataset_std=norm.std)
+    return replace(recipe, dataset_mean=norm.mean, dataset_std=norm.std, norm_divisor=norm.divisor)
 
 
 def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
     """The recipe's published norm, or that of the training splits."""
     if recipe.norm_stats == "recipe":
-        return Norm(recipe.dataset_mean, recipe.dataset_std)
+        return Norm(recipe.dataset_mean, recipe.dataset_std, recipe.norm_divisor)
     if recipe.audioset_pretrain:
         print("warning: the AudioSet weights expect the recipe's mean and std; norm_stats data gives them others")
-    norm = Norm(*dataset.norm(train_splits))
+    norm = Norm(*dataset.norm(train_splits), recipe.norm_divisor)
     data_checks.check_norm(norm, train_splits)
     return norm
 

@@ -118,10 +118,11 @@ def check_reservation(run: str, identity: RunIdentity) -> None:
 
 def recorded_start_norm(run: str, model: str) -> Norm | None:
     """The norm of the model that RUN started from, if that model is `model`. The model itself may be gone by now."""
-    start = (_read(run) or {}).get("init_from")
+    recorded = _read(run) or {}
+    start = recorded.get("init_from")
     if not isinstance(start, dict) or start.get("model") != model or not models.exists(storage.join(run, INITIAL)):
         return None
-    return Norm(start["mean"], start["std"])
+    return Norm(start["mean"], start["std"], recorded["recipe"].get("norm_divisor", 2.0))
 
 
 def has_trained(run: str) -> bool:

@@ -219,7 +219,8 @@ def test_repeated_display_names_are_made_distinct_and_restored(tmp_path: Path, m
 
 def test_colliding_names_are_replaced_by_the_mids():
     labels = LabelVocabulary(("a", "b", "c"), ("dog", "dog", "dog (a)"))
-    config, _ = to_configs(small.recipe(label_dim=3), small.NORM, labels)
+    config, extractor = to_configs(small.recipe(label_dim=3), replace(small.NORM, divisor=1.0), labels)
+    assert extractor["std"] == small.NORM.std / 2  # its feature extractor divides by 2 std
     assert config["label2id"] == {"a": 0, "b": 1, "c": 2}
 
 
