@@ -26,8 +26,21 @@ ESC |= {"dataset_mean": -6.6268077, "dataset_std": 5.358466, "batch_size": 48, "
 ESC |= {"epochs": 25, "lrscheduler_start": 5, "lrscheduler_step": 1, "lrscheduler_decay": 0.85}
 ESC |= {"sampling": "uniform", "wa_start": None, "wa_end": None}
 
-# Values from the run scripts of the reference implementation.
+SMALL64 = {"features": "small64", "input_fdim": 64, "input_tdim": 400, "embedding_size": 1024, "sampling": "weighted"}
+SMALL64 |= {"freqm": 12, "timem": 60, "mixup": 0.3, "noise": False, "warmup": True, "loss": "BCE", "metrics": "mAP"}
+SMALL64 |= {"dataset_mean": -29.686902 / 2, "dataset_std": 40.898224 / 2, "epochs": 10, "wa_start": 1, "wa_end": 5}
+SMALL64 |= {"lrscheduler_start": 2, "lrscheduler_step": 1, "lrscheduler_decay": 0.5}
+
+# Values from the run scripts of the reference implementation, of AudioTaggingDoneRight and of PSLA.
 EXPECTED = {
+    "compare-cnn-transformer-small": SMALL64
+    | {"model": "cnn_transformer", "n_trans_layers": 2, "addpos": True, "transformer_dropout": 0.75}
+    | {"lr": 4e-4, "batch_size": 448},
+    "fsd50k": AUDIOSET
+    | {"model": "efficientnet", "eff_b": 2, "att_head": 4, "input_tdim": 3000, "sampling": "weighted", "lr": 5e-4}
+    | {"dataset_mean": -4.6476, "dataset_std": 4.5699, "norm_divisor": 1, "batch_size": 24, "epochs": 40}
+    | {"lrscheduler_start": 10, "lrscheduler_step": 5, "wa_start": 21, "wa_end": 40},
+    "compare-talnet-small": SMALL64 | {"model": "talnet", "lr": 1.6e-3, "batch_size": 400},
     "audioset-full": AUDIOSET
     | {"lr": 1e-5, "epochs": 5, "lrscheduler_start": 2, "lrscheduler_step": 1, "sampling": "weighted"}
     | {"wa_start": 1, "wa_end": 5},
