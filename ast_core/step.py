@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -132,6 +133,16 @@ def _micro_batches(
 
 def _without_exchange(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the running statistics of rank 0, which are those that are saved.
+
+    Each rank normalises by the statistics of its own clips, and DDP copies rank 0's buffers to the others at the
+    beginning of the next step only. Without this call, ranks would evaluate different models.
+    """
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 @torch.inference_mode()

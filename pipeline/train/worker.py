@@ -30,7 +30,7 @@ from ast_core.flops import utilisation
 from ast_core.metrics import METRICS, TaggingMetrics, key_metrics
 from ast_core.models.tagger import Tagger
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, make_scaler, train_step
+from ast_core.step import make_optimizer, make_scaler, share_buffers, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.os_errors import explain
@@ -274,6 +274,8 @@ class Run:
                     logger.info("a node will be preempted: saving a checkpoint")
                     self._checkpoint(CheckpointUploadMode.SYNC)
             losses, num_clips, self.feed.waits.wait_s, began_s = [], 0, 0.0, time.monotonic()
+        if self.world_size > 1:
+            share_buffers(self.bare_model)
         return progress.loss_sum / steps_per_epoch
 
     def _end_interval(self, epoch: int, last_step: int, losses: Sequence[Tensor]) -> tuple[float, bool, bool]:
