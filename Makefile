@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# uv installs in one or two minutes what takes pip five. A uv of one's own is used with its cache.
+UV := $(shell command -v uv)
 
 .PHONY: setup demo test test-slow lint format docs bench lock clean
 
@@ -11,7 +13,11 @@ setup: $(READY)
 $(READY): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
+	@echo "installing the packages of requirements-dev.txt, about 7 GB, into $(VENV): one to six minutes"
+	$(if $(UV),,$(BIN)/pip install --quiet --require-hashes -r requirements-uv.txt)
+	@# pip follows settings that uv does not read, for example those that name a company's own index.
+	$(or $(UV),$(BIN)/uv --no-cache) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt \
+		|| $(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -62,6 +68,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 lock:  ## write the requirements files anew from pyproject.toml; needs uv
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.txt
 	uv pip compile pyproject.toml -c requirements-dev.txt --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.txt
+	echo uv | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements-uv.txt
 
 clean:
 	rm -rf $(VENV) demo-out site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
