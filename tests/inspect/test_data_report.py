@@ -283,7 +283,8 @@ def test_a_browser_sorts_searches_and_plays_without_errors(tmp_path: Path):
         assert durations == pytest.approx([10.0] * 10)
         heard = chromium.run(
             "const audio = document.querySelector('audio'); audio.muted = true; await audio.play();"
-            "await new Promise(later => setTimeout(later, 600)); audio.pause();"
+            "await new Promise(heard => audio.ontimeupdate = () => audio.currentTime > 0.1 && heard());"
+            "audio.pause();"
             "return [audio.currentTime, audio.parentElement.querySelector('.playhead').style.transform]"
         )
         assert heard[0] > 0.1
