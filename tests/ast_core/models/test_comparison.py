@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -143,3 +144,38 @@ def test_seconds_per_frame_follow_the_features():
 def test_convolutions_that_do_not_fit_the_input_are_refused(settings: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         create_model("talnet", 5, **{"input_tdim": 16, "input_fdim": 64} | settings)
+
+
+# --- ImageNet weights
+
+
+@pytest.fixture(scope="module")
+def image_weights() -> dict[str, Tensor]:
+    """timm's weights of MobileNetV2 for colour images, with its classifier, drawn at random."""
+    torch.manual_seed(1)
+    return timm.create_model("mobilenetv2_100").state_dict()
+
+
+def test_a_file_of_imagenet_weights_fills_the_encoder(image_weights: dict[str, Tensor], tmp_path: Path):
+    torch.save(image_weights, tmp_path / "timm.pth")
+    model = create_model("mobilenetv2", 3, imagenet_pretrain=True, imagenet_weights=tmp_path / "timm.pth")
+    ours = model.encoder.state_dict()
+    torch.testing.assert_close(ours.pop("conv_stem.weight"), image_weights["conv_stem.weight"].sum(1, keepdim=True))
+    assert [key for key, value in ours.items() if not torch.equal(value, image_weights[key])] == []
+
+
+def test_weights_of_another_network_are_refused(image_weights: dict[str, Tensor], tmp_path: Path):
+    torch.save(image_weights, tmp_path / "timm.pth")
+    with pytest.raises(DataError, match=r"timm\.pth does not fit the model"):
+        create_model("efficientnet", 3, eff_b=0, imagenet_pretrain=True, imagenet_weights=tmp_path / "timm.pth")
+    with pytest.raises(DataError, match=r"timm's weights of this network: conv1\.weight is missing"):
+        create_model("resnet50", 3, imagenet_pretrain=True, imagenet_weights=tmp_path / "timm.pth")
+
+
+def test_weights_that_cannot_be_fetched_name_the_remedies(monkeypatch: pytest.MonkeyPatch):
+    def refuse(name: str, **_: object) -> None:
+        raise OSError(f"no network for {name}")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(DataError, match=r"could not fetch mobilenetv2_100\.ra_in1k \(OSError: .*imagenet_weights"):
+        create_model("mobilenetv2", 3, imagenet_pretrain=True)
