@@ -40,7 +40,7 @@ def test_ray_exports_the_clips_of_a_preparation_by_outcome(local_ray: None):
 
 
 def test_ray_exports_the_last_figures_of_each_run(local_ray: None, tmp_path: Path):
-    runs = [str(tmp_path / name) for name in ("one", "two")]
+    runs = [str(tmp_path / name) for name in ("one", "zwölf")]
     for run, rate in zip(runs, (40.5, 90.0), strict=True):
         log = RunLog(run, 0)
         log.step(epoch=1, step=20, values={"loss": 0.5, "clips_per_s": 1.0, "data_wait_share": 0.5})
@@ -49,6 +49,6 @@ def test_ray_exports_the_last_figures_of_each_run(local_ray: None, tmp_path: Pat
     expected = {"clips_per_s": [40.5, 90.0], "step": [40, 40], "data_wait_share": [0.01, 0.01]}
     deadline_s = time.monotonic() + WITHIN_S
     for name, values in expected.items():
-        while [exported(f"ray_train_{name}", "run").get(run) for run in runs] != values:
+        while [exported(f"ray_train_{name}", "run").get(run.replace("ö", "%C3%B6")) for run in runs] != values:
             assert time.monotonic() < deadline_s
             time.sleep(0.5)

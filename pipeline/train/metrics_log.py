@@ -9,12 +9,14 @@ import math
 import os
 import shutil
 import stat
+import string
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow.fs as pafs
 from torch.utils.tensorboard import SummaryWriter
@@ -74,7 +76,7 @@ class RunLog:
         mlflow_uri: str | None = None,
         mlflow_params: Mapping[str, Any] | None = None,
     ) -> None:
-        self._name = without_secrets(run)
+        self._name = quote(without_secrets(run), safe=string.printable)  # Ray's tags are ASCII
         self._metrics = MetricsFile(run, last_step)
         self.epochs = {line["epoch"] for line in map(json.loads, self._metrics.lines) if line["kind"] == "epoch"}
         """Epochs that are logged already."""

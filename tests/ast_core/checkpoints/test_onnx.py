@@ -67,7 +67,7 @@ def test_the_file_contains_weights_norm_labels_and_shape(file: Path, model: ASTM
     exported = onnx.load(file)
     onnx.checker.check_model(exported)
     metadata = {entry.key: json.loads(entry.value) for entry in exported.metadata_props}
-    assert metadata["norm"] == {"mean": small.NORM.mean, "std": small.NORM.std}
+    assert metadata["norm"] == {"mean": small.NORM.mean, "std": small.NORM.std, "divisor": 2.0}
     assert [(label["mid"], label["display_name"]) for label in metadata["labels"]] == list(
         zip(LABELS.mids, LABELS.names, strict=True)
     )
