@@ -15,7 +15,7 @@ from ast_core.models.tagger import FrameTagger
 
 DROPOUT = 0.1
 FNET_EPS = 1e-12
-"""Of the norms of FNet, as in TensorFlow's."""
+"""Epsilon of FNet's LayerNorms, as in the TensorFlow implementation."""
 
 
 class LinearTagger(FrameTagger):

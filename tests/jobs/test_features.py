@@ -235,6 +235,6 @@ def test_a_data_set_of_an_earlier_version_is_read_and_extended(tmp_path: Path):
     opened = PreparedDataset.open(output)
     assert opened.features == KALDI128
     before = fakes.shard_rows(output)
-    fakes.write_data(output, splits=[("eval", 4)])  # start_output takes it for kaldi128, and publish names it anew
+    fakes.write_data(output, splits=[("eval", 4)])  # publishing records the new name
     assert fakes.shard_rows(output).items() > before.items()
     assert PreparedDataset.open(output).splits == ["train", "eval"]
