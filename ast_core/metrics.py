@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ast_core.bootstrap import basic_interval, times_drawn
+
 if TYPE_CHECKING:  # PyTorch is imported only by the functions that need it: reading a recipe imports this module
     from torch import Tensor
-
-RESAMPLES_AT_ONCE = 64
-"""Resamples computed at once: 256 bytes of counts a clip, so that those of 20,000 clips fit into a CPU's cache."""
 
 
 class ScoredClips:
@@ -178,10 +177,8 @@ def bootstrap_map(
 ) -> tuple[float, float]:
     """Confidence interval (low, high) of the `map` of the population of clips, by the basic bootstrap over clips.
 
-    A resample has as many clips, drawn with replacement: the rows `rng.integers(clips, size=clips)` of one
-    `rng = default_rng(seed)`. The bounds are `2 map - q`, where `q` are the quantiles `(1 ± confidence) / 2` of the
-    resamples' `map` (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 5.2). Resamples in
-    which no class is defined do not count; if none counts, both bounds are NaN.
+    `ast_core.bootstrap` describes the resamples and the interval. Resamples in which no class is defined do not count;
+    if none counts, both bounds are NaN.
 
     The quantiles themselves would be too high: a resample repeats positives, which raises the AP, most of all that of
     rare classes. For the same reason `map` is somewhat too high and may be near the upper bound.
@@ -191,29 +188,25 @@ def bootstrap_map(
     Raises:
         ValueError: as in `tagging_metrics`; or no resamples; or a confidence that is not between 0 and 1.
     """
+    if num_resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"num_resamples is {num_resamples}, confidence {confidence}; use 1 or more, between 0 and 1")
+    maps = resampled_map(score, target, num_resamples=num_resamples, seed=seed)
+    return basic_interval(tagging_metrics(score, target).map, maps, confidence)
+
+
+def resampled_map(score: np.ndarray, target: np.ndarray, *, num_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """The `map` in each resample of the clips (`ast_core.bootstrap.times_drawn`), `[resamples]`; NaN where undefined.
+
+    Raises:
+        ValueError: as in `tagging_metrics`.
+    """
     import torch
 
     score, target = _checked(score, target)
-    if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"num_resamples is {num_resamples}, confidence {confidence}; use 1 or more, between 0 and 1")
     positive = target > 0.5
     classes = [_ranked(score[:, c], positive[:, c]) for c in np.flatnonzero(positive.any(axis=0))]
-    rng, num_clips = np.random.default_rng(seed), len(score)
-    maps = np.empty(num_resamples)
-    for first in range(0, num_resamples, RESAMPLES_AT_ONCE):
-        block = maps[first : first + RESAMPLES_AT_ONCE]
-        times_drawn = np.empty((num_clips, len(block)), dtype=np.float32)
-        for resample in range(len(block)):
-            rows = rng.integers(num_clips, size=num_clips)
-            times_drawn[:, resample] = np.bincount(rows, minlength=num_clips)
-        block[:] = _maps(classes, torch.from_numpy(times_drawn))
-    defined = maps[~np.isnan(maps)]
-    if len(defined) == 0:
-        return math.nan, math.nan
-    low, high = 2 * tagging_metrics(score, target).map - np.quantile(
-        defined, [(1 + confidence) / 2, (1 - confidence) / 2]
-    )
-    return float(low), float(high)
+    blocks = times_drawn(len(score), num_resamples, seed)
+    return np.concatenate([_maps(classes, torch.from_numpy(drawn)) for drawn in blocks])
 
 
 def d_prime(auc: float) -> float:

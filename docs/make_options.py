@@ -11,10 +11,10 @@ from pathlib import Path
 from types import ModuleType
 
 from ast_core.recipe import GROUPS
-from jobs import crossval, doctor, enhance_labels, evaluate, export, prepare_audioset, train
+from jobs import compare, crossval, doctor, enhance_labels, evaluate, export, prepare_audioset, train
 from jobs.recipe_option import described_keys
 
-JOBS = (prepare_audioset, train, evaluate, crossval, doctor, enhance_labels, export)
+JOBS = (prepare_audioset, train, compare, evaluate, crossval, doctor, enhance_labels, export)
 PAGE = Path(__file__).with_name("options.md")
 INTRODUCTION = """\
 # Options
@@ -25,9 +25,9 @@ The [glossary](glossary.md) explains the terms.
 RECIPE_KEYS = """\
 ## Recipe keys
 
-Recipes are described in [Training](training.md#recipes). `train.py` and `crossval.py` take each key as an option too,
-for example `--lr 1e-4`; so does `export.py` with `--recipe`. The defaults below apply to keys that a recipe file does
-not set.
+Recipes are described in [Training](training.md#recipes). `train.py`, `compare.py` and `crossval.py` take each key as an
+option too, for example `--lr 1e-4`; so does `export.py` with `--recipe`. The defaults below apply to keys that a recipe
+file does not set.
 """
 
 

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ast_core.metrics import RESAMPLES_AT_ONCE, bootstrap_map, d_prime, tagging_metrics
+from ast_core.bootstrap import RESAMPLES_AT_ONCE
+from ast_core.metrics import bootstrap_map, d_prime, tagging_metrics
 from tests.reference import figures
 
 

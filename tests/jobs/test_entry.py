@@ -212,7 +212,7 @@ def test_case_16_jobs_print_no_lines_of_ray(tmp_path: Path):
         other.stdin.close()
 
 
-@pytest.mark.parametrize("name", ["prepare_audioset", "train", "evaluate", "export", "crossval", "doctor"])
+@pytest.mark.parametrize("name", ["prepare_audioset", "train", "compare", "evaluate", "export", "crossval", "doctor"])
 def test_case_26_job_calls_begin_before_its_imports(name: str):
     """Ctrl-C during the imports then also ends in one line."""
     source = (Path(__file__).parents[2] / "jobs" / f"{name}.py").read_text()

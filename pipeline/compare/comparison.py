@@ -1,0 +1,194 @@
+"""A comparison of models from its settings to its page: check all, train one after the other, measure, compare."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any
+
+from ast_core.errors import DataError, UserError
+from ast_core.metrics import METRICS, selection_metrics
+from pipeline import storage
+from pipeline.compare import figures, page
+from pipeline.compare.measure import model_costs
+from pipeline.compare.plan import PlannedRun
+from pipeline.compare.published import audioset_part, published_figures
+from pipeline.compare.results import RunResult, read_result
+from pipeline.dataset import PreparedDataset
+from pipeline.redaction import without_secrets
+from pipeline.text_table import text_table
+from pipeline.train import fit
+from pipeline.versions import VERSION
+
+COMPARISON, PAGE = "comparison.json", "comparison.html"
+
+FORMAT_VERSION = 1
+"""Of comparison.json (docs/formats.md). It grows when a key changes its meaning or goes."""
+
+RaySession = Callable[[str, int | None], AbstractContextManager[None]]
+
+
+def compare(runs: Sequence[PlannedRun], output: str, *, ray_session: RaySession) -> None:
+    """Train what is not trained yet, write OUTPUT/comparison.json and OUTPUT/comparison.html, and print the table.
+
+    All runs are checked and claimed before the first is trained. If one fails, the others are trained and compared
+    before this raises.
+
+    Raises:
+        ConfigError, DataError: a run cannot begin (`fit.claim`); the message begins with the model's name.
+        UserError: runs failed.
+    """
+    claimed = [(run, _claim(run)) for run in runs]
+    num_finished = sum(one.is_finished for _, one in claimed)
+    print(f"{len(runs)} runs, {num_finished} of them finished", flush=True)
+    failures: dict[str, str] = {}
+    with fit.session(*(one for _, one in claimed), ray_session=ray_session):
+        for number, (run, one) in enumerate(claimed, start=1):
+            print(f"\n[{number} of {len(runs)}] {run.title}", flush=True)
+            try:
+                fit.train_run(one)
+            except UserError as err:
+                print(f"failed: {without_secrets(str(err))}", flush=True)
+                failures[run.model] = f"{run.title}: {without_secrets(str(err))}"
+        finished: dict[str, list[PlannedRun]] = {}
+        for run in runs:
+            if run.model not in failures:
+                finished.setdefault(run.model, []).append(run)
+        if finished:
+            print("\ncomparing the models", flush=True)
+            found = comparison(finished, failures, _read_earlier(output))
+            storage.write_json(storage.join(output, COMPARISON), found)
+            storage.write_bytes(storage.join(output, PAGE), page.comparison_page(found, output).encode())
+            print(f"\n{table(found)}\nfigures: {storage.join(output, COMPARISON)}   page: {storage.join(output, PAGE)}")
+    if failures:
+        others = f"; {storage.join(output, COMPARISON)} has the others" if finished else ""
+        first = next(iter(failures.values()))
+        raise UserError(f"{len(failures)} of {len({run.model for run in runs})} models failed, {first}{others}")
+
+
+def _claim(run: PlannedRun) -> fit.ClaimedRun:
+    try:
+        return fit.claim(run.settings)
+    except UserError as err:
+        raise type(err)(f"{run.title}: {err}") from err
+
+
+def comparison(
+    models: Mapping[str, Sequence[PlannedRun]], failures: Mapping[str, str], earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of comparison.json from finished runs.
+
+    Args:
+        models: the runs by model.
+        failures: what to say of models whose runs failed, by model.
+        earlier: the content of an earlier comparison.json, from which costs of the same weights are taken.
+
+    Raises:
+        DataError: a file of a run is missing or damaged, or runs were evaluated on different clips.
+    """
+    results = {name: [read_result(run) for run in runs] for name, runs in models.items()}
+    everything = [one for of_model in results.values() for one in of_model]
+    figures.check_same_clips(everything)
+    data = _data(everything)
+    class_names = [one["name"] for one in data["classes"]]
+    scored = {name: figures.scored(of_model) for name, of_model in results.items()}
+    known = {model["runs"][0]["weights_sha256"]: model["costs"] for model in earlier.get("models", [])}
+    return {
+        "version": FORMAT_VERSION,
+        "made": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "made_by": f"ast-ray {VERSION}",
+        "data": data,
+        "metric": _common_metric(everything),
+        "bootstrap": {
+            "resamples": figures.NUM_RESAMPLES,
+            "seed": figures.SEED,
+            "confidence": figures.CONFIDENCE,
+        },
+        "models": [
+            {"name": name, "recipe": _recipe(of_model[0])}
+            | figures.model_figures(of_model, scored[name])
+            | {"costs": known.get(of_model[0].weights_sha256) or _costs(of_model[0])}
+            | {"published": _published(data["audioset"], of_model[0])}
+            for name, of_model in results.items()
+        ],
+        "pairs": figures.pair_figures(scored, results, class_names),
+        "failed": [{"name": name, "error": error} for name, error in failures.items()],
+    }
+
+
+def _data(results: Sequence[RunResult]) -> dict[str, Any]:
+    settings = results[0].planned.settings
+    dataset = PreparedDataset.open(settings.data)
+    num_train, num_eval = (len(dataset.clips(of)) for of in (settings.train_splits, settings.eval_splits))
+    labels = zip(dataset.labels.mids, dataset.labels.names, strict=True)
+    return {
+        "uri": without_secrets(dataset.uri),
+        "train_splits": list(settings.train_splits),
+        "eval_splits": list(settings.eval_splits),
+        "folds": list(dict.fromkeys(one.planned.fold for one in results if one.planned.fold)),
+        "train_clips": num_train,
+        "eval_clips": num_eval,
+        "features": dataset.features.to_dict(),
+        "classes": [{"mid": mid, "name": name} for mid, name in labels],
+        "audioset": audioset_part(dataset.labels, num_train, num_eval),
+    }
+
+
+def _common_metric(results: Sequence[RunResult]) -> str:
+    """The name of the metric that selects the best epoch in all runs; mAP if they differ."""
+    selected = {selection_metrics()[one.config["recipe"]["metrics"]].name for one in results}
+    return selected.pop() if len(selected) == 1 else "map"
+
+
+def _recipe(result: RunResult) -> dict[str, Any]:
+    """The resolved recipe, without the seed, in which the runs of a model differ."""
+    return {key: value for key, value in result.config["recipe"].items() if key != "seed"}
+
+
+def _costs(result: RunResult) -> dict[str, Any]:
+    settings = result.planned.settings
+    print(f"measuring {result.planned.model}", flush=True)
+    return model_costs(result.best_model, device=settings.device, cpus=settings.cpus_per_worker)
+
+
+def _published(part: str | None, result: RunResult) -> dict[str, Any] | None:
+    found = published_figures(part, result.config["recipe"])
+    return None if found is None else {"map": found.published, "comparison_map": found.comparison, "note": found.note}
+
+
+def _read_earlier(output: str) -> dict[str, Any]:
+    """An earlier comparison.json; empty if there is none that can be read: what it had is measured again."""
+    try:
+        earlier = storage.read_json(storage.join(output, COMPARISON))
+    except DataError:
+        return {}
+    return earlier if isinstance(earlier, dict) and earlier.get("version") == FORMAT_VERSION else {}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The models as a text table, best first."""
+    metric = found["metric"]
+    models = sorted(found["models"], key=lambda model: -(model[metric] or 0))
+    heads = [
+        "model",
+        *(one.title for one in METRICS.values()),
+        f"{METRICS[metric].title}, 95 %",
+        "last 5",
+        "M params",
+        "clips/s",
+    ]
+    rows = [
+        [
+            model["name"],
+            *(shown(model[name]) for name in METRICS),
+            " to ".join(map(shown, model.get(f"{metric}_interval") or [None])),
+            shown(model["last_epochs"][metric]),
+            f"{model['costs']['parameters'] / 1e6:.2f}",
+            f"{model['costs']['inference']['clips_per_s']:.1f}",
+        ]
+        for model in models
+    ]
+    return text_table(heads, rows, "l" + "r" * (len(heads) - 1))
+
+
+def shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
