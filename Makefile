@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # uv installs in one or two minutes what takes pip five. A uv of one's own is used with its cache.
 UV := $(shell command -v uv)
 
-.PHONY: setup demo test test-slow lint format docs bench lock clean
+.PHONY: setup demo demo-compare test test-slow lint format docs bench lock clean
 
 setup: $(READY)
 
@@ -23,6 +23,9 @@ $(READY): requirements-dev.txt pyproject.toml
 
 demo: $(READY)  ## synthesised sounds → yt-dlp → shards → training → scores
 	$(BIN)/python -m jobs.demo
+
+demo-compare: $(READY)  ## the same data; three models on one page
+	$(BIN)/python -m jobs.demo --compare
 
 test: $(READY)  ## in two processes: much of it waits for processes to start
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from ast_core.augment.registry import Entry, check_augmentations, parse_augmentations
 from ast_core.errors import ConfigError
 from ast_core.features import FEATURES, MAX_MEL_BINS
-from ast_core.models.registry import model_kind, owners_of
+from ast_core.models.registry import model_kind, owners_of, without_other_model
 from ast_core.recipe_yaml import read_yaml
 from ast_core.settings import settings
 
@@ -43,12 +43,13 @@ class ModelKeys:
     """Model"""
 
     model: str = "ast"
-    """The model's name: one of `ast_core.models.MODELS`."""
+    """The model's name: one of `ast_core.models.MODELS`. On the command line it replaces the model of the recipe file;
+    keys of the file that it does not have do not count."""
     label_dim: Annotated[int, Field(ge=1, le=32_767)] | None = None  # shards store labels as int16
     """Number of classes. null: that of the data set."""
     model_size: str = "base384"
     """Size of the AST: tiny224, small224, base224 or base384, after DeiT's models of these names. Size of convnext:
-    atto, femto, pico, nano, tiny, small or base; it has to be set."""
+    atto, femto, pico, nano, tiny (its default), small or base."""
     fstride: int = 10
     """Mel bins from one patch to the next, 1 to 16. Below 16, the size of a patch, neighbouring patches overlap."""
     tstride: int = 10
@@ -265,7 +266,13 @@ EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "cu
 
 
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:
-    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top."""
+    """A recipe from the YAML `text`, with `overrides` (key → YAML scalar) on top.
+
+    If the overrides name another model, those keys of the text do not count that it does not have.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not allowed or does not fit the others.
+    """
     values = read_yaml(text, origin=origin)
     given = {key: read_yaml(value, origin=f"--{key}") for key, value in overrides.items()}
     if values is None:
@@ -274,6 +281,10 @@ def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Reci
         raise ConfigError(f"{origin}: a recipe is a mapping from keys to values, not {type(values).__name__}")
     for key in (*values, *given):
         _check_key(key)
+    before = values.get("model", Recipe.model)
+    model = given.get("model", before)
+    if isinstance(before, str) and isinstance(model, str):  # else creating the recipe says that it is no text
+        values = {**model_kind(model).defaults, **without_other_model(values, before, model)}
     return Recipe(**values | given)
 
 

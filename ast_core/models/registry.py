@@ -42,6 +42,8 @@ class ModelKind:
     """Values of `initial_weights` keys for which nothing is loaded."""
     training: tuple[str, ...] = ()
     """Recipe keys of the training that only this model understands."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of keys that a recipe does not set, where the key's own default is another model's."""
     check: Callable[[Any], None] = _accept
     """Raises ConfigError for a recipe whose keys do not fit the model or each other."""
     why_no_start_from: Callable[[Any, Any], str] = _can_start
@@ -52,13 +54,16 @@ class ModelKind:
         return (*self.settings, *self.initial_weights, *self.training)
 
 
-def _image_model(name: str, *settings: str, check: Callable[[Any], None] = check_image_weights) -> ModelKind:
+def _image_model(
+    name: str, *settings: str, check: Callable[[Any], None] = check_image_weights, **defaults: Any
+) -> ModelKind:
     """A network of timm, which may start from ImageNet weights."""
     return ModelKind(
         f"ast_core.models.cnn_attention:{name}",
         settings=settings,
         initial_weights=("imagenet_pretrain", "imagenet_weights"),
         random_weights={"imagenet_pretrain": False},
+        defaults=defaults,
         check=check,
     )
 
@@ -85,7 +90,7 @@ MODELS: dict[str, ModelKind] = {
     "efficientnet": _image_model("EfficientNetTagger", "eff_b", "att_head", "att_activation"),
     "resnet50": _image_model("ResNet50Tagger", "att_head"),
     "mobilenetv2": _image_model("MobileNetV2Tagger", "att_head"),
-    "convnext": _image_model("ConvNeXtTagger", "model_size", check=check_convnext),
+    "convnext": _image_model("ConvNeXtTagger", "model_size", check=check_convnext, model_size="tiny"),
     "linear": ModelKind("ast_core.models.simple:LinearTagger", settings=("n_layers", "hidden")),
     "fnet": ModelKind("ast_core.models.simple:FNetTagger", settings=("n_layers", "hidden")),
 }
@@ -101,6 +106,19 @@ def model_kind(name: str) -> ModelKind:
 def owners_of(key: str) -> list[str]:
     """The models that a recipe key belongs to; none for a key that all models share."""
     return [name for name, kind in MODELS.items() if key in kind.keys]
+
+
+def without_other_model(keys: Mapping[str, Any], before: str, model: str) -> dict[str, Any]:
+    """The recipe keys of a file for the model `before`, as far as they count if it is replaced by `model`.
+
+    Keys that the other model does not have are left out, and so is `model_size`, whose values are each model's own.
+    """
+    if model == before:
+        return dict(keys)
+    owners = {key: owners_of(key) for key in keys}
+    return {
+        key: value for key, value in keys.items() if key != "model_size" and (not owners[key] or model in owners[key])
+    }
 
 
 def create_model(

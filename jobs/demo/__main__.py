@@ -1,9 +1,10 @@
 """Run the whole pipeline on this machine in minutes: synthesised sounds → yt-dlp → shards → training → scores.
 
-    python -m jobs.demo [--output demo-out]
+    python -m jobs.demo [--output demo-out] [--compare]
 
 The demo synthesises sounds of 14 AudioSet classes, encodes them in three codecs and serves them over HTTP on loopback.
-The rest is a real run: it calls the jobs and prints their command lines.
+The rest is a real run: it calls the jobs and prints their command lines. With --compare it trains three models on the
+same data, and puts them on one page.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ast_core.labels import LabelVocabulary, audioset_labels
-from jobs import evaluate, prepare_audioset, train
+from jobs import compare, evaluate, prepare_audioset, train
 from jobs.common import add_ray_options, run
 from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
@@ -28,12 +29,15 @@ from pipeline import storage
 from pipeline.train.metrics_log import per_class_table, read_summary
 
 NUM_TRAIN, NUM_EVAL = 440, 110
+COMPARED = ("demo", "demo-talnet", "demo-linear")
+"""Recipes of the comparison."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder for all files (default demo-out)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sounds and training (default 0)")
+    parser.add_argument("--compare", action="store_true", help="train three models, and compare them on one page")
     add_ray_options(parser)
     args = parser.parse_args(argv)
     out, began_s = args.output.absolute(), time.monotonic()
@@ -45,37 +49,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     for video_id, fault in dataset.faults.items():
         print(f"   {video_id} is {fault}")
 
-    data, run = str(out / "data"), str(out / "run")
+    data = str(out / "data")
+    common = ["--data", data, "--train-splits", "train", "--eval-splits", "eval", "--num-workers", "2"]
+    common += ["--seed", str(args.seed)]
     with ray_session(args.address, args.num_cpus):
         with serve(dataset.media_dir) as base_url:
             print("\n2. Fetching the sections with yt-dlp and preparing them on Ray")
-            prepare = [
-                *(
-                    "--segments",
-                    str(dataset.train_list),
-                    str(dataset.eval_list),
-                    "--media-url",
-                    f"{base_url}/{{video_id}}",
-                ),
-                *("--labels", str(out / "labels.csv"), "--output", data),
-            ]
-            _run(prepare_audioset.main, "jobs/prepare_audioset.py", prepare)
-        print("\n3. Training a small AST from scratch with two workers")
-        splits = ["--train-splits", "train", "--eval-splits", "eval"]
-        fit = ["--recipe", "demo", "--data", data, *splits, "--output", run, "--num-workers", "2"]
-        _run(train.main, "jobs/train.py", [*fit, "--seed", str(args.seed)])
-        print("\n4. Evaluating the untrained model, for comparison")
-        score = ["--checkpoint", f"{run}/initial", "--data", data, "--split", "eval"]
-        _run(evaluate.main, "jobs/evaluate.py", score)
+            lists = ["--segments", str(dataset.train_list), str(dataset.eval_list)]
+            prepare = [*lists, "--media-url", f"{base_url}/{{video_id}}", "--labels", str(out / "labels.csv")]
+            _run(prepare_audioset.main, "jobs/prepare_audioset.py", [*prepare, "--output", data])
+        if args.compare:
+            print("\n3. Training an AST, a CRNN and a linear model from scratch with two workers")
+            recipes = ["--recipes", *COMPARED, "--output", str(out / "comparison")]
+            _run(compare.main, "jobs/compare.py", [*recipes, *common])
+        else:
+            _train_and_evaluate(data, str(out / "run"), common)
+    print(f"{time.monotonic() - began_s:.0f} s in all")
+    return 0
 
+
+def _train_and_evaluate(data: str, run: str, common: list[str]) -> None:
+    print("\n3. Training a small AST from scratch with two workers")
+    _run(train.main, "jobs/train.py", ["--recipe", "demo", "--output", run, *common])
+    print("\n4. Evaluating the untrained model, for comparison")
+    score = ["--checkpoint", f"{run}/initial", "--data", data, "--split", "eval"]
+    _run(evaluate.main, "jobs/evaluate.py", score)
     print("\n" + per_class_table(storage.read_bytes(storage.join(run, "per_class.csv")).decode()))
     summary = read_summary(run)
     print(
-        f"\neval mAP {summary['map']:.3f} (averaged weights {summary['averaged']['map']:.3f}) after "
-        f"{time.monotonic() - began_s:.0f} s in all\n"
+        f"\neval mAP {summary['map']:.3f} (averaged weights {summary['averaged']['map']:.3f})\n"
         f"data set      {data}\nrun           {run}\nbest model    {run}/best\nTensorBoard   tensorboard --logdir {run}"
     )
-    return 0
 
 
 def demo_labels() -> LabelVocabulary:

@@ -94,7 +94,8 @@ def model_figures(results: Sequence[RunResult], model: ScoredModel) -> Figures:
     by_seed = np.array([[one.planned.seed == seed for one in results] for seed in seeds])
     figures: Figures = {name: finite(model.mean(name)) for name in METRICS}
     for metric, resampled in model.resampled.items():
-        figures[f"{metric}_interval"] = interval(model.mean(metric), resampled)
+        bounds = interval(model.mean(metric), resampled)
+        figures[f"{metric}_interval"] = bounds and np.clip(bounds, 0, 1).tolist()  # the method knows no limits
         of_seeds = np.array([model.values[metric][runs].mean() for runs in by_seed])
         figures[f"{metric}_std_over_seeds"] = finite(float(of_seeds.std(ddof=1))) if len(seeds) > 1 else None
     averaged = [one.summary["averaged"] for one in results]

@@ -12,6 +12,7 @@ import yaml
 from ast_core import published_inputs
 from ast_core.errors import ConfigError
 from ast_core.models import create_model
+from ast_core.models.registry import MODELS, model_kind
 from ast_core.recipe import GROUPS, SYNONYMS, Recipe, load_recipe
 from ast_core.settings import descriptions
 from jobs import train
@@ -379,3 +380,29 @@ def test_settings_of_augmentations_that_are_not_listed_may_be_off_and_are_not_ch
     recipe = load("augmentations: [spec_augment]\nmixup: 0.0\nnoise: false")
     assert recipe.to_dict()["augmentations"] == ["spec_augment"]
     assert load("augmentations: []\ninput_tdim: 64").timem == 192  # wider than the input
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_any_recipe_trains_another_model_with_that_models_own_keys(model: str):
+    text = (RECIPES / "small.yaml").read_text()
+    recipe = load_recipe(text, {"model": model}, origin="small")
+    assert (recipe.model, recipe.epochs, recipe.norm_stats) == (model, 60, "data")
+    assert recipe.model_args()["name"] == model
+    if model != "ast":
+        assert (recipe.fstride, recipe.tstride) == (10, 10)  # the file's 16 are the AST's
+    if "imagenet_pretrain" in model_kind(model).keys:
+        assert recipe.imagenet_pretrain is False  # as in the file
+
+
+def test_convnext_is_tiny_unless_another_size_is_given():
+    assert load_recipe("model: convnext", {}, origin="test").model_size == "tiny"
+    assert load_recipe("model_size: tiny224", {"model": "convnext"}, origin="test").model_size == "tiny"
+    assert load_recipe("model: convnext", {"model_size": "atto"}, origin="test").model_size == "atto"
+    with pytest.raises(ConfigError, match=r"^model_size is 'huge'; use one of atto, .*, base for convnext$"):
+        load_recipe("model: convnext\nmodel_size: huge", {}, origin="test")
+
+
+@pytest.mark.parametrize("model", ["[ast]", "1", "null"])
+def test_a_model_that_is_no_text_is_refused_in_one_line(model: str):
+    with pytest.raises(ConfigError, match=r"^model is .*$"):
+        load_recipe("", {"model": model}, origin="test")
