@@ -38,31 +38,40 @@ def compare(runs: Sequence[PlannedRun], output: str, *, ray_session: RaySession)
         UserError: runs failed.
     """
     claimed = [(run, _claim(run)) for run in runs]
-    num_finished = sum(one.is_finished for _, one in claimed)
-    print(f"{len(runs)} runs, {num_finished} of them finished", flush=True)
-    failures: dict[str, str] = {}
     with fit.session(*(one for _, one in claimed), ray_session=ray_session):
-        for number, (run, one) in enumerate(claimed, start=1):
-            print(f"\n[{number} of {len(runs)}] {run.title}", flush=True)
-            try:
-                fit.train_run(one)
-            except UserError as err:
-                print(f"failed: {without_secrets(str(err))}", flush=True)
-                failures[run.model] = f"{run.title}: {without_secrets(str(err))}"
+        failures = _train(claimed)
         finished: dict[str, list[PlannedRun]] = {}
         for run in runs:
             if run.model not in failures:
                 finished.setdefault(run.model, []).append(run)
         if finished:
-            print("\ncomparing the models", flush=True)
-            found = comparison(finished, failures, _read_earlier(output))
-            storage.write_json(storage.join(output, COMPARISON), found)
-            storage.write_bytes(storage.join(output, PAGE), page.comparison_page(found, output).encode())
-            print(f"\n{table(found)}\nfigures: {storage.join(output, COMPARISON)}   page: {storage.join(output, PAGE)}")
+            _write(comparison(finished, failures, _read_earlier(output)), output)
     if failures:
         others = f"; {storage.join(output, COMPARISON)} has the others" if finished else ""
         first = next(iter(failures.values()))
         raise UserError(f"{len(failures)} of {len({run.model for run in runs})} models failed, {first}{others}")
+
+
+def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]]) -> dict[str, str]:
+    """Train the runs, one after the other. Returns what to say of the models whose runs failed."""
+    num_finished = sum(one.is_finished for _, one in claimed)
+    print(f"{len(claimed)} runs, {num_finished} of them finished", flush=True)
+    failures: dict[str, str] = {}
+    for number, (run, one) in enumerate(claimed, start=1):
+        print(f"\n[{number} of {len(claimed)}] {run.title}", flush=True)
+        try:
+            fit.train_run(one)
+        except UserError as err:
+            print(f"failed: {without_secrets(str(err))}", flush=True)
+            failures[run.model] = f"{run.title}: {without_secrets(str(err))}"
+    return failures
+
+
+def _write(found: Mapping[str, Any], output: str) -> None:
+    figures_uri, page_uri = storage.join(output, COMPARISON), storage.join(output, PAGE)
+    storage.write_json(figures_uri, found)
+    storage.write_bytes(page_uri, page.comparison_page(found, output).encode())
+    print(f"\n{table(found)}\nfigures: {figures_uri}   page: {page_uri}", flush=True)
 
 
 def _claim(run: PlannedRun) -> fit.ClaimedRun:
@@ -85,6 +94,7 @@ def comparison(
     Raises:
         DataError: a file of a run is missing or damaged, or runs were evaluated on different clips.
     """
+    print("\ncomparing the models", flush=True)
     results = {name: [read_result(run) for run in runs] for name, runs in models.items()}
     everything = [one for of_model in results.values() for one in of_model]
     figures.check_same_clips(everything)
