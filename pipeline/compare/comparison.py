@@ -177,7 +177,6 @@ def _read_earlier(output: str) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """The models as a text table, best first."""
     metric = found["metric"]
-    models = sorted(found["models"], key=lambda model: -(model[metric] or 0))
     heads = [
         "model",
         *(one.title for one in METRICS.values()),
@@ -195,7 +194,7 @@ def table(found: Mapping[str, Any]) -> str:
             f"{model['costs']['parameters'] / 1e6:.2f}",
             f"{model['costs']['inference']['clips_per_s']:.1f}",
         ]
-        for model in models
+        for model in page.by_metric(found)
     ]
     return text_table(heads, rows, "l" + "r" * (len(heads) - 1))
 
