@@ -11,10 +11,32 @@ from pathlib import Path
 from types import ModuleType
 
 from ast_core.recipe import GROUPS
-from jobs import compare, crossval, doctor, enhance_labels, evaluate, export, prepare_audioset, train
+from jobs import (
+    calibrate,
+    compare,
+    crossval,
+    doctor,
+    enhance_labels,
+    evaluate,
+    export,
+    prepare_audioset,
+    tag,
+    train,
+)
 from jobs.recipe_option import described_keys
 
-JOBS = (prepare_audioset, train, compare, evaluate, crossval, doctor, enhance_labels, export)
+JOBS = (
+    prepare_audioset,
+    train,
+    compare,
+    evaluate,
+    calibrate,
+    tag,
+    crossval,
+    doctor,
+    enhance_labels,
+    export,
+)
 PAGE = Path(__file__).with_name("options.md")
 INTRODUCTION = """\
 # Options

@@ -27,7 +27,7 @@ from ast_core.metrics import bootstrap_map
 from jobs.common import add_ray_options, output_uri, run
 from jobs.ray_session import ray_session
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
+from pipeline.dataset import Clips, PreparedDataset
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.data.feed import Targets
@@ -82,10 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     members = [ensemble.read_member(uri, dataset) for uri in checkpoints]
     for line in ensemble.length_lines(members, clips, dataset.features):
         print(line, flush=True)
-    with ray_session(args.address, args.num_cpus):
-        use_gpu = _use_gpu(args)
-        device, threads = args.device if use_gpu else "cpu", _threads(args, len(members))
-        scores = ensemble.scores(members, dataset, clips, device=device, use_gpu=use_gpu, threads=threads)
+    scores = score_clips(members, dataset, clips, args)
     of_members = [score_metrics(member, clips).scalars() for member in scores]
     mean_scores = np.mean(scores, axis=0)
     metrics = score_metrics(mean_scores, clips)
@@ -111,6 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         storage.write_json(json_uri, value)
     return 0
+
+
+def score_clips(
+    members: Sequence[ensemble.Member], dataset: PreparedDataset, clips: Clips, args: argparse.Namespace
+) -> list[np.ndarray]:
+    """Scores `[clips, classes]` of each member, computed on Ray as the options of a job say."""
+    with ray_session(args.address, args.num_cpus):
+        use_gpu = _use_gpu(args)
+        device, threads = args.device if use_gpu else "cpu", _threads(args, len(members))
+        return ensemble.scores(members, dataset, clips, device=device, use_gpu=use_gpu, threads=threads)
 
 
 def _use_gpu(args: argparse.Namespace) -> bool:

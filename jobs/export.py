@@ -24,7 +24,14 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from ast_core.checkpoints import CHECKPOINT_FILES, ModelConfig, save_huggingface, save_model, save_original
+from ast_core.checkpoints import (
+    CALIBRATION_FILE,
+    CHECKPOINT_FILES,
+    ModelConfig,
+    save_huggingface,
+    save_model,
+    save_original,
+)
 from ast_core.checkpoints.onnx import save_onnx
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
@@ -106,7 +113,10 @@ def _check_output(output: str, output_format: str, force: bool) -> None:
 
 
 def _contains_only_a_model(folder: str) -> bool:
-    return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= set(CHECKPOINT_FILES)
+    return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= {
+        *CHECKPOINT_FILES,
+        CALIBRATION_FILE,
+    }
 
 
 def _labels(uri: str) -> LabelVocabulary:

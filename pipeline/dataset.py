@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -267,6 +267,21 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def part(self, begin: int, end: int) -> "Clips":
+        """The clips from `begin` to `end`, with only the shards that they are in."""
+        used, shard_of = np.unique(self.shard_of[begin:end], return_inverse=True)
+        return replace(
+            self,
+            shards=[self.shards[i] for i in used],
+            shard_of=shard_of,
+            row=self.row[begin:end],
+            num_frames=self.num_frames[begin:end],
+            labels=self.labels.slice(begin, end - begin),
+            clip_id=self.clip_id.slice(begin, end - begin),
+            weight=self.weight[begin:end],
+            fbank_hash=None if self.fbank_hash is None else self.fbank_hash[begin:end],
+        )
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from ast_core.errors import DataError
 from pipeline import storage
 from pipeline.cluster import end, on_this_node
 
-Purpose = Literal["prepare", "train"]
-DOING: dict[Purpose, str] = {"prepare": "preparing", "train": "training"}
+Purpose = Literal["prepare", "train", "tag"]
+DOING: dict[Purpose, str] = {"prepare": "preparing", "train": "training", "tag": "tagging"}
 NO_SUCH_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of `flock` on file systems without locks, such as NFS and some Lustre."""
 

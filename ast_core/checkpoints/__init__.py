@@ -1,6 +1,7 @@
 """Reading and writing models in all formats that this project knows."""
 
 from ast_core.checkpoints.folder import (
+    CALIBRATION_FILE,
     CHECKPOINT_FILES,
     CONFIG_FILE,
     TORCH_WEIGHTS_FILE,
@@ -14,6 +15,7 @@ from ast_core.checkpoints.folder import (
 from ast_core.checkpoints.original import load_original, save_original
 
 __all__ = [
+    "CALIBRATION_FILE",
     "CHECKPOINT_FILES",
     "CONFIG_FILE",
     "TORCH_WEIGHTS_FILE",

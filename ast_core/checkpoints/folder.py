@@ -36,6 +36,8 @@ CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 TORCH_WEIGHTS_FILE = "pytorch_model.bin"
 """The weights in older Hugging Face folders, which have no `model.safetensors`."""
+CALIBRATION_FILE = "calibration.json"
+"""Thresholds and calibrated scores (`ast_core.calibration`). A model works without it."""
 CHECKPOINT_FILES = (CONFIG_FILE, PREPROCESSOR_FILE, WEIGHTS_FILE, TORCH_WEIGHTS_FILE)
 WEIGHTS_KEY = "weights_sha256"
 """Key of our `config.json` with the SHA-256 of `model.safetensors`."""

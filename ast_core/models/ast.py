@@ -22,7 +22,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.models.patchout import Patchout
 from ast_core.models.pretrained import IMAGE_HEADS, from_audioset, from_deit, on_grid, to_original
 from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_pretraining, patch_grid
-from ast_core.models.tagger import Tagger
+from ast_core.models.tagger import Outputs, Tagger
 from ast_core.transfer import to_device
 from ast_core.weight_files import fetch_audioset_weights, load_weights, read_weights
 
@@ -158,6 +158,11 @@ class ASTModel(Tagger):
     def forward_features(self, fbank_BTM: Tensor) -> Tensor:
         """The embedding `[B, D]`: the mean of the class and the distillation token."""
         return self._prefix(fbank_BTM, None).mean(dim=1)
+
+    def outputs(self, fbank_BTM: Tensor) -> Outputs:
+        """The results of `forward` and `forward_features`, from one pass."""
+        embedding_BD = self.forward_features(fbank_BTM)
+        return Outputs(self.mlp_head(embedding_BD), embedding_BD, None)
 
     def _before_last_block(self, fbank_BTM: Tensor, patchout: Patchout | None) -> Tensor:
         if fbank_BTM.shape[1:] != self.input_shape:

@@ -6,7 +6,7 @@ B clips, T frames, M mel bins, T' frames of the model's output, D dimensions, C 
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,15 @@ from ast_core.weight_files import load_weights
 
 SHORT_CLIP_FRAMES = 64
 """Frames of a clip that is long enough for every encoder, and short enough for a quick try."""
+
+
+class Outputs(NamedTuple):
+    """All that a tagger computes for a batch."""
+
+    logits_BC: Tensor
+    embedding_BD: Tensor
+    frame_logits_BTC: Tensor | None
+    """None for a model without scores of frames."""
 
 
 class Tagger(nn.Module):
@@ -48,6 +57,17 @@ class Tagger(nn.Module):
     def forward_features(self, fbank_BTM: Tensor) -> Tensor:
         """The embedding `[B, D]` before the classifier."""
         raise NotImplementedError
+
+    def outputs(self, fbank_BTM: Tensor) -> Outputs:
+        """The results of `forward` and `forward_features`, and the scores of frames of a model that has them.
+
+        A subclass may compute what they share once.
+        """
+        return Outputs(self(fbank_BTM), self.forward_features(fbank_BTM), None)
+
+    def seconds_per_frame(self, features: FeatureSettings) -> float | None:
+        """Seconds from one frame of `frame_logits` to the next; None for a model without scores of frames."""
+        return None
 
     def forward_flops(self, patchout_f: int = 0, patchout_t: int = 0) -> int:
         """Operations for one clip, two for each multiply-add, with that many rows and columns of patches left out."""
@@ -143,6 +163,11 @@ class FrameTagger(Tagger):
     def forward_features(self, fbank_BTM: Tensor) -> Tensor:
         """The embedding `[B, D]`: the mean over frames."""
         return self.frames(fbank_BTM).mean(dim=1)
+
+    def outputs(self, fbank_BTM: Tensor) -> Outputs:
+        """The results of `forward`, `forward_features` and `frame_logits`, from one pass of the encoder."""
+        frames_BTD = self.frames(fbank_BTM)
+        return Outputs(self.pooling(frames_BTD), frames_BTD.mean(dim=1), self.pooling.frame_logits(frames_BTD))
 
     def frame_logits(self, fbank_BTM: Tensor) -> Tensor:
         """Raw logits of each frame `[B, T', C]`. Frame i is about the input around frame `i * frame_stride`."""

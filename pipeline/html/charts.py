@@ -157,6 +157,23 @@ def picture(
     return _figure(svg, title, f"{y_label}, over {x_label}, 0 to {_text(x_max)}")
 
 
+def lanes(
+    rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, title: str, x_max: float, x_label: str
+) -> Markup:
+    """A lane for each row, the first one at the top, with a bar for each of its spans from begin to end."""
+    about = f"{x_label} from 0 to {_text(x_max)}; " + "; ".join(
+        f"{name}: " + ", ".join(f"{_text(begin)} to {_text(end)}" for begin, end in spans) for name, spans in rows
+    )
+    with _axes(title, x_label, "") as axes:
+        axes.set(xlim=(0, x_max), ylim=(len(rows), 0), yticks=[])
+        for i, (name, spans) in enumerate(rows):
+            bars = [(begin, end - begin) for begin, end in spans]
+            axes.broken_barh(bars, (i + 0.45, 0.5), facecolors=LINE_COLOURS[i % len(LINE_COLOURS)])
+            axes.text(0, i + 0.4, name, va="bottom")
+        svg = _svg(axes, {})
+    return _figure(svg, title, about)
+
+
 @contextmanager
 def _axes(title: str, x_label: str, y_label: str) -> "Iterator[Axes]":
     """Axes on a figure whose points are the CSS pixels of the page. The figure must be saved before the block ends."""

@@ -184,7 +184,7 @@ def _prepare_remaining(
         work_list(settings.output) as folder,
         fetching as permits,
         Progress(len(remaining.clips), say, permits.fetching if permits else None) as progress,
-        closing(_written(_stages(remaining, folder, settings, permits, store))) as outcomes,
+        closing(rows_of(_stages(remaining, folder, settings, permits, store))) as outcomes,
     ):
         for written in outcomes:
             progress.add(written["reason"], written["clips"])
@@ -230,7 +230,7 @@ def _stages(
     permits: ClusterPermits | None,
     store: AudioStore | None,
 ) -> Dataset:
-    _silence_ray()
+    silence_ray()
     DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
     clips_per_chunk = _clips_per_chunk(remaining, settings)
     chunks = write_chunks(folder, remaining.clips, clips_per_chunk)
@@ -346,15 +346,15 @@ def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Datas
     return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **options)
 
 
-def _written(data: Dataset) -> Generator[dict[str, Any]]:
-    """Yield the counts by outcome as the chunks are written.
+def rows_of(data: Dataset, is_whole: str = "") -> Generator[dict[str, Any]]:
+    """Yield the rows of a Dataset. Errors are those of `user_errors_from_tasks`.
 
     When the loop over them ends for any reason, the Dataset's executor is stopped. Otherwise its thread would start
     Ray again after a shutdown: Ray stops it only while it waits for a row, or when the iterator is garbage-collected.
     """
     rows = data.iter_rows()
     try:
-        with user_errors_from_tasks():
+        with user_errors_from_tasks(is_whole):
             yield from rows
     finally:
         executor = data._current_executor
@@ -362,7 +362,7 @@ def _written(data: Dataset) -> Generator[dict[str, Any]]:
             executor.shutdown(force=True)
 
 
-def _silence_ray() -> None:
+def silence_ray() -> None:
     """Turn off Ray's progress bars and tracebacks, because our progress counts clips and failures, and the job prints
     an error as one line. Ray's warnings still appear, and its log files contain everything.
     """

@@ -12,7 +12,7 @@ from pipeline import ray_metrics
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.rate_limiter import Fetching, RateLimit
 from pipeline.redaction import without_secrets
-from pipeline.text_table import text_table
+from pipeline.text_table import duration, text_table
 
 EVERY_S = 5.0
 EVERY_S_LATER, LATER_S = 60.0, 600.0
@@ -78,18 +78,6 @@ class Progress:
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._began_s
-
-
-def duration(seconds: float) -> str:
-    """A duration in its two largest units: `40 s`, `12 min 30 s`, `3 h 20 min`, `290 d 2 h`."""
-    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-    parts: list[str] = []
-    left = round(seconds)
-    for name, size in units:
-        if left >= size or parts or size == 1:
-            parts.append(f"{left // size} {name}")
-            left %= size
-    return " ".join(part for part in parts[:2] if len(parts) == 1 or not part.startswith("0 "))
 
 
 @dataclass(frozen=True)

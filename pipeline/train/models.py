@@ -1,5 +1,6 @@
 """Reading and writing models by URI, on disk or object storage: model folders and other projects' checkpoints."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,9 @@ import pyarrow.fs as pafs
 import torch
 from torch import Tensor
 
+from ast_core.calibration import ModelCalibration
 from ast_core.checkpoints import (
+    CALIBRATION_FILE,
     CHECKPOINT_FILES,
     CONFIG_FILE,
     TORCH_WEIGHTS_FILE,
@@ -31,6 +34,9 @@ from ast_core.recipe import Recipe
 from pipeline import storage
 
 COPY_BYTES = 1 << 24
+
+CLASSES_SHOWN = 5
+"""Number of classes that an error message names."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,20 @@ def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int
         if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
             return [theirs.index(label) for label in ours]
     return None
+
+
+def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
+    """One line that names some of the classes that only one of two vocabularies has."""
+    parts = []
+    for who, ours, theirs in (("only the model has", of_model, of_data), ("only the data has", of_data, of_model)):
+        known = {*theirs.mids, *theirs.names}
+        missing = [
+            name for mid, name in zip(ours.mids, ours.names, strict=True) if mid not in known and name not in known
+        ]
+        if missing:
+            more = f" and {len(missing) - CLASSES_SHOWN:,} more" if len(missing) > CLASSES_SHOWN else ""
+            parts.append(f"{who} {', '.join(map(repr, missing[:CLASSES_SHOWN]))}{more}")
+    return "; ".join(parts) or "several classes have the same name"
 
 
 def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocabulary | None = None) -> Tagger:
@@ -115,6 +135,53 @@ def find(uri: str) -> str:
     raise DataError(
         f"{uri} is neither a file of weights, nor a folder with {WEIGHTS_FILE}, nor a run with a best model"
     )
+
+
+def sha256(model: Tagger, config: ModelConfig) -> str:
+    """A hash of a model's weights and config, which is the same in every format."""
+    digest = hashlib.sha256(config.to_json().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def calibration_file(uri: str) -> str:
+    """The file with the calibration of the model at `uri`, which is the result of `find`.
+
+    Raises:
+        ConfigError: the model is a file of weights, beside which no calibration can lie.
+    """
+    fs, path = storage.resolve(uri)
+    if fs.get_file_info(path).is_file:
+        raise ConfigError(
+            f"{uri} is a file of weights, and a calibration lies in a model's folder: first make one with "
+            "jobs/export.py --format ours"
+        )
+    return storage.join(uri, CALIBRATION_FILE)
+
+
+def read_calibration(uri: str, model: Tagger, config: ModelConfig) -> ModelCalibration | None:
+    """The calibration of the model at `uri`, which is the result of `find`; None if it has none.
+
+    Raises:
+        DataError: the file is damaged, or was made for other weights or classes.
+    """
+    fs, path = storage.resolve(uri)
+    if fs.get_file_info(path).is_file or not storage.exists(file := calibration_file(uri)):
+        return None
+    remedy = "run jobs/calibrate.py again, or delete it"
+    value = storage.read_checked_json(file, remedy=remedy, is_required=lambda _: True)
+    if value.get("model_sha256") != sha256(model, config):
+        raise DataError(f"{file} was made for other weights than those beside it; {remedy}")
+    return ModelCalibration.from_dict(value, config.labels, origin=file)
+
+
+def write_calibration(uri: str, made: ModelCalibration, model: Tagger, config: ModelConfig) -> str:
+    """Write the calibration of the model at `uri`, which is the result of `find`, and return the file's URI."""
+    file = calibration_file(uri)
+    storage.write_checked_json(file, made.to_dict(config.labels) | {"model_sha256": sha256(model, config)})
+    return file
 
 
 def read(uri: str, **given: Any) -> tuple[Tagger, ModelConfig]:

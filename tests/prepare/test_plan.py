@@ -28,9 +28,9 @@ from pipeline.prepare.plan import (
     FetchAndPrepare,
     PrepareSettings,
     Stages,
-    _written,
     fail_after_deaths,
     prepare,
+    rows_of,
 )
 from pipeline.prepare.sources import read_manifest
 from pipeline.ray_errors import user_errors_from_tasks
@@ -123,7 +123,7 @@ def test_case_26_no_executor_outlives_the_loop_over_rows(where: str, local_ray: 
 
     def work() -> None:
         data = ray.data.range(60, override_num_blocks=60).map_batches(slowly, batch_format="pyarrow")
-        with closing(_written(data)) as rows:
+        with closing(rows_of(data)) as rows:
             for _ in rows:
                 press()
 
@@ -147,9 +147,9 @@ def test_a_user_error_in_a_task_keeps_its_message(local_ray: None, tmp_path: Pat
     (tmp_path / "fetched").mkdir()
     fetch = RecordedFetch(tmp_path / "fetched")
     ways = {
-        "stage": lambda: list(_written(ray.data.range(1).map_batches(refuse, batch_format="pyarrow"))),
-        "preparing": lambda: list(_written(fetched_and_prepared(tmp_path, fetch, Stages((refuse,)), num_clips=8))),
-        "fetching": lambda: list(_written(fetched_and_prepared(tmp_path, refuse, Stages(()), num_clips=8))),
+        "stage": lambda: list(rows_of(ray.data.range(1).map_batches(refuse, batch_format="pyarrow"))),
+        "preparing": lambda: list(rows_of(fetched_and_prepared(tmp_path, fetch, Stages((refuse,)), num_clips=8))),
+        "fetching": lambda: list(rows_of(fetched_and_prepared(tmp_path, refuse, Stages(()), num_clips=8))),
         "outside Ray Data": lambda: _outside_ray_data(),
     }
     raises_original, DataContext.get_current().raise_original_map_exception = False, True
@@ -169,7 +169,7 @@ def no_room(rows: pa.Table) -> pa.Table:
 def test_part_3_5_a_full_disk_is_named_by_its_path(local_ray: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DataContext.get_current(), "raise_original_map_exception", True)
     with pytest.raises(UserError) as caught:
-        list(_written(ray.data.range(1).map_batches(Stages((no_room,)), batch_format="pyarrow")))
+        list(rows_of(ray.data.range(1).map_batches(Stages((no_room,)), batch_format="pyarrow")))
     expected = "No space left on device: /data/train/shards/0.parquet; make room there, and run the same command again"
     assert str(caught.value) == f"{SHARDS_ARE_WHOLE}: {expected}"
 
@@ -216,7 +216,7 @@ def test_c16_a_chunk_whose_task_always_dies_fails_and_the_rest_continues(local_r
     data = ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
         Stages((read_chunks, fail_after_deaths, DiesWith("clip05"))), batch_size=1, batch_format="pyarrow"
     )
-    rows = {row["clip_id"]: row for row in _written(data)}
+    rows = {row["clip_id"]: row for row in rows_of(data)}
     failed = [clip_id for clip_id, row in rows.items() if row["reason"] is not None]
     assert (len(rows), len(failed), "clip05" in failed) == (12, 4, True)
     (why,) = {(row["stage"], row["reason"], row["attempts"], row["message"]) for row in rows.values() if row["reason"]}

@@ -21,6 +21,7 @@ from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import storage
 from pipeline.prepare.audio import headers
+from pipeline.prepare.audio.blocks import MIN_LOST_S, Block, Lost, read_blocks
 from pipeline.prepare.audio.packets import is_longer
 from pipeline.prepare.audio.sections import Section, chosen_track, read_section
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
@@ -131,17 +132,25 @@ def decode_media(
 
     Also returns the number of samples that were clipped before, which an audio store records.
     """
-    if member is not None:
-        stored = read_member(media, member)
-        with io.BytesIO(stored.audio) as file:
-            waveform = decode_section(file, start_s, duration_s, may_be_clip=may_be_clip, features=features)
-        return waveform, stored.num_clipped
-    with _open_media(media) as opened:
-        return decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip, features=features), 0
+    with open_media(media, member) as (opened, num_clipped):
+        waveform = decode_section(opened, start_s, duration_s, may_be_clip=may_be_clip, features=features)
+    return waveform, num_clipped
 
 
 @contextmanager
-def _open_media(uri: str) -> Iterator[BinaryIO | str]:
+def open_media(media: str, member: str | None) -> Iterator[tuple[BinaryIO | str, int]]:
+    """A file or an archive's member, as `decode_section` takes it, and its samples that were clipped before."""
+    if member is not None:
+        stored = read_member(media, member)
+        with io.BytesIO(stored.audio) as file:
+            yield file, stored.num_clipped
+        return
+    with _open_file(media) as opened:
+        yield opened, 0
+
+
+@contextmanager
+def _open_file(uri: str) -> Iterator[BinaryIO | str]:
     """Give FFmpeg a local path (with `file:`, so that it is not read as a protocol), or a seekable remote file."""
     path = uri
     try:
@@ -201,7 +210,7 @@ def decode_section(
     if features.num_frames(len(waveform)) < 1:
         length_ms = 1000 * len(waveform) / features.sample_rate_hz
         raise ClipError(Reason.TOO_SHORT, f"{length_ms:.1f} ms, less than one frame")
-    _check_samples(waveform, section.level_share)
+    check_samples(waveform, section.level_share)
     return waveform
 
 
@@ -263,6 +272,44 @@ def _bytes_of(file: BinaryIO | str) -> Iterator[BinaryIO]:
     file.seek(before)
 
 
+def decode_blocks(
+    file: BinaryIO | str, start_s: float, duration_s: float | None, *, sample_rate_hz: int, block_s: float
+) -> Iterator[Block]:
+    """`decode_section` for a recording of any length: its blocks (`blocks.read_blocks`), without checks.
+
+    If the header promises more than there is, a last block without samples says so (`is_end`).
+
+    Raises:
+        ClipError: not_audio, truncated, too_large for memory, or network.
+    """
+    try:
+        with _opened(file) as (container, track):
+            opened = functools.partial(_bytes_of, file)
+            is_seekable = isinstance(file, str) or file.seekable()
+            declared_s = headers.declared_s(container, track, opened) if is_seekable else None
+            may_seek = container.format.name != "ogg" or (is_seekable and not _is_chained_ogg(file, opened))
+            end_s = start_s
+            for block in read_blocks(
+                container,
+                track,
+                start_s,
+                duration_s,
+                sample_rate_hz=sample_rate_hz,
+                block_s=block_s,
+                may_seek=may_seek,
+            ):
+                end_s = (end_s if block.begin_s is None else block.begin_s) + len(block.samples) / sample_rate_hz
+                yield block
+    except FFmpegError as err:
+        raise _classified(err, file) from err
+    except OSError as err:
+        raise ClipError(Reason.NETWORK, f"reading it: {err}") from err
+    if duration_s is None and declared_s is not None and declared_s - end_s > MIN_LOST_S:
+        message = f"the sound ends at {end_s:.2f} s of {declared_s:.2f} s by its header"
+        lost = Lost(end_s, declared_s, Reason.TRUNCATED, message)
+        yield Block(None, np.empty(0, np.float32), 1.0, (lost,), is_end=True)
+
+
 def _check_complete(section: Section, start_s: float, duration_s: float | None, declared_s: float | None) -> None:
     """Raises ClipError if too much of the sound is missing."""
     length_s, there_s = section.length_s, section.length_s - section.missing_s
@@ -282,7 +329,7 @@ def _check_complete(section: Section, start_s: float, duration_s: float | None, 
             raise ClipError(Reason.TRUNCATED, f"{length_s:.2f} s of {declared_s - start_s:.2f} s by its header")
 
 
-def _check_samples(waveform: np.ndarray, level_share: float) -> None:
+def check_samples(waveform: np.ndarray, level_share: float) -> None:
     """Raises ClipError if channels cancel each other, or samples are out of range."""
     if not np.isfinite(waveform).all():  # floating-point files may contain NaN
         raise ClipError(Reason.NOT_AUDIO, "its samples are not all finite numbers")

@@ -65,6 +65,13 @@ class Mono:
         ]
         return np.concatenate([np.empty(0, np.float32), *resampled])
 
+    def drain(self) -> list[tuple[int, np.ndarray]]:
+        """The pieces since the last call, each with its rate, not resampled. `level_share` starts again with them."""
+        self._flush()
+        pieces, self._pieces = self._pieces, []
+        self._variance = self._channel_variance = 0.0
+        return pieces
+
     def level_share(self) -> float:
         """RMS of the mean of the channels over the RMS of the channels, without constant parts.
 
@@ -98,6 +105,36 @@ class Mono:
         mono = mono.astype(np.float32, copy=False)
         self._pieces.append((rate_hz, mono))
         self._waiting, self._values_waiting = [], 0
+
+
+class Resampler:
+    """Resamples a stream of pieces. All of its output together equals `Mono.waveform` of all pieces, to the bit."""
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        self.sample_rate_hz = sample_rate_hz
+        self._rate_hz = 0
+        self._stream: soxr.ResampleStream | None = None
+
+    def add(self, rate_hz: int, samples: np.ndarray) -> np.ndarray:
+        """float32 `[samples]`: what is ready after this piece. The end of what was added before may be held back."""
+        rest = self.finish() if rate_hz != self._rate_hz else _NOTHING
+        if rate_hz == self.sample_rate_hz:
+            return np.concatenate([rest, samples])
+        if self._stream is None:
+            self._rate_hz = rate_hz
+            self._stream = soxr.ResampleStream(rate_hz, self.sample_rate_hz, 1, dtype="float32")
+        return np.concatenate([rest, self._stream.resample_chunk(samples, last=False)])
+
+    def finish(self) -> np.ndarray:
+        """What was held back. The next piece begins a new stream."""
+        if self._stream is None:
+            return _NOTHING
+        rest: np.ndarray = self._stream.resample_chunk(_NOTHING, last=True)
+        self._stream, self._rate_hz = None, 0
+        return rest
+
+
+_NOTHING = np.empty(0, np.float32)
 
 
 def _as_float(values: np.ndarray) -> np.ndarray:

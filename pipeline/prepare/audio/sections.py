@@ -33,6 +33,12 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Allowed sample rates. A header may claim any rate, at which a second has a handful of samples or gigabytes."""
 
 
+UNREAD = (
+    "FFmpeg reads only the first of the recordings that were joined in this file, as the next has another rate, "
+    "channels or codec"
+)
+
+
 @dataclass(frozen=True)
 class Section:
     waveform: np.ndarray
@@ -74,34 +80,34 @@ def read_section(
         ClipError: not_audio; truncated, if FFmpeg cannot read how the file continues.
         FFmpegError: nothing could be decoded, or there was not enough memory.
     """
-    zero_s = _start_s(container, track)
+    zero_s = clock_start_s(container, track)
     packets = Packets(container, track)
-    run_up_s = zero_s + start_s - SEEK_MARGIN_S if may_seek and not packets.must_count else -math.inf
-    cutter = _Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=float(track.time_base or 1))
+    cutter = Cutter(start_s, duration_s, is_timed=packets.is_timed, tick_s=float(track.time_base or 1))
     cutter.sound_end_s = None if packets.end_s is None else packets.end_s - zero_s
-    for decoded in packets.frames(run_up_s):
+    for decoded in packets.frames(run_up_s(packets, zero_s + start_s, may_seek=may_seek)):
         if cutter.take(decoded, zero_s):
             break
     else:
         if packets.unread is not None and cutter.has_begun:
-            raise ClipError(
-                Reason.TRUNCATED,
-                "FFmpeg reads only the first of the recordings that were joined in this file, as the next has another "
-                "rate, channels or codec",
-            )
+            raise ClipError(Reason.TRUNCATED, UNREAD)
     if packets.error is not None and not cutter.has_begun:
         raise packets.error
     return cutter.section([(begin_s - zero_s, end_s - zero_s) for begin_s, end_s in packets.lost_s], sample_rate_hz)
 
 
-def _start_s(container: InputContainer, track: av.AudioStream) -> float:
+def run_up_s(packets: Packets, begin_s: float, *, may_seek: bool) -> float:
+    """The timestamp from which packets are decoded for a section that begins at the timestamp `begin_s`."""
+    return begin_s - SEEK_MARGIN_S if may_seek and not packets.must_count else -math.inf
+
+
+def clock_start_s(container: InputContainer, track: av.AudioStream) -> float:
     """When the recording begins on its clock: with its first track, or with this one if the clock may jump."""
     if clock_may_jump(container) and track.start_time is not None and track.time_base is not None:
         return float(track.start_time * track.time_base)
     return (container.start_time or 0) / av.time_base
 
 
-class _Cutter:
+class Cutter:
     """Cuts a section out of frames in order. Positions are in samples of the current rate."""
 
     def __init__(self, start_s: float, duration_s: float | None, *, is_timed: bool, tick_s: float) -> None:
@@ -147,9 +153,7 @@ class _Cutter:
             return False  # before the section; hours of frames must not be collected
         if begin > self._next_wanted:
             hole = min(begin, self._end) - self._next_wanted
-            self._mono.add_silence(hole, self._rate_hz)
-            hole_begin_s = (self._zero + self._next_wanted) / self._rate_hz
-            self._holes_s.append((hole_begin_s, hole_begin_s + hole / self._rate_hz))
+            self._fill(hole)
             self._next_wanted += hole
             self._length_s += hole / self._rate_hz
         num_taken = min(self._position, self._end) - self._next_wanted
@@ -165,9 +169,19 @@ class _Cutter:
 
         If samples arrived in such a span all the same, because the decoder continued in a packet, nothing is missing.
         """
-        missing_s = sum(_missing_s(hole, lost_s) for hole in self._holes_s)
+        missing_s = sum(lost_part_s(hole, lost_s) for hole in self._holes_s)
         waveform = self._mono.waveform(sample_rate_hz)
         return Section(waveform, self._length_s, self._decoded_s, missing_s, self._mono.level_share())
+
+    def _hole_s(self, num_samples: int) -> tuple[float, float]:
+        """Where a hole of this length lies on the clock of timestamps, if it begins with the next sample."""
+        begin_s = (self._zero + self._next_wanted) / self._rate_hz
+        return begin_s, begin_s + num_samples / self._rate_hz
+
+    def _fill(self, num_samples: int) -> None:
+        """Fill a hole with silence."""
+        self._mono.add_silence(num_samples, self._rate_hz)
+        self._holes_s.append(self._hole_s(num_samples))
 
     def _begin(self, stamp: int, num_samples: int) -> None:
         if self.start_s == 0:
@@ -217,7 +231,7 @@ class _Cutter:
         self._rate_hz = rate_hz
 
 
-def _missing_s(hole: tuple[float, float], lost_s: list[tuple[float, float]]) -> float:
+def lost_part_s(hole: tuple[float, float], lost_s: list[tuple[float, float]]) -> float:
     """How much of a hole was lost. Holes are located by samples, `lost_s` by timestamps; they may differ by `GAP_S`."""
     begin_s, end_s = hole
     near_s = [end - begin for begin, end in lost_s if begin < end_s + GAP_S and end > begin_s - GAP_S]

@@ -183,6 +183,31 @@ def fetch_with_ytdlp(
             raise failure_of(err) from err
 
 
+@contextmanager
+def open_url(url: str, *, settings: YtDlp, max_bytes: int) -> Iterator[BinaryIO | str]:
+    """The recording at a URL, as `decode_section` takes it. A failure of the host is raised at the end of the block.
+
+    Raises:
+        ClipError, UserError: as `fetch_with_ytdlp`.
+    """
+    with tempfile.TemporaryDirectory(prefix="ast-fetch-", ignore_cleanup_errors=True) as folder:
+        options = _options(settings, folder, None, every_client=False)
+        try:
+            with yt_dlp.YoutubeDL(options) as downloader, _only_allowed_hosts(settings, downloader):
+                offer = _offer(downloader, url)
+                if offer.get("protocol") in IN_PIECES:
+                    yield f"file:{_joined(downloader, offer, folder)}"
+                    return
+                with _open(downloader, offer, settings, offer["url"], max_bytes) as file:
+                    try:
+                        yield cast(BinaryIO, file)
+                    finally:  # the file seemed to end, and that may have raised anything
+                        if file.failure is not None:
+                            raise file.failure
+        except (YoutubeDLError, OSError) as err:
+            raise failure_of(err) from err
+
+
 def _offer(downloader: yt_dlp.YoutubeDL, url: str) -> dict[str, Any]:
     """Where the media is, in yt-dlp's description.
 
@@ -224,7 +249,9 @@ def _is_site(url: str) -> bool:
     return any(site.suitable(url) for site in gen_extractor_classes() if site.ie_key() != "Generic")
 
 
-def _open(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, url: str) -> HttpFile:
+def _open(
+    downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, url: str, max_bytes: int = MAX_FETCH_BYTES
+) -> HttpFile:
     def ask(headers: dict[str, str]) -> Response:
         headers = offer.get("http_headers", {}) | {"Accept-Encoding": "identity"} | headers
         if not settings.allow_private_hosts:
@@ -236,7 +263,7 @@ def _open(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], settings: YtDlp, 
 
     return HttpFile(
         ask,
-        max_bytes=MAX_FETCH_BYTES,
+        max_bytes=max_bytes,
         check_ranges=not offer.get("is_site", True),
         name=posixpath.basename(urlsplit(url).path),
     )

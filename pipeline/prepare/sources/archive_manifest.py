@@ -69,9 +69,9 @@ def find(uri: str, notes: list[str]) -> list[str]:
         raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
     if re.match("https?://", uri, re.IGNORECASE):
         return []
-    if re.search(r"[*?[]", uri) and not storage.exists(uri):
+    if is_glob(uri):
         return _matching(uri, notes)
-    if _is_folder(uri):
+    if is_folder(uri):
         files = storage.list_files(storage.absolute(uri), recursive=True)
         found, outputs = without_outputs(files, list(filter(archives.is_archive, files)))
         if not found:
@@ -108,8 +108,12 @@ def _other_audio(uri: str) -> archives.OtherAudioError | None:
     return None
 
 
-def _matching(pattern: str, notes: list[str]) -> list[str]:
-    """The archives that a glob matches. `*` stays within a folder, `**` does not."""
+def is_glob(uri: str) -> bool:
+    return re.search(r"[*?[]", uri) is not None and not storage.exists(uri)
+
+
+def matching_files(pattern: str) -> tuple[list[str], list[str]]:
+    """All files below the folder of a glob, and those that it matches. `*` stays within a folder, `**` does not."""
     pattern = storage.absolute(pattern)
     root = dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
     deep = "**" in pattern
@@ -117,18 +121,22 @@ def _matching(pattern: str, notes: list[str]) -> list[str]:
     matching = [
         file
         for file in files
-        if archives.is_archive(file)
-        and fnmatchcase(file, pattern.replace("**/", "*"))
-        and (deep or file.count("/") == pattern.count("/"))
+        if fnmatchcase(file, pattern.replace("**/", "*")) and (deep or file.count("/") == pattern.count("/"))
     ]
-    found, outputs = without_outputs(files, matching)
+    return files, matching
+
+
+def _matching(pattern: str, notes: list[str]) -> list[str]:
+    """The archives that a glob matches."""
+    files, matching = matching_files(pattern)
+    found, outputs = without_outputs(files, list(filter(archives.is_archive, matching)))
     if not found:
         why = f" ({outputs[0]})" if outputs else ""
         raise DataError(f"no .parquet or .tar file matches {pattern}{why}")
     return _without_other_audio(found, notes, outputs)
 
 
-def _is_folder(uri: str) -> bool:
+def is_folder(uri: str) -> bool:
     fs, path = storage.resolve(uri)
     try:
         return bool(fs.get_file_info(path).type == pafs.FileType.Directory)
@@ -139,7 +147,7 @@ def _is_folder(uri: str) -> bool:
 def own_labels(uri: str, found: list[str]) -> LabelVocabulary | None:
     """The archives' own vocabulary: `labels.csv` in their folder, else Hugging Face's ClassLabel in the first file."""
     labels_file = storage.join(uri, "labels.csv")
-    if _is_folder(uri) and storage.exists(labels_file):
+    if is_folder(uri) and storage.exists(labels_file):
         text = storage.read_text(labels_file)
         if all(column in text[:200].lower() for column in CSV_HEADER):
             return LabelVocabulary.from_csv(text, origin=labels_file)

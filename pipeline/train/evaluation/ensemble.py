@@ -11,16 +11,12 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.errors import DataError
 from ast_core.execution import for_device, set_attention
 from ast_core.features import FeatureSettings
-from ast_core.labels import LabelVocabulary
 from ast_core.models.tagger import Tagger
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import user_errors_from_tasks
 from pipeline.train import data_checks, models
 from pipeline.train.evaluation.scoring import evaluate
-from pipeline.train.models import class_order
-
-CLASSES_SHOWN = 5
-"""Number of classes that an error message names."""
+from pipeline.train.models import class_order, differing
 
 
 @dataclass(frozen=True)
@@ -46,20 +42,6 @@ def read_member(uri: str, dataset: PreparedDataset) -> Member:
             f"({len(dataset.labels)}): {differing(config.labels, dataset.labels)}"
         )
     return Member(model, config, columns)
-
-
-def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
-    """One line that names some of the classes that only one of two vocabularies has."""
-    parts = []
-    for who, ours, theirs in (("only the model has", of_model, of_data), ("only the data has", of_data, of_model)):
-        known = {*theirs.mids, *theirs.names}
-        missing = [
-            name for mid, name in zip(ours.mids, ours.names, strict=True) if mid not in known and name not in known
-        ]
-        if missing:
-            more = f" and {len(missing) - CLASSES_SHOWN:,} more" if len(missing) > CLASSES_SHOWN else ""
-            parts.append(f"{who} {', '.join(map(repr, missing[:CLASSES_SHOWN]))}{more}")
-    return "; ".join(parts) or "several classes have the same name"
 
 
 def length_lines(members: Sequence[Member], clips: Clips, features: FeatureSettings) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from markupsafe import Markup
 
+from ast_core.calibration import Reliability, reliability
 from ast_core.checksums import without_checksum
 from ast_core.errors import DataError
 from ast_core.metrics import METRICS, key_metrics, per_class_columns, selection_metrics
@@ -387,7 +388,7 @@ def _score_part(scores: Scores | None, classes: Sequence[Record]) -> dict[str, A
         [one["name"] for one in classes] if len(classes) == num_classes else [f"class {c}" for c in range(num_classes)]
     )
     targets = scores.targets()
-    found = analysis.calibration(scores.scores, targets)
+    found = reliability(scores.scores, targets)
     pairs = analysis.confusions(scores.scores, targets, num=NUM_CONFUSIONS, min_clips=MIN_CONFUSED_CLIPS)
     return {
         "calibration": _calibration_table(found),
@@ -408,7 +409,7 @@ def _score_part(scores: Scores | None, classes: Sequence[Record]) -> dict[str, A
     }
 
 
-def _calibration_table(found: analysis.Calibration) -> Table:
+def _calibration_table(found: Reliability) -> Table:
     last = len(found.decisions) - 1
     rows = [
         [
@@ -423,7 +424,7 @@ def _calibration_table(found: analysis.Calibration) -> Table:
     return Table("Decisions by score", columns, rows)
 
 
-def _calibration_chart(found: analysis.Calibration) -> Markup:
+def _calibration_chart(found: Reliability) -> Markup:
     some = found.decisions > 0
     notes = [f"{decisions:,} decisions" for decisions in found.decisions[some]]
     ours = Series("this model", found.mean_score[some], found.share_true[some], has_dots=True, notes=notes)

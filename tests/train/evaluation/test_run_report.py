@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ast_core.calibration import reliability
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import tagging_metrics
 from ast_core.recipe import Recipe
 from jobs.recipe_option import read_recipe
 from pipeline import storage
-from pipeline.train.evaluation import analysis
 from pipeline.train.evaluation.run_report import FULL_AUDIOSET_KEYS, REFERENCE_RECIPE, write_run_report
 from pipeline.train.evaluation.scores import write_scores
 from pipeline.train.metrics_log import RunLog, finite_or_null, per_class_csv, write_summary
@@ -178,7 +178,7 @@ def test_calibration_and_confusions_match_the_scores(html: str):
     for row, clip in zip(targets, labels, strict=True):
         row[clip] = 1
     parsed = Page(html)
-    found = analysis.calibration(scores.astype(np.float16), targets)
+    found = reliability(scores.astype(np.float16), targets)
     assert [row[1] for row in parsed.tables[CALIBRATION][1:]] == [f"{count:,}" for count in found.decisions]
     assert f"over decisions: {found.expected_error:.4f}" in parsed.text
     assert f"All {scores.size:,} decisions" in parsed.text

@@ -1,0 +1,131 @@
+"""Thresholds and calibrated scores of a model's classes, from scores of clips that it was not trained on.
+
+    python jobs/calibrate.py --checkpoint runs/1
+    python jobs/calibrate.py --checkpoint runs/1/averaged --data data --split eval
+    python jobs/calibrate.py --checkpoint runs/1 --precision 0.9
+
+Without --data, the scores are those that a run has kept of its evaluation clips (best/scores.parquet). The result is
+calibration.json in the model's folder, which jobs/tag.py uses. By default a class's threshold has the largest F1.
+"""
+
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ast_core.calibration import Goal, ModelCalibration, calibrate, names_of_few
+from ast_core.errors import ConfigError, DataError
+from ast_core.labels import LabelVocabulary
+from jobs.common import add_ray_options, check_numbers, run
+from pipeline.redaction import without_secrets
+from pipeline.text_table import text_table
+from pipeline.train import models
+from pipeline.train.evaluation.scores import read_scores
+
+FEW_SHOWN = 10
+"""Classes with too few clips that a line names."""
+
+CLASSES_SHOWN = 20
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="C", help="a run or a model folder: path or URI")
+    parser.add_argument("--data", metavar="URI", help="a prepared data set, to score it again")
+    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="its splits; clips that the model has not seen")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--precision", type=float, metavar="P", help="thresholds with at least this precision")
+    goal.add_argument("--recall", type=float, metavar="R", help="thresholds with at least this recall")
+    parser.add_argument("--per-class", action="store_true", help="print all classes")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU"
+    )
+    add_ray_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    check_numbers(args, precision=1, recall=1)
+    if bool(args.data) != bool(args.split):
+        raise ConfigError("give --data and --split together, or neither of them")
+    uri = models.find(args.checkpoint)
+    models.calibration_file(uri)  # refuses a file of weights before any work
+    model, config = models.read(uri)
+    scores, targets, facts = _scored_again(args, uri) if args.data else _kept(args.checkpoint, uri, config.labels)
+    goal: Goal = "precision" if args.precision else "recall" if args.recall else "f1"
+    value = args.precision or args.recall or 0.0
+    facts |= {"clips": len(scores), "goal": goal, "value": value}
+    made = calibrate(scores, targets, goal=goal, value=value, facts=facts)
+    file = models.write_calibration(uri, made, model, config)
+    print(_table(made, config.labels, None if args.per_class else CLASSES_SHOWN))
+    for line in _lines(made, config.labels):
+        print(line)
+    print(f"wrote {file}")
+    return 0
+
+
+def _kept(checkpoint: str, uri: str, labels: LabelVocabulary) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The scores of a run's best model, which must be the model at `uri`."""
+    kept = read_scores(checkpoint) if uri.endswith("/best") else None
+    if kept is None:
+        raise ConfigError(f"{checkpoint} has no best/scores.parquet; give --data and --split to score clips")
+    if kept.scores.shape[1] != len(labels):
+        raise DataError(f"the scores of {checkpoint} have {kept.scores.shape[1]} classes, the model {len(labels)}")
+    return kept.scores, kept.targets(), {"scores": "best/scores.parquet"}
+
+
+def _scored_again(args: argparse.Namespace, uri: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The scores of a data set's clips by the code of evaluation, with the classes in the model's order."""
+    from jobs.evaluate import score_clips  # Ray takes seconds to import
+    from pipeline.dataset import PreparedDataset
+    from pipeline.train.data.feed import Targets
+    from pipeline.train.evaluation import ensemble
+
+    dataset = PreparedDataset.open(args.data)
+    clips = dataset.clips(args.split)
+    member = ensemble.read_member(uri, dataset)
+    (scores,) = score_clips([member], dataset, clips, args)
+    targets = Targets(clips, len(dataset.labels))(np.arange(len(clips)))
+    in_order_of_model = np.argsort(member.columns)
+    facts = {"data": without_secrets(dataset.uri), "fingerprints": dataset.fingerprint(args.split)}
+    return scores[:, in_order_of_model], targets[:, in_order_of_model], facts
+
+
+def _table(made: ModelCalibration, labels: LabelVocabulary, most: int | None) -> str:
+    """The classes with the most clips."""
+    order = sorted(range(len(labels)), key=lambda c: -made.classes[c].num_positives)[:most]
+    rows = [
+        (
+            labels.names[c],
+            f"{made.classes[c].num_positives:,}",
+            made.classes[c].map.method if made.classes[c].is_own else "of all classes",
+            *(f"{getattr(made.classes[c].threshold, name):.3f}" for name in ("value", "precision", "recall", "f1")),
+        )
+        for c in order
+    ]
+    return text_table(["class", "clips", "calibration", "threshold", "precision", "recall", "F1"], rows, "lrlrrrr")
+
+
+def _lines(made: ModelCalibration, labels: LabelVocabulary) -> list[str]:
+    lines = [f"expected calibration error: {made.error_before:.4f} before, {made.error_after:.4f} after (held out)"]
+    few, missed = names_of_few(made, labels), sum(not c.threshold.is_reached for c in made.classes if c.is_own)
+    if few:
+        more = f" and {len(few) - FEW_SHOWN:,} more" if len(few) > FEW_SHOWN else ""
+        lines.append(
+            f"{len(few):,} classes have too few clips and take the calibration and threshold of all classes together: "
+            f"{', '.join(few[:FEW_SHOWN])}{more}"
+        )
+    if missed:
+        lines.append(f"{missed:,} classes do not reach the wanted precision; their threshold comes closest")
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

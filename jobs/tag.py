@@ -1,0 +1,165 @@
+"""Tag recordings: files, folders, globs, buckets, archives, lists, URLs, or a prepared data set.
+
+    python jobs/tag.py --checkpoint runs/1 --input barking.wav
+    python jobs/tag.py --checkpoint runs/1 --input ~/recordings s3://bucket/field --output tags
+    python jobs/tag.py --checkpoint runs/1 runs/2 --input list.csv --output tags --window-s 2 --hop-s 1
+    python jobs/tag.py --checkpoint runs/1 --input data --split eval --output tags --embeddings
+
+With --output, scores of windows, events and embeddings become Parquet files there, with a report (report.html). Run
+again, the same command goes on where it stopped, and tags new recordings. Without --output, the answer for a handful of
+recordings is printed. Recordings may have any length. Thresholds and calibrated scores come from the model's
+calibration.json, if jobs/calibrate.py has written it.
+"""
+
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
+import argparse
+from collections.abc import Sequence
+
+from ast_core.errors import ConfigError
+from jobs.common import add_ray_options, check_numbers, output_uri, run
+from pipeline.tag import printed
+from pipeline.tag.collect import BATCH_WINDOWS
+from pipeline.tag.events import EventSettings
+from pipeline.tag.inputs import Inputs, find_inputs
+from pipeline.tag.label_files import FORMATS
+from pipeline.tag.output import Summary
+from pipeline.tag.predictor import Member, read_members, thresholds_of
+from pipeline.tag.work import TagSettings, Workers, local_device, settings_for
+
+DEFAULT_THRESHOLD = 0.5
+MAX_WORKERS = 10_000
+
+EVENT_OPTIONS = (
+    ("release", "SHARE", "an event goes on down to this share of its threshold"),
+    ("median_s", "S", "median filter over time, 0 is off"),
+    ("merge_s", "S", "gaps up to this length are closed"),
+    ("min_s", "S", "shorter events are dropped"),
+)
+"""Field of EventSettings, placeholder and meaning of each option."""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
+    )
+    parser.add_argument(
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="audio or video files, folders, globs, .tar and .parquet with audio, .csv lists with path or url (and "
+        "start_s, end_s), http(s) URLs, prepared data sets; local or s3://, gs://",
+    )
+    parser.add_argument("--output", metavar="URI", help="folder for the results; default: print them")
+    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits of a prepared data set (default: all)")
+    parser.add_argument("--retry-failed", action="store_true", help="try recordings again that failed for good")
+    group = parser.add_argument_group("scores")
+    group.add_argument("--window-s", type=float, metavar="S", help="length of a window (default: the model's input)")
+    group.add_argument("--hop-s", type=float, metavar="S", help="from one window to the next (default: a window)")
+    group.add_argument("--top", type=int, metavar="K", help="store the K highest scores of a window, not all")
+    group.add_argument("--embeddings", action="store_true", help="store the embedding of each window")
+    group.add_argument("--raw-scores", action="store_true", help="do not use the model's calibration.json")
+    group = parser.add_argument_group("events")
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help=f"score from which a class is heard (default: those of calibration.json, else {DEFAULT_THRESHOLD})",
+    )
+    for field, metavar, meaning in EVENT_OPTIONS:
+        default = getattr(EventSettings(), field)
+        option = f"--{field.replace('_', '-')}"
+        group.add_argument(
+            option, type=float, default=default, metavar=metavar, help=f"{meaning} (default {default:g})"
+        )
+    group.add_argument("--format", choices=sorted(FORMATS), help="also write a label file a recording")
+    group = parser.add_argument_group("where it runs")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU")
+    group.add_argument(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="processes with the model (default: as many as there is room for; 0: in this process, without Ray)",
+    )
+    group.add_argument("--cpus-per-worker", type=int, default=4, metavar="N", help="on CPUs (default 4)")
+    group.add_argument(
+        "--gpus-per-worker", type=float, default=1.0, metavar="X", help="on GPUs; 0.5: two share one (default 1)"
+    )
+    group.add_argument(
+        "--readers-per-worker", type=int, metavar="N", help="processes that decode (default: 1, or 8 for a GPU)"
+    )
+    group.add_argument(
+        "--batch-windows",
+        type=int,
+        default=BATCH_WINDOWS,
+        metavar="N",
+        help=f"windows of a batch (default {BATCH_WINDOWS}, with which scores equal those of evaluate.py to the bit)",
+    )
+    add_ray_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    check_numbers(args, threshold=1, top=100_000, cpus_per_worker=1000, gpus_per_worker=1, batch_windows=100_000)
+    check_numbers(args, window_s=3600, hop_s=3600, readers_per_worker=1000)
+    if args.num_workers is not None and not 0 <= args.num_workers <= MAX_WORKERS:
+        raise ConfigError(f"--num-workers is {args.num_workers}; use 0 (no Ray) to {MAX_WORKERS:,}")
+    events = EventSettings(**{field: getattr(args, field) for field, _, _ in EVENT_OPTIONS})
+    output = output_uri(args.output) if args.output else None
+    inputs = find_inputs(args.input, args.split)
+    for line in inputs.notes:
+        print(line, flush=True)
+    if output is None:
+        printed.check_few(inputs)
+    members = read_members(args.checkpoint, calibrated=not args.raw_scores)
+    settings = settings_for(
+        members,
+        thresholds_of(members, args.threshold, DEFAULT_THRESHOLD),
+        window_s=args.window_s,
+        hop_s=args.hop_s,
+        events=events,
+        top=args.top,
+        embeddings=args.embeddings,
+        label_format=args.format,
+    )
+    if output is None:
+        printed.print_tags(inputs, members, settings, local_device(args.device))
+        return 0
+    summary = _tag(args, inputs, members, settings, output)
+    print(printed.summary_table(summary))
+    print(f"wrote {output}: scores, events, report.html")
+    return 0
+
+
+def _tag(
+    args: argparse.Namespace, inputs: Inputs, members: Sequence[Member], settings: TagSettings, output: str
+) -> Summary:
+    from jobs.ray_session import ray_session  # Ray takes seconds to import
+    from pipeline.tag import on_ray, plan
+
+    given = {"inputs_given": args.input, "retry_failed": args.retry_failed}
+    if args.num_workers == 0:
+        device, readers = local_device(args.device), args.readers_per_worker or 1
+        workers = Workers(number=0, device=device, num_readers=readers, batch_windows=args.batch_windows)
+        return plan.tag(inputs, members, settings, output, workers, **given)
+    with ray_session(args.address, args.num_cpus):
+        workers = on_ray.workers_of_cluster(
+            wanted=args.device,
+            is_local=args.address == "local",
+            number=args.num_workers,
+            cpus=args.cpus_per_worker,
+            gpus=args.gpus_per_worker,
+            readers=args.readers_per_worker,
+            batch_windows=args.batch_windows,
+        )
+        return plan.tag(inputs, members, settings, output, workers, run_chunks=on_ray.run_chunks, **given)
+
+
+if __name__ == "__main__":
+    run(main)

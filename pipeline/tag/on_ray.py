@@ -1,0 +1,146 @@
+"""Tagging on Ray: workers as an actor pool of Ray Data, readers as streaming tasks."""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
+
+from ast_core.errors import ConfigError
+from pipeline.os_errors import in_spite_of_errors
+from pipeline.prepare.plan import rows_of, silence_ray
+from pipeline.prepare.stream import Source
+from pipeline.tag.pieces import PIECES_AHEAD, Chunk, Piece, recording_pieces
+from pipeline.tag.plan import PARTS_ARE_WHOLE
+from pipeline.tag.progress import LocalTally, Progress, RemoteTally
+from pipeline.tag.windows import WindowSettings
+from pipeline.tag.work import Job, Workers
+
+READER_CPUS = 1.0
+GPU_READERS = 8
+"""Readers of a worker with a GPU: an H200 takes 450 windows of 10 s a second, a core decodes 40 of them."""
+
+DEATHS = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+"""Errors of a reader whose process or node has ended."""
+
+
+class TagChunks:
+    """A worker: a stage from rows with a chunk to rows with its number of recordings."""
+
+    def __init__(self, job: Any, tally: RemoteTally) -> None:
+        import torch
+
+        self._job, self._tally = ray.get(job), tally
+        torch.set_num_threads(max(1, int(self._job.workers.cpus)))
+        self._predictor = self._job.predictor()
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        chunks: list[Chunk] = [pickle.loads(row) for row in rows["chunk"].to_pylist()]
+        with in_spite_of_errors(PARTS_ARE_WHOLE):
+            for chunk in chunks:
+                self._tag(chunk)
+        return pa.table({"recordings": [len(chunk.names) for chunk in chunks]})
+
+    def _tag(self, chunk: Chunk) -> None:
+        """Tag a chunk, and begin it again if a reader died with its node. The third time the chunk fails."""
+        while True:
+            try:
+                return self._job.tag_chunk(chunk, self._predictor, self._tally)
+            except DEATHS:
+                continue
+
+
+def run_chunks(job: Job, chunks: Sequence[Chunk], num_recordings: int, say: Callable[[str], None]) -> None:
+    """Tag chunks by workers of a pool.
+
+    Raises:
+        UserError: a fault of a machine or of storage.
+    """
+    silence_ray()
+    DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
+    tally_actor: Any = ray.remote(num_cpus=0)(LocalTally).remote()
+    items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+    data: Dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    workers = job.workers
+    data = data.map_batches(
+        TagChunks,
+        fn_constructor_args=(ray.put(job), RemoteTally(tally_actor)),
+        batch_format="pyarrow",
+        batch_size=1,
+        zero_copy_batch=True,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus or None,
+        compute=ActorPoolStrategy(size=min(workers.number, len(chunks)), max_tasks_in_flight_per_actor=1),
+    )
+    with Progress(num_recordings, say, partial(_total, tally_actor)):
+        for _ in rows_of(data, PARTS_ARE_WHOLE):
+            pass
+
+
+def _total(tally: Any) -> tuple[dict[str, int], float]:
+    outcomes, seconds = ray.get(tally.total.remote())
+    return outcomes, seconds
+
+
+def remote_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
+    """`recording_pieces` by a task on any node, at most `PIECES_AHEAD` pieces ahead."""
+    read: Any = ray.remote(_read).options(
+        num_cpus=READER_CPUS,
+        max_retries=0,  # the pieces before its death are scored already: the worker begins its chunk again
+        num_returns="streaming",
+        _generator_backpressure_num_objects=PIECES_AHEAD,
+    )
+    for piece in read.remote(numbers, sources, settings):
+        yield ray.get(piece)
+
+
+def _read(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
+    yield from recording_pieces(numbers, sources, settings)
+
+
+def workers_of_cluster(
+    *,
+    wanted: str,
+    is_local: bool,
+    number: int | None,
+    cpus: int,
+    gpus: float,
+    readers: int | None,
+    batch_windows: int,
+) -> Workers:
+    """Workers for the resources that the cluster has now.
+
+    Args:
+        wanted: the device: auto, cpu or cuda.
+        is_local: Ray runs on this machine only.
+        number: of workers; None takes as many as there is room for.
+
+    Raises:
+        ConfigError: a GPU is wanted, and this machine has none.
+    """
+    has = ray.cluster_resources()
+    num_gpus, num_cpus = has.get("GPU", 0), has.get("CPU", 1)
+    if wanted == "cuda" and not num_gpus and is_local:
+        raise ConfigError("--device cuda needs a GPU, this machine has none; use cpu")
+    if wanted == "cuda" or (wanted == "auto" and num_gpus):
+        return Workers(
+            number=number or max(1, int(num_gpus / gpus)),
+            device="cuda",
+            cpus=0,
+            gpus=gpus,
+            num_readers=readers or GPU_READERS,
+            read=remote_pieces,
+            batch_windows=batch_windows,
+        )
+    cpus = min(cpus, max(1, int(num_cpus)))
+    return Workers(
+        number=number or max(1, int(num_cpus // cpus)),
+        device="cpu",
+        cpus=cpus,
+        num_readers=readers or 1,
+        batch_windows=batch_windows,
+    )

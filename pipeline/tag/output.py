@@ -1,0 +1,296 @@
+"""What tagging leaves behind: parts of scores, events and embeddings, and `tags.json`, which is written last.
+
+    TAGS/tags.json            settings, counts, versions
+    TAGS/scores/*.parquet     one row a window
+    TAGS/events/*.parquet     one row an event
+    TAGS/embeddings/*.parquet one row a window
+    TAGS/labels/*             one file a recording, for people
+    TAGS/failures.parquet     what could not be read: whole recordings (start_s and end_s are null) and parts of them
+    TAGS/_work/               what a run needs until it has finished
+
+A *part* has the results of some recordings, in files of one name. That of the scores is written last: a recording is
+done if it is in a file of scores, or in a part of failures that such a file belongs to.
+"""
+
+import hashlib
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ast_core.checkpoints.huggingface import distinct_names
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from pipeline import parquet, storage
+from pipeline.prepare.clip import Reason
+from pipeline.tag.collect import Tagged
+from pipeline.tag.label_files import FORMATS
+from pipeline.tag.tables import (
+    FAILURES,
+    all_scores,
+    embeddings_table,
+    events_table,
+    failure_rows,
+    refused_rows,
+    top_scores,
+)
+from pipeline.versions import in_words, tool_versions
+
+SCHEMA_VERSION = 1
+
+ANOTHER = "give another --output, or the settings with which this one was begun"
+
+
+def tags_json(output: str) -> str:
+    return storage.join(output, "tags.json")
+
+
+def failures_file(output: str) -> str:
+    return storage.join(output, "failures.parquet")
+
+
+def folder_of(output: str, kind: str) -> str:
+    return storage.join(output, kind)
+
+
+def work_dir(output: str) -> str:
+    return storage.join(output, "_work")
+
+
+def _settings_json(output: str) -> str:
+    return storage.join(work_dir(output), "settings.json")
+
+
+def start_output(output: str, settings: Mapping[str, Any]) -> None:
+    """Reserve a folder for the results of these settings, and remove what an interrupted run left.
+
+    Raises:
+        DataError: it has results of other settings, or something else.
+    """
+    found = [uri for uri in (tags_json(output), _settings_json(output)) if storage.exists(uri)]
+    if not found and not storage.is_empty(output):
+        raise DataError(f"{output} is not empty and contains no tags; give a new folder as --output")
+    for uri in found:
+        there = storage.read_checked_json(uri, remedy="delete the folder, or give another --output")
+        there = there.get("settings", {})
+        if differing := [key for key in settings if there.get(key) != settings[key]]:
+            raise DataError(f"{output} was tagged with another setting of {', '.join(differing)}; {ANOTHER}")
+    storage.write_checked_json(_settings_json(output), {"settings": dict(settings)})
+    _clean_up(output)
+
+
+def _clean_up(output: str) -> None:
+    """Delete files of parts that were not finished."""
+    finished = _part_names(folder_of(output, "scores"))
+    for folder in ("events", "embeddings", "_work/failures"):
+        for uri in storage.list_files(folder_of(output, folder), suffix=".parquet"):
+            if posixpath.basename(uri) not in finished:
+                storage.delete(uri)
+    for folder in ("scores", "events", "embeddings", "labels"):
+        storage.delete_unfinished(folder_of(output, folder))
+
+
+def _part_names(folder: str) -> set[str]:
+    return {posixpath.basename(uri) for uri in storage.list_files(folder, suffix=".parquet")}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What earlier runs have done."""
+
+    tagged: frozenset[str]
+    failed: pa.Table
+    """FAILURES."""
+
+    def final(self, *, retry_failed: bool = False) -> frozenset[str]:
+        """Recordings that are not tried again: those with results, and unless wanted those that failed for good."""
+        whole = self.failed.filter(pc.is_null(self.failed["start_s"]))
+        for_good = whole.filter(pc.invert(whole["retry"]))["recording"].to_pylist()
+        return self.tagged if retry_failed else self.tagged.union(for_good)
+
+
+def read_done(output: str) -> Done:
+    """Read the names of the recordings in all parts, and all failures. A recording that is tagged has not failed."""
+    tagged = frozenset(pc.unique(_columns_of(folder_of(output, "scores"), ["recording"])["recording"]).to_pylist())
+    uris = storage.list_files(folder_of(work_dir(output), "failures"), suffix=".parquet")
+    if storage.exists(failures_file(output)):
+        uris = [failures_file(output), *uris]
+    tables = [FAILURES.empty_table(), *(parquet.read_table(uri, FAILURES.names).cast(FAILURES) for uri in uris)]
+    failed = pa.concat_tables(tables)
+    whole = pc.is_null(failed["start_s"])
+    has_scores = pc.is_in(failed["recording"], value_set=pa.array(tagged, pa.string()))
+    failed = failed.filter(pc.invert(pc.and_(whole, has_scores)))
+    last = {}  # of a recording that failed in several runs, the last failure
+    for row, key in enumerate(zip(failed["recording"].to_pylist(), failed["start_s"].to_pylist(), strict=True)):
+        last[key] = row
+    return Done(tagged, failed.take(pa.array(sorted(last.values()), pa.int64())))
+
+
+def _columns_of(folder: str, columns: list[str]) -> pa.Table:
+    """Small columns of all files of a folder."""
+    uris = storage.list_files(folder, suffix=".parquet")
+    with ThreadPoolExecutor(16) as pool:
+        tables = list(pool.map(lambda uri: _read_columns(uri, columns), uris))
+    kinds = {"recording": pa.string(), "label": pa.string()}
+    empty = pa.schema([(name, kinds.get(name, pa.float64())) for name in columns]).empty_table()
+    return pa.concat_tables([empty, *(table.cast(empty.schema) for table in tables)])
+
+
+def _read_columns(uri: str, columns: list[str]) -> pa.Table:
+    damaged = f"{uri} is damaged ({{}}); delete it, and its recordings are tagged again"
+    return parquet.parse_file(uri, lambda file: parquet.open_checked(file).read(columns), damaged=damaged)
+
+
+@dataclass(frozen=True)
+class WriteParts:
+    """Writes parts of a chunk. It travels to the workers."""
+
+    output: str
+    labels: LabelVocabulary
+    top: int | None = None
+    label_format: str | None = None
+
+    def written(self, chunk: str) -> tuple[set[str], int]:
+        """The recordings in the parts of a chunk, of an attempt that ended early, and the number of the next part."""
+        names: set[str] = set()
+        number = 0
+        while storage.exists(uri := self._file("scores", _part(chunk, number))):
+            names.update(_read_columns(uri, ["recording"])["recording"].to_pylist())
+            failures = self._file("_work/failures", _part(chunk, number))
+            if storage.exists(failures):
+                table = parquet.read_table(failures, ["recording", "start_s"])
+                names.update(table.filter(pc.is_null(table["start_s"]))["recording"].to_pylist())
+            number += 1
+        return names, number
+
+    def write(self, chunk: str, number: int, results: Sequence[tuple[str, Tagged]]) -> None:
+        """Write a part with these recordings and their results. The file of scores is the last one."""
+        part = _part(chunk, number)
+        with_windows = [(name, tagged) for name, tagged in results if len(tagged.scores_WC)]
+        names = distinct_names(self.labels)
+        if self.label_format is not None:
+            write, suffix = FORMATS[self.label_format]
+            for name, tagged in with_windows:
+                storage.write_bytes(
+                    storage.join(self.output, "labels", f"{file_name(name)}{suffix}"),
+                    write(tagged.events, names).encode(),
+                )
+        if any(tagged.embeddings_WD is not None for _, tagged in with_windows):
+            self._write("embeddings", part, embeddings_table(with_windows))
+        events = events_table(with_windows, names, self.labels.mids)
+        if len(events):
+            self._write("events", part, events)
+        failures = failure_rows(results)
+        if len(failures):
+            self._write("_work/failures", part, failures)
+        scores = all_scores if self.top is None else partial(top_scores, names=names, top=self.top)
+        self._write("scores", part, scores(with_windows, len(self.labels)))
+
+    def fail(self, chunk: str, number: int, names: Sequence[str], message: str) -> None:
+        """Write a part that says that all these recordings failed."""
+        row = {"stage": "tag", "reason": str(Reason.CRASHED), "message": message, "retry": True}
+        rows = [row | {"recording": name, "tool_versions": in_words()} for name in names]
+        self._write("_work/failures", _part(chunk, number), pa.Table.from_pylist(rows, schema=FAILURES))
+        self._write("scores", _part(chunk, number), all_scores([], len(self.labels)))
+
+    def begin_attempt(self, run: str, chunk: str) -> int:
+        """Record that a worker begins a chunk, and return how many have begun it in this run before."""
+        number = 0
+        while storage.exists(uri := storage.join(work_dir(self.output), "attempts", run, f"{chunk}-{number}")):
+            number += 1
+        storage.write_bytes(uri, b"")
+        return number
+
+    def _file(self, kind: str, part: str) -> str:
+        return storage.join(self.output, kind, f"{part}.parquet")
+
+    def _write(self, kind: str, part: str, table: pa.Table) -> None:
+        storage.write_file(
+            self._file(kind, part), lambda file: pq.write_table(table, file, compression="zstd", **parquet.CHECKSUMS)
+        )
+
+
+def _part(chunk: str, number: int) -> str:
+    return f"{chunk}-{number:05d}"
+
+
+def file_name(recording: str) -> str:
+    """A file name for a recording: its own without suffix, and a hash of all of its name, which makes it unique."""
+    stem = posixpath.splitext(posixpath.basename(recording.partition("#")[0]))[0]
+    digest = hashlib.sha256(recording.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:100]}-{digest}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What all parts have together."""
+
+    recordings: pa.Table
+    """One row a recording: recording, seconds, windows."""
+    by_label: pa.Table
+    """One row a class that was heard: label, seconds, events."""
+    failures: pa.Table
+
+    @property
+    def num_failed(self) -> int:
+        return len(self.failures.filter(pc.is_null(self.failures["start_s"])))
+
+    @property
+    def hours(self) -> float:
+        return (pc.sum(self.recordings["seconds"]).as_py() or 0.0) / 3600
+
+    def counts(self) -> dict[str, Any]:
+        whole = self.failures.filter(pc.is_null(self.failures["start_s"]))
+        return {
+            "recordings": len(self.recordings),
+            "hours": self.hours,
+            "windows": pc.sum(self.recordings["windows"]).as_py() or 0,
+            "events": pc.sum(self.by_label["events"]).as_py() or 0,
+            "failed": dict(Counter(whole["reason"].to_pylist()).most_common()),
+            "damaged_parts": len(self.failures) - len(whole),
+        }
+
+
+def finish(output: str, refused: pa.Table) -> Summary:
+    """Write the table of failures, and return what the parts have. `write_tags` then ends the run."""
+    done = read_done(output)
+    known = done.failed.filter(pc.invert(pc.is_in(done.failed["recording"], value_set=refused["recording"])))
+    failures = pa.concat_tables([known, refused_rows(refused)]).sort_by("recording")
+    storage.write_file(
+        failures_file(output),
+        lambda file: pq.write_table(failures, file, compression="zstd", **parquet.CHECKSUMS),
+    )
+    return Summary(_recordings(output), _by_label(output), failures)
+
+
+def _recordings(output: str) -> pa.Table:
+    windows = _columns_of(folder_of(output, "scores"), ["recording", "start_s", "end_s"])
+    grouped = windows.group_by("recording").aggregate([("start_s", "min"), ("end_s", "max"), ([], "count_all")])
+    seconds = pc.subtract(grouped["end_s_max"], grouped["start_s_min"])
+    table = pa.table({"recording": grouped["recording"], "seconds": seconds, "windows": grouped["count_all"]})
+    return table.sort_by("recording")
+
+
+def _by_label(output: str) -> pa.Table:
+    events = _columns_of(folder_of(output, "events"), ["label", "start_s", "end_s"])
+    events = events.append_column("seconds", pc.subtract(events["end_s"], events["start_s"]))
+    grouped = events.group_by("label").aggregate([("seconds", "sum"), ([], "count_all")])
+    table = pa.table({"label": grouped["label"], "seconds": grouped["seconds_sum"], "events": grouped["count_all"]})
+    return table.sort_by([("seconds", "descending"), ("label", "ascending")])
+
+
+def write_tags(output: str, settings: Mapping[str, Any], facts: Mapping[str, Any], summary: Summary) -> None:
+    """Write tags.json and remove what only an unfinished run needs."""
+    value = {"schema_version": SCHEMA_VERSION, "settings": dict(settings), **facts, "counts": summary.counts()}
+    storage.write_checked_json(tags_json(output), value | {"tool_versions": tool_versions()})
+    for uri in storage.list_files(work_dir(output), recursive=True):
+        storage.discard(uri)
+    storage.delete_if_empty(work_dir(output))

@@ -1,0 +1,96 @@
+"""How far a tagging is: counts that workers send, and a line every few seconds."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from pipeline.text_table import duration
+
+TAGGED = ""
+"""The outcome of a recording that did not fail."""
+
+EVERY_S = 5.0
+EVERY_S_LATER, LATER_S = 60.0, 600.0
+"""After ten minutes one line a minute is enough."""
+
+ANSWER_S = 5.0
+"""Longest wait at the end for a line in progress."""
+
+
+class Tally(Protocol):
+    """Counts recordings by outcome (TAGGED, or the reason of the failure) and seconds of windows."""
+
+    def add(self, outcomes: Mapping[str, int], seconds: float) -> None: ...
+
+
+class LocalTally:
+    """Counts in this process; under Ray, in an actor."""
+
+    def __init__(self) -> None:
+        self._outcomes: Counter[str] = Counter()
+        self._seconds = 0.0
+
+    def add(self, outcomes: Mapping[str, int], seconds: float) -> None:
+        self._outcomes.update(outcomes)
+        self._seconds += seconds
+
+    def total(self) -> tuple[dict[str, int], float]:
+        return dict(self._outcomes), self._seconds
+
+
+class RemoteTally:
+    """A worker's view of a LocalTally in an actor. It does not wait for it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def add(self, outcomes: Mapping[str, int], seconds: float) -> None:
+        self._actor.add.remote(dict(outcomes), seconds)
+
+
+class Progress:
+    """Prints how many recordings are tagged, how fast, and how many failed for which reason."""
+
+    def __init__(
+        self, num_recordings: int, say: Callable[[str], None], total: Callable[[], tuple[dict[str, int], float]]
+    ) -> None:
+        self.num_recordings = num_recordings
+        self._say, self._total = say, total
+        self._began_s = time.monotonic()
+        self._over = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._clock.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._clock.join(ANSWER_S)
+        if kind is None:
+            self._show()
+
+    def line(self, outcomes: Mapping[str, int], seconds: float, elapsed_s: float) -> str:
+        done = sum(outcomes.values())
+        parts = [f"done: {done:,} of {self.num_recordings:,} recordings", f"{seconds / 3600:.2f} h of audio"]
+        if elapsed_s:
+            parts.append(f"{seconds / elapsed_s:,.0f} × real time")
+        if 0 < done < self.num_recordings:
+            parts.append(f"left: {duration(elapsed_s * (self.num_recordings - done) / done)}")
+        if failed := Counter({reason: n for reason, n in outcomes.items() if reason != TAGGED}).most_common():
+            parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in failed))
+        return "  ".join(parts)
+
+    def _show(self) -> None:
+        self._say(self.line(*self._total(), self._elapsed_s()))
+
+    def _tick(self) -> None:
+        while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):
+            with suppress(Exception):  # the actor may be starting; the next line may succeed
+                self._show()
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s

@@ -1,0 +1,133 @@
+"""Recordings of any length from a sandbox: the samples of a preparation, in blocks, around damage."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.prepare import stream
+from pipeline.prepare.audio.blocks import Block
+from pipeline.prepare.audio.decode import decode_media
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.stream import RecordingReader, Source
+from tests import fakes
+
+LENGTH_S = 200.0
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[RecordingReader]:
+    reader = RecordingReader()
+    yield reader
+    reader.stop()
+
+
+@pytest.fixture(scope="module")
+def waveform() -> np.ndarray:
+    return fakes.noise(LENGTH_S)
+
+
+@pytest.fixture(scope="module")
+def recordings(waveform: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("long")
+    return {name: fakes.write_media(folder / f"a.{name}", waveform) for name in ("flac", "m4a", "ogg", "wav")}
+
+
+def samples(blocks: list[Block]) -> np.ndarray:
+    return np.concatenate([block.samples for block in blocks])
+
+
+def offset_s(block: Block, waveform: np.ndarray) -> float:
+    """How much later the second second of a block is in the recording than its time says; NaN if it is not there."""
+    assert block.begin_s is not None
+    begin = round(block.begin_s * 16_000) + 16_000
+    heard, there = block.samples[16_000:32_000], waveform[begin - 8_000 : begin + 24_000]
+    products = np.fft.irfft(np.fft.rfft(there) * np.conj(np.fft.rfft(heard, len(there))))[:16_000]
+    best = int(np.argmax(products))
+    return float(best - 8_000) / 16_000 if products[best] > 0.5 * np.dot(heard, heard) else float("nan")
+
+
+@pytest.mark.parametrize("name", ["flac", "m4a", "ogg", "wav"])
+def test_all_blocks_together_are_the_samples_of_a_preparation(
+    name: str, recordings: dict[str, Path], reader: RecordingReader
+):
+    blocks = list(reader.blocks(Source(str(recordings[name])), 16_000))
+    expected, _ = decode_media(str(recordings[name]), None, 0.0, None)
+    np.testing.assert_array_equal(samples(blocks), expected)
+    assert [block.begin_s for block in blocks] == [0.0, *[None] * (len(blocks) - 1)]
+    assert len(blocks) >= 4
+    assert max(len(block.samples) for block in blocks) < 62 * 16_000
+    assert not any(block.lost for block in blocks)
+
+
+def test_a_section_is_read_at_its_time(recordings: dict[str, Path], reader: RecordingReader):
+    path = str(recordings["flac"])
+    blocks = list(reader.blocks(Source(path, None, 70.0, 190.0), 16_000))
+    expected, _ = decode_media(path, None, 70.0, 120.0)
+    np.testing.assert_array_equal(samples(blocks)[: len(expected)], expected)
+    assert blocks[0].begin_s == 70.0
+    assert abs(len(samples(blocks)) - 120 * 16_000) <= 16
+
+
+@pytest.mark.parametrize("name", ["flac", "m4a", "ogg"])
+def test_around_damage_the_rest_is_read_at_its_time(
+    name: str, recordings: dict[str, Path], reader: RecordingReader, tmp_path: Path, waveform: np.ndarray
+):
+    data = bytearray(recordings[name].read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    damaged = tmp_path / recordings[name].name
+    damaged.write_bytes(data)
+    blocks = list(reader.blocks(Source(str(damaged)), 16_000))
+    (lost,) = [part for block in blocks for part in block.lost]
+    assert lost.reason is Reason.TRUNCATED
+    assert lost.begin_s == pytest.approx(LENGTH_S / 4, abs=3)
+    assert lost.end_s is not None
+    assert lost.end_s <= LENGTH_S / 2 + 62  # a file that FFmpeg cannot read on is opened again in steps of a minute
+    after = next(block for block in blocks[1:] if block.begin_s is not None)
+    assert after.begin_s == pytest.approx(lost.end_s, abs=0.01)
+    assert abs(offset_s(after, waveform)) < 0.05  # an AAC packet has 23 ms
+    assert len(samples(blocks)) / 16_000 > LENGTH_S / 2
+
+
+def test_a_file_that_was_cut_says_what_is_missing(recordings: dict[str, Path], reader: RecordingReader, tmp_path: Path):
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes(recordings["wav"].read_bytes()[: recordings["wav"].stat().st_size // 2])
+    blocks = list(reader.blocks(Source(str(cut)), 16_000))
+    (lost,) = [part for block in blocks for part in block.lost]
+    assert (round(lost.begin_s), lost.end_s) == (100, 200.0)
+    assert "by its header" in lost.message
+
+
+def test_what_cannot_be_read_at_all_raises_its_reason(reader: RecordingReader, tmp_path: Path):
+    (tmp_path / "text.wav").write_text("not audio")
+    for path, reason in ((tmp_path / "text.wav", Reason.NOT_AUDIO), (tmp_path / "none.wav", Reason.MISSING_FILE)):
+        with pytest.raises(ClipError) as raised:
+            list(reader.blocks(Source(str(path)), 16_000))
+        assert raised.value.reason is reason
+
+
+def test_after_a_crash_of_the_decoder_the_rest_is_read(recordings: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    """The process that decodes is ended after two blocks, at 120 s; reading goes on a minute later."""
+    reader = RecordingReader()
+    try:
+        blocks = []
+        for block in reader.blocks(Source(str(recordings["flac"])), 16_000):
+            blocks.append(block)
+            if len(blocks) == 2:
+                reader.stop()
+    finally:
+        reader.stop()
+    (lost,) = [part for block in blocks for part in block.lost]
+    assert (round(lost.begin_s), round(lost.end_s or 0)) == (120, 180)
+    assert lost.reason is Reason.CRASHED
+    assert blocks[-1].begin_s == pytest.approx(180, abs=0.1)
+    assert len(samples(blocks)) / 16_000 == pytest.approx(140, abs=0.2)
+
+
+def test_samples_that_are_no_sound_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    good, bad = np.full(1600, 0.1, np.float32), np.full(1600, np.nan, np.float32)
+    made = iter([Block(0.0, good, 1.0), Block(None, bad, 1.0), Block(None, good, 1.0)])
+    first, second, third = stream._checked(made, 16_000)
+    assert (first.begin_s, len(second.samples), third.begin_s) == (0.0, 0, 0.2)
+    assert [(part.begin_s, part.end_s, part.reason) for part in second.lost] == [(0.1, 0.2, Reason.NOT_AUDIO)]

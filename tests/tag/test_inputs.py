@@ -1,0 +1,84 @@
+"""Inputs: what becomes a recording, and its name."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ast_core.errors import ConfigError, DataError
+from pipeline.tag.inputs import Inputs, find_inputs
+from tests import fakes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "sub").mkdir()
+    fakes.write_media(folder / "a.wav", fakes.noise(0.1))
+    fakes.write_media(folder / "sub" / "b.flac", fakes.noise(0.1))
+    (folder / "notes.txt").write_text("no recording")
+    audio = (folder / "a.wav").read_bytes()
+    fakes.write_tar(folder / "sub" / "c.tar", {"x/one.wav": audio, "x/one.json": {}, "two.wav": audio})
+    rows = [{"bytes": audio, "path": "p.wav"}, {"bytes": audio, "path": "p.wav"}, {"bytes": audio, "path": None}]
+    pq.write_table(pa.table({"audio": rows, "label": [0, 1, 2]}), folder / "d.parquet")
+    return folder
+
+
+def names(inputs: Inputs, folder: Path) -> list[str]:
+    return [name.removeprefix(f"{folder}/") for name in inputs.recordings["recording"].to_pylist()]
+
+
+ALL = ["a.wav", "sub/b.flac", "d.parquet/p.wav", "d.parquet/p.wav row 1", "d.parquet/row 2"]
+
+
+def test_a_folder_gives_its_media_and_the_members_of_its_archives(folder: Path):
+    found = find_inputs([str(folder)])
+    assert names(found, folder) == [*ALL, "sub/c.tar/x/one.wav", "sub/c.tar/two.wav"]
+    assert found.recordings["member"].null_count == 2
+
+
+def test_globs_files_and_archives_are_inputs_and_repetitions_count_once(folder: Path):
+    assert names(find_inputs([f"{folder}/*.wav"]), folder) == ["a.wav"]
+    assert names(find_inputs([f"{folder}/**/*.flac"]), folder) == ["sub/b.flac"]
+    found = find_inputs([str(folder / "a.wav"), str(folder / "sub" / "c.tar"), str(folder)])
+    assert len(found.recordings) == 7
+    assert found.notes == ["3 recordings are given more than once, and tagged once"]
+
+
+def test_a_list_names_files_urls_and_sections(folder: Path):
+    listed = folder / "list.csv"
+    listed.write_text(
+        "path,url,labels,start_s,end_s\na.wav,,x,,\na.wav,,y,1,2.5\n,https://h.org/v.mp3?sig=k,z,,\n,,,,\nb,u,,,\n"
+    )
+    found = find_inputs([str(listed)])
+    assert names(found, folder) == ["a.wav", "a.wav#t=1,2.5", "https://h.org/v.mp3"]
+    assert found.recordings["media"].to_pylist()[2] == "https://h.org/v.mp3?sig=k"
+    assert found.recordings["is_own"].to_pylist() == [False] * 3
+    assert [row["message"] for row in found.refused.to_pylist()] == ["a row needs a path or a url, not both"]
+    pq.write_table(pa.table({"path": ["a.wav"], "start_s": [1.0]}), folder / "list.parquet")
+    assert names(find_inputs([str(folder / "list.parquet")]), folder) == ["a.wav#t=1"]
+    for name in ("list.csv", "list.parquet"):
+        (folder / name).unlink()
+
+
+def test_a_url_of_the_command_line_may_lead_to_its_own_host():
+    found = find_inputs(["http://127.0.0.1:8000/a.wav"])
+    assert found.recordings.to_pylist()[0]["is_own"]
+
+
+def test_a_prepared_data_set_gives_its_splits(tone_data: str):
+    ((data, splits),) = find_inputs([tone_data]).datasets
+    assert (data.uri, sorted(splits)) == (tone_data, ["eval", "train"])
+    assert find_inputs([tone_data], ["eval"]).datasets[0][1] == ["eval"]
+    with pytest.raises(ConfigError, match=r"has no split test; it has: "):
+        find_inputs([tone_data], ["test"])
+
+
+def test_what_is_no_recording_is_refused_in_one_line(folder: Path, tmp_path: Path):
+    with pytest.raises(DataError, match=r"^there is no file or folder /none; see --input$"):
+        find_inputs(["/none"])
+    with pytest.raises(DataError, match=r"contains no recording; give audio, archives or lists of it"):
+        find_inputs([str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"^--split is for prepared data sets, and none is given$"):
+        find_inputs([str(folder / "a.wav")], ["eval"])

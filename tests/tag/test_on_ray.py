@@ -1,0 +1,75 @@
+"""Tagging on Ray: readers as tasks, and a worker that dies."""
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.tag.inputs import find_inputs
+from pipeline.tag.on_ray import remote_pieces, run_chunks
+from pipeline.tag.plan import tag
+from pipeline.tag.predictor import Member
+from pipeline.tag.work import Workers, settings_for
+from tests.tag import stub
+
+
+class SlowTagger(stub.BandTagger):
+    def outputs(self, fbank_BTM: torch.Tensor) -> Any:
+        time.sleep(0.5)
+        return super().outputs(fbank_BTM)
+
+
+def scores(output: Path) -> list[dict[str, Any]]:
+    return sorted(pq.read_table(output / "scores").to_pylist(), key=lambda row: (row["recording"], row["start_s"]))
+
+
+def run(folder: Path, output: Path, member: Member, workers: Workers) -> None:
+    settings = settings_for([member], np.full(3, 0.5), window_s=None, hop_s=None)
+    chunks = None if workers.number == 0 else run_chunks
+    tag(find_inputs([str(folder)]), [member], settings, str(output), workers, run_chunks=chunks, say=lambda _: None)
+
+
+def test_readers_on_other_cpus_give_the_same_results(local_ray: None, tmp_path: Path):
+    folder = tmp_path / "in"
+    stub.write_recordings(folder, 4)
+    (folder / "bad.wav").write_text("not audio")
+    run(folder, tmp_path / "here", stub.member(), Workers(number=0, num_readers=2))
+    workers = Workers(number=1, cpus=0.1, num_readers=2, read=remote_pieces)
+    run(folder, tmp_path / "there", stub.member(), workers)
+    assert scores(tmp_path / "there") == scores(tmp_path / "here")
+    (failure,) = pq.read_table(tmp_path / "there" / "failures.parquet").to_pylist()
+    assert failure["reason"] == "not_audio"
+
+
+@pytest.mark.slow
+def test_after_the_death_of_a_worker_each_recording_is_there_once(local_ray: None, tmp_path: Path):
+    folder = tmp_path / "in"
+    stub.write_recordings(folder, 12)
+    run(folder, tmp_path / "whole", stub.member(), Workers(number=0))
+    slow = replace(stub.member(), model=SlowTagger().eval())
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.2)
+            if len(list((tmp_path / "out").glob("scores/*.parquet"))) < 1:
+                continue
+            for process in psutil.process_iter(["cmdline"]):
+                if "TagChunks" in " ".join(process.info["cmdline"] or ()):
+                    process.kill()
+                    killed.append(process.pid)
+                    return
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    run(folder, tmp_path / "out", slow, Workers(number=1, cpus=0.5))
+    thread.join(1)
+    assert killed
+    assert scores(tmp_path / "out") == scores(tmp_path / "whole")
