@@ -13,7 +13,11 @@ EXECUTE = runpy.run_path(str(ROOT / "examples" / "execute.py"))
 NOTEBOOKS = EXECUTE["notebooks"]()
 
 
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=[pytest.mark.slow] if file.stem == "own_data" else []) for file in NOTEBOOKS],
+    ids=lambda file: file.stem,
+)
 def test_the_notebook_runs_and_its_model_learns(file: Path, tmp_path: Path):
     printed = EXECUTE["text_of"](EXECUTE["execute"](file, tmp_path))
     map_of_runs = [float(value) for value in re.findall(r"mAP\s+([0-9.]+)", printed)]

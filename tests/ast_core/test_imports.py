@@ -80,7 +80,7 @@ def test_the_benchmark_of_a_step_runs_without_ray():
     assert float(row[2]) > 0
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["own-shards", "data-set"])
+@pytest.mark.parametrize("given", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["own-shards", "data-set"])
 def test_the_benchmark_of_feed_and_step_runs_without_ray(given: bool, tone_data: str):
     options = ["--data", tone_data] if given else ["--clips", "16"]
     head, row = table_of_step_benchmark("--fed", *options)

@@ -73,6 +73,7 @@ def test_every_row_of_a_list_is_in_the_data_set_or_the_failures_table(
     output = tmp_path / "data"
     clips = segment_list(tmp_path / "tiny_segments.csv", *ROWS)
     argv = ["--segments", str(clips), "--media-url", base_url + "/{video_id}", "--output", str(output)]
+    argv += ["--download-workers", "1"]
     assert main(argv) == 0
 
     opened = PreparedDataset.open(str(output))

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -57,13 +59,14 @@ class Cluster:
         return done.stdout
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as asking:
-        return asking.connect_ex(("127.0.0.1", port)) == 0
-
-
-def lists_jobs(env: dict[str, str]) -> bool:
-    return subprocess.run([RAY, "job", "list"], env=env, capture_output=True, check=False).returncode == 0
+def answers(url: str) -> bool:
+    try:
+        urlopen(url, timeout=10).close()
+    except HTTPError:
+        return True  # it asks for the token
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def cluster(own_folders: OwnFolders) -> Iterator[Cluster]:
             head = subprocess.Popen(start, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             client_env = env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-            while not (listens(dashboard) and lists_jobs(client_env)):
+            while not answers(f"http://127.0.0.1:{dashboard}/api/jobs/"):
                 assert head.poll() is None, (Path(folder) / "head.log").read_text()
                 time.sleep(0.2)
             yield Cluster(client_env)
@@ -115,9 +118,9 @@ def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list
     small += ["--epochs", "1", "--batch_size", "4", "--input_tdim", "128", "--timem", "24", "--loss", "BCE"]
     splits = ["--train-splits", train, "--eval-splits", evaluation]
     printed = cluster.submit(
-        *("jobs/train.py", "--recipe", "esc10", "--data", data, *splits, "--output", run, "--num-workers", "2", *small)
+        *("jobs/train.py", "--recipe", "esc10", "--data", data, *splits, "--output", run, "--num-workers", "1", *small)
     )
     summary = json.loads(Path(run, "summary.json").read_text())
-    assert summary["world_size"] == 2
+    assert summary["world_size"] == 1  # other tests train on two
     assert f"mAP {summary['map']:.4f}" in printed
     assert Path(run, "best", "model.safetensors").stat().st_size > 1_000_000

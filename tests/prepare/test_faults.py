@@ -30,6 +30,7 @@ def test_a_killed_job_ends_with_the_same_data_set_as_an_undisturbed_one(faults: 
     assert outcome.hit
 
 
+@pytest.mark.slow
 def test_the_campaigns_input_has_clips_and_failures_of_every_kind(faults: Campaign):
     content = faults.undisturbed(Setting.FOLDER).content
     reasons = {reason for _, reason in content.failures}

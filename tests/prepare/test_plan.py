@@ -37,8 +37,8 @@ from pipeline.ray_errors import user_errors_from_tasks
 from tests import fakes
 
 
-def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_clips: int) -> Dataset:
-    """Send chunks of four clips through two download workers."""
+def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_clips: int, workers: int = 1) -> Dataset:
+    """Send chunks of four clips through download workers."""
     clips = fakes.clips(*({"clip_id": f"clip{i:02}", "media": "x"} for i in range(num_clips)))
     chunks = write_chunks(str(folder / "todo"), clips, 4)
     return ray.data.from_items(list(chunks), override_num_blocks=len(chunks)).map_batches(
@@ -46,7 +46,7 @@ def fetched_and_prepared(folder: Path, fetch: Any, prepare_chunk: Stages, num_cl
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0.01,
-        compute=ActorPoolStrategy(size=2, max_tasks_in_flight_per_actor=1),
+        compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         fn_constructor_args=(fetch, prepare_chunk),
     )
 
@@ -91,7 +91,9 @@ def test_each_download_worker_fetches_at_most_one_chunk_ahead(local_ray: None, t
     """C25 of the review. The count that each fetch records at its start does not depend on the machine's speed."""
     for name in ("fetched", "prepared", "ahead"):
         (tmp_path / name).mkdir()
-    data = fetched_and_prepared(tmp_path, CountedFetch(tmp_path), Stages((SlowPreparation(tmp_path),)), num_clips=60)
+    data = fetched_and_prepared(
+        tmp_path, CountedFetch(tmp_path), Stages((SlowPreparation(tmp_path),)), num_clips=60, workers=2
+    )
     prepared = [row["clip_id"] for row in data.iter_rows()]
     assert len(prepared) == len(set(prepared)) == 60
     of_others = [int(file.name.partition(" ")[0]) for file in (tmp_path / "ahead").iterdir()]
