@@ -16,7 +16,8 @@ $(READY): requirements-dev.txt pyproject.toml
 	@echo "installing the packages of requirements-dev.txt, about 7 GB, into $(VENV): one to six minutes"
 	$(if $(UV),,$(BIN)/pip install --quiet --require-hashes -r requirements-uv.txt)
 	@# pip follows settings that uv does not read, for example those that name a company's own index.
-	$(or $(UV),$(BIN)/uv --no-cache) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt \
+	@# Without compiled bytecode, and where Python may not write it, each process would compile all that it imports.
+	$(or $(UV),$(BIN)/uv --no-cache) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.txt \
 		|| $(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
