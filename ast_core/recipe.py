@@ -232,8 +232,8 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
         for key in changed:
             owners = owners_of(key)
             if owners and self.model not in owners:
-                belongs = " and ".join(owners)
-                raise ConfigError(f"{key} is a key of the model {belongs}, but model is {self.model}; leave it out")
+                belongs = f"model {owners[0]}" if len(owners) == 1 else f"models {', '.join(owners)}"
+                raise ConfigError(f"{key} is a key of the {belongs}, but model is {self.model}; leave it out")
         kind.check(self)
         if self.features not in (names := (*FEATURES, DATA)):
             raise ConfigError(f"features is {self.features}; use {' or '.join(names)}")

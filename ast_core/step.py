@@ -18,6 +18,7 @@ from ast_core.batch import Batch, Norm, model_input
 from ast_core.execution import autocast, begin_graph_step, uses_cuda_graphs
 from ast_core.models.patchout import Patchout
 from ast_core.recipe import Recipe
+from ast_core.seeds import rng_for
 
 
 def clip_losses(logits_BC: Tensor, target_BC: Tensor, loss: str) -> Tensor:
@@ -45,6 +46,14 @@ def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler | 
     Its state belongs to the checkpoint of a run.
     """
     return torch.amp.GradScaler(device.type) if recipe.precision == "fp16" else None
+
+
+def seed_network(seed: Sequence[int]) -> None:
+    """Seed the draws inside a network, such as dropout, so that a resumed run draws as an uninterrupted one does.
+
+    Call this before each step, with numbers that differ between steps and ranks.
+    """
+    torch.manual_seed(int(rng_for("network", seed).integers(1 << 63)))
 
 
 def train_step(

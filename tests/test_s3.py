@@ -19,11 +19,11 @@ from pipeline.s3 import PatientS3
 from pipeline.train import models
 from tests import fakes
 from tests.ast_core import small
-from tests.fakes import SMALL_RECIPE
+from tests.fakes import LINEAR_RECIPE
 from tests.s3 import S3Server
 
 ONE_IN_FIVE = 0.2
-RECIPE = SMALL_RECIPE | {"norm_stats": "data", "batch_size": "12", "epochs": "2"}
+RECIPE = LINEAR_RECIPE | {"norm_stats": "data", "batch_size": "12", "epochs": "2"}
 
 
 def at_server(uri: str, server: S3Server) -> str:

@@ -30,7 +30,7 @@ from ast_core.flops import utilisation
 from ast_core.metrics import METRICS, TaggingMetrics, key_metrics
 from ast_core.models.tagger import Tagger
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, make_scaler, share_buffers, train_step
+from ast_core.step import make_optimizer, make_scaler, seed_network, share_buffers, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.os_errors import explain
@@ -233,6 +233,7 @@ class Run:
         for item in self.feed.epoch(epoch, self.device, progress.steps_done):
             step = (epoch - 1) * steps_per_epoch + item.step
             lr = learning_rate(self.recipe, step, steps_per_epoch=steps_per_epoch)
+            seed_network((self.recipe.seed, step, self.rank))
             loss = train_step(
                 self.model,
                 self.optimizer,

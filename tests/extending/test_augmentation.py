@@ -37,7 +37,7 @@ def trained(data: str, run: Path, listed: str, num_workers: int = 0) -> list[flo
     """The losses of two epochs."""
     command = ["--recipe", "audioset-balanced", "--data", data, "--train-splits", "train", "--eval-splits", "eval"]
     command += ["--output", str(run), "--num-workers", str(num_workers), "--augmentations", listed]
-    keys = fakes.SMALL_RECIPE | {"epochs": "2", "wa_start": "1", "wa_end": "2"}
+    keys = fakes.LINEAR_RECIPE | {"epochs": "2", "wa_start": "1", "wa_end": "2"}
     assert train.main([*command, *(word for key, value in keys.items() for word in (f"--{key}", value))]) == 0
     return [record["loss"] for record in read_records(str(run)) if "loss" in record]
 

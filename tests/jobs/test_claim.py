@@ -22,12 +22,12 @@ from pipeline.train.metrics_log import RunLog
 from pipeline.train.settings import TrainSettings
 from tests import fakes
 from tests.damage import record_again
-from tests.fakes import SMALL_RECIPE
+from tests.fakes import LINEAR_RECIPE
 from tests.s3 import S3Server
 
 
 def argv(data: str, run: str | Path, *more: str) -> list[str]:
-    usual = {key: value for key, value in SMALL_RECIPE.items() if f"--{key}" not in more}
+    usual = {key: value for key, value in LINEAR_RECIPE.items() if f"--{key}" not in more}
     keys = [word for key, value in usual.items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]

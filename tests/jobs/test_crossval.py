@@ -8,7 +8,7 @@ import pytest
 
 from ast_core.errors import ConfigError, DataError
 from jobs.crossval import main, summarise, table
-from tests.fakes import SMALL_RECIPE, write_data
+from tests.fakes import LINEAR_RECIPE, write_data
 
 FOLDS = ("red", "green", "blue")
 
@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def argv(data: str, output: Path, *more: str) -> list[str]:
-    recipe = SMALL_RECIPE | {"norm_stats": "data", "epochs": "2", "wa_start": "2", "wa_end": "2"}
+    recipe = LINEAR_RECIPE | {"norm_stats": "data", "epochs": "2", "wa_start": "2", "wa_end": "2"}
     usual = {key: value for key, value in recipe.items() if f"--{key}" not in more}
     keys = [word for key, value in usual.items() for word in (f"--{key}", value)]
     return ["--recipe", "esc10", "--data", data, "--output", str(output), "--num-workers", "0", *keys, *more]

@@ -72,7 +72,7 @@ def preparation(folder: Path, output: str) -> list[str]:
 
 def training(data: str, output: str) -> list[str]:
     """Options of two epochs of two steps on one worker."""
-    recipe = fakes.SMALL_RECIPE | {"norm_stats": "data", "batch_size": "24", "epochs": "2", "precision": "fp32"}
+    recipe = fakes.LINEAR_RECIPE | {"norm_stats": "data", "batch_size": "24", "epochs": "2", "precision": "fp32"}
     recipe |= {"wa_start": "2", "wa_end": "2"}
     splits = ["--train-splits", "train", "--eval-splits", "eval", "--num-workers", "1", "--log-every-steps", "1"]
     keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]

@@ -190,7 +190,7 @@ def test_case_16_jobs_print_no_lines_of_ray(tmp_path: Path):
         (tmp_path / "list.csv").write_text("\n".join(["url,labels,split", *rows]))
         train = ["train", "--recipe", "audioset-balanced", "--data", str(data), "--train-splits", "train"]
         train += [*("--eval-splits", "test", "--epochs", "2", "--wa_start", "2", "--wa_end", "2")]
-        train += [*(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
+        train += [*(f"--{k}={v}" for k, v in fakes.LINEAR_RECIPE.items())]
         for job in (
             [
                 "prepare_audioset",

@@ -119,7 +119,7 @@ def test_case_c9_output_of_jobs_contains_no_key(
     argv = ["--manifest", str(tmp_path / "list.csv"), "--output", data, "--download-workers", "2"]
     fit = ["--recipe", "audioset-balanced", "--data", data, "--train-splits", "train", "--eval-splits", "test"]
     fit += ["--num-workers", "1", "--epochs", "1", "--wa_start", "1", "--wa_end", "1"]
-    fit += [*(f"--{k}={v}" for k, v in fakes.SMALL_RECIPE.items())]
+    fit += [*(f"--{k}={v}" for k, v in fakes.LINEAR_RECIPE.items())]
     with s3.without_deleting():  # so that `_work` is not removed
         assert run_job(prepare_audioset.main, argv) == 0
     assert run_job(train.main, [*fit, "--output", run]) == 0

@@ -47,10 +47,10 @@ from pipeline.train.fit import _fit, _resources, choose_norm
 from pipeline.train.worker_config import TrainJob
 from tests import fakes
 from tests.damage import record_again
-from tests.fakes import SMALL_RECIPE
+from tests.fakes import LINEAR_RECIPE, SMALL_RECIPE
 
 EPOCHS = 3
-RECIPE = SMALL_RECIPE | {
+RUN = {
     "norm_stats": "data",
     "batch_size": "10",
     "epochs": str(EPOCHS),
@@ -60,13 +60,17 @@ RECIPE = SMALL_RECIPE | {
 }
 
 
-def argv(data: str, run: Path, *, num_workers: int, **changes: str) -> list[str]:
-    keys = [word for key, value in (RECIPE | changes).items() for word in (f"--{key}", value)]
+def argv(data: str, run: Path, *, num_workers: int, recipe: dict[str, str] = SMALL_RECIPE, **changes: str) -> list[str]:
+    keys = [word for key, value in (recipe | RUN | changes).items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "eval"]
     return [
         *("--recipe", "audioset-full", "--data", data, *splits, "--output", str(run)),
         *("--num-workers", str(num_workers), "--cpus-per-worker", "1", "--log-every-steps", "1", *keys),
     ]
+
+
+def linear(data: str, run: Path, **changes: str) -> list[str]:
+    return argv(data, run, num_workers=0, recipe=LINEAR_RECIPE, **changes)
 
 
 def records_of(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -242,12 +246,12 @@ def test_user_error_in_async_validation_ends_the_run_which_resumes(
     validated_asynchronously: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run, whole = tmp_path / "run", tmp_path / "whole"
-    assert main(argv(tone_data, whole, num_workers=0)) == 0
+    assert main(linear(tone_data, whole)) == 0
     fail(monkeypatch, [1], DataError("a shard is damaged"))
     with pytest.raises(UserError, match=r"^a shard is damaged$"):
-        main(argv(tone_data, run, num_workers=0))
+        main(linear(tone_data, run))
     assert max(record["step"] for record in records_of(run, "step")) < 10  # before the third epoch
-    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert main(linear(tone_data, run)) == 0
     assert figures_of(run) == figures_of(whole)
     assert not list((run / "evaluation").glob("*.pt"))
 
@@ -258,7 +262,7 @@ def test_failed_async_validation_is_repeated(
     """The next validation or the end of the run repeats it. Its weights are kept, though Ray deletes the checkpoint."""
     run = tmp_path / "run"
     fail(monkeypatch, [1, 4], RuntimeError("CUDA is out of sorts"))  # epoch 1, then 1, 2 and 3
-    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert main(linear(tone_data, run)) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     assert None not in [record["loss"] for record in epochs_of(run)]
     assert not list((run / "evaluation").glob("*.pt"))
@@ -271,11 +275,11 @@ def test_epoch_that_can_no_longer_be_evaluated_ends_the_run_with_a_remedy(
     monkeypatch.setattr(async_validation, "defer", Mock())
     fail(monkeypatch, [2], RuntimeError("killed"))
     with pytest.raises(UserError, match=r"^epoch 2 of .*run was not evaluated, and its checkpoint is gone; delete the"):
-        main(argv(tone_data, run, num_workers=0))
+        main(linear(tone_data, run))
     assert not (run / "summary.json").exists()
     monkeypatch.undo()
     shutil.rmtree(run / "checkpoints")
-    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert main(linear(tone_data, run)) == 0
 
 
 def test_epoch_with_interrupted_evaluation_is_evaluated_when_resumed(
@@ -287,9 +291,9 @@ def test_epoch_with_interrupted_evaluation_is_evaluated_when_resumed(
     fail(monkeypatch, [3], RuntimeError("killed"))
     monkeypatch.setattr(worker.Run, "_evaluate_missing", Mock(side_effect=DataError("killed")))
     with pytest.raises(UserError, match=r"^killed$"):
-        main(argv(tone_data, run, num_workers=0))
+        main(linear(tone_data, run))
     monkeypatch.undo()
-    assert main(argv(tone_data, run, num_workers=0)) == 0
+    assert main(linear(tone_data, run)) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     assert None not in [record["loss"] for record in epochs_of(run)]
 
@@ -314,7 +318,7 @@ def test_async_validation_uses_no_gpu_if_the_run_uses_none(
     for module in (worker, async_validation):
         monkeypatch.setattr(module, "evaluate", recorded)
     monkeypatch.setattr(async_validation, "validate_checkpoint", on_a_gpu_machine)
-    one_epoch = argv(tone_data, tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
+    one_epoch = linear(tone_data, tmp_path / "run", epochs="1", wa_start="1", wa_end="1")
     assert main([*one_epoch, "--device", "cpu"]) == 0
     assert devices == [torch.device("cpu")] * 2  # the averaged weights are evaluated on the ranks
 
@@ -326,7 +330,7 @@ def test_finished_run_has_the_record_of_its_last_epoch(
     monkeypatch.setattr(worker, "write_summary", lambda run, _: seen.extend(epochs_of(Path(run))))
     seen: list[dict[str, Any]] = []
     with pytest.raises(DataError, match=r"there is no file .*summary\.json"):
-        main(argv(tone_data, run, num_workers=0, epochs="1", wa_start="1", wa_end="1"))
+        main(linear(tone_data, run, epochs="1", wa_start="1", wa_end="1"))
     assert [record["epoch"] for record in seen] == [1]
 
 
@@ -364,14 +368,14 @@ def test_run_in_this_process_equals_one_worker_without_checkpoints(
 def test_reports_of_short_epochs_are_left_out(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worker, "REPORT_SHARE", 1e-9)
     monkeypatch.setattr(worker, "write_run_report", written := Mock())
-    assert main(argv(tone_data, tmp_path / "run", num_workers=0, epochs="2", wa_start="1", wa_end="2")) == 0
+    assert main(linear(tone_data, tmp_path / "run", epochs="2", wa_start="1", wa_end="2")) == 0
     written.assert_called_once()  # after the first epoch
     assert (tmp_path / "run" / "report.html").exists()  # by the driver, at the end
 
 
 def test_summary_describes_the_best_model_on_disk(tone_data: str, tmp_path: Path):
     """The epoch was interrupted after its evaluation, and was worse when it was trained again."""
-    command = argv(tone_data, run := tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
+    command = linear(tone_data, run := tmp_path / "run", epochs="1", wa_start="1", wa_end="1")
     assert main(command) == 0
     (run / "summary.json").unlink()
     best = storage.read_checked_json(file := run / "best" / "epoch.json")
@@ -383,7 +387,7 @@ def test_summary_describes_the_best_model_on_disk(tone_data: str, tmp_path: Path
 def test_run_in_this_process_leaves_no_temporary_files(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    assert main([*argv(tone_data, tmp_path / "run", num_workers=0), "--checkpoint-every-s", "0"]) == 0
+    assert main([*linear(tone_data, tmp_path / "run"), "--checkpoint-every-s", "0"]) == 0
     assert list(temporary.iterdir()) == []
 
 
@@ -480,7 +484,7 @@ def test_nonfinite_weight_ends_the_run_before_it_is_evaluated_or_saved(
     monkeypatch.setattr(worker, "train_step", breaking)
     monkeypatch.setattr(worker.Run, "_checkpoint", save := Mock())
     with pytest.raises(UserError, match=r"^a weight after epoch 1, step 5 is not finite; its clips are in .*\.json"):
-        main(argv(tone_data, run, num_workers=0))
+        main(linear(tone_data, run))
     record = json.loads((run / "nonfinite.json").read_text())
     assert (record["step"], len(record["clip_id"])) == (5, 8)
     assert not (run / "evaluation").exists()
@@ -518,7 +522,7 @@ def test_full_disk_ends_training_with_one_line_that_names_it(failure: TrainingFa
 def test_training_ends_after_patience_epochs_without_improvement(tone_data: str, tmp_path: Path):
     """The learning rate is so small that nothing changes, so the first epoch stays the best."""
     run = tmp_path / "run"
-    assert main(argv(tone_data, run, num_workers=0, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
+    assert main(linear(tone_data, run, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
@@ -526,7 +530,7 @@ def test_training_ends_after_patience_epochs_without_improvement(tone_data: str,
 
 def test_evaluation_split_of_one_clip_has_undefined_metrics(tmp_path: Path, capsys):
     fakes.write_data(str(tmp_path / "data"), splits=[("train", 12), ("eval", 1)])
-    small = argv(str(tmp_path / "data"), tmp_path / "run", num_workers=0, epochs="1", wa_start="1", wa_end="1")
+    small = linear(str(tmp_path / "data"), tmp_path / "run", epochs="1", wa_start="1", wa_end="1")
     assert main(small) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["mauc"] is None
     assert "AUC –" in capsys.readouterr().out
@@ -536,7 +540,7 @@ def test_run_resumes_with_other_execution_keys_and_no_other_change(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run, one_epoch = tmp_path / "run", {"epochs": "1", "wa_start": "1", "wa_end": "1"}
-    assert main(argv(tone_data, run, num_workers=0, **one_epoch)) == 0
+    assert main(linear(tone_data, run, **one_epoch)) == 0
     (run / "summary.json").unlink()
     used, train_step = [], worker.train_step
 
@@ -546,11 +550,11 @@ def test_run_resumes_with_other_execution_keys_and_no_other_change(
 
     monkeypatch.setattr(worker, "train_step", recorded)
     others = {"micro_batch_size": "3", "activation_checkpointing": "true", "attention": "plain"}
-    assert main(argv(tone_data, run, num_workers=0, **one_epoch, **others)) == 0
+    assert main(linear(tone_data, run, **one_epoch, **others)) == 0
     assert set(used) == {(3, True, "plain")}
-    claim(argv(tone_data, run, num_workers=0, **one_epoch, compile="true"))
+    claim(linear(tone_data, run, **one_epoch, compile="true"))
     with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
-        claim(argv(tone_data, run, num_workers=0, **one_epoch, **others, lr="1e-3"))
+        claim(linear(tone_data, run, **one_epoch, **others, lr="1e-3"))
 
 
 def test_data_prepared_again_into_other_shards_are_refused(two_workers: Path, tone_data: str, tmp_path: Path):

@@ -18,7 +18,7 @@ from pipeline import dataset
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.train import data_checks
 from tests import fakes
-from tests.fakes import SMALL_RECIPE
+from tests.fakes import LINEAR_RECIPE
 from tests.train import made
 
 LABELS = LabelVocabulary.from_names(["dog", "cat", "rain", "wind", "sea"])
@@ -150,7 +150,7 @@ def test_warnings_about_too_large_batches_and_few_steps():
 
 
 def argv(data: str, run: Path, *more: str, train: str = "train", evaluation: str = "eval") -> list[str]:
-    keys = [word for key, value in (SMALL_RECIPE | {"norm_stats": "data"}).items() for word in (f"--{key}", value)]
+    keys = [word for key, value in (LINEAR_RECIPE | {"norm_stats": "data"}).items() for word in (f"--{key}", value)]
     splits = ["--train-splits", train, "--eval-splits", evaluation]
     return ["--recipe", "audioset-full", "--data", data, *splits, "--output", str(run), *keys, *more]
 
