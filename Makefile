@@ -57,6 +57,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.feed --ray
 	$(BIN)/python -m benchmarks.feed_memory
 	$(BIN)/python -m benchmarks.esc10
+	$(BIN)/python -m benchmarks.compare_esc10
 	$(BIN)/python -m benchmarks.first_model
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.decode_campaign

@@ -36,12 +36,12 @@ COMMON: dict[str, Any] = {
     "noise": True,
     "lr": 1e-3,
     "batch_size": 16,
-    "epochs": 30,
-    "lrscheduler_start": 20,
+    "epochs": 20,
+    "lrscheduler_start": 14,
     "lrscheduler_step": 2,
     "lrscheduler_decay": 0.6,
-    "wa_start": 26,
-    "wa_end": 30,
+    "wa_start": 16,
+    "wa_end": 20,
     "compile": False,
 }
 FROM_SCRATCH = {"imagenet_pretrain": False}
@@ -49,10 +49,10 @@ MODELS: dict[str, dict[str, Any]] = {
     # A quarter of the published 1,024 dimensions: a sixteenth of the operations.
     "talnet": {"model": "talnet", "embedding_size": 256},
     "cnn-transformer": {"model": "cnn_transformer", "embedding_size": 256},
-    "efficientnet-b0": {"model": "efficientnet", "eff_b": 0, "att_head": 1} | FROM_SCRATCH,
     "convnext-atto": {"model": "convnext", "model_size": "atto"} | FROM_SCRATCH,
-    "ast-tiny": {"model": "ast", "model_size": "tiny224", "fstride": 16, "tstride": 16, "lr": 3e-4} | FROM_SCRATCH,
     "linear": {"model": "linear", "lr": 3e-3},
+    "efficientnet-b0": {"model": "efficientnet", "eff_b": 0, "att_head": 1} | FROM_SCRATCH,
+    "ast-tiny": {"model": "ast", "model_size": "tiny224", "fstride": 16, "tstride": 16, "lr": 3e-4} | FROM_SCRATCH,
 }
 
 

@@ -1,12 +1,15 @@
 """Small runs of the benchmarks that no other test uses, so that their figures can still be reproduced."""
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 
+from ast_core.recipe import load_recipe
 from benchmarks.against import figures
+from benchmarks.compare_esc10 import COMMON, MODELS, table
 
 
 @pytest.mark.slow
@@ -53,3 +56,36 @@ def test_figures_are_read_from_printed_tables():
         ("feed, on the CPU", "of the original's"): 11.3,
         ("2000", "floor ms: alone, two at once"): 52.5,
     }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recipes_of_the_comparison_on_esc10_are_valid(name: str):
+    recipe = load_recipe(json.dumps(COMMON | MODELS[name]), {}, origin=name)
+    assert recipe.features == "small64"
+    assert recipe.imagenet_pretrain is False or "imagenet_pretrain" not in recipe.initial_weights()
+
+
+def test_the_table_of_the_comparison_on_esc10_has_a_row_a_model_best_first():
+    def model(name: str, accuracies: list[float]) -> dict[str, object]:
+        mean = sum(accuracies) / 2
+        runs = [
+            {"fold": f"fold{i}", "last_epochs": {"accuracy": accuracy}}
+            for i, accuracy in enumerate(accuracies, start=1)
+        ]
+        costs = {"parameters": 2e6, "multiply_adds": 3e6, "inference": {"clips_per_s": 5.0}}
+        return {
+            "name": name,
+            "runs": runs,
+            "accuracy": mean,
+            "accuracy_interval": [0.1, 0.9],
+            "last_epochs": {"accuracy": mean},
+            "averaged": {"accuracy": 0.5},
+            "costs": costs,
+            "training": {"clips_per_s": 4.0},
+        }
+
+    found = {"data": {"folds": ["fold1", "fold2"]}, "models": [model("worse", [0.3, 0.5]), model("better", [0.6, 0.8])]}
+    head, _, first, second = table(found).splitlines()
+    assert head.startswith("| model | fold1, last 5 | fold2, last 5 | mean, last 5 |")
+    assert first == "| better | 0.600 | 0.800 | 0.700 | 0.700 [0.100, 0.900] | 0.500 | 2.00 | 3 | 4, 5 |"
+    assert second.startswith("| worse | 0.300 | 0.500 | 0.400 |")

@@ -333,14 +333,14 @@ def _classes(found: Record, models: Sequence[Record]) -> Table:
         values = [model["ap"][index] for model in models]
         known = [value for value in values if value is not None]
         if known:
-            best = models[values.index(max(known))]["name"]
+            best = [model["name"] for model, value in zip(models, values, strict=True) if value == max(known)]
             spread = max(known) - min(known)
             rows.append(
                 [
                     Cell(one["name"], one["name"]),
                     *(_cell(value, 3) for value in values),
                     _cell(spread, 3),
-                    Cell(best, best),
+                    Cell("all" if len(best) == len(known) > 1 else ", ".join(best), best[0]),
                 ]
             )
     columns = [Column("class", is_number=False), *(Column(model["name"]) for model in models)]

@@ -100,6 +100,9 @@ def test_models_are_sorted_and_differences_are_positive():
     assert first[:3] == ["b", "a", "+0.5000"]
     assert first[4] == "< 0.001"
     assert page.tables["Where each pair differs most"][1] == ["b", "a", "dog (+0.50), cat (+0.10)"]
+    by_class = page.tables["AP of each class by model"]
+    assert by_class[1] == ["dog", "0.750", "0.250", "–", "0.500", "b"]
+    assert by_class[2] == ["cat", "0.500", "0.500", "0.500", "0.000", "all"]
     assert page.tables["Ensembles of two"][1][1:] == ["0.9000", "+0.1500"]
 
 

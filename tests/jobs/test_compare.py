@@ -171,6 +171,18 @@ def test_a_model_that_fails_does_not_stop_the_others(tone_data: str, recipes: di
     assert "Failed:" in (tmp_path / "comparison.html").read_text()
 
 
+@pytest.mark.slow
+def test_workers_train_and_a_task_measures_each_model(
+    local_ray: None, tone_data: str, recipes: dict[str, str], tmp_path: Path
+):
+    command = argv(tone_data, tmp_path, [recipes["linear"], recipes["crnn"]], "--num-workers", "1")
+    assert main(command) == 0
+    for model in read(tmp_path)["models"]:
+        assert model["training"]["memory_gb"] > 0
+        assert model["costs"]["inference"]["threads"] == 2  # all CPUs of this Ray
+        assert model["costs"]["inference"]["clips_per_s"] > 0
+
+
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
