@@ -639,8 +639,9 @@ def test_missing_data_are_refused_before_a_worker_starts(tone_data: str, tmp_pat
 def test_shipped_recipes_are_found_by_name_and_listed_in_the_refusal(tone_data: str, tmp_path: Path):
     audioset = ["audioset-balanced", "audioset-full", "audioset-full-fast"]
     comparison = [name for name in recipe_names() if name.startswith(("compare-", "psla-"))]
+    demo = ["demo", "demo-linear", "demo-talnet"]
     assert recipe_names() == sorted(
-        [*audioset, *comparison, "demo", "esc10", "esc50", "fsd50k", "small", "speechcommands"]
+        [*audioset, *comparison, *demo, "esc10", "esc50", "fsd50k", "small", "speechcommands"]
     )
     arguments = argv(tone_data, tmp_path / "run", num_workers=1)
     arguments[1] = "audioset"
