@@ -133,6 +133,7 @@ def test_a_second_run_trains_only_what_is_missing(
     assert {model["name"]: model["costs"] for model in read(output)["models"]}["linear"] == costs["linear"]
 
 
+@pytest.mark.slow
 def test_variants_seeds_and_folds_are_runs_of_their_own(recipes: dict[str, str], tmp_path: Path):
     data = str(tmp_path / "data")
     write_data(data, splits=[("red", 12), ("green", 12), ("blue", 12)])

@@ -36,6 +36,7 @@ def run(folder: Path, output: Path, member: Member, workers: Workers) -> None:
     tag(find_inputs([str(folder)]), [member], settings, str(output), workers, run_chunks=chunks, say=lambda _: None)
 
 
+@pytest.mark.slow
 def test_readers_on_other_cpus_give_the_same_results(local_ray: None, tmp_path: Path):
     folder = tmp_path / "in"
     stub.write_recordings(folder, 4)

@@ -110,7 +110,9 @@ def test_audio_gets_the_scores_of_its_prepared_clips_to_the_bit(checkpoint: str,
     np.testing.assert_array_equal(np.concatenate([found[str(path)].scores_WC for path in paths]), expected)
 
 
-@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+@pytest.mark.parametrize(
+    "stopped_after", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_goes_on_and_has_each_recording_once(
     stopped_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -174,7 +174,7 @@ def peak_bytes(pid: int) -> int:
     return int(line.split()[1]) << 10
 
 
-@pytest.mark.parametrize(("pack", "half"), [(as_files, 0), (in_a_tar, 1)])
+@pytest.mark.parametrize(("pack", "half"), [(as_files, 0), pytest.param(in_a_tar, 1, marks=pytest.mark.slow)])
 def test_a_job_prepares_or_refuses_each_mutated_file_in_bounded_memory(
     local_ray: None, tmp_path: Path, pack: Callable[[Path, list[Mutated]], Path], half: int
 ):
