@@ -1,4 +1,4 @@
-"""Train the Audio Spectrogram Transformer on a prepared data set, with DDP on Ray Train workers.
+"""Train a tagger on a prepared data set, with DDP on Ray Train workers. The recipe names the model.
 
     python jobs/train.py --recipe audioset-balanced --data data --train-splits balanced_train --eval-splits eval \
         --output runs/1
