@@ -28,8 +28,8 @@ demo: $(READY)  ## synthesised sounds → yt-dlp → shards → training → sco
 demo-compare: $(READY)  ## the same data; three models on one page
 	$(BIN)/python -m jobs.demo --compare
 
-test: $(READY)  ## in two processes: much of it waits for processes to start
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## in three processes, also on two cores: much of it waits for processes to start
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## what make test leaves out: runs that are killed, on S3, compiled
 	$(BIN)/python -m pytest -m slow

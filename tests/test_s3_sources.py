@@ -91,7 +91,16 @@ def contents(uri: str) -> tuple[LabelVocabulary, dict[str, str], dict[str, dict[
     return opened.labels, opened.fingerprint(opened.splits), fakes.shard_rows(uri)
 
 
-@pytest.mark.parametrize("lay_out", [hugging_face, webdataset, data_file, esc50, speech_commands])
+@pytest.mark.parametrize(
+    "lay_out",
+    [
+        hugging_face,
+        webdataset,
+        data_file,
+        pytest.param(esc50, marks=pytest.mark.slow),
+        pytest.param(speech_commands, marks=pytest.mark.slow),
+    ],
+)
 def test_source_on_s3_gives_the_same_data_set_as_its_local_copy(
     s3: S3Server, local_ray: None, tmp_path: Path, sounds: list[bytes], lay_out: LayOut
 ):

@@ -140,6 +140,7 @@ def test_part_3_4_training_is_refused_if_deleting_is_forbidden(
 
 
 @needs_mount
+@pytest.mark.slow
 def test_part_3_6_read_only_output_is_refused_before_any_work(
     local_ray: None, tone_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
