@@ -109,12 +109,13 @@ def _log_mel(frames: Tensor, window: Tensor, filters: Filters, fft_size: int) ->
     frames = (frames - frames.mean(dim=-1, keepdim=True)).flatten(0, 1)
     # A frame's first sample has no predecessor within the frame; the window is 0 there.
     frames = (frames[:, 1:] - PREEMPHASIS * frames[:, :-1]) * window[1:]
-    return mel_powers(F.pad(frames, (1, 0)), filters, fft_size).clamp_min(POWER_FLOOR).log()
+    padded = F.pad(frames, (1, fft_size - len(window)))
+    return mel_powers(padded, filters).clamp_min(POWER_FLOOR).log()
 
 
-def mel_powers(frames: Tensor, filters: Filters, fft_size: int) -> Tensor:
-    """Windowed frames `[frames, samples]` → powers `[frames, mel bins]`."""
-    spectrum = torch.fft.rfft(frames, fft_size)  # with zeros after the frame
+def mel_powers(frames: Tensor, filters: Filters) -> Tensor:
+    """Windowed frames, padded to the FFT's size, `[frames, FFT size]` → powers `[frames, mel bins]`."""
+    spectrum = torch.fft.rfft(frames)
     power = spectrum.real.square() + spectrum.imag.square()
     return torch.cat([power[:, fft_bins] @ weights for fft_bins, weights in filters], dim=1)
 

@@ -64,8 +64,9 @@ def mel_db(
 def _decibels(frames: Tensor, window: Tensor, filters: Filters, fft_size: int) -> Tensor:
     """`[clips, frames, samples]` → `[clips · frames, mel bins]`."""
     # The frame is in the middle of the FFT, as in torch.stft. Elsewhere, rounding changes quiet bins by 0.003 dB.
-    frames = F.pad(frames.flatten(0, 1) * window, ((fft_size - len(window)) // 2, 0))
-    return 10 * mel_powers(frames, filters, fft_size).clamp_min(POWER_FLOOR).log10()
+    before = (fft_size - len(window)) // 2
+    frames = F.pad(frames.flatten(0, 1) * window, (before, fft_size - len(window) - before))
+    return 10 * mel_powers(frames, filters).clamp_min(POWER_FLOOR).log10()
 
 
 def _fft_size(length: int) -> int:
