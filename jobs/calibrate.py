@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from ast_core.labels import LabelVocabulary
 from jobs.common import add_ray_options, check_numbers, run
 from pipeline.redaction import without_secrets
 from pipeline.text_table import text_table
-from pipeline.train import models
 from pipeline.train.evaluation.scores import read_scores
 
 FEW_SHOWN = 10
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_numbers(args, precision=1, recall=1)
     if bool(args.data) != bool(args.split):
         raise ConfigError("give --data and --split together, or neither of them")
+    from pipeline.train import models  # PyTorch, which `--help` does not need
+
     uri = models.find(args.checkpoint)
     models.calibration_file(uri)  # refuses a file of weights before any work
     model, config = models.read(uri)
@@ -83,15 +85,17 @@ def _kept(checkpoint: str, uri: str, labels: LabelVocabulary) -> tuple[np.ndarra
 
 def _scored_again(args: argparse.Namespace, uri: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The scores of a data set's clips by the code of evaluation, with the classes in the model's order."""
-    from jobs.evaluate import score_clips  # Ray takes seconds to import
+    from jobs.ray_session import ray_session  # Ray takes seconds to import
     from pipeline.dataset import PreparedDataset
     from pipeline.train.data.feed import Targets
     from pipeline.train.evaluation import ensemble
+    from pipeline.train.evaluation.checkpoint_evaluation import Place, score_clips
 
     dataset = PreparedDataset.open(args.data)
     clips = dataset.clips(args.split)
     member = ensemble.read_member(uri, dataset)
-    (scores,) = score_clips([member], dataset, clips, args)
+    place = Place(args.device, args.address, partial(ray_session, args.address, args.num_cpus))
+    (scores,) = score_clips([member], dataset, clips, place)
     targets = Targets(clips, len(dataset.labels))(np.arange(len(clips)))
     in_order_of_model = np.argsort(member.columns)
     facts = {"data": without_secrets(dataset.uri), "fingerprints": dataset.fingerprint(args.split)}

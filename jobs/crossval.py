@@ -14,24 +14,14 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
     entry.begin()
 
 import argparse
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from ast_core.metrics import METRICS, selection_metrics
 from jobs import train
 from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe
 from pipeline import storage
-from pipeline.dataset import PreparedDataset
-from pipeline.text_table import text_table
-from pipeline.train.evaluation.epoch_results import read_records
-from pipeline.train.fit import train_run
-from pipeline.train.metrics_log import finite_or_null, read_summary
 
-LAST_EPOCHS = 5
 SET_HERE = ("--train-splits", "--eval-splits")
 
 
@@ -48,6 +38,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, passed_on = parser().parse_known_args(argv)
+    from pipeline.dataset import PreparedDataset  # PyTorch and Ray, which `--help` does not need
+    from pipeline.train import cross_validation
+    from pipeline.train.fit import train_run
+
     output = output_uri(args.output)
     if refused := [word for word in passed_on if word.partition("=")[0] in SET_HERE]:
         raise ConfigError(f"{refused[0]} is set by the job for each fold; give all folds as --splits")
@@ -65,85 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fold in folds
     }
     _, keys = train.parser().parse_known_args(commands[folds[0]])
-    metric = selection_metrics()[read_recipe(args.recipe, keys).metrics].name
+    metric = cross_validation.metric_of(read_recipe(args.recipe, keys))
     runs = {fold: train.claim(command) for fold, command in commands.items()}  # all of them before any is trained
     with train.session(*runs.values()):
         for fold, run in runs.items():
             print(f"\n{fold}", flush=True)
             train_run(run)
-    found = summarise(
-        {fold: _figures(storage.join(output, fold), metric) for fold in folds},
-        higher_is_better=METRICS[metric].higher_is_better,
-    )
+    found = cross_validation.summarise_runs({fold: storage.join(output, fold) for fold in folds}, metric)
     storage.write_json(storage.join(output, "folds.json"), {"metric": metric} | found)
-    print(f"\n{table(found, metric)}\nfigures: {storage.join(output, 'folds.json')}")
+    print(f"\n{cross_validation.table(found, metric)}\nfigures: {storage.join(output, 'folds.json')}")
     return 0
-
-
-def _figures(run: str, metric: str) -> dict[str, Any]:
-    """Results of a finished run: the metric by epoch, the best epoch, and the metric of the averaged weights."""
-    summary = read_summary(run)
-    return {
-        "by_epoch": {record["epoch"]: record[metric] for record in read_records(run)},
-        "best_epoch": summary["best_epoch"],
-        "averaged": summary["averaged"] and summary["averaged"][metric],
-    }
-
-
-def summarise(figures: Mapping[str, Mapping[str, Any]], *, higher_is_better: bool = True) -> dict[str, Any]:
-    """The content of folds.json, from `_figures` of each fold. A missing or undefined figure is None.
-
-    `common_epoch` is the epoch with the best mean over the folds.
-    """
-    shared_epochs = sorted(set.intersection(*(set(fold["by_epoch"]) for fold in figures.values())))
-    curves = np.array([[fold["by_epoch"][epoch] for epoch in shared_epochs] for fold in figures.values()], float)
-    mean_curve = curves.mean(axis=0) if higher_is_better else -curves.mean(axis=0)
-    common_epoch = shared_epochs[int(np.argmax(mean_curve))]
-    folds = {
-        name: {
-            "best": fold["by_epoch"][fold["best_epoch"]],
-            "common": fold["by_epoch"][common_epoch],
-            "last": float(np.mean(np.array(list(fold["by_epoch"].values())[-LAST_EPOCHS:], float))),
-            "averaged": fold["averaged"],
-        }
-        for name, fold in figures.items()
-    }
-    columns = {kind: np.array([fold[kind] for fold in folds.values()], float) for kind in next(iter(folds.values()))}
-    return {
-        "common_epoch": common_epoch,
-        "folds": {
-            name: {"best_epoch": figures[name]["best_epoch"]} | finite_or_null(fold) for name, fold in folds.items()
-        },
-        "mean": finite_or_null({kind: float(values.mean()) for kind, values in columns.items()}),
-        "std": finite_or_null({kind: float(values.std(ddof=1)) for kind, values in columns.items()}),
-    }
-
-
-def table(found: Mapping[str, Any], metric: str) -> str:
-    """The results as a text table."""
-    name = METRICS[metric].title
-    heads = {
-        "best": "at its best",
-        "common": f"at epoch {found['common_epoch']}",
-        "last": f"last {LAST_EPOCHS} epochs",
-        "averaged": "averaged weights",
-    }
-
-    def row(label: str, best_epoch: object, figures: Mapping[str, float | None]) -> list[str]:
-        shown = ("–" if figures[kind] is None else f"{figures[kind]:.4f}" for kind in heads)
-        return [label, str(best_epoch), *shown]
-
-    rows = [row(fold, figures["best_epoch"], figures) for fold, figures in found["folds"].items()]
-    rows += [row("mean", "", found["mean"]), row("±", "", found["std"])]
-    return "\n".join(
-        [
-            text_table([name, "best epoch", *heads.values()], rows, "l" + "r" * (1 + len(heads))),
-            "Each fold's best epoch is chosen on that fold itself, so that figure is optimistic. "
-            f"Epoch {found['common_epoch']} has the best",
-            "mean over the folds, as in the reference implementation; it is less optimistic. "
-            "± is the standard deviation over folds.",
-        ]
-    )
 
 
 if __name__ == "__main__":

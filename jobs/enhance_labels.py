@@ -21,7 +21,6 @@ from ast_core.label_enhancement import class_thresholds, enhanced, related_class
 from jobs.common import output_uri, run
 from pipeline import relabel, storage
 from pipeline.dataset import PreparedDataset
-from pipeline.train.evaluation.score_table import check_suffix, read_score_table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     percentile = _percentile(args.threshold)
+    from pipeline.train.evaluation.score_table import check_suffix, read_score_table  # imports PyTorch
+
     check_suffix(args.scores, "--scores")
     output = output_uri(args.output)
     relabel.check_output(output)

@@ -17,24 +17,11 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import ray
+from functools import partial
 
 from ast_core.errors import ConfigError
-from ast_core.metrics import bootstrap_map
 from jobs.common import add_ray_options, output_uri, run
-from jobs.ray_session import ray_session
 from pipeline import storage
-from pipeline.dataset import Clips, PreparedDataset
-from pipeline.redaction import without_secrets
-from pipeline.train import models
-from pipeline.train.data.feed import Targets
-from pipeline.train.evaluation import ensemble
-from pipeline.train.evaluation.score_table import check_suffix, write_score_table
-from pipeline.train.evaluation.scoring import class_counts, score_metrics
-from pipeline.train.metrics_log import finite_or_null, per_class_csv, per_class_table
 
 MAX_RESAMPLES = 100_000
 """Upper bound of --bootstrap: a hundred times the usual number. A larger number is probably a typing error."""
@@ -74,73 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) to {MAX_RESAMPLES:,}")
     json_uri = output_uri(args.json, "--json") if args.json else None
     scores_uri = output_uri(args.scores, "--scores") if args.scores else None
+    from jobs.ray_session import ray_session  # PyTorch and Ray, which `--help` does not need
+    from pipeline.train.evaluation.checkpoint_evaluation import Place, evaluate_checkpoints
+    from pipeline.train.evaluation.score_table import check_suffix, write_score_table
+
     if scores_uri:
         check_suffix(scores_uri, "--scores")
-    dataset = PreparedDataset.open(args.data)
-    clips = dataset.clips(args.split)
-    checkpoints = [models.find(uri) for uri in args.checkpoint]
-    members = [ensemble.read_member(uri, dataset) for uri in checkpoints]
-    for line in ensemble.length_lines(members, clips, dataset.features):
-        print(line, flush=True)
-    scores = score_clips(members, dataset, clips, args)
-    of_members = [score_metrics(member, clips).scalars() for member in scores]
-    mean_scores = np.mean(scores, axis=0)
-    metrics = score_metrics(mean_scores, clips)
-    interval = None
-    if args.bootstrap:
-        target = Targets(clips, len(dataset.labels))(np.arange(len(clips)))
-        interval = bootstrap_map(mean_scores, target, num_resamples=args.bootstrap)
-    if len(members) > 1:
-        for uri, figures in zip(checkpoints, of_members, strict=True):
-            print(f"{_figures_line(figures)}  {uri}")
-    name = f"  ensemble of {len(members)}" if len(members) > 1 else ""
-    print(f"{_figures_line(metrics.scalars(), interval)}{name}  on {len(clips):,} clips of {', '.join(args.split)}")
-    if args.per_class:
-        print(per_class_table(per_class_csv(dataset.labels, metrics, None, class_counts(clips, len(dataset.labels)))))
+    place = Place(args.device, args.address, partial(ray_session, args.address, args.num_cpus))
+    found = evaluate_checkpoints(args.checkpoint, args.data, args.split, place, num_resamples=args.bootstrap)
+    print(*found.lines(per_class=args.per_class), sep="\n")
     if scores_uri:
-        write_score_table(scores_uri, clips.clip_id, dataset.labels, mean_scores)
+        write_score_table(scores_uri, found.clips.clip_id, found.labels, found.scores_NC)
     if json_uri:
-        names = [without_secrets(uri) for uri in checkpoints]
-        value: dict[str, Any] = {"checkpoints": names} | finite_or_null(metrics.scalars())
-        value["map_interval"] = interval if interval is not None and np.isfinite(interval).all() else None
-        value["members"] = [
-            {"checkpoint": uri} | finite_or_null(figures) for uri, figures in zip(names, of_members, strict=True)
-        ]
-        storage.write_json(json_uri, value)
+        storage.write_json(json_uri, found.to_dict())
     return 0
-
-
-def score_clips(
-    members: Sequence[ensemble.Member], dataset: PreparedDataset, clips: Clips, args: argparse.Namespace
-) -> list[np.ndarray]:
-    """Scores `[clips, classes]` of each member, computed on Ray as the options of a job say."""
-    with ray_session(args.address, args.num_cpus):
-        use_gpu = _use_gpu(args)
-        device, threads = args.device if use_gpu else "cpu", _threads(args, len(members))
-        return ensemble.scores(members, dataset, clips, device=device, use_gpu=use_gpu, threads=threads)
-
-
-def _use_gpu(args: argparse.Namespace) -> bool:
-    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    if args.device == "cuda" and not has_gpu:
-        if args.address == "local":
-            raise ConfigError("--device cuda needs a GPU, this machine has none; use cpu")
-        print("--device cuda needs a GPU, the cluster has none now; scoring begins when it has one", flush=True)
-    return args.device == "cuda" or (args.device == "auto" and has_gpu)
-
-
-def _threads(args: argparse.Namespace, num_checkpoints: int) -> int:
-    """Threads per checkpoint: an equal share of this machine; one on a cluster, where other jobs may use the rest."""
-    num_cpus = ray.cluster_resources().get("CPU", 1) if args.address == "local" else 1
-    return max(1, int(num_cpus) // num_checkpoints)
-
-
-def _figures_line(figures: dict[str, float], interval: tuple[float, float] | None = None) -> str:
-    """The figures as one line: `map 0.4590 [0.4512, 0.4668]  mauc 0.9755  …`"""
-    words = {name: f"{name} {value:.4f}" for name, value in figures.items()}
-    if interval is not None:
-        words["map"] += f" [{interval[0]:.4f}, {interval[1]:.4f}]"
-    return "  ".join(words.values())
 
 
 if __name__ == "__main__":

@@ -17,29 +17,11 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
     entry.begin()
 
 import argparse
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
-import pyarrow.fs as pafs
-
-from ast_core.checkpoints import (
-    CALIBRATION_FILE,
-    CHECKPOINT_FILES,
-    ModelConfig,
-    save_huggingface,
-    save_model,
-    save_original,
-)
-from ast_core.checkpoints.onnx import save_onnx
 from ast_core.errors import ConfigError
-from ast_core.labels import LabelVocabulary
-from ast_core.models.tagger import Tagger
 from jobs.common import output_uri, run
 from jobs.recipe_option import read_recipe, recipe_names
-from pipeline import storage
-from pipeline.train import models
 
 USE = {
     "ours": 'from ast_core.checkpoints import load_model; model, config = load_model("{}")',
@@ -47,8 +29,6 @@ USE = {
     "huggingface": 'transformers.pipeline("audio-classification", model="{}")(waveform)  # 16 kHz, in [-1, 1]',
     "onnx": 'onnxruntime.InferenceSession("{}").run(["logits"], {{"fbank": fbank}})  # the norm is in its metadata',
 }
-SUFFIXES = {"original": ".pth", "onnx": ".onnx"}
-"""Suffixes of the formats that are one file. The other formats are folders."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.recipe is None:
         raise ConfigError(f"{rest[0]} is not an option; recipe keys need --recipe")
     output = output_uri(args.output)
-    _check_output(output, args.format, args.force)
-    model, config = _read(args, rest)
-    with tempfile.TemporaryDirectory(prefix="ast-export-") as folder:
-        made = Path(folder) / "made"
-        _write(args.format, made, model, config)
-        models.publish(made, output)
+    from pipeline.train import export  # PyTorch, which `--help` does not need
+
+    export.check_output(output, args.format, force=args.force)
+    model, config = export.read(
+        args.checkpoint, None if args.recipe is None else read_recipe(args.recipe, rest), args.labels
+    )
+    export.write(output, args.format, model, config)
     args_of_model = config.recipe.model_args()
     shape = ", ".join(f"{key} {value}" for key, value in args_of_model.items() if key not in ("name", "label_dim"))
     place = output.rsplit("/", 1)[-1] if "://" in output else output  # these libraries read no URIs: copy it first
@@ -85,55 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"use: {USE[args.format].format(place)}"
     )
     return 0
-
-
-def _read(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Tagger, ModelConfig]:
-    """The model, and its config without the local paths of the weights from which training started."""
-    model, config = models.read(
-        models.find(args.checkpoint),
-        recipe=None if args.recipe is None else read_recipe(args.recipe, rest),
-        labels=None if args.labels is None else _labels(args.labels),
-    )
-    return model, replace(config, recipe=replace(config.recipe, imagenet_weights=None, audioset_weights=None))
-
-
-def _check_output(output: str, output_format: str, force: bool) -> None:
-    """Refuse an output that exists, before any work. With --force, a file or a model folder may be replaced."""
-    fs, path = storage.resolve(output)
-    found, suffix = fs.get_file_info(path), SUFFIXES.get(output_format)
-    if suffix is None:
-        if found.is_file or not (storage.is_empty(output) or (force and _contains_only_a_model(output))):
-            raise ConfigError(
-                f"{output} exists and is not empty; give a new folder, or --force to replace a model folder"
-            )
-    elif not output.endswith(suffix):
-        raise ConfigError(f"--output is {output}, and the format is one file; give a name that ends in {suffix}")
-    elif found.type != pafs.FileType.NotFound and not (force and found.is_file):
-        raise ConfigError(f"{output} exists; give another --output, or --force to replace a file")
-
-
-def _contains_only_a_model(folder: str) -> bool:
-    return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= {
-        *CHECKPOINT_FILES,
-        CALIBRATION_FILE,
-    }
-
-
-def _labels(uri: str) -> LabelVocabulary:
-    return LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
-
-
-def _write(output_format: str, target: Path, model: Tagger, config: ModelConfig) -> None:
-    state = model.state_dict()
-    match output_format:
-        case "ours":
-            save_model(target, state, config)
-        case "original":
-            save_original(target, model)
-        case "huggingface":
-            save_huggingface(target, state, config)
-        case "onnx":
-            save_onnx(target, model, config)
 
 
 if __name__ == "__main__":

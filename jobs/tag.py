@@ -18,17 +18,19 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError
 from jobs.common import add_ray_options, check_numbers, output_uri, run
-from pipeline.tag import printed
-from pipeline.tag.collect import BATCH_WINDOWS
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import Inputs, find_inputs
 from pipeline.tag.label_files import FORMATS
-from pipeline.tag.output import Summary
-from pipeline.tag.predictor import Member, read_members, thresholds_of
-from pipeline.tag.work import TagSettings, Workers, local_device, settings_for
+from pipeline.tag.windows import BATCH_WINDOWS
+
+if TYPE_CHECKING:
+    from pipeline.tag.output import Summary
+    from pipeline.tag.predictor import Member
+    from pipeline.tag.work import TagSettings
 
 DEFAULT_THRESHOLD = 0.5
 MAX_WORKERS = 10_000
@@ -115,6 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = find_inputs(args.input, args.split)
     for line in inputs.notes:
         print(line, flush=True)
+    from pipeline.tag import printed  # PyTorch, which `--help` and a refused input do not need
+    from pipeline.tag.predictor import read_members, thresholds_of
+    from pipeline.tag.work import local_device, settings_for
+
     if output is None:
         printed.check_few(inputs)
     members = read_members(args.checkpoint, calibrated=not args.raw_scores)
@@ -138,10 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tag(
-    args: argparse.Namespace, inputs: Inputs, members: Sequence[Member], settings: TagSettings, output: str
-) -> Summary:
+    args: argparse.Namespace, inputs: Inputs, members: "Sequence[Member]", settings: "TagSettings", output: str
+) -> "Summary":
     from jobs.ray_session import ray_session  # Ray takes seconds to import
     from pipeline.tag import on_ray, plan
+    from pipeline.tag.work import Workers, local_device
 
     given = {"inputs_given": args.input, "retry_failed": args.retry_failed}
     if args.num_workers == 0:

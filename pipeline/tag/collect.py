@@ -14,10 +14,7 @@ from pipeline.prepare.audio.blocks import Lost
 from pipeline.tag.events import EventSettings, Runs, events_of, owned_frames, runs_above, window_events
 from pipeline.tag.pieces import Piece
 from pipeline.tag.predictor import Predicted, Predictor
-from pipeline.tag.windows import Window, padded
-
-BATCH_WINDOWS = 32
-"""Windows of a batch: as many as the clips of a batch of evaluation, whose scores they then equal to the bit."""
+from pipeline.tag.windows import BATCH_WINDOWS, Window, padded
 
 
 @dataclass(frozen=True)

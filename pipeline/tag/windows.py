@@ -20,6 +20,9 @@ from ast_core.features import FeatureSettings
 from pipeline.prepare.audio.blocks import Block, Lost
 from pipeline.prepare.audio.features import clip_fbank
 
+BATCH_WINDOWS = 32
+"""Windows of a batch: as many as the clips of a batch of evaluation, whose scores they then equal to the bit."""
+
 
 @dataclass(frozen=True)
 class WindowSettings:

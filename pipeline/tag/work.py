@@ -12,14 +12,14 @@ from ast_core.errors import ConfigError
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.private_hosts import endpoint_of
 from pipeline.prepare.stream import Source
-from pipeline.tag.collect import BATCH_WINDOWS, Collector, Tagged
+from pipeline.tag.collect import Collector, Tagged
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import Inputs
 from pipeline.tag.output import WriteParts
 from pipeline.tag.pieces import Chunk, Piece, chunks_of, clip_pieces, merged, recording_pieces
 from pipeline.tag.predictor import Member, Predictor, seconds_per_frame
 from pipeline.tag.progress import TAGGED, Tally
-from pipeline.tag.windows import WindowSettings
+from pipeline.tag.windows import BATCH_WINDOWS, WindowSettings
 
 MAX_CHUNK = 256
 """Recordings of a chunk. Its parts are committed one by one, so a kill loses minutes, whatever its size."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ast_core.errors import ConfigError, DataError
-from jobs.crossval import main, summarise, table
+from jobs.crossval import main
+from pipeline.train.cross_validation import summarise, table
 from tests.fakes import LINEAR_RECIPE, write_data
 
 FOLDS = ("red", "green", "blue")

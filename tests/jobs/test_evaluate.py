@@ -23,11 +23,12 @@ from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from ast_core.metrics import bootstrap_map
 from ast_core.models import create_model
-from jobs import evaluate
+from jobs import evaluate, ray_session
 from jobs.common import run_job
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
 from pipeline.train.evaluation import ensemble
+from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
 from pipeline.train.evaluation.scoring import evaluate as scores_of
 from pipeline.train.evaluation.scoring import score_metrics
 from tests.ast_core import small
@@ -197,8 +198,7 @@ def test_cuda_without_gpu_is_refused_locally_and_announced_on_a_cluster(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})  # this machine may have a GPU
     with pytest.raises(ConfigError, match=r"^--device cuda needs a GPU, this machine has none; use cpu$"):
         figures(tone_data, tmp_path, folder, more=["--device", "cuda"])
-    argv = ["--checkpoint", folder, "--data", tone_data, "--split", "eval", "--address", "auto", "--device"]
-    assert [evaluate._use_gpu(evaluate.parser().parse_args([*argv, name])) for name in ("cuda", "cpu")] == [True, False]
+    assert [uses_gpu(Place(name, "auto", nullcontext)) for name in ("cuda", "cpu")] == [True, False]
     assert capsys.readouterr().out == (
         "--device cuda needs a GPU, the cluster has none now; scoring begins when it has one\n"
     )
@@ -222,7 +222,7 @@ def faked_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], Simpl
     """Fake Ray's resources and a GPU for torch. The result has the arguments of Ray, of the scoring and of torch."""
 
     def with_resources(cpus: float, gpus: float) -> SimpleNamespace:
-        monkeypatch.setattr(evaluate, "ray_session", lambda *_: nullcontext())
+        monkeypatch.setattr(ray_session, "ray_session", lambda *_: nullcontext())
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
         monkeypatch.setattr(ray, "get", list)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,0 +1,81 @@
+"""A checkpoint in another format: read it, check the output, write it."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from ast_core.checkpoints import (
+    CALIBRATION_FILE,
+    CHECKPOINT_FILES,
+    ModelConfig,
+    save_huggingface,
+    save_model,
+    save_original,
+)
+from ast_core.checkpoints.onnx import save_onnx
+from ast_core.errors import ConfigError
+from ast_core.labels import LabelVocabulary
+from ast_core.models.tagger import Tagger
+from ast_core.recipe import Recipe
+from pipeline import storage
+from pipeline.train import models
+
+SUFFIXES = {"original": ".pth", "onnx": ".onnx"}
+"""Suffixes of the formats that are one file. The other formats are folders."""
+
+
+def read(checkpoint: str, recipe: Recipe | None, labels: str | None) -> tuple[Tagger, ModelConfig]:
+    """The model, and its config without the local paths of the weights from which training started.
+
+    Args:
+        recipe: for a file of weights that is not a published one.
+        labels: the URI of its classes, a CSV file with index,mid,display_name.
+    """
+    vocabulary = None if labels is None else LabelVocabulary.from_csv(storage.read_text(labels), origin=labels)
+    model, config = models.read(models.find(checkpoint), recipe=recipe, labels=vocabulary)
+    return model, replace(config, recipe=replace(config.recipe, imagenet_weights=None, audioset_weights=None))
+
+
+def check_output(output: str, output_format: str, *, force: bool) -> None:
+    """Refuse an output that exists, before any work. With `force`, a file or a model folder may be replaced.
+
+    Raises:
+        ConfigError: the output exists, or its name does not fit the format.
+    """
+    fs, path = storage.resolve(output)
+    found, suffix = fs.get_file_info(path), SUFFIXES.get(output_format)
+    if suffix is None:
+        if found.is_file or not (storage.is_empty(output) or (force and _contains_only_a_model(output))):
+            raise ConfigError(
+                f"{output} exists and is not empty; give a new folder, or --force to replace a model folder"
+            )
+    elif not output.endswith(suffix):
+        raise ConfigError(f"--output is {output}, and the format is one file; give a name that ends in {suffix}")
+    elif found.type != pafs.FileType.NotFound and not (force and found.is_file):
+        raise ConfigError(f"{output} exists; give another --output, or --force to replace a file")
+
+
+def _contains_only_a_model(folder: str) -> bool:
+    return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= {
+        *CHECKPOINT_FILES,
+        CALIBRATION_FILE,
+    }
+
+
+def write(output: str, output_format: str, model: Tagger, config: ModelConfig) -> None:
+    """Write a model to a file or folder, which appears when it is complete."""
+    with tempfile.TemporaryDirectory(prefix="ast-export-") as folder:
+        made = Path(folder) / "made"
+        state = model.state_dict()
+        match output_format:
+            case "ours":
+                save_model(made, state, config)
+            case "original":
+                save_original(made, model)
+            case "huggingface":
+                save_huggingface(made, state, config)
+            case "onnx":
+                save_onnx(made, model, config)
+        models.publish(made, output)
