@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _checkpoint(folder: Path) -> str:
     """A small AST for 10 s, with random weights and AudioSet's classes."""
-    recipe = Recipe(model_size="tiny224", fstride=16, tstride=16, imagenet_pretrain=False, precision="fp32")
+    recipe = Recipe(
+        label_dim=527, model_size="tiny224", fstride=16, tstride=16, imagenet_pretrain=False, precision="fp32"
+    )
     config = ModelConfig(recipe, Norm(-4.27, 4.57), audioset_labels())
     torch.manual_seed(0)
     save_model(folder, create_model(**recipe.model_args()).state_dict(), config)

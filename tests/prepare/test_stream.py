@@ -1,7 +1,11 @@
 """Recordings of any length from a sandbox: the samples of a preparation, in blocks, around damage."""
 
+import functools
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +36,11 @@ def waveform() -> np.ndarray:
 def recordings(waveform: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("long")
     return {name: fakes.write_media(folder / f"a.{name}", waveform) for name in ("flac", "m4a", "ogg", "wav")}
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
 
 
 def samples(blocks: list[Block]) -> np.ndarray:
@@ -107,7 +116,7 @@ def test_what_cannot_be_read_at_all_raises_its_reason(reader: RecordingReader, t
         assert raised.value.reason is reason
 
 
-def test_after_a_crash_of_the_decoder_the_rest_is_read(recordings: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+def test_after_a_crash_of_the_decoder_the_rest_is_read(recordings: dict[str, Path]):
     """The process that decodes is ended after two blocks, at 120 s; reading goes on a minute later."""
     reader = RecordingReader()
     try:
@@ -125,9 +134,29 @@ def test_after_a_crash_of_the_decoder_the_rest_is_read(recordings: dict[str, Pat
     assert len(samples(blocks)) / 16_000 == pytest.approx(140, abs=0.2)
 
 
-def test_samples_that_are_no_sound_are_left_out(monkeypatch: pytest.MonkeyPatch):
+def test_samples_that_are_no_sound_are_left_out():
     good, bad = np.full(1600, 0.1, np.float32), np.full(1600, np.nan, np.float32)
     made = iter([Block(0.0, good, 1.0), Block(None, bad, 1.0), Block(None, good, 1.0)])
     first, second, third = stream._checked(made, 16_000)
     assert (first.begin_s, len(second.samples), third.begin_s) == (0.0, 0, 0.2)
     assert [(part.begin_s, part.end_s, part.reason) for part in second.lost] == [(0.1, 0.2, Reason.NOT_AUDIO)]
+
+
+def test_a_recording_at_a_url_is_read_or_says_why(recordings: dict[str, Path], reader: RecordingReader):
+    folder = recordings["ogg"].parent
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        own = (("127.0.0.1", server.server_port),)
+        blocks = list(reader.blocks(Source(f"{url}/a.ogg", own_hosts=own), 16_000))
+        expected = samples(list(reader.blocks(Source(str(recordings["ogg"])), 16_000)))
+        np.testing.assert_array_equal(samples(blocks), expected)
+        for source, reason in (
+            (Source(f"{url}/none.ogg", own_hosts=own), Reason.UNAVAILABLE),
+            (Source(f"{url}/a.ogg"), Reason.PRIVATE_HOST),
+        ):
+            with pytest.raises(ClipError) as raised:
+                list(reader.blocks(source, 16_000))
+            assert raised.value.reason is reason
+        server.shutdown()

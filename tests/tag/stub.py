@@ -86,7 +86,10 @@ def mixture(length_s: float, num_events: int, seed: int = 0) -> tuple[np.ndarray
 
 
 def event_f1(found: Sequence[Event], truth: Sequence[Event], collar_s: float) -> float:
-    """Event-based F1 as in sed_eval: an event is found if its onset and offset are within the collar, each once."""
+    """Event-based F1: an event is found if its onset and offset are within the collar, each once.
+
+    It equals sed_eval's for events of a class that are further apart than the collar; others are not matched optimally.
+    """
     left, hits = list(found), 0
     for start_s, end_s, label in truth:
         for event in left:

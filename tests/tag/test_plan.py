@@ -41,7 +41,9 @@ def settings(members: Sequence[Member], **others: Any) -> TagSettings:
     return settings_for(members, np.full(len(members[0].config.labels), 0.5), **lengths, **others)
 
 
-def run(inputs: Sequence[Path | str], output: Path, members: Sequence[Member] | None = None, **others: Any) -> Summary:
+def run(
+    inputs: Sequence[Path | str], output: Path | str, members: Sequence[Member] | None = None, **others: Any
+) -> Summary:
     members = members or [stub.member()]
     retry = others.pop("retry_failed", False)
     found = find_inputs([str(one) for one in inputs])

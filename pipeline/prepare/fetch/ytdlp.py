@@ -203,7 +203,7 @@ def open_url(url: str, *, settings: YtDlp, max_bytes: int) -> Iterator[BinaryIO 
                         yield cast(BinaryIO, file)
                     finally:  # the file seemed to end, and that may have raised anything
                         if file.failure is not None:
-                            raise file.failure
+                            raise failure_of(file.failure)
         except (YoutubeDLError, OSError) as err:
             raise failure_of(err) from err
 
