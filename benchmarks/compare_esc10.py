@@ -4,8 +4,8 @@
     python -m benchmarks.compare_esc10 --tune
 
 The features are small64: a clip has a fifth of the values of kaldi128, and trains about five times as fast. The recipes
-are scaled to 400 clips. They were tuned with --tune, which trains on folds 4 and 5 and evaluates on fold 3, so that no
-clip of the folds that are reported, 1 and 2, had a part in it.
+are scaled to 400 clips. --tune trains on folds 4 and 5 and evaluates on fold 3, so that no clip of the folds that are
+reported, 1 and 2, has a part in choosing a setting.
 """
 
 import argparse
