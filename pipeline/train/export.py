@@ -33,9 +33,14 @@ def read(checkpoint: str, recipe: Recipe | None, labels: str | None) -> tuple[Ta
         recipe: for a file of weights that is not a published one.
         labels: the URI of its classes, a CSV file with index,mid,display_name.
     """
-    vocabulary = None if labels is None else LabelVocabulary.from_csv(storage.read_text(labels), origin=labels)
+    vocabulary = None if labels is None else read_labels(labels)
     model, config = models.read(models.find(checkpoint), recipe=recipe, labels=vocabulary)
     return model, replace(config, recipe=replace(config.recipe, imagenet_weights=None, audioset_weights=None))
+
+
+def read_labels(uri: str) -> LabelVocabulary:
+    """Read a CSV file with index,mid,display_name. Raises DataError if it is not one."""
+    return LabelVocabulary.from_csv(storage.read_text(uri), origin=uri)
 
 
 def check_output(output: str, output_format: str, *, force: bool) -> None:

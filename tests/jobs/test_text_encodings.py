@@ -7,11 +7,11 @@ import pytest
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
-from jobs.export import _labels
 from jobs.prepare_audioset import main as prepare
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
+from pipeline.train.export import read_labels
 
 LABELS = LabelVocabulary(("/m/1", "/m/2"), ("Mål", "Dog"))
 RECIPE = "# für später\nlr: 1.0e-4\n"
@@ -26,7 +26,7 @@ def saved(folder: Path, text: str, encoding: str) -> str:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be"])
 def test_part_2_case_8_usual_encodings_are_read(tmp_path: Path, encoding: str):
     assert read_recipe(saved(tmp_path, RECIPE, encoding), []).lr == 1e-4
-    assert _labels(saved(tmp_path, LABELS.to_csv(), encoding)) == LABELS
+    assert read_labels(saved(tmp_path, LABELS.to_csv(), encoding)) == LABELS
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-32"])
@@ -34,7 +34,7 @@ def test_part_2_case_8_other_encodings_are_refused_with_file_and_line(tmp_path: 
     with pytest.raises(DataError, match=r"file (is not UTF-8: line 1, byte 3|is not a text file)"):
         read_recipe(saved(tmp_path, RECIPE, encoding), [])
     with pytest.raises(DataError, match=r"file (is not UTF-8: line 2, byte 31|is not a text file)"):
-        _labels(saved(tmp_path, LABELS.to_csv(), encoding))
+        read_labels(saved(tmp_path, LABELS.to_csv(), encoding))
 
 
 def test_part_2_case_8_prepare_reads_labels_with_bom_and_refuses_latin_1(tmp_path: Path):
