@@ -22,7 +22,7 @@ from pipeline.versions import VERSION
 COMPARISON, PAGE = "comparison.json", "comparison.html"
 
 FORMAT_VERSION = 1
-"""Of comparison.json (docs/formats.md). It grows when a key changes its meaning or goes."""
+"""Version of comparison.json (docs/formats.md). Raise it when the meaning of a key changes, or a key is removed."""
 
 RaySession = Callable[[str, int | None], AbstractContextManager[None]]
 

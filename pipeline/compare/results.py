@@ -30,7 +30,7 @@ class RunResult:
     memory_gb: float | None
     """Largest amount of device memory; on a CPU, of the process. None if the process trained other runs too."""
     scores: Scores
-    """Of the best epoch."""
+    """The scores of the best epoch."""
 
     @property
     def best_model(self) -> str:

@@ -113,7 +113,7 @@ class Windower:
         self._start_run(0.0)
 
     def windows(self, blocks: Iterable[Block]) -> Iterator[Window]:
-        """The windows of a recording. After a hole that was left out, windows begin anew."""
+        """The windows of a recording. Behind a part that could not be read, the first window begins there."""
         for block in blocks:
             if block.begin_s is not None:
                 yield from self._end_run()

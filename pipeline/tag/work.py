@@ -25,7 +25,7 @@ MAX_CHUNK = 256
 """Recordings of a chunk. Its parts are committed one by one, so a kill loses minutes, whatever its size."""
 
 PART_WINDOWS = 2048
-"""A part is written when the complete recordings have so many windows: 2 MB of scores of AudioSet's classes."""
+"""A part is written once its complete recordings have this many windows: 2 MB of scores of AudioSet's classes."""
 
 MAX_DEATHS = 3
 """The rest of a chunk fails if workers died on it this often."""
