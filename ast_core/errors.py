@@ -11,3 +11,8 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A list, a data set or a checkpoint is missing, unfinished, damaged or not the expected one."""
+
+
+def one_line(err: BaseException) -> str:
+    """The message of a library's error on one line, not too long; the error's type if it has no message."""
+    return " ".join(str(err).split())[:300] or type(err).__name__

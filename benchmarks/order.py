@@ -32,9 +32,10 @@ from jobs.prepare_audioset import main as prepare
 from jobs.ray_session import ray_session
 from jobs.train import main as train
 from pipeline import dataset
+from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.output.order import in_work_order, shuffled
 from pipeline.prepare.plan import MAX_CLIPS
-from pipeline.prepare.sources.archives import read_member, row_member
+from pipeline.prepare.sources.archives import row_member
 from pipeline.train.data.sampling import epoch_order
 from tests import fakes
 

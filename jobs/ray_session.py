@@ -1,4 +1,8 @@
-"""Ray for the duration of a job: start it, join a cluster, or say in one line why this is not possible."""
+"""Ray for the duration of a job: start it, join a cluster, or say in one line why this is not possible.
+
+Most of the module is about the last: `ray.init` waits without a limit, or fails with a traceback, if there is no such
+cluster.
+"""
 
 import logging
 import os
@@ -13,7 +17,7 @@ import ray
 from ray._private import services
 from ray.exceptions import RayError
 
-from ast_core.errors import ConfigError, UserError
+from ast_core.errors import ConfigError, UserError, one_line
 from jobs import entry
 from jobs.common import MAX_CPUS
 from pipeline.redaction import keys_of_uri
@@ -74,10 +78,15 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
 
 def _start(num_cpus: int | None) -> None:
     try:
-        ray.init(address="local", num_cpus=num_cpus, logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            logging_level=logging.WARNING,
+            include_dashboard=False,  # its processes take five seconds of CPU time, and nobody is told its address
+        )
     except (OSError, RuntimeError, ValueError, RayError) as err:
         ray.shutdown()
-        raise UserError(f"Ray does not start on this machine: {_one_line(err)}; {_remedy(err)}") from err
+        raise UserError(f"Ray does not start on this machine: {one_line(err).rstrip('.')}; {_remedy(err)}") from err
 
 
 def _remedy(err: Exception) -> str:
@@ -110,8 +119,9 @@ def _join(address: str) -> None:
             ray.init(address=found, logging_level=logging.WARNING, runtime_env=runtime_env)
     except (OSError, RuntimeError, ValueError, RayError) as err:
         ray.shutdown()
+        why = one_line(err).rstrip(".")
         raise UserError(
-            f"{cannot}: {_one_line(err)}; start a node of it here with `ray start --address={found}`, or {remedy}"
+            f"{cannot}: {why}; start a node of it here with `ray start --address={found}`, or {remedy}"
         ) from err
 
 
@@ -142,10 +152,6 @@ def _check_answers(address: str, host: str, port: int, setting: str, remedy: str
     except OSError as err:
         why = f"does not answer ({err.strerror or err})"
     raise UserError(f"{address} ({setting}) {why}; start the cluster, or {remedy}")
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:500].rstrip(".") or type(err).__name__
 
 
 def _hide_noise() -> None:

@@ -11,6 +11,8 @@ recordings is printed. Recordings may have any length. Thresholds and calibrated
 calibration.json, if jobs/calibrate.py has written it.
 """
 
+# This file is long because it declares the options of tagging. The tagging itself is in `pipeline/tag`.
+
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, one_line
 from pipeline import storage
 from pipeline.thrift import Fields, read_struct
 
@@ -49,7 +49,7 @@ def read_table(
                 raise DataError(f"{uri} lacks the column {missing[0]}; {remedy}")
             return file.read(columns)
     except DAMAGE as err:
-        raise DataError(f"{uri} is damaged or no Parquet file ({_in_one_line(err)}); {remedy}") from err
+        raise DataError(f"{uri} is damaged or no Parquet file ({one_line(err)}); {remedy}") from err
 
 
 def parse_file(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged: str) -> T:
@@ -80,7 +80,7 @@ def parse_from_memory(uri: str, parse: Callable[[pa.NativeFile], T], *, damaged:
         with pa.BufferReader(whole) as file:
             return parse(file)
     except DAMAGE as err:
-        raise DataError(damaged.format(_in_one_line(err))) from err
+        raise DataError(damaged.format(one_line(err))) from err
 
 
 class ColumnChunk(NamedTuple):
@@ -142,7 +142,3 @@ def _column_chunk(fields: dict[int, Any]) -> ColumnChunk:
         dictionary_page_offset=fields.get(11),
         null_count=fields.get(12, {}).get(3),
     )
-
-
-def _in_one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:200] or type(err).__name__

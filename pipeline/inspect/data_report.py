@@ -1,6 +1,7 @@
 """OUT/report.html: the content of a data set, what is missing and why, and samples to listen to.
 
-Everything is computed from the files on disk, so the page can be written again at any time.
+Everything is computed from the files on disk, so the page can be written again at any time. The module is long because
+the page has many parts, each of which is one short function.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -21,6 +21,7 @@ import pytest
 from jobs.demo.sounds_dataset import build_dataset
 from pipeline.dataset import PreparedDataset
 from tests.conftest import SHARED, OwnFolders
+from tests.fakes import LINEAR_RECIPE
 
 ROOT = Path(__file__).parents[2]
 ESC10 = SHARED / "data" / "esc10"
@@ -114,8 +115,8 @@ def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list
     opened = PreparedDataset.open(data)
     assert all(split in printed for split in opened.splits)
     train, evaluation = ("fold2", "fold1") if "fold1" in opened.splits else ("train", "eval")
-    small = ["--model_size", "tiny224", "--imagenet_pretrain", "false", "--fstride", "16", "--tstride", "16"]
-    small += ["--epochs", "1", "--batch_size", "4", "--input_tdim", "128", "--timem", "24", "--loss", "BCE"]
+    small = [word for key, value in LINEAR_RECIPE.items() for word in (f"--{key}", value)]
+    small += ["--epochs", "1", "--batch_size", "4", "--loss", "BCE"]
     splits = ["--train-splits", train, "--eval-splits", evaluation]
     printed = cluster.submit(
         *("jobs/train.py", "--recipe", "esc10", "--data", data, *splits, "--output", run, "--num-workers", "1", *small)
@@ -123,4 +124,4 @@ def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list
     summary = json.loads(Path(run, "summary.json").read_text())
     assert summary["world_size"] == 1  # other tests train on two
     assert f"mAP {summary['map']:.4f}" in printed
-    assert Path(run, "best", "model.safetensors").stat().st_size > 1_000_000
+    assert Path(run, "best", "model.safetensors").stat().st_size > 10_000

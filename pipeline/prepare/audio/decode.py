@@ -21,12 +21,12 @@ from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import storage
 from pipeline.prepare.audio import headers
+from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.audio.blocks import MIN_LOST_S, Block, Lost, read_blocks
 from pipeline.prepare.audio.packets import is_longer
 from pipeline.prepare.audio.sections import Section, chosen_track, read_section
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.sandbox import Sandbox
-from pipeline.prepare.sources.archives import read_member
 
 DEADLINE_S = 120.0
 """Time limit per clip. A clip that takes longer is hostile, or its storage does not answer."""

@@ -124,8 +124,3 @@ def show(value: Any) -> str:
     """`value` for a message: one line, printable and short."""
     text = repr(value if not isinstance(value, str) else without_secrets(value)[:LONGEST_ID])
     return text if len(text) <= 80 else text[:79] + "…"
-
-
-def one_line(err: BaseException) -> str:
-    """The message of `err` on one line."""
-    return " ".join(f"{err}".split())[:300] or type(err).__name__

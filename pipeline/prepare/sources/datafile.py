@@ -5,7 +5,7 @@ import re
 import unicodedata
 from typing import Any
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, one_line
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline.prepare.clip import ClipError
 from pipeline.prepare.sources.checks import (
@@ -15,7 +15,6 @@ from pipeline.prepare.sources.checks import (
     folder_of,
     media_in,
     name_of,
-    one_line,
     seconds,
 )
 from pipeline.prepare.sources.label_text import cells_of

@@ -5,12 +5,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from posixpath import normpath, splitext
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, one_line
 from ast_core.labels import LabelVocabulary
 from ast_core.text_files import LINE_END, is_spreadsheet_damage, read_table
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.sources.checks import check_split, is_split, one_line, show
+from pipeline.prepare.sources.checks import check_split, is_split, show
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import read_list

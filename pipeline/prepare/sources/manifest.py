@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, one_line
 from ast_core.labels import LabelVocabulary
 from ast_core.text_files import read_table
 from pipeline import storage
@@ -25,7 +25,6 @@ from pipeline.prepare.sources.checks import (
     folder_of,
     media_in,
     name_of,
-    one_line,
     seconds,
     show,
 )

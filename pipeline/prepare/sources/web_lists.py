@@ -15,10 +15,10 @@ import urllib.request
 from pathlib import Path
 from posixpath import basename
 
-from ast_core.errors import DataError
+from ast_core.errors import DataError, one_line
 from ast_core.text_files import decode_text
 from pipeline import storage
-from pipeline.prepare.sources.checks import WEB, one_line
+from pipeline.prepare.sources.checks import WEB
 
 OFFICIAL_LISTS = {
     name: f"https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/{name}_segments.csv"

@@ -1,6 +1,7 @@
 """RUN/report.html: the course of a run and the quality of its best model, from the files in RUN, at any time.
 
-If a file is missing or damaged, only its part of the page is left out.
+If a file is missing or damaged, only its part of the page is left out. The module is long because the page has a dozen
+parts, each of which is one short function.
 """
 
 import csv

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
+from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.clip import ClipError, Reason, in_progress
 from pipeline.prepare.sources import archives
-from pipeline.prepare.sources.archives import bytes_member, list_archive, read_member, row_member, tar_members
+from pipeline.prepare.sources.archives import bytes_member, list_archive, row_member, tar_members
 from pipeline.prepare.sources.locate import AudioFolder, is_media
 from tests import fakes
 
@@ -120,6 +121,7 @@ def test_parquet_with_other_audio_is_refused(tmp_path: Path):
 
 READS_ALL = """
 import sys
+from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.sources import archives
 from pipeline.prepare.clip import ClipError
 from ast_core.errors import DataError
@@ -128,7 +130,7 @@ for uri in sys.argv[1:]:
     try:
         archives.list_archive(uri, lambda name: True)
         archives.first_rows(uri)
-        archives.read_member(uri, archives.row_member(0))
+        read_member(uri, archives.row_member(0))
         print("read")
     except (DataError, ClipError) as err:
         print(err)

@@ -10,8 +10,8 @@ import pytest
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
+from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.sources import ClipList, read_datafile, read_esc, read_manifest, read_speechcommands
-from pipeline.prepare.sources.archives import read_member
 from pipeline.prepare.sources.clip_names import tell_apart
 from tests import fakes
 

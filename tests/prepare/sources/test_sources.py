@@ -9,6 +9,7 @@ import pytest
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary, audioset_labels
+from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.clip import CLIPS, FAILURES, Reason
 from pipeline.prepare.sources import (
     ClipList,
@@ -18,7 +19,7 @@ from pipeline.prepare.sources import (
     read_segments,
     read_speechcommands,
 )
-from pipeline.prepare.sources.archives import read_member, row_member
+from pipeline.prepare.sources.archives import row_member
 from pipeline.prepare.sources.locate import AudioFolder, url_template, youtube
 from pipeline.versions import VERSION
 from tests import conftest, fakes
