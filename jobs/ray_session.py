@@ -77,6 +77,8 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _start(num_cpus: int | None) -> None:
+    # Only clusters get notice that a node will be preempted. Ray Train would start a process that waits for it.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(
             address="local",

@@ -25,16 +25,18 @@ NO_SUCH_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.E
 def exclusive(purpose: Purpose, uri: str) -> Iterator[None]:
     """Lock `uri` against other jobs, until the block or this process ends.
 
-    A folder on a local disk is locked on this machine, and created if it does not exist. If this process has joined
-    Ray, `uri` is also locked against the other jobs of the cluster, whether it is local or remote. Two clusters that
-    write to one bucket do not see each other's locks.
+    A folder on a local disk is locked on this machine, and created if it does not exist. In a cluster, `uri` is also
+    locked against the other jobs of the cluster, whether it is local or remote. A Ray that this process has started
+    needs no second lock on a folder, because all its jobs are on this machine. Two clusters that write to one bucket do
+    not see each other's locks.
 
     Raises:
         DataError: another job has the lock, or `uri` is a file.
     """
     with ExitStack() as held:
         is_ours = held.enter_context(_locked_folder(uri))
-        if is_ours and ray.is_initialized():
+        is_folder = isinstance(storage.resolve(uri)[0], pafs.LocalFileSystem)
+        if is_ours and ray.is_initialized() and not (is_folder and _ray_is_ours()):
             is_ours = held.enter_context(_named_in_cluster(purpose, uri))
         if not is_ours:
             raise DataError(f"another job is {DOING[purpose]} {uri}; wait for its end, or stop it")
@@ -57,6 +59,12 @@ def _locked_folder(folder: str) -> Iterator[bool]:
         yield _flock(handle)
     finally:
         os.close(handle)
+
+
+def _ray_is_ours() -> bool:
+    """Whether this process has started its Ray, rather than joined one."""
+    node = ray._private.worker._global_node  # Ray has no public way to ask
+    return node is not None and bool(node.head)
 
 
 def _flock(handle: int) -> bool:

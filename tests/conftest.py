@@ -97,6 +97,7 @@ def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
     """Ray on this machine, with workers in their own working folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own_folders.ray_cwd)
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as `ray_session` does
         temp_dir = str(own_folders.root / "ray")
         ray.init(
             address="local",

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from ast_core.errors import DataError
 from pipeline.locks import exclusive
@@ -56,3 +57,17 @@ def test_a_remote_output_is_locked_against_other_jobs_of_the_cluster(local_ray: 
             pass
     with exclusive("prepare", "s3://bucket/data"):
         pass
+
+
+def test_a_folder_is_locked_in_the_cluster_too_unless_this_process_has_started_ray(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def named() -> list[str]:
+        return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+
+    name = f"prepare local:{tmp_path}"
+    with exclusive("prepare", str(tmp_path)):
+        assert name not in named()
+    monkeypatch.setattr(ray._private.worker._global_node, "head", False)  # as in a process that has joined Ray
+    with exclusive("prepare", str(tmp_path)):
+        assert name in named()
