@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._inductor.cudagraph_trees import get_container
 
 from ast_core.execution import set_execution
 from ast_core.step import make_optimizer, predict, train_step
@@ -35,6 +34,8 @@ def trained(changes: dict[str, Any], num_steps: int = 5) -> list[float]:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 2}, {"grad_clip": 0.1}], ids=str)
 def test_cuda_graphs_train_as_plain_blocks(changes: dict[str, Any]):
+    from torch._inductor.cudagraph_trees import get_container  # three seconds of imports, only here
+
     replayed = trained(changes | {"compile": True, "cuda_graphs": True})
     graphs = get_container(torch.cuda.current_device()).tree_manager
     assert graphs is not None
