@@ -1,8 +1,6 @@
 """Output of a preparation: progress while it runs, and a table at its end."""
 
 import math
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +9,9 @@ from typing import Any
 from pipeline import ray_metrics
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.rate_limiter import Fetching, RateLimit
+from pipeline.progress_lines import ProgressLines
 from pipeline.redaction import without_secrets
 from pipeline.text_table import duration, text_table
-
-EVERY_S = 5.0
-EVERY_S_LATER, LATER_S = 60.0, 600.0
-"""After ten minutes one line per minute is enough, because a preparation may take weeks."""
-
-LAST_LINE_S = 5.0
-"""Longest wait at the end for a line in progress. A rate limiter that does not answer must not hide why a job fails."""
 
 
 class Progress:
@@ -36,20 +28,16 @@ class Progress:
         self.failures: Counter[str] = Counter()
         self._done = 0
         self._say, self._fetching = say, fetching or (lambda: None)
-        self._began_s = time.monotonic()
-        self._over = threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
+        self._lines = ProgressLines(lambda elapsed_s: self._say(self.line(elapsed_s, self._fetching())))
 
     def __enter__(self) -> "Progress":
-        self._clock.start()
+        self._lines.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._over.set()
-        if kind is KeyboardInterrupt:
-            return
-        self._clock.join(LAST_LINE_S)
-        self._say(self.line(self._elapsed_s()))
+        self._lines.__exit__(kind)
+        if kind is not KeyboardInterrupt:
+            self._say(self.line(self._lines.elapsed_s()))
 
     def add(self, reason: str | None, clips: int) -> None:
         self._done += clips
@@ -71,13 +59,6 @@ class Progress:
             )
             parts.append("cooling down: " + ", ".join(cooling))
         return without_secrets("  ".join(parts))  # a proxy may have a password
-
-    def _tick(self) -> None:
-        while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):
-            self._say(self.line(self._elapsed_s(), self._fetching()))
-
-    def _elapsed_s(self) -> float:
-        return time.monotonic() - self._began_s
 
 
 @dataclass(frozen=True)

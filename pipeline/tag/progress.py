@@ -1,23 +1,15 @@
 """How far a tagging is: counts that workers send, and a line every few seconds."""
 
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+from pipeline.progress_lines import ProgressLines
 from pipeline.text_table import duration
 
 TAGGED = ""
 """The outcome of a recording that did not fail."""
-
-EVERY_S = 5.0
-EVERY_S_LATER, LATER_S = 60.0, 600.0
-"""After ten minutes one line a minute is enough."""
-
-ANSWER_S = 5.0
-"""Longest wait at the end for a line in progress."""
 
 
 class Tally(Protocol):
@@ -59,19 +51,16 @@ class Progress:
     ) -> None:
         self.num_recordings = num_recordings
         self._say, self._total = say, total
-        self._began_s = time.monotonic()
-        self._over = threading.Event()
-        self._clock = threading.Thread(target=self._tick, daemon=True)
+        self._lines = ProgressLines(self._try_to_show)
 
     def __enter__(self) -> "Progress":
-        self._clock.start()
+        self._lines.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._over.set()
-        self._clock.join(ANSWER_S)
+        self._lines.__exit__(kind)
         if kind is None:
-            self._show()
+            self._show(self._lines.elapsed_s())
 
     def line(self, outcomes: Mapping[str, int], seconds: float, elapsed_s: float) -> str:
         done = sum(outcomes.values())
@@ -84,13 +73,9 @@ class Progress:
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in failed))
         return "  ".join(parts)
 
-    def _show(self) -> None:
-        self._say(self.line(*self._total(), self._elapsed_s()))
+    def _show(self, elapsed_s: float) -> None:
+        self._say(self.line(*self._total(), elapsed_s))
 
-    def _tick(self) -> None:
-        while not self._over.wait(EVERY_S if self._elapsed_s() < LATER_S else EVERY_S_LATER):
-            with suppress(Exception):  # the actor may be starting; the next line may succeed
-                self._show()
-
-    def _elapsed_s(self) -> float:
-        return time.monotonic() - self._began_s
+    def _try_to_show(self, elapsed_s: float) -> None:
+        with suppress(Exception):  # the actor may be starting; the next line may succeed
+            self._show(elapsed_s)

@@ -5,6 +5,7 @@ from threading import Event
 import pytest
 
 from ast_core.errors import DataError
+from pipeline import progress_lines
 from pipeline.prepare import progress
 from pipeline.prepare.fetch.rate_limiter import Fetching
 
@@ -24,8 +25,8 @@ def test_a_line_of_progress():
 
 
 def test_a_rate_limiter_that_does_not_answer_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "EVERY_S", 0.01)
-    monkeypatch.setattr(progress, "LAST_LINE_S", 0.1)
+    monkeypatch.setattr(progress_lines, "EVERY_S", 0.01)
+    monkeypatch.setattr(progress_lines, "LAST_LINE_S", 0.1)
     asked, lines = Event(), []
 
     def fetching() -> None:
