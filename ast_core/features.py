@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
@@ -187,6 +188,11 @@ class FeatureSettings:
 
     def num_frames(self, num_samples: int) -> int:
         return KINDS[self.kind].num_frames(num_samples, self.frame_length_samples, self.frame_shift_samples)
+
+    def num_samples(self, num_frames: int) -> int:
+        """The least number of samples that have this many frames."""
+        most = num_frames * self.frame_shift_samples + self.frame_length_samples
+        return bisect_left(range(most), num_frames, key=self.num_frames)
 
     def seconds(self, num_frames: float) -> float:
         """The time from the start of one frame to that of the frame `num_frames` later."""

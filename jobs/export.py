@@ -2,6 +2,8 @@
 
     python jobs/export.py --checkpoint runs/1 --format huggingface --output my-tagger
     python jobs/export.py --checkpoint runs/1/averaged --format onnx --output tagger.onnx
+    python jobs/export.py --checkpoint runs/1 --format onnx-waveform --output tagger.onnx --quantize int8 \\
+        --data data --split eval
     python jobs/export.py --checkpoint audioset_10_10_0.4593.pth --format ours --output ast-audioset
     python jobs/export.py --checkpoint mine.pth --recipe audioset-full --input_tdim 512 --labels classes.csv \\
         --format ours --output mine
@@ -27,6 +29,7 @@ USE = {
     "ours": 'from ast_core.checkpoints import load_model; model, config = load_model("{}")',
     "original": 'torch.nn.DataParallel(audio_model).load_state_dict(torch.load("{}"))',
     "huggingface": 'transformers.pipeline("audio-classification", model="{}")(waveform)  # 16 kHz, in [-1, 1]',
+    "onnx-waveform": 'onnxruntime.InferenceSession("{}").run(None, {{"waveform": waveform}})  # scores, start_s, end_s',
     "onnx": 'onnxruntime.InferenceSession("{}").run(["logits"], {{"fbank": fbank}})  # the norm is in its metadata',
 }
 
@@ -42,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", metavar="NAME|FILE", help=f"for a file of weights: {', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument("--labels", metavar="FILE", help="for a file of weights: CSV with index,mid,display_name")
+    group = parser.add_argument_group("ONNX")
+    group.add_argument("--quantize", choices=["int8"], help="weights of matrix products with 8 bits")
+    group.add_argument("--data", metavar="URI", help="a prepared data set, to measure what --quantize costs in mAP")
+    group.add_argument("--split", nargs="+", metavar="SPLIT", help="its splits; clips that the model has not seen")
+    group.add_argument(
+        "--raw-scores", action="store_true", help="onnx-waveform: do not use the model's calibration.json"
+    )
     parser.add_argument("--force", action="store_true", help="replace an --output that is a file or a model folder")
     return parser
 
@@ -50,14 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser().parse_known_args(argv)
     if rest and args.recipe is None:
         raise ConfigError(f"{rest[0]} is not an option; recipe keys need --recipe")
+    _check_onnx_options(args)
     output = output_uri(args.output)
     from pipeline.train import export  # PyTorch, which `--help` does not need
 
     export.check_output(output, args.format, force=args.force)
-    model, config = export.read(
-        args.checkpoint, None if args.recipe is None else read_recipe(args.recipe, rest), args.labels
+    from_waveform = args.format == "onnx-waveform"
+    checkpoint = export.read(
+        args.checkpoint,
+        None if args.recipe is None else read_recipe(args.recipe, rest),
+        args.labels,
+        calibrated=from_waveform and not args.raw_scores,
     )
-    export.write(output, args.format, model, config)
+    form = export.OnnxForm(
+        from_waveform=from_waveform,
+        is_int8=args.quantize is not None,
+        calibration=checkpoint.calibration,
+        data=args.data,
+        splits=args.split or (),
+    )
+    for line in export.write(output, args.format, checkpoint, form):
+        print(line)
+    config = checkpoint.config
     args_of_model = config.recipe.model_args()
     shape = ", ".join(f"{key} {value}" for key, value in args_of_model.items() if key not in ("name", "label_dim"))
     place = output.rsplit("/", 1)[-1] if "://" in output else output  # these libraries read no URIs: copy it first
@@ -66,6 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"use: {USE[args.format].format(place)}"
     )
     return 0
+
+
+def _check_onnx_options(args: argparse.Namespace) -> None:
+    if args.quantize and not args.format.startswith("onnx"):
+        raise ConfigError(f"--quantize is for --format onnx and onnx-waveform, not {args.format}")
+    if args.raw_scores and args.format != "onnx-waveform":
+        raise ConfigError(f"--raw-scores is for --format onnx-waveform, not {args.format}")
+    if bool(args.data) != bool(args.split) or (args.data and not args.quantize):
+        raise ConfigError("give --data and --split together, and only with --quantize")
 
 
 if __name__ == "__main__":

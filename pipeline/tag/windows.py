@@ -9,7 +9,6 @@ float16.
 N windows, T frames, M mel bins.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,8 +64,7 @@ class WindowSettings:
     @property
     def window_samples(self) -> int:
         """The least samples that have all frames of a window. Its last frame reaches beyond `window_s`."""
-        most = self.num_frames * self.features.frame_shift_samples + self.features.frame_length_samples
-        return bisect_left(range(most), self.num_frames, key=self.features.num_frames)
+        return self.features.num_samples(self.num_frames)
 
 
 @dataclass(frozen=True)

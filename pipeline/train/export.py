@@ -1,11 +1,12 @@
 """A checkpoint in another format: read it, check the output, write it."""
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from ast_core.calibration import ModelCalibration
 from ast_core.checkpoints import (
     CALIBRATION_FILE,
     CHECKPOINT_FILES,
@@ -14,28 +15,42 @@ from ast_core.checkpoints import (
     save_model,
     save_original,
 )
-from ast_core.checkpoints.onnx import save_onnx
 from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.train import models
+from pipeline.train.onnx_export import OnnxForm, write_onnx
 
-SUFFIXES = {"original": ".pth", "onnx": ".onnx"}
+SUFFIXES = {"original": ".pth", "onnx": ".onnx", "onnx-waveform": ".onnx"}
 """Suffixes of the formats that are one file. The other formats are folders."""
 
 
-def read(checkpoint: str, recipe: Recipe | None, labels: str | None) -> tuple[Tagger, ModelConfig]:
-    """The model, and its config without the local paths of the weights from which training started.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is exported."""
+
+    uri: str
+    model: Tagger
+    config: ModelConfig
+    """Without the local paths of the weights from which training started."""
+    calibration: ModelCalibration | None
+
+
+def read(checkpoint: str, recipe: Recipe | None, labels: str | None, *, calibrated: bool = False) -> Checkpoint:
+    """Read a checkpoint in any format.
 
     Args:
         recipe: for a file of weights that is not a published one.
         labels: the URI of its classes, a CSV file with index,mid,display_name.
+        calibrated: read its calibration too, if it has one.
     """
-    vocabulary = None if labels is None else read_labels(labels)
-    model, config = models.read(models.find(checkpoint), recipe=recipe, labels=vocabulary)
-    return model, replace(config, recipe=replace(config.recipe, imagenet_weights=None, audioset_weights=None))
+    uri, vocabulary = models.find(checkpoint), None if labels is None else read_labels(labels)
+    model, config = models.read(uri, recipe=recipe, labels=vocabulary)
+    calibration = models.read_calibration(uri, model, config) if calibrated else None
+    recipe = replace(config.recipe, imagenet_weights=None, audioset_weights=None)
+    return Checkpoint(uri, model, replace(config, recipe=recipe), calibration)
 
 
 def read_labels(uri: str) -> LabelVocabulary:
@@ -69,18 +84,24 @@ def _contains_only_a_model(folder: str) -> bool:
     }
 
 
-def write(output: str, output_format: str, model: Tagger, config: ModelConfig) -> None:
-    """Write a model to a file or folder, which appears when it is complete."""
+def write(output: str, output_format: str, checkpoint: Checkpoint, onnx: OnnxForm) -> list[str]:
+    """Write a model to a file or folder, which appears when it is complete. Returns lines about the result.
+
+    Args:
+        onnx: settings of the two ONNX formats.
+    """
+    lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="ast-export-") as folder:
         made = Path(folder) / "made"
-        state = model.state_dict()
+        model, config = checkpoint.model, checkpoint.config
         match output_format:
             case "ours":
-                save_model(made, state, config)
+                save_model(made, model.state_dict(), config)
             case "original":
                 save_original(made, model)
             case "huggingface":
-                save_huggingface(made, state, config)
-            case "onnx":
-                save_onnx(made, model, config)
+                save_huggingface(made, model.state_dict(), config)
+            case "onnx" | "onnx-waveform":
+                lines = write_onnx(made, checkpoint.uri, model, config, onnx)
         models.publish(made, output)
+    return lines

@@ -32,6 +32,7 @@ from ast_core.models.registry import model_kind
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
+from pipeline.dataset import PreparedDataset
 
 COPY_BYTES = 1 << 24
 
@@ -91,6 +92,26 @@ def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:
             more = f" and {len(missing) - CLASSES_SHOWN:,} more" if len(missing) > CLASSES_SHOWN else ""
             parts.append(f"{who} {', '.join(map(repr, missing[:CLASSES_SHOWN]))}{more}")
     return "; ".join(parts) or "several classes have the same name"
+
+
+def columns_for(uri: str, config: ModelConfig, dataset: PreparedDataset) -> list[int]:
+    """The column of each class of a data set in the scores of the model at `uri`.
+
+    Raises:
+        DataError: the model's features or classes are not those of the data set.
+    """
+    if other := dataset.features.differences(config.features):
+        raise DataError(
+            f"{uri} was trained on other features than {dataset.uri} has: {other}; prepare the data again with "
+            f"--features {config.features.option}"
+        )
+    columns = class_order(config.labels, dataset.labels)
+    if columns is None:
+        raise DataError(
+            f"{uri} was trained for other labels ({len(config.labels)} classes) than {dataset.uri} has "
+            f"({len(dataset.labels)}): {differing(config.labels, dataset.labels)}"
+        )
+    return columns
 
 
 def initial_model(recipe: Recipe, start: Start | None = None, labels: LabelVocabulary | None = None) -> Tagger:

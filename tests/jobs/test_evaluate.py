@@ -146,22 +146,22 @@ def vocabulary(mids: str, names: str) -> LabelVocabulary:
 def test_classes_are_matched_by_mid_or_else_by_name(
     of_model: LabelVocabulary, of_data: LabelVocabulary, order: list[int] | None
 ):
-    assert ensemble.class_order(of_model, of_data) == order
+    assert models.class_order(of_model, of_data) == order
 
 
 def test_published_models_fit_the_vocabularies_of_their_data_sets():
     words = LabelVocabulary.from_names(sorted(speechcommands_labels().names))  # as prepare_audioset makes it
-    order = ensemble.class_order(speechcommands_labels(), words)
+    order = models.class_order(speechcommands_labels(), words)
     assert order is not None
     assert [speechcommands_labels().names[i] for i in order] == list(words.names)
     names_alone = LabelVocabulary.from_names(audioset_labels().names)
-    assert ensemble.class_order(names_alone, audioset_labels()) == list(range(527))
+    assert models.class_order(names_alone, audioset_labels()) == list(range(527))
 
 
 def test_case_34_refusal_names_the_classes_that_differ():
     two, seven = (LabelVocabulary.from_names(names) for names in (["dog", "cat"], "abcdefg"))
-    assert ensemble.differing(two, LabelVocabulary.from_names(["dog"])) == "only the model has 'cat'"
-    assert ensemble.differing(two, seven) == (
+    assert models.differing(two, LabelVocabulary.from_names(["dog"])) == "only the model has 'cat'"
+    assert models.differing(two, seven) == (
         "only the model has 'dog', 'cat'; only the data has 'a', 'b', 'c', 'd', 'e' and 2 more"
     )
 

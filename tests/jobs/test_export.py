@@ -1,6 +1,7 @@
 """The export job converts any checkpoint to any format, local or remote, without Ray and without overwriting."""
 
 import json
+import re
 from pathlib import Path
 
 import fsspec
@@ -13,14 +14,20 @@ import yaml
 from torch import Tensor
 
 from ast_core import ASTModel
+from ast_core.calibration import CalibrationMap, ClassCalibration, ModelCalibration, Threshold
 from ast_core.checkpoints import ModelConfig, read_checkpoint, save_huggingface, save_model, save_original
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
+from ast_core.models import create_model
+from ast_core.recipe import Recipe
 from ast_core.weight_files import read_weights
 from jobs import export
 from jobs.common import run_job
 from pipeline import storage
+from pipeline.dataset import PreparedDataset
 from pipeline.train import models
+from pipeline.train.evaluation.scoring import evaluate, score_metrics
+from pipeline.train.onnx_export import OnnxForm
 from tests.ast_core import small
 
 LABELS = LabelVocabulary(tuple(f"/m/{c}" for c in "abcde"), ("Speech, man", "“Ping”", "Éclair", "犬", "dog"))
@@ -163,7 +170,9 @@ def test_empty_folder_is_filled_and_force_replaces_a_file(run: Path, tmp_path: P
         job(run, "original", tmp_path / "folder.pth", "--force")
 
 
-@pytest.mark.parametrize(("output_format", "suffix"), [("original", ".pth"), ("onnx", ".onnx")])
+@pytest.mark.parametrize(
+    ("output_format", "suffix"), [("original", ".pth"), ("onnx", ".onnx"), ("onnx-waveform", ".onnx")]
+)
 def test_format_that_is_one_file_requires_its_suffix(run: Path, tmp_path: Path, output_format: str, suffix: str):
     with pytest.raises(ConfigError, match=rf"a name that ends in \{suffix}"):
         job(run, output_format, tmp_path / "out.safetensors")
@@ -226,3 +235,70 @@ def test_error_about_a_remote_checkpoint_names_its_uri_and_not_the_copy(run: Pat
     storage.write_bytes(f"{bucket}/broken.pth", b"<html>")
     with pytest.raises(DataError, match=f"^{bucket}/broken.pth has no weights"):
         models.read(f"{bucket}/broken.pth")
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder for `tone_data`, with a calibration."""
+    recipe = Recipe(model="linear", hidden=64, input_tdim=48, label_dim=4, timem=0, freqm=0, precision="fp32")
+    config = ModelConfig(recipe, small.NORM, LabelVocabulary.from_names([f"tone {i}" for i in range(4)]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = create_model(**recipe.model_args()).eval()
+    folder = tmp_path_factory.mktemp("linear") / "model"
+    save_model(folder, model.state_dict(), config)
+    temperature = ClassCalibration(CalibrationMap("temperature", (3.0,)), Threshold(0.25, 1.0, 1.0), 20, True)
+    models.write_calibration(str(folder), ModelCalibration((temperature,) * 4), *read_checkpoint(folder))
+    return folder
+
+
+def metadata_of(file: Path) -> dict[str, object]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+
+
+def test_waveform_file_with_int8_weights_says_what_they_cost(
+    linear: Path, tone_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = ["--quantize", "int8", "--data", tone_data, "--split", "eval"]
+    assert job(linear, "onnx-waveform", tmp_path / "out.onnx", *given) == 0
+    printed = capsys.readouterr().out
+    found = re.search(r"int8: mAP ([\d.]+), with float32 ([\d.]+) \(([+-][\d.]+)\), on 21 clips of eval", printed)
+    assert found, printed
+    dataset = PreparedDataset.open(tone_data)
+    clips = dataset.clips(["eval"])
+    model, config = read_checkpoint(linear)
+    scores = evaluate(model, clips, recipe=config.recipe, norm=config.norm, num_classes=4, device=torch.device("cpu"))
+    assert float(found[2]) == pytest.approx(score_metrics(scores, clips).scalars()["map"], abs=1e-4)
+    assert float(found[3]) == pytest.approx(float(found[1]) - float(found[2]), abs=2e-4)
+    metadata = metadata_of(tmp_path / "out.onnx")
+    assert (metadata["thresholds"], metadata["is_calibrated"]) == ([0.25] * 4, True)
+
+
+@pytest.mark.parametrize(("given", "is_calibrated"), [([], True), (["--raw-scores"], False)])
+def test_raw_scores_leave_the_calibration_out(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], is_calibrated: bool
+):
+    def record(file: Path, checkpoint: str, model: object, config: object, form: OnnxForm) -> list[str]:
+        file.write_text(str(form.calibration is not None))
+        return []
+
+    monkeypatch.setattr("pipeline.train.export.write_onnx", record)
+    assert job(linear, "onnx-waveform", tmp_path / "out.onnx", *given) == 0
+    assert (tmp_path / "out.onnx").read_text() == str(is_calibrated)
+
+
+@pytest.mark.parametrize(
+    ("output_format", "given", "said"),
+    [
+        ("ours", ["--quantize", "int8"], "--quantize is for --format onnx and onnx-waveform, not ours"),
+        ("onnx", ["--raw-scores"], "--raw-scores is for --format onnx-waveform, not onnx"),
+        ("onnx", ["--quantize", "int8", "--data", "d"], "give --data and --split together, and only with --quantize"),
+        ("onnx", ["--data", "d", "--split", "s"], "give --data and --split together, and only with --quantize"),
+    ],
+)
+def test_options_that_do_not_fit_the_format_are_refused(
+    linear: Path, tmp_path: Path, output_format: str, given: list[str], said: str
+):
+    with pytest.raises(ConfigError, match=said):
+        job(linear, output_format, tmp_path / "out.onnx", *given)

@@ -8,7 +8,6 @@ import ray
 import torch
 
 from ast_core.checkpoints import ModelConfig
-from ast_core.errors import DataError
 from ast_core.execution import for_device, set_attention
 from ast_core.features import FeatureSettings
 from ast_core.models.tagger import Tagger
@@ -16,7 +15,6 @@ from pipeline.dataset import Clips, PreparedDataset
 from pipeline.ray_errors import user_errors_from_tasks
 from pipeline.train import data_checks, models
 from pipeline.train.evaluation.scoring import evaluate
-from pipeline.train.models import class_order, differing
 
 
 @dataclass(frozen=True)
@@ -30,18 +28,7 @@ class Member:
 def read_member(uri: str, dataset: PreparedDataset) -> Member:
     """Read a checkpoint. Raises DataError if its features or classes are not those of the data set."""
     model, config = models.read(uri)
-    if other := dataset.features.differences(config.features):
-        raise DataError(
-            f"{uri} was trained on other features than {dataset.uri} has: {other}; prepare the data again with "
-            f"--features {config.features.option}"
-        )
-    columns = class_order(config.labels, dataset.labels)
-    if columns is None:
-        raise DataError(
-            f"{uri} was trained for other labels ({len(config.labels)} classes) than {dataset.uri} has "
-            f"({len(dataset.labels)}): {differing(config.labels, dataset.labels)}"
-        )
-    return Member(model, config, columns)
+    return Member(model, config, models.columns_for(uri, config, dataset))
 
 
 def length_lines(members: Sequence[Member], clips: Clips, features: FeatureSettings) -> list[str]:
