@@ -1,7 +1,8 @@
 """Label vocabularies: which class has which index.
 
 The 527 AudioSet classes (index order, MID, display name) are from Google's AudioSet,
-https://research.google.com/audioset, licensed CC BY 4.0.
+https://research.google.com/audioset, and the 200 of FSD50K from https://zenodo.org/records/4060432, both licensed
+CC BY 4.0.
 """
 
 import csv
@@ -100,6 +101,16 @@ class LabelVocabulary:
 @cache
 def audioset_labels() -> LabelVocabulary:
     """The 527 classes of AudioSet in the order of `class_labels_indices.csv`."""
-    lines = (files("ast_core") / "data" / "audioset_labels.tsv").read_text(encoding="utf-8").splitlines()
+    return _packaged("audioset_labels.tsv")
+
+
+@cache
+def fsd50k_labels() -> LabelVocabulary:
+    """The 200 classes of FSD50K in the order of its `vocabulary.csv`, which is that of their names."""
+    return _packaged("fsd50k_labels.tsv")
+
+
+def _packaged(file: str) -> LabelVocabulary:
+    lines = (files("ast_core") / "data" / file).read_text(encoding="utf-8").splitlines()
     pairs = [line.split("\t") for line in lines if not line.startswith("#")]
     return LabelVocabulary(tuple(mid for mid, _ in pairs), tuple(name for _, name in pairs))

@@ -136,16 +136,18 @@ def write_data(
     *,
     splits: Sequence[tuple[str, int]] = (("train", 48), ("eval", 21)),
     num_classes: int = 4,
+    labels: LabelVocabulary | None = None,
     clips_a_shard: int = 20,
     waveform: np.ndarray | None = None,
     settings: FeatureSettings = KALDI128,
 ) -> None:
     """Write a prepared data set of tones in noise, half a second each, with the real stages after decoding.
 
-    If `waveform` is given, each clip has it. `settings` are those of the features, at a rate of 16 kHz.
+    If `waveform` is given, each clip has it. `settings` are those of the features, at a rate of 16 kHz. If `labels` are
+    given, the clips have the first `num_classes` of them.
     """
     rng = np.random.default_rng(5)
-    labels = LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
+    labels = labels or LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
     start_output(output, labels, settings)
     for split, num_clips in splits:
         classes = [int(rng.integers(num_classes)) for _ in range(num_clips)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ast_core.errors import DataError
 from ast_core.features import KALDI128
-from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.labels import LabelVocabulary, audioset_labels, fsd50k_labels
 from ast_core.models.pretrained import NUM_PREFIX_TOKENS
 from ast_core.models.shapes import patch_grid
 from ast_core.published_inputs import AUDIOSET, SPEECH_COMMANDS
@@ -35,8 +35,8 @@ def speechcommands_labels() -> LabelVocabulary:
 
 
 def vocabulary_of(names: tuple[str, ...]) -> LabelVocabulary:
-    """The vocabulary of AudioSet or Speech Commands, with MIDs, if it has these names in this order; else the names."""
-    for known in (audioset_labels(), speechcommands_labels()):
+    """The vocabulary, with MIDs, of a data set that has these names in this order; else the names."""
+    for known in (audioset_labels(), speechcommands_labels(), fsd50k_labels()):
         if names == known.names:
             return known
     return LabelVocabulary.from_names(names)
@@ -52,7 +52,7 @@ def recognise_published(state: Mapping[str, Tensor], *, origin: object) -> tuple
     """Recipe and labels of a published checkpoint, recognised by the shapes of its tensors. None for any other.
 
     Eight ASTs were published: seven for AudioSet, with strides 10 (four of them), 12, 14 and 16, and one for Speech
-    Commands V2. PSLA's are EfficientNets for AudioSet. `state` has an AST's keys with our names.
+    Commands V2. PSLA's are EfficientNets for AudioSet and FSD50K. `state` has an AST's keys with our names.
 
     Raises:
         DataError: these are the weights of neither.
@@ -86,7 +86,9 @@ def recognise_published(state: Mapping[str, Tensor], *, origin: object) -> tuple
 
 
 PSLA_STEM = "effnet._conv_stem.weight"
-PSLA_NUM_FRAMES, PSLA_MEAN, PSLA_STD, PSLA_DIVISOR = 1056, -4.6476, 4.5699, 1.0
+PSLA_MEAN, PSLA_STD, PSLA_DIVISOR = -4.6476, 4.5699, 1.0
+PSLA_CLASSES = ((audioset_labels, 1056), (fsd50k_labels, 3000))
+"""The classes of PSLA's data sets, and the frames of the input. The norm is that of AudioSet for both."""
 PSLA_SIZES = {
     (1280, 16): 0,
     (1280, 23): 1,
@@ -104,19 +106,21 @@ def _recognise_psla(state: Mapping[str, Tensor]) -> tuple[Recipe, LabelVocabular
     num_heads = sum(re.fullmatch(r"attention\.att\.(\d+\.)?weight", key) is not None for key in state)
     classifier = state.get("attention.cla.0.weight", state.get("attention.cla.weight"))
     blocks = {key.split(".")[2] for key in state if key.startswith("effnet._blocks.")}
-    if classifier is None or len(classifier) != len(audioset_labels()):
+    size = None if classifier is None else PSLA_SIZES.get((classifier.shape[1], len(blocks)))
+    if classifier is None or size is None:
         return None
-    size = PSLA_SIZES.get((classifier.shape[1], len(blocks)))
-    if size is None:
-        return None
-    recipe = foreign_recipe(
-        model="efficientnet",
-        eff_b=size,
-        att_head=num_heads,
-        label_dim=len(audioset_labels()),
-        input_tdim=PSLA_NUM_FRAMES,
-        dataset_mean=PSLA_MEAN,
-        dataset_std=PSLA_STD,
-        norm_divisor=PSLA_DIVISOR,
-    )
-    return recipe, audioset_labels()
+    for labels_of, num_frames in PSLA_CLASSES:
+        labels = labels_of()
+        if len(classifier) == len(labels):
+            recipe = foreign_recipe(
+                model="efficientnet",
+                eff_b=size,
+                att_head=num_heads,
+                label_dim=len(labels),
+                input_tdim=num_frames,
+                dataset_mean=PSLA_MEAN,
+                dataset_std=PSLA_STD,
+                norm_divisor=PSLA_DIVISOR,
+            )
+            return recipe, labels
+    return None

@@ -118,6 +118,9 @@ class EfficientNetTagger(ImageTagger):
     See `ImageTagger` for the others.
     """
 
+    original_constants = ("effnet._fc.weight", "effnet._fc.bias")
+    """ImageNet's classifier, which some of PSLA's files contain."""
+
     def __init__(
         self,
         label_dim: int = 527,

@@ -28,6 +28,19 @@ def _can_start(theirs: Any, ours: Any) -> str:
     return ""
 
 
+def _needs_same(*keys: str) -> Callable[[Any, Any], str]:
+    """A `why_no_start_from` for a model whose encoder has other layers if one of these keys differs."""
+
+    def why_not(theirs: Any, ours: Any) -> str:
+        for key in keys:
+            size, ours_is = getattr(theirs, key), getattr(ours, key)
+            if size != ours_is and None not in (size, ours_is):  # None is the model's own default
+                return f"is of {key} {size}, this run is of {ours_is}; give --{key} {size}"
+        return ""
+
+    return why_not
+
+
 @dataclass(frozen=True)
 class ModelKind:
     """A model that recipes can name. `docs/extending.md` shows how to add one."""
@@ -65,11 +78,14 @@ def _image_model(
         random_weights={"imagenet_pretrain": False},
         defaults=defaults,
         check=check,
+        why_no_start_from=_needs_same(*(key for key in settings if key in ("eff_b", "model_size"))),
     )
 
 
-CONVOLUTIONS = ("embedding_size", "n_conv_layers", "n_pool_layers", "pooling")
-"""Settings of TALNet's convolutions and pooling."""
+CONVOLUTIONS = ("embedding_size", "n_conv_layers", "n_pool_layers")
+"""Settings of TALNet's convolutions."""
+FRAME_LAYERS = ("n_layers", "hidden")
+"""Settings of the models whose layers see a frame at a time."""
 
 MODELS: dict[str, ModelKind] = {
     "ast": ModelKind(
@@ -81,18 +97,28 @@ MODELS: dict[str, ModelKind] = {
         check=check_ast,
         why_no_start_from=why_no_start_from,
     ),
-    "talnet": ModelKind("ast_core.models.crnn:TALNet", settings=CONVOLUTIONS, check=check_convolutions),
+    "talnet": ModelKind(
+        "ast_core.models.crnn:TALNet",
+        settings=(*CONVOLUTIONS, "pooling"),
+        check=check_convolutions,
+        why_no_start_from=_needs_same(*CONVOLUTIONS),
+    ),
     "cnn_transformer": ModelKind(
         "ast_core.models.cnn_transformer:CNNTransformer",
-        settings=(*CONVOLUTIONS, "n_trans_layers", "addpos", "transformer_dropout"),
+        settings=(*CONVOLUTIONS, "pooling", "n_trans_layers", "addpos", "transformer_dropout"),
         check=check_cnn_transformer,
+        why_no_start_from=_needs_same(*CONVOLUTIONS),
     ),
     "efficientnet": _image_model("EfficientNetTagger", "eff_b", "att_head", "att_activation"),
     "resnet50": _image_model("ResNet50Tagger", "att_head"),
     "mobilenetv2": _image_model("MobileNetV2Tagger", "att_head"),
     "convnext": _image_model("ConvNeXtTagger", "model_size", check=check_convnext, model_size="tiny"),
-    "linear": ModelKind("ast_core.models.simple:LinearTagger", settings=("n_layers", "hidden")),
-    "fnet": ModelKind("ast_core.models.simple:FNetTagger", settings=("n_layers", "hidden")),
+    "linear": ModelKind(
+        "ast_core.models.simple:LinearTagger", settings=FRAME_LAYERS, why_no_start_from=_needs_same(*FRAME_LAYERS)
+    ),
+    "fnet": ModelKind(
+        "ast_core.models.simple:FNetTagger", settings=FRAME_LAYERS, why_no_start_from=_needs_same(*FRAME_LAYERS)
+    ),
 }
 
 

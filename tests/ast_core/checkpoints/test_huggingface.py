@@ -30,7 +30,7 @@ from ast_core.checkpoints.published import speechcommands_labels
 from ast_core.errors import ConfigError, DataError
 from ast_core.fbank import fbank
 from ast_core.features import KALDI128, FeatureSettings
-from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.labels import LabelVocabulary, audioset_labels, fsd50k_labels
 from ast_core.models import create_model
 from ast_core.weight_files import read_weights
 from tests import reference
@@ -185,7 +185,7 @@ def test_our_config_is_ignored_if_the_folder_was_changed(folder: Path, name: str
     assert config.recipe.loss == ("CE" if "problem_type" in changes else "BCE")
 
 
-@pytest.mark.parametrize("vocabulary", [audioset_labels(), speechcommands_labels()])
+@pytest.mark.parametrize("vocabulary", [audioset_labels(), speechcommands_labels(), fsd50k_labels()])
 def test_published_names_in_their_order_get_their_mids(vocabulary: LabelVocabulary):
     config, extractor = to_configs(small.recipe(label_dim=len(vocabulary)), small.NORM, vocabulary)
     assert from_configs(config, extractor, origin="here")[2] == vocabulary

@@ -9,7 +9,7 @@ import torch
 from ast_core.batch import Norm
 from ast_core.checkpoints import load_model, read_checkpoint, save_model, save_original
 from ast_core.errors import DataError
-from ast_core.labels import LabelVocabulary, audioset_labels
+from ast_core.labels import LabelVocabulary, audioset_labels, fsd50k_labels
 from ast_core.models import create_model
 from ast_core.recipe import Recipe
 from ast_core.tagging import model_input_of
@@ -38,6 +38,31 @@ def test_the_input_is_divided_by_the_std_alone(tmp_path: Path):
     assert again == config
     padding = model_input_of(np.zeros(16_000, np.float32), again)[0, -1]
     torch.testing.assert_close(padding, torch.full((128,), 4.6476 / 4.5699))
+
+
+def test_200_classes_are_those_of_fsd50k(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    save_original(tmp_path / "fsd_mdl_wa.pth", create_model("efficientnet", label_dim=200, eff_b=0))
+    _, config = read_checkpoint(tmp_path / "fsd_mdl_wa.pth")
+    assert (config.recipe.input_tdim, config.labels) == (3000, fsd50k_labels())
+    assert config.norm == Norm(-4.6476, 4.5699, divisor=1.0)
+    assert "200 classes, Accelerating_and_revving_and_vroom first and Zipper_(clothing) last" in caplog.text
+
+
+def test_averaged_counters_and_the_classifier_of_imagenet_do_not_matter(tmp_path: Path):
+    """PSLA divides all tensors by the number of epochs, and its earlier files have a layer that is never used."""
+    model = create_model("efficientnet", eff_b=0)
+    save_original(tmp_path / "clean.pth", model)
+    theirs = torch.load(tmp_path / "clean.pth", weights_only=True)
+    counters = [key for key in theirs if key.endswith("num_batches_tracked")]
+    theirs |= {key: torch.tensor(20_192.5) for key in counters}
+    theirs |= {"module.effnet._fc.weight": torch.ones(1000, 1280), "module.effnet._fc.bias": torch.ones(1000)}
+    torch.save(theirs, tmp_path / "as_mdl_0_wa.pth")
+    read, _ = read_checkpoint(tmp_path / "as_mdl_0_wa.pth")
+    for key, value in read.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            assert (value.dtype, value.item()) == (torch.int64, 20_192)
+        else:
+            assert torch.equal(value, model.state_dict()[key]), key
 
 
 def test_other_classes_need_a_recipe_and_labels(tmp_path: Path):
