@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.layers import DropPath
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,11 +37,22 @@ def model() -> ASTModel:
     return made
 
 
-def _new(recipe: Recipe) -> Tagger:
+def new_model(recipe: Recipe) -> Tagger:
     if recipe.model == "ast":
         return model()
-    torch.manual_seed(0)
     return create_model(**recipe.model_args())
+
+
+def without_dropout(model: Tagger) -> Tagger:
+    """The same model with the draws inside it off: they differ between ranks, and between clips in another order."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return model
 
 
 def train(
@@ -54,9 +66,10 @@ def train(
 ) -> dict[str, Any]:
     """Train; return this rank's losses, the gradients of the first step, and the weights after first and last step.
 
-    `order` is the order of a batch's clips in one process.
+    Dropout is off. `order` is the order of a batch's clips in one process.
     """
-    bare = _new(recipe)
+    torch.manual_seed(0)
+    bare = without_dropout(new_model(recipe))
     set_execution(bare, torch.device("cpu"), recipe)
     trained: nn.Module = DistributedDataParallel(bare) if world_size > 1 else bare
     optimizer = make_optimizer(trained, recipe)

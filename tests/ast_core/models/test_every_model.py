@@ -19,19 +19,11 @@ from ast_core.labels import LabelVocabulary
 from ast_core.models import MODELS, create_model
 from ast_core.models.tagger import FrameTagger, Tagger
 from ast_core.recipe import Recipe
+from tests.ast_core.models.small_models import SMALL
 
 NUM_FRAMES, NUM_MEL_BINS = 96, 64
 LABELS = LabelVocabulary.from_names(("dog", "cat", "rain", "bell"))
 """As many as EfficientNet has attention heads, so that classes and heads cannot be told apart by their number."""
-SMALL: dict[str, dict[str, Any]] = {
-    "ast": {"model_size": "tiny224"},
-    "talnet": {"embedding_size": 128},
-    "cnn_transformer": {"embedding_size": 128},
-    "efficientnet": {"eff_b": 0},
-    "convnext": {"model_size": "atto"},
-    "fnet": {"n_layers": 4, "hidden": 32},
-}
-"""Settings of small models. A model that is not here has its defaults."""
 WITHOUT_REFERENCE = ("convnext",)
 ONNX_IN_SECONDS = ("linear",)
 BF16_TOLERANCE = 0.15
