@@ -1,15 +1,15 @@
 """Compare models: train several recipes, or variants of one, on the same data, and put the results on one page.
 
-    python jobs/compare.py --recipes compare-talnet compare-resnet50 compare-ast --data data \
+    python jobs/compare.py --recipes compare-talnet compare-resnet50 compare-ast --data data \\
         --train-splits balanced_train unbalanced_train --eval-splits eval --output comparison
-    python jobs/compare.py --recipes small --vary lr=1e-4,3e-4 --seeds 3 --data mine --train-splits train \
+    python jobs/compare.py --recipes small --vary lr=1e-4,3e-4 --seeds 3 --data mine --train-splits train \\
         --eval-splits test --output comparison
     python jobs/compare.py --recipes esc50 mine.yaml --data esc50 --folds fold1 fold2 --output comparison
 
-All other options and the recipe keys are those of jobs/train.py, and count for every model. The runs are trained one
-after the other. OUTPUT/MODEL/seed-SEED is a run like any other; OUTPUT/comparison.json has the figures, and
-OUTPUT/comparison.html is the page. To resume, or to add a recipe, run the command again: finished runs are not trained
-again.
+All other options (--num-workers, --device, --address, --init-from and so on) and the recipe keys are those of
+jobs/train.py, and count for every model. The runs are trained one after the other. OUTPUT/MODEL/seed-SEED is a run like
+any other; OUTPUT/comparison.json has the figures, and OUTPUT/comparison.html is the page. To resume, or to add a
+recipe, run the command again: finished runs are not trained again.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds

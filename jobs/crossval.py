@@ -1,7 +1,7 @@
 """Cross-validation: for each fold, train on all other folds and evaluate on this one.
 
     python jobs/crossval.py --recipe esc10 --data esc10 --output runs/esc10
-    python jobs/crossval.py --recipe esc50 --data s3://bucket/esc50 --output s3://bucket/runs/esc50 --num-workers 4 \
+    python jobs/crossval.py --recipe esc50 --data s3://bucket/esc50 --output s3://bucket/runs/esc50 --num-workers 4 \\
         --audioset_pretrain true --audioset_weights audioset_10_10_0.4593.pth --lr 1e-5
 
 A fold is a split of the data set. All other options and the recipe keys are those of jobs/train.py. OUTPUT/FOLD is the

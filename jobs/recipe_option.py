@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from ast_core.errors import ConfigError
+from ast_core.models.registry import MODELS
 from ast_core.recipe import GROUPS, Recipe, load_recipe
 from ast_core.settings import bounds_of, descriptions, type_of
 from pipeline import storage
@@ -60,7 +61,8 @@ def read_recipe(name: str, rest: Sequence[str]) -> Recipe:
     elif storage.exists(name):
         text = storage.read_text(name)
     else:
-        raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file")
+        hint = f"; {name} is a model, which --model {name} trains with any recipe" if name in MODELS else ""
+        raise ConfigError(f"no recipe {name!r}; use {', '.join(recipe_names())} or the path of a YAML file{hint}")
     return load_recipe(text, overridden(rest), origin=name)
 
 

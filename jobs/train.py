@@ -1,9 +1,9 @@
 """Train a tagger on a prepared data set, with DDP on Ray Train workers. The recipe names the model.
 
-    python jobs/train.py --recipe audioset-balanced --data data --train-splits balanced_train --eval-splits eval \
+    python jobs/train.py --recipe audioset-balanced --data data --train-splits balanced_train --eval-splits eval \\
         --output runs/1
-    ray job submit --working-dir . -- python jobs/train.py --recipe esc10 --data s3://bucket/esc10 \
-        --train-splits fold2 fold3 fold4 fold5 --eval-splits fold1 --output s3://bucket/runs/1 \
+    ray job submit --working-dir . -- python jobs/train.py --recipe esc10 --data s3://bucket/esc10 \\
+        --train-splits fold2 fold3 fold4 fold5 --eval-splits fold1 --output s3://bucket/runs/1 \\
         --num-workers 4 --device cuda
 
 Any recipe key can be set on the command line: --lr 1e-4 --epochs 20 --imagenet_pretrain false.
@@ -136,9 +136,12 @@ def read_settings(argv: Sequence[str] | None = None) -> TrainSettings:
     """Read the settings from a command line. Raises ConfigError for an invalid option or recipe key."""
     args, rest = parser().parse_known_args(argv)
     _check_options(args)
+    keys = overridden(rest)
+    if option := next((key for key in keys if key in vars(args)), None):
+        raise ConfigError(f"{option} is not a recipe key; the option is --{option.replace('_', '-')}")
     given = vars(args) | {
         "recipe": read_recipe(args.recipe, rest),
-        "overrides": frozenset(overridden(rest)),
+        "overrides": frozenset(keys),
         "output": output_uri(args.output),
         "cache_dir": args.cache_dir and output_uri(args.cache_dir, "--cache-dir"),
     }

@@ -152,6 +152,8 @@ def _costs(models: Sequence[Record]) -> Table:
         Column("time trained"),
         Column("epochs, best"),
     ]
+    setups = {model["name"]: _setup(model) for model in models}
+    where = setups if len(set(setups.values())) > 1 else dict.fromkeys(setups, "")
     rows = []
     for model in models:
         costs, training = model["costs"], model["training"]
@@ -162,7 +164,7 @@ def _costs(models: Sequence[Record]) -> Table:
                 _cell(costs["parameters"] / 1e6, 2),
                 _cell(costs["multiply_adds"] / 1e9, 3),
                 _cell(training["clips_per_s"], 1),
-                _cell(costs["inference"]["clips_per_s"], 1),
+                Cell(_figure(rate := costs["inference"]["clips_per_s"], 1), rate, note=where[model["name"]]),
                 _cell(training["memory_gb"], 2),
                 Cell(_time(training["hours"]), training["hours"]),
                 Cell("; ".join(epochs[:4]) + ("; …" if len(epochs) > 4 else ""), model["runs"][0]["best_epoch"]),
@@ -177,15 +179,21 @@ def _time(hours: float) -> str:
     return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
+def _setup(model: Record) -> str:
+    """How the inference of a model was measured."""
+    how = model["costs"]["inference"]
+    device, threads = how["device"].replace("cpu", "CPU"), _counted(how["threads"], "thread")
+    return f"{device}, {threads}, batches of {how['batch_clips']}, {how['precision']}"
+
+
 def _cost_note(models: Sequence[Record]) -> str:
-    inference = models[0]["costs"]["inference"]
+    setups = {_setup(model) for model in models}
     devices = sorted({device for model in models for device in model["training"]["devices"]})
     workers = sorted({number for model in models for number in model["training"]["workers"]})
-    where = "on the CPU" if inference["device"] == "cpu" else f"on {inference['device']}"
+    how = setups.pop() if len(setups) == 1 else "in different ways, which are said below each figure"
     return (
-        f"Inference: {where} of the machine that made this page, {_counted(inference['threads'], 'thread')}, random "
-        f"features in batches of {inference['batch_clips']}, {inference['precision']}, without reading or decoding. "
-        f"Training: on {', '.join(devices)}, with {' or '.join(map(str, workers))} "
+        f"Inference: {how}; random features, without reading or decoding, measured once for each model when it was "
+        f"first compared. Training: on {', '.join(devices)}, with {' or '.join(map(str, workers))} "
         f"worker{'s' if workers != [1] else ''}, reading included; times are of all runs of a model together, "
         "without evaluation. Memory is that of the device; on a CPU, of the whole process of a worker."
     )

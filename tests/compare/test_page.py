@@ -1,6 +1,7 @@
 """The page of a comparison, made from the content of comparison.json alone."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from ast_core.metrics import METRICS
 from pipeline.compare.figures import class_differences
 from pipeline.compare.page import comparison_page
+from tests.browser import browser, needs_browser
 from tests.pages import Page
 
 CLASSES = ["dog", "cat", "<b>rain</b>"]
@@ -122,6 +124,18 @@ def test_published_figures_are_shown_on_audioset_only(part: str):
     assert "this is AudioSet" in page.text
 
 
+def test_rates_that_were_measured_in_different_ways_say_so():
+    models = [model("here", 0.2), model("there", 0.4)]
+    page = page_of(comparison(models))
+    assert [row[4] for row in page.tables["What each model costs"][1:]] == ["20.0", "20.0"]
+    assert "Inference: CPU, 1 thread, batches of 8, bf16; random features" in page.text
+    models[1]["costs"]["inference"] |= {"device": "NVIDIA H200", "batch_clips": 64}
+    page = page_of(comparison(models))
+    rates = [row[4] for row in page.tables["What each model costs"][1:]]
+    assert rates == ["20.0\nNVIDIA H200, 1 thread, batches of 64, bf16", "20.0\nCPU, 1 thread, batches of 8, bf16"]
+    assert "Inference: in different ways, which are said below each figure;" in page.text
+
+
 def test_names_of_classes_and_errors_are_escaped():
     found = comparison([model("a", 0.2), model("b", 0.4)], failed=[{"name": "c", "error": "c: <script>bad</script>"}])
     html = comparison_page(found, "out")
@@ -134,6 +148,37 @@ def test_one_model_has_a_page_without_pairs():
     page = page_of(comparison([model("only", 0.5)]))
     assert "Differences between models, largest first" not in page.tables
     assert "Recipe keys in which the models differ" not in page.tables
+
+
+@needs_browser
+def test_a_browser_sorts_and_searches_the_page_on_a_phone_in_both_colour_schemes(tmp_path: Path):
+    found = comparison([model(f"model {i}", i / 20) for i in range(7)])
+    classes = [f"class {i}" for i in range(40)]
+    found["data"]["classes"] = [{"mid": name, "name": name} for name in classes]
+    for one in found["models"]:
+        one["ap"] = [one["map"] * i / 40 for i in range(40)]
+    (tmp_path / "comparison.html").write_text(comparison_page(found, "out"))
+    with browser(tmp_path / "profile") as chromium:
+        chromium.devtools("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
+        for scheme in ("light", "dark"):
+            preference = [{"name": "prefers-color-scheme", "value": scheme}]
+            chromium.devtools("Emulation.setEmulatedMedia", features=preference)
+            chromium.open(f"file://{tmp_path}/comparison.html")
+            assert chromium.run("return document.documentElement.scrollWidth") == 390
+            first = "return document.querySelector('#%s tbody tr').cells[0].textContent.trim()"
+            assert chromium.run(first % "classes") == "class 39"
+            chromium.run("document.querySelectorAll('#costs thead button')[0].click()")
+            assert chromium.run(first % "costs") == "model 0"
+            find = (
+                "const input = document.querySelector('input'); input.value = 'CLASS 7';"
+                "input.dispatchEvent(new Event('input'));"
+                "const rows = [...document.querySelectorAll('#classes tbody tr')].filter(row => !row.hidden);"
+                "return rows.map(row => row.cells[0].textContent.trim())"
+            )
+            assert chromium.run(find) == ["class 7"]
+            paper = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
+            assert (chromium.run(paper) > 127) == (scheme == "light")
+            assert chromium.console() == []
 
 
 def test_more_models_than_colours_are_drawn():

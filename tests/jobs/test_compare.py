@@ -1,6 +1,8 @@
 """Comparing models: one run each, one table, one page; what is refused, and what a second run trains."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ import numpy as np
 import pytest
 
 from ast_core.errors import ConfigError, DataError, UserError
+from ast_core.labels import audioset_labels
 from ast_core.metrics import bootstrap_map, tagging_metrics
-from jobs.compare import main
-from pipeline.compare import measure
+from jobs.compare import main, parser
+from pipeline.compare import measure, published
 from pipeline.train.evaluation.scores import read_scores
-from tests.fakes import write_data
+from tests import fakes
+from tests.browser import browser, needs_browser
 from tests.pages import Page
 
 RECIPE = {
@@ -118,6 +122,39 @@ def test_the_page_shows_both_models_and_loads_nothing(output: Path):
     assert not [address for address in page.loads if not address.startswith(("#", "data:"))]
 
 
+@needs_browser
+def test_a_browser_opens_the_page_from_disk_without_errors(output: Path, tmp_path: Path):
+    with browser(tmp_path / "profile") as chromium:
+        chromium.open(f"file://{output}/comparison.html")
+        assert chromium.run("return document.querySelectorAll('.charts svg').length") == 4
+        best = "return document.querySelector('#models tbody tr').cells[0].textContent.trim()"
+        models = sorted(read(output)["models"], key=lambda model: -model["map"])
+        assert chromium.run(best) == models[0]["name"]
+        assert chromium.console() == []
+
+
+def test_published_figures_stand_beside_those_on_audioset(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A data set with AudioSet's classes stands for it, once the numbers of clips are those of a small one."""
+    fakes.write_data(str(tmp_path / "data"), splits=[("train", 12), ("eval", 6)], labels=audioset_labels())
+    command = argv(str(tmp_path / "data"), tmp_path / "out", [recipes["linear"]], "--epochs", "1")
+    assert main(command) == 0
+    assert read(tmp_path / "out")["data"]["audioset"] is None
+    assert "published mAP" not in Page((tmp_path / "out" / "comparison.html").read_text()).text
+    monkeypatch.setattr(published, "PARTS", {"full": range(13, 20), "balanced": range(10, 13)})
+    monkeypatch.setattr(published, "EVALUATION", range(5, 7))
+    linear = published.Published("balanced", {"model": "linear", "features": "kaldi128"}, 0.25, 0.125, "as a test")
+    monkeypatch.setattr(published, "PUBLISHED", (*published.PUBLISHED, linear))
+    assert main(command) == 0
+    found = read(tmp_path / "out")
+    assert found["data"]["audioset"] == "balanced"
+    assert found["models"][0]["published"] == {"map": 0.25, "comparison_map": 0.125, "note": "as a test"}
+    columns, row = Page((tmp_path / "out" / "comparison.html").read_text()).tables["Models, best first"]
+    assert columns[-2:] == ["published mAP", "as the comparison’s authors got it"]
+    assert row[-2:] == ["0.2500\nas a test", "0.1250"]
+
+
 def test_a_second_run_trains_only_what_is_missing(
     output: Path, tone_data: str, recipes: dict[str, str], capsys: pytest.CaptureFixture[str]
 ):
@@ -136,7 +173,7 @@ def test_a_second_run_trains_only_what_is_missing(
 @pytest.mark.slow
 def test_variants_seeds_and_folds_are_runs_of_their_own(recipes: dict[str, str], tmp_path: Path):
     data = str(tmp_path / "data")
-    write_data(data, splits=[("red", 12), ("green", 12), ("blue", 12)])
+    fakes.write_data(data, splits=[("red", 12), ("green", 12), ("blue", 12)])
     more = ["--vary", "lr=1e-3,3e-3", "--seeds", "2", "--folds", "red", "blue", "--epochs", "1"]
     assert main(argv(data, tmp_path / "out", [recipes["linear"]], *more)) == 0
     found = read(tmp_path / "out")
@@ -195,6 +232,7 @@ def test_workers_train_and_a_task_measures_each_model(
         (["--vary", "lr=1e-3,1e-3"], ConfigError, "lr or one of its values is given twice"),
         (["--vary", "seed=1,2"], ConfigError, "give --seeds N"),
         (["--vary", "lr=1e-3", "--lr", "1e-4"], ConfigError, "--lr is given twice"),
+        (["--num_workers", "1"], ConfigError, "num_workers is not a recipe key; the option is --num-workers"),
         (["--seeds", "0"], ConfigError, "--seeds is 0; use 1 to 100"),
         (["--num-workers", "-1"], ConfigError, "--num-workers is -1"),
     ],
@@ -213,6 +251,18 @@ def test_two_models_of_one_name_are_refused(tone_data: str, recipes: dict[str, s
     (tmp_path / "linear.yaml").write_text("model: linear")
     with pytest.raises(ConfigError, match=r"both called linear; rename one of the files"):
         main(argv(tone_data, tmp_path / "out", [recipes["linear"], str(tmp_path / "linear.yaml")]))
+
+
+def test_a_model_in_place_of_a_recipe_is_explained(tone_data: str, tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"^no recipe 'talnet'; use .*; talnet is a model, which --model talnet trains"
+    ):
+        main(argv(tone_data, tmp_path / "out", ["talnet"]))
+
+
+def test_the_examples_of_the_help_can_be_pasted_into_a_shell():
+    (example,) = re.findall(r"    python jobs/compare.py --recipes compare.*\\\n.*\n", parser().format_help())
+    assert shlex.split(example)[-2:] == ["--output", "comparison"]
 
 
 def test_splits_or_folds_are_required(tone_data: str, recipes: dict[str, str], tmp_path: Path):
