@@ -66,10 +66,11 @@ def test_recipes_of_the_comparison_on_esc10_are_valid(name: str):
 
 
 def test_the_table_of_the_comparison_on_esc10_has_a_row_a_model_best_first():
-    def model(name: str, accuracies: list[float]) -> dict[str, object]:
-        mean = sum(accuracies) / 2
+    def model(name: str, *of_seeds: list[float]) -> dict[str, object]:
+        mean = sum(sum(accuracies) for accuracies in of_seeds) / (2 * len(of_seeds))
         runs = [
-            {"fold": f"fold{i}", "last_epochs": {"accuracy": accuracy}}
+            {"fold": f"fold{i}", "seed": seed, "last_epochs": {"accuracy": accuracy}}
+            for seed, accuracies in enumerate(of_seeds)
             for i, accuracy in enumerate(accuracies, start=1)
         ]
         costs = {"parameters": 2e6, "multiply_adds": 3e6, "inference": {"clips_per_s": 5.0}}
@@ -84,8 +85,9 @@ def test_the_table_of_the_comparison_on_esc10_has_a_row_a_model_best_first():
             "training": {"clips_per_s": 4.0},
         }
 
-    found = {"data": {"folds": ["fold1", "fold2"]}, "models": [model("worse", [0.3, 0.5]), model("better", [0.6, 0.8])]}
+    models = [model("worse", [0.3, 0.5], [0.4, 0.6]), model("better", [0.6, 0.8])]
+    found = {"data": {"folds": ["fold1", "fold2"]}, "models": models}
     head, _, first, second = table(found).splitlines()
     assert head.startswith("| model | fold1, last 5 | fold2, last 5 | mean, last 5 |")
     assert first == "| better | 0.600 | 0.800 | 0.700 | 0.700 [0.100, 0.900] | 0.500 | 2.00 | 3 | 4, 5 |"
-    assert second.startswith("| worse | 0.300 | 0.500 | 0.400 |")
+    assert second.startswith("| worse | 0.350 | 0.550 | 0.450 ± 0.071 over 2 seeds |")
