@@ -69,6 +69,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.interrupts
 	$(BIN)/python -m benchmarks.bit_flips
 	$(BIN)/python -m benchmarks.train_faults
+	$(BIN)/python -m benchmarks.serve
 
 lock:  ## write the requirements files anew from pyproject.toml; needs uv
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.txt

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
-        checkpoint = _checkpoint(Path(folder, "model"))
+        checkpoint = small_ast(Path(folder, "model"))
         media = _recordings(Path(folder, "media"), args.recordings)
         before = _floor(checkpoint, media)
         spent_s, wall_s = _job(checkpoint, media, Path(folder, "tags"))
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _checkpoint(folder: Path) -> str:
+def small_ast(folder: Path) -> str:
     """A small AST for 10 s, with random weights and AudioSet's classes."""
     recipe = Recipe(
         label_dim=527, model_size="tiny224", fstride=16, tstride=16, imagenet_pretrain=False, precision="fp32"

@@ -20,6 +20,7 @@ from jobs import (
     evaluate,
     export,
     prepare_audioset,
+    serve,
     tag,
     train,
 )
@@ -32,6 +33,7 @@ JOBS = (
     evaluate,
     calibrate,
     tag,
+    serve,
     crossval,
     doctor,
     enhance_labels,

@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ _QUIET += ("autoplay-policy=no-user-gesture-required",)
 
 
 class Browser:
-    def __init__(self, server: str, profile: Path) -> None:
+    def __init__(self, server: str, profile: Path, more: Sequence[str] = ()) -> None:
         options = {
-            "args": [f"--{option}" for option in _QUIET] + [f"--user-data-dir={profile}"],
+            "args": [f"--{option}" for option in (*_QUIET, *more)] + [f"--user-data-dir={profile}"],
             "binary": shutil.which("chromium"),
         }
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
@@ -57,13 +57,13 @@ class Browser:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """Chromium with a new profile, until the block ends."""
+def browser(profile: Path, *options: str) -> Iterator[Browser]:
+    """Chromium with a new profile, until the block ends. `options` are further ones of its command line."""
     driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
     try:
         assert driver.stdout is not None
         started = next(found for line in driver.stdout if (found := re.search(r"success.* on port (\d+)", line)))
-        opened = Browser(f"http://127.0.0.1:{started[1]}", profile)
+        opened = Browser(f"http://127.0.0.1:{started[1]}", profile, options)
         try:
             yield opened
         finally:

@@ -178,6 +178,9 @@ def _over_windows(one_window: "onnx.ModelProto", config: ModelConfig) -> "onnx.M
 class Features(nn.Module):
     """The network's input `[1, T, M]` for a window: what `ast_core.tagging.model_input_of` computes, in one shape."""
 
+    needed_T: Tensor
+    """Samples that a window needs to have each frame."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.settings, self.norm, self.num_frames = config.features, config.norm, config.recipe.input_tdim
@@ -199,6 +202,13 @@ class Features(nn.Module):
 
 class Scores(nn.Module):
     """Logits `[1, C]` → scores `[C]`: sigmoids, calibrated as by `ModelCalibration`."""
+
+    slope_C: Tensor
+    intercept_C: Tensor
+    x_CP: Tensor
+    y_CP: Tensor
+    is_logistic_C: Tensor
+    is_isotonic_C: Tensor
 
     def __init__(self, calibration: ModelCalibration | None, num_classes: int) -> None:
         super().__init__()

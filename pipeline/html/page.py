@@ -50,8 +50,13 @@ class Table:
 def render(template: str, **values: Any) -> str:
     """The HTML of a page from a template of `pipeline/html/templates`."""
     script = environment().get_template("script.html").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment().get_template(template).render(script=Markup(script), script_sha256=digest, **values)
+    return environment().get_template(template).render(**script_of(script), **values)
+
+
+def script_of(source: str) -> dict[str, str]:
+    """The values of `base.html` for a page's script: its text, and the hash by which the page's policy allows it."""
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return {"script": Markup(source), "script_sha256": digest}
 
 
 @cache

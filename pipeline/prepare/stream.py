@@ -5,6 +5,8 @@ or cannot read on, the recording is opened again behind the damage, and the part
 """
 
 import itertools
+import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -57,10 +59,16 @@ class Source:
 
 
 class RecordingReader:
-    """Reads recordings, one after the other, through a sandbox of its own."""
+    """Reads recordings, one after the other, through a sandbox of its own.
 
-    def __init__(self) -> None:
-        self._sandbox = Sandbox("pipeline.prepare.stream:next_block", memory_bytes=MEMORY_BYTES)
+    Args:
+        limit_s: time for a recording, however many attempts it takes.
+        memory_bytes: memory limit of the sandbox.
+    """
+
+    def __init__(self, *, limit_s: float = math.inf, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.limit_s = limit_s
+        self._sandbox = Sandbox("pipeline.prepare.stream:next_block", memory_bytes=memory_bytes)
         self._numbers = itertools.count()
 
     def stop(self) -> None:
@@ -76,6 +84,7 @@ class RecordingReader:
             ClipError: nothing of it could be read.
             UserError: a fault of this machine, which concerns every recording.
         """
+        ends_s = time.monotonic() + self.limit_s
         position_s = begin_s = source.start_s
         has_any, num_attempts = False, 0
         damage: Lost | None = None  # where reading stopped, until it goes on
@@ -83,7 +92,7 @@ class RecordingReader:
             num_attempts += 1
             stopped = None
             try:
-                for block in self._run(source, begin_s, sample_rate_hz):
+                for block in self._run(source, begin_s, sample_rate_hz, ends_s):
                     if block.is_end:
                         stopped = block.lost[-1]
                         break
@@ -105,17 +114,21 @@ class RecordingReader:
             damage = damage or stopped
             begin_s = damage.begin_s + FIRST_SKIP_S * 2 ** max(0, num_attempts - 1)
             is_beyond = damage.end_s is not None and begin_s >= damage.end_s
-            if is_beyond or num_attempts > MAX_SKIPS or not has_any or stopped.reason in FINAL:
+            is_out_of_time = time.monotonic() >= ends_s
+            if is_beyond or is_out_of_time or num_attempts > MAX_SKIPS or not has_any or stopped.reason in FINAL:
                 break
         if damage is not None:
             yield Block(None, np.empty(0, np.float32), 1.0, (damage,))
 
-    def _run(self, source: Source, begin_s: float, sample_rate_hz: int) -> Iterator[Block]:
+    def _run(self, source: Source, begin_s: float, sample_rate_hz: int, ends_s: float) -> Iterator[Block]:
         """The blocks from `begin_s` on, as far as one process reads them."""
         key = next(self._numbers)
         what = (source.media, source.member, begin_s, source.end_s, source.own_hosts, sample_rate_hz)
         for number in itertools.count():
-            packed = self._sandbox(key, number, what, deadline_s=DEADLINE_S)
+            left_s = ends_s - time.monotonic()
+            if left_s <= 0:
+                raise ClipError(Reason.TIMEOUT, f"not read within {self.limit_s:g} s")
+            packed = self._sandbox(key, number, what, deadline_s=min(DEADLINE_S, left_s))
             if packed is None:
                 return
             yield _unpacked(packed)

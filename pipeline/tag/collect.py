@@ -7,13 +7,14 @@ as its last window is scored.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.prepare.audio.blocks import Lost
 from pipeline.tag.events import EventSettings, Runs, events_of, owned_frames, runs_above, window_events
 from pipeline.tag.pieces import Piece
-from pipeline.tag.predictor import Predicted, Predictor
+from pipeline.tag.predictor import Predicted
 from pipeline.tag.windows import BATCH_WINDOWS, Window, padded
 
 
@@ -31,6 +32,17 @@ class Tagged:
     lost: tuple[Lost, ...]
 
 
+class Scorer(Protocol):
+    """A `Predictor`, or what asks one elsewhere."""
+
+    @property
+    def input_frames(self) -> int:
+        """Frames of a window's features."""
+
+    def __call__(self, fbank_NTM: np.ndarray) -> Predicted:
+        """The results for raw log-mel, float16, padded with 0 to `input_frames`."""
+
+
 @dataclass
 class _InProgress:
     windows: list[tuple[float, float]] = field(default_factory=list)
@@ -46,7 +58,7 @@ class Collector:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: Scorer,
         thresholds_C: np.ndarray,
         settings: EventSettings,
         frame_s: float | None,

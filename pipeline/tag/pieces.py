@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from pipeline.dataset import Clips, PreparedDataset, shards_dir
-from pipeline.prepare.audio.blocks import Lost
+from pipeline.prepare.audio.blocks import Block, Lost
 from pipeline.prepare.clip import ClipError, printable
 from pipeline.prepare.stream import RecordingReader, Source
 from pipeline.redaction import without_secrets_of
@@ -106,15 +106,15 @@ def recording_pieces(numbers: Sequence[int], sources: Sequence[Source], settings
     reader = RecordingReader()
     try:
         for number, source in zip(numbers, sources, strict=True):
-            yield from _pieces_of(number, source, settings, reader)
+            yield from pieces_of(number, source, settings, reader.blocks(source, settings.features.sample_rate_hz))
     finally:
         reader.stop()
 
 
-def _pieces_of(number: int, source: Source, settings: WindowSettings, reader: RecordingReader) -> Iterator[Piece]:
+def pieces_of(number: int, source: Source, settings: WindowSettings, blocks: Iterator[Block]) -> Iterator[Piece]:
+    """The pieces of a recording, whose blocks a `RecordingReader` reads. If it fails, the last piece says why."""
     windower = Windower(settings)
     try:
-        blocks = reader.blocks(source, settings.features.sample_rate_hz)
         for some in in_groups(windower.windows(blocks), PIECE_WINDOWS):
             yield Piece(number, some)
         lost = windower.lost

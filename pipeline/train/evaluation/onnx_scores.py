@@ -45,10 +45,10 @@ def loss_in_map(
     dataset = PreparedDataset.open(data)
     columns = columns_for(checkpoint, config, dataset)
     clips = dataset.clips(splits)
-    values = [
+    map_before, map_after = (
         score_metrics(onnx_scores(file, clips, config)[:, columns], clips).scalars()["map"] for file in (before, after)
-    ]
-    return Loss(*values, num_clips=len(clips))
+    )
+    return Loss(map_before, map_after, len(clips))
 
 
 def onnx_scores(network: str | os.PathLike[str], clips: Clips, config: ModelConfig) -> np.ndarray:

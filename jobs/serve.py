@@ -1,0 +1,202 @@
+"""Tag recordings over HTTP, with a page to try the model on, on Ray Serve.
+
+    python jobs/serve.py --checkpoint runs/1
+    python jobs/serve.py --checkpoint runs/1 --port 9000 --max-mb 200 --max-recording-s 3600
+    curl --data-binary @barking.ogg http://127.0.0.1:8000/tag
+
+GET / is the page: drop a file, or use the microphone. POST /tag takes a recording in any container, or raw samples, and
+answers with JSON. The server listens on this machine only, unless --host says otherwise; it has no log-in.
+"""
+
+if __name__ == "__main__":  # before the imports that follow, which take seconds
+    from jobs import entry
+
+    entry.begin()
+
+import argparse
+import ipaddress
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ast_core.errors import ConfigError
+from jobs.common import add_ray_options, check_numbers, run
+from pipeline import storage
+from pipeline.serve.limits import Limits
+from pipeline.tag.events import EventSettings
+
+if TYPE_CHECKING:
+    from pipeline.serve.door import StaticFile
+    from pipeline.tag.predictor import Member
+    from pipeline.tag.work import TagSettings
+
+DEFAULT_THRESHOLD = 0.5
+PACKAGES = ("fastapi", "starlette", "uvicorn")
+CPUS_PER_REPLICA = 2
+"""CPUs of a reader and a network: by default there may be as many of them as the cluster has room for."""
+
+
+def parser() -> argparse.ArgumentParser:
+    limits = Limits()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="default 8000")
+    parser.add_argument(
+        "--allow-origin", nargs="+", default=[], metavar="URL", help="sites whose pages may use the server (CORS)"
+    )
+    group = parser.add_argument_group("scores")
+    group.add_argument("--window-s", type=float, metavar="S", help="length of a window (default: the model's input)")
+    group.add_argument("--hop-s", type=float, metavar="S", help="from one window to the next (default: a window)")
+    group.add_argument("--raw-scores", action="store_true", help="do not use the model's calibration.json")
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help=f"score from which a class is heard (default: those of calibration.json, else {DEFAULT_THRESHOLD})",
+    )
+    group = parser.add_argument_group("page")
+    group.add_argument(
+        "--fetch-web-runtime",
+        action="store_true",
+        help="fetch onnxruntime-web with npm, once, so that the page can run the model in the browser",
+    )
+    group.add_argument(
+        "--browser-model", metavar="FILE", help="the model for browsers, by export.py --format onnx-waveform"
+    )
+    group = parser.add_argument_group("limits")
+    group.add_argument("--max-mb", type=float, default=limits.max_bytes / (1 << 20), help="of a body (default 64 MiB)")
+    group.add_argument(
+        "--max-recording-s", type=float, default=limits.max_recording_s, metavar="S", help="of sound (default 600)"
+    )
+    group.add_argument(
+        "--upload-s", type=float, default=limits.upload_s, metavar="S", help="to send a body in (default 30)"
+    )
+    group.add_argument(
+        "--timeout-s", type=float, default=limits.timeout_s, metavar="S", help="to answer in (default 60)"
+    )
+    group.add_argument(
+        "--max-concurrent", type=int, default=limits.max_concurrent, metavar="N", help="requests at once (default 64)"
+    )
+    group.add_argument(
+        "--per-second",
+        type=float,
+        default=limits.per_second,
+        metavar="X",
+        help="requests of an address; 0: no limit (default 20)",
+    )
+    group = parser.add_argument_group("where it runs")
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU")
+    group.add_argument("--max-replicas", type=int, metavar="N", help="of the network (default: room for half the CPUs)")
+    group.add_argument("--cpus-per-network", type=int, default=1, metavar="N", help="default 1")
+    add_ray_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    check_numbers(args, threshold=1, window_s=3600, hop_s=3600, max_replicas=1000, cpus_per_network=1000)
+    check_numbers(args, max_mb=4096, max_recording_s=86_400, upload_s=3600, timeout_s=3600, max_concurrent=10_000)
+    check_numbers(args, port=65_535)
+    if not 0 <= args.per_second <= 1e6:
+        raise ConfigError(f"--per-second is {args.per_second:g}; use 0 (no limit) to 1,000,000")
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ConfigError(
+            f"serving needs packages that are not installed ({', '.join(missing)}); pip install 'ast-ray[serve]'"
+        )
+    limits = Limits(
+        max_bytes=int(args.max_mb * (1 << 20)),
+        max_recording_s=args.max_recording_s,
+        upload_s=args.upload_s,
+        timeout_s=args.timeout_s,
+        max_concurrent=args.max_concurrent,
+        per_second=args.per_second,
+    )
+    _serve(args, limits)
+    return 0
+
+
+def _serve(args: argparse.Namespace, limits: Limits) -> None:
+    """Serve until the process is told to stop."""
+    import ray  # Ray and PyTorch take seconds to import
+    from ray import serve
+
+    from jobs.ray_session import ray_session
+    from pipeline.serve.application import NAME, Scale, application
+    from pipeline.tag.predictor import read_members, thresholds_of
+    from pipeline.tag.work import settings_for
+    from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
+
+    members = read_members(args.checkpoint, calibrated=not args.raw_scores)
+    settings = settings_for(
+        members,
+        thresholds_of(members, args.threshold, DEFAULT_THRESHOLD),
+        window_s=args.window_s,
+        hop_s=args.hop_s,
+        events=EventSettings(),
+    )
+    files = _page_files(args, members, settings)
+    with ray_session(args.address, args.num_cpus):
+        use_gpu = uses_gpu(Place(args.device, args.address, lambda: ray_session(args.address)))
+        room = int(ray.cluster_resources().get("CPU", 1)) // CPUS_PER_REPLICA
+        scale = Scale(
+            max_replicas=args.max_replicas or max(1, room),
+            device="cuda" if use_gpu else "cpu",
+            cpus_per_network=args.cpus_per_network,
+            gpus_per_network=int(use_gpu),
+        )
+        made = application(
+            members,
+            settings,
+            limits,
+            scale,
+            files=files,
+            hosts=own_names(args.host),
+            origins=args.allow_origin,
+        )
+        serve.start(http_options={"host": args.host, "port": args.port}, proxy_location="HeadOnly")
+        serve.run(made, name=NAME, route_prefix="/")
+        try:
+            print(
+                f"serving {', '.join(args.checkpoint)} at http://{args.host}:{args.port}/  (Ctrl-C ends it)", flush=True
+            )
+            threading.Event().wait()
+        finally:
+            serve.shutdown()
+
+
+def _page_files(
+    args: argparse.Namespace, members: "Sequence[Member]", settings: "TagSettings"
+) -> "dict[str, StaticFile]":
+    """The page and what it loads. Says where its scores come from."""
+    from pipeline.serve import browser_model, web_runtime
+    from pipeline.serve.page import page_files
+
+    if args.fetch_web_runtime:
+        web_runtime.fetch()
+    runtime, model = web_runtime.read(), None
+    if runtime is None:
+        print(f"{browser_model.ASKS_SERVER}; --fetch-web-runtime lets it run the model in the browser too", flush=True)
+    elif args.browser_model:
+        model = storage.read_bytes(args.browser_model)
+    else:
+        model, line = browser_model.browser_model(members)
+        print(line, flush=True)
+    name = " + ".join(uri.rstrip("/").rpartition("/")[2] for uri in args.checkpoint)
+    return page_files(browser_model.page_model(name, members, settings), model, runtime)
+
+
+def own_names(host: str) -> Sequence[str]:
+    """The names under which a server on this machine is called; empty: any, because it listens for other machines."""
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    return ("127.0.0.1", "localhost", "::1", host) if is_loopback else ()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""The model as a file for browsers."""
+
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ast_core.checkpoints.onnx import PACKAGES
+from pipeline.serve.page import PageModel
+from pipeline.tag.predictor import Member, labels_of
+from pipeline.tag.work import TagSettings
+from pipeline.train.onnx_export import OnnxForm, write_onnx
+
+ASKS_SERVER = "the page asks the server for scores"
+
+
+def page_model(name: str, members: Sequence[Member], settings: TagSettings) -> PageModel:
+    """What the page says about the model or the ensemble."""
+    windows = settings.windows
+    return PageModel(
+        name=name,
+        labels=labels_of(members).names,
+        thresholds=[round(float(value), 6) for value in settings.thresholds],
+        rate_hz=windows.features.sample_rate_hz,
+        window_s=windows.window_s,
+        hop_s=windows.hop_s,
+        window_samples=windows.window_samples,
+        frame_samples=windows.features.frame_length_samples,
+    )
+
+
+def browser_model(members: Sequence[Member]) -> tuple[bytes | None, str]:
+    """The file, and a line about it. There is none for an ensemble, and without the packages that ONNX needs."""
+    if len(members) > 1:
+        return None, f"{ASKS_SERVER}: several models are no file for browsers"
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        return (
+            None,
+            f"{ASKS_SERVER}: {', '.join(missing)} are missing; pip install 'ast-ray[export]'",
+        )
+    (member,) = members
+    with tempfile.TemporaryDirectory(prefix="ast-browser-") as folder:
+        file = Path(folder) / "model.onnx"
+        write_onnx(file, member.uri, member.model, member.config, OnnxForm(True, calibration=member.calibration))
+        content = file.read_bytes()
+    return content, f"the page has the model for browsers, {len(content) / 1e6:.1f} MB"

@@ -1,0 +1,266 @@
+"""The HTTP side of the service, an ASGI application: limits, the bodies of requests, JSON. It imports neither Ray nor
+PyTorch, and knows no file of the server but those that the page loads.
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ast_core.errors import UserError
+from pipeline.serve.limits import Limits, RateLimit
+from pipeline.serve.refusals import Refusal
+from pipeline.serve.upload import PCM_DTYPES, Pcm, Upload
+
+MAX_TOP = 1000
+MAX_BYTES_RECEIVED = 8
+"""Bodies of the largest size that all requests together may have in memory while they are received."""
+HEALTH_S = 10.0
+RETRY_S = 2.0
+"""After how long a client that came at a bad time may try again."""
+
+NO_FILES = ("multipart/", "application/json", "application/x-www-form-urlencoded")
+"""Types of bodies that are no recording."""
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # With these two a browser lets the page use several threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """A file that the page loads."""
+
+    content: bytes
+    media_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """What the application needs.
+
+    Args:
+        tag: the answer for an upload, as JSON. Raises Refusal or UserError.
+        check: raises an error if the service cannot tag.
+        files: what GET gives, by path.
+        hosts: names under which the server may be called. Empty: any. A page of another site whose name leads to this
+            machine (DNS rebinding) has another one.
+        origins: sites whose pages may use the service.
+    """
+
+    tag: Callable[[Upload], Awaitable[dict[str, Any]]]
+    check: Callable[[], Awaitable[None]]
+    limits: Limits
+    files: Mapping[str, StaticFile]
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+
+    def application(self) -> Starlette:
+        state = _State(self)
+        routes = [Route("/tag", state.tag, methods=["POST"]), Route("/health", state.health)]
+        routes += [Route(path, state.file) for path in self.files]
+        cors = [Middleware(CORSMiddleware, allow_origins=list(self.origins), allow_methods=["POST", "GET"])]
+        return Starlette(
+            routes=routes,
+            middleware=cors if self.origins else [],
+            exception_handlers={Refusal: _refused, HTTPException: _http_error, Exception: _fault},
+        )
+
+
+class _State:
+    """The requests in progress."""
+
+    def __init__(self, door: Door) -> None:
+        self.door, self.limits = door, door.limits
+        self._rate = RateLimit(door.limits.per_second)
+        self._uploads = self._tagging = self._bytes = 0
+
+    async def tag(self, request: Request) -> Response:
+        self._check_caller(request)
+        wait_s = self._rate.wait_s(_address(request))
+        if wait_s:
+            limit = f"{self.limits.per_second:g} requests per second are allowed from one address"
+            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "rate", limit, retry_after_s=wait_s)
+        upload = _upload_of(request)
+        body = await self._body(request)
+        if not body:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "the body is empty; it must be a recording")
+        if self._tagging >= self.limits.max_concurrent:
+            raise _busy(f"{self._tagging} recordings are being tagged")
+        self._tagging += 1
+        try:
+            answer = await asyncio.wait_for(self.door.tag(upload(body)), self.limits.timeout_s)
+        except TimeoutError:
+            limit = f"not tagged within {self.limits.timeout_s:g} s"
+            raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "timeout", limit) from None
+        finally:
+            self._tagging -= 1
+        return JSONResponse(answer, headers=HEADERS | {"Cache-Control": "no-store"})
+
+    async def health(self, request: Request) -> Response:
+        self._check_caller(request)
+        try:
+            await asyncio.wait_for(self.door.check(), HEALTH_S)
+        except Exception as err:
+            message = f"the tagger does not answer ({type(err).__name__})"
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unhealthy", message) from err
+        counts = {"receiving": self._uploads, "tagging": self._tagging}
+        return JSONResponse({"status": "ok"} | counts, headers=HEADERS | {"Cache-Control": "no-store"})
+
+    async def file(self, request: Request) -> Response:
+        self._check_caller(request)
+        file = self.door.files[request.url.path]
+        return Response(file.content, media_type=file.media_type, headers=HEADERS | dict(file.headers))
+
+    def _check_caller(self, request: Request) -> None:
+        """Refuse names of other machines, and pages of other sites."""
+        host = (urlsplit(f"//{request.headers.get('host', '')}").hostname or "").lower()
+        if self.door.hosts and host not in self.door.hosts:
+            raise Refusal(HTTPStatus.FORBIDDEN, "host", f"this server is not called {host!r}")
+        origin = request.headers.get("origin")
+        own = {f"http://{request.headers.get('host')}", f"https://{request.headers.get('host')}"}
+        if origin is not None and origin not in own | set(self.door.origins):
+            raise Refusal(HTTPStatus.FORBIDDEN, "origin", "pages of other sites may not use this server")
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, within the limits of size, time and memory."""
+        limits = self.limits
+        if self._uploads >= limits.max_uploads:
+            raise _busy(f"{self._uploads} bodies are being received")
+        declared = int(request.headers.get("content-length") or 0)
+        parts: list[bytes] = []
+        with self._receiving() as took:
+            try:
+                async with asyncio.timeout(limits.upload_s):
+                    num_bytes = 0
+                    async for part in request.stream():
+                        num_bytes += len(part)
+                        if max(num_bytes, declared) > limits.max_bytes:
+                            parts.clear()
+                            if num_bytes > 2 * limits.max_bytes:
+                                break  # a client that goes on sending may not see the answer
+                            continue
+                        took(len(part))
+                        parts.append(part)
+            except TimeoutError:
+                limit = f"the body was not complete after {limits.upload_s:g} s"
+                raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "upload_timeout", limit) from None
+            except ClientDisconnect:
+                raise Refusal(HTTPStatus.BAD_REQUEST, "disconnected", "the client went away") from None
+            if max(num_bytes, declared) > limits.max_bytes:
+                limit = f"the body has more than {limits.max_bytes:,} bytes"
+                raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", limit)
+            return b"".join(parts)
+
+    @contextmanager
+    def _receiving(self) -> Iterator[Callable[[int], None]]:
+        """Count a body while it is received. The block calls the result with the number of bytes of each part."""
+        mine = 0
+
+        def took(num_bytes: int) -> None:
+            nonlocal mine
+            if self._bytes + num_bytes > MAX_BYTES_RECEIVED * self.limits.max_bytes:
+                raise _busy("the bodies that are being received fill the memory for them")
+            mine += num_bytes
+            self._bytes += num_bytes
+
+        self._uploads += 1
+        try:
+            yield took
+        finally:
+            self._uploads -= 1
+            self._bytes -= mine
+
+
+def _busy(why: str) -> Refusal:
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{why}; try again", retry_after_s=RETRY_S)
+
+
+def _address(request: Request) -> str:
+    """The address whose rate is counted. IPv6 addresses of the same network of 64 bits are one client."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))
+
+
+def _upload_of(request: Request) -> Callable[[bytes], Upload]:
+    """What the request's headers and parameters say about its body."""
+    kind = request.headers.get("content-type", "").lower()
+    if kind.startswith(NO_FILES):
+        raise Refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "bad_request",
+            f"the body is {kind.partition(';')[0]}; send the recording itself: curl --data-binary @FILE",
+        )
+    query = request.query_params
+    if unknown := set(query) - {"top", "windows", "threshold", "pcm", "rate"}:
+        raise _bad(f"no parameter {min(unknown)!r}; use top, windows, threshold, pcm, rate")
+    pcm = None
+    if "pcm" in query:
+        if query["pcm"] not in PCM_DTYPES:
+            raise _bad(f"pcm is {query['pcm']!r}; use {' or '.join(PCM_DTYPES)}")
+        pcm = Pcm(query["pcm"], int(_number(query.get("rate", ""), "rate", 1000, 384_000)))
+    elif "rate" in query:
+        raise _bad("rate is for raw samples; give pcm too")
+    threshold = _number(query["threshold"], "threshold", 0, 1) if "threshold" in query else None
+    top = int(_number(query.get("top", "10"), "top", 1, MAX_TOP))
+    if query.get("windows", "0") not in ("0", "1"):
+        raise _bad(f"windows is {query['windows']!r}; use 0 or 1")
+    return lambda body: Upload(body, pcm, top, query.get("windows") == "1", threshold)
+
+
+def _number(text: str, name: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise _bad(f"{name} is {text!r}; use {least:g} to {most:g}")
+    return value
+
+
+def _bad(message: str) -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, "bad_request", message)
+
+
+async def _refused(request: Request, err: Exception) -> Response:
+    assert isinstance(err, Refusal)
+    headers = dict(HEADERS)
+    if err.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(err.retry_after_s)))
+    return JSONResponse(err.to_json(), err.status, headers)
+
+
+async def _http_error(request: Request, err: Exception) -> Response:
+    """No such path or method."""
+    assert isinstance(err, HTTPException)
+    reason = {404: "not_found", 405: "method"}.get(err.status_code, "bad_request")
+    return await _refused(request, Refusal(err.status_code, reason, err.detail))
+
+
+async def _fault(request: Request, err: Exception) -> Response:
+    """An error that is not the client's. Its text is for the server's log, and may name files."""
+    if isinstance(err, UserError):
+        return await _refused(request, Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "setup", "the server lacks something"))
+    return await _refused(request, Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an error of the server"))

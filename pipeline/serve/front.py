@@ -1,0 +1,40 @@
+"""The door as a deployment of Ray Serve. It has a module of its own, so that its process does not import PyTorch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from pipeline.serve.door import Door, StaticFile
+from pipeline.serve.limits import Limits
+from pipeline.serve.refusals import Refusal
+from pipeline.serve.upload import Upload
+
+
+@serve.ingress()
+class Front:
+    """The door to the service."""
+
+    def __init__(
+        self,
+        reader: DeploymentHandle,
+        limits: Limits,
+        files: dict[str, StaticFile],
+        hosts: Sequence[str],
+        origins: Sequence[str],
+    ) -> None:
+        async def tag(upload: Upload) -> dict[str, Any]:
+            answer = await reader.tag.remote(upload)
+            if isinstance(answer, Refusal):
+                raise answer
+            return answer
+
+        async def check() -> None:
+            await reader.check.remote()
+
+        self.door = Door(tag=tag, check=check, limits=limits, files=files, hosts=hosts, origins=origins)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return self.door.application()

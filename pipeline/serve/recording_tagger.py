@@ -1,0 +1,129 @@
+"""From the body of a request to its tags: decoding in a sandbox, windows, network, events.
+
+It has the stages of `jobs/tag.py` for one recording at a time, with limits. It runs without Ray.
+"""
+
+import queue
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ast_core.labels import LabelVocabulary
+from pipeline.prepare.audio.blocks import Block
+from pipeline.prepare.audio.decode import check_samples
+from pipeline.prepare.audio.mono import Resampler
+from pipeline.prepare.clip import ClipError, Reason
+from pipeline.prepare.stream import RecordingReader, Source
+from pipeline.serve.answers import tags_of
+from pipeline.serve.limits import Limits
+from pipeline.serve.refusals import refusal_of
+from pipeline.serve.upload import PCM_DTYPES, Pcm, Upload
+from pipeline.tag.collect import Collector, Scorer, Tagged
+from pipeline.tag.pieces import Piece, pieces_of
+from pipeline.tag.work import TagSettings
+
+SANDBOX_BYTES = 1 << 30
+"""Memory limit of a process that decodes."""
+
+
+class RecordingTagger:
+    """Tags uploads. Several threads may call it; each call takes a sandbox of its own.
+
+    Args:
+        num_readers: sandboxes, and so the number of recordings that are decoded at the same time.
+        batch_windows: windows that are scored together. The network forms larger batches from several recordings.
+    """
+
+    def __init__(
+        self,
+        settings: TagSettings,
+        labels: LabelVocabulary,
+        scorer: Scorer,
+        limits: Limits,
+        *,
+        num_readers: int,
+        batch_windows: int = 8,
+    ) -> None:
+        self.settings, self.labels, self.scorer, self.limits = settings, labels, scorer, limits
+        self.batch_windows = batch_windows
+        self._readers: queue.LifoQueue[RecordingReader] = queue.LifoQueue()
+        for _ in range(num_readers):
+            self._readers.put(RecordingReader(limit_s=limits.timeout_s, memory_bytes=SANDBOX_BYTES))
+
+    def __call__(self, upload: Upload) -> dict[str, Any]:
+        """The answer as JSON.
+
+        Raises:
+            Refusal: the recording cannot be read, is too long, or has no window.
+        """
+        if upload.pcm is not None:
+            return self._answer(upload, self._pcm_pieces(upload.body, upload.pcm))
+        reader = self._readers.get()
+        try:
+            with tempfile.NamedTemporaryFile(prefix="ast-upload-") as file:
+                file.write(upload.body)
+                file.flush()
+                source = Source(file.name)
+                blocks = self._bounded(reader.blocks(source, self.settings.windows.features.sample_rate_hz))
+                return self._answer(upload, pieces_of(0, source, self.settings.windows, blocks))
+        finally:
+            self._readers.put(reader)
+
+    def stop(self) -> None:
+        """End the processes that decode."""
+        while not self._readers.empty():
+            self._readers.get().stop()
+
+    def _answer(self, upload: Upload, pieces: Iterator[Piece]) -> dict[str, Any]:
+        settings = self.settings
+        thresholds = settings.thresholds
+        if upload.threshold is not None:
+            thresholds = np.full(len(thresholds), upload.threshold)
+        collect = Collector(self.scorer, thresholds, settings.events, settings.frame_s, self.batch_windows)
+        (tagged,) = collect.tagged(pieces)
+        _check(tagged)
+        return tags_of(tagged, self.labels, top=upload.top, window_scores=upload.window_scores)
+
+    def _bounded(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The blocks of a recording that is not too long."""
+        rate_hz, num_samples = self.settings.windows.features.sample_rate_hz, 0
+        for block in blocks:
+            num_samples += len(block.samples)
+            self._check_length(num_samples / rate_hz)
+            yield block
+
+    def _check_length(self, length_s: float) -> None:
+        if length_s > self.limits.max_recording_s:
+            raise ClipError(
+                Reason.TOO_LONG,
+                f"a request may have {self.limits.max_recording_s:g} s of sound; jobs/tag.py takes any length",
+            )
+
+    def _pcm_pieces(self, body: bytes, pcm: Pcm) -> Iterator[Piece]:
+        return pieces_of(0, Source("the samples"), self.settings.windows, self._pcm_blocks(body, pcm))
+
+    def _pcm_blocks(self, body: bytes, pcm: Pcm) -> Iterator[Block]:
+        kind = np.dtype(PCM_DTYPES[pcm.format])
+        if len(body) % kind.itemsize:
+            raise ClipError(Reason.NOT_AUDIO, f"{len(body):,} bytes are no whole number of samples of {pcm.format}")
+        self._check_length(len(body) / kind.itemsize / pcm.rate_hz)
+        samples = np.frombuffer(body, kind).astype(np.float32)
+        if kind.kind == "i":
+            samples /= 2.0 ** (8 * kind.itemsize - 1)
+        resampler = Resampler(self.settings.windows.features.sample_rate_hz)
+        waveform = np.concatenate([resampler.add(pcm.rate_hz, samples), resampler.finish()])
+        check_samples(waveform, level_share=1.0)
+        yield Block(0.0, waveform, 1.0)
+
+
+def _check(tagged: Tagged) -> None:
+    """Raises Refusal for a recording that is not tagged."""
+    too_long = [part for part in tagged.lost if part.reason is Reason.TOO_LONG]
+    if too_long:
+        raise refusal_of(Reason.TOO_LONG, too_long[0].message)
+    if not len(tagged.start_s):
+        if not tagged.lost:
+            raise refusal_of(Reason.TOO_SHORT, "less sound than a frame of the features")
+        raise refusal_of(tagged.lost[0].reason, tagged.lost[0].message)

@@ -1,0 +1,207 @@
+"""The HTTP side of the service: every request gets an answer or a reason as JSON, within the limits."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from ast_core.errors import UserError
+from pipeline.serve.door import StaticFile
+from pipeline.serve.limits import RateLimit
+from pipeline.serve.refusals import Refusal
+from pipeline.serve.upload import Upload
+from tests.serve.server import door, serving
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A server with small limits."""
+    with serving(
+        door(max_bytes=1000, upload_s=0.5, per_second=0, files={"/": StaticFile(b"page", "text/html")})
+    ) as url:
+        yield url
+
+
+def refused(answer: requests.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["reason"]
+
+
+def test_a_body_is_answered_with_its_parameters(server: str):
+    answer = requests.post(f"{server}/tag?top=3&pcm=s16le&rate=44100", data=b"12")
+    assert answer.json() == {"bytes": 2, "top": 3, "rate_hz": 44_100}
+    assert answer.headers["cache-control"] == "no-store"
+    assert requests.get(f"{server}/").text == "page"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("top=0", "top is '0'; use 1 to 1000"),
+        ("top=x", "top is 'x'; use 1 to 1000"),
+        ("threshold=nan", "threshold is 'nan'; use 0 to 1"),
+        ("pcm=s24le&rate=8000", "pcm is 's24le'; use s16le or f32le"),
+        ("pcm=s16le", "rate is ''; use 1000 to 384000"),
+        ("rate=8000", "rate is for raw samples; give pcm too"),
+        ("windows=yes", "windows is 'yes'; use 0 or 1"),
+        ("path=/etc", "no parameter 'path'; use top, windows, threshold, pcm, rate"),
+    ],
+)
+def test_a_parameter_that_is_not_allowed_is_refused(server: str, query: str, said: str):
+    answer = requests.post(f"{server}/tag?{query}", data=b"12")
+    assert refused(answer) == (400, "bad_request")
+    assert answer.json()["error"]["message"] == said
+
+
+def test_too_large_a_body_is_refused_whether_its_length_is_declared_or_not(server: str):
+    assert refused(requests.post(f"{server}/tag", data=b"x" * 1001)) == (413, "too_large")
+    assert refused(requests.post(f"{server}/tag", data=iter([b"x" * 600] * 2))) == (413, "too_large")
+    assert requests.post(f"{server}/tag", data=iter([b"x" * 500] * 2)).json()["bytes"] == 1000
+
+
+def test_other_types_paths_and_methods_are_refused_as_json(server: str):
+    assert refused(requests.post(f"{server}/tag", files={"file": b"12"})) == (415, "bad_request")
+    assert refused(requests.post(f"{server}/tag", json={"url": "http://x/"})) == (415, "bad_request")
+    assert refused(requests.post(f"{server}/tag", data=b"")) == (400, "bad_request")
+    assert refused(requests.get(f"{server}/tag")) == (405, "method")
+    assert refused(requests.get(f"{server}/..%2f..%2fetc/passwd")) == (404, "not_found")
+
+
+def slow_post(server: str, sent: bytes, declared: int) -> socket.socket:
+    """A client that declares a body and sends only a part of it."""
+    host, port = urlsplit(server).hostname, urlsplit(server).port
+    client = socket.create_connection((host, port), timeout=20)
+    client.sendall(f"POST /tag HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {declared}\r\n\r\n".encode() + sent)
+    return client
+
+
+def received(client: socket.socket) -> dict[str, Any]:
+    text = b""
+    while b"}}" not in text:
+        text += (part := client.recv(4096))
+        assert part, text
+    return json.loads(text.partition(b"\r\n\r\n")[2])
+
+
+def test_a_slow_client_gets_a_reason_and_blocks_nobody(server: str):
+    slow = [slow_post(server, b"1", 100) for _ in range(20)]
+    assert requests.post(f"{server}/tag", data=b"12", timeout=5).json()["bytes"] == 2
+    assert {received(client)["error"]["reason"] for client in slow} == {"upload_timeout"}
+    assert requests.get(f"{server}/health").json() == {"status": "ok", "receiving": 0, "tagging": 0}
+
+
+def test_a_client_that_goes_away_leaves_no_place_taken(server: str):
+    slow_post(server, b"1", 100).close()
+    for _ in range(100):
+        if requests.get(f"{server}/health").json()["receiving"] == 0:
+            return
+    raise AssertionError("its place is still taken")
+
+
+def test_more_requests_at_once_than_allowed_are_told_to_come_again():
+    async def slow(upload: Upload) -> dict[str, Any]:
+        await asyncio.sleep(0.5)
+        return {}
+
+    with serving(door(slow, max_concurrent=2, per_second=0)) as server, ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: requests.post(f"{server}/tag", data=b"1"), range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 2 + [503] * 4
+    busy = next(answer for answer in answers if answer.status_code == 503)
+    assert (busy.json()["error"]["reason"], busy.headers["retry-after"]) == ("busy", "2")
+
+
+def test_bodies_that_are_received_have_a_limit_in_memory():
+    with serving(door(max_bytes=100, upload_s=2, per_second=0)) as server:
+        slow = [slow_post(server, b"1" * 99, 100) for _ in range(8)]
+        while requests.get(f"{server}/health").json()["receiving"] < 8:
+            pass
+        assert refused(requests.post(f"{server}/tag", data=b"1" * 50)) == (503, "busy")
+        for client in slow:
+            client.sendall(b"1")
+        assert b"200 OK" in slow[0].recv(100)
+
+
+def test_an_answer_that_takes_too_long_is_given_up():
+    async def slow(upload: Upload) -> dict[str, Any]:
+        await asyncio.sleep(30)
+        return {}
+
+    with serving(door(slow, timeout_s=0.1)) as server:
+        assert refused(requests.post(f"{server}/tag", data=b"1")) == (504, "timeout")
+
+
+def test_an_address_that_asks_too_often_waits():
+    with serving(door(per_second=1)) as server:
+        answers = [requests.post(f"{server}/tag", data=b"1") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[2].json()["error"] == {
+        "reason": "rate",
+        "message": "1 requests per second are allowed from one address",
+    }
+    assert answers[2].headers["retry-after"] == "1"
+
+
+def test_a_rate_limit_counts_each_address_and_forgets():
+    now_s = 0.0
+    limit = RateLimit(2.0, clock_s=lambda: now_s)
+    assert [limit.wait_s("a") for _ in range(5)] == [0, 0, 0, 0, 0.5]
+    assert limit.wait_s("b") == 0
+    now_s = 0.5
+    assert [limit.wait_s("a") for _ in range(2)] == [0, 0.5]
+    for i in range(20_000):
+        limit.wait_s(str(i))
+    assert len(limit._tokens) == 10_000
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("/root/secret.py"), UserError("no space in /root")])
+def test_an_error_of_the_server_is_told_without_its_text(fault: Exception):
+    async def fail(upload: Upload) -> dict[str, Any]:
+        raise fault
+
+    with serving(door(fail)) as server:
+        answer = requests.post(f"{server}/tag", data=b"1")
+    assert refused(answer) in [(500, "internal"), (503, "setup")]
+    assert "root" not in answer.text
+
+
+def test_a_reason_of_the_tagger_is_passed_on():
+    async def refuse(upload: Upload) -> dict[str, Any]:
+        raise Refusal(422, "not_audio", "FFmpeg: Invalid data found")
+
+    with serving(door(refuse)) as server:
+        assert refused(requests.post(f"{server}/tag", data=b"1")) == (422, "not_audio")
+
+
+def test_pages_of_other_sites_and_other_names_of_this_machine_are_refused():
+    with serving(door(hosts=("127.0.0.1", "localhost"))) as server:
+        other, evil = {"Origin": "https://evil.example"}, {"Host": "evil.example"}
+        assert refused(requests.post(f"{server}/tag", data=b"1", headers=other)) == (403, "origin")
+        assert refused(requests.post(f"{server}/tag", data=b"1", headers=evil)) == (403, "host")
+        assert refused(requests.get(f"{server}/health", headers=evil)) == (403, "host")
+        own = requests.post(f"{server}/tag", data=b"1", headers={"Origin": server})
+        assert own.status_code == 200
+        assert "access-control-allow-origin" not in own.headers
+
+
+def test_an_allowed_site_may_use_the_service():
+    friend = {"Origin": "https://friend.example"}
+    with serving(door(origins=("https://friend.example",))) as server:
+        answer = requests.post(f"{server}/tag", data=b"1", headers=friend)
+        other = requests.post(f"{server}/tag", data=b"1", headers={"Origin": "https://evil.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    assert refused(other) == (403, "origin")
+
+
+def test_health_fails_if_the_tagger_does_not_answer():
+    async def check() -> None:
+        raise RuntimeError("/root/worker died")
+
+    with serving(door(check=check)) as server:
+        answer = requests.get(f"{server}/health")
+    assert refused(answer) == (503, "unhealthy")
+    assert "root" not in answer.text
