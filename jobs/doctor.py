@@ -1,6 +1,7 @@
 """Compare a prepared data set with the one that the paper used, and say what each difference costs.
 
     python jobs/doctor.py --data data
+    python jobs/doctor.py --data data --embeddings tags-of-data
     python jobs/doctor.py --data s3://bucket/data --official mine=lists/mine_segments.csv --json findings.json --strict
 
 Clips, labels, durations and label shares are compared with the official lists. The lists of balanced_train,
@@ -25,6 +26,8 @@ from ast_core.errors import ConfigError
 from jobs.common import output_uri, run
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
+from pipeline.embeddings import nearest
+from pipeline.embeddings.stored import StoredEmbeddings
 from pipeline.inspect import findings as shown
 from pipeline.inspect.checks import examine
 from pipeline.redaction import without_secrets
@@ -43,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="SPLIT=LIST",
         help="segment list (path or URL) of a split, if the split's name does not say it or there is no network",
     )
+    parser.add_argument(
+        "--embeddings",
+        metavar="TAGS",
+        help="tags of this data set with embeddings (tag.py --embeddings): look for near-duplicates in two splits",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write all findings and the table by class to this file")
     parser.add_argument(
         "--strict", action="store_true", help=f"exit status {EXIT_SERIOUS} if a finding is serious (else 0)"
@@ -55,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     official = _official(args.official)
     json_uri = output_uri(args.json, "--json") if args.json else None
     data = PreparedDataset.open(args.data)
-    findings = examine(data, official)
+    embeddings = None
+    if args.embeddings:
+        nearest.check_installed()
+        embeddings = StoredEmbeddings.open(args.embeddings)
+    findings = examine(data, official, embeddings)
     if json_uri:
         storage.write_json(json_uri, shown.as_json(without_secrets(data.uri), findings))
     print(shown.table(findings, width=shutil.get_terminal_size((110, 24)).columns))

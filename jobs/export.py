@@ -5,12 +5,16 @@
     python jobs/export.py --checkpoint runs/1 --format onnx-waveform --output tagger.onnx --quantize int8 \\
         --data data --split eval
     python jobs/export.py --checkpoint audioset_10_10_0.4593.pth --format ours --output ast-audioset
+    python jobs/export.py --checkpoint runs/1 --format huggingface --push-to-hub me/my-tagger
     python jobs/export.py --checkpoint mine.pth --recipe audioset-full --input_tdim 512 --labels classes.csv \\
         --format ours --output mine
 
 A checkpoint is a run (its best model is used), a model folder, a Hugging Face folder, or a file of weights of the
 reference implementation. The published files are recognised. For any other file of weights, give --labels and --recipe;
 each recipe key can be set as an option. The job does not use Ray.
+
+--push-to-hub uploads the files to the Hugging Face hub, with a model card made from the run: data, recipe, metrics with
+intervals, classes, thresholds, limits. The token is that of `hf auth login` or HF_TOKEN.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -40,11 +44,17 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, metavar="C", help="path or URI")
     parser.add_argument("--format", required=True, choices=list(USE), help="ours: a model folder of this project")
-    parser.add_argument("--output", required=True, metavar="URI", help="a new folder; for original and onnx, a file")
+    parser.add_argument("--output", metavar="URI", help="a new folder; for original and onnx, a file")
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help=f"for a file of weights: {', '.join(recipe_names())}, or a YAML file"
     )
     parser.add_argument("--labels", metavar="FILE", help="for a file of weights: CSV with index,mid,display_name")
+    parser.add_argument(
+        "--push-to-hub", metavar="NAME", help="also (or only) upload it with a model card, to OWNER/NAME on the hub"
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="a new repository on the hub is public (default: private)"
+    )
     group = parser.add_argument_group("ONNX")
     group.add_argument("--quantize", choices=["int8"], help="weights of matrix products with 8 bits")
     group.add_argument("--data", metavar="URI", help="a prepared data set, to measure what --quantize costs in mAP")
@@ -61,16 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and args.recipe is None:
         raise ConfigError(f"{rest[0]} is not an option; recipe keys need --recipe")
     _check_onnx_options(args)
-    output = output_uri(args.output)
-    from pipeline.train import export  # PyTorch, which `--help` does not need
+    if args.output is None and args.push_to_hub is None:
+        raise ConfigError("give --output, --push-to-hub, or both")
+    output = None if args.output is None else output_uri(args.output)
+    from pipeline.train import export, hub  # PyTorch, which `--help` does not need
+    from pipeline.train.export_to_hub import export_to_hub
 
-    export.check_output(output, args.format, force=args.force)
+    if output is not None:
+        export.check_output(output, args.format, force=args.force)
+    name = None if args.push_to_hub is None else hub.check_access(args.push_to_hub)
     from_waveform = args.format == "onnx-waveform"
     checkpoint = export.read(
         args.checkpoint,
         None if args.recipe is None else read_recipe(args.recipe, rest),
         args.labels,
-        calibrated=from_waveform and not args.raw_scores,
+        calibrated=(from_waveform or name is not None) and not args.raw_scores,
     )
     form = export.OnnxForm(
         from_waveform=from_waveform,
@@ -79,8 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         data=args.data,
         splits=args.split or (),
     )
-    for line in export.write(output, args.format, checkpoint, form):
+    if name is not None:
+        lines = export_to_hub(checkpoint, args.format, form, name=name, public=args.public, output=output)
+    else:
+        assert output is not None
+        lines = export.write(output, args.format, checkpoint, form)
+    for line in lines:
         print(line)
+    if output is None:
+        return 0
     config = checkpoint.config
     args_of_model = config.recipe.model_args()
     shape = ", ".join(f"{key} {value}" for key, value in args_of_model.items() if key not in ("name", "label_dim"))

@@ -66,7 +66,13 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--window-s", type=float, metavar="S", help="length of a window (default: the model's input)")
     group.add_argument("--hop-s", type=float, metavar="S", help="from one window to the next (default: a window)")
     group.add_argument("--top", type=int, metavar="K", help="store the K highest scores of a window, not all")
-    group.add_argument("--embeddings", action="store_true", help="store the embedding of each window")
+    group.add_argument(
+        "--embeddings",
+        nargs="?",
+        const="window",
+        choices=["window", "clip"],
+        help="store the embedding of each window, or (clip) the mean over each recording or prepared clip",
+    )
     group.add_argument("--raw-scores", action="store_true", help="do not use the model's calibration.json")
     group = parser.add_argument_group("events")
     group.add_argument(

@@ -18,6 +18,7 @@ from ast_core.errors import DataError
 from ast_core.features import FeatureSettings
 from ast_core.labels import LabelVocabulary, audioset_labels
 from pipeline.dataset import PreparedDataset
+from pipeline.embeddings.stored import StoredEmbeddings
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.shards import scan_shards
 from pipeline.prepare.sources import OFFICIAL_LISTS, read_segments
@@ -88,12 +89,15 @@ class DatasetSummary:
     labels: LabelVocabulary
     features: FeatureSettings
     splits: list[SplitSummary]
+    embeddings: StoredEmbeddings | None = None
+    """Of the clips of all splits, if there are any."""
 
 
 def summarize(
     data: PreparedDataset,
     official: Mapping[str, str] | None = None,
     stored: Mapping[str, pa.Table] | None = None,
+    embeddings: StoredEmbeddings | None = None,
 ) -> DatasetSummary:
     """Read the shards' small columns and the official lists: those in `official`, and those known by the split's name.
 
@@ -103,6 +107,7 @@ def summarize(
     Args:
         official: The official list, by split.
         stored: The small columns of splits whose shards were read already, by split.
+        embeddings: Of the clips of all splits.
 
     Raises:
         DataError: the data set is a view (`pipeline.relabel`), `official` names a split that does not exist or a list
@@ -117,7 +122,7 @@ def summarize(
         splits = list(
             pool.map(lambda split: _summarize_split(data, split, official.get(split), stored.get(split)), data.splits)
         )
-    return DatasetSummary(data.uri, data.info, data.labels, data.features, splits)
+    return DatasetSummary(data.uri, data.info, data.labels, data.features, splits, embeddings)
 
 
 def _summarize_split(data: PreparedDataset, split: str, uri: str | None, stored: pa.Table | None) -> SplitSummary:

@@ -1,7 +1,6 @@
 """What is tagged: recordings from files, folders, globs, archives, lists and URLs, and clips of prepared data sets.
 
-A recording is named by its absolute path or URI, one in an archive by `ARCHIVE/MEMBER`, a section of a list with
-`#t=START,END` (a media fragment, in seconds), and a clip of a data set by `DATA/SPLIT/CLIP_ID`. Names have no secrets.
+`pipeline.recording_names` says how recordings are named.
 """
 
 import re
@@ -24,6 +23,7 @@ from pipeline.prepare.sources.checks import MAX_START_S, WEB, folder_of, media_i
 from pipeline.prepare.sources.locate import is_media
 from pipeline.prepare.sources.own_outputs import without_outputs
 from pipeline.prepare.sources.web_lists import fetched, read_text
+from pipeline.recording_names import recording_name
 from pipeline.redaction import without_secrets
 
 RECORDINGS = pa.schema(
@@ -101,9 +101,7 @@ class _Found:
         end_s: float | None = None,
         is_own: bool = False,
     ) -> None:
-        name = without_secrets(media if name is None else name)
-        if start_s or end_s is not None:
-            name += f"#t={start_s:g}" + ("" if end_s is None else f",{end_s:g}")
+        name = recording_name(media if name is None else name, start_s, end_s)
         if name in self.recordings:
             self.num_repeated += 1
             return

@@ -3,7 +3,7 @@
     TAGS/tags.json            settings, counts, versions
     TAGS/scores/*.parquet     one row a window
     TAGS/events/*.parquet     one row an event
-    TAGS/embeddings/*.parquet one row a window
+    TAGS/embeddings/*.parquet one row a window, or one row a recording
     TAGS/labels/*             one file a recording, for people
     TAGS/failures.parquet     what could not be read: whole recordings (start_s and end_s are null) and parts of them
     TAGS/_work/               what a run needs until it has finished
@@ -30,6 +30,7 @@ from ast_core.checkpoints.huggingface import distinct_names
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import parquet, storage
+from pipeline.embeddings.stored import EMBEDDINGS, EmbeddingsOf, tags_json
 from pipeline.prepare.clip import Reason
 from pipeline.tag.collect import Tagged
 from pipeline.tag.label_files import FORMATS
@@ -47,10 +48,6 @@ from pipeline.versions import in_words, tool_versions
 SCHEMA_VERSION = 1
 
 ANOTHER = "give another --output, or the settings with which this one was begun"
-
-
-def tags_json(output: str) -> str:
-    return storage.join(output, "tags.json")
 
 
 def failures_file(output: str) -> str:
@@ -90,11 +87,11 @@ def start_output(output: str, settings: Mapping[str, Any]) -> None:
 def _clean_up(output: str) -> None:
     """Delete files of parts that were not finished."""
     finished = _part_names(folder_of(output, "scores"))
-    for folder in ("events", "embeddings", "_work/failures"):
+    for folder in ("events", EMBEDDINGS, "_work/failures"):
         for uri in storage.list_files(folder_of(output, folder), suffix=".parquet"):
             if posixpath.basename(uri) not in finished:
                 storage.delete(uri)
-    for folder in ("scores", "events", "embeddings", "labels"):
+    for folder in ("scores", "events", EMBEDDINGS, "labels"):
         storage.delete_unfinished(folder_of(output, folder))
 
 
@@ -157,6 +154,7 @@ class WriteParts:
     labels: LabelVocabulary
     top: int | None = None
     label_format: str | None = None
+    embeddings: EmbeddingsOf | None = None
 
     def written(self, chunk: str) -> tuple[set[str], int]:
         """The recordings in the parts of a chunk, of an attempt that ended early, and the number of the next part."""
@@ -183,8 +181,8 @@ class WriteParts:
                     storage.join(self.output, "labels", f"{file_name(name)}{suffix}"),
                     write(tagged.events, names).encode(),
                 )
-        if any(tagged.embeddings_WD is not None for _, tagged in with_windows):
-            self._write("embeddings", part, embeddings_table(with_windows))
+        if self.embeddings is not None and with_windows:
+            self._write(EMBEDDINGS, part, embeddings_table(with_windows, self.embeddings))
         events = events_table(with_windows, names, self.labels.mids)
         if len(events):
             self._write("events", part, events)

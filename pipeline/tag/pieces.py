@@ -13,6 +13,7 @@ from pipeline.dataset import Clips, PreparedDataset, shards_dir
 from pipeline.prepare.audio.blocks import Block, Lost
 from pipeline.prepare.clip import ClipError, printable
 from pipeline.prepare.stream import RecordingReader, Source
+from pipeline.recording_names import clip_name_prefix
 from pipeline.redaction import without_secrets_of
 from pipeline.tag.inputs import Inputs
 from pipeline.tag.windows import Window, Windower, WindowSettings, fbank_windows
@@ -92,13 +93,10 @@ def chunks_of(inputs: Inputs, is_done: Callable[[str], bool], *, most: int, own_
 
 def clip_names(data: PreparedDataset, splits: Sequence[str], clips: Clips) -> list[str]:
     """The names of prepared clips as recordings."""
-    split_of = {shards_dir(data.shards_uri, split): split for split in splits}
-    split_of_shard = [split_of[shard.rpartition("/")[0]] for shard in clips.shards]
+    prefix_of = {shards_dir(data.shards_uri, split): clip_name_prefix(data.uri, split) for split in splits}
+    prefix_of_shard = [prefix_of[shard.rpartition("/")[0]] for shard in clips.shards]
     ids = clips.clip_id.to_pylist()
-    return [
-        f"{data.uri}/{split_of_shard[shard]}/{clip_id}"
-        for shard, clip_id in zip(clips.shard_of.tolist(), ids, strict=True)
-    ]
+    return [f"{prefix_of_shard[shard]}{clip_id}" for shard, clip_id in zip(clips.shard_of.tolist(), ids, strict=True)]
 
 
 def recording_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:

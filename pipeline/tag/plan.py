@@ -57,7 +57,7 @@ def tag(
         num_left = sum(len(chunk.names) - len(chunk.done) for chunk in chunks)
         if done and num_left:
             say(f"{len(done):,} recordings are done by an earlier run, {num_left:,} to do")
-        write = WriteParts(output, labels_of(members), settings.top, settings.label_format)
+        write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings)
         if chunks:
             run = uuid.uuid4().hex
             job = Job(members, settings, workers, write, run)

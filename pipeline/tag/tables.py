@@ -1,11 +1,13 @@
 """Tables of the results of recordings, as they are stored."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.embeddings.stored import EMBEDDING, EMBEDDING_VALUE, EmbeddingsOf
 from pipeline.prepare.clip import Reason
 from pipeline.tag.collect import Tagged
 from pipeline.versions import in_words
@@ -59,10 +61,18 @@ def all_scores(results: Results, num_classes: int) -> pa.Table:
     return _with_lists(results, [tagged.scores_WC for _, tagged in results], "scores", kind)
 
 
-def embeddings_table(results: Results) -> pa.Table:
+def embeddings_table(results: Results, of: EmbeddingsOf) -> pa.Table:
+    """The embeddings of windows, or the mean of each recording's."""
     arrays = [tagged.embeddings_WD for _, tagged in results if tagged.embeddings_WD is not None]
-    kind = pa.list_(pa.field("value", pa.float16(), nullable=False), arrays[0].shape[1])
-    return _with_lists(results, arrays, "embedding", kind)
+    kind = pa.list_(pa.field(*EMBEDDING_VALUE, nullable=False), arrays[0].shape[1])
+    if of == "clip":
+        results = [(name, _as_one_window(tagged)) for name, tagged in results]
+        arrays = [array.mean(axis=0, keepdims=True, dtype=np.float32) for array in arrays]
+    return _with_lists(results, arrays, EMBEDDING, kind)
+
+
+def _as_one_window(tagged: Tagged) -> Tagged:
+    return replace(tagged, start_s=tagged.start_s.min(keepdims=True), end_s=tagged.end_s.max(keepdims=True))
 
 
 def _with_lists(results: Results, arrays: Sequence[np.ndarray], name: str, kind: pa.FixedSizeListType) -> pa.Table:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ast_core.errors import ConfigError
+from pipeline.embeddings.stored import EmbeddingsOf
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.private_hosts import endpoint_of
 from pipeline.prepare.stream import Source
@@ -42,7 +43,7 @@ class TagSettings:
     frame_s: float | None = None
     """Seconds between frame scores, from which events are taken; None takes them from windows."""
     top: int | None = None
-    embeddings: bool = False
+    embeddings: EmbeddingsOf | None = None
     label_format: str | None = None
 
     def to_dict(self, members: Sequence[Member]) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Job:
     def predictor(self) -> Predictor:
         device = torch.device(self.workers.device)
         has_frames = self.settings.frame_s is not None
-        return Predictor(self.members, device, embeddings=self.settings.embeddings, frames=has_frames)
+        return Predictor(self.members, device, embeddings=self.settings.embeddings is not None, frames=has_frames)
 
     def results(
         self, chunk: Chunk, predictor: Predictor, on_windows: Callable[[float], None] = lambda _: None

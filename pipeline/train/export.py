@@ -21,6 +21,7 @@ from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
 from pipeline.train import models
+from pipeline.train.model_card import CARD_FILE
 from pipeline.train.onnx_export import OnnxForm, write_onnx
 
 SUFFIXES = {"original": ".pth", "onnx": ".onnx", "onnx-waveform": ".onnx"}
@@ -81,6 +82,7 @@ def _contains_only_a_model(folder: str) -> bool:
     return {file.rsplit("/", 1)[-1] for file in storage.list_files(folder, recursive=True)} <= {
         *CHECKPOINT_FILES,
         CALIBRATION_FILE,
+        CARD_FILE,
     }
 
 

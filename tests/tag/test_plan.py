@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_and_has_each_recording_once(
 ):
     folder = tmp_path / "in"
     stub.write_recordings(folder, 5)
-    run([folder], tmp_path / "whole", embeddings=True)
+    run([folder], tmp_path / "whole", embeddings="window")
     monkeypatch.setattr(work, "PART_WINDOWS", 1)
     write, number = WriteParts._write, 0
 
@@ -135,10 +135,10 @@ def test_a_stopped_run_goes_on_and_has_each_recording_once(
     with monkeypatch.context() as patch:
         patch.setattr(WriteParts, "_write", stop)
         with pytest.raises(KeyboardInterrupt):
-            run([folder], output, embeddings=True)
+            run([folder], output, embeddings="window")
     assert not (output / "tags.json").exists()
     assert len({row["recording"] for row in rows(output, "scores")}) == stopped_after
-    summary = run([folder], output, embeddings=True)
+    summary = run([folder], output, embeddings="window")
     for kind in ("scores", "events", "embeddings"):
         assert rows(output, kind) == rows(tmp_path / "whole", kind)
         assert len(rows(output, kind))
@@ -217,7 +217,7 @@ def test_an_ensemble_averages_and_a_calibration_changes_scores_and_thresholds(tm
     ((_, mean),) = tag_here(inputs, [plain, reordered], settings([plain]), "cpu")
     np.testing.assert_allclose(mean.scores_WC, (raw.scores_WC + raw.scores_WC[:, [2, 0, 1]] / 2) / 2, rtol=1e-6)
     with pytest.raises(ConfigError, match=r"^--embeddings takes one checkpoint"):
-        list(tag_here(inputs, [plain, reordered], settings([plain], embeddings=True), "cpu"))
+        list(tag_here(inputs, [plain, reordered], settings([plain], embeddings="window"), "cpu"))
 
 
 def test_the_highest_scores_and_label_files(tmp_path: Path):

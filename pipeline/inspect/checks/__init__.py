@@ -7,6 +7,7 @@ all of them. Thresholds are constants with their reasons.
 from collections.abc import Mapping
 
 from pipeline.dataset import PreparedDataset
+from pipeline.embeddings.stored import StoredEmbeddings
 from pipeline.inspect.checks.check import Check
 from pipeline.inspect.checks.consistency import (
     check_failures,
@@ -15,6 +16,7 @@ from pipeline.inspect.checks.consistency import (
     check_vocabulary,
     check_weights,
 )
+from pipeline.inspect.checks.near_duplicates import check_near_duplicates
 from pipeline.inspect.checks.norm import check_norm
 from pipeline.inspect.checks.official_lists import check_clips, check_labels, check_marginals
 from pipeline.inspect.checks.repeats import check_duplicates, check_leakage
@@ -38,19 +40,26 @@ CHECKS: tuple[Check, ...] = (
     check_silence,
     check_clipping,
     check_duplicates,
+    check_near_duplicates,
 )
 
 
-def examine(data: PreparedDataset, official: Mapping[str, str] | None = None) -> list[Finding]:
+def examine(
+    data: PreparedDataset,
+    official: Mapping[str, str] | None = None,
+    embeddings: StoredEmbeddings | None = None,
+) -> list[Finding]:
     """All findings, worst first.
 
     Args:
         official: Path or URL of the official segment list, by split, for splits without an official name.
+        embeddings: Of the clips of all splits, for the search for near-duplicates.
 
     Raises:
-        DataError: `official` names a split that does not exist, or a file of the data set is missing or damaged.
+        DataError: `official` names a split that does not exist, a file is missing or damaged, or a clip has no
+            embedding.
     """
-    return examine_summary(summarize(data, official))
+    return examine_summary(summarize(data, official, embeddings=embeddings))
 
 
 def examine_summary(summary: DatasetSummary) -> list[Finding]:

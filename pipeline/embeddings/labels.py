@@ -1,0 +1,89 @@
+"""The labels of recordings that have embeddings: those of a prepared data set, or of a manifest.
+
+N recordings, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from pipeline import storage
+from pipeline.dataset import PreparedDataset, dataset_json
+from pipeline.prepare.sources import read_manifest
+from pipeline.recording_names import clip_name_prefix, recording_name
+from pipeline.weights import flatten_labels
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Recordings of some splits, with their labels."""
+
+    recordings: pa.Array
+    """Their names in tags."""
+    targets_NC: np.ndarray
+    """float32, 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where labels come from."""
+
+    uri: str
+    vocabulary: LabelVocabulary
+    _splits: dict[str, tuple[pa.Array, pa.ListArray]]
+    """Names and labels by split."""
+
+    @classmethod
+    def open(cls, uri: str) -> "Labels":
+        """Read the labels of a prepared data set or of a manifest.
+
+        Raises:
+            DataError: it is neither, or damaged.
+        """
+        if storage.exists(dataset_json(uri)):
+            return cls._of_data(PreparedDataset.open(uri))
+        listed = read_manifest(storage.absolute(uri))
+        names = pa.array(
+            [
+                recording_name(media, start_s, end_s)
+                for media, start_s, end_s in zip(
+                    *(listed.clips[column].to_pylist() for column in ("media", "start_s", "end_s")), strict=True
+                )
+            ],
+            pa.string(),
+        )
+        split = listed.clips["split"]
+        splits = {}
+        for name in pc.unique(split).to_pylist():
+            is_in = pc.equal(split, name).combine_chunks()
+            splits[name] = names.filter(is_in), listed.clips["labels"].combine_chunks().filter(is_in)
+        return cls(uri, listed.vocabulary, splits)
+
+    @classmethod
+    def _of_data(cls, data: PreparedDataset) -> "Labels":
+        splits = {}
+        for split in data.splits:
+            index = data.index(split)
+            names = pc.binary_join_element_wise(clip_name_prefix(data.uri, split), index["clip_id"], "")
+            splits[split] = names.combine_chunks(), index["labels"].combine_chunks()
+        return cls(data.uri, data.labels, splits)
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self._splits)
+
+    def of(self, splits: Sequence[str]) -> Labelled:
+        """The recordings of the union of splits. Raises DataError for a split that does not exist."""
+        if unknown := [split for split in splits if split not in self._splits]:
+            raise DataError(f"{self.uri} has no split {unknown[0]!r}; it has {', '.join(self._splits)}")
+        names = pa.chunked_array([self._splits[split][0] for split in splits], pa.string()).combine_chunks()
+        labels = pa.chunked_array([self._splits[split][1] for split in splits]).combine_chunks()
+        targets = np.zeros((len(names), len(self.vocabulary)), np.float32)
+        label, recording = flatten_labels(labels)
+        targets[recording, label] = 1
+        return Labelled(names, targets)

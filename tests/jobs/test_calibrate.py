@@ -1,0 +1,80 @@
+"""`calibrate.py` on the scores that a run has kept, whose miscalibration is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ast_core.calibration import ModelCalibration, reliability
+from ast_core.checkpoints import ModelConfig, save_model
+from ast_core.errors import ConfigError
+from ast_core.labels import LabelVocabulary
+from jobs import calibrate
+from pipeline.train import models
+from pipeline.train.evaluation.scores import read_scores, write_scores
+from tests.ast_core import small
+from tests.ast_core.test_calibration import distorted
+from tests.train.evaluation.test_scores import clips_of
+
+SHARES = [0.3, 0.15, 1e-4]
+"""About the shares of clips with each class. Too few have the last one for a threshold of its own."""
+LABELS = LabelVocabulary.from_names(["dog", "cat", "owl"])
+CONFIG = ModelConfig(small.recipe(label_dim=3), small.NORM, LABELS)
+BEFORE, AFTER = 0.05, 0.015
+"""Bounds of the expected calibration error: scores are the sigmoid of three times the true logit."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run with the scores of 3,000 clips, and a model that calibrations belong to."""
+    scores, targets = distorted(3000, SHARES)
+    labels = [np.flatnonzero(row).tolist() for row in targets]
+    save_model(tmp_path / "best", small.model(label_dim=3).state_dict(), CONFIG)
+    write_scores(str(tmp_path), scores, clips_of(labels))
+    return str(tmp_path)
+
+
+def made(run: str) -> ModelCalibration:
+    uri = models.find(run)
+    found = models.read_calibration(uri, *models.read(uri))
+    assert found is not None
+    return found
+
+
+def test_a_known_distortion_of_kept_scores_is_undone_on_other_clips(run: str, capsys: pytest.CaptureFixture[str]):
+    assert calibrate.main(["--checkpoint", run]) == 0
+    found = made(run)
+    assert found.error_before > BEFORE
+    assert found.error_after < AFTER
+    unseen, of_unseen = distorted(20_000, SHARES, seed=1)
+    assert reliability(unseen, of_unseen).expected_error > BEFORE
+    assert reliability(found(unseen), of_unseen).expected_error < AFTER
+    shown = capsys.readouterr().out
+    assert f"expected calibration error: {found.error_before:.4f} before, {found.error_after:.4f} after" in shown
+    assert "1 classes have too few clips and take the calibration and threshold of all classes together: owl" in shown
+    assert json.loads(Path(run, "best", "calibration.json").read_text())["made_from"]["scores"] == "best/scores.parquet"
+
+
+def test_asked_precision_is_reached_on_other_clips_within_its_interval(run: str):
+    assert calibrate.main(["--checkpoint", run, "--precision", "0.8"]) == 0
+    found = made(run)
+    kept = read_scores(run)
+    assert kept is not None
+    unseen, of_unseen = distorted(20_000, SHARES, seed=2)
+    for c in range(2):
+        reached = {}
+        for name, scores, targets in (("seen", kept.scores, kept.targets()), ("unseen", unseen, of_unseen)):
+            taken = found(scores)[:, c] >= found.thresholds()[c]
+            reached[name] = targets[taken, c].mean(), taken.sum()
+        precision, taken = reached["seen"]
+        assert precision >= 0.8
+        # The threshold comes from `taken` clips, so its precision elsewhere varies as that of as many. 99 % are within.
+        error = np.sqrt(0.8 * 0.2 * (1 / taken + 1 / reached["unseen"][1]))
+        assert abs(reached["unseen"][0] - precision) < 2.58 * error
+
+
+def test_only_the_best_model_has_kept_scores(run: str):
+    save_model(Path(run) / "averaged", small.model(label_dim=3).state_dict(), CONFIG)
+    with pytest.raises(ConfigError, match=r"averaged has no best/scores.parquet; give --data and --split to score"):
+        calibrate.main(["--checkpoint", f"{run}/averaged"])
