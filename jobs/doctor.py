@@ -7,7 +7,8 @@
 Clips, labels, durations and label shares are compared with the official lists. The lists of balanced_train,
 unbalanced_train and eval are read if a preparation has cached them on this machine; --official eval=eval fetches one.
 Give other lists with --official. Nothing else is fetched. Norm, silence, duplicates, leakage, clipping, index and
-sample weights are examined without a list. The job does not change the data set, read an fbank or start Ray.
+sample weights are examined without a list. --embeddings finds copies of a recording in two splits too. The job does not
+change the data set or start Ray, and reads an fbank only to confirm such copies.
 
 Severities: serious (results will be wrong or far off), warning (fix it before a long run), unknown (could not be
 compared), note (a difference that cannot be fixed), ok.
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--embeddings",
         metavar="TAGS",
-        help="tags of this data set with embeddings (tag.py --embeddings): look for near-duplicates in two splits",
+        help="tags of this data set with embeddings (tag.py --embeddings): find copies of a recording in two splits",
     )
     parser.add_argument("--json", metavar="FILE", help="also write all findings and the table by class to this file")
     parser.add_argument(

@@ -147,26 +147,42 @@ def write_data(
     given, the clips have the first `num_classes` of them.
     """
     rng = np.random.default_rng(5)
-    labels = labels or LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
-    start_output(output, labels, settings)
+    made = {}
     for split, num_clips in splits:
         classes = [int(rng.integers(num_classes)) for _ in range(num_clips)]
         waveforms = [tone(300.0 * 2**c, 0.5) + noise(0.5, seed=int(rng.integers(1 << 30))) for c in classes]
         if waveform is not None:
             waveforms = [waveform] * num_clips
+        made[split] = list(zip(classes, waveforms, strict=True))
+    labels = labels or LabelVocabulary.from_names([f"tone {i}" for i in range(num_classes)])
+    write_waveforms(output, labels, made, clips_a_shard=clips_a_shard, settings=settings)
+
+
+def write_waveforms(
+    output: str,
+    labels: LabelVocabulary,
+    splits: Mapping[str, Sequence[tuple[int, np.ndarray]]],
+    *,
+    clips_a_shard: int = 20,
+    settings: FeatureSettings = KALDI128,
+) -> None:
+    """Write a prepared data set of these classes and waveforms, with the real stages after decoding."""
+    start_output(output, labels, settings)
+    for split, made in splits.items():
         rows = in_progress(
             clips(
                 *(
                     {"clip_id": f"{split}_{i:03d}", "split": split, "media": "made", "end_s": 0.5, "labels": [c]}
-                    for i, c in enumerate(classes)
+                    for i, (c, _) in enumerate(made)
                 )
             )
         )
-        rows = rows.append_column("num_clipped", pa.array([0] * num_clips, pa.int32()))
-        rows = features(rows.append_column("waveform", ragged(waveforms, WAVEFORM)), settings)
-        for begin in range(0, num_clips, clips_a_shard):  # several shards, with incomplete row groups
+        rows = rows.append_column("num_clipped", pa.array([0] * len(made), pa.int32()))
+        waveforms = ragged([waveform for _, waveform in made], WAVEFORM)
+        rows = features(rows.append_column("waveform", waveforms), settings)
+        for begin in range(0, len(made), clips_a_shard):  # several shards, with incomplete row groups
             WriteShards(output, features=settings)(rows.slice(begin, clips_a_shard))
-    publish(output, labels, {split: FAILURES.empty_table() for split, _ in splits}, features=settings)
+    publish(output, labels, {split: FAILURES.empty_table() for split in splits}, features=settings)
 
 
 def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.5689974) -> pa.Table:

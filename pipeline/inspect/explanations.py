@@ -129,11 +129,10 @@ LEAKAGE = (
     "under several ids (hkchengrex/MMAudio#50). Remove these clips from the training list."
 )
 NEARLY_EQUAL = (
-    "Listen to these pairs. If they are copies of one recording (coded again, cut elsewhere, made louder), the metrics "
-    "of the smaller split are too high: remove the copies from the training list. A model's embeddings also lie close "
-    "together where it hears no difference, so a pair may be two recordings of one sound. Equal audio is reported as "
-    "leakage. OpenMIC looked for such pairs by embeddings (cosmir/openmic-2018#24); for AudioSet nobody has published "
-    "how many there are."
+    "Listen to these pairs. They fluctuate in the same way, as copies of one recording do that were coded again, cut "
+    "elsewhere or made louder. The metrics of the smaller split are then too high: remove the copies from the training "
+    "list. Equal audio is reported as leakage. OpenMIC looked for such clips by embeddings (cosmir/openmic-2018#24); "
+    "for AudioSet nobody has published how many there are."
 )
 COUNTED_TWICE = "If both splits are used together, these clips count twice, also in the sample weights."
 

@@ -1,4 +1,4 @@
-"""The doctor finds clips of two splits that sound nearly the same, from embeddings."""
+"""The doctor finds copies of a recording in two splits: candidates by embeddings, which the log-mel confirms."""
 
 from pathlib import Path
 
@@ -9,109 +9,124 @@ import pytest
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from jobs import doctor
-from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.embeddings.stored import StoredEmbeddings
-from pipeline.inspect.checks import examine
+from pipeline.inspect.checks import examine, near_duplicates
 from pipeline.inspect.findings import Finding
 from tests import fakes
 from tests.embeddings.made import write_embeddings
 
-LABELS = LabelVocabulary.from_names(["dog", "cat"])
-NUM_CLIPS = {"train": 200, "eval": 60}
-RNG = np.random.default_rng(4)
+NUM_CLIPS = {"train": 30, "eval": 12}
+NUM_DIMENSIONS = 32
 
 
-def stored_clips(split: str) -> pa.Table:
-    rows = [{"clip_id": f"{split}{i}", "split": split, "media": "m", "end_s": 10.0} for i in range(NUM_CLIPS[split])]
-    return fakes.stored_clips(fakes.clips(*rows))
+class Patient:
+    """A data set of noises with embeddings around a mean far from 0, so that all cosines from 0 are near 1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rng = folder, np.random.default_rng(4)
+        self.sounds = {
+            split: [fakes.noise(0.5, seed=1000 * n + i) for i in range(number)]
+            for n, (split, number) in enumerate(NUM_CLIPS.items())
+        }
+        self.vectors = {split: 10 + self.rng.normal(0, 1, (n, NUM_DIMENSIONS)) for split, n in NUM_CLIPS.items()}
+
+    def look_alike(self, eval_clip: int, train_clip: int) -> None:
+        """Give two clips nearly the same embedding."""
+        near = self.vectors["train"][train_clip] + self.rng.normal(0, 0.05, NUM_DIMENSIONS)
+        self.vectors["eval"][eval_clip] = near
+
+    def copy(self, eval_clip: int, train_clip: int) -> None:
+        """Make a clip a quieter copy of another one, that begins 0.1 s later."""
+        later = np.roll(self.sounds["train"][train_clip], -1600)
+        self.sounds["eval"][eval_clip] = later / 2
+        self.look_alike(eval_clip, train_clip)
+
+    def write(self) -> PreparedDataset:
+        splits = {split: [(0, sound) for sound in sounds] for split, sounds in self.sounds.items()}
+        fakes.write_waveforms(str(self.folder / "data"), LabelVocabulary.from_names(["dog"]), splits)
+        return PreparedDataset.open(str(self.folder / "data"))
+
+    def tags(self, data: PreparedDataset, *, without: str = "") -> str:
+        vectors = {
+            f"{data.uri}/{split}/{split}_{i:03d}": vectors[i][None]
+            for split, vectors in self.vectors.items()
+            for i in range(len(vectors))
+        }
+        vectors.pop(f"{data.uri}/{without}", None)
+        return write_embeddings(self.folder / "tags", vectors)
+
+    def finding(self) -> Finding:
+        data = self.write()
+        found = examine(data, embeddings=StoredEmbeddings.open(self.tags(data)))
+        (only,) = [one for one in found if one.check == "near duplicates"]
+        return only
 
 
-def with_values(rows: pa.Table, column: str, values: dict[int, object]) -> pa.Table:
-    changed = [values.get(i, value) for i, value in enumerate(rows[column].to_pylist())]
-    at = rows.schema.get_field_index(column)
-    return rows.set_column(at, rows.schema.field(at), pa.array(changed, rows.schema.field(at).type))
-
-
-def write(folder: Path, changes: dict[str, tuple[str, dict[int, object]]] | None = None) -> PreparedDataset:
-    splits = {split: stored_clips(split) for split in NUM_CLIPS}
-    for split, (column, values) in (changes or {}).items():
-        splits[split] = with_values(splits[split], column, values)
-    fakes.write_stored(str(folder / "data"), LABELS, splits)
-    return PreparedDataset.open(str(folder / "data"))
-
-
-def vectors(data: PreparedDataset) -> dict[str, np.ndarray]:
-    """Different embeddings around a mean far from 0, so that cosines from 0 would all be near 1."""
-    return {
-        f"{data.uri}/{split}/{split}{i}": 10 + RNG.normal(0, 1, (1, 32))
-        for split, number in NUM_CLIPS.items()
-        for i in range(number)
-    }
-
-
-def near(data: PreparedDataset, made: dict[str, np.ndarray], folder: Path) -> list[Finding]:
-    embeddings = StoredEmbeddings.open(write_embeddings(folder / "tags", made))
-    return [found for found in examine(data, embeddings=embeddings) if found.check == "near duplicates"]
-
-
-def copy(made: dict[str, np.ndarray], data: PreparedDataset, clip: str, of: str) -> None:
-    """Give a clip nearly the embedding of another one."""
-    made[f"{data.uri}/{clip}"] = made[f"{data.uri}/{of}"] + RNG.normal(0, 0.02, (1, 32))
-
-
-def test_planted_copies_are_found_and_nothing_else(tmp_path: Path):
-    data = write(tmp_path)
-    made = vectors(data)
-    copy(made, data, "eval/eval3", "train/train7")
-    copy(made, data, "eval/eval5", "train/train150")
-    (found,) = near(data, made, tmp_path)
-    assert {(a, b) for a, b, _ in found.figures["pairs"]} == {("eval3", "train7"), ("eval5", "train150")}
+def test_copies_are_found_and_other_sounds_with_near_embeddings_are_not(tmp_path: Path):
+    patient = Patient(tmp_path)
+    patient.copy(3, 7)
+    patient.copy(5, 20)
+    patient.look_alike(8, 11)
+    found = patient.finding()
+    assert {(a, b) for a, b, _ in found.figures["pairs"]} == {("eval_003", "train_007"), ("eval_005", "train_020")}
+    assert found.figures["candidates"] == 3
     assert (found.split, found.severity) == ("train + eval", "warning")
-    assert found.what.startswith("2 clips of eval sound nearly like one of train: eval")
+    assert found.what.startswith("2 clips of eval are copies of one of train: eval_00")
     assert "Listen to these pairs." in found.cost
 
 
 def test_without_copies_and_without_embeddings(tmp_path: Path):
-    data = write(tmp_path)
-    (found,) = near(data, vectors(data), tmp_path)
-    assert (found.severity, found.what) == ("ok", "no clip of eval sounds nearly like one of train")
-    assert not [found for found in examine(data) if found.check == "near duplicates"]
+    found = Patient(tmp_path).finding()
+    assert (found.severity, found.what) == ("ok", "no clip of eval is a copy of one of train")
+    assert found.figures["candidates"] == 0
+    without = examine(PreparedDataset.open(str(tmp_path / "data")))
+    assert not [one for one in without if one.check == "near duplicates"]
 
 
-@pytest.mark.parametrize(
-    ("column", "values"),
-    [("fbank_hash", {3: None}), ("video_id", {3: "same"}), ("num_silent_frames", {3: 998})],
-    ids=["equal-audio", "one-video", "silent"],
-)
-def test_pairs_that_another_check_reports_are_left_out(column: str, values: dict[int, object], tmp_path: Path):
-    if column == "fbank_hash":
-        values = {3: stored_clips("train")["fbank_hash"][7].as_py()}
-    changes = {"eval": (column, values)}
-    if column == "video_id":
-        changes["train"] = (column, {7: "same"})
-    data = write(tmp_path, changes)
-    made = vectors(data)
-    copy(made, data, "eval/eval3", "train/train7")
-    (found,) = near(data, made, tmp_path)
-    assert (found.severity, found.figures["near"]) == ("ok", 0)
+def test_the_nearest_candidates_are_compared_and_a_line_says_if_there_are_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(near_duplicates, "MAX_COMPARED", 1)
+    patient = Patient(tmp_path)
+    patient.copy(3, 7)
+    patient.copy(5, 20)
+    found = patient.finding()
+    assert found.figures["near"] == 1
+    assert found.what.endswith("; only the nearest 1 of 2 candidates were compared")
+
+
+def test_pairs_that_another_check_reports_are_left_out():
+    clips = pa.table(
+        {
+            "clip_id": ["a", "b", "c", "d", "e"],
+            "video_id": pa.array([None, "v", "w", None, "x"], pa.string()),
+            "fbank_hash": [1, 2, 3, 4, 5],
+            "num_frames": [9] * 5,
+            "num_silent_frames": [0, 0, 0, 9, 8],
+        }
+    )
+    others = pa.table(
+        {
+            "clip_id": ["a2", "b", "c2", "d2", "e2"],
+            "video_id": pa.array([None, "v2", "w", None, "y"], pa.string()),
+            "fbank_hash": [1, 12, 13, 14, 15],
+        }
+    )
+    assert near_duplicates._is_other_sound(clips, others).tolist() == [False, False, False, False, True]
 
 
 def test_a_clip_without_embedding_is_an_error(tmp_path: Path):
-    data = write(tmp_path)
-    made = vectors(data)
-    del made[f"{data.uri}/eval/eval9"]
-    with pytest.raises(
-        DataError, match=r"has no embedding of 1 of 60 recordings, first of .*/data/eval/eval9; tag them"
-    ):
-        near(data, made, tmp_path)
+    patient = Patient(tmp_path)
+    data = patient.write()
+    embeddings = StoredEmbeddings.open(patient.tags(data, without="eval/eval_009"))
+    with pytest.raises(DataError, match=r"has no embedding of 1 of 12 recordings, first of .*eval/eval_009; tag them"):
+        examine(data, embeddings=embeddings)
 
 
 def test_the_doctors_job_takes_embeddings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    data = write(tmp_path)
-    made = vectors(data)
-    copy(made, data, "eval/eval3", "train/train7")
-    tags = write_embeddings(tmp_path / "tags", made)
-    assert doctor.main(["--data", data.uri, "--embeddings", tags]) == 0
-    assert "eval3 ≈ train7" in capsys.readouterr().out
-    assert dataset.read_info(data.uri) is not None
+    patient = Patient(tmp_path)
+    patient.copy(3, 7)
+    data = patient.write()
+    assert doctor.main(["--data", data.uri, "--embeddings", patient.tags(data)]) == 0
+    assert "eval_003 ≈ train_007" in capsys.readouterr().out

@@ -8,7 +8,6 @@ import pytest
 
 from ast_core.calibration import ModelCalibration, reliability
 from ast_core.checkpoints import ModelConfig, save_model
-from ast_core.errors import ConfigError
 from ast_core.labels import LabelVocabulary
 from jobs import calibrate
 from pipeline.train import models
@@ -72,9 +71,3 @@ def test_asked_precision_is_reached_on_other_clips_within_its_interval(run: str)
         # The threshold comes from `taken` clips, so its precision elsewhere varies as that of as many. 99 % are within.
         error = np.sqrt(0.8 * 0.2 * (1 / taken + 1 / reached["unseen"][1]))
         assert abs(reached["unseen"][0] - precision) < 2.58 * error
-
-
-def test_only_the_best_model_has_kept_scores(run: str):
-    save_model(Path(run) / "averaged", small.model(label_dim=3).state_dict(), CONFIG)
-    with pytest.raises(ConfigError, match=r"averaged has no best/scores.parquet; give --data and --split to score"):
-        calibrate.main(["--checkpoint", f"{run}/averaged"])

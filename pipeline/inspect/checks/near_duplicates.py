@@ -1,4 +1,9 @@
-"""A check for clips of two splits that sound nearly the same, by embeddings: copies that were coded again or cut."""
+"""A check for copies of a recording in two splits: coded again, cut elsewhere, made louder.
+
+Embeddings find candidates among all pairs of clips, which are too many to compare: for each clip the nearest ones of
+the other split. Embeddings of a trained model also lie close together for two recordings of one class, so the stored
+log-mel of the candidates decides.
+"""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -7,23 +12,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset import shards_dir
 from pipeline.embeddings.nearest import Nearest, unit_vectors
 from pipeline.embeddings.stored import StoredEmbeddings
 from pipeline.inspect import explanations
 from pipeline.inspect.checks.check import A_FEW, finding, grade, role, some
 from pipeline.inspect.dataset_summary import DatasetSummary, SplitSummary
 from pipeline.inspect.findings import Finding
+from pipeline.inspect.same_sound import log_mel_correlation, read_fbank
 from pipeline.recording_names import clip_name_prefix
 
-NEAR = 0.98
-"""Cosine of embeddings, around their mean, from which two clips are said to sound nearly the same."""
+NEIGHBOURS = 5
+"""Clips of the other split that are candidates for a clip."""
+
+CANDIDATE = 0.8
+"""Cosine of embeddings, around their mean, from which a pair is a candidate. `benchmarks.near_duplicates`: nearly all
+copies are as near, and one in fifteen pairs of different recordings of ten classes."""
+
+MAX_COMPARED = 5000
+"""Candidates whose log-mel is compared, the nearest ones. A pair takes about 10 ms."""
+
+SAME = 0.6
+"""Correlation of log-mel from which two clips are said to be copies. `benchmarks.near_duplicates`: copies have 0.67 or
+more, other recordings of a class 0.57 or less."""
 
 MAX_PAIRS = 1000
 """Pairs in the JSON output."""
 
 
 def check_near_duplicates(summary: DatasetSummary) -> Iterator[Finding]:
-    """Nearly equal sounds in two splits, if the doctor has embeddings of the clips.
+    """Copies of a recording in two splits, if the doctor has embeddings of the clips.
 
     Equal audio, and clips of one id or video, are left out: `check_leakage` reports them.
     """
@@ -32,33 +50,69 @@ def check_near_duplicates(summary: DatasetSummary) -> Iterator[Finding]:
     splits = [split for split in summary.splits if len(split.clips)]
     centre = _mean(summary.embeddings)
     for one, two in combinations(splits, 2):
-        yield _compared(summary, summary.embeddings, centre, one, two)
+        first, second = sorted((one, two), key=lambda split: len(split.clips))  # the smaller one is held in memory
+        pairs = _candidates(summary, summary.embeddings, centre, first, second)
+        yield _found(summary, one, two, first, second, pairs)
 
 
-def _compared(
-    summary: DatasetSummary, embeddings: StoredEmbeddings, centre_D: np.ndarray, one: SplitSummary, two: SplitSummary
-) -> Finding:
-    first, second = sorted((one, two), key=lambda split: len(split.clips))  # the smaller one is held in memory
-    names = _names(summary.uri, first)
-    queries = unit_vectors(embeddings.means(names), centre_D)
-    others, nearest = _names(summary.uri, second), Nearest(queries, 1)
+Pairs = list[tuple[int, int]]
+"""Rows of the clips of two splits."""
+
+
+def _candidates(
+    summary: DatasetSummary,
+    embeddings: StoredEmbeddings,
+    centre_D: np.ndarray,
+    first: SplitSummary,
+    second: SplitSummary,
+) -> Pairs:
+    """Pairs of clips of two splits whose embeddings are near, the nearest first."""
+    queries = unit_vectors(embeddings.means(_names(summary.uri, first)), centre_D)
+    others, nearest = _names(summary.uri, second), Nearest(queries, NEIGHBOURS)
     for part in embeddings.parts():
         clip = pc.index_in(part.rows["recording"], value_set=others).fill_null(-1).to_numpy()
         nearest.add(unit_vectors(part.vectors_WD[clip >= 0], centre_D), clip[clip >= 0])
-    similarity, clip = (array[:, 0] for array in nearest.found())
-    near = np.flatnonzero((similarity >= NEAR) & (clip >= 0))
-    near = near[_is_other_sound(first.clips.take(near), second.clips.take(clip[near]))]
-    near = near[np.argsort(-similarity[near], kind="stable")]
-    ids = [split.clips["clip_id"].take(at).to_pylist() for split, at in ((first, near), (second, clip[near]))]
-    pairs = [list(pair) for pair in zip(*ids, similarity[near].round(4).tolist(), strict=True)][:MAX_PAIRS]
-    what = [f"no clip of {first.name} sounds nearly like one of {second.name}"]
-    if len(near):
-        shown = some([f"{a} ≈ {b} ({value:.3f})" for a, b, value in pairs], 3)
-        what = [f"{len(near):,} clips of {first.name} sound nearly like one of {second.name}: {shown}"]
+    similarity_QK, clip_QK = nearest.found()
+    of_first, k = np.nonzero((similarity_QK >= CANDIDATE) & (clip_QK >= 0))
+    of_second, similarity = clip_QK[of_first, k], similarity_QK[of_first, k]
+    is_other = _is_other_sound(first.clips.take(of_first), second.clips.take(of_second))
+    order = np.flatnonzero(is_other)[np.argsort(-similarity[is_other], kind="stable")]
+    pairs = zip(of_first[order].tolist(), of_second[order].tolist(), strict=True)
+    return list(dict.fromkeys(pairs))  # a clip may be near by several of its windows
+
+
+def _found(
+    summary: DatasetSummary,
+    one: SplitSummary,
+    two: SplitSummary,
+    first: SplitSummary,
+    second: SplitSummary,
+    pairs: Pairs,
+) -> Finding:
+    best: dict[int, tuple[float, int]] = {}
+    for a, b in pairs[:MAX_COMPARED]:
+        fbanks = _fbank(summary.uri, first, a), _fbank(summary.uri, second, b)
+        alike = log_mel_correlation(*fbanks, summary.features.log_scale.nats_per_unit)
+        if alike >= SAME:
+            best[a] = max(best.get(a, (0.0, 0)), (alike, b))
+    ids_of_first, ids_of_second = (split.clips["clip_id"] for split in (first, second))
+    copies = sorted(((alike, a, b) for a, (alike, b) in best.items()), reverse=True)
+    named = [[ids_of_first[a].as_py(), ids_of_second[b].as_py(), round(alike, 4)] for alike, a, b in copies]
+    what = [f"no clip of {first.name} is a copy of one of {second.name}"]
+    if named:
+        shown = some([f"{a} ≈ {b} ({value:.2f})" for a, b, value in named], 3)
+        what = [f"{len(named):,} clips of {first.name} are copies of one of {second.name}: {shown}"]
+    if len(pairs) > MAX_COMPARED:
+        what.append(f"only the nearest {MAX_COMPARED:,} of {len(pairs):,} candidates were compared")
     cost = explanations.COUNTED_TWICE if role(one.name) == role(two.name) != "either" else explanations.NEARLY_EQUAL
-    figures = {"near": len(near), "pairs": pairs, "from_similarity": NEAR, "model_sha256": embeddings.model_sha256}
-    severity = grade(len(near) / len(first.clips), note=0.0, warning=A_FEW)
+    figures = {"near": len(named), "pairs": named[:MAX_PAIRS], "candidates": len(pairs), "from_correlation": SAME}
+    severity = grade(len(named) / len(first.clips), note=0.0, warning=A_FEW)
     return finding("near duplicates", f"{one.name} + {two.name}", severity, what, [cost], figures)
+
+
+def _fbank(uri: str, split: SplitSummary, clip: int) -> np.ndarray:
+    shard = f"{shards_dir(uri, split.name)}/{split.clips['shard'][clip]}"
+    return read_fbank(shard, split.clips["row"][clip].as_py())
 
 
 def _names(uri: str, split: SplitSummary) -> pa.Array:
@@ -82,7 +136,7 @@ def _is_other_sound(clips: pa.Table, others: pa.Table) -> np.ndarray:
         pc.equal(clips["fbank_hash"], others["fbank_hash"]),
         pc.or_(
             pc.equal(clips["clip_id"], others["clip_id"]),
-            pc.equal(clips["video_id"], others["video_id"]).combine_chunks().fill_null(False),
+            pc.fill_null(pc.equal(clips["video_id"], others["video_id"]), False),
         ),
     )
     is_silent = clips["num_silent_frames"].to_numpy() == clips["num_frames"].to_numpy()
