@@ -115,7 +115,7 @@ def test_data_like_the_papers_have_no_findings(patient: Patient):
     names = {finding.check for finding in found}
     # Vocabulary, features and leakage concern the whole data set, and near-duplicates need embeddings.
     assert len(found) == 2 * (len(checks.CHECKS) - 4) + 3
-    assert names == {check.__name__.removeprefix("check_") for check in checks.CHECKS}
+    assert names == {check.__name__.removeprefix("check_") for check in checks.CHECKS} - {"near_duplicates"}
     assert of(found, "clips").what.startswith("768 of 800 listed clips, 4 % missing; most of ")
     assert of(found, "labels").severity == "note"
     assert "0.347" in of(found, "labels").cost

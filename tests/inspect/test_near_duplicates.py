@@ -59,7 +59,7 @@ class Patient:
     def finding(self) -> Finding:
         data = self.write()
         found = examine(data, embeddings=StoredEmbeddings.open(self.tags(data)))
-        (only,) = [one for one in found if one.check == "near duplicates"]
+        (only,) = [one for one in found if one.check == "near_duplicates"]
         return only
 
 
@@ -81,7 +81,7 @@ def test_without_copies_and_without_embeddings(tmp_path: Path):
     assert (found.severity, found.what) == ("ok", "no clip of eval is a copy of one of train")
     assert found.figures["candidates"] == 0
     without = examine(PreparedDataset.open(str(tmp_path / "data")))
-    assert not [one for one in without if one.check == "near duplicates"]
+    assert not [one for one in without if one.check == "near_duplicates"]
 
 
 def test_the_nearest_candidates_are_compared_and_a_line_says_if_there_are_more(

@@ -107,7 +107,7 @@ def _found(
     cost = explanations.COUNTED_TWICE if role(one.name) == role(two.name) != "either" else explanations.NEARLY_EQUAL
     figures = {"near": len(named), "pairs": named[:MAX_PAIRS], "candidates": len(pairs), "from_correlation": SAME}
     severity = grade(len(named) / len(first.clips), note=0.0, warning=A_FEW)
-    return finding("near duplicates", f"{one.name} + {two.name}", severity, what, [cost], figures)
+    return finding("near_duplicates", f"{one.name} + {two.name}", severity, what, [cost], figures)
 
 
 def _fbank(uri: str, split: SplitSummary, clip: int) -> np.ndarray:
