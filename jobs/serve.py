@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 import ipaddress
+import socket
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 DEFAULT_THRESHOLD = 0.5
 PACKAGES = ("fastapi", "starlette", "uvicorn")
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Ray Serve would write three lines for each request to the terminal."""
+
 CPUS_PER_REPLICA = 2
 """CPUs of a reader and a network: by default there may be as many of them as the cluster has room for."""
 
@@ -68,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
         "--browser-model", metavar="FILE", help="the model for browsers, by export.py --format onnx-waveform"
     )
     group = parser.add_argument_group("limits")
-    group.add_argument("--max-mb", type=float, default=limits.max_bytes / (1 << 20), help="of a body (default 64 MiB)")
+    max_mb = limits.max_bytes / (1 << 20)
+    group.add_argument("--max-mb", type=float, default=max_mb, metavar="MB", help="MiB of a body (default 64)")
     group.add_argument(
         "--max-recording-s", type=float, default=limits.max_recording_s, metavar="S", help="of sound (default 600)"
     )
@@ -107,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"serving needs packages that are not installed ({', '.join(missing)}); pip install 'ast-ray[serve]'"
         )
+    if args.address == "local":
+        _check_port(args.host, args.port)
     limits = Limits(
         max_bytes=int(args.max_mb * (1 << 20)),
         max_recording_s=args.max_recording_s,
@@ -141,9 +148,13 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
     files = _page_files(args, members, settings)
     with ray_session(args.address, args.num_cpus):
         use_gpu = uses_gpu(Place(args.device, args.address, lambda: ray_session(args.address)))
-        room = int(ray.cluster_resources().get("CPU", 1)) // CPUS_PER_REPLICA
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        if args.address == "local" and cpus < 1 + args.cpus_per_network:
+            raise ConfigError(
+                f"a reader and a network take {1 + args.cpus_per_network} CPUs, Ray has {cpus}; --num-cpus"
+            )
         scale = Scale(
-            max_replicas=args.max_replicas or max(1, room),
+            max_replicas=args.max_replicas or max(1, cpus // CPUS_PER_REPLICA),
             device="cuda" if use_gpu else "cpu",
             cpus_per_network=args.cpus_per_network,
             gpus_per_network=int(use_gpu),
@@ -157,8 +168,9 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
             hosts=own_names(args.host),
             origins=args.allow_origin,
         )
-        serve.start(http_options={"host": args.host, "port": args.port}, proxy_location="HeadOnly")
-        serve.run(made, name=NAME, route_prefix="/")
+        http = {"host": args.host, "port": args.port}
+        serve.start(http_options=http, proxy_location="HeadOnly", logging_config=LOGGING)
+        serve.run(made, name=NAME, route_prefix="/", logging_config=LOGGING)
         try:
             print(
                 f"serving {', '.join(args.checkpoint)} at http://{args.host}:{args.port}/  (Ctrl-C ends it)", flush=True
@@ -175,7 +187,7 @@ def _page_files(
     from pipeline.serve import browser_model, web_runtime
     from pipeline.serve.page import page_files
 
-    if args.fetch_web_runtime:
+    if args.fetch_web_runtime and web_runtime.read() is None:
         web_runtime.fetch()
     runtime, model = web_runtime.read(), None
     if runtime is None:
@@ -187,6 +199,17 @@ def _page_files(
         print(line, flush=True)
     name = " + ".join(uri.rstrip("/").rpartition("/")[2] for uri in args.checkpoint)
     return page_files(browser_model.page_model(name, members, settings), model, runtime)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ConfigError if the server cannot listen there."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as err:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {err.strerror}; give another --port or --host"
+        ) from err
 
 
 def own_names(host: str) -> Sequence[str]:

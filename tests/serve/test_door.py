@@ -132,7 +132,7 @@ def test_an_answer_that_takes_too_long_is_given_up():
         return {}
 
     with serving(door(slow, timeout_s=0.1)) as server:
-        assert refused(requests.post(f"{server}/tag", data=b"1")) == (504, "timeout")
+        assert refused(requests.post(f"{server}/tag", data=b"1", timeout=3)) == (504, "timeout")
 
 
 def test_an_address_that_asks_too_often_waits():

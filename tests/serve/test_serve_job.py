@@ -96,6 +96,13 @@ def test_options_that_are_not_allowed_are_refused():
             serve.main(["--checkpoint", "c", *given])
 
 
+def test_a_port_that_is_taken_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"^cannot listen on 127.0.0.1, port {port}: .*; give another --port"):
+            serve.main(["--checkpoint", "c", "--port", str(port)])
+
+
 def test_a_server_for_this_machine_has_its_names():
     assert set(serve.own_names("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
     assert serve.own_names("0.0.0.0") == ()
