@@ -101,16 +101,14 @@ def test_the_stored_model_has_the_scores_of_the_run(run: Path, tone_data: str, t
 
 
 def test_the_averaged_weights_are_the_mean_of_the_epochs(run: Path):
-    """The sum of epochs 2 and 3 is in the last checkpoint, with the weights of epoch 3. So that of epoch 2 follows."""
-    (folder,) = (run / "checkpoints").glob("epoch-0003-step-000000*")
-    state = checkpoints.load_state(str(folder))
-    total, last = state["progress"]["averaged"], state["model"]
-    averaged = weights(run / "averaged")
-    assert state["progress"]["num_averaged"] == 2
+    """A checkpoint of epoch 3 has the weights after epoch 2, the first that is averaged; the last one those after 3."""
+    before, last = (checkpoints.load_state(str(folder)) for folder in sorted((run / "checkpoints").glob("epoch-*")))
+    assert (before["progress"]["num_averaged"], last["progress"]["num_averaged"]) == (1, 2)
+    second, third, averaged = before["progress"]["averaged"], last["model"], weights(run / "averaged")
     for key, value in averaged.items():
-        torch.testing.assert_close(value, (total[key] / 2).to(value.dtype), rtol=0, atol=0)
-    running = [key for key in averaged if key.endswith("running_var")]
-    assert all(not torch.equal(averaged[key], last[key]) for key in running)
+        torch.testing.assert_close(value, ((second[key] + third[key]) / 2).to(value.dtype), rtol=0, atol=0)
+    changed = [key for key in averaged if not torch.equal(second[key], third[key])]
+    assert {key for key in averaged if "running" in key} <= set(changed)
 
 
 def test_the_trained_model_is_exported_to_onnx_and_to_its_references_format(run: Path, tmp_path: Path):
