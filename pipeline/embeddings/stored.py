@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from ast_core.errors import DataError
 from pipeline import parquet, storage
+from pipeline.prepare.sources.archives import ahead
 
 EMBEDDINGS = "embeddings"
 """Folder of the embeddings in a folder of tags."""
@@ -84,20 +85,12 @@ class StoredEmbeddings:
         return str(self.info["checkpoints"][0])
 
     def parts(self) -> Iterator[Part]:
-        """Raises DataError for a file that is damaged, or has a value that is not finite."""
-        for file in self.files:
-            table = _read(file, [*ROWS, EMBEDDING])
-            column = table[EMBEDDING].combine_chunks()
-            if isinstance(column, pa.ChunkedArray):  # a table without rows has no chunk
-                continue
-            vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size).astype(np.float32)
-            if not np.isfinite(vectors).all():
-                row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-                raise DataError(
-                    f"{file}: the embedding of {table['recording'][row]} is not finite; the model is damaged, or its "
-                    "embeddings are beyond float16"
-                )
-            yield Part(table.select(ROWS), vectors)
+        """The files that have rows, which threads read a few ahead.
+
+        Raises:
+            DataError: a file is damaged, or has a value that is not finite.
+        """
+        return (part for part in ahead(_part, self.files) if len(part.rows))
 
     def rows(self) -> pa.Table:
         """ROWS of all vectors, in the order of `parts`."""
@@ -125,6 +118,19 @@ class StoredEmbeddings:
                 f"{recordings[int(missing[0])]}; tag them into it with --embeddings"
             )
         return sums_ND / windows_N[:, None].astype(np.float32)
+
+
+def _part(file: str) -> Part:
+    table = _read(file, [*ROWS, EMBEDDING]).combine_chunks()
+    column = table[EMBEDDING].combine_chunks()
+    vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size).astype(np.float32)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise DataError(
+            f"{file}: the embedding of {table['recording'][row]} is not finite; the model is damaged, or its "
+            "embeddings are beyond float16"
+        )
+    return Part(table.select(ROWS), vectors)
 
 
 def _read(file: str, columns: list[str]) -> pa.Table:
