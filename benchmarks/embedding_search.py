@@ -1,6 +1,6 @@
 """Measure exact search of stored embeddings: FAISS, as jobs/search.py and the doctor use it, and DuckDB.
 
-    python -m benchmarks.embedding_search [--vectors 200000] [--dimensions 768] [--queries 1 1000]
+    python -m benchmarks.embedding_search [--vectors 50000] [--dimensions 768] [--queries 1 100]
 
 Random embeddings are written as tagging writes them (float16, parts of 2,048). Both programs find the 20 nearest by
 cosine for each query, and both read the files. All queries are asked together, on all CPUs of the machine, and the
@@ -38,9 +38,9 @@ SQL = """
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", type=int, default=200_000)
+    parser.add_argument("--vectors", type=int, default=50_000)
     parser.add_argument("--dimensions", type=int, default=768)
-    parser.add_argument("--queries", type=int, nargs="+", default=[1, 1000])
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 100])
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
         embeddings = write(Path(folder), args.vectors, args.dimensions)
