@@ -69,6 +69,9 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.interrupts
 	$(BIN)/python -m benchmarks.bit_flips
 	$(BIN)/python -m benchmarks.train_faults
+	$(BIN)/python -m benchmarks.embedding_search
+	$(BIN)/python -m benchmarks.near_duplicates
+	$(BIN)/python -m benchmarks.tag_events
 	$(BIN)/python -m benchmarks.serve
 
 lock:  ## write the requirements files anew from pyproject.toml; needs uv
