@@ -94,7 +94,7 @@ async function fastest() {
   for (const engine of [server, browser]) {
     let best = Infinity;
     try {
-      for (let i = 0; i < 3; i++) {
+      for (let i = 0; i < 3 && (i === 0 || best < 1000); i++) {
         const began = performance.now();
         await engine.score(noise.slice());
         best = Math.min(best, performance.now() - began);
