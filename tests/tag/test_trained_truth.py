@@ -69,6 +69,7 @@ def member() -> Member:
     return Member("trained", model.eval(), config, list(range(len(CLASSES))), None, "trained")
 
 
+@pytest.mark.slow  # trains a model; test_truth.py has the same floor with made scores
 def test_events_have_a_floor_that_windows_without_merging_miss(member: Member, tmp_path: Path):
     waveform, truth = recording(Sounds("recording", 0, CLASSES), 240.0)
     assert len(truth) > 20
