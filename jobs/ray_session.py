@@ -84,7 +84,7 @@ def _start(num_cpus: int | None) -> None:
             address="local",
             num_cpus=num_cpus,
             logging_level=logging.WARNING,
-            include_dashboard=False,  # its processes take five seconds of CPU time, and nobody is told its address
+            include_dashboard=False,  # its processes take seconds of CPU time, and nobody is told its address
         )
     except (OSError, RuntimeError, ValueError, RayError) as err:
         ray.shutdown()
