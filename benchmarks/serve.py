@@ -38,7 +38,7 @@ from pipeline.tag.work import settings_for
 from tests import fakes
 
 TOLERANCE = 0.02
-"""Of a score: batches of other sizes round float16 features and products differently."""
+"""Largest accepted difference of a score: batches of other sizes round float16 features and products differently."""
 
 SHARE_HOSTILE = 0.4
 START_S = 180.0

@@ -45,7 +45,7 @@ class Probed:
     scores_MC: np.ndarray
     metrics: TaggingMetrics
     intervals: Mapping[str, tuple[float, float]]
-    """Of the metrics that have one, by name: 95 %."""
+    """Intervals of 95 % of the metrics that have one, by name."""
 
     def line(self) -> str:
         """The figures as one line."""

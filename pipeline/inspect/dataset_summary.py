@@ -90,7 +90,7 @@ class DatasetSummary:
     features: FeatureSettings
     splits: list[SplitSummary]
     embeddings: StoredEmbeddings | None = None
-    """Of the clips of all splits, if there are any."""
+    """Embeddings of the clips of all splits, if they are stored."""
 
 
 def summarize(

@@ -50,7 +50,7 @@ class Trained:
     figures: Mapping[str, float | None] = field(default_factory=dict)
     """The metrics of these weights."""
     scores: Scores | None = None
-    """Of the evaluation clips, if they are those of these weights."""
+    """Scores of the evaluation clips, if they are those of these weights."""
     per_class: tuple[Mapping[str, str], ...] = ()
     """Rows of RUN/per_class.csv, if they are those of these weights."""
     selected_here: bool = False

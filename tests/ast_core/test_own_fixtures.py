@@ -23,7 +23,7 @@ with np.load(FILE) as archive:
 LOGITS_TOLERANCE = 2e-5
 """Relative to the spread of the logits, for float32 rounding in another order of summation."""
 NATS_TOLERANCE = 1e-4
-"""Of a mel bin that holds the frame's largest power."""
+"""Largest accepted difference of a mel bin that holds the frame's largest power."""
 DB_PER_NAT = 10 / np.log(10)
 
 
