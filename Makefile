@@ -29,7 +29,8 @@ demo-compare: $(READY)  ## the same data; three models on one page
 	$(BIN)/python -m jobs.demo --compare
 
 test: $(READY)  ## in three processes, also on two cores: much of it waits for processes to start
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@# The tests start hundreds of processes. Each would compile this project's files where Python may not keep them.
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## what make test leaves out: runs that are killed, on S3, compiled
 	$(BIN)/python -m pytest -m slow

@@ -87,8 +87,10 @@ def test_comparison_json_has_the_figures_of_each_run(output: Path):
         score, target = scores.scores.astype(np.float32), scores.targets()
         for name in ("map", "mauc", "d_prime", "accuracy"):
             assert model[name] == summary[name]
-        shift = summary["map"] - tagging_metrics(score, target).map  # from scores in float16
-        assert abs(shift) < 0.01
+        # Scores are stored in float16 and may be equal there: the figure lies between those of the two orders of ties.
+        worst, best = (tagging_metrics(score + sign * 1e-6 * target, target).map for sign in (-1, 1))
+        assert worst <= summary["map"] <= best
+        shift = summary["map"] - tagging_metrics(score, target).map
         expected = [min(bound + shift, 1) for bound in bootstrap_map(score, target)]
         assert model["map_interval"] == pytest.approx(expected, abs=1e-12)
         assert model["curves"]["epoch"] == [1, 2]

@@ -188,3 +188,8 @@ def test_int8_weights_make_the_file_smaller_and_change_scores_little(network: Pa
     )
     waveform = fakes.noise(1.0)
     np.testing.assert_allclose(run(tmp_path / "tagger.onnx", waveform)[0], run(file, waveform)[0], atol=0.02)
+    # Two products of an input of 8 bits and a weight of 7 bits fit into 16 bits on every processor.
+    stored = [onnx.numpy_helper.to_array(each) for each in onnx.load(tmp_path / "int8.onnx").graph.initializer]
+    weights = [each for each in stored if each.dtype == np.int8 and each.ndim == 2]
+    assert weights
+    assert max(np.abs(each.astype(int)).max() for each in weights) <= 64
