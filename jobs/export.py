@@ -37,6 +37,9 @@ USE = {
     "onnx": 'onnxruntime.InferenceSession("{}").run(["logits"], {{"fbank": fbank}})  # the norm is in its metadata',
 }
 
+CALIBRATED = ("ours", "onnx-waveform")
+"""Formats that carry the calibration."""
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -60,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--data", metavar="URI", help="a prepared data set, to measure what --quantize costs in mAP")
     group.add_argument("--split", nargs="+", metavar="SPLIT", help="its splits; clips that the model has not seen")
     group.add_argument(
-        "--raw-scores", action="store_true", help="onnx-waveform: do not use the model's calibration.json"
+        "--raw-scores", action="store_true", help="ours, onnx-waveform: leave the model's calibration.json out"
     )
     parser.add_argument("--force", action="store_true", help="replace an --output that is a file or a model folder")
     return parser
@@ -80,15 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if output is not None:
         export.check_output(output, args.format, force=args.force)
     name = None if args.push_to_hub is None else hub.check_access(args.push_to_hub)
-    from_waveform = args.format == "onnx-waveform"
+    has_calibration = args.format in CALIBRATED or name is not None
     checkpoint = export.read(
         args.checkpoint,
         None if args.recipe is None else read_recipe(args.recipe, rest),
         args.labels,
-        calibrated=(from_waveform or name is not None) and not args.raw_scores,
+        calibrated=has_calibration and not args.raw_scores,
     )
     form = export.OnnxForm(
-        from_waveform=from_waveform,
+        from_waveform=args.format == "onnx-waveform",
         is_int8=args.quantize is not None,
         calibration=checkpoint.calibration,
         data=args.data,
@@ -117,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_onnx_options(args: argparse.Namespace) -> None:
     if args.quantize and not args.format.startswith("onnx"):
         raise ConfigError(f"--quantize is for --format onnx and onnx-waveform, not {args.format}")
-    if args.raw_scores and args.format != "onnx-waveform":
-        raise ConfigError(f"--raw-scores is for --format onnx-waveform, not {args.format}")
+    if args.raw_scores and args.format not in CALIBRATED:
+        raise ConfigError(f"--raw-scores is for --format {' and '.join(CALIBRATED)}, not {args.format}")
     if bool(args.data) != bool(args.split) or (args.data and not args.quantize):
         raise ConfigError("give --data and --split together, and only with --quantize")
 

@@ -99,6 +99,10 @@ def write(output: str, output_format: str, checkpoint: Checkpoint, onnx: OnnxFor
         match output_format:
             case "ours":
                 save_model(made, model.state_dict(), config)
+                if checkpoint.calibration is not None:
+                    models.write_calibration(str(made), checkpoint.calibration, model, config)
+                else:  # with --force, that of the model which is replaced
+                    storage.delete(storage.join(output, CALIBRATION_FILE))
             case "original":
                 save_original(made, model)
             case "huggingface":

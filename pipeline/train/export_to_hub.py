@@ -66,8 +66,6 @@ def export_to_hub(
         folder = Path(temporary) / "files"
         made = folder if suffix is None else folder / f"{FILE_NAME}{suffix}"
         lines = export.write(str(made), output_format, checkpoint, onnx)
-        if calibration is not None and output_format == "ours":
-            models.write_calibration(str(folder), calibration, checkpoint.model, config)
         card = model_card(
             name,
             checkpoint.model,

@@ -257,6 +257,15 @@ def metadata_of(file: Path) -> dict[str, object]:
     return {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
 
 
+def test_model_folder_has_the_calibration_and_force_removes_an_old_one(linear: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert job(linear, "ours", out) == 0
+    expected = models.read_calibration(str(linear), *read_checkpoint(linear))
+    assert models.read_calibration(str(out), *read_checkpoint(out)) == expected
+    assert job(linear, "ours", out, "--force", "--raw-scores") == 0
+    assert models.read_calibration(str(out), *read_checkpoint(out)) is None
+
+
 def test_waveform_file_with_int8_weights_says_what_they_cost(
     linear: Path, tone_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -292,7 +301,7 @@ def test_raw_scores_leave_the_calibration_out(
     ("output_format", "given", "said"),
     [
         ("ours", ["--quantize", "int8"], "--quantize is for --format onnx and onnx-waveform, not ours"),
-        ("onnx", ["--raw-scores"], "--raw-scores is for --format onnx-waveform, not onnx"),
+        ("onnx", ["--raw-scores"], "--raw-scores is for --format ours and onnx-waveform, not onnx"),
         ("onnx", ["--quantize", "int8", "--data", "d"], "give --data and --split together, and only with --quantize"),
         ("onnx", ["--data", "d", "--split", "s"], "give --data and --split together, and only with --quantize"),
     ],
