@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError
 from jobs.common import add_ray_options, check_numbers, run
-from pipeline import storage
 from pipeline.serve.limits import Limits
 from pipeline.tag.events import EventSettings
 
@@ -133,7 +132,7 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
 
     from jobs.ray_session import ray_session
     from pipeline.serve.application import NAME, Scale, application
-    from pipeline.tag.predictor import read_members, thresholds_of
+    from pipeline.tag.predictor import read_members, thresholds_of, tuning_of
     from pipeline.tag.work import settings_for
     from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
 
@@ -143,7 +142,7 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
         thresholds_of(members, args.threshold, DEFAULT_THRESHOLD),
         window_s=args.window_s,
         hop_s=args.hop_s,
-        events=EventSettings(),
+        events=EventSettings.of(tuning_of(members)),
     )
     files = _page_files(args, members, settings)
     with ray_session(args.address, args.num_cpus):
@@ -193,7 +192,8 @@ def _page_files(
     if runtime is None:
         print(f"{browser_model.ASKS_SERVER}; --fetch-web-runtime lets it run the model in the browser too", flush=True)
     elif args.browser_model:
-        model = storage.read_bytes(args.browser_model)
+        model = browser_model.given_model(args.browser_model, members)
+        print(f"the page has {args.browser_model} for browsers, {len(model) / 1e6:.1f} MB", flush=True)
     else:
         model, line = browser_model.browser_model(members)
         print(line, flush=True)

@@ -113,6 +113,26 @@ def metadata_of(config: ModelConfig, **more: Any) -> Mapping[str, str]:
     return {key: json.dumps(part, ensure_ascii=False) for key, part in value.items()}
 
 
+def metadata_in(content: bytes, *, origin: object) -> dict[str, Any]:
+    """The metadata of a file that `save_onnx` or `save_onnx_waveform` wrote.
+
+    Raises:
+        ConfigError: the ONNX packages are not installed.
+        DataError: `content` is no such file.
+    """
+    check_packages()
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        found = {prop.key: json.loads(prop.value) for prop in onnx.load_model_from_string(content).metadata_props}
+    except (DecodeError, ValueError) as err:
+        raise DataError(f"{origin} is no ONNX file of jobs/export.py ({type(err).__name__})") from err
+    if "labels" not in found:
+        raise DataError(f"{origin} is no ONNX file of jobs/export.py: its metadata have no labels")
+    return found
+
+
 def _noise(model: Tagger, num_clips: int) -> torch.Tensor:
     """Random clips with about the spread of normalised log-mel."""
     return 0.5 * torch.randn(num_clips, *model.input_shape, generator=torch.Generator().manual_seed(num_clips))

@@ -9,7 +9,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,15 +112,28 @@ class Reader:
         self.scorer = _RemoteScorer(network, input_frames, limits.timeout_s)
         self.tagger = RecordingTagger(settings, labels, self.scorer, limits, num_readers=SANDBOXES)
 
-    async def tag(self, upload: Upload) -> dict[str, Any] | Refusal:
+    async def tag(self, upload: Upload, on_read: Callable[[float], None] = lambda _: None) -> dict[str, Any] | Refusal:
         """The answer. A refusal is returned, because an error that is raised would become one of Ray's."""
         try:
-            return await asyncio.to_thread(self.tagger, upload)
+            return await asyncio.to_thread(self.tagger, upload, on_read)
         except Refusal as refusal:
             return refusal
         except UserError as err:
             logger.error("the service lacks something: %s", err)
             return Refusal(503, "setup", "the server lacks something that it needs")
+
+    async def tag_in_steps(self, upload: Upload) -> AsyncIterator[dict[str, Any] | Refusal]:
+        """How far the tagging is, as `{"read_s": …}`, and then what `tag` returns."""
+        loop, steps = asyncio.get_running_loop(), asyncio.Queue[float | None]()
+
+        def on_read(read_s: float) -> None:
+            loop.call_soon_threadsafe(steps.put_nowait, read_s)
+
+        answer = asyncio.create_task(self.tag(upload, on_read))
+        answer.add_done_callback(lambda _: steps.put_nowait(None))
+        while (read_s := await steps.get()) is not None:
+            yield {"read_s": round(read_s, 3)}
+        yield await answer
 
     async def check(self) -> None:
         """Raises an error if no network scores a window."""

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ast_core.checkpoints.onnx import PACKAGES
+from ast_core.checkpoints.onnx import PACKAGES, metadata_in
+from ast_core.errors import DataError
+from pipeline import storage
 from pipeline.serve.page import PageModel
 from pipeline.tag.predictor import Member, labels_of
 from pipeline.tag.work import TagSettings
@@ -27,6 +29,22 @@ def page_model(name: str, members: Sequence[Member], settings: TagSettings) -> P
         window_samples=windows.window_samples,
         frame_samples=windows.features.frame_length_samples,
     )
+
+
+def given_model(uri: str, members: Sequence[Member]) -> bytes:
+    """The file that the user gives for browsers.
+
+    Raises:
+        DataError: it takes no waveform, or has other classes than the model.
+        ConfigError: the ONNX packages are not installed.
+    """
+    content = storage.read_bytes(uri)
+    metadata = metadata_in(content, origin=uri)
+    if "thresholds" not in metadata:
+        raise DataError(f"{uri} takes no waveform; make the model for browsers with export.py --format onnx-waveform")
+    if metadata["labels"] != members[0].config.to_dict()["labels"]:
+        raise DataError(f"{uri} has other classes than the checkpoint; give an export of the same model")
+    return content
 
 
 def browser_model(members: Sequence[Member]) -> tuple[bytes | None, str]:

@@ -4,8 +4,11 @@ PyTorch, and knows no file of the server but those that the page loads.
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -16,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ast_core.errors import UserError
@@ -24,12 +27,17 @@ from pipeline.serve.limits import Limits, RateLimit
 from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import PCM_DTYPES, Pcm, Upload
 
+logger = logging.getLogger(__name__)
+
 MAX_TOP = 1000
 MAX_BYTES_RECEIVED = 8
 """Bodies of the largest size that all requests together may have in memory while they are received."""
 HEALTH_S = 10.0
 RETRY_S = 2.0
 """After how long a client that came at a bad time may try again."""
+
+LINES = "application/x-ndjson"
+"""The type of an answer that has a line of JSON for each step of the tagging, and then one with the tags."""
 
 NO_FILES = ("multipart/", "application/json", "application/x-www-form-urlencoded")
 """Types of bodies that are no recording."""
@@ -59,6 +67,7 @@ class Door:
 
     Args:
         tag: the answer for an upload, as JSON. Raises Refusal or UserError.
+        tag_in_steps: the same, with how far it is before the answer.
         check: raises an error if the service cannot tag.
         files: what GET gives, by path.
         hosts: names under which the server may be called. Empty: any. A page of another site whose name leads to this
@@ -67,6 +76,7 @@ class Door:
     """
 
     tag: Callable[[Upload], Awaitable[dict[str, Any]]]
+    tag_in_steps: Callable[[Upload], AsyncGenerator[dict[str, Any]]]
     check: Callable[[], Awaitable[None]]
     limits: Limits
     files: Mapping[str, StaticFile]
@@ -105,15 +115,34 @@ class _State:
             raise Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "the body is empty; it must be a recording")
         if self._tagging >= self.limits.max_concurrent:
             raise _busy(f"{self._tagging} recordings are being tagged")
+        headers = HEADERS | {"Cache-Control": "no-store"}
+        if LINES in request.headers.get("accept", ""):
+            steps = self._steps(upload(body))
+            first = await anext(steps)  # a refusal before it still decides the status
+            return StreamingResponse(_lines(first, steps), media_type=LINES, headers=headers)
+        with self._being_tagged():
+            answer = await asyncio.wait_for(self.door.tag(upload(body)), self.limits.timeout_s)
+        return JSONResponse(answer, headers=headers)
+
+    async def _steps(self, upload: Upload) -> AsyncIterator[dict[str, Any]]:
+        """What `Door.tag_in_steps` gives, within the time for an answer."""
+        ends_s = time.monotonic() + self.limits.timeout_s
+        with self._being_tagged():
+            async with aclosing(self.door.tag_in_steps(upload)) as steps:
+                while (step := await asyncio.wait_for(anext(steps, None), ends_s - time.monotonic())) is not None:
+                    yield step
+
+    @contextmanager
+    def _being_tagged(self) -> Iterator[None]:
+        """Count a recording while it is tagged."""
         self._tagging += 1
         try:
-            answer = await asyncio.wait_for(self.door.tag(upload(body)), self.limits.timeout_s)
+            yield
         except TimeoutError:
             limit = f"not tagged within {self.limits.timeout_s:g} s"
             raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "timeout", limit) from None
         finally:
             self._tagging -= 1
-        return JSONResponse(answer, headers=HEADERS | {"Cache-Control": "no-store"})
 
     async def health(self, request: Request) -> Response:
         self._check_caller(request)
@@ -190,6 +219,18 @@ class _State:
             self._bytes -= mine
 
 
+async def _lines(first: dict[str, Any], others: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
+    """A line of JSON for each step, or for the reason why there is no further one."""
+    try:
+        yield f"{json.dumps(first)}\n"
+        async for step in others:
+            yield f"{json.dumps(step)}\n"
+    except Exception as err:  # the status is sent already
+        yield f"{json.dumps(_refusal_of(err).to_json())}\n"
+        if not isinstance(err, Refusal):
+            logger.exception("an error after the first step of an answer")  # raised, it would cut the answer off
+
+
 def _busy(why: str) -> Refusal:
     return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{why}; try again", retry_after_s=RETRY_S)
 
@@ -260,7 +301,15 @@ async def _http_error(request: Request, err: Exception) -> Response:
 
 
 async def _fault(request: Request, err: Exception) -> Response:
-    """An error that is not the client's. Its text is for the server's log, and may name files."""
+    return await _refused(request, _refusal_of(err))
+
+
+def _refusal_of(err: Exception) -> Refusal:
+    """What the client is told. The text of an error that is not the client's is for the server's log: it may name
+    files.
+    """
+    if isinstance(err, Refusal):
+        return err
     if isinstance(err, UserError):
-        return await _refused(request, Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "setup", "the server lacks something"))
-    return await _refused(request, Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an error of the server"))
+        return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "setup", "the server lacks something")
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an error of the server")

@@ -1,6 +1,6 @@
 """The door as a deployment of Ray Serve. It has a module of its own, so that its process does not import PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from ray import serve
@@ -31,10 +31,19 @@ class Front:
                 raise answer
             return answer
 
+        async def tag_in_steps(upload: Upload) -> AsyncGenerator[dict[str, Any]]:
+            steps: Any = reader.options(stream=True).tag_in_steps.remote(upload)
+            async for step in steps:
+                if isinstance(step, Refusal):
+                    raise step
+                yield step
+
         async def check() -> None:
             await reader.check.remote()
 
-        self.door = Door(tag=tag, check=check, limits=limits, files=files, hosts=hosts, origins=origins)
+        self.door = Door(
+            tag=tag, tag_in_steps=tag_in_steps, check=check, limits=limits, files=files, hosts=hosts, origins=origins
+        )
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.door.application()

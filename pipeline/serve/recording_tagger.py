@@ -5,7 +5,7 @@ It has the stages of `jobs/tag.py` for one recording at a time, with limits. It 
 
 import queue
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,17 @@ class RecordingTagger:
         for _ in range(num_readers):
             self._readers.put(RecordingReader(limit_s=limits.timeout_s, memory_bytes=SANDBOX_BYTES))
 
-    def __call__(self, upload: Upload) -> dict[str, Any]:
+    def __call__(self, upload: Upload, on_read: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
         """The answer as JSON.
+
+        Args:
+            on_read: called with the second up to which windows have been computed; those before it are scored.
 
         Raises:
             Refusal: the recording cannot be read, is too long, or has no window.
         """
         if upload.pcm is not None:
-            return self._answer(upload, self._pcm_pieces(upload.body, upload.pcm))
+            return self._answer(upload, self._pcm_pieces(upload.body, upload.pcm), on_read)
         reader = self._readers.get()
         try:
             with tempfile.NamedTemporaryFile(prefix="ast-upload-") as file:
@@ -67,7 +70,7 @@ class RecordingTagger:
                 file.flush()
                 source = Source(file.name)
                 blocks = self._bounded(reader.blocks(source, self.settings.windows.features.sample_rate_hz))
-                return self._answer(upload, pieces_of(0, source, self.settings.windows, blocks))
+                return self._answer(upload, pieces_of(0, source, self.settings.windows, blocks), on_read)
         finally:
             self._readers.put(reader)
 
@@ -76,13 +79,13 @@ class RecordingTagger:
         while not self._readers.empty():
             self._readers.get().stop()
 
-    def _answer(self, upload: Upload, pieces: Iterator[Piece]) -> dict[str, Any]:
+    def _answer(self, upload: Upload, pieces: Iterator[Piece], on_read: Callable[[float], None]) -> dict[str, Any]:
         settings = self.settings
         thresholds = settings.thresholds
         if upload.threshold is not None:
             thresholds = np.full(len(thresholds), upload.threshold)
         collect = Collector(self.scorer, thresholds, settings.events, settings.frame_s, self.batch_windows)
-        (tagged,) = collect.tagged(pieces)
+        (tagged,) = collect.tagged(_told(pieces, on_read))
         _check(tagged)
         return tags_of(tagged, self.labels, top=upload.top, window_scores=upload.window_scores)
 
@@ -116,6 +119,14 @@ class RecordingTagger:
         waveform = np.concatenate([resampler.add(pcm.rate_hz, samples), resampler.finish()])
         check_samples(waveform, level_share=1.0)
         yield Block(0.0, waveform, 1.0)
+
+
+def _told(pieces: Iterator[Piece], on_read: Callable[[float], None]) -> Iterator[Piece]:
+    """The pieces, with a call for each one that has windows."""
+    for piece in pieces:
+        if piece.windows:
+            on_read(piece.windows[-1].end_s)
+        yield piece
 
 
 def _check(tagged: Tagged) -> None:

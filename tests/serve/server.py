@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,10 +38,15 @@ def door(
     async def count(upload: Upload) -> dict[str, Any]:
         return {"bytes": len(upload.body), "top": upload.top, "rate_hz": upload.pcm and upload.pcm.rate_hz}
 
+    async def steps(upload: Upload) -> AsyncGenerator[dict[str, Any]]:
+        yield {"read_s": 1.0}
+        yield await (tag or count)(upload)
+
     async def check() -> None:
         return None
 
-    return Door(**{"tag": tag or count, "check": check, "limits": Limits(**limits), "files": files or {}} | changes)
+    usual = {"tag": tag or count, "tag_in_steps": steps, "check": check, "limits": Limits(**limits)}
+    return Door(**usual | {"files": files or {}} | changes)
 
 
 def in_thread(function: Callable[[Upload], dict[str, Any]]) -> Callable[[Upload], Awaitable[dict[str, Any]]]:

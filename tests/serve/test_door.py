@@ -135,6 +135,79 @@ def test_an_answer_that_takes_too_long_is_given_up():
         assert refused(requests.post(f"{server}/tag", data=b"1", timeout=3)) == (504, "timeout")
 
 
+LINES = {"Accept": "application/x-ndjson"}
+
+
+def lines(answer: requests.Response) -> list[Any]:
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_steps_of_the_tagging_are_lines_and_the_last_one_is_the_answer(server: str):
+    answer = requests.post(f"{server}/tag?top=3", data=b"12", headers=LINES)
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert lines(answer) == [{"read_s": 1.0}, {"bytes": 2, "top": 3, "rate_hz": None}]
+    assert refused(requests.post(f"{server}/tag", data=b"", headers=LINES)) == (400, "bad_request")
+    assert requests.get(f"{server}/health").json()["tagging"] == 0
+
+
+def test_a_line_comes_before_the_answer_is_there():
+    is_seen = asyncio.Event()
+
+    async def wait(upload: Upload) -> dict[str, Any]:
+        await asyncio.wait_for(is_seen.wait(), 10)
+        return {"is_seen": True}
+
+    with serving(door(wait)) as server:
+        answer = requests.post(f"{server}/tag", data=b"1", headers=LINES, stream=True, timeout=10)
+        found = answer.iter_lines()
+        assert json.loads(next(found)) == {"read_s": 1.0}
+        assert requests.get(f"{server}/health").json()["tagging"] == 1
+        is_seen.set()
+        assert json.loads(next(found)) == {"is_seen": True}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Refusal(422, "truncated", "damaged"), "truncated"),
+        (RuntimeError("/root/secret.py"), "internal"),
+        (UserError("no space in /root"), "setup"),
+        (None, "timeout"),
+    ],
+)
+def test_a_fault_after_the_first_step_is_the_last_line(fault: Exception | None, reason: str):
+    async def fail(upload: Upload) -> dict[str, Any]:
+        if fault is None:
+            await asyncio.sleep(30)
+            raise AssertionError
+        raise fault
+
+    with serving(door(fail, timeout_s=0.2)) as server:
+        found = lines(requests.post(f"{server}/tag", data=b"1", headers=LINES, timeout=5))
+        assert found[0] == {"read_s": 1.0}
+        assert found[1]["error"]["reason"] == reason
+        assert "root" not in str(found)
+        assert requests.get(f"{server}/health").json()["tagging"] == 0
+
+
+def test_a_client_that_leaves_the_lines_frees_its_place():
+    async def wait(upload: Upload) -> dict[str, Any]:
+        await asyncio.sleep(30)
+        return {}
+
+    with serving(door(wait, max_concurrent=1, per_second=0)) as server:
+        answer = requests.post(f"{server}/tag", data=b"1", headers=LINES, stream=True, timeout=10)
+        found = answer.iter_lines()
+        next(found)
+        assert refused(requests.post(f"{server}/tag", data=b"1", headers=LINES)) == (503, "busy")
+        found.close()
+        answer.close()
+        for _ in range(200):
+            if requests.get(f"{server}/health").json()["tagging"] == 0:
+                return
+    raise AssertionError("its place is still taken")
+
+
 def test_an_address_that_asks_too_often_waits():
     with serving(door(per_second=1)) as server:
         answers = [requests.post(f"{server}/tag", data=b"1") for _ in range(3)]

@@ -69,6 +69,15 @@ def test_a_file_gets_the_tags_of_tag_py(
     json.dumps(answer)
 
 
+def test_it_says_up_to_where_windows_are_read(tagger: RecordingTagger):
+    told: list[float] = []
+    waveform = fakes.noise(29.0)
+    answer = tagger(Upload(waveform.astype("<f4").tobytes(), Pcm("f32le", 16_000)), told.append)
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(answer["end_s"])
+
+
 @pytest.mark.parametrize(("kind", "scale"), [("s16le", 32_767.0), ("f32le", 1.0)])
 def test_raw_samples_get_the_tags_of_a_file(tagger: RecordingTagger, waveform: np.ndarray, kind: str, scale: float):
     at_16k = (waveform * scale).astype({"s16le": "<i2", "f32le": "<f4"}[kind]).tobytes()

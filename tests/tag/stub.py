@@ -1,6 +1,7 @@
 """A tagger with known scores: a class is a band of frequencies, its score 0.95 if the band is loud, else 0.05."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def member(num_frames: int = 100, *, has_frames: bool = False) -> Member:
     recipe = Recipe(label_dim=len(LABELS), input_tdim=num_frames, precision="fp32", timem=0, freqm=0)
     config = ModelConfig(recipe, NORM, LABELS)
     return Member("stub", BandTagger(num_frames, has_frames=has_frames).eval(), config, [0, 1, 2], None, "stub")
+
+
+def with_labels(names: Sequence[str]) -> Member:
+    """The same with other names of its classes."""
+    made = member()
+    return replace(made, config=replace(made.config, labels=LabelVocabulary.from_names(names)))
 
 
 Event = tuple[float, float, str]
