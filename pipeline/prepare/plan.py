@@ -6,9 +6,8 @@ and the fbanks of a chunk in memory, and a download worker the audio of a chunk.
 `MAX_FETCHED_CLIPS` fetched ones.
 """
 
-import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +41,7 @@ from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.output.work_list import read_chunks, work_list, write_chunks
 from pipeline.prepare.progress import Progress, SplitReport
 from pipeline.prepare.sources import ClipList
+from pipeline.ray_datasets import rows_of, silence_ray
 from pipeline.ray_errors import user_errors_from_tasks
 
 CLIPS_AT_ONCE = 8
@@ -344,40 +344,6 @@ def _num_cpus() -> int:
 
 def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Dataset:
     return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **options)
-
-
-def rows_of(data: Dataset, is_whole: str = "") -> Generator[dict[str, Any]]:
-    """Yield the rows of a Dataset. Errors are those of `user_errors_from_tasks`.
-
-    When the loop over them ends for any reason, the Dataset's executor is stopped. Otherwise its thread would start
-    Ray again after a shutdown: Ray stops it only while it waits for a row, or when the iterator is garbage-collected.
-    """
-    rows = data.iter_rows()
-    try:
-        with user_errors_from_tasks(is_whole):
-            yield from rows
-    finally:
-        executor = data._current_executor
-        if executor is not None:
-            executor.shutdown(force=True)
-
-
-def silence_ray() -> None:
-    """Turn off Ray's progress bars and tracebacks, because our progress counts clips and failures, and the job prints
-    an error as one line. Ray's warnings still appear, and its log files contain everything.
-    """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1  # chunks bound memory
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that progress bars are off
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.WARNING)
-            handler.addFilter(_is_not_a_raised_error)
-
-
-def _is_not_a_raised_error(record: logging.LogRecord) -> bool:
-    return not record.exc_info and record.name != "ray.data.exceptions"
 
 
 def _num_urls(clips: pa.Table) -> int:

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +12,13 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Wor
 
 from ast_core.errors import ConfigError
 from pipeline.os_errors import in_spite_of_errors
-from pipeline.prepare.plan import rows_of, silence_ray
 from pipeline.prepare.stream import Source
-from pipeline.tag.pieces import PIECES_AHEAD, Chunk, Piece, recording_pieces
+from pipeline.ray_datasets import rows_of, silence_ray
+from pipeline.tag.pieces import PIECES_AHEAD, Chunk, Piece, Readers
 from pipeline.tag.plan import PARTS_ARE_WHOLE
 from pipeline.tag.progress import LocalTally, Progress, RemoteTally
 from pipeline.tag.windows import WindowSettings
-from pipeline.tag.work import Job, Workers
+from pipeline.tag.work import Job, Worker, Workers
 
 READER_CPUS = 1.0
 GPU_READERS = 8
@@ -34,9 +34,9 @@ class TagChunks:
     def __init__(self, job: Any, tally: RemoteTally) -> None:
         import torch
 
-        self._job, self._tally = ray.get(job), tally
-        torch.set_num_threads(max(1, int(self._job.workers.cpus)))
-        self._predictor = self._job.predictor()
+        what: Job = ray.get(job)
+        torch.set_num_threads(max(1, int(what.workers.cpus)))
+        self._worker, self._tally = Worker(what), tally
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         chunks: list[Chunk] = [pickle.loads(row) for row in rows["chunk"].to_pylist()]
@@ -49,7 +49,7 @@ class TagChunks:
         """Tag a chunk, and begin it again if a reader died with its node. The third time the chunk fails."""
         while True:
             try:
-                return self._job.tag_chunk(chunk, self._predictor, self._tally)
+                return self._worker.tag_chunk(chunk, self._tally)
             except DEATHS:
                 continue
 
@@ -87,7 +87,7 @@ def _total(tally: Any) -> tuple[dict[str, int], float]:
 
 
 def remote_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
-    """`recording_pieces` by a task on any node, at most `PIECES_AHEAD` pieces ahead."""
+    """`Readers.pieces` by a task on any node, at most `PIECES_AHEAD` pieces ahead."""
     read: Any = ray.remote(_read).options(
         num_cpus=READER_CPUS,
         max_retries=0,  # the pieces before its death are scored already: the worker begins its chunk again
@@ -99,7 +99,13 @@ def remote_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: W
 
 
 def _read(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
-    yield from recording_pieces(numbers, sources, settings)
+    yield from _readers_of_process().pieces(numbers, sources, settings)
+
+
+@cache
+def _readers_of_process() -> Readers:
+    """The readers of a process of Ray, which runs a task for each chunk."""
+    return Readers()
 
 
 def workers_of_cluster(
@@ -122,13 +128,13 @@ def workers_of_cluster(
     Raises:
         ConfigError: a GPU is wanted, and this machine has none.
     """
-    has = ray.cluster_resources()
-    num_gpus, num_cpus = has.get("GPU", 0), has.get("CPU", 1)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     if wanted == "cuda" and not num_gpus and is_local:
         raise ConfigError("--device cuda needs a GPU, this machine has none; use cpu")
     if wanted == "cuda" or (wanted == "auto" and num_gpus):
         return Workers(
-            number=number or max(1, int(num_gpus / gpus)),
+            number=number or max(1, num_gpus * int(1 / gpus)),
             device="cuda",
             cpus=0,
             gpus=gpus,
@@ -136,9 +142,10 @@ def workers_of_cluster(
             read=remote_pieces,
             batch_windows=batch_windows,
         )
-    cpus = min(cpus, max(1, int(num_cpus)))
+    cpus_of_nodes = [int(node.get("CPU", 0)) for node in nodes]
+    cpus = min(cpus, max([1, *cpus_of_nodes]))  # a worker is on one node
     return Workers(
-        number=number or max(1, int(num_cpus // cpus)),
+        number=number or max(1, sum(n // cpus for n in cpus_of_nodes)),
         device="cpu",
         cpus=cpus,
         num_readers=readers or 1,

@@ -99,14 +99,30 @@ def clip_names(data: PreparedDataset, splits: Sequence[str], clips: Clips) -> li
     return [f"{prefix_of_shard[shard]}{clip_id}" for shard, clip_id in zip(clips.shard_of.tolist(), ids, strict=True)]
 
 
-def recording_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
-    """The pieces of recordings, one after the other. A recording that fails has a last piece that says why."""
-    reader = RecordingReader()
-    try:
-        for number, source in zip(numbers, sources, strict=True):
-            yield from pieces_of(number, source, settings, reader.blocks(source, settings.features.sample_rate_hz))
-    finally:
-        reader.stop()
+class Readers:
+    """The readers of this process, for several threads. Each has a process that decodes, which takes half a second to
+    start and so goes on with the next recordings.
+    """
+
+    def __init__(self) -> None:
+        self._idle: queue.SimpleQueue[RecordingReader] = queue.SimpleQueue()
+
+    def pieces(self, numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
+        """The pieces of recordings, one after the other. A recording that fails has a last piece that says why."""
+        try:
+            reader = self._idle.get_nowait()
+        except queue.Empty:
+            reader = RecordingReader()
+        try:
+            for number, source in zip(numbers, sources, strict=True):
+                yield from pieces_of(number, source, settings, reader.blocks(source, settings.features.sample_rate_hz))
+        finally:
+            self._idle.put(reader)
+
+    def stop(self) -> None:
+        """End the processes that decode."""
+        while not self._idle.empty():
+            self._idle.get().stop()
 
 
 def pieces_of(number: int, source: Source, settings: WindowSettings, blocks: Iterator[Block]) -> Iterator[Piece]:

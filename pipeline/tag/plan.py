@@ -19,7 +19,7 @@ from pipeline.tag.pieces import Chunk, chunks_of
 from pipeline.tag.predictor import Member, labels_of
 from pipeline.tag.progress import LocalTally, Progress
 from pipeline.tag.report import write_report
-from pipeline.tag.work import MAX_CHUNK, Job, TagSettings, Workers, own_hosts
+from pipeline.tag.work import MAX_CHUNK, Job, TagSettings, Worker, Workers, own_hosts
 
 PARTS_ARE_WHOLE = "tagging stopped, all parts written so far are whole"
 
@@ -76,10 +76,13 @@ def tag(
 
 def run_here(job: Job, chunks: Sequence[Chunk], num_recordings: int, say: Callable[[str], None]) -> None:
     """Tag chunks in this process."""
-    tally, predictor = LocalTally(), job.predictor()
-    with Progress(num_recordings, say, tally.total):
-        for chunk in chunks:
-            job.tag_chunk(chunk, predictor, tally)
+    tally, worker = LocalTally(), Worker(job)
+    try:
+        with Progress(num_recordings, say, tally.total):
+            for chunk in chunks:
+                worker.tag_chunk(chunk, tally)
+    finally:
+        worker.stop()
 
 
 def _recordings_per_chunk(inputs: Inputs, workers: Workers) -> int:

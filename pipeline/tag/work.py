@@ -17,7 +17,7 @@ from pipeline.tag.collect import Collector, Tagged
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import Inputs
 from pipeline.tag.output import WriteParts
-from pipeline.tag.pieces import Chunk, Piece, chunks_of, clip_pieces, merged, recording_pieces
+from pipeline.tag.pieces import Chunk, Piece, Readers, chunks_of, clip_pieces, merged
 from pipeline.tag.predictor import Member, Predictor, seconds_per_frame
 from pipeline.tag.progress import TAGGED, Tally
 from pipeline.tag.windows import BATCH_WINDOWS, WindowSettings
@@ -75,8 +75,8 @@ class Workers:
     gpus: float = 0
     num_readers: int = 1
     """Readers of a worker."""
-    read: Callable[[Sequence[int], Sequence[Source], WindowSettings], Iterator[Piece]] = recording_pieces
-    """What a reader does: here, or in a task of the cluster."""
+    read: Callable[[Sequence[int], Sequence[Source], WindowSettings], Iterator[Piece]] | None = None
+    """What a reader does, if it is not `Readers.pieces` in the worker's process: `on_ray.remote_pieces`."""
     batch_windows: int = BATCH_WINDOWS
 
 
@@ -103,53 +103,69 @@ class Job:
     write: WriteParts | None
     run: str
 
-    def predictor(self) -> Predictor:
-        device = torch.device(self.workers.device)
-        has_frames = self.settings.frame_s is not None
-        return Predictor(self.members, device, embeddings=self.settings.embeddings is not None, frames=has_frames)
+
+class Worker:
+    """Tags chunk after chunk: it has the models on its device, and readers that go on from chunk to chunk."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        device, settings = torch.device(job.workers.device), job.settings
+        has_embeddings, has_frames = settings.embeddings is not None, settings.frame_s is not None
+        self._predictor = Predictor(job.members, device, embeddings=has_embeddings, frames=has_frames)
+        self._readers = Readers()
+        self._read = job.workers.read or self._readers.pieces
+
+    def stop(self) -> None:
+        """End the processes that decode. Otherwise they end together with this one."""
+        self._readers.stop()
 
     def results(
-        self, chunk: Chunk, predictor: Predictor, on_windows: Callable[[float], None] = lambda _: None
+        self, chunk: Chunk, on_windows: Callable[[float], None] = lambda _: None, *, keeps_frames: bool = False
     ) -> Iterator[Tagged]:
         """The results of a chunk's recordings. `on_windows` is called with the seconds of windows as they are read."""
-        settings = self.settings
+        settings = self.job.settings
         collect = Collector(
-            predictor, settings.thresholds, settings.events, settings.frame_s, self.workers.batch_windows
+            self._predictor,
+            settings.thresholds,
+            settings.events,
+            settings.frame_s,
+            self.job.workers.batch_windows,
+            keeps_frames=keeps_frames,
         )
-        return collect.tagged(_counted(self.pieces(chunk), on_windows))
+        return collect.tagged(_counted(self._pieces(chunk), on_windows))
 
-    def pieces(self, chunk: Chunk) -> Iterator[Piece]:
+    def _pieces(self, chunk: Chunk) -> Iterator[Piece]:
+        windows = self.job.settings.windows
         if chunk.clips is not None:
-            return merged([partial(clip_pieces, chunk.clips, self.settings.windows)])
-        num_readers = min(self.workers.num_readers, len(chunk.names))
+            return merged([partial(clip_pieces, chunk.clips, windows)])
+        num_readers = min(self.job.workers.num_readers, len(chunk.names))
         lanes = [chunk.lane(i, num_readers) for i in range(num_readers)]
-        read = self.workers.read
-        return merged([partial(read, numbers, sources, self.settings.windows) for numbers, sources in lanes])
+        return merged([partial(self._read, numbers, sources, windows) for numbers, sources in lanes])
 
-    def tag_chunk(self, chunk: Chunk, predictor: Predictor, tally: Tally) -> None:
+    def tag_chunk(self, chunk: Chunk, tally: Tally) -> None:
         """Tag the recordings of a chunk that an earlier attempt has not tagged."""
-        assert self.write is not None
-        name = chunk.name
-        num_deaths = self.write.begin_attempt(self.run, name)
-        written, number = self.write.written(name)
+        write, name = self.job.write, chunk.name
+        assert write is not None
+        num_deaths = write.begin_attempt(self.job.run, name)
+        written, number = write.written(name)
         left = chunk.without(written)
         if num_deaths >= MAX_DEATHS:
             names = [recording for recording in left.names if recording not in left.done]
             message = f"the worker that tagged it and up to {len(names) - 1} others died {num_deaths} times"
-            self.write.fail(name, number, names, message)
+            write.fail(name, number, names, message)
             return tally.add({str(Reason.CRASHED): len(names)}, 0.0)
         part: list[tuple[str, Tagged]] = []
-        for tagged in self.results(left, predictor, lambda seconds: tally.add({}, seconds)):
+        for tagged in self.results(left, lambda seconds: tally.add({}, seconds)):
             recording = left.names[tagged.recording]
             if recording in left.done:
                 continue
             part.append((recording, tagged))
             tally.add({_outcome(tagged): 1}, 0.0)
             if sum(len(one.start_s) for _, one in part) >= PART_WINDOWS:
-                self.write.write(name, number, part)
+                write.write(name, number, part)
                 number, part = number + 1, []
         if part:
-            self.write.write(name, number, part)
+            write.write(name, number, part)
 
 
 def _outcome(tagged: Tagged) -> str:
@@ -165,14 +181,16 @@ def _counted(pieces: Iterator[Piece], on_windows: Callable[[float], None]) -> It
 
 
 def tag_here(
-    inputs: Inputs, members: Sequence[Member], settings: TagSettings, device: str
+    inputs: Inputs, members: Sequence[Member], settings: TagSettings, device: str, *, keeps_frames: bool = False
 ) -> Iterator[tuple[str, Tagged]]:
     """The results of each recording, without an output and without Ray."""
-    job = Job(members, settings, Workers(number=0, device=device), None, "")
-    predictor = job.predictor()
-    for chunk in chunks_of(inputs, lambda _: False, most=MAX_CHUNK, own_hosts=own_hosts(inputs)):
-        for tagged in job.results(chunk, predictor):
-            yield chunk.names[tagged.recording], tagged
+    worker = Worker(Job(members, settings, Workers(number=0, device=device), None, ""))
+    try:
+        for chunk in chunks_of(inputs, lambda _: False, most=MAX_CHUNK, own_hosts=own_hosts(inputs)):
+            for tagged in worker.results(chunk, keeps_frames=keeps_frames):
+                yield chunk.names[tagged.recording], tagged
+    finally:
+        worker.stop()
 
 
 def own_hosts(inputs: Inputs) -> tuple[tuple[str, int], ...]:

@@ -30,9 +30,9 @@ from pipeline.prepare.plan import (
     Stages,
     fail_after_deaths,
     prepare,
-    rows_of,
 )
 from pipeline.prepare.sources import read_manifest
+from pipeline.ray_datasets import rows_of
 from pipeline.ray_errors import user_errors_from_tasks
 from tests import fakes
 

@@ -10,10 +10,11 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from pipeline.tag.inputs import find_inputs
-from pipeline.tag.on_ray import remote_pieces, run_chunks
+from pipeline.tag.on_ray import remote_pieces, run_chunks, workers_of_cluster
 from pipeline.tag.plan import tag
 from pipeline.tag.predictor import Member
 from pipeline.tag.work import Workers, settings_for
@@ -34,6 +35,25 @@ def run(folder: Path, output: Path, member: Member, workers: Workers) -> None:
     settings = settings_for([member], np.full(3, 0.5), window_s=None, hop_s=None)
     chunks = None if workers.number == 0 else run_chunks
     tag(find_inputs([str(folder)]), [member], settings, str(output), workers, run_chunks=chunks, say=lambda _: None)
+
+
+def test_workers_fit_on_the_nodes_of_a_cluster(monkeypatch: pytest.MonkeyPatch):
+    def workers(*nodes: dict[str, float], cpus: int = 4, gpus: float = 1.0) -> Workers:
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        given = {"wanted": "auto", "is_local": False, "number": None, "readers": None, "batch_windows": 32}
+        return workers_of_cluster(cpus=cpus, gpus=gpus, **given)
+
+    for nodes, cpus, number in (
+        (({"CPU": 16.0},), 4, 4),
+        (({"CPU": 2.0}, {"CPU": 2.0}, {"CPU": 2.0}), 2, 3),  # no node has room for four
+        (({"CPU": 0.0}, {"CPU": 6.0}, {"CPU": 2.0}), 4, 1),
+        (({"memory": 1.0},), 1, 1),
+    ):
+        found = workers(*nodes)
+        assert (found.device, found.cpus, found.number) == ("cpu", cpus, number)
+    on_gpus = workers({"CPU": 8.0, "GPU": 2.0}, {"GPU": 1.0}, gpus=0.6)
+    assert (on_gpus.device, on_gpus.number) == ("cuda", 3)  # two of them do not share a GPU
+    assert workers({"GPU": 2.0}, gpus=0.5).number == 4
 
 
 @pytest.mark.slow
