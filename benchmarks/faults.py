@@ -574,6 +574,7 @@ class Campaign:
 
 def start_cluster(folder: Path, num_nodes: int = 2) -> Cluster:
     """Start nodes of one CPU each on this machine."""
+    Path(tempfile.gettempdir(), "ray").mkdir(exist_ok=True)  # Ray writes the cluster's address there
     # Ray then notices a dead node after 1.5 s instead of 15 s.
     noticing = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
     node: dict[str, Any] = {"num_cpus": 1, "temp_dir": str(folder)}
