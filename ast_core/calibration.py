@@ -18,7 +18,7 @@ N clips, C classes. A decision is one of the N × C cells.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -96,6 +96,20 @@ class ClassCalibration:
 
 
 @dataclass(frozen=True)
+class EventTuning:
+    """Settings with which events are found best, from recordings whose events are known (`pipeline.tag.events`)."""
+
+    release: float
+    median_s: float
+    merge_s: float
+    min_s: float
+    thresholds: tuple[float, ...]
+    """One a class, of calibrated scores."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What it was made from, and how well it finds the events there."""
+
+
+@dataclass(frozen=True)
 class ModelCalibration:
     """The calibration of each class of a model."""
 
@@ -106,6 +120,7 @@ class ModelCalibration:
     """The same after calibration, each clip calibrated without its own fold."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What it was made from."""
+    events: EventTuning | None = None
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Calibrated scores of raw ones, float32 `[…, C]`."""
@@ -120,7 +135,8 @@ class ModelCalibration:
 
     def to_dict(self, labels: LabelVocabulary) -> dict[str, Any]:
         """The content of calibration.json."""
-        return {
+        events = {} if self.events is None else {"events": asdict(self.events)}
+        return events | {
             "schema_version": 1,
             "made_from": dict(self.facts),
             "expected_calibration_error": {"before": self.error_before, "after": self.error_after},
@@ -158,12 +174,21 @@ class ModelCalibration:
             )
             for one in found:
                 one.map(np.array([0.5]))  # raises for parameters that do not fit
-            made = cls(found, errors["before"], errors["after"], value["made_from"])
+            events = _tuning(value["events"], len(found)) if "events" in value else None
+            made = cls(found, errors["before"], errors["after"], value["made_from"], events)
         except (KeyError, TypeError, ValueError, DataError) as err:
             raise DataError(f"{origin} is damaged or of another version ({type(err).__name__}: {err})") from err
         if mids != labels.mids:
             raise DataError(f"{origin} is of other classes than the model; run jobs/calibrate.py again")
         return made
+
+
+def _tuning(value: Mapping[str, Any], num_classes: int) -> EventTuning:
+    """Raises KeyError, TypeError or ValueError for a value that is no `EventTuning` of so many classes."""
+    made = EventTuning(**{**value, "thresholds": tuple(map(float, value["thresholds"]))})
+    if len(made.thresholds) != num_classes:
+        raise ValueError(f"{len(made.thresholds)} thresholds of events for {num_classes} classes")
+    return made
 
 
 def calibrate(

@@ -3,9 +3,11 @@
     python jobs/calibrate.py --checkpoint runs/1
     python jobs/calibrate.py --checkpoint runs/1/averaged --data data --split eval
     python jobs/calibrate.py --checkpoint runs/1 --precision 0.9
+    python jobs/calibrate.py --checkpoint runs/1 --events events.csv --hop-s 1
 
 Without --data, the scores are those that a run has kept of its evaluation clips (best/scores.parquet). The result is
 calibration.json in the model's folder, which jobs/tag.py uses. By default a class's threshold has the largest F1.
+With --events, the settings and thresholds of events are chosen too: those that best find known events of recordings.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds
@@ -15,18 +17,22 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ast_core.calibration import Goal, ModelCalibration, calibrate, names_of_few
+from ast_core.calibration import EventTuning, Goal, ModelCalibration, calibrate, names_of_few
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from jobs.common import add_ray_options, check_numbers, run
 from pipeline.redaction import without_secrets
 from pipeline.text_table import text_table
 from pipeline.train.evaluation.scores import read_scores
+
+if TYPE_CHECKING:
+    from pipeline.tag.predictor import Member
 
 FEW_SHOWN = 10
 """Classes with too few clips that a line names."""
@@ -42,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     goal = parser.add_mutually_exclusive_group()
     goal.add_argument("--precision", type=float, metavar="P", help="thresholds with at least this precision")
     goal.add_argument("--recall", type=float, metavar="R", help="thresholds with at least this recall")
+    group = parser.add_argument_group("events")
+    group.add_argument(
+        "--events",
+        metavar="FILE",
+        help="CSV with path, start_s, end_s, label: all events of recordings that the model was not trained on",
+    )
+    group.add_argument("--window-s", type=float, metavar="S", help="length of a window, as tag.py's")
+    group.add_argument("--hop-s", type=float, metavar="S", help="from one window to the next, as tag.py's")
     parser.add_argument("--per-class", action="store_true", help="print all classes")
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU"
@@ -52,10 +66,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    check_numbers(args, precision=1, recall=1)
+    check_numbers(args, precision=1, recall=1, window_s=3600, hop_s=3600)
     if bool(args.data) != bool(args.split):
         raise ConfigError("give --data and --split together, or neither of them")
-    from pipeline.train import models  # PyTorch, which `--help` does not need
+    if args.events is None and (args.window_s or args.hop_s):
+        raise ConfigError("--window-s and --hop-s are for --events")
+    from pipeline.tag.predictor import Member  # PyTorch, which `--help` does not need
+    from pipeline.train import models
 
     uri = models.find(args.checkpoint)
     models.calibration_file(uri)  # refuses a file of weights before any work
@@ -65,9 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     value = args.precision or args.recall or 0.0
     facts |= {"clips": len(scores), "goal": goal, "value": value}
     made = calibrate(scores, targets, goal=goal, value=value, facts=facts)
+    if args.events is not None:
+        member = Member(uri, model, config, list(range(len(config.labels))), made, "")
+        made = replace(made, events=_tuned(args, member, made.thresholds()))
     file = models.write_calibration(uri, made, model, config)
     print(_table(made, config.labels, None if args.per_class else CLASSES_SHOWN))
-    for line in _lines(made, config.labels):
+    for line in [*_lines(made, config.labels), *_event_lines(made.events)]:
         print(line)
     print(f"wrote {file}")
     return 0
@@ -102,6 +122,29 @@ def _scored_again(args: argparse.Namespace, uri: str) -> tuple[np.ndarray, np.nd
     return scores[:, in_order_of_model], targets[:, in_order_of_model], facts
 
 
+def _tuned(args: argparse.Namespace, member: "Member", thresholds_C: np.ndarray) -> EventTuning:
+    """Tag the recordings of `--events`, and choose the settings of events."""
+    from pipeline.tag.event_tuning import Known, read_truth, tune
+    from pipeline.tag.events import timeline
+    from pipeline.tag.inputs import find_inputs
+    from pipeline.tag.work import local_device, settings_for, tag_here
+
+    truth = read_truth(args.events, member.config.labels)
+    settings = settings_for([member], thresholds_C, window_s=args.window_s, hop_s=args.hop_s)
+    known = []
+    for name, tagged in tag_here(
+        find_inputs(list(truth)), [member], settings, local_device(args.device), keeps_frames=True
+    ):
+        if tagged.lost:
+            raise DataError(f"{name} cannot be read as a whole ({tagged.lost[0].message}); leave it out")
+        line = tagged.frames or timeline(tagged.start_s, tagged.end_s, tagged.scores_WC)
+        known.append(Known(line, truth[name]))
+        print(f"tagged {len(known):,} of {len(truth):,} recordings with known events", flush=True)
+    found = tune(known, thresholds_C)
+    windows = {"window_s": settings.windows.window_s, "hop_s": settings.windows.hop_s}
+    return replace(found, facts={**found.facts, **windows})
+
+
 def _table(made: ModelCalibration, labels: LabelVocabulary, most: int | None) -> str:
     """The classes with the most clips."""
     order = sorted(range(len(labels)), key=lambda c: -made.classes[c].num_positives)[:most]
@@ -129,6 +172,19 @@ def _lines(made: ModelCalibration, labels: LabelVocabulary) -> list[str]:
     if missed:
         lines.append(f"{missed:,} classes do not reach the wanted precision; their threshold comes closest")
     return lines
+
+
+def _event_lines(events: EventTuning | None) -> list[str]:
+    if events is None:
+        return []
+    facts = events.facts
+    few = f"; {facts['classes_with_few']:,} classes have few events and one threshold together"
+    return [
+        f"events: F1 {facts['f1']:.3f} on the {facts['events']:,} events of {facts['recordings']:,} recordings that "
+        f"they are chosen on{few if facts['classes_with_few'] else ''}",
+        f"events: --release {events.release:g} --median-s {events.median_s:g} --merge-s {events.merge_s:g} "
+        f"--min-s {events.min_s:g} are now the defaults of tag.py for this model",
+    ]
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
         default = getattr(EventSettings(), field)
         option = f"--{field.replace('_', '-')}"
         group.add_argument(
-            option, type=float, default=default, metavar=metavar, help=f"{meaning} (default {default:g})"
+            option, type=float, metavar=metavar, help=f"{meaning} (default {default:g}, or that of calibration.json)"
         )
     group.add_argument("--format", choices=sorted(FORMATS), help="also write a label file a recording")
     group = parser.add_argument_group("where it runs")
@@ -120,13 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_numbers(args, window_s=3600, hop_s=3600, readers_per_worker=1000)
     if args.num_workers is not None and not 0 <= args.num_workers <= MAX_WORKERS:
         raise ConfigError(f"--num-workers is {args.num_workers}; use 0 (no Ray) to {MAX_WORKERS:,}")
-    events = EventSettings(**{field: getattr(args, field) for field, _, _ in EVENT_OPTIONS})
+    of_events = {field: getattr(args, field) for field, _, _ in EVENT_OPTIONS}
+    EventSettings.of(None, **of_events)  # refuses impossible ones before any work
     output = output_uri(args.output) if args.output else None
     inputs = find_inputs(args.input, args.split)
     for line in inputs.notes:
         print(line, flush=True)
     from pipeline.tag import printed  # PyTorch, which `--help` and a refused input do not need
-    from pipeline.tag.predictor import read_members, thresholds_of
+    from pipeline.tag.predictor import read_members, thresholds_of, tuning_of
     from pipeline.tag.work import local_device, settings_for
 
     if output is None:
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         thresholds_of(members, args.threshold, DEFAULT_THRESHOLD),
         window_s=args.window_s,
         hop_s=args.hop_s,
-        events=events,
+        events=EventSettings.of(tuning_of(members), **of_events),
         top=args.top,
         embeddings=args.embeddings,
         label_format=args.format,

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.prepare.audio.blocks import Lost
-from pipeline.tag.events import EventSettings, Runs, events_of, owned_frames, runs_above, window_events
+from pipeline.tag.events import EventSettings, Runs, Timeline, events_of, owned_frames, runs_above, window_events
 from pipeline.tag.pieces import Piece
 from pipeline.tag.predictor import Predicted
 from pipeline.tag.windows import BATCH_WINDOWS, Window, padded
@@ -30,6 +30,8 @@ class Tagged:
     embeddings_WD: np.ndarray | None
     events: Runs
     lost: tuple[Lost, ...]
+    frames: Timeline | None = None
+    """The scores of frames, if they are kept."""
 
 
 class Scorer(Protocol):
@@ -49,6 +51,7 @@ class _InProgress:
     scores: list[np.ndarray] = field(default_factory=list)
     embeddings: list[np.ndarray] = field(default_factory=list)
     runs: list[Runs] = field(default_factory=list)
+    frames: list[Timeline] = field(default_factory=list)
     lost: list[Lost] = field(default_factory=list)
     num_expected: int | None = None
 
@@ -63,12 +66,15 @@ class Collector:
         settings: EventSettings,
         frame_s: float | None,
         batch_windows: int = BATCH_WINDOWS,
+        *,
+        keeps_frames: bool = False,
     ) -> None:
         """Args:
         frame_s: seconds from one frame score to the next; None takes events from scores of windows.
+        keeps_frames: whether the scores of frames are part of the results: 76 MB an hour for AudioSet's classes.
         """
         self._predictor, self._thresholds, self._settings = predictor, thresholds_C, settings
-        self._frame_s, self._batch_windows = frame_s, batch_windows
+        self._frame_s, self._batch_windows, self._keeps_frames = frame_s, batch_windows, keeps_frames
         self._waiting: deque[tuple[int, Window]] = deque()
         self._open: dict[int, _InProgress] = {}
 
@@ -98,12 +104,14 @@ class Collector:
             if predicted.embeddings_ND is not None:
                 of.embeddings.append(predicted.embeddings_ND[i].astype(np.float16))
             if self._frame_s is not None:
-                of.runs.append(self._runs(predicted, i, window, self._frame_s))
+                line = self._frames(predicted, i, window, self._frame_s)
+                of.runs.append(runs_above(line, self._settings.release * self._thresholds))
+                of.frames += [line] if self._keeps_frames else []
 
-    def _runs(self, predicted: Predicted, i: int, window: Window, frame_s: float) -> Runs:
+    def _frames(self, predicted: Predicted, i: int, window: Window, frame_s: float) -> Timeline:
         assert predicted.frame_scores_NTC is not None
         num_frames = max(1, round((window.end_s - window.start_s) / frame_s))  # the rest is padding
-        line = owned_frames(
+        return owned_frames(
             window.start_s,
             window.own_start_s,
             window.own_end_s,
@@ -111,7 +119,6 @@ class Collector:
             predicted.frame_scores_NTC[i][:num_frames],
             self._settings.median_s,
         )
-        return runs_above(line, self._settings.release * self._thresholds)
 
     def _complete(self) -> Iterator[Tagged]:
         done = [number for number, of in self._open.items() if of.num_expected == len(of.scores)]
@@ -125,7 +132,8 @@ class Collector:
                 runs = Runs.together(of.runs) if of.runs else _NO_RUNS
                 events = events_of(runs, self._thresholds, self._settings)
             embeddings = np.stack(of.embeddings) if of.embeddings else None
-            yield Tagged(number, start_s, end_s, scores, embeddings, events, tuple(of.lost))
+            frames = Timeline.together(of.frames) if of.frames else None
+            yield Tagged(number, start_s, end_s, scores, embeddings, events, tuple(of.lost), frames)
 
 
 _NO_RUNS = Runs(np.empty(0, np.int64), *(np.empty(0) for _ in range(5)))

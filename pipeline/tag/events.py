@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ast_core.calibration import EventTuning
 from ast_core.errors import ConfigError
 
 TOUCHING_S = 0.005
@@ -39,6 +40,12 @@ class EventSettings:
             if not 0 <= (value := getattr(self, name)) <= 3600:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value:g}; use 0 to 3600 s")
 
+    @classmethod
+    def of(cls, tuning: EventTuning | None, **given: float | None) -> "EventSettings":
+        """The settings that are given, for others those that were tuned for the model, or the defaults."""
+        tuned = {} if tuning is None else {name: getattr(tuning, name) for name in cls.__dataclass_fields__}
+        return cls(**tuned | {name: value for name, value in given.items() if value is not None})
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -47,6 +54,17 @@ class Timeline:
     start_s: np.ndarray
     end_s: np.ndarray
     scores_SC: np.ndarray
+
+    def filtered(self, median_s: float) -> "Timeline":
+        """The timeline after a median filter over about `median_s`."""
+        if not median_s or not len(self.start_s):
+            return self
+        size = round(median_s / float(np.median(self.end_s - self.start_s)))
+        return Timeline(self.start_s, self.end_s, median_filter(self.scores_SC, size))
+
+    @classmethod
+    def together(cls, parts: Sequence["Timeline"]) -> "Timeline":
+        return cls(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -179,10 +197,7 @@ def window_events(
     start_s: np.ndarray, end_s: np.ndarray, scores_WC: np.ndarray, threshold_C: np.ndarray, settings: EventSettings
 ) -> Runs:
     """The events of a recording from the scores of its windows."""
-    line = timeline(start_s, end_s, scores_WC)
-    if settings.median_s and len(line.start_s):
-        size = round(settings.median_s / float(np.median(line.end_s - line.start_s)))
-        line = Timeline(line.start_s, line.end_s, median_filter(line.scores_SC, size))
+    line = timeline(start_s, end_s, scores_WC).filtered(settings.median_s)
     return events_of(runs_above(line, settings.release * threshold_C), threshold_C, settings)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ast_core.batch import Batch, model_input
-from ast_core.calibration import ModelCalibration
+from ast_core.calibration import EventTuning, ModelCalibration
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import ConfigError, DataError
 from ast_core.execution import autocast, for_device, set_attention
@@ -68,11 +68,19 @@ def read_members(uris: Sequence[str], *, calibrated: bool = True) -> list[Member
     return members
 
 
+def tuning_of(members: Sequence[Member]) -> EventTuning | None:
+    """How the model finds events best, if that has been tuned. For an ensemble it has not."""
+    calibration = members[0].calibration if len(members) == 1 else None
+    return None if calibration is None else calibration.events
+
+
 def thresholds_of(members: Sequence[Member], given: float | None, default: float) -> np.ndarray:
-    """`[C]`: the given threshold, or the mean of the members' own ones, or the default."""
+    """`[C]`: the given threshold, or those tuned for events, or the mean of the members' own ones, or the default."""
     num_classes = len(members[0].config.labels)
     if given is not None:
         return np.full(num_classes, given)
+    if (tuning := tuning_of(members)) is not None:
+        return np.array(tuning.thresholds)
     own = [m.calibration.thresholds()[m.columns] for m in members if m.calibration is not None]
     return np.mean(own, axis=0) if own else np.full(num_classes, default)
 

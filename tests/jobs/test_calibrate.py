@@ -1,17 +1,21 @@
 """`calibrate.py` on the scores that a run has kept, whose miscalibration is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ast_core.calibration import ModelCalibration, reliability
+from ast_core.calibration import EventTuning, ModelCalibration, reliability
 from ast_core.checkpoints import ModelConfig, save_model
+from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
-from jobs import calibrate
+from jobs import calibrate, tag
+from pipeline.tag.predictor import read_members, thresholds_of, tuning_of
 from pipeline.train import models
 from pipeline.train.evaluation.scores import read_scores, write_scores
+from tests import fakes
 from tests.ast_core import small
 from tests.ast_core.test_calibration import distorted
 from tests.train.evaluation.test_scores import clips_of
@@ -71,3 +75,42 @@ def test_asked_precision_is_reached_on_other_clips_within_its_interval(run: str)
         # The threshold comes from `taken` clips, so its precision elsewhere varies as that of as many. 99 % are within.
         error = np.sqrt(0.8 * 0.2 * (1 / taken + 1 / reached["unseen"][1]))
         assert abs(reached["unseen"][0] - precision) < 2.58 * error
+
+
+def test_known_events_of_recordings_decide_the_settings_of_events(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fakes.write_media(tmp_path / "known.wav", fakes.noise(6.0))
+    (tmp_path / "events.csv").write_text("path,start_s,end_s,label\nknown.wav,0,6,dog\nknown.wav,0,6,cat\n")
+    assert calibrate.main(["--checkpoint", run, "--events", str(tmp_path / "events.csv"), "--hop-s", "0.3"]) == 0
+    tuned = made(run).events
+    assert tuned is not None
+    assert (tuned.facts["events"], tuned.facts["hop_s"], tuned.facts["classes_with_few"]) == (2, 0.3, 2)
+    assert tuned.thresholds[2] == made(run).thresholds()[2]  # nothing is known of owls
+    assert f"events: F1 {tuned.facts['f1']:.3f} on the 2 events of 1 recordings" in capsys.readouterr().out
+    members = read_members([run])
+    np.testing.assert_array_equal(thresholds_of(members, None, 0.5), tuned.thresholds)
+    assert tuning_of(members) == tuned
+    assert tuning_of(read_members([run], calibrated=False)) is None
+    tags = tmp_path / "tags"
+    given = ["--checkpoint", run, "--input", str(tmp_path / "known.wav"), "--num-workers", "0", "--merge-s", "7"]
+    assert tag.main([*given, "--output", str(tags)]) == 0
+    settings = json.loads((tags / "tags.json").read_text())["settings"]
+    assert settings["events"] == {
+        "release": tuned.release,
+        "median_s": tuned.median_s,
+        "merge_s": 7.0,
+        "min_s": tuned.min_s,
+        "from": "windows",
+    }
+    assert settings["thresholds"] == pytest.approx(tuned.thresholds, abs=1e-6)
+
+
+def test_damaged_settings_of_events_are_refused(run: str):
+    assert calibrate.main(["--checkpoint", run]) == 0
+    uri = models.find(run)
+    model, config = models.read(uri)
+    tuned = EventTuning(0.5, 0.0, 0.0, 0.0, (0.5, 0.5))
+    models.write_calibration(uri, replace(made(run), events=tuned), model, config)
+    with pytest.raises(DataError, match="2 thresholds of events for 3 classes"):
+        made(run)
