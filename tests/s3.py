@@ -4,6 +4,7 @@ Ray's workers use it too, through the usual environment variables.
 """
 
 import json
+import socket
 import subprocess
 import sys
 import urllib.parse
@@ -73,10 +74,15 @@ class S3Server:
 
 
 @contextmanager
-def serve() -> Iterator[S3Server]:
-    root = str(Path(__file__).parents[1])
+def serve(*elsewhere: socket.socket) -> Iterator[S3Server]:
+    """Serve on loopback, and on the listening sockets `elsewhere`, which may be on other networks."""
+    root, sockets = str(Path(__file__).parents[1]), [each.fileno() for each in elsewhere]
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.s3_server"], cwd=root, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.s3_server", *map(str, sockets)],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=sockets,
     ) as process:
         try:
             server = S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")

@@ -1,5 +1,7 @@
 """The S3 server of the tests, moto's, which is slow to import. `python -m tests.s3_server` prints its port.
 
+With the number of an inherited socket as an argument it also listens there, for machines of another network.
+
 A request to CONTROL sets the share of the requests, or the number of the following ones, that it refuses, whether
 deleting is forbidden, and the request from which on it is away.
 """
@@ -7,6 +9,7 @@ deleting is forbidden, and the request from which on it is away.
 import json
 import re
 import socket
+import sys
 import threading
 from random import Random
 from typing import Any
@@ -107,6 +110,9 @@ class Quiet(WSGIRequestHandler):
 
 def main() -> None:
     app = Busy(DomainDispatcherApplication(create_backend_app))
+    for inherited in map(int, sys.argv[1:]):
+        elsewhere = make_server("0.0.0.0", 0, app, threaded=True, request_handler=Quiet, fd=inherited)
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     print(server.server_port, flush=True)
     server.serve_forever()

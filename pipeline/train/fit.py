@@ -43,6 +43,7 @@ from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
+from pipeline.train.network_interface import NodeAddressConfig
 from pipeline.train.resources import check_precision, known_resources, worker_resources
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.settings import IN_PROCESS, TrainSettings
@@ -185,6 +186,7 @@ def train_run(claimed: ClaimedRun) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=asdict(job),
+        torch_config=NodeAddressConfig(),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees Train V1; V2 runs
             num_workers=most if least == most else (least, most),  # type: ignore[arg-type]  # the same
             elastic_resize_monitor_interval_s=settings.resize_every_s,
