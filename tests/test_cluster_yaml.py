@@ -15,11 +15,10 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
-from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
-from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from jobs import train
 from pipeline.prepare import plan
+from tests import autoscaler
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster.yaml"
@@ -108,15 +107,7 @@ def test_our_own_rules_find_a_broken_cluster_yaml(path: str, value: Any, complai
 
 
 def nodes_for(demand: dict[str, float], count: int, config: dict[str, Any]) -> dict[str, int]:
-    """The nodes that Ray's autoscaler starts for `count` such tasks on an empty cluster. Empty if they do not fit."""
-    scaling = ray_reads(config)
-    request = SchedulingRequest(
-        disable_launch_config_check=True,
-        node_type_configs=scaling.get_node_type_configs(),
-        max_num_nodes=scaling.get_max_num_nodes(),
-        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand)] * count),
-    )
-    return {launch.instance_type: launch.count for launch in ResourceDemandScheduler().schedule(request).to_launch}
+    return autoscaler.nodes_for(demand, count, ray_reads(config))
 
 
 def test_preparation_starts_cpu_nodes_and_no_gpu_nodes():
