@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--public", action="store_true", help="a new repository on the hub is public (default: private)"
     )
     group = parser.add_argument_group("ONNX")
-    group.add_argument("--quantize", choices=["int8"], help="weights of matrix products with 8 bits")
+    group.add_argument("--quantize", choices=["int8"], help="store weights with 8 bits")
     group.add_argument("--data", metavar="URI", help="a prepared data set, to measure what --quantize costs in mAP")
     group.add_argument("--split", nargs="+", metavar="SPLIT", help="its splits; clips that the model has not seen")
     group.add_argument(

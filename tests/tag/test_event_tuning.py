@@ -37,6 +37,7 @@ def test_events_with_gaps_glitches_and_a_quiet_class_are_found_after_tuning():
         begin_s = 20.0 * i + 2
         parts += [(0, begin_s, begin_s + 2, 0.9), (0, begin_s + 2.8, begin_s + 5, 0.9)]  # a gap of 0.8 s
         parts += [(0, begin_s + 9, begin_s + 9.5, 0.95)]  # a glitch of half a second
+        parts += [(0, begin_s + 12, begin_s + 15, 0.4)]  # another sound, for which the other class would be loud
         parts += [(1, begin_s + 5, begin_s + 9, 0.3)]  # a class with low scores
         truth += [(begin_s, begin_s + 5, 0), (begin_s + 5, begin_s + 9, 1)]
     scores = line(162.0, *parts)
@@ -47,7 +48,7 @@ def test_events_with_gaps_glitches_and_a_quiet_class_are_found_after_tuning():
     assert len(events) == 16
     by_default = window_events(scores.start_s, scores.end_s, scores.scores_SC, np.full(2, 0.5), EventSettings())
     assert len(by_default) == 24
-    assert found.thresholds[1] < 0.3
+    assert found.thresholds[1] < 0.3 < 0.4 < found.thresholds[0]
     assert EventSettings.of(found, merge_s=0.1) == EventSettings(found.release, found.median_s, 0.1, found.min_s)
 
 

@@ -180,6 +180,29 @@ def test_features_in_the_file_equal_log_mel(settings: FeatureSettings, num_frame
         assert np.abs(raw[len(expected) :]).max(initial=0) < 1e-6, "padding is 0"
 
 
+@pytest.mark.parametrize(
+    ("shape", "share"),
+    [
+        ({"model": "talnet", "embedding_size": 256}, 0.35),  # convolutions and a GRU
+        pytest.param({"model": "mobilenetv2", "imagenet_pretrain": False}, 0.3, marks=pytest.mark.slow),
+    ],
+)
+def test_int8_weights_of_convolutions_are_stored_small_and_compute_alike(
+    shape: dict[str, object], share: float, tmp_path: Path
+):
+    recipe = Recipe(**shape, input_tdim=NUM_FRAMES, label_dim=len(LABELS), timem=0, freqm=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(**recipe.model_args()).eval()
+    save_onnx(tmp_path / "network.onnx", model, ModelConfig(recipe, small.NORM, LABELS))
+    save_int8(tmp_path / "int8.onnx", tmp_path / "network.onnx")
+    sizes = [(tmp_path / name).stat().st_size for name in ("int8.onnx", "network.onnx")]
+    assert sizes[0] < share * sizes[1]
+    fbank = fakes.noise(4 * NUM_FRAMES * 128 / 16_000).reshape(4, NUM_FRAMES, 128) * 3
+    after, before = (session(tmp_path / n).run(["logits"], {"fbank": fbank})[0] for n in ("int8.onnx", "network.onnx"))
+    assert 0 < np.abs(after - before).max() < 0.15 * before.std()
+
+
 def test_int8_weights_make_the_file_smaller_and_change_scores_little(network: Path, file: Path, tmp_path: Path):
     save_int8(tmp_path / "int8.onnx", network)
     assert (tmp_path / "int8.onnx").stat().st_size < 0.4 * network.stat().st_size
