@@ -1,4 +1,4 @@
-"""Named Ray actors. A cluster has one actor of a name at a time, so jobs find each other by the name."""
+"""Whose Ray it is, and named actors: a cluster has one of a name at a time, so jobs find each other by the name."""
 
 import time
 from contextlib import suppress
@@ -30,3 +30,9 @@ def on_this_node() -> dict[str, Any]:
         "max_task_retries": -1,
         "scheduling_strategy": here,
     }
+
+
+def ray_is_ours() -> bool:
+    """Whether this process has started its Ray, rather than joined one."""
+    node = ray._private.worker._global_node  # Ray has no public way to ask
+    return node is not None and bool(node.head)

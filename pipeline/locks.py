@@ -13,7 +13,7 @@ import ray
 
 from ast_core.errors import DataError
 from pipeline import storage
-from pipeline.cluster import end, on_this_node
+from pipeline.cluster import end, on_this_node, ray_is_ours
 
 Purpose = Literal["prepare", "train", "tag"]
 DOING: dict[Purpose, str] = {"prepare": "preparing", "train": "training", "tag": "tagging"}
@@ -36,7 +36,7 @@ def exclusive(purpose: Purpose, uri: str) -> Iterator[None]:
     with ExitStack() as held:
         is_ours = held.enter_context(_locked_folder(uri))
         is_folder = isinstance(storage.resolve(uri)[0], pafs.LocalFileSystem)
-        if is_ours and ray.is_initialized() and not (is_folder and _ray_is_ours()):
+        if is_ours and ray.is_initialized() and not (is_folder and ray_is_ours()):
             is_ours = held.enter_context(_named_in_cluster(purpose, uri))
         if not is_ours:
             raise DataError(f"another job is {DOING[purpose]} {uri}; wait for its end, or stop it")
@@ -59,12 +59,6 @@ def _locked_folder(folder: str) -> Iterator[bool]:
         yield _flock(handle)
     finally:
         os.close(handle)
-
-
-def _ray_is_ours() -> bool:
-    """Whether this process has started its Ray, rather than joined one."""
-    node = ray._private.worker._global_node  # Ray has no public way to ask
-    return node is not None and bool(node.head)
 
 
 def _flock(handle: int) -> bool:

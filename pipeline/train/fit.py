@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
@@ -20,6 +21,7 @@ from ray.train import (
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -33,6 +35,7 @@ from ast_core.models.registry import model_kind
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import DATA, Recipe
 from pipeline import storage
+from pipeline.cluster import ray_is_ours
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.locks import exclusive
 from pipeline.os_errors import explain, nearly_full
@@ -183,7 +186,7 @@ def train_run(claimed: ClaimedRun) -> None:
         unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
     )
     least, most = settings.num_workers
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config=asdict(job),
         torch_config=NodeAddressConfig(),
@@ -294,6 +297,17 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
         task_config=ValidationTaskConfig({"job": asdict(job)}),
         ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu)},
     )
+
+
+class _Trainer(TorchTrainer):
+    """A trainer without an actor that frees the workers' CPUs if the trainer's own process dies, if this Ray ends then.
+
+    The actor asks Ray's dashboard, which a Ray of our own does not have, and prints a warning every second.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
+        return [one for one in callbacks if not (ray_is_ours() and isinstance(one, PlacementGroupCleanerCallback))]
 
 
 def _fit(trainer: TorchTrainer, run: str) -> None:
