@@ -33,7 +33,7 @@ from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.fetch import rate_limiter
 from pipeline.prepare.fetch.download import FetchSettings
 from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
-from pipeline.prepare.fetch.rate_limiter import RateLimit
+from pipeline.prepare.fetch.rate_limiter import YOUTUBE_PER_HOUR, RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import membership
 from pipeline.prepare.sources import ClipList, locate, registry
@@ -42,7 +42,6 @@ from pipeline.prepare.sources.registry import Request, Source
 if TYPE_CHECKING:
     from pipeline.prepare.plan import Prepared
 
-YOUTUBE_PER_HOUR = 300.0
 """YouTube's limit for clients without an account, according to yt-dlp's maintainers."""
 
 LONGEST_WAIT_S, LONGEST_COOL_DOWN_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0, 10**9

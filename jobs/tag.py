@@ -19,11 +19,18 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
     entry.begin()
 
 import argparse
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from ast_core.errors import ConfigError
 from jobs.common import add_ray_options, check_numbers, output_uri, run
+from pipeline.prepare.fetch.rate_limiter import YOUTUBE_PER_HOUR, LocalPermits, RateLimit
+from pipeline.prepare.sources.checks import WEB
+from pipeline.prepare.sources.locate import any_of_youtube
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import Inputs, find_inputs
 from pipeline.tag.label_files import FORMATS
@@ -62,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="URI", help="folder for the results; default: print them")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits of a prepared data set (default: all)")
     parser.add_argument("--retry-failed", action="store_true", help="try recordings again that failed for good")
+    parser.add_argument(
+        "--fetches-per-hour",
+        type=float,
+        metavar="N",
+        help=f"rate limit for recordings at URLs of a host (default: {YOUTUBE_PER_HOUR:g} for YouTube, else none)",
+    )
     group = parser.add_argument_group("scores")
     group.add_argument("--window-s", type=float, metavar="S", help="length of a window (default: the model's input)")
     group.add_argument("--hop-s", type=float, metavar="S", help="from one window to the next (default: a window)")
@@ -117,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     check_numbers(args, threshold=1, top=100_000, cpus_per_worker=1000, gpus_per_worker=1, batch_windows=100_000)
-    check_numbers(args, window_s=3600, hop_s=3600, readers_per_worker=1000)
+    check_numbers(args, window_s=3600, hop_s=3600, readers_per_worker=1000, fetches_per_hour=1e9)
     if args.num_workers is not None and not 0 <= args.num_workers <= MAX_WORKERS:
         raise ConfigError(f"--num-workers is {args.num_workers}; use 0 (no Ray) to {MAX_WORKERS:,}")
     of_events = {field: getattr(args, field) for field, _, _ in EVENT_OPTIONS}
@@ -156,15 +169,20 @@ def _tag(
     args: argparse.Namespace, inputs: Inputs, members: "Sequence[Member]", settings: "TagSettings", output: str
 ) -> "Summary":
     from jobs.ray_session import ray_session  # Ray takes seconds to import
+    from pipeline.prepare.fetch.rate_limit_actor import cluster_permits
     from pipeline.tag import on_ray, plan
     from pipeline.tag.work import Workers, local_device
 
     given = {"inputs_given": args.input, "retry_failed": args.retry_failed}
+    rate_limit = _rate_limit(args.fetches_per_hour, inputs.recordings["media"])
     if args.num_workers == 0:
         device, readers = local_device(args.device), args.readers_per_worker or 1
         workers = Workers(number=0, device=device, num_readers=readers, batch_windows=args.batch_windows)
-        return plan.tag(inputs, members, settings, output, workers, **given)
-    with ray_session(args.address, args.num_cpus):
+        local = None if rate_limit is None else LocalPermits(rate_limit)
+        return plan.tag(inputs, members, settings, output, workers, permits=local, **given)
+    with ExitStack() as stack:
+        stack.enter_context(ray_session(args.address, args.num_cpus))
+        permits = None if rate_limit is None else stack.enter_context(cluster_permits(rate_limit))
         workers = on_ray.workers_of_cluster(
             wanted=args.device,
             is_local=args.address == "local",
@@ -174,7 +192,17 @@ def _tag(
             readers=args.readers_per_worker,
             batch_windows=args.batch_windows,
         )
-        return plan.tag(inputs, members, settings, output, workers, run_chunks=on_ray.run_chunks, **given)
+        return plan.tag(
+            inputs, members, settings, output, workers, run_chunks=on_ray.run_chunks, permits=permits, **given
+        )
+
+
+def _rate_limit(per_hour: float | None, media: pa.ChunkedArray) -> RateLimit | None:
+    """The rate limit for recordings at URLs; None if there are none."""
+    if not any(map(WEB.match, media.to_pylist())):
+        return None
+    usual = YOUTUBE_PER_HOUR if any_of_youtube(media) else math.inf
+    return RateLimit(fetches_per_hour=usual if per_hour is None else per_hour)
 
 
 if __name__ == "__main__":

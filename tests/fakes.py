@@ -17,7 +17,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, in_progress, ragged
-from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit, RateLimiter
+from pipeline.prepare.fetch.rate_limiter import Fetching, Permit, RateLimit, RateLimiter
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards
 
@@ -242,3 +242,6 @@ class Permits:
 
     def report(self, address: str, host: str, reason: Reason | None) -> None:
         self.limiter.report(self.rate_limit, address, host, reason)
+
+    def fetching(self) -> Fetching:
+        return self.limiter.fetching()

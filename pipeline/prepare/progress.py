@@ -53,11 +53,8 @@ class Progress:
             parts.append(f"fetches: {fetching.num_ended:,}")
         if self.failures:
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in self.failures.most_common()))
-        if fetching and fetching.cooling_down:
-            cooling = (
-                f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in fetching.cooling_down.items()
-            )
-            parts.append("cooling down: " + ", ".join(cooling))
+        if fetching and (cooling := fetching.cooling_in_words()):
+            parts.append(cooling)
         return without_secrets("  ".join(parts))  # a proxy may have a password
 
 

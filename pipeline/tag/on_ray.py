@@ -12,6 +12,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Wor
 
 from ast_core.errors import ConfigError
 from pipeline.os_errors import in_spite_of_errors
+from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.prepare.stream import Source
 from pipeline.ray_datasets import rows_of, silence_ray
 from pipeline.tag.pieces import PIECES_AHEAD, Chunk, Piece, Readers
@@ -76,7 +77,7 @@ def run_chunks(job: Job, chunks: Sequence[Chunk], num_recordings: int, say: Call
         num_gpus=workers.gpus or None,
         compute=ActorPoolStrategy(size=min(workers.number, len(chunks)), max_tasks_in_flight_per_actor=1),
     )
-    with Progress(num_recordings, say, partial(_total, tally_actor)):
+    with Progress(num_recordings, say, partial(_total, tally_actor), job.permits):
         for _ in rows_of(data, PARTS_ARE_WHOLE):
             pass
 
@@ -86,7 +87,9 @@ def _total(tally: Any) -> tuple[dict[str, int], float]:
     return outcomes, seconds
 
 
-def remote_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
+def remote_pieces(
+    numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings, *, permits: Permits | None
+) -> Iterator[Piece]:
     """`Readers.pieces` by a task on any node, at most `PIECES_AHEAD` pieces ahead."""
     read: Any = ray.remote(_read).options(
         num_cpus=READER_CPUS,
@@ -94,17 +97,21 @@ def remote_pieces(numbers: Sequence[int], sources: Sequence[Source], settings: W
         num_returns="streaming",
         _generator_backpressure_num_objects=PIECES_AHEAD,
     )
-    for piece in read.remote(numbers, sources, settings):
+    for piece in read.remote(numbers, sources, settings, permits):
         yield ray.get(piece)
 
 
-def _read(numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
-    yield from _readers_of_process().pieces(numbers, sources, settings)
+def _read(
+    numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings, permits: Permits | None
+) -> Iterator[Piece]:
+    readers = _readers_of_process()
+    readers.permits = permits
+    yield from readers.pieces(numbers, sources, settings)
 
 
 @cache
 def _readers_of_process() -> Readers:
-    """The readers of a process of Ray, which runs a task for each chunk."""
+    """The readers of a process of Ray, which runs a task for each chunk of the same job."""
     return Readers()
 
 

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from pipeline.dataset import Clips, PreparedDataset, shards_dir
 from pipeline.prepare.audio.blocks import Block, Lost
 from pipeline.prepare.clip import ClipError, printable
-from pipeline.prepare.stream import RecordingReader, Source
+from pipeline.prepare.fetch.rate_limiter import Permits, wait_for_permit
+from pipeline.prepare.sources.locate import host_of
+from pipeline.prepare.stream import URL_SCHEMES, RecordingReader, Source
 from pipeline.recording_names import clip_name_prefix
 from pipeline.redaction import without_secrets_of
 from pipeline.tag.inputs import Inputs
@@ -104,7 +106,11 @@ class Readers:
     start and so goes on with the next recordings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, permits: Permits | None = None) -> None:
+        """Args:
+        permits: of the rate limiter, for recordings at URLs; None fetches them at once.
+        """
+        self.permits = permits
         self._idle: queue.SimpleQueue[RecordingReader] = queue.SimpleQueue()
 
     def pieces(self, numbers: Sequence[int], sources: Sequence[Source], settings: WindowSettings) -> Iterator[Piece]:
@@ -115,9 +121,24 @@ class Readers:
             reader = RecordingReader()
         try:
             for number, source in zip(numbers, sources, strict=True):
-                yield from pieces_of(number, source, settings, reader.blocks(source, settings.features.sample_rate_hz))
+                blocks = reader.blocks(source, settings.features.sample_rate_hz)  # it reads with the first block
+                pieces = pieces_of(number, source, settings, blocks)
+                is_paced = self.permits is not None and source.media.startswith(URL_SCHEMES)
+                yield from self._paced(pieces, host_of(source.media)) if is_paced else pieces
         finally:
             self._idle.put(reader)
+
+    def _paced(self, pieces: Iterator[Piece], host: str) -> Iterator[Piece]:
+        """Wait for a permit, and report how the fetch ended."""
+        assert self.permits is not None
+        address, reason = wait_for_permit(self.permits, host), None
+        try:
+            for number, piece in enumerate(pieces):
+                if number == 0 and piece.is_last and piece.lost:
+                    reason = piece.lost[0].reason
+                yield piece
+        finally:
+            self.permits.report(address, host, reason)
 
     def stop(self) -> None:
         """End the processes that decode."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.locks import exclusive
 from pipeline.os_errors import in_spite_of_errors
+from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.redaction import without_secrets
 from pipeline.tag import output as tags
 from pipeline.tag.inputs import Inputs
@@ -35,6 +36,7 @@ def tag(
     workers: Workers,
     *,
     run_chunks: RunChunks | None = None,
+    permits: Permits | None = None,
     inputs_given: Sequence[str] = (),
     retry_failed: bool = False,
     say: Callable[[str], None] = print,
@@ -43,6 +45,7 @@ def tag(
 
     Args:
         run_chunks: `on_ray.run_chunks`; None tags in this process, without Ray.
+        permits: of the rate limiter, for recordings at URLs; None fetches them at once.
 
     Raises:
         DataError: before any work, if the output contains something else or another job is writing to it.
@@ -60,7 +63,7 @@ def tag(
         write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings)
         if chunks:
             run = uuid.uuid4().hex
-            job = Job(members, settings, workers, write, run)
+            job = Job(members, settings, workers, write, run, permits)
             (run_chunks or run_here)(job, chunks, num_left, say)
         with in_spite_of_errors(PARTS_ARE_WHOLE):
             summary = tags.finish(output, inputs.refused)
@@ -78,7 +81,7 @@ def run_here(job: Job, chunks: Sequence[Chunk], num_recordings: int, say: Callab
     """Tag chunks in this process."""
     tally, worker = LocalTally(), Worker(job)
     try:
-        with Progress(num_recordings, say, tally.total):
+        with Progress(num_recordings, say, tally.total, job.permits):
             for chunk in chunks:
                 worker.tag_chunk(chunk, tally)
     finally:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+from pipeline.prepare.fetch.rate_limiter import Fetching, Permits
 from pipeline.progress_lines import ProgressLines
 from pipeline.text_table import duration
 
@@ -47,9 +48,13 @@ class Progress:
     """Prints how many recordings are tagged, how fast, and how many failed for which reason."""
 
     def __init__(
-        self, num_recordings: int, say: Callable[[str], None], total: Callable[[], tuple[dict[str, int], float]]
+        self,
+        num_recordings: int,
+        say: Callable[[str], None],
+        total: Callable[[], tuple[dict[str, int], float]],
+        permits: Permits | None = None,
     ) -> None:
-        self.num_recordings = num_recordings
+        self.num_recordings, self._permits = num_recordings, permits
         self._say, self._total = say, total
         self._lines = ProgressLines(self._try_to_show)
 
@@ -62,7 +67,9 @@ class Progress:
         if kind is None:
             self._show(self._lines.elapsed_s())
 
-    def line(self, outcomes: Mapping[str, int], seconds: float, elapsed_s: float) -> str:
+    def line(
+        self, outcomes: Mapping[str, int], seconds: float, elapsed_s: float, fetching: Fetching | None = None
+    ) -> str:
         done = sum(outcomes.values())
         parts = [f"done: {done:,} of {self.num_recordings:,} recordings", f"{seconds / 3600:.2f} h of audio"]
         if elapsed_s:
@@ -71,10 +78,13 @@ class Progress:
             parts.append(f"left: {duration(elapsed_s * (self.num_recordings - done) / done)}")
         if failed := Counter({reason: n for reason, n in outcomes.items() if reason != TAGGED}).most_common():
             parts.append("failed: " + ", ".join(f"{n:,} {reason}" for reason, n in failed))
+        if fetching is not None:
+            parts += filter(None, [fetching.cooling_in_words()])
         return "  ".join(parts)
 
     def _show(self, elapsed_s: float) -> None:
-        self._say(self.line(*self._total(), elapsed_s))
+        fetching = None if self._permits is None else self._permits.fetching()
+        self._say(self.line(*self._total(), elapsed_s, fetching))
 
     def _try_to_show(self, elapsed_s: float) -> None:
         with suppress(Exception):  # the actor may be starting; the next line may succeed

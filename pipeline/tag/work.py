@@ -12,7 +12,7 @@ from ast_core.errors import ConfigError
 from pipeline.embeddings.stored import EmbeddingsOf
 from pipeline.prepare.clip import Reason
 from pipeline.prepare.fetch.private_hosts import endpoint_of
-from pipeline.prepare.stream import Source
+from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.tag.collect import Collector, Tagged
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import Inputs
@@ -75,7 +75,7 @@ class Workers:
     gpus: float = 0
     num_readers: int = 1
     """Readers of a worker."""
-    read: Callable[[Sequence[int], Sequence[Source], WindowSettings], Iterator[Piece]] | None = None
+    read: Callable[..., Iterator[Piece]] | None = None
     """What a reader does, if it is not `Readers.pieces` in the worker's process: `on_ray.remote_pieces`."""
     batch_windows: int = BATCH_WINDOWS
 
@@ -102,6 +102,8 @@ class Job:
     workers: Workers
     write: WriteParts | None
     run: str
+    permits: Permits | None = None
+    """Of the rate limiter, for recordings at URLs."""
 
 
 class Worker:
@@ -112,8 +114,9 @@ class Worker:
         device, settings = torch.device(job.workers.device), job.settings
         has_embeddings, has_frames = settings.embeddings is not None, settings.frame_s is not None
         self._predictor = Predictor(job.members, device, embeddings=has_embeddings, frames=has_frames)
-        self._readers = Readers()
-        self._read = job.workers.read or self._readers.pieces
+        self._readers = Readers(job.permits)
+        remote = job.workers.read
+        self._read = self._readers.pieces if remote is None else partial(remote, permits=job.permits)
 
     def stop(self) -> None:
         """End the processes that decode. Otherwise they end together with this one."""

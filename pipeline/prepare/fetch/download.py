@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline.prepare.clip import ClipError, Reason, each_clip
-from pipeline.prepare.fetch.rate_limiter import Permit, RateLimit
+from pipeline.prepare.fetch.rate_limiter import Permits, RateLimit, wait_for_permit
 from pipeline.prepare.fetch.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
 from pipeline.prepare.sandbox import Sandbox
 from pipeline.prepare.sources.locate import host_of
@@ -36,14 +36,6 @@ BACK_OFF_S = 2.0
 
 
 URL_SCHEMES = ("http://", "https://")
-
-
-class Permits(Protocol):
-    """A job's view of the `pipeline.prepare.fetch.rate_limiter.RateLimiter`, in this process or in an actor."""
-
-    def permit(self, host: str) -> Permit: ...
-
-    def report(self, address: str, host: str, reason: Reason | None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +94,7 @@ class Download:
 
     def _attempt(self, url: str, start_s: float, duration_s: float | None, failures: list[ClipError]) -> bytes:
         host = host_of(url)
-        address = self._wait_for_permit(host)
+        address = wait_for_permit(self._permits, host, self._sleep)
         reason = None
         try:
             samples: np.ndarray = self._fetch(
@@ -121,13 +113,6 @@ class Download:
         finally:
             self._permits.report(address, host, reason)
         return samples.tobytes()
-
-    def _wait_for_permit(self, host: str) -> str:
-        while True:
-            address, wait_s = self._permits.permit(host)
-            if address is not None:
-                return address
-            self._sleep(wait_s)
 
 
 def is_url(media: str) -> bool:

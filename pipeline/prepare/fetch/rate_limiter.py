@@ -7,14 +7,19 @@ probes it. This module does not use Ray; `rate_limit_actor.py` runs it as an act
 
 import ipaddress
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ast_core.errors import ConfigError
 from pipeline.prepare.clip import Reason
+from pipeline.text_table import duration
+
+YOUTUBE_PER_HOUR = 300.0
+"""The usual rate limit of one address, for recordings of YouTube."""
 
 LONGEST_WAIT_S = 30.0
 """A worker asks again at least this often, so that it notices changes."""
@@ -77,6 +82,11 @@ class Fetching(NamedTuple):
     """Number of fetches that ended, successful or not."""
     cooling_down: dict[str, tuple[str, float]]
     """Reason and remaining seconds for each address in its cool-down, named together with the host."""
+
+    def cooling_in_words(self) -> str:
+        """A part of a line of progress; empty if no address is in its cool-down."""
+        cooling = [f"{name} ({why}, {duration(left_s)} more)" for name, (why, left_s) in self.cooling_down.items()]
+        return f"cooling down: {', '.join(cooling)}" if cooling else ""
 
 
 @dataclass
@@ -147,6 +157,45 @@ class RateLimiter:
             if address.cool_down_until_s > now_s
         }
         return Fetching(self._num_ended[job], cooling_down)
+
+
+class Permits(Protocol):
+    """A job's view of the `RateLimiter`, in this process or in an actor."""
+
+    def permit(self, host: str) -> Permit: ...
+
+    def report(self, address: str, host: str, reason: Reason | None) -> None: ...
+
+    def fetching(self) -> Fetching | None: ...
+
+
+def wait_for_permit(permits: Permits, host: str, sleep: Callable[[float], None] = time.sleep) -> str:
+    """Wait until a fetch from `host` is permitted, and return from which address."""
+    while True:
+        address, wait_s = permits.permit(host)
+        if address is not None:
+            return address
+        sleep(wait_s)
+
+
+class LocalPermits:
+    """A job's view of a `RateLimiter` in this process."""
+
+    def __init__(self, rate_limit: RateLimit) -> None:
+        self._rate_limit, self._limiter = rate_limit, RateLimiter()
+        self._lock = threading.Lock()
+
+    def permit(self, host: str) -> Permit:
+        with self._lock:
+            return self._limiter.permit(self._rate_limit, "this network", host)
+
+    def report(self, address: str, host: str, reason: Reason | None) -> None:
+        with self._lock:
+            self._limiter.report(self._rate_limit, address, host, reason)
+
+    def fetching(self) -> Fetching:
+        with self._lock:
+            return self._limiter.fetching()
 
 
 def _free_s(address: _Address) -> float:
