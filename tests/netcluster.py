@@ -209,6 +209,10 @@ class Machine:
         self._frozen = []
         self.join()
 
+    @property
+    def is_on(self) -> bool:
+        return self.inside.process.poll() is None
+
     def kill(self) -> None:
         """Switch it off: all its processes end at once, and its disk is gone."""
         self._end_relay()
@@ -246,9 +250,16 @@ class Network:
         self.machines: list[Machine] = []
         self.switch = Namespaces.make("ip link add name bridge type bridge\nip link set dev bridge up")
 
-    def add(self, name: str, *, core: int | None = None, shift: Sequence[str] = ()) -> Machine:
-        """Add a machine. Its name has at most 15 characters, as an interface of the switch has this name."""
-        address = f"10.77.0.{len(self.machines) + 1}"
+    def add(
+        self, name: str, *, core: int | None = None, shift: Sequence[str] = (), in_place_of: Machine | None = None
+    ) -> Machine:
+        """Add a machine. Its name has at most 15 characters, as an interface of the switch has this name.
+
+        Args:
+            in_place_of: a machine that was killed, whose address it gets.
+        """
+        number = len(self.machines) + 1 if in_place_of is None else int(in_place_of.address.rpartition(".")[2])
+        address = f"10.77.0.{number}"
         hosts, new_tmp = self.folder / f"{name}.hosts", self.folder / f"{name}.tmp"
         hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
         new_tmp.mkdir(exist_ok=True)
@@ -272,7 +283,9 @@ class Network:
         self.switch.sh(
             f"ip link add name {name} type veth peer name eth0 netns {inside.pid}\nip link set dev {name} up"
         )
-        inside.sh(f"ip addr add {address}/24 dev eth0\nip link set dev eth0 up")
+        # The hardware address goes with the address, so that others find a machine that takes the place of another.
+        inside.sh(f"ip link set dev eth0 address 02:00:0a:4d:00:{number:02x}\nip addr add {address}/24 dev eth0")
+        inside.sh("ip link set dev eth0 up")
         machine.join()
         return machine
 

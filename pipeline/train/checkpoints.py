@@ -57,6 +57,12 @@ def checkpoint_folders(checkpoints: str) -> list[str]:
     return [posixpath.dirname(uri) for uri in storage.list_files(checkpoints, suffix=STATE_FILE, recursive=True)]
 
 
+def oldest_epoch(run: str) -> int | None:
+    """The number of whole epochs before the oldest checkpoint that a run may resume from; None if there is none yet."""
+    names = (posixpath.basename(folder) for folder in checkpoint_folders(storage.join(run, CHECKPOINTS)))
+    return min((int(name.split("-")[1]) for name in names if name.startswith("epoch-")), default=None)
+
+
 def unlisted_checkpoints(checkpoints: str) -> list[str]:
     """The checkpoint folders, if Ray's list of them cannot be used; an empty list if it can.
 

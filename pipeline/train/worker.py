@@ -191,6 +191,7 @@ class Run:
             self._log_epochs()
             self._checkpoint(validation=self._validation_task(epoch, loss))
             if self.log is not None:
+                self._delete_old_sums()
                 self._write_report()
         if self.job.async_validation:
             ray.train.get_all_reported_checkpoints()  # waits for their validation
@@ -201,6 +202,14 @@ class Run:
         if self.log is not None:
             self.log.close()  # before the summary, whose existence means that the run is finished
             self._finish(averaged)
+
+    def _delete_old_sums(self) -> None:
+        """Delete sums of scores that no resumed run needs. Training may be many short epochs ahead of its uploads."""
+        oldest = checkpoints.oldest_epoch(self.job.run)
+        if oldest is None and not self.job.saves_checkpoints:
+            oldest = self.progress.epochs_done
+        if oldest is not None:
+            self.results.delete_sums(oldest)
 
     def _write_report(self) -> None:
         """Write the report so far, if the last one is long enough ago. Training continues if this fails."""

@@ -36,9 +36,6 @@ REMEDY = "restore it from a copy, or train into another --output"
 PERFECT = 1 - 1e-9
 """A mean of ones over classes, apart from rounding."""
 
-NUM_SUMS_KEPT = 3
-"""Files with sums of scores that are kept. A run resumes from one of two checkpoints, and needs the epoch before."""
-
 _ZIP = b"PK"
 """The beginning of what `torch.save` writes."""
 
@@ -186,9 +183,14 @@ class EpochResults:
         whole = io.BytesIO()
         np.save(whole, score_sum)
         storage.write_bytes(_file(self.run, epoch, "npy"), whole.getvalue())
-        if epoch > NUM_SUMS_KEPT:
-            storage.delete(_file(self.run, epoch - NUM_SUMS_KEPT, "npy"))
         return hashlib.sha256(whole.getvalue()).hexdigest()
+
+    def delete_sums(self, first_kept: int) -> None:
+        """Delete the sums of scores of all epochs before one that is recorded: the next epoch's needs the last sum."""
+        first_kept = min(first_kept, self.first_missing() - 1)
+        for uri in storage.list_files(storage.join(self.run, "evaluation"), suffix=".npy"):
+            if int(posixpath.basename(uri).removeprefix("epoch-").removesuffix(".npy")) < first_kept:
+                storage.delete(uri)
 
     def _read_sum(self, record: Mapping[str, Any]) -> np.ndarray:
         uri = _file(self.run, record["epoch"], "npy")

@@ -15,6 +15,7 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.labels import LabelVocabulary
 from ast_core.recipe import Recipe
 from pipeline import storage
+from pipeline.train.checkpoints import oldest_epoch
 from pipeline.train.evaluation import epoch_results
 from pipeline.train.evaluation.epoch_results import EpochResults
 from tests.damage import flip_bit, refusal
@@ -144,6 +145,23 @@ def test_each_flipped_bit_in_files_for_resuming_is_detected(tmp_path: Path, monk
         line = refusal(lambda: record_epoch(tmp_path, 2, 0.60, 2.0, monkeypatch))
         assert "\n" not in line
         assert str(file) in line if line else json.loads(file.read_text()) == json.loads(whole)
+
+
+def test_a_run_ahead_of_its_uploads_resumes_from_an_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Training goes on while checkpoints are uploaded, so that the last one may be many short epochs old."""
+    for epoch in range(1, 8):
+        record_epoch(tmp_path, epoch, 0.5, epoch, monkeypatch)
+    assert oldest_epoch(str(tmp_path)) is None
+    for name in ("epoch-0002-step-000000-a", "epoch-0003-step-000001-b"):
+        checkpoint = tmp_path / "checkpoints" / name / "state.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+    results_of(tmp_path).delete_sums(oldest_epoch(str(tmp_path)))
+    sums = sorted(path.name for path in (tmp_path / "evaluation").glob("*.npy"))
+    assert sums == [f"epoch-{epoch:04d}.npy" for epoch in range(2, 8)]
+    record_epoch(tmp_path, 3, 0.5, 3.0, monkeypatch)  # as a run does that resumes after epoch 2
+    results_of(tmp_path).delete_sums(100)
+    assert (tmp_path / "evaluation" / "epoch-0007.npy").exists()  # an asynchronous evaluation of epoch 8 needs it
 
 
 def test_damaged_deferred_weights_are_skipped(tmp_path: Path):
