@@ -11,6 +11,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from ast_core.errors import ConfigError
+from pipeline.cluster import on_this_node
 from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.prepare.stream import Source
@@ -63,7 +64,7 @@ def run_chunks(job: Job, chunks: Sequence[Chunk], num_recordings: int, say: Call
     """
     silence_ray()
     DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
-    tally_actor: Any = ray.remote(num_cpus=0)(LocalTally).remote()
+    tally_actor: Any = ray.remote(LocalTally).options(**on_this_node()).remote()
     items = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
     data: Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     workers = job.workers

@@ -65,7 +65,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lines.__exit__(kind)
         if kind is None:
-            self._show(self._lines.elapsed_s())
+            self._try_to_show(self._lines.elapsed_s())
 
     def line(
         self, outcomes: Mapping[str, int], seconds: float, elapsed_s: float, fetching: Fetching | None = None
@@ -87,5 +87,5 @@ class Progress:
         self._say(self.line(*self._total(), elapsed_s, fetching))
 
     def _try_to_show(self, elapsed_s: float) -> None:
-        with suppress(Exception):  # the actor may be starting; the next line may succeed
+        with suppress(Exception):  # the actor may be starting, or starting again; the work does not depend on it
             self._show(elapsed_s)

@@ -17,6 +17,7 @@ from pipeline.tag.inputs import find_inputs
 from pipeline.tag.on_ray import remote_pieces, run_chunks, workers_of_cluster
 from pipeline.tag.plan import tag
 from pipeline.tag.predictor import Member
+from pipeline.tag.progress import Progress
 from pipeline.tag.work import Workers, settings_for
 from tests.tag import stub
 
@@ -54,6 +55,16 @@ def test_workers_fit_on_the_nodes_of_a_cluster(monkeypatch: pytest.MonkeyPatch):
     on_gpus = workers({"CPU": 8.0, "GPU": 2.0}, {"GPU": 1.0}, gpus=0.6)
     assert (on_gpus.device, on_gpus.number) == ("cuda", 3)  # two of them do not share a GPU
     assert workers({"GPU": 2.0}, gpus=0.5).number == 4
+
+
+def test_a_lost_count_does_not_end_the_work():
+    def lost() -> Any:
+        raise ray.exceptions.RayActorError
+
+    said: list[str] = []
+    with Progress(3, said.append, lost):
+        pass
+    assert said == []
 
 
 @pytest.mark.slow
