@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -112,7 +112,7 @@ Events = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True)
 class Results:
-    """What a folder of tags has, by recording."""
+    """What a folder of tags has, by the file name of each recording."""
 
     windows: dict[str, Windows]
     """Start, end and stored scores of each window."""
@@ -143,15 +143,14 @@ def read_results(tags: str) -> Results:
     for uri in parts:
         for row in _rows(uri):
             scores = np.array(row["scores"], np.float16).tobytes()
-            windows.setdefault(row["recording"], []).append((row["start_s"], row["end_s"], scores))
+            windows.setdefault(row["recording"].rpartition("/")[2], []).append((row["start_s"], row["end_s"], scores))
     for uri in storage.list_files(storage.join(tags, "events"), suffix=".parquet"):
         for row in _rows(uri):
-            events.setdefault(row["recording"], []).append(
-                tuple(value for key, value in row.items() if key != "recording")
-            )
+            facts = tuple(value for key, value in row.items() if key != "recording")
+            events.setdefault(row["recording"].rpartition("/")[2], []).append(facts)
     failures: Counter[tuple[Any, ...]] = Counter()
     for row in _rows(storage.join(tags, "failures.parquet")):
-        failures[row["recording"], row["reason"], row["start_s"]] += 1
+        failures[row["recording"].rpartition("/")[2], row["reason"], row["start_s"]] += 1
     folders = ("scores/", "events/")
     known = ("tags.json", "report.html", "failures.parquet")
     files = [uri.removeprefix(f"{tags}/") for uri in storage.list_files(tags, recursive=True)]
@@ -214,7 +213,6 @@ class Campaign:
     media: str
     tags_in: str
     """Folder for the results of all runs."""
-    server: S3Server | None = None
     cluster: Cluster | None = None
     _outputs: int = 0
     _left: dict[int, psutil.Process] = field(default_factory=dict)
@@ -237,9 +235,9 @@ class Campaign:
             self.cluster.add_node(num_cpus=1)
         return compare(hit, runs, wanted, read_results(output))
 
-    def undisturbed(self, *, on_cluster: bool) -> tuple[str, Undisturbed]:
+    def undisturbed(self) -> tuple[str, Undisturbed]:
         output, began_s = self.new_output(), time.monotonic()
-        job, parts, first_s, last_s = self.start(output, on_cluster=on_cluster), 0, 0.0, 0.0
+        job, parts, first_s, last_s = self.start(output), 0, 0.0, 0.0
         while job.process.poll() is None:
             if (found := num_parts(output)) > parts:
                 parts, last_s = found, time.monotonic() - began_s
@@ -360,8 +358,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         write_recordings(folder / "media", args.recordings, args.seed)
         write_model(folder / "model")
+        (folder / "serial").mkdir()
+        serial = Campaign(folder / "serial", args.seed, folder / "model", str(folder / "media"), str(folder / "serial"))
+        wanted = read_results(serial.serial())
+        print(
+            f"{len(wanted.windows)} recordings with {sum(map(len, wanted.windows.values()))} windows, "
+            f"{sum(map(len, wanted.events.values()))} events, {len(wanted.names()) - len(wanted.windows)} failed",
+            flush=True,
+        )
         for place in args.places:
-            rows += list(_of_place(place, folder, args))
+            rows += list(_of_place(place, folder, wanted, args))
     print("\n| place | killed | moments | most runs | recordings | lost | doubled | wrong | left over |")
     print("|---|---|---|---|---|---|---|---|---|")
     for place, what, outcomes in rows:
@@ -372,44 +378,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(not all(outcome.is_well for *_, outcomes in rows for outcome in outcomes))
 
 
-def _of_place(place: Place, folder: Path, args: argparse.Namespace) -> Iterator[tuple[Place, str, list[Outcome]]]:
+def _of_place(
+    place: Place, folder: Path, wanted: Results, args: argparse.Namespace
+) -> Iterator[tuple[Place, str, list[Outcome]]]:
     with ExitStack() as stack:
         (folder / place).mkdir()
-        media, tags_in, server = str(folder / "media"), str(folder / place), None
+        media, tags_in = str(folder / "media"), str(folder / place)
         if place == Place.BUCKET:
             server = stack.enter_context(serve())
-            before = {name: os.environ.get(name) for name in server.env}
-            stack.callback(_set_environment, before)
+            stack.callback(_set_environment, {name: os.environ.get(name) for name in server.env})
             _set_environment(server.env)
-            fakes.upload(folder / "media", server.uri("media"))
-            media, tags_in = server.uri("media"), server.uri("tags")
-            counts = stack.enter_context(server.busy(share=args.refused))
-            stack.callback(
-                lambda: print(f"{place}: {counts['refused']:,} of {counts['requests']:,} requests got a 503")
-            )
-        made = Campaign(folder / place, args.seed, folder / "model", media, tags_in, server)
+            media, tags_in = fakes.upload(folder / "media", server.uri("media")), server.uri("tags")
+            stack.enter_context(_busy(server, args.refused))
+        made = Campaign(folder / place, args.seed, folder / "model", media, tags_in)
         if Kind.NODE in args.kinds:
             made.cluster = start_cluster(folder / place / "cluster")
             stack.callback(made.cluster.shutdown)
-        wanted = read_results(made.serial())
-        for on_cluster in sorted({kind == Kind.NODE for kind in args.kinds}):
-            output, undisturbed = made.undisturbed(on_cluster=on_cluster)
-            outcome = compare("nothing", 1, wanted, read_results(output))
-            _say(f"{place}, undisturbed{' on two nodes' * on_cluster}", outcome)
-            print(
-                f"{place}: {len(wanted.windows)} recordings with {sum(map(len, wanted.windows.values()))} windows, "
-                f"{sum(map(len, wanted.events.values()))} events, {len(wanted.names()) - len(wanted.windows)} failed; "
-                f"undisturbed{' on two nodes' * on_cluster} {undisturbed.whole_s:.0f} s, {undisturbed.num_parts} parts",
-                flush=True,
-            )
-            yield place, f"nothing{', two nodes' * on_cluster}", [outcome]
-            for kind in [kind for kind in args.kinds if (kind == Kind.NODE) == on_cluster]:
-                rng = np.random.default_rng([args.seed, list(Place).index(place), KINDS.index(kind)])
-                outcomes = []
-                for moment in moments_of(kind, args.moments, rng):
-                    outcomes.append(made.trial(moment, wanted, undisturbed))
-                    _say(f"{place}, {moment}", outcomes[-1])
-                yield place, str(kind), outcomes
+        output, undisturbed = made.undisturbed()
+        outcome = compare("nothing", 1, wanted, read_results(output))
+        _say(f"{place}, undisturbed", outcome)
+        print(f"{place}: undisturbed {undisturbed.whole_s:.0f} s, {undisturbed.num_parts} parts", flush=True)
+        yield place, "nothing", [outcome]
+        for kind in args.kinds:
+            rng = np.random.default_rng([args.seed, list(Place).index(place), KINDS.index(kind)])
+            outcomes = []
+            for moment in moments_of(kind, args.moments, rng):
+                outcomes.append(made.trial(moment, wanted, undisturbed))
+                _say(f"{place}, {moment}", outcomes[-1])
+            yield place, str(kind), outcomes
+
+
+@contextmanager
+def _busy(server: S3Server, share: float) -> Iterator[None]:
+    with server.busy(share=share) as counts:
+        yield
+    print(f"bucket: {counts['refused']:,} of {counts['requests']:,} requests got a 503", flush=True)
 
 
 def _say(what: str, outcome: Outcome) -> None:
