@@ -156,7 +156,9 @@ def runs_above(line: Timeline, low_C: np.ndarray) -> Runs:
     integral = np.cumsum(line.scores_SC * duration[:, None], axis=0, dtype=np.float64)
     integral = np.vstack([np.zeros(num_classes), integral])
     elapsed = np.append(0.0, np.cumsum(duration))
-    peaks = np.array([line.scores_SC[f : t + 1, c].max() for c, f, t in zip(label, first, last, strict=True)])
+    by_class = np.append(line.scores_SC.T.ravel(), -np.inf)
+    bounds = np.stack([first, last + 1], axis=1) + (label * len(line.start_s))[:, None]
+    peaks = np.maximum.reduceat(by_class, bounds.ravel())[::2]  # every second part lies between two runs
     return Runs(
         label,
         line.start_s[first],

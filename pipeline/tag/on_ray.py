@@ -45,6 +45,7 @@ class TagChunks:
         with in_spite_of_errors(PARTS_ARE_WHOLE):
             for chunk in chunks:
                 self._tag(chunk)
+        self._tally.send()
         return pa.table({"recordings": [len(chunk.names) for chunk in chunks]})
 
     def _tag(self, chunk: Chunk) -> None:

@@ -1,5 +1,6 @@
 """How far a tagging is: counts that workers send, and a line every few seconds."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 from pipeline.prepare.fetch.rate_limiter import Fetching, Permits
 from pipeline.progress_lines import ProgressLines
 from pipeline.text_table import duration
+
+SEND_EVERY_S = 0.5
 
 TAGGED = ""
 """The outcome of a recording that did not fail."""
@@ -35,13 +38,22 @@ class LocalTally:
 
 
 class RemoteTally:
-    """A worker's view of a LocalTally in an actor. It does not wait for it."""
+    """A worker's view of a LocalTally in an actor. It does not wait for it, and sends its counts now and then: a call
+    for each short recording would take as long as to decode it.
+    """
 
     def __init__(self, actor: Any) -> None:
-        self._actor = actor
+        self._actor, self._waiting, self._sent_s = actor, LocalTally(), 0.0
 
     def add(self, outcomes: Mapping[str, int], seconds: float) -> None:
-        self._actor.add.remote(dict(outcomes), seconds)
+        self._waiting.add(outcomes, seconds)
+        if time.monotonic() - self._sent_s >= SEND_EVERY_S:
+            self.send()
+
+    def send(self) -> None:
+        """Send what has not been sent."""
+        waiting, self._waiting, self._sent_s = self._waiting, LocalTally(), time.monotonic()
+        self._actor.add.remote(*waiting.total())
 
 
 class Progress:
