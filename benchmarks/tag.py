@@ -52,7 +52,7 @@ from tests import fakes
 NUM_SOUNDS = 8
 """Different recordings; the others are copies of them."""
 
-FLOOR_RECORDINGS = 48
+FLOOR_RECORDINGS = 24
 BARE_BATCHES = 8
 MEMORY_EVERY_S = 1.0
 
