@@ -25,6 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -86,9 +87,17 @@ def write_recordings(folder: Path, number: int, seed: int) -> None:
         elif fault == 48:
             fakes.write_media(path, np.zeros(fakes.RATE_HZ, np.float32))
         else:
-            fakes.write_media(path, fakes.noise(float(rng.uniform(0.6, longest_s)), seed=seed * 1_000_003 + i))
+            _write(path, float(rng.uniform(0.6, longest_s)), seed * 1_000_003 + i)
         if fault in (68, 88):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _write(path: Path, duration_s: float, seed: int) -> None:
+    """Write noise. FFmpeg refuses to end an MP4 file at some lengths, which then is a little longer."""
+    try:
+        fakes.write_media(path, fakes.noise(duration_s, seed))
+    except av.ArgumentError:
+        _write(path, duration_s + 0.1, seed)
 
 
 def write_model(folder: Path) -> Path:
