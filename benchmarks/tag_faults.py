@@ -362,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--places", nargs="+", type=Place, choices=list(Place), default=list(Place))
     parser.add_argument("--refused", type=float, default=0.05, help="share of S3's requests that get a 503")
     args = parser.parse_args(argv)
-    rows = []
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         write_recordings(folder / "media", args.recordings, args.seed)
@@ -375,21 +375,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{sum(map(len, wanted.events.values()))} events, {len(wanted.names()) - len(wanted.windows)} failed",
             flush=True,
         )
+        print("\n| place | killed | moments | most runs | recordings | lost | doubled | wrong | left over |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for place in args.places:
-            rows += list(_of_place(place, folder, wanted, args))
-    print("\n| place | killed | moments | most runs | recordings | lost | doubled | wrong | left over |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for place, what, outcomes in rows:
-        cells = [place, what, f"{sum(bool(o.hit) for o in outcomes)} of {len(outcomes)}", max(o.runs for o in outcomes)]
-        cells += [min(o.recordings for o in outcomes)]
-        cells += [sum(getattr(o, name) for o in outcomes) for name in ("lost", "doubled", "wrong")]
-        print(f"| {' | '.join(map(str, [*cells, sum(len(o.left_over) for o in outcomes)]))} |")
-    return int(not all(outcome.is_well for *_, outcomes in rows for outcome in outcomes))
+            for what, of_kind in _of_place(place, folder, wanted, args):
+                print(_row(place, what, of_kind), flush=True)
+                outcomes += of_kind
+    return int(not all(outcome.is_well for outcome in outcomes))
+
+
+def _row(place: Place, what: str, outcomes: Sequence[Outcome]) -> str:
+    hit = sum(bool(outcome.hit) for outcome in outcomes)
+    cells: list[object] = [place, what, f"{hit} of {len(outcomes)}", max(o.runs for o in outcomes)]
+    cells += [min(o.recordings for o in outcomes)]
+    cells += [sum(getattr(o, name) for o in outcomes) for name in ("lost", "doubled", "wrong")]
+    return f"| {' | '.join(map(str, [*cells, sum(len(o.left_over) for o in outcomes)]))} |"
 
 
 def _of_place(
     place: Place, folder: Path, wanted: Results, args: argparse.Namespace
-) -> Iterator[tuple[Place, str, list[Outcome]]]:
+) -> Iterator[tuple[str, list[Outcome]]]:
     with ExitStack() as stack:
         (folder / place).mkdir()
         media, tags_in = str(folder / "media"), str(folder / place)
@@ -406,22 +411,23 @@ def _of_place(
         output, undisturbed = made.undisturbed()
         outcome = compare("nothing", 1, wanted, read_results(output))
         _say(f"{place}, undisturbed", outcome)
-        print(f"{place}: undisturbed {undisturbed.whole_s:.0f} s, {undisturbed.num_parts} parts", flush=True)
-        yield place, "nothing", [outcome]
+        times = f"undisturbed {undisturbed.whole_s:.0f} s, {undisturbed.num_parts} parts"
+        print(f"{place}: {times}", file=sys.stderr, flush=True)
+        yield "nothing", [outcome]
         for kind in args.kinds:
             rng = np.random.default_rng([args.seed, list(Place).index(place), KINDS.index(kind)])
             outcomes = []
             for moment in moments_of(kind, args.moments, rng):
                 outcomes.append(made.trial(moment, wanted, undisturbed))
                 _say(f"{place}, {moment}", outcomes[-1])
-            yield place, str(kind), outcomes
+            yield str(kind), outcomes
 
 
 @contextmanager
 def _busy(server: S3Server, share: float) -> Iterator[None]:
     with server.busy(share=share) as counts:
         yield
-    print(f"bucket: {counts['refused']:,} of {counts['requests']:,} requests got a 503", flush=True)
+    print(f"\nbucket: {counts['refused']:,} of {counts['requests']:,} requests got a 503", flush=True)
 
 
 def _say(what: str, outcome: Outcome) -> None:
