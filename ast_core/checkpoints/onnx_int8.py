@@ -26,8 +26,8 @@ def save_int8(file: str | os.PathLike[str], network: str | os.PathLike[str]) -> 
     Matrix products compute in 8 bits: ONNX Runtime quantises their inputs as they come (dynamic quantisation). Their
     weights use 7 of the 8 bits: x86 processors without VNNI add two products of 8 bits in 16 bits, where larger weights
     saturate, and the scores would depend on the processor. Convolutions and GRUs compute in float32 from their stored
-    weights, which a session multiplies by their scales when it starts: ONNX Runtime has no GRU of 8 bits, and with its
-    dynamic quantisation convolutions are slower than in float32, and several times as far off.
+    weights, which a session multiplies by their scales when it starts: ONNX Runtime has no GRU of 8 bits, and its
+    convolutions of 8 bits are slower and less exact than these (`benchmarks/int8.py` compares both).
 
     Raises:
         ConfigError: the ONNX packages are not installed.
