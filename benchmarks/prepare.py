@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import psutil
@@ -136,15 +137,19 @@ Found = dict[tuple[int, float], tuple[bool, float]]
 
 
 class Spent:
-    """CPU seconds of this process's descendants, read twice a second because some end before the job does."""
+    """CPU seconds of this process's descendants, read every `every_s` because some end before the job does."""
 
-    def __enter__(self) -> None:
+    def __init__(self, every_s: float = 0.5) -> None:
+        self._every_s = every_s
+
+    def __enter__(self) -> Self:
         self._seen: Found = {}
         self._over = threading.Event()
         self._before = {key: s for key, (_, s) in self._look().items()}
         self._driver_s = time.process_time()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+        return self
 
     def __exit__(self, *ending: object) -> None:
         self._over.set()
@@ -158,7 +163,7 @@ class Spent:
         return {"workers": workers, "all": sum(s for _, s in spent.values()) + self._driver_s}
 
     def _watch(self) -> None:
-        while not self._over.wait(0.5):
+        while not self._over.wait(self._every_s):
             self._seen |= self._look()
 
     def _look(self) -> Found:

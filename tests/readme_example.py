@@ -56,10 +56,17 @@ def write_sounds(folder: Path, *, recorded: bool) -> None:
             file.write(f"sounds/{name}.flac,cat,train\n")
 
 
-def type_command(command: str, folder: Path, *more: str) -> None:
-    """Run a printed command in `folder`, with `more` appended, in a separate process."""
+def type_command(command: str, folder: Path, *more: str) -> str:
+    """Run a printed command in `folder`, with `more` appended, in a separate process. Returns what the terminal shows.
+
+    Raises CalledProcessError if it fails.
+    """
     _, job, *argv = command.split()
-    subprocess.run([sys.executable, str(ROOT / job), *argv, *more], check=True, cwd=folder, stdout=sys.stderr)
+    words = [sys.executable, str(ROOT / job), *argv, *more]
+    done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    sys.stderr.write(done.stdout)
+    done.check_returncode()
+    return done.stdout
 
 
 def num_right(scores: Path, data: Path) -> int:
