@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # uv installs in one or two minutes what takes pip five. A uv of one's own is used with its cache.
 UV := $(shell command -v uv)
 
-.PHONY: setup demo demo-compare test test-slow lint format docs bench lock clean
+.PHONY: setup demo demo-compare test test-slow lint format docs bench bench-quick lock clean
 
 setup: $(READY)
 
@@ -48,6 +48,9 @@ format: $(READY)
 docs: $(READY)  ## the documentation as a site in site/, which needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+bench-quick: $(READY)  ## one page of ratios to floors and peers, in ten minutes
+	$(BIN)/python -m benchmarks.quick
+
 bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.fbank
@@ -60,6 +63,8 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.esc10
 	$(BIN)/python -m benchmarks.compare_esc10
 	$(BIN)/python -m benchmarks.first_model
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.decode_campaign
 	$(BIN)/python -m benchmarks.order

@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ast_core.recipe import load_recipe
+from benchmarks import compare, quick
 from benchmarks.against import figures
 from benchmarks.compare_esc10 import COMMON, MODELS, table
+from tests.conftest import ROOT
 
 
 @pytest.mark.slow
@@ -91,3 +94,28 @@ def test_the_table_of_the_comparison_on_esc10_has_a_row_a_model_best_first():
     assert head.startswith("| model | fold1, last 5 | fold2, last 5 | mean, last 5 |")
     assert first == "| better | 0.600 | 0.800 | 0.700 | 0.700 [0.100, 0.900] | 0.500 | 2.00 | 3 | 4, 5 |"
     assert second.startswith("| worse | 0.350 | 0.550 | 0.450 ± 0.071 over 2 seeds |")
+
+
+def test_comparing_two_runs_finds_what_is_worse_beyond_the_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def write(name: str, rate: float, cost: float, **more: float) -> str:
+        found = {"rate": {"value": rate, "higher_is_better": True}, "cost": {"value": cost, "higher_is_better": False}}
+        found |= {title: {"value": value, "higher_is_better": True} for title, value in more.items()}
+        (tmp_path / name).write_text(json.dumps(found))
+        return str(tmp_path / name)
+
+    old = write("old", 10.0, 2.0)
+    assert compare.main([old, write("noise", 8.5, 2.3, other=1.0)]) == 0
+    assert "WORSE" not in capsys.readouterr().out
+    for slower in (write("rate", 7.0, 2.0), write("cost", 10.0, 3.0)):
+        assert compare.main([old, slower]) == 1
+        assert capsys.readouterr().out.count("WORSE") == 1
+    assert compare.main([old, write("rate", 7.0, 2.0), "--noise", "1.5"]) == 0
+
+
+def test_the_quick_page_names_cells_that_its_benchmarks_print():
+    """Every column is in the text of its benchmark, and every row too, up to values that are filled in."""
+    for benchmark in quick.QUICK:
+        text = (ROOT / "benchmarks" / f"{benchmark.words[0]}.py").read_text()
+        for ratio in benchmark.ratios:
+            assert ratio.column in text, ratio
+            assert all(word.strip(",") in text for word in ratio.row.split()), ratio
