@@ -72,6 +72,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.driver_memory
 	$(BIN)/python -m benchmarks.list_fuzz
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.lease_races
 	$(BIN)/python -m benchmarks.interrupts
 	$(BIN)/python -m benchmarks.bit_flips
 	$(BIN)/python -m benchmarks.train_faults

@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, keys = train.parser().parse_known_args(commands[folds[0]])
     metric = cross_validation.metric_of(read_recipe(args.recipe, keys))
     runs = {fold: train.claim(command) for fold, command in commands.items()}  # all of them before any is trained
-    with train.session(*runs.values()):
+    with train.session(*runs.values()) as held:
         for fold, run in runs.items():
             print(f"\n{fold}", flush=True)
-            train_run(run)
+            train_run(run, held)
     found = cross_validation.summarise_runs({fold: storage.join(output, fold) for fold in folds}, metric)
     storage.write_json(storage.join(output, "folds.json"), {"metric": metric} | found)
     print(f"\n{cross_validation.table(found, metric)}\nfigures: {storage.join(output, 'folds.json')}")

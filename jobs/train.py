@@ -19,7 +19,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
     entry.begin()
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from jobs.recipe_option import help_on_keys, overridden, read_recipe, recipe_nam
 from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, TrainSettings
 
 if TYPE_CHECKING:
+    from pipeline.lease import Held
     from pipeline.train.fit import ClaimedRun
 
 LONGEST_S, MAX_CACHE_GB = 30 * 86_400.0, 1e9
@@ -156,7 +157,7 @@ def claim(argv: Sequence[str] | None = None) -> "ClaimedRun":
     return fit.claim(settings)
 
 
-def session(*runs: "ClaimedRun") -> AbstractContextManager[None]:
+def session(*runs: "ClaimedRun") -> "AbstractContextManager[Mapping[str, Held]]":
     """A `fit.session` with Ray on this machine or the cluster at --address."""
     from jobs.ray_session import ray_session
     from pipeline.train import fit
@@ -168,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     claimed = claim(argv)
     from pipeline.train.fit import train_run
 
-    with session(claimed):
-        train_run(claimed)
+    with session(claimed) as held:
+        train_run(claimed, held)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The lock that lets only one job at a time write to an output or a run."""
+"""The lock that lets one job at a time write to an output or a run: on a machine, in a cluster, or, on S3, anywhere."""
 
 import errno
 import fcntl
@@ -6,14 +6,17 @@ import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow.fs as pafs
 import ray
 
 from ast_core.errors import DataError
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.cluster import end, on_this_node, ray_is_ours
+from pipeline.lease import Held
+from pipeline.s3 import UnconditionalError
 
 Purpose = Literal["prepare", "train", "tag"]
 DOING: dict[Purpose, str] = {"prepare": "preparing", "train": "training", "tag": "tagging"}
@@ -22,25 +25,60 @@ NO_SUCH_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.E
 
 
 @contextmanager
-def exclusive(purpose: Purpose, uri: str) -> Iterator[None]:
+def exclusive(purpose: Purpose, uri: str) -> Iterator[Held]:
     """Lock `uri` against other jobs, until the block or this process ends.
 
     A folder on a local disk is locked on this machine, and created if it does not exist. In a cluster, `uri` is also
     locked against the other jobs of the cluster, whether it is local or remote. A Ray that this process has started
-    needs no second lock on a folder, because all its jobs are on this machine. Two clusters that write to one bucket do
-    not see each other's locks.
+    needs no second lock on a folder, because all its jobs are on this machine. On S3, `uri` is locked against all jobs
+    everywhere (`pipeline.lease`). Other buckets, and stores that cannot write on condition, have no such lock: a line
+    says so.
 
     Raises:
         DataError: another job has the lock, or `uri` is a file.
+        LeaseLostError: the job could not keep the lock; raised within the block.
     """
     with ExitStack() as held:
         is_ours = held.enter_context(_locked_folder(uri))
-        is_folder = isinstance(storage.resolve(uri)[0], pafs.LocalFileSystem)
+        is_folder = storage.is_local(uri)
         if is_ours and ray.is_initialized() and not (is_folder and ray_is_ours()):
             is_ours = held.enter_context(_named_in_cluster(purpose, uri))
         if not is_ours:
-            raise DataError(f"another job is {DOING[purpose]} {uri}; wait for its end, or stop it")
-        yield
+            owner = lease.owner_of(_lease_file(purpose, uri)) if lease.is_possible(uri) else None
+            raise _refused(purpose, uri, owner)
+        yield Held(uri, _doing(purpose, uri), None) if is_folder else held.enter_context(_leased(purpose, uri))
+
+
+@contextmanager
+def _leased(purpose: Purpose, uri: str) -> Iterator[Held]:
+    """Hold a lease on a remote output, if its store has leases."""
+    doing, lacks = _doing(purpose, uri), "jobs of other clusters are not kept from it"
+    with ExitStack() as stack:
+        held = Held(uri, doing, None)
+        if not lease.is_possible(uri):
+            print(f"{doing}: only S3 has locks that hold between clusters, so {lacks}", flush=True)
+        else:
+            say = partial(print, flush=True)
+            try:
+                held = stack.enter_context(lease.leased(_lease_file(purpose, uri), doing, say))
+            except lease.HeldError as err:
+                raise _refused(purpose, uri, err.owner) from err
+            except UnconditionalError as err:
+                print(f"{doing}: this store does not write on condition ({err}), so {lacks}", flush=True)
+        yield held
+
+
+def _refused(purpose: Purpose, uri: str, owner: lease.Owner | None) -> DataError:
+    who = "" if owner is None else f" ({owner.text})"
+    return DataError(f"another job is {_doing(purpose, uri)}{who}; wait for its end, or stop it")
+
+
+def _doing(purpose: Purpose, uri: str) -> str:
+    return f"{DOING[purpose]} {uri}"
+
+
+def _lease_file(purpose: Purpose, uri: str) -> str:
+    return storage.join(uri, storage.LOCKS, f"{purpose}.json")
 
 
 @contextmanager

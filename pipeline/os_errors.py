@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 
 from ast_core.errors import UserError
 from pipeline import storage
+from pipeline.s3 import S3Error
 
 REFUSALS = {
     errno.ENOSPC: "make room there",
@@ -62,6 +63,7 @@ _DENIED = {
     "SIGNATURE_DOES_NOT_MATCH": "the secret does not fit the access key: see AWS_SECRET_ACCESS_KEY, or the profile",
     "NO_SUCH_BUCKET": "there is no such bucket: create it, or see its name and AWS_ENDPOINT_URL",
     "INVALID_BUCKET_NAME": "no bucket may have such a name",
+    "NO_CREDENTIALS": "there are no keys for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
 }
 
 
@@ -73,8 +75,12 @@ def explain(error: BaseException | None, place: str | None = None) -> str | None
     """
     if not isinstance(error, OSError):
         return None
+    if isinstance(error, S3Error):
+        status = "" if error.status is None else str(error.status)
+        return _explain_s3(error.bucket, error.key, error.code, status, error.operation, error.text)
     if match := _S3.search(str(error)) or _S3_BUCKET.search(str(error)):
-        return _explain_s3(match)
+        key, status = match.groupdict().get("key") or "", match["status"] or ""
+        return _explain_s3(match["bucket"], key, match["code"], status, match["operation"], match["text"])
     if error.errno in REFUSALS:
         where = error.filename or error.filename2 or place
         text = errno_text(error)
@@ -118,27 +124,26 @@ def _path_text(path: object) -> str:
     return path.decode(errors="replace") if isinstance(path, bytes) else str(path)
 
 
-def _explain_s3(match: re.Match[str]) -> str:
-    key = match.groupdict().get("key") or ""
-    uri, code, text = f"s3://{match['bucket']}/{key}".rstrip("/"), match["code"], " ".join(match["text"].split())[:200]
-    if "No response body" in text and match["status"] != "503":  # the answer to a HEAD request has no body
-        code, text = _reason_from_s3(match["bucket"], code, text)
+def _explain_s3(bucket: str, key: str, code: str, status: str, operation: str, text: str) -> str:
+    uri, text = f"s3://{bucket}/{key}".rstrip("/"), " ".join(text.split())[:200]
+    if "No response body" in text and status != "503":  # the answer to a HEAD request has no body
+        code, text = _reason_from_s3(bucket, code, text)
     if code in _DENIED:
         return f"{uri}: {_DENIED[code]}"
-    if code == "ACCESS_DENIED" or match["status"] == "403":
-        permission = PERMISSIONS.get(match["operation"], match["operation"])
-        return f"{uri}: S3 denies {match['operation']} ({text}); give this key s3:{permission} there"
+    if code == "ACCESS_DENIED" or status == "403":
+        permission = PERMISSIONS.get(operation, operation)
+        return f"{uri}: S3 denies {operation} ({text}); give this key s3:{permission} there"
     if code == "NETWORK_CONNECTION":
         return (
             f"{uri}: S3 does not answer ({text.split('; Details')[0]}); see the network and AWS_ENDPOINT_URL, and run "
             "the same command again"
         )
-    if code in S3_IS_BUSY or (match["status"] or "") >= "500":
+    if code in S3_IS_BUSY or status >= "500":
         return (
             f"{uri}: S3 has refused this for half a minute ({code.lower()}: {text}); run the same command again later, "
             "or with fewer workers"
         )
-    return f"{uri}: S3 answers {match['operation']} with {code.lower()} ({text})"
+    return f"{uri}: S3 answers {operation} with {code.lower()} ({text})"
 
 
 def _reason_from_s3(bucket: str, code: str, text: str) -> tuple[str, str]:

@@ -1,7 +1,11 @@
-"""S3 as pyarrow reads and writes it, with retries for refused requests."""
+"""S3 as pyarrow reads and writes it, with retries for refused requests; and writing on condition, for locks."""
 
 import io
+import os
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -86,3 +90,134 @@ class _PatientReads(io.RawIOBase):
 
 def _patient_s3(options: dict[str, Any]) -> PatientS3:
     return PatientS3(**options)
+
+
+class S3Error(OSError):
+    """S3, or the way to it, refuses a request of `ConditionalS3`. `pipeline.os_errors` explains it.
+
+    Args:
+        code: S3's code in capitals, as pyarrow writes it: `ACCESS_DENIED`.
+    """
+
+    def __init__(self, path: str, operation: str, code: str, status: int | None, text: str) -> None:
+        self.bucket, _, self.key = path.partition("/")
+        self.operation, self.code, self.status, self.text = operation, code, status, text
+        super().__init__(f"S3 answers {operation} of s3://{path} with {code} ({text})")
+
+
+class UnconditionalError(Exception):
+    """The store does not write on condition."""
+
+
+class ConditionalS3:
+    """Objects that are written only if they do not exist, or only in the place of a known version.
+
+    pyarrow cannot ask for this, so the client is botocore (decision 44). It connects as the file system `fs` does: with
+    its endpoint, its region, and its keys, or those that AWS's libraries find.
+
+    Args:
+        attempts: how often a request is tried; between the attempts the time doubles.
+        timeout_s: seconds without an answer after which an attempt fails.
+
+    Raises (all methods):
+        S3Error: the request fails.
+        UnconditionalError: the store says that it does not write on condition.
+    """
+
+    def __init__(self, fs: pafs.S3FileSystem, *, attempts: int, timeout_s: float = S3_CONNECT_TIMEOUT_S) -> None:
+        from botocore import UNSIGNED  # it takes half a second to import, which only a job that locks S3 pays
+        from botocore.config import Config
+        from botocore.session import Session
+
+        _, (given,) = fs.__reduce__()
+        endpoint = given["endpoint_override"]
+        if endpoint and "://" not in endpoint:
+            endpoint = f"{given['scheme']}://{endpoint}"
+        session = Session()
+        region = given["region"] or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+        keys = {
+            "aws_access_key_id": given["access_key"] or None,
+            "aws_secret_access_key": given["secret_key"] or None,
+            "aws_session_token": given["session_token"] or None,
+        }
+        is_path = bool(endpoint) and not given["force_virtual_addressing"]
+        config = Config(
+            connect_timeout=timeout_s,
+            read_timeout=timeout_s,
+            retries={"total_max_attempts": attempts, "mode": "standard"},
+            s3={"addressing_style": "path" if is_path else "auto"},
+            # Other stores than AWS's do not know the newer checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            **({"signature_version": UNSIGNED} if given["anonymous"] else {}),
+        )
+        with _errors_of("", "Connect"):
+            self._client = session.create_client(
+                "s3",
+                region_name=region or "us-east-1",
+                endpoint_url=endpoint or None,
+                verify=given["tls_ca_file_path"] or None,
+                config=config,
+                **(keys if keys["aws_access_key_id"] else {}),
+            )
+
+    def create(self, path: str, data: bytes) -> str | None:
+        """Write the object `BUCKET/KEY` if there is none. Returns its ETag; None if there is one."""
+        return self._put(path, data, IfNoneMatch="*")
+
+    def replace(self, path: str, data: bytes, etag: str) -> str | None:
+        """Write in the place of the version `etag`. Returns the new ETag; None if it is not there any more."""
+        return self._put(path, data, IfMatch=etag)
+
+    def _put(self, path: str, data: bytes, **condition: str) -> str | None:
+        answer = self._ask("PutObject", path, Body=data, ContentType="application/json", **condition)
+        return None if answer is None else str(answer["ETag"])
+
+    def read(self, path: str) -> tuple[bytes, str] | None:
+        """The object's content and ETag; None if there is none."""
+        answer = self._ask("GetObject", path)
+        if answer is None:
+            return None
+        with _errors_of(path, "GetObject"):
+            return answer["Body"].read(), str(answer["ETag"])
+
+    def delete(self, path: str, etag: str) -> None:
+        """Delete the object if it is the version `etag`. A store that does not know this condition deletes any."""
+        self._ask("DeleteObject", path, IfMatch=etag)
+
+    def _ask(self, operation: str, path: str, **arguments: Any) -> dict[str, Any] | None:
+        """S3's answer; None if a condition is not met, or if there is no such object."""
+        bucket, _, key = path.partition("/")
+        method = {"PutObject": "put_object", "GetObject": "get_object", "DeleteObject": "delete_object"}[operation]
+        try:
+            with _errors_of(path, operation):
+                answer: dict[str, Any] = getattr(self._client, method)(Bucket=bucket, Key=key, **arguments)
+                return answer
+        except S3Error as err:
+            if err.status == 501:
+                raise UnconditionalError(err.text) from err
+            # 409: another conditional request was just being carried out.
+            if err.status in (409, 412) or err.code == "NO_SUCH_KEY":
+                return None
+            raise
+
+
+@contextmanager
+def _errors_of(path: str, operation: str) -> Iterator[None]:
+    """Raise botocore's errors as S3Error."""
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as err:
+        answer = err.response
+        code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(answer.get("Error", {}).get("Code", "UNKNOWN"))).upper()
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        raise S3Error(path, operation, code, status, str(answer.get("Error", {}).get("Message", ""))) from err
+    except (ConnectionError, HTTPClientError) as err:
+        raise S3Error(path, operation, "NETWORK_CONNECTION", None, str(err)) from err
+    except NoCredentialsError as err:
+        raise S3Error(path, operation, "NO_CREDENTIALS", None, str(err)) from err
+    except BotoCoreError as err:
+        code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(err).__name__).upper()
+        raise S3Error(path, operation, code, None, str(err)) from err

@@ -35,6 +35,10 @@ _STRAY = re.compile(
 
 UNFINISHED = ".tmp"
 """Suffix of a file that is being written on disk. If a crash left one, it may be deleted."""
+
+LOCKS = "_lock"
+"""Folder in an output on object storage with the locks of running jobs (`pipeline.lease`)."""
+
 _UNFINISHED_FILE = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}$")
 
 
@@ -213,8 +217,11 @@ def modified_s_below(uri: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def is_empty(uri: str | os.PathLike[str]) -> bool:
-    """Whether a folder does not exist, is empty, or has only unfinished files that a crash left."""
-    return all(info.is_file and _UNFINISHED_FILE.search(info.path) for info in _below(*resolve(uri)))
+    """Whether a folder does not exist, is empty, or has only locks, and unfinished files that a crash left."""
+    return all(
+        info.base_name == LOCKS or (info.is_file and _UNFINISHED_FILE.search(info.path))
+        for info in _below(*resolve(uri))
+    )
 
 
 def delete_unfinished(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:

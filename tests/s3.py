@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 CONTROL = "/-/busy"
 
@@ -48,6 +49,15 @@ class S3Server:
     def without_deleting(self) -> Iterator[None]:
         """Refuse deleting, as for a key without s3:DeleteObject."""
         self._control(forbids_deleting=1)
+        try:
+            yield
+        finally:
+            self._control()
+
+    @contextmanager
+    def without_conditions(self, conditions: Literal["refused", "ignored"]) -> Iterator[None]:
+        """Do not heed If-Match and If-None-Match, as stores do that have no conditional writes."""
+        self._control(conditions=conditions)
         try:
             yield
         finally:

@@ -3,7 +3,7 @@
 With the number of an inherited socket as an argument it also listens there, for machines of another network.
 
 A request to CONTROL sets the share of the requests, or the number of the following ones, that it refuses, whether
-deleting is forbidden, and the request from which on it is away.
+deleting is forbidden, whether conditions of requests are refused or ignored, and the request from which on it is away.
 """
 
 import json
@@ -36,10 +36,13 @@ class Busy:
 
     If deleting is forbidden, all requests to delete are denied, as for a key without s3:DeleteObject. From the first
     request that matches `away_from` on, each connection is closed without an answer.
+
+    Requests with a condition are handled one at a time, because moto first looks and then writes.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app, self.lock = app, threading.Lock()
+        self.conditional, self.conditions = threading.Lock(), ""
         self.share, self.following, self.draw = 0.0, 0, Random(0)
         self.forbids_deleting, self.away_from, self.is_away = False, "", False
         self.counts = {"requests": 0, "refused": 0, "dropped": 0}
@@ -55,6 +58,14 @@ class Busy:
             many = environ["REQUEST_METHOD"] == "POST" and "delete" in environ["QUERY_STRING"].split("&")
             if self.forbids_deleting and (many or environ["REQUEST_METHOD"] == "DELETE"):
                 return _deny(environ, start_response, many)
+            if "HTTP_IF_MATCH" in environ or "HTTP_IF_NONE_MATCH" in environ:
+                if self.conditions == "refused":
+                    return _refuse_conditions(environ, start_response)
+                if self.conditions == "ignored":
+                    environ.pop("HTTP_IF_MATCH", None)
+                    environ.pop("HTTP_IF_NONE_MATCH", None)
+                with self.conditional:
+                    return list(self.app(environ, start_response))
             return self.app(environ, start_response)
         get_input_stream(environ).read()  # otherwise this body is read as the next request
         start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
@@ -70,6 +81,7 @@ class Busy:
                 Random(0),
             )
             self.forbids_deleting = "forbids_deleting" in settings
+            self.conditions = settings.get("conditions", "")
             self.away_from, self.is_away = settings.get("away_from", ""), False
             return before
 
@@ -98,6 +110,13 @@ def _deny(environ: WSGIEnvironment, start_response: StartResponse, many: bool) -
         answer = b"<DeleteResult>%b</DeleteResult>" % b"".join(DENIED % key for key in keys)
     headers = [("Content-Type", "application/xml"), ("Content-Length", f"{len(answer)}")]
     start_response("200 OK" if many else "403 Forbidden", headers)
+    return [answer]
+
+
+def _refuse_conditions(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    get_input_stream(environ).read()
+    answer = b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
+    start_response("501 Not Implemented", [("Content-Type", "application/xml"), ("Content-Length", f"{len(answer)}")])
     return [answer]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.os_errors import explain, nearly_full
+from pipeline.s3 import ConditionalS3
 
 URI = "s3://bucket/data/x"
 
@@ -58,6 +59,7 @@ ASK = {
     "HEAD": lambda: storage.exists(URI),
     "GET": lambda: storage.list_files("s3://bucket/data"),
     "PUT": lambda: storage.write_bytes(URI, b"x"),
+    "PUT on condition": lambda: ConditionalS3(storage.resolve(URI)[0], attempts=1).create("bucket/data/x", b"x"),
 }
 
 
@@ -76,18 +78,21 @@ def test_part_3_4_refusals_of_s3_name_the_object_and_the_remedy(
     refusing: SimpleNamespace, method: str, code: str, status: int, said: str
 ):
     refusing.code, refusing.status = code, status
-    with pytest.raises(OSError, match="AWS Error") as caught:
+    with pytest.raises(OSError, match=r"AWS Error|S3 answers") as caught:
         ASK[method]()
     line = explain(caught.value)
     assert line is not None
     assert re.match(rf"s3://bucket/data(/x)?: {said}", line), line
 
 
-def test_part_3_4_s3_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("method", ["PUT", "PUT on condition"])
+def test_part_3_4_s3_that_does_not_answer(method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setattr("pipeline.s3.S3_RETRIES", 1)
-    with pytest.raises(OSError, match="AWS Error") as caught:
-        storage.write_bytes(URI, b"x")
+    with pytest.raises(OSError, match=r"AWS Error|S3 answers") as caught:
+        ASK[method]()
     assert re.match(
         f"{URI}: S3 does not answer .*; see the network and AWS_ENDPOINT_URL, and run", explain(caught.value)
     )

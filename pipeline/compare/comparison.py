@@ -14,6 +14,7 @@ from pipeline.compare.plan import PlannedRun
 from pipeline.compare.published import audioset_part, published_figures
 from pipeline.compare.results import RunResult, read_result
 from pipeline.dataset import PreparedDataset
+from pipeline.lease import Held, LeaseLostError
 from pipeline.redaction import without_secrets
 from pipeline.text_table import text_table
 from pipeline.train import fit
@@ -38,8 +39,8 @@ def compare(runs: Sequence[PlannedRun], output: str, *, ray_session: RaySession)
         UserError: runs failed.
     """
     claimed = [(run, _claim(run)) for run in runs]
-    with fit.session(*(one for _, one in claimed), ray_session=ray_session):
-        failures = _train(claimed)
+    with fit.session(*(one for _, one in claimed), ray_session=ray_session) as held:
+        failures = _train(claimed, held)
         finished: dict[str, list[PlannedRun]] = {}
         for run in runs:
             if run.model not in failures:
@@ -52,7 +53,7 @@ def compare(runs: Sequence[PlannedRun], output: str, *, ray_session: RaySession)
         raise UserError(f"{len(failures)} of {len({run.model for run in runs})} models failed, {first}{others}")
 
 
-def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]]) -> dict[str, str]:
+def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]], held: Mapping[str, Held]) -> dict[str, str]:
     """Train the runs, one after the other. Returns what to say of the models whose runs failed."""
     num_finished = sum(one.is_finished for _, one in claimed)
     print(f"{len(claimed)} runs, {num_finished} of them finished", flush=True)
@@ -60,7 +61,9 @@ def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]]) -> dict[str, st
     for number, (run, one) in enumerate(claimed, start=1):
         print(f"\n[{number} of {len(claimed)}] {run.title}", flush=True)
         try:
-            fit.train_run(one)
+            fit.train_run(one, held)
+        except LeaseLostError:
+            raise
         except UserError as err:
             print(f"failed: {without_secrets(str(err))}", flush=True)
             failures[run.model] = f"{run.title}: {without_secrets(str(err))}"

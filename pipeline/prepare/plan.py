@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, storage
+from pipeline.lease import Held
 from pipeline.locks import exclusive
 from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.audio.decode import Decode
@@ -143,7 +144,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     """
     splits = listed.splits
     check_kept_rates(listed.clips["media"], settings.features.sample_rate_hz)
-    with exclusive("prepare", settings.output):
+    with exclusive("prepare", settings.output) as held:
         store, states = _open_output(listed, settings, say)
         remaining = _find_remaining(listed, states, settings)
         known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
@@ -151,11 +152,13 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         for line in filter(None, [remaining.line(), *remaining.notes]):
             say(line)
         if len(remaining.clips):
-            _prepare_remaining(remaining, settings, store, say)
+            _prepare_remaining(remaining, settings, store, held, say)
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with user_errors_from_tasks(SHARDS_ARE_WHOLE):
             named = {split: listed_in(listed, split) for split in splits}
-            published = _publish.remote(settings.output, listed.vocabulary, refused, named, known, settings.features)
+            published = _publish.remote(
+                settings.output, listed.vocabulary, refused, named, known, settings.features, held
+            )
             (info, lines), stored = ray.get(published[0]), published[1]
         with in_spite_of_errors(PUBLISHED):
             for line in [*lines, *_leftover_warnings(settings.output, splits)]:
@@ -176,7 +179,11 @@ def _leftover_warnings(output: str, splits: Iterable[str]) -> list[str]:
 
 
 def _prepare_remaining(
-    remaining: RemainingWork, settings: PrepareSettings, store: AudioStore | None, say: Callable[[str], None]
+    remaining: RemainingWork,
+    settings: PrepareSettings,
+    store: AudioStore | None,
+    held: Held,
+    say: Callable[[str], None],
 ) -> None:
     rate_limit, own_addresses = settings.fetch.rate_limit, settings.own_addresses
     fetching = cluster_permits(rate_limit, own_addresses=own_addresses) if remaining.num_fetches else nullcontext()
@@ -184,7 +191,7 @@ def _prepare_remaining(
         work_list(settings.output) as folder,
         fetching as permits,
         Progress(len(remaining.clips), say, permits.fetching if permits else None) as progress,
-        closing(rows_of(_stages(remaining, folder, settings, permits, store))) as outcomes,
+        closing(rows_of(_stages(remaining, folder, settings, permits, store, held))) as outcomes,
     ):
         for written in outcomes:
             progress.add(written["reason"], written["clips"])
@@ -229,6 +236,7 @@ def _stages(
     settings: PrepareSettings,
     permits: ClusterPermits | None,
     store: AudioStore | None,
+    held: Held,
 ) -> Dataset:
     silence_ray()
     DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
@@ -240,7 +248,7 @@ def _stages(
     if store is not None:
         per_clip.append(partial(keep_audio, sample_rate_hz=store.sample_rate_hz))
     per_clip.append(partial(features, settings=settings.features))
-    write = WriteShards(settings.output, store.write if store else None, settings.features)
+    write = WriteShards(settings.output, store.write if store else None, settings.features, held)
     prepare_chunk = (fail_after_deaths, InSmallBatches(Stages(tuple(per_clip))), shuffled, write)
     if permits is None:
         return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)

@@ -31,6 +31,7 @@ from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import parquet, storage
 from pipeline.embeddings.stored import EMBEDDINGS, EmbeddingsOf, tags_json
+from pipeline.lease import Held
 from pipeline.prepare.clip import Reason
 from pipeline.tag.collect import Tagged
 from pipeline.tag.label_files import FORMATS
@@ -155,6 +156,8 @@ class WriteParts:
     top: int | None = None
     label_format: str | None = None
     embeddings: EmbeddingsOf | None = None
+    held: Held | None = None
+    """The lock of the output. A part is not written after another job has taken over."""
 
     def written(self, chunk: str) -> tuple[set[str], int]:
         """The recordings in the parts of a chunk, of an attempt that ended early, and the number of the next part."""
@@ -171,6 +174,8 @@ class WriteParts:
 
     def write(self, chunk: str, number: int, results: Sequence[tuple[str, Tagged]]) -> None:
         """Write a part with these recordings and their results. The file of scores is the last one."""
+        if self.held is not None:
+            self.held.check()
         part = _part(chunk, number)
         with_windows = [(name, tagged) for name, tagged in results if len(tagged.scores_WC)]
         names = distinct_names(self.labels)

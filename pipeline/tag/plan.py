@@ -51,7 +51,7 @@ def tag(
         DataError: before any work, if the output contains something else or another job is writing to it.
     """
     identity = settings.to_dict(members)
-    with exclusive("tag", output):
+    with exclusive("tag", output) as held:
         tags.start_output(output, identity)
         done = tags.read_done(output).final(retry_failed=retry_failed)
         most = _recordings_per_chunk(inputs, workers)
@@ -60,11 +60,12 @@ def tag(
         num_left = sum(len(chunk.names) - len(chunk.done) for chunk in chunks)
         if done and num_left:
             say(f"{len(done):,} recordings are done by an earlier run, {num_left:,} to do")
-        write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings)
+        write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings, held)
         if chunks:
             run = uuid.uuid4().hex
             job = Job(members, settings, workers, write, run, permits)
             (run_chunks or run_here)(job, chunks, num_left, say)
+        held.check()
         with in_spite_of_errors(PARTS_ARE_WHOLE):
             summary = tags.finish(output, inputs.refused)
             write_report(output, summary, inputs.recordings, settings.windows.features)
@@ -73,6 +74,7 @@ def tag(
                 "labels": [{"mid": m, "display_name": n} for m, n in _classes(members)],
                 "inputs": [without_secrets(uri) for uri in inputs_given],
             }
+            held.check()
             tags.write_tags(output, identity, facts, summary)
     return summary
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ast_core.errors import DataError, UserError
 from ast_core.execution import for_device, set_attention
 from pipeline.dataset import PreparedDataset
+from pipeline.lease import LeaseLostError
 from pipeline.train import checkpoints
 from pipeline.train.checkpoints import load_state
 from pipeline.train.data.shard_cache import ShardCache
@@ -25,11 +26,14 @@ def validate_checkpoint(checkpoint: Checkpoint, job: dict[str, Any], epoch: int,
     the ranks do so at the end. An error that the user can fix ends the run.
     """
     train_job = TrainJob(**job)
+    train_job.check_lock()
     torch.set_num_threads(train_job.threads)
     with checkpoint.as_directory() as folder:
         state = load_state(folder)["model"]
     try:
         return {"headline": _evaluate_up_to(train_job, epoch, loss, state)["headline"]}
+    except LeaseLostError:
+        raise
     except Exception as err:
         defer(train_job.run, epoch, loss, state)  # Ray may delete the checkpoint now
         if isinstance(err, UserError):
@@ -55,6 +59,7 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
             model, clips, recipe=recipe, norm=config.norm, num_classes=len(config.labels), device=device, cache=cache
         )
         assert scores is not None
+        job.check_lock()
         return results.record(epoch, loss, scores, state)
 
     for earlier in range(results.first_missing(), epoch):

@@ -37,6 +37,7 @@ from ast_core.recipe import DATA, Recipe
 from pipeline import storage
 from pipeline.cluster import ray_is_ours
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.lease import Held
 from pipeline.locks import exclusive
 from pipeline.os_errors import explain, nearly_full
 from pipeline.redaction import without_secrets
@@ -129,29 +130,30 @@ def claim(settings: TrainSettings) -> ClaimedRun:
 @contextmanager
 def session(
     *runs: ClaimedRun, ray_session: Callable[[str, int | None], AbstractContextManager[None]]
-) -> Iterator[None]:
-    """Lock the unfinished runs of one command, and start Ray if they need workers.
+) -> Iterator[Mapping[str, Held]]:
+    """Lock the unfinished runs of one command, and start Ray if they need workers. Yields the locks by the runs' URIs.
 
     Raises:
         DataError: another job has locked one of them.
     """
     settings, unfinished = runs[0].settings, [run for run in runs if not run.is_finished]
+    held: dict[str, Held] = {}
     with ExitStack() as locked:
         for run in unfinished:
             if storage.is_local(run.uri):  # before Ray is started
-                locked.enter_context(exclusive("train", run.uri))
+                held[run.uri] = locked.enter_context(exclusive("train", run.uri))
         for run in unfinished:
             storage.check_writable(run.uri)
         if unfinished and settings.num_workers != IN_PROCESS:
             locked.enter_context(ray_session(settings.address, settings.num_cpus))
-            for run in unfinished:
-                if not storage.is_local(run.uri):
-                    locked.enter_context(exclusive("train", run.uri))
-        yield
+        for run in unfinished:
+            if run.uri not in held:
+                held[run.uri] = locked.enter_context(exclusive("train", run.uri))
+        yield held
 
 
-def train_run(claimed: ClaimedRun) -> None:
-    """Train a run to the end, or resume it, within a `session`. Prints the data, warnings and results."""
+def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
+    """Train a run to the end, or resume it, within a `session`, with its locks. Prints data, warnings and results."""
     settings, run = claimed.settings, claimed.uri
     print(*claimed.about, sep="\n", flush=True)
     if claimed.is_finished:
@@ -184,6 +186,7 @@ def train_run(claimed: ClaimedRun) -> None:
         mlflow_uri=settings.mlflow,
         async_validation=settings.async_validation,
         unlisted_checkpoints=find_checkpoints(storage.join(run, CHECKPOINTS)),
+        lock=asdict(held[run]),
     )
     least, most = settings.num_workers
     trainer = _Trainer(

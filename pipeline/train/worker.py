@@ -33,6 +33,7 @@ from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, make_scaler, seed_network, share_buffers, train_step
 from pipeline import storage
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.lease import LeaseLostError
 from pipeline.os_errors import explain
 from pipeline.train import checkpoints, models, run_folder
 from pipeline.train.async_validation import load_unevaluated
@@ -103,6 +104,8 @@ def train_worker(config: dict[str, Any]) -> None:
     except StoppedError:
         if run.log is not None:
             run.log.close(failed=True)
+    except LeaseLostError:
+        raise  # RUN is another job's, which must not find stopped.json
     except UserError as err:
         # Perhaps only this rank has the error. The others find stopped.json when Ray restarts them.
         record_stop(job.run, err)
@@ -153,6 +156,7 @@ class Run:
         )
         computed = set_execution(model, self.device, self.recipe)
         if self.rank == 0:
+            job.check_lock()
             run_folder.record_computed(job.run, computed)
         self.model = prepare_model(model)
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -186,6 +190,7 @@ class Run:
             if not self.job.async_validation:
                 scores = self._evaluate(self.eval_clips)
                 if scores is not None:
+                    self.job.check_lock()
                     self.results.record(epoch, loss, scores, self.bare_model.state_dict())
             progress.epochs_done, progress.steps_done, progress.loss_sum, progress.epoch_loss = epoch, 0, 0.0, loss
             self._log_epochs()
@@ -200,6 +205,7 @@ class Run:
             self._evaluate_missing()
         averaged = self._evaluate_averaged()
         if self.log is not None:
+            self.job.check_lock()
             self.log.close()  # before the summary, whose existence means that the run is finished
             self._finish(averaged)
 
@@ -479,6 +485,7 @@ class Run:
         metrics: dict[str, Any] = {"epochs_done": progress.epochs_done, "steps_done": progress.steps_done}
         checkpoint = None
         if self.log is not None:
+            self.job.check_lock()
             self.log.flush()  # a resumed run continues from these records
             checkpoint = checkpoints.make(self.job.run, self._state()) if self.job.saves_checkpoints else None
         ray.train.report(

@@ -7,6 +7,7 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
+from pipeline.lease import Held
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 
@@ -38,6 +39,13 @@ class TrainJob:
     """Evaluate an epoch in a separate task while the next one trains; otherwise on the ranks, between epochs."""
     unlisted_checkpoints: list[str]
     """Checkpoints to resume from, earliest first, if Ray's list has none."""
+    lock: dict[str, Any] | None = None
+    """The fields of the run's lock (`Held`)."""
+
+    def check_lock(self) -> None:
+        """Raise LeaseLostError if another job has taken the run over: this one must not write any more."""
+        if self.lock is not None:
+            Held(**self.lock).check()
 
 
 def read_initial_model(job: TrainJob) -> tuple[Tagger, ModelConfig]:

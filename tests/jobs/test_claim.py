@@ -103,7 +103,7 @@ def test_run_in_use_is_refused_before_ray_starts(tone_data: str, tmp_path: Path,
 def test_run_on_s3_in_use_by_another_job_of_the_cluster_is_refused(tone_data: str, s3: S3Server, local_ray: None):
     run = s3.uri("held", "run")
     command = argv(tone_data, run)
-    with session(claim(command)), pytest.raises(DataError, match=f"^another job is training {run}; wait"):
+    with session(claim(command)), pytest.raises(DataError, match=rf"^another job is training {run} \(on .*\); wait"):
         main(command)
     with session(claim(command)):  # the other one is over
         pass
@@ -163,8 +163,11 @@ def test_command_does_not_train_in_a_folder_that_another_took_over(tone_data: st
     run = tmp_path / "run"
     first = claim(argv(tone_data, run, "--num-workers", "0", "--lr", "1e-3"))
     claim(argv(tone_data, run, "--num-workers", "0"))
-    with session(first), pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
-        fit.train_run(first)
+    with (
+        session(first) as held,
+        pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"),
+    ):
+        fit.train_run(first, held)
 
 
 def test_folder_on_s3_is_taken_over_when_training_starts(tone_data: str, s3: S3Server):

@@ -14,6 +14,7 @@ from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
+from pipeline.lease import Held
 from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.output import failures_table, membership
 from pipeline.prepare.output.membership import Listed
@@ -93,19 +94,23 @@ def publish(
     listed: Mapping[str, Listed] | None = None,
     known: Mapping[str, pa.Table] | None = None,
     features: FeatureSettings = KALDI128,
+    held: Held | None = None,
 ) -> tuple[dict[str, Any], list[str], dict[str, pa.Table]]:
     """Write index and failures table of this run's splits (the keys of `refused`), then dataset.json.
 
     Args:
         listed: the clips that the last list names for each of these splits; None takes the clips of the shards.
         known: rows of these splits that were read from their shards before (`SplitState.prepared`).
+        held: the lock of the output. Nothing is deleted or written after another job has taken over.
 
     Returns:
         The content of dataset.json, lines for the user, and the stored rows of each of these splits.
 
     Raises:
-        DataError: another job wrote dataset.json at the same time.
+        DataError: another job wrote dataset.json at the same time, or has taken over.
     """
+    held = held or Held(output, "preparing", None)
+    held.check()
     known = known or {}
     # It is slow, so it precedes the writing.
     states = {split: clean_up(output, split, known.get(split), features) for split in refused}
@@ -115,6 +120,7 @@ def publish(
         members = membership.as_stored(prepared)
     else:
         members = membership.resolve(prepared, listed, _same_ids_elsewhere(output, states))
+    held.check()  # the scan of the shards may have taken minutes
     infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
         indexed = members.indexed[split]
@@ -142,6 +148,7 @@ def publish(
         "splits": splits,
         "tool_versions": tool_versions(),
     }
+    held.check()
     dataset.write_info(output, info)
     there = _published_splits(output)
     if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):

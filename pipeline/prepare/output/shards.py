@@ -17,6 +17,7 @@ from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
 from pipeline.dataset import SCANNED
+from pipeline.lease import Held
 from pipeline.prepare.output import failures_table
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
@@ -38,8 +39,12 @@ class WriteShards:
     keep: Callable[[str, str, pa.Table], None] | None = None
     """Called with split, name and rows of a shard, before it is written."""
     features: FeatureSettings = KALDI128
+    held: Held | None = None
+    """The lock of the output. A batch is not written after another job has taken over."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        if self.held is not None:
+            self.held.check()
         written = []
         splits = pc.unique(rows["split"]).to_pylist()
         for split in splits:

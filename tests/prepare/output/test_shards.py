@@ -3,7 +3,6 @@
 import hashlib
 import json
 import uuid
-import zlib
 from pathlib import Path
 
 import duckdb
@@ -22,11 +21,12 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.features import clip_fbank, features
-from pipeline.prepare.clip import FAILURES, WAVEFORM, in_progress, ragged
+from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards, clip_facts, scan_shards
 from pipeline.prepare.output.split_state import clean_up, load_split
 from tests import fakes
+from tests.fakes import prepared_rows
 
 
 @pytest.fixture(scope="module")
@@ -199,21 +199,6 @@ def test_a_folder_with_other_content_is_refused(tmp_path: Path):
     WriteShards(str(tmp_path / "new"))(prepared_rows("clip"))
     with pytest.raises(DataError, match=r"other labels \(1, these are 2\)"):
         start_output(str(tmp_path / "new"), two_labels)
-
-
-def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
-    """Rows with different noise and level for each clip."""
-    all_ids = (*clip_ids, *failed)
-    rows = in_progress(fakes.clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
-    seeds = [zlib.crc32(c.encode()) for c in all_ids]
-    fbanks = [clip_fbank((seed % 100 + 1) / 100 * fakes.noise(0.5, seed=seed)) for seed in seeds]
-    for name, value in {"stage": "decode", "reason": "truncated", "message": "short", "attempts": 1}.items():
-        place = rows.column_names.index(name)
-        column = pa.array([None] * len(clip_ids) + [value] * len(failed), rows.schema.field(place).type)
-        rows = rows.set_column(place, name, column)
-    rows = rows.append_column("num_clipped", pa.array([0] * len(rows), pa.int32()))
-    rows = rows.append_column("num_frames", pa.array(list(map(len, fbanks)), pa.int32()))
-    return rows.append_column("fbank", pa.array([fbank.tolist() for fbank in fbanks], dataset.fbank_type(128)))
 
 
 def test_a_folder_with_an_interrupted_reservation_is_reserved_again(tmp_path: Path):
