@@ -196,6 +196,7 @@ def _write_report(output: str, prepared: "Prepared") -> None:
     """Write the data set's report. If this fails, the data set is complete without it."""
     import ray
 
+    from pipeline.cluster import NOT_ON_GPU_NODES
     from pipeline.inspect.data_report import write_report
     from pipeline.prepare.plan import STAGE_CPUS
     from pipeline.ray_errors import user_errors_from_tasks
@@ -203,7 +204,8 @@ def _write_report(output: str, prepared: "Prepared") -> None:
     try:
         with user_errors_from_tasks():
             listed = {split.split: split.num_listed for split in prepared.splits}
-            page = ray.get(ray.remote(num_cpus=STAGE_CPUS)(write_report).remote(output, listed, prepared.stored))
+            write = ray.remote(num_cpus=STAGE_CPUS, label_selector=NOT_ON_GPU_NODES)(write_report)
+            page = ray.get(write.remote(output, listed, prepared.stored))
     except (UserError, ray.exceptions.RayError) as err:
         reason = str(err).strip().splitlines()[-1]
         print(f"the data set is complete, but its report could not be written: {reason}", flush=True)

@@ -1,4 +1,7 @@
-"""Whose Ray it is, and named actors: a cluster has one of a name at a time, so jobs find each other by the name."""
+"""What the jobs of a cluster have in common: whose Ray it is, named actors, and the nodes kept for GPU work.
+
+A cluster has one actor of a name at a time, so jobs find each other by the name.
+"""
 
 import time
 from contextlib import suppress
@@ -8,6 +11,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NAMESPACE = "ast-ray"
+NOT_ON_GPU_NODES = {"ast-ray/reserved-for": "!gpu"}
+"""Label selector for tasks and actors: any node except those with the label `ast-ray/reserved-for=gpu`. Without it they
+would take CPUs that the ranks of a training need, and the autoscaler could start GPU nodes for them."""
+
 ASK_AGAIN_S = 0.2
 """Seconds between two checks whether the name of an ended actor is free."""
 

@@ -218,6 +218,16 @@ def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.56
     return pa.table({name: made.get(name) or clips[name] for name in schema.names}, schema=schema)
 
 
+def noise_shard(clips: pa.Table, num_frames: int) -> pa.Table:
+    """A shard's rows for rows of CLIPS, with random values for fbanks: a file of a real one's size."""
+    kind, num_bins = dataset.fbank_type(KALDI128.num_mel_bins), KALDI128.num_mel_bins
+    values = np.random.default_rng(0).normal(size=len(clips) * num_frames * num_bins).astype(np.float16)
+    frames = pa.FixedSizeListArray.from_arrays(pa.array(values), type=kind.value_type)
+    ends = pa.array(np.arange(len(clips) + 1) * num_frames, pa.int32())
+    fbank = pa.ListArray.from_arrays(ends, frames, type=kind)
+    return stored_clips(clips).append_column(dataset.shard_schema(KALDI128).field("fbank"), fbank)
+
+
 def write_stored(
     output: str,
     labels: LabelVocabulary,

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from jobs import train
+from pipeline.cluster import NOT_ON_GPU_NODES
 from pipeline.prepare import plan
 from tests import autoscaler
 
@@ -106,16 +108,19 @@ def test_our_own_rules_find_a_broken_cluster_yaml(path: str, value: Any, complai
     assert complaints(cluster(path, value)) == [complaint]
 
 
-def nodes_for(demand: dict[str, float], count: int, config: dict[str, Any]) -> dict[str, int]:
-    return autoscaler.nodes_for(demand, count, ray_reads(config))
+def nodes_for(demand: dict[str, float], count: int, config: dict[str, Any], **options: Any) -> dict[str, int]:
+    return autoscaler.nodes_for(demand, count, ray_reads(config), **options)
 
 
 def test_preparation_starts_cpu_nodes_and_no_gpu_nodes():
-    node_cpus = cluster()["available_node_types"]["prepare"]["resources"]["CPU"]
-    assert nodes_for({"CPU": plan.DOWNLOAD_CPUS / 4}, 4, cluster()) == {"prepare": 1}
-    assert nodes_for({"CPU": plan.STAGE_CPUS}, 1, cluster()) == {"prepare": 1}
-    assert nodes_for({"CPU": plan.STAGE_CPUS}, int(node_cpus / plan.STAGE_CPUS) + 1, cluster()) == {"prepare": 2}
-    assert nodes_for({"CPU": node_cpus + 1}, 1, cluster("available_node_types.train.max_workers", 0)) == {}
+    settings = cluster()["available_node_types"]["prepare"]
+    node_cpus, most = settings["resources"]["CPU"], settings["max_workers"]
+    of_preparation = partial(nodes_for, config=cluster(), selector=NOT_ON_GPU_NODES)
+    assert of_preparation({"CPU": plan.DOWNLOAD_CPUS / 4}, 4) == {"prepare": 1}
+    assert of_preparation({"CPU": plan.STAGE_CPUS}, 1) == {"prepare": 1}
+    assert of_preparation({"CPU": plan.STAGE_CPUS}, int(node_cpus / plan.STAGE_CPUS) + 1) == {"prepare": 2}
+    assert of_preparation({"CPU": plan.STAGE_CPUS}, 10 * most * node_cpus) == {"prepare": most}
+    assert of_preparation({"CPU": node_cpus + 1}, 1) == {}
 
 
 def test_training_starts_gpu_nodes_and_uses_all_their_gpus():

@@ -25,6 +25,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from jobs import train
+from pipeline.cluster import NOT_ON_GPU_NODES
 from pipeline.prepare import plan
 from pipeline.tag.on_ray import GPU_READERS, READER_CPUS
 from pipeline.versions import VERSION
@@ -211,9 +212,9 @@ def test_the_head_takes_no_work_and_groups_start_from_none():
 
 def test_preparation_starts_cpu_pods_and_no_gpu_pods():
     scaling = as_ray_reads(ray_cluster())
-    cpus = scaling.get_config("available_node_types")["prepare"]["resources"]["CPU"]
-    assert nodes_for({"CPU": plan.DOWNLOAD_CPUS / 4}, 4, scaling) == {"prepare": 1}
-    assert nodes_for({"CPU": plan.STAGE_CPUS}, int(cpus / plan.STAGE_CPUS) + 1, scaling) == {"prepare": 2}
+    settings = scaling.get_config("available_node_types")["prepare"]
+    for count, pods in ((1, 1), (10 * settings["resources"]["CPU"] * settings["max_workers"], settings["max_workers"])):
+        assert nodes_for({"CPU": plan.STAGE_CPUS}, count, scaling, NOT_ON_GPU_NODES) == {"prepare": pods}
 
 
 def test_the_workers_of_a_training_fit_on_one_gpu_pod():

@@ -19,7 +19,9 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from ast_core.features import KALDI128, FeatureSettings
+from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
+from pipeline.cluster import NOT_ON_GPU_NODES
 from pipeline.lease import Held
 from pipeline.locks import exclusive
 from pipeline.os_errors import in_spite_of_errors
@@ -32,12 +34,12 @@ from pipeline.prepare.fetch.ytdlp import check_tools
 from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.audio_store import AudioStore, check_kept_rates, keep_audio
 from pipeline.prepare.output.failures_table import record_media_state
-from pipeline.prepare.output.membership import listed_in
+from pipeline.prepare.output.membership import Listed, listed_in
 from pipeline.prepare.output.order import shuffled
 from pipeline.prepare.output.publish import PUBLISHED, check_output, publish, start_output
 from pipeline.prepare.output.same_clips import check_same_clips, newer_media_lines
 from pipeline.prepare.output.samples import KeepSamples
-from pipeline.prepare.output.shards import WriteShards
+from pipeline.prepare.output.shards import SCANNED_AT, WriteShards, scan_some, unknown_shards
 from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.output.work_list import read_chunks, work_list, write_chunks
 from pipeline.prepare.progress import Progress, SplitReport
@@ -57,6 +59,9 @@ DOWNLOAD_CPUS, STAGE_CPUS = 0.02, 0.95
 """CPUs reserved by all download workers of a job together, and by one task. Download workers mostly wait and live as
 long as the job, so they reserve almost nothing: 0.02 + 0.02 + 0.95 fit on one CPU, for two jobs that fetch and a third
 one's tasks. The value is not 0, because Ray would then also place them on a head node without CPUs."""
+
+SHARDS_AT_ONCE = 256
+"""Shards whose small columns one task reads. From a bucket each takes ten requests, and a process makes few at once."""
 
 LEAST_CPUS = 1e-4
 """The smallest share of a CPU that Ray distinguishes."""
@@ -156,8 +161,8 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         refused = {split: listed.refused.filter(pc.equal(listed.refused["split"], split)) for split in splits}
         with user_errors_from_tasks(SHARDS_ARE_WHOLE):
             named = {split: listed_in(listed, split) for split in splits}
-            published = _publish.remote(
-                settings.output, listed.vocabulary, refused, named, known, settings.features, held
+            published: Any = _publish.remote(
+                settings.output, known, listed.vocabulary, refused, named, settings.features, held
             )
             (info, lines), stored = ray.get(published[0]), published[1]
         with in_spite_of_errors(PUBLISHED):
@@ -211,7 +216,8 @@ def _open_output(
         store.reserve()
     states = {}
     for split in listed.splits:
-        states[split] = clean_up(settings.output, split, features=settings.features)
+        known = scan_in_tasks(settings.output, split)
+        states[split] = clean_up(settings.output, split, known, settings.features)
         if store is not None:
             prepared = states[split].prepared["clip_id"]
             is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
@@ -219,15 +225,41 @@ def _open_output(
     return store, states
 
 
-@ray.remote(num_cpus=STAGE_CPUS, num_returns=2)
-def _publish(*args: Any) -> tuple[Any, dict[str, pa.Table]]:
+@ray.remote(num_cpus=STAGE_CPUS, num_returns=2, label_selector=NOT_ON_GPU_NODES)
+def _publish(
+    output: str,
+    known: dict[str, pa.Table],
+    labels: LabelVocabulary,
+    refused: dict[str, pa.Table],
+    listed: dict[str, Listed],
+    features: FeatureSettings,
+    held: Held,
+) -> tuple[Any, dict[str, pa.Table]]:
     """Run `publish` in a task, because with two million clips it needs more memory than a driver should use.
 
     Returns:
         The content of dataset.json with lines for the user, and the scanned columns, which stay in the object store.
     """
-    info, lines, stored = publish(*args)
+    scanned = {split: scan_in_tasks(output, split, rows) for split, rows in known.items()}
+    info, lines, stored = publish(output, labels, refused, listed, scanned, features, held)
     return (info, lines), stored
+
+
+def scan_in_tasks(output: str, split: str, known: pa.Table | None = None) -> pa.Table:
+    """`known`, an earlier result of `scan_shards`, with all other shards if these are too many for one process."""
+    if known is None:
+        known = SCANNED_AT.empty_table()
+    new = unknown_shards(output, split, known)
+    if len(new) <= SHARDS_AT_ONCE:
+        return known
+    with user_errors_from_tasks():
+        pieces = [_scan.remote(output, split, new[i : i + SHARDS_AT_ONCE]) for i in range(0, len(new), SHARDS_AT_ONCE)]
+        return pa.concat_tables([known.select(SCANNED_AT.names), *ray.get(pieces)])
+
+
+@ray.remote(num_cpus=STAGE_CPUS, label_selector=NOT_ON_GPU_NODES)
+def _scan(output: str, split: str, names: list[str]) -> pa.Table:
+    return scan_some(output, split, names)
 
 
 def _stages(
@@ -243,6 +275,7 @@ def _stages(
     clips_per_chunk = _clips_per_chunk(remaining, settings)
     chunks = write_chunks(folder, remaining.clips, clips_per_chunk)
     data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+    data.context.execution_options.label_selector = NOT_ON_GPU_NODES
     per_clip: list[Stage] = [Decode(settings.keep_silent, settings.features), record_media_state]
     per_clip.append(KeepSamples(settings.output, remaining.num_listed, settings.features))
     if store is not None:
@@ -334,7 +367,7 @@ class FetchAndPrepare:
         return written
 
 
-@ray.remote(num_cpus=STAGE_CPUS, max_retries=-1)
+@ray.remote(num_cpus=STAGE_CPUS, max_retries=-1, label_selector=NOT_ON_GPU_NODES)
 def _prepare_fetched(stages: Stages, fetched: pa.Table) -> pa.Table:
     return stages(fetched)
 

@@ -16,12 +16,13 @@ import hashlib
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -117,7 +118,8 @@ class Done:
 
 def read_done(output: str) -> Done:
     """Read the names of the recordings in all parts, and all failures. A recording that is tagged has not failed."""
-    tagged = frozenset(pc.unique(_columns_of(folder_of(output, "scores"), ["recording"])["recording"]).to_pylist())
+    names = _columns_of(folder_of(output, "scores"), ["recording"], _distinct)
+    tagged = frozenset(names["recording"].to_pylist())
     uris = storage.list_files(folder_of(work_dir(output), "failures"), suffix=".parquet")
     if storage.exists(failures_file(output)):
         uris = [failures_file(output), *uris]
@@ -132,14 +134,21 @@ def read_done(output: str) -> Done:
     return Done(tagged, failed.take(pa.array(sorted(last.values()), pa.int64())))
 
 
-def _columns_of(folder: str, columns: list[str]) -> pa.Table:
-    """Small columns of all files of a folder."""
-    uris = storage.list_files(folder, suffix=".parquet")
-    with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(lambda uri: _read_columns(uri, columns), uris))
+def _columns_of(folder: str, columns: list[str], reduced: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """Small columns of all files of a folder, each `reduced` by itself: a year of audio has millions of windows."""
     kinds = {"recording": pa.string(), "label": pa.string()}
-    empty = pa.schema([(name, kinds.get(name, pa.float64())) for name in columns]).empty_table()
-    return pa.concat_tables([empty, *(table.cast(empty.schema) for table in tables)])
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in columns])
+
+    def read(uri: str) -> pa.Table:
+        return reduced(_read_columns(uri, columns).cast(schema))
+
+    with ThreadPoolExecutor(16) as pool:
+        tables = list(pool.map(read, storage.list_files(folder, suffix=".parquet")))
+    return pa.concat_tables([reduced(schema.empty_table()), *tables])
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    return rows.group_by("recording").aggregate([])
 
 
 def _read_columns(uri: str, columns: list[str]) -> pa.Table:
@@ -275,19 +284,37 @@ def finish(output: str, refused: pa.Table) -> Summary:
 
 
 def _recordings(output: str) -> pa.Table:
-    windows = _columns_of(folder_of(output, "scores"), ["recording", "start_s", "end_s"])
-    grouped = windows.group_by("recording").aggregate([("start_s", "min"), ("end_s", "max"), ([], "count_all")])
-    seconds = pc.subtract(grouped["end_s_max"], grouped["start_s_min"])
-    table = pa.table({"recording": grouped["recording"], "seconds": seconds, "windows": grouped["count_all"]})
-    return table.sort_by("recording")
+    table = _spans(_columns_of(folder_of(output, "scores"), ["recording", "start_s", "end_s"], _spans_of_windows))
+    seconds = pc.subtract(table["end_s"], table["start_s"])
+    return pa.table({"recording": table["recording"], "seconds": seconds, "windows": table["windows"]})
+
+
+def _spans_of_windows(windows: pa.Table) -> pa.Table:
+    return _spans(windows.append_column("windows", pa.array(np.ones(len(windows), np.int64))))
+
+
+def _spans(rows: pa.Table) -> pa.Table:
+    """One row a recording, with its first and last second and its number of windows."""
+    grouped = rows.group_by("recording").aggregate([("start_s", "min"), ("end_s", "max"), ("windows", "sum")])
+    found = grouped.select(["recording", "start_s_min", "end_s_max", "windows_sum"])
+    return found.rename_columns(["recording", "start_s", "end_s", "windows"]).sort_by("recording")
 
 
 def _by_label(output: str) -> pa.Table:
-    events = _columns_of(folder_of(output, "events"), ["label", "start_s", "end_s"])
-    events = events.append_column("seconds", pc.subtract(events["end_s"], events["start_s"]))
-    grouped = events.group_by("label").aggregate([("seconds", "sum"), ([], "count_all")])
-    table = pa.table({"label": grouped["label"], "seconds": grouped["seconds_sum"], "events": grouped["count_all"]})
+    table = _totals(_columns_of(folder_of(output, "events"), ["label", "start_s", "end_s"], _totals_of_events))
     return table.sort_by([("seconds", "descending"), ("label", "ascending")])
+
+
+def _totals_of_events(events: pa.Table) -> pa.Table:
+    seconds = pc.subtract(events["end_s"], events["start_s"])
+    ones = pa.array(np.ones(len(events), np.int64))
+    return _totals(pa.table({"label": events["label"], "seconds": seconds, "events": ones}))
+
+
+def _totals(rows: pa.Table) -> pa.Table:
+    """One row a class, with its seconds and its number of events."""
+    grouped = rows.group_by("label").aggregate([("seconds", "sum"), ("events", "sum")])
+    return grouped.select(["label", "seconds_sum", "events_sum"]).rename_columns(["label", "seconds", "events"])
 
 
 def write_tags(output: str, settings: Mapping[str, Any], facts: Mapping[str, Any], summary: Summary) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,24 +26,11 @@ from tests import fakes
 from tests.ast_core import small
 from tests.conftest import SHARED, OwnFolders
 from tests.fakes import LINEAR_RECIPE
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 ESC10 = SHARED / "data" / "esc10"
 RAY = str(Path(sys.executable).with_name("ray"))
-
-
-PORTS = range(20_000, 32_000)
-"""Neither ports of Ray's workers nor those that the system assigns to connections: both may be taken at any time."""
-
-
-def free_ports(count: int) -> list[int]:
-    ports: set[int] = set()
-    while len(ports) < count:
-        port = random.choice(PORTS)
-        with suppress(OSError), socket.socket() as bound:
-            bound.bind(("127.0.0.1", port))
-            ports.add(port)
-    return list(ports)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,10 +18,12 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError, UserError
+from pipeline.prepare import plan
 from pipeline.prepare.clip import FAILED_AT, in_progress
 from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import failures_table
+from pipeline.prepare.output.shards import scan_shards
 from pipeline.prepare.output.work_list import read_chunks, write_chunks
 from pipeline.prepare.plan import (
     MAX_DEATHS,
@@ -189,6 +192,23 @@ class NoRoom:
     @property
     def deadline_s(self) -> float:
         raise DataError("no room there; make some")
+
+
+def test_many_shards_are_read_by_tasks(
+    local_ray: None, tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = shutil.copytree(tone_data, tmp_path / "data")
+    monkeypatch.setattr(plan, "SHARDS_AT_ONCE", 1)
+    here = scan_shards(str(data), "train")
+    first = here.filter(pc.equal(here["shard"], here["shard"][0]))
+    for known in (None, first, here):
+        assert (
+            plan.scan_in_tasks(str(data), "train", known).sort_by([("shard", "ascending"), ("row", "ascending")])
+            == here
+        )
+    next((data / "train" / "shards").iterdir()).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="is no shard of ours or damaged"):
+        plan.scan_in_tasks(str(data), "train")
 
 
 def test_a_preparation_ends_with_its_workers_user_error(local_ray: None, tmp_path: Path):

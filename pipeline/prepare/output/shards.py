@@ -3,7 +3,7 @@
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,9 @@ WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", 
 """Output of `WriteShards` for a batch: number of clips by outcome. The reason is null for prepared clips."""
 
 DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
+
+SCANNED_AT = pa.schema([*SCANNED, *map(dataset.INDEX.field, ("shard", "row"))])
+"""What `scan_shards` returns."""
 
 _FACTS = pa.schema(map(SCANNED.field, ("num_silent_frames", "fbank_sum", "fbank_sum_sq", "fbank_hash")))
 
@@ -120,16 +123,33 @@ def scan_shards(output: str, split: str, known: pa.Table | None = None) -> pa.Ta
     Raises:
         DataError: a shard is damaged, or of an earlier schema version.
     """
-    schema = pa.schema([*SCANNED, *map(dataset.INDEX.field, ("shard", "row"))])
-    uris = storage.list_files(dataset.shards_dir(output, split), suffix=".parquet")
-    uri_of = {posixpath.basename(uri): uri for uri in uris}
+    names = _names_of_shards(output, split)
     if known is None:
-        known = schema.empty_table()
-    known = known.select(schema.names).filter(pc.is_in(known["shard"], pa.array(uri_of, pa.string())))
-    unknown = sorted(uri_of.keys() - set(pc.unique(known["shard"]).to_pylist()))
-    with ThreadPoolExecutor(16) as pool:
-        scanned = pa.concat_tables([known, *pool.map(lambda name: _scan_shard(uri_of[name], schema), unknown)])
+        known = SCANNED_AT.empty_table()
+    known = known.select(SCANNED_AT.names).filter(pc.is_in(known["shard"], pa.array(names, pa.string())))
+    scanned = pa.concat_tables([known, scan_some(output, split, _unknown(names, known))])
     return scanned.sort_by([("shard", "ascending"), ("row", "ascending")]) if len(known) else scanned
+
+
+def unknown_shards(output: str, split: str, known: pa.Table) -> list[str]:
+    """The names of the shards that are not in an earlier result of `scan_shards`."""
+    return _unknown(_names_of_shards(output, split), known)
+
+
+def scan_some(output: str, split: str, names: Sequence[str]) -> pa.Table:
+    """`scan_shards` of the shards with these names."""
+    folder = dataset.shards_dir(output, split)
+    with ThreadPoolExecutor(16) as pool:
+        tables = pool.map(lambda name: _scan_shard(storage.join(folder, name), SCANNED_AT), names)
+        return pa.concat_tables([SCANNED_AT.empty_table(), *tables])
+
+
+def _names_of_shards(output: str, split: str) -> list[str]:
+    return [posixpath.basename(uri) for uri in storage.list_files(dataset.shards_dir(output, split), suffix=".parquet")]
+
+
+def _unknown(names: Sequence[str], known: pa.Table) -> list[str]:
+    return sorted(set(names) - set(pc.unique(known["shard"]).to_pylist()))
 
 
 def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:

@@ -23,10 +23,11 @@ from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.features import clip_fbank, features
 from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged
 from pipeline.prepare.output.publish import publish, start_output
-from pipeline.prepare.output.shards import WriteShards, clip_facts, scan_shards
+from pipeline.prepare.output.shards import WriteShards, clip_facts, scan_shards, write_rows
 from pipeline.prepare.output.split_state import clean_up, load_split
 from tests import fakes
 from tests.fakes import prepared_rows
+from tests.s3 import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -329,3 +330,12 @@ def test_a_split_without_prepared_clips_is_published_but_not_trained_on(tmp_path
     publish(output, labels, {"train": FAILURES.empty_table()})
     with pytest.raises(DataError, match="no clip was prepared"):
         PreparedDataset.open(output).clips(["train"])
+
+
+def test_small_columns_are_one_request_a_row_group_to_a_bucket(s3: S3Server):
+    clips = fakes.clips(*({"clip_id": f"c{i}", "media": "m", "end_s": 1.0, "labels": [1]} for i in range(48)))
+    write_rows(dataset.shards_dir(s3.uri("scanned"), "train"), fakes.noise_shard(clips, 98), KALDI128)
+    with s3.busy() as counts:
+        assert len(scan_shards(s3.uri("scanned"), "train")) == 48
+    listed_and_footer = 4
+    assert counts["requests"] <= 48 / dataset.ROW_GROUP_CLIPS + listed_and_footer
