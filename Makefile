@@ -80,6 +80,7 @@ bench: $(READY)  ## slow: the figures of benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.near_duplicates
 	$(BIN)/python -m benchmarks.tag_events
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.scale_model
 
 lock:  ## write the requirements files anew from pyproject.toml; needs uv
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements-dev.txt

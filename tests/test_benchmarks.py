@@ -119,3 +119,11 @@ def test_the_quick_page_names_cells_that_its_benchmarks_print():
         for ratio in benchmark.ratios:
             assert ratio.column in text, ratio
             assert all(word.strip(",") in text for word in ratio.row.split()), ratio
+
+
+@pytest.mark.slow
+def test_the_model_of_many_machines_prints_its_tables():
+    command = [sys.executable, "-m", "benchmarks.scale_model", "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n       1,000 ") == 5  # a table for each preparation and for tagging
