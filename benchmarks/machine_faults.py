@@ -62,6 +62,10 @@ class Job(StrEnum):
     TAG = "tag"
 
 
+WORKERS = {Job.PREPARE: "ray::MapBatches", Job.TRAIN: "ray::RayTrainWorker", Job.TAG: "TagChunks"}
+"""Part of the titles of Ray's processes that do a job's work."""
+
+
 class Kind(StrEnum):
     """What happens. Unless it says otherwise, it happens to a machine that is neither Ray's head nor the driver's."""
 
@@ -302,6 +306,7 @@ class Submitted:
     """A job on a cluster, as the desk sees it."""
 
     cluster: RayCluster
+    job: Job
     name: str
     began_s: float = field(default_factory=time.monotonic)
     last_line: str = ""
@@ -318,14 +323,16 @@ class Submitted:
         return ""
 
 
-def submit(site: Site, cluster: RayCluster, command: Sequence[str], *, away_from_head: bool = False) -> Submitted:
+def submit(
+    site: Site, cluster: RayCluster, job: Job, command: Sequence[str], *, away_from_head: bool = False
+) -> Submitted:
     name = site.new_name()
     options = ["--no-wait", *(["--entrypoint-resources", '{"driver": 1}'] if away_from_head else [])]
     for _ in range(SUBMISSIONS):
         submitting = cluster.submit(name, *command, options=options)
         printed, _ = submitting.communicate(timeout=LONGEST_RUN_S)
         if not submitting.returncode:
-            return Submitted(cluster, name)
+            return Submitted(cluster, job, name)
         if "No available agent" not in printed:  # a new head's agent takes its time
             break
     raise RuntimeError(printed)
@@ -375,7 +382,7 @@ def fault(site: Site, kind: Kind, victim: Machine, seed: int) -> Iterator[Callab
 
 def run_undisturbed(site: Site, work: Work, job: Job, output: str) -> tuple[float, Any]:
     """The seconds of an undisturbed job, and its output."""
-    submitted = submit(site, site.make_whole(), work.command(job, output))
+    submitted = submit(site, site.make_whole(), job, work.command(job, output))
     while (status := submitted.status()) not in ENDED:
         time.sleep(LOOK_S)
     if status != "SUCCEEDED":
@@ -391,13 +398,13 @@ def run_trial(site: Site, work: Work, kind: Kind, job: Job, seed: int, output: s
     cluster = site.make_whole(
         MACHINES - 1 - (kind == Kind.JOINS), wrong_clock=kind == Kind.CLOCK, with_redis=with_redis
     )
-    submitted = submit(site, cluster, command, away_from_head=kind in (Kind.DRIVER_KILLED, Kind.HEAD_REPLACED))
+    submitted = submit(site, cluster, job, command, away_from_head=kind in (Kind.DRIVER_KILLED, Kind.HEAD_REPLACED))
     while work.done(job, output) < share and (status := submitted.status()) not in ENDED:
         time.sleep(LOOK_S)
     status = submitted.status()
     if status in ENDED:
         trial.remarks.append(f"ended before the fault: {status} {submitted.last_line}")
-    victim = _victim(site, kind, submitted, int(rng.integers(len(site.workers))))
+    victim = _victim(site, kind, submitted, rng)
     trial.hit, hit_s = victim.name, time.monotonic()
     with fault(site, kind, victim, seed) as put_right:
         # A job whose head is killed has ended with it.
@@ -413,7 +420,7 @@ def run_trial(site: Site, work: Work, kind: Kind, job: Job, seed: int, output: s
         if trial.runs[-1].status == "FAILED" and not killed and not trial.runs[-1].last_line.startswith("error: "):
             trial.remarks.append("the last line is no error")
         cluster = site.make_whole(with_redis=with_redis)
-        submitted = submit(site, cluster, command)
+        submitted = submit(site, cluster, job, command)
         while (status := submitted.status()) not in ENDED and time.monotonic() - submitted.began_s < LONGEST_RUN_S:
             time.sleep(LOOK_S)
         trial.runs.append(Run(status, time.monotonic() - submitted.began_s, submitted.last_line))
@@ -422,7 +429,7 @@ def run_trial(site: Site, work: Work, kind: Kind, job: Job, seed: int, output: s
     return trial
 
 
-def _victim(site: Site, kind: Kind, submitted: Submitted, drawn: int) -> Machine:
+def _victim(site: Site, kind: Kind, submitted: Submitted, rng: np.random.Generator) -> Machine:
     if kind in (Kind.HEAD_KILLED, Kind.HEAD_REPLACED, Kind.HEAD_CUT_60S):
         return site.head
     if kind in (Kind.S3_CUT_120S, Kind.S3_LOSSY):
@@ -430,7 +437,9 @@ def _victim(site: Site, kind: Kind, submitted: Submitted, drawn: int) -> Machine
     if kind == Kind.DRIVER_KILLED:
         address = submitted.cluster.job(submitted.name)["driver_agent_http_address"]
         return next(machine for machine in site.workers if f"//{machine.address}:" in address)
-    return site.workers[drawn]
+    # A training leaves one of the machines idle.
+    at_work = [machine for machine in site.workers if machine.runs(WORKERS[submitted.job])] or site.workers
+    return at_work[int(rng.integers(len(at_work)))]
 
 
 # --- the table ---

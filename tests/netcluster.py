@@ -209,6 +209,14 @@ class Machine:
         self._frozen = []
         self.join()
 
+    def runs(self, title: str) -> bool:
+        """Whether a process of the machine has this in its title, as Ray's workers have what they do."""
+        for process in self.inside.processes():
+            with suppress(psutil.Error):  # it has ended
+                if title in " ".join(process.cmdline()):
+                    return True
+        return False
+
     @property
     def is_on(self) -> bool:
         return self.inside.process.poll() is None
