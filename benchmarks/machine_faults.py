@@ -50,7 +50,7 @@ SAME = 1e-6
 """Largest relative difference of a loss."""
 HEAD_AWAY_S = 10.0
 LOOK_S = 0.5
-SUBMISSIONS = 6
+SUBMISSIONS, CLUSTERS = 6, 4
 CLIPS, RECORDINGS, EPOCHS = 600, 90, 30
 DELAY_S, LOSS = 0.1, 0.05
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -239,6 +239,15 @@ class Site:
         self, num_workers: int = MACHINES - 1, *, wrong_clock: bool = False, with_redis: bool = False
     ) -> RayCluster:
         """Put all links in order, and replace the machines that are lost."""
+        for _ in range(CLUSTERS):
+            try:
+                return self._repair(num_workers, wrong_clock, with_redis)
+            except RuntimeError as err:  # a node was declared dead late, or did not start
+                print(f"the cluster is replaced: {err}", file=sys.stderr, flush=True)
+                self.head.kill()
+        raise RuntimeError("no cluster starts")
+
+    def _repair(self, num_workers: int, wrong_clock: bool, with_redis: bool) -> RayCluster:
         self.bucket.join()
         if self.cluster is None or with_redis != self._has_redis or not self._answers():
             for machine in [*self.workers, *([self.cluster.head] if self.cluster else [])]:
@@ -258,11 +267,7 @@ class Site:
             self.add_worker(wrong_clock=wrong_clock and not self.workers)
         for machine in self.workers:
             machine.join()
-        try:
-            self.cluster.wait_for_nodes(1 + num_workers)
-        except RuntimeError:  # a node was declared dead late
-            self.cluster.head.kill()
-            return self.make_whole(num_workers, wrong_clock=wrong_clock, with_redis=with_redis)
+        self.cluster.wait_for_nodes(1 + num_workers)
         return self.cluster
 
     def replace_head(self) -> None:
