@@ -41,8 +41,14 @@ RAY = str(Path(sys.executable).with_name("ray"))
 NEW_NAMESPACES = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc"]
 CLONE_FS = 0x200
 DASHBOARD_PORT, GCS_PORT = 8265, 6379
+AGENT_PORTS = {
+    "metrics-export": 8090,
+    "dashboard-agent-grpc": 8091,
+    "dashboard-agent-listen": 52365,
+    "runtime-env-agent": 8092,
+}
 DISK_MB, SHARED_MEMORY_MB, OBJECT_STORE_BYTES = 1024, 512, 200_000_000
-READY_S = 120.0
+READY_S = 240.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -402,22 +408,35 @@ class RayCluster:
     env: Mapping[str, str]
     """Variables that each node has."""
     folder: Path
+    _starts: dict[str, tuple[Machine, list[str], subprocess.Popen[bytes]]] = field(default_factory=dict)
+    """The `ray start` of each machine that has one."""
 
     def start_head(self, num_cpus: int = 1, **resources: float) -> None:
+        """Start the head, and wait for it."""
         argv = [*self._start(self.head, num_cpus, resources), "--head", f"--port={GCS_PORT}"]
-        self.head.start(
-            *argv, f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD_PORT}", env=self.env
-        )
+        argv += [f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD_PORT}"]
+        self._run(self.head, argv)
         self._wait("the dashboard", lambda: self.desk.get_json(self.dashboard, "/api/jobs/") is not None)
 
     def start_worker(self, machine: Machine, num_cpus: int = 1, **resources: float) -> None:
         """Start a node. `wait_for_nodes` waits for it."""
         argv = [*self._start(machine, num_cpus, resources), f"--address={self.head.address}:{GCS_PORT}"]
-        machine.start(*argv, env=self.env)
+        self._run(machine, argv)
+
+    def _run(self, machine: Machine, argv: list[str]) -> None:
+        self._starts[machine.name] = machine, argv, machine.start(*argv, env=self.env)
+
+    def _start_again(self) -> None:
+        """Start Ray again where it has ended: on a busy machine its processes wait too briefly for each other."""
+        for machine, argv, process in list(self._starts.values()):
+            if machine.is_on and process.poll() is not None:
+                self._run(machine, argv)
 
     def _start(self, machine: Machine, num_cpus: int, resources: Mapping[str, float]) -> list[str]:
         argv = [RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--resources={json.dumps(dict(resources))}"]
         argv += [f"--node-ip-address={machine.address}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        # With fixed ports the raylet does not wait for its agents, which may take longer than it waits.
+        argv += [f"--{name}-port={port}" for name, port in AGENT_PORTS.items()]
         return [*argv, "--disable-usage-stats"]
 
     @property
@@ -438,6 +457,7 @@ class RayCluster:
             with suppress(OSError, http.client.HTTPException, KeyError, ValueError):
                 if is_there():
                     return
+            self._start_again()
             time.sleep(0.2)
         raise RuntimeError(f"no {what} after {limit_s:.0f} s: {self.head.log.read_text()[-2000:]}")
 
