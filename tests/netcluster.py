@@ -41,12 +41,6 @@ RAY = str(Path(sys.executable).with_name("ray"))
 NEW_NAMESPACES = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc"]
 CLONE_FS = 0x200
 DASHBOARD_PORT, GCS_PORT = 8265, 6379
-AGENT_PORTS = {
-    "metrics-export": 8090,
-    "dashboard-agent-grpc": 8091,
-    "dashboard-agent-listen": 52365,
-    "runtime-env-agent": 8092,
-}
 DISK_MB, SHARED_MEMORY_MB, OBJECT_STORE_BYTES = 1024, 512, 200_000_000
 READY_S = 240.0
 
@@ -424,7 +418,8 @@ class RayCluster:
         self._run(machine, argv)
 
     def _run(self, machine: Machine, argv: list[str]) -> None:
-        self._starts[machine.name] = machine, argv, machine.start(*argv, env=self.env)
+        env = {"RAY_agent_register_timeout_ms": str(round(1000 * READY_S)), **self.env}
+        self._starts[machine.name] = machine, argv, machine.start(*argv, env=env)
 
     def _start_again(self) -> None:
         """Start Ray again where it has ended: on a busy machine its processes wait too briefly for each other."""
@@ -435,8 +430,6 @@ class RayCluster:
     def _start(self, machine: Machine, num_cpus: int, resources: Mapping[str, float]) -> list[str]:
         argv = [RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--resources={json.dumps(dict(resources))}"]
         argv += [f"--node-ip-address={machine.address}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
-        # With fixed ports the raylet does not wait for its agents, which may take longer than it waits.
-        argv += [f"--{name}-port={port}" for name, port in AGENT_PORTS.items()]
         return [*argv, "--disable-usage-stats"]
 
     @property
