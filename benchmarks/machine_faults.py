@@ -462,7 +462,7 @@ def table(trials: Sequence[dict[str, Any]]) -> str:
         by_job = {job: [each for each in of_kind if each["job"] == job] for job in Job}
         firsts = {job: [each["runs"][0] for each in of_job] for job, of_job in by_job.items() if of_job}
         seconds = ", ".join(f"{job} {max(run['seconds'] for run in runs):.0f}" for job, runs in firsts.items())
-        ends = {run["last_line"] for runs in firsts.values() for run in runs if run["status"] not in ("SUCCEEDED", "")}
+        ends = {run["last_line"] for runs in firsts.values() for run in runs if run["status"] == "FAILED"}
         cells = [kind, ", ".join(f"{job} × {len(runs)}" for job, runs in firsts.items()), seconds]
         cells += ["; ".join(sorted(ends)).replace("|", "/") or "–", max(len(each["runs"]) for each in of_kind)]
         cells += [sum(each[name] for each in of_kind) for name in ("lost", "doubled", "wrong")]
