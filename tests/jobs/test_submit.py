@@ -1,4 +1,7 @@
-"""The two commands of the README on a real cluster: `ray start --head` with a token, and `ray job submit`."""
+"""The two commands of the README on a real cluster: `ray start --head` with a token, and `ray job submit`.
+
+Where machines can be made (`tests/netcluster.py`), `test_machines.py` submits both jobs to two, and this test is slow.
+"""
 
 import json
 import os
@@ -22,7 +25,7 @@ from ast_core.models import create_model
 from ast_core.recipe import Recipe
 from jobs.demo.sounds_dataset import build_dataset
 from pipeline.dataset import PreparedDataset
-from tests import fakes
+from tests import fakes, netcluster
 from tests.ast_core import small
 from tests.conftest import SHARED, OwnFolders
 from tests.fakes import LINEAR_RECIPE
@@ -104,6 +107,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
+@(pytest.mark.slow if netcluster.unavailable() is None else lambda test: test)
 def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list[str], tmp_path: Path):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
     printed = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)
