@@ -9,24 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import psutil
 import pytest
 
-from ast_core.checkpoints import ModelConfig, save_model
-from ast_core.labels import LabelVocabulary
-from ast_core.models import create_model
-from ast_core.recipe import Recipe
 from jobs.demo.sounds_dataset import build_dataset
 from pipeline.dataset import PreparedDataset
-from tests import fakes, netcluster
-from tests.ast_core import small
+from tests import netcluster
 from tests.conftest import SHARED, OwnFolders
 from tests.fakes import LINEAR_RECIPE
 from tests.ports import free_ports
@@ -40,13 +35,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 class Cluster:
     env: dict[str, str]
 
-    def submit(self, *command: str, options: Sequence[str] = ()) -> str:
+    def submit(self, *command: str) -> str:
         """Run `ray job submit --working-dir . -- python …` in the project's root. Returns what it printed."""
-        return self.job("submit", "--working-dir", ".", *options, "--", "python", *command)
-
-    def job(self, *argv: str) -> str:
-        """Run `ray job …` in the project's root. Returns what it printed."""
-        argv = (RAY, "job", *argv)
+        argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
         for _ in range(12):
             done = subprocess.run(
                 argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=600, check=False
@@ -124,25 +115,3 @@ def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list
     assert summary["world_size"] == 1  # other tests train on two
     assert f"mAP {summary['map']:.4f}" in printed
     assert Path(run, "best", "model.safetensors").stat().st_size > 10_000
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_service_runs_as_a_submitted_job_until_it_is_stopped(cluster: Cluster, tmp_path: Path):
-    recipe = Recipe(model="linear", hidden=64, n_layers=1, input_tdim=100, label_dim=3, timem=0, freqm=0)
-    config = ModelConfig(recipe, small.NORM, LabelVocabulary.from_names(["a", "b", "c"]))
-    save_model(tmp_path / "model", create_model(**recipe.model_args()).state_dict(), config)
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    arguments = ["--checkpoint", str(tmp_path / "model"), "--port", str(port)]
-    cluster.submit("jobs/serve.py", *arguments, options=["--no-wait", "--submission-id", "service"])
-    try:
-        while not answers(f"{url}/health"):
-            assert "RUNNING" in (status := cluster.job("status", "service")) or "PENDING" in status, status
-            time.sleep(1)
-        body = fakes.write_media(tmp_path / "a.ogg", fakes.noise(3.0)).read_bytes()
-        with urlopen(Request(f"{url}/tag?top=3", data=body, headers={"Content-Type": "audio/ogg"}), timeout=120) as got:
-            assert {one["label"] for one in json.load(got)["classes"]} == {"a", "b", "c"}
-    finally:
-        cluster.job("stop", "service")
-    assert not answers(f"{url}/health")
