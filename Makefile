@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # uv installs in one or two minutes what takes pip five. A uv of one's own is used with its cache.
 UV := $(shell command -v uv)
 
-.PHONY: setup demo demo-compare test test-slow lint format docs bench bench-quick lock clean
+.PHONY: setup demo demo-compare test test-machines test-slow lint format docs bench bench-quick lock clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ demo-compare: $(READY)  ## the same data; three models on one page
 test: $(READY)  ## in three processes, also on two cores: much of it waits for processes to start
 	@# The tests start hundreds of processes. Each would compile this project's files where Python may not keep them.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-machines: $(READY)  ## both jobs, submitted to a cluster of two machines; needs root, for network namespaces
+	$(BIN)/python -m pytest -m slow tests/jobs/test_machines.py -k both_jobs
 
 test-slow: $(READY)  ## what make test leaves out: runs that are killed, on S3, compiled
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,7 @@ from tests.netcluster import RayCluster
 from tests.s3 import S3Server, serve
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(netcluster.unavailable() is not None, reason=str(netcluster.unavailable())),
     pytest.mark.timeout(900),
 ]
@@ -96,7 +97,6 @@ def test_both_jobs_on_two_machines_with_output_on_s3(site: Site):
     assert f"ip={site.cluster.nodes()[1]}" in printed  # one of the ranks was on the other machine
 
 
-@pytest.mark.slow
 def test_a_model_is_evaluated_and_tags_on_two_machines(site: Site):
     data, run = site.s3.uri("used", "data"), site.s3.uri("used", "run")
     fakes.write_data(data)
@@ -135,7 +135,6 @@ def stop_midway(site: Site, submission_id: str, command: list[str], is_midway: C
     assert cluster.job(submission_id)["status"] == "STOPPED"
 
 
-@pytest.mark.slow
 def test_preparation_outlives_its_terminal_and_resumes_after_a_stop(site: Site):
     data = site.s3.uri("stopped", "data")
     command = site.prepare(site.make_list("stopped.csv", 1500), data)
@@ -146,7 +145,6 @@ def test_preparation_outlives_its_terminal_and_resumes_after_a_stop(site: Site):
     assert 0 < len(before) < 1500
 
 
-@pytest.mark.slow
 def test_training_outlives_its_terminal_and_resumes_after_a_stop(site: Site):
     data, run = site.s3.uri("stopped", "tones"), site.s3.uri("stopped", "run")
     fakes.write_data(data)

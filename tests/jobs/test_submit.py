@@ -1,7 +1,4 @@
-"""The two commands of the README on a real cluster: `ray start --head` with a token, and `ray job submit`.
-
-Where machines can be made (`tests/netcluster.py`), `test_machines.py` submits both jobs to two, and this test is slow.
-"""
+"""The two commands of the README on a real cluster: `ray start --head` with a token, and `ray job submit`."""
 
 import json
 import os
@@ -21,7 +18,6 @@ import pytest
 
 from jobs.demo.sounds_dataset import build_dataset
 from pipeline.dataset import PreparedDataset
-from tests import netcluster
 from tests.conftest import SHARED, OwnFolders
 from tests.fakes import LINEAR_RECIPE
 from tests.ports import free_ports
@@ -98,7 +94,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
-@(pytest.mark.slow if netcluster.unavailable() is None else lambda test: test)
+@pytest.mark.slow  # `make test-machines` submits both jobs to two machines
 def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list[str], tmp_path: Path):
     data, run = str(tmp_path / "data"), str(tmp_path / "run")
     printed = cluster.submit("jobs/prepare_audioset.py", *sounds, "--output", data)

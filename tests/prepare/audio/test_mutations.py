@@ -174,11 +174,18 @@ def peak_bytes(pid: int) -> int:
     return int(line.split()[1]) << 10
 
 
-@pytest.mark.parametrize(("pack", "half"), [(as_files, 0), pytest.param(in_a_tar, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("pack", "part"),
+    [
+        pytest.param(as_files, slice(0, None, 12), id="some_files"),
+        pytest.param(as_files, slice(0, None, 2), id="files", marks=pytest.mark.slow),
+        pytest.param(in_a_tar, slice(1, None, 2), id="members_of_a_tar", marks=pytest.mark.slow),
+    ],
+)
 def test_a_job_prepares_or_refuses_each_mutated_file_in_bounded_memory(
-    local_ray: None, tmp_path: Path, pack: Callable[[Path, list[Mutated]], Path], half: int
+    local_ray: None, tmp_path: Path, pack: Callable[[Path, list[Mutated]], Path], part: slice
 ):
-    clips = list(mutated(tmp_path))[half::2]
+    clips = list(mutated(tmp_path))[part]
     source = pack(tmp_path, clips)
     with watching_decoders() as peaks:
         assert main(["--manifest", str(source), "--output", str(tmp_path / "data")]) == 0
