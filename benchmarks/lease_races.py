@@ -43,6 +43,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import lease
 from pipeline.dataset import PreparedDataset
 from pipeline.locks import exclusive
+from pipeline.os_errors import explain
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards, scan_shards
@@ -87,8 +88,8 @@ def write(output: str, clip_ids: Sequence[str], made: str, log: str, env: dict[s
                 time.sleep(SHARD_S)
             publish(output, LABELS, {"train": FAILURES.empty_table()}, held=held)
         print("published", flush=True)
-    except DataError as err:
-        print(f"error: {err}", flush=True)
+    except (DataError, OSError) as err:
+        print(f"error: {explain(err) or err}", flush=True)
         os._exit(2)
 
 

@@ -326,16 +326,22 @@ class Lease:
 
     def _renew_once(self) -> None:
         """Renew the lease, or end the job if it is another one's. A failure is kept in `_trouble`."""
+        if not self._request.acquire(timeout=RENEWAL_TIMEOUT_S):  # the other thread's request hangs
+            return
+        line = None
         try:
-            with self._request:
-                began_s = now_s()
-                renewed = replace(self.record, renewals=self.record.renewals + 1)
-                etag = self.prompt.replace(self.path, renewed.to_bytes(), self.etag) or self._own_etag()
-                self.record, self.etag, self.renewed_s, self._trouble = renewed, etag, began_s, None
+            began_s = now_s()
+            renewed = replace(self.record, renewals=self.record.renewals + 1)
+            etag = self.prompt.replace(self.path, renewed.to_bytes(), self.etag) or self._own_etag()
+            self.record, self.etag, self.renewed_s, self._trouble = renewed, etag, began_s, None
         except (OSError, UnconditionalError) as err:
             self._trouble = err
         except DataError as err:
-            self._end_job(str(err))
+            line = str(err)
+        finally:
+            self._request.release()
+        if line is not None:
+            self._end_job(line)
 
     def _own_etag(self) -> str:
         """The ETag, if the object is ours although S3 did not renew it: its answer to the first attempt was lost."""
@@ -346,18 +352,18 @@ class Lease:
         return found[1]
 
     def _watch(self) -> None:
-        """End the job before another one may take the lease. First try once more: a process that was frozen is late."""
+        """End the job before another one may take the lease. A process that was frozen is late, and tries once more."""
         while not self._over.wait(self.record.ttl_s / TICKS) and self.line is None:
-            if self._is_late():
+            if self._is_late() and self._trouble is None:  # it was frozen until now
                 self._renew_once()
-                if self._is_late():
-                    self._end_job(self._cut_off_line())
+            if self._is_late():
+                self._end_job(self._cut_off_line())
 
     def _is_late(self) -> bool:
         return now_s() - self.renewed_s > STOP_AFTER * self.record.ttl_s
 
     def _cut_off_line(self) -> str:
-        seconds, reason = now_s() - self.renewed_s, explain(self._trouble) or self._trouble
+        seconds, reason = now_s() - self.renewed_s, explain(self._trouble) or self._trouble or "S3 does not answer"
         return (
             f"stopped {self.what}: its lock could not be renewed for {seconds:.0f} s, and others may take it: {reason}"
         )
@@ -370,7 +376,7 @@ class Lease:
             self.line = line
         if self._is_in_main_thread:
             signal.pthread_kill(threading.main_thread().ident or 0, LOST)
-        if not self._over.wait(self.record.ttl_s / TICKS * 2):
+        if not self._over.wait(self.record.ttl_s / TICKS):
             with suppress(OSError):
                 os.write(2, f"error: {line}\n".encode())
             os._exit(2)

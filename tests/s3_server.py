@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import threading
+from io import BytesIO
 from random import Random
 from typing import Any
 from urllib.parse import parse_qs
@@ -64,6 +65,8 @@ class Busy:
                 if self.conditions == "ignored":
                     environ.pop("HTTP_IF_MATCH", None)
                     environ.pop("HTTP_IF_NONE_MATCH", None)
+                # The body first: a client that is stopped in the middle of it must not stop the others.
+                environ["wsgi.input"] = BytesIO(get_input_stream(environ).read())
                 with self.conditional:
                     return list(self.app(environ, start_response))
             return self.app(environ, start_response)

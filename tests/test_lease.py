@@ -244,7 +244,8 @@ def test_case_part_3_two_clusters_with_different_lists_do_not_share_an_output(s3
         split = ["--split", "train", "--num-cpus", "1"]
         job = [sys.executable, "-m", "jobs.prepare_audioset", "--manifest", str(manifest), "--output", output, *split]
         commands.append(job)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = os.environ | {"RAY_raylet_start_wait_time_s": "300"}  # two at once, perhaps on a busy machine
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
     jobs = [subprocess.Popen(command, **pipes) for command in commands]  # type: ignore[call-overload]
     printed = [job.communicate() for job in jobs]
     winner, loser = sorted(range(2), key=lambda number: jobs[number].returncode)
@@ -255,6 +256,6 @@ def test_case_part_3_two_clusters_with_different_lists_do_not_share_an_output(s3
         re.MULTILINE,
     )
     assert sorted(PreparedDataset.open(output).clips(["train"]).clip_id.to_pylist()) == lists[winner]
-    assert subprocess.run(commands[loser], capture_output=True, text=True).returncode == 0
+    assert subprocess.run(commands[loser], capture_output=True, env=env).returncode == 0
     assert sorted(PreparedDataset.open(output).clips(["train"]).clip_id.to_pylist()) == lists[loser]
     assert not storage.exists(storage.join(output, storage.LOCKS))
