@@ -52,11 +52,11 @@ from pipeline.text_table import text_table
 from tests.s3 import S3Server, serve
 
 KINDS = ("together", "killed", "frozen", "late", "paused")
-TTL_S = 60.0
+TTL_S = 24.0
 NUM_CLIPS, SHARED, CLIPS_A_SHARD = 40, 20, 4
 CLIPS = [f"clip {i:03d}" for i in range(2 * NUM_CLIPS - SHARED)]
 MADE = "clips.arrow"
-SHARD_S = 0.15
+SHARD_S = 1.0
 """A pause after each shard, so that a race has a course."""
 AT_ONCE = 5
 LABELS = LabelVocabulary.from_names(["cat", "dog"])

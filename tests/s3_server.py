@@ -38,12 +38,13 @@ class Busy:
     If deleting is forbidden, all requests to delete are denied, as for a key without s3:DeleteObject. From the first
     request that matches `away_from` on, each connection is closed without an answer.
 
-    Requests with a condition are handled one at a time, because moto first looks and then writes.
+    Requests are handled one at a time: moto checks a condition and then writes, and computes an object's ETag at the
+    position at which another thread reads it.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app, self.lock = app, threading.Lock()
-        self.conditional, self.conditions = threading.Lock(), ""
+        self.one_at_a_time, self.conditions = threading.Lock(), ""
         self.share, self.following, self.draw = 0.0, 0, Random(0)
         self.forbids_deleting, self.away_from, self.is_away = False, "", False
         self.counts = {"requests": 0, "refused": 0, "dropped": 0}
@@ -65,11 +66,10 @@ class Busy:
                 if self.conditions == "ignored":
                     environ.pop("HTTP_IF_MATCH", None)
                     environ.pop("HTTP_IF_NONE_MATCH", None)
-                # The body first: a client that is stopped in the middle of it must not stop the others.
-                environ["wsgi.input"] = BytesIO(get_input_stream(environ).read())
-                with self.conditional:
-                    return list(self.app(environ, start_response))
-            return self.app(environ, start_response)
+            # The body first: a client that is stopped in the middle of it must not stop the others.
+            environ["wsgi.input"] = BytesIO(get_input_stream(environ).read())
+            with self.one_at_a_time:
+                return list(self.app(environ, start_response))
         get_input_stream(environ).read()  # otherwise this body is read as the next request
         start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]

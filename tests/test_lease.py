@@ -18,6 +18,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, lease, locks, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.lease import HeldError, LeaseLostError, leased
+from pipeline.prepare.output import publish as module
 from pipeline.prepare.output.publish import publish
 from pipeline.prepare.output.shards import WriteShards
 from pipeline.s3 import ConditionalS3, S3Error
@@ -218,7 +219,9 @@ def test_job_that_was_taken_over_writes_no_shard_and_publishes_nothing(s3: S3Ser
     output, labels = s3.uri("taken", "data"), LabelVocabulary.from_names(["cat", "dog"])
     with locks.exclusive("prepare", output) as held:
         WriteShards(output, held=held)(prepared_rows("a"))
-    shards = storage.list_files(dataset.shards_dir(output, "train"))
+    folder = dataset.shards_dir(output, "train")
+    storage.write_bytes(f"{folder}/copy.parquet", storage.read_bytes(storage.list_files(folder)[0]))
+    shards = storage.list_files(folder)
     with locks.exclusive("prepare", output):
         for write in (
             lambda: WriteShards(output, held=held)(prepared_rows("b")),
@@ -226,7 +229,30 @@ def test_job_that_was_taken_over_writes_no_shard_and_publishes_nothing(s3: S3Ser
         ):
             with pytest.raises(DataError, match=f"stopped preparing {output}: another job .* has taken over"):
                 write()
-    assert storage.list_files(dataset.shards_dir(output, "train")) == shards
+    assert storage.list_files(folder) == shards  # publishing would delete one of the two
+    assert not storage.exists(dataset.dataset_json(output))
+
+
+@pytest.mark.parametrize("moment", ["clean_up", "_publish_index"])
+def test_job_that_is_taken_over_while_it_publishes_does_not_finish(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    output, labels, step = (
+        s3.uri("publishing", moment),
+        LabelVocabulary.from_names(["cat", "dog"]),
+        vars(module)[moment],
+    )
+
+    def and_lose_the_lock(*arguments: object) -> object:
+        storage.delete(storage.join(output, storage.LOCKS))
+        return step(*arguments)
+
+    with locks.exclusive("prepare", output) as held:
+        WriteShards(output, held=held)(prepared_rows("a"))
+        monkeypatch.setattr(module, moment, and_lose_the_lock)
+        with pytest.raises(LeaseLostError):
+            publish(output, labels, {"train": FAILURES.empty_table()}, held=held)
+    assert storage.exists(dataset.index_file(output, "train")) == (moment == "_publish_index")
     assert not storage.exists(dataset.dataset_json(output))
 
 
@@ -244,8 +270,7 @@ def test_case_part_3_two_clusters_with_different_lists_do_not_share_an_output(s3
         split = ["--split", "train", "--num-cpus", "1"]
         job = [sys.executable, "-m", "jobs.prepare_audioset", "--manifest", str(manifest), "--output", output, *split]
         commands.append(job)
-    env = os.environ | {"RAY_raylet_start_wait_time_s": "300"}  # two at once, perhaps on a busy machine
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     jobs = [subprocess.Popen(command, **pipes) for command in commands]  # type: ignore[call-overload]
     printed = [job.communicate() for job in jobs]
     winner, loser = sorted(range(2), key=lambda number: jobs[number].returncode)
@@ -256,6 +281,6 @@ def test_case_part_3_two_clusters_with_different_lists_do_not_share_an_output(s3
         re.MULTILINE,
     )
     assert sorted(PreparedDataset.open(output).clips(["train"]).clip_id.to_pylist()) == lists[winner]
-    assert subprocess.run(commands[loser], capture_output=True, env=env).returncode == 0
+    assert subprocess.run(commands[loser], capture_output=True).returncode == 0
     assert sorted(PreparedDataset.open(output).clips(["train"]).clip_id.to_pylist()) == lists[loser]
     assert not storage.exists(storage.join(output, storage.LOCKS))
