@@ -1,6 +1,7 @@
 """How whole jobs end when storage fails: S3 that is away or denies a request, a full disk, a read-only disk."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,12 @@ def test_part_3_4_training_ends_with_one_line_when_s3_is_away(s3: S3Server, tone
     argv = training(tone_data, output)
     with s3.away_from("PUT .*/checkpoints/epoch-0002"):
         line = error_of(run("train", *argv))
-    assert line.startswith(f"error: training failed, its checkpoints are complete: {output}/"), line
+    # Ray Train tries for longer than the run may do without its lock.
+    ends = (
+        "training failed, its checkpoints are complete",
+        rf"stopped training {output}: its lock could not be renewed .*",
+    )
+    assert re.match(rf"error: ({'|'.join(ends)}): {output}/", line), line
     assert S3_IS_AWAY in line
     assert line.endswith(REMEDY)
     again = run("train", *argv)
