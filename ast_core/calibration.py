@@ -184,7 +184,7 @@ class ModelCalibration:
 
 
 def _tuning(value: Mapping[str, Any], num_classes: int) -> EventTuning:
-    """Raises KeyError, TypeError or ValueError for a value that is no `EventTuning` of so many classes."""
+    """Read an `EventTuning` of `num_classes` classes. Raises KeyError, TypeError or ValueError if it is none."""
     made = EventTuning(**{**value, "thresholds": tuple(map(float, value["thresholds"]))})
     if len(made.thresholds) != num_classes:
         raise ValueError(f"{len(made.thresholds)} thresholds of events for {num_classes} classes")

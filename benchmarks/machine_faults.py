@@ -119,7 +119,7 @@ class Trial:
     doubled: int = 0
     wrong: int = 0
     largest_difference: float = 0.0
-    """Of a loss of training, relative."""
+    """Largest relative difference of a training loss."""
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -348,7 +348,7 @@ def submit(
 
 @contextmanager
 def fault(site: Site, kind: Kind, victim: Machine, seed: int) -> Iterator[Callable[[float], bool]]:
-    """Disturb. Yields a function that puts it right once so many seconds have passed, and is true if that is done."""
+    """Cause a fault. Yields a function of the seconds passed, which repairs it when due and returns whether it did."""
     after_s: tuple[float, Callable[[], None]] | None = None
     if kind in (Kind.CUT_5S, Kind.CUT_60S, Kind.HEAD_CUT_60S, Kind.S3_CUT_120S):
         victim.cut()

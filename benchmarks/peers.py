@@ -142,7 +142,11 @@ def make(place: Place) -> None:
         waveform = mixture(rng, [classes[i % len(classes)]], CLIP_S, 44_100)
         fakes.write_media(place.sounds / f"{i:05d}.flac", waveform, channels=1)
         rows.append(f"sounds/{i:05d}.flac,{classes[i % len(classes)]},train")
-    rows += [row.replace(",train", ",eval") for row in rows[1:5]]
+    (place.folder / "held-out").mkdir()
+    for i, name in enumerate(classes):
+        waveform = mixture(np.random.default_rng(10_000 + i), [name], CLIP_S, 44_100)
+        fakes.write_media(place.folder / "held-out" / f"{i}.flac", waveform)
+        rows.append(f"held-out/{i}.flac,{name},eval")
     place.manifest.write_text("\n".join(rows) + "\n")
     recipe = Recipe(label_dim=len(classes), imagenet_pretrain=False, precision="fp32", **MODEL)
     config = ModelConfig(recipe, NORM, LabelVocabulary.from_names(sorted(classes)))

@@ -55,7 +55,7 @@ from tests.s3 import S3Server, serve
 
 NUM_MACHINES = (1, 10, 100, 1000)
 CPUS, GPUS = 32, 4
-"""Of a machine that prepares, and of one that tags."""
+"""CPUs of a machine that prepares, and of one that tags."""
 
 CLIPS, WINDOWS, WINDOWS_OF_RECORDING = 2_084_320, 100_000_000, 360
 """AudioSet's segments; windows of 10 s; a recording of an hour."""

@@ -25,7 +25,7 @@ from pipeline.tag.events import EventSettings, Runs, Timeline, events_of, runs_a
 
 COLLAR_S = 0.5
 SHARE_OF_LENGTH = 0.5
-"""Of an event, by which its end may be off."""
+"""Share of an event's length by which its end may be off."""
 
 MIN_EVENTS = 5
 """Events that a class needs for a threshold of its own."""

@@ -103,7 +103,7 @@ class Job:
     write: WriteParts | None
     run: str
     permits: Permits | None = None
-    """Of the rate limiter, for recordings at URLs."""
+    """Permits from the rate limiter, for recordings at URLs."""
 
 
 class Worker:
