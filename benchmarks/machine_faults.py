@@ -492,9 +492,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = folder / "trials.jsonl"
         trials = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
         done = {(trial["kind"], trial["job"], trial["seed"]) for trial in trials}
-        # Every kind comes up once before one comes up twice.
-        turns = [(s, turn, kind) for s in args.seeds for turn in range(len(args.jobs)) for kind in args.kinds]
-        due = [(kind, args.jobs[(turn + list(Kind).index(kind)) % len(args.jobs)], s) for s, turn, kind in turns]
+        # A kind disturbs another job with each seed, so that a third of the trials has every kind with every seed and job.
+        turns = [(turn, s, kind) for turn in range(len(args.jobs)) for s in args.seeds for kind in args.kinds]
+        due = [(kind, args.jobs[(turn + s + list(Kind).index(kind)) % len(args.jobs)], s) for turn, s, kind in turns]
         due = [each for each in due if each not in done and not args.table]
         for kind, needed in {Kind.CLOCK: args.faketime, Kind.HEAD_REPLACED: args.redis}.items():
             if not Path(needed).exists() and any(each == kind for each, *_ in due):

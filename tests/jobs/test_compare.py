@@ -87,8 +87,10 @@ def test_comparison_json_has_the_figures_of_each_run(output: Path):
         score, target = scores.scores.astype(np.float32), scores.targets()
         for name in ("map", "mauc", "d_prime", "accuracy"):
             assert model[name] == summary[name]
-        # Scores are stored in float16 and may be equal there: the figure lies between those of the two orders of ties.
-        worst, best = (tagging_metrics(score + sign * 1e-6 * target, target).map for sign in (-1, 1))
+        # Scores are stored in float16 and may be equal there. The figure lies between those of two orders of equal
+        # scores: positives after all negatives, one by one, and before them.
+        apart = 1e-6 * target * np.arange(1, len(target) + 1)[:, None]
+        worst, best = (tagging_metrics(score + sign * apart, target).map for sign in (-1, 1))
         assert worst <= summary["map"] <= best
         shift = summary["map"] - tagging_metrics(score, target).map
         expected = [min(bound + shift, 1) for bound in bootstrap_map(score, target)]
