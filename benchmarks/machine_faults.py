@@ -492,7 +492,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = folder / "trials.jsonl"
         trials = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
         done = {(trial["kind"], trial["job"], trial["seed"]) for trial in trials}
-        # A kind disturbs another job with each seed, so that a third of the trials has every kind with every seed and job.
+        # A kind disturbs another job with each seed: a third of the trials has every kind with every seed and job.
         turns = [(turn, s, kind) for turn in range(len(args.jobs)) for s in args.seeds for kind in args.kinds]
         due = [(kind, args.jobs[(turn + s + list(Kind).index(kind)) % len(args.jobs)], s) for turn, s, kind in turns]
         due = [each for each in due if each not in done and not args.table]

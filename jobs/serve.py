@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 import ipaddress
+import logging
 import socket
 import threading
 from collections.abc import Sequence
@@ -167,6 +168,8 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
             hosts=own_names(args.host),
             origins=args.allow_origin,
         )
+        # It says of its own serve.start that its options would not be applied.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         http = {"host": args.host, "port": args.port}
         serve.start(http_options=http, proxy_location="HeadOnly", logging_config=LOGGING)
         serve.run(made, name=NAME, route_prefix="/", logging_config=LOGGING)

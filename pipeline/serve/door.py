@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,8 +40,7 @@ RETRY_S = 2.0
 LINES = "application/x-ndjson"
 """The type of an answer that has a line of JSON for each step of the tagging, and then one with the tags."""
 
-NO_FILES = ("multipart/", "application/json", "application/x-www-form-urlencoded")
-"""Types of bodies that are no recording."""
+FORM = "multipart/form-data"
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -111,6 +111,9 @@ class _State:
             raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "rate", limit, retry_after_s=wait_s)
         upload = _upload_of(request)
         body = await self._body(request)
+        # Other types are not looked at: curl says application/x-www-form-urlencoded of any file.
+        if request.headers.get("content-type", "").lower().startswith(FORM):
+            body = file_of_form(body, request.headers["content-type"])
         if not body:
             raise Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "the body is empty; it must be a recording")
         if self._tagging >= self.limits.max_concurrent:
@@ -247,13 +250,9 @@ def _address(request: Request) -> str:
 
 def _upload_of(request: Request) -> Callable[[bytes], Upload]:
     """What the request's headers and parameters say about its body."""
-    kind = request.headers.get("content-type", "").lower()
-    if kind.startswith(NO_FILES):
-        raise Refusal(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "bad_request",
-            f"the body is {kind.partition(';')[0]}; send the recording itself: curl --data-binary @FILE",
-        )
+    if request.headers.get("content-type", "").lower().startswith("application/json"):
+        message = "the body is JSON; send the recording itself: curl --data-binary @FILE"
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "bad_request", message)
     query = request.query_params
     if unknown := set(query) - {"top", "windows", "threshold", "pcm", "rate"}:
         raise _bad(f"no parameter {min(unknown)!r}; use top, windows, threshold, pcm, rate")
@@ -269,6 +268,24 @@ def _upload_of(request: Request) -> Callable[[bytes], Upload]:
     if query.get("windows", "0") not in ("0", "1"):
         raise _bad(f"windows is {query['windows']!r}; use 0 or 1")
     return lambda body: Upload(body, pcm, top, query.get("windows") == "1", threshold)
+
+
+def file_of_form(body: bytes, content_type: str) -> bytes:
+    """The first file of a form (RFC 7578), as `curl -F file=@FILE` and browsers send it.
+
+    The parser of Python's `email` package gives the same, but takes a second of CPU time for 20 MB.
+
+    Raises:
+        Refusal: the form has no file.
+    """
+    header = Message()
+    header["Content-Type"] = content_type
+    if boundary := header.get_boundary():
+        for part in (b"\r\n" + body).split(f"\r\n--{boundary}".encode())[1:-1]:
+            headers, _, content = part.partition(b"\r\n\r\n")
+            if b"filename" in headers.lower():
+                return content
+    raise _bad("the form has no complete file; send one: curl -F file=@FILE, or curl --data-binary @FILE")
 
 
 def _number(text: str, name: str, least: float, most: float) -> float:

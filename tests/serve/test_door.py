@@ -1,10 +1,15 @@
 """The HTTP side of the service: every request gets an answer or a reason as JSON, within the limits."""
 
 import asyncio
+import email
+import email.policy
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +17,7 @@ import pytest
 import requests
 
 from ast_core.errors import UserError
-from pipeline.serve.door import StaticFile
+from pipeline.serve.door import StaticFile, file_of_form
 from pipeline.serve.limits import RateLimit
 from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import Upload
@@ -65,11 +70,40 @@ def test_too_large_a_body_is_refused_whether_its_length_is_declared_or_not(serve
 
 
 def test_other_types_paths_and_methods_are_refused_as_json(server: str):
-    assert refused(requests.post(f"{server}/tag", files={"file": b"12"})) == (415, "bad_request")
     assert refused(requests.post(f"{server}/tag", json={"url": "http://x/"})) == (415, "bad_request")
     assert refused(requests.post(f"{server}/tag", data=b"")) == (400, "bad_request")
     assert refused(requests.get(f"{server}/tag")) == (405, "method")
     assert refused(requests.get(f"{server}/..%2f..%2fetc/passwd")) == (404, "not_found")
+
+
+def test_a_file_can_be_sent_as_curl_sends_it_or_in_a_form(server: str):
+    """curl declares that any file of --data-binary is a form, though it is none."""
+    by_curl = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert requests.post(f"{server}/tag", data=b"a=b", headers=by_curl).json()["bytes"] == 3
+    form = {"note": "barking", "top": "3"}
+    assert requests.post(f"{server}/tag", data=form, files={"file": b"1\r\n-2"}).json()["bytes"] == 5
+    answer = requests.post(f"{server}/tag", files={"note": (None, "no file")})
+    assert refused(answer) == (400, "bad_request")
+    assert "curl -F file=@FILE" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\r\n", b"a--edge", b"\r\n\r\n\r\n", bytes(range(256)) * 9])
+def test_a_file_in_a_form_is_the_one_that_pythons_parser_finds(content: bytes):
+    head, kind = b'--edge\r\nContent-Disposition: form-data; name="f"', 'multipart/form-data; boundary="edge"'
+    form = head + b"\r\n\r\nfirst\r\n" + head + b'; filename="a \xc3\xa9"\r\n\r\n' + content + b"\r\n--edge--\r\n"
+    parsed = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + form, policy=email.policy.HTTP)
+    *_, part = parsed.iter_parts()
+    assert file_of_form(form, kind) == part.get_payload(decode=True) == content
+    with pytest.raises(Refusal, match="no complete file"):
+        file_of_form(form.removesuffix(b"\r\n--edge--\r\n"), kind)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl is installed here")
+@pytest.mark.parametrize("option", [["--data-binary", "@"], ["-F", "file=@"]])
+def test_the_documented_command_of_curl_sends_a_file(server: str, option: list[str], tmp_path: Path):
+    (tmp_path / "sound.ogg").write_bytes(b"sound")
+    command = ["curl", "--silent", option[0], f"{option[1]}{tmp_path / 'sound.ogg'}", f"{server}/tag"]
+    assert json.loads(subprocess.check_output(command))["bytes"] == 5
 
 
 def slow_post(server: str, sent: bytes, declared: int) -> socket.socket:
