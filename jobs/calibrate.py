@@ -166,7 +166,7 @@ def _lines(made: ModelCalibration, labels: LabelVocabulary) -> list[str]:
     if few:
         more = f" and {len(few) - FEW_SHOWN:,} more" if len(few) > FEW_SHOWN else ""
         lines.append(
-            f"{len(few):,} classes have too few clips and take the calibration and threshold of all classes together: "
+            f"classes with too few clips, {len(few):,}, take the calibration and threshold of all classes together: "
             f"{', '.join(few[:FEW_SHOWN])}{more}"
         )
     if missed:
