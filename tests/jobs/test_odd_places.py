@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.train import main
-from tests.jobs.test_train import argv, records_of
+from tests.jobs.test_train import linear, records_of
 
 ODD = "d\u00e4 ta #1 %20 ?&=;"
 
@@ -21,7 +21,7 @@ def test_cases_24_31_and_32_same_seed_gives_the_same_run_in_any_folder(
     before = {path: path.stat().st_mtime_ns for path in [data, *data.rglob("*")]}
     runs = [tmp_path / "run", tmp_path / f"{ODD} run"]
     for run, of in zip(runs, (tone_data, str(data)), strict=True):
-        assert main(argv(of, run, num_workers=0, epochs="2", wa_start="1", wa_end="2")) == 0
+        assert main(linear(of, run, epochs="2", wa_start="1", wa_end="2")) == 0
     assert {path: path.stat().st_mtime_ns for path in [data, *data.rglob("*")]} == before
     for folder in ("best", "averaged"):
         one, other = (hashlib.sha256((run / folder / "model.safetensors").read_bytes()).digest() for run in runs)

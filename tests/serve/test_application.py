@@ -17,6 +17,7 @@ from pipeline.serve.application import Reader
 from pipeline.serve.limits import Limits
 from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import Upload
+from pipeline.tag.predictor import Member
 from pipeline.tag.work import settings_for
 from pipeline.train.onnx_export import OnnxForm, write_onnx
 from tests.tag import stub
@@ -55,24 +56,32 @@ def test_steps_come_while_a_recording_is_read_and_then_its_answer():
     assert asyncio.run(steps()) == [{"read_s": 1.235}, {"read_s": 2.0}, {"answer": 3}]
 
 
-def page_model(file: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The model that the page loads with `--browser-model`."""
+@pytest.fixture(scope="module")
+def browser_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `stub.member()` that takes a waveform."""
+    given = stub.member()
+    write_onnx(
+        file := tmp_path_factory.mktemp("browser") / "given.onnx", "stub", given.model, given.config, OnnxForm(True)
+    )
+    return file
+
+
+def page_model(file: Path, monkeypatch: pytest.MonkeyPatch, member: Member | None = None) -> bytes:
+    """The model that the page of `member` loads with `--browser-model`."""
     monkeypatch.setattr(web_runtime, "read", lambda: {"ort.wasm.min.js": b"runtime"})
     args = argparse.Namespace(fetch_web_runtime=False, browser_model=str(file), checkpoint=["stub"])
-    return serve._page_files(args, [stub.member()], SETTINGS)["/model.onnx"].content
+    return serve._page_files(args, [member or stub.member()], SETTINGS)["/model.onnx"].content
 
 
 def test_the_page_has_the_model_that_the_user_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    browser_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    given = stub.member()
-    write_onnx(tmp_path / "given.onnx", "stub", given.model, given.config, OnnxForm(True))
-    assert page_model(tmp_path / "given.onnx", monkeypatch) == (tmp_path / "given.onnx").read_bytes()
-    assert f"the page has {tmp_path}/given.onnx for browsers" in capsys.readouterr().out
+    assert page_model(browser_model, monkeypatch) == browser_model.read_bytes()
+    assert f"the page has {browser_model} for browsers" in capsys.readouterr().out
 
 
 def test_a_model_for_browsers_of_other_classes_or_another_kind_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     given = stub.member()
     save_onnx(tmp_path / "network.onnx", given.model, given.config)
@@ -82,6 +91,5 @@ def test_a_model_for_browsers_of_other_classes_or_another_kind_is_refused(
     with pytest.raises(DataError, match="is no ONNX file of"):
         page_model(tmp_path / "text.onnx", monkeypatch)
     other = stub.with_labels(["low", "middle", "shrill"])
-    write_onnx(tmp_path / "other.onnx", "stub", other.model, other.config, OnnxForm(True))
     with pytest.raises(DataError, match="has other classes than the checkpoint"):
-        page_model(tmp_path / "other.onnx", monkeypatch)
+        page_model(browser_model, monkeypatch, other)
