@@ -1,6 +1,7 @@
 """Features of other settings than kaldi128: prepared, trained, evaluated and exported, and what refuses them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def data(local_ray: None, manifest: Path, store: Path, tmp_path_factory: pytest.
     return str(output)
 
 
-def training(data: str, run: Path, *more: str) -> list[str]:
-    keys = [word for key, value in fakes.SMALL_RECIPE.items() for word in (f"--{key}", value)]
+def training(data: str, run: Path, *more: str, recipe: Mapping[str, str] = fakes.LINEAR_RECIPE) -> list[str]:
+    keys = [word for key, value in recipe.items() for word in (f"--{key}", value)]
     splits = ["--train-splits", "train", "--eval-splits", "test"]
     of_run = ["--output", str(run), "--num-workers", "0", "--epochs", "1"]
     return ["--recipe", "esc50", "--loss", "BCE", "--data", data, *splits, *of_run, *keys, *more]
@@ -67,7 +68,8 @@ def training(data: str, run: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def run(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("features") / "run"
-    assert train.main(training(data, run, "--features", "data", "--input_fdim", "64")) == 0
+    keys = ["--features", "data", "--input_fdim", "64"]
+    assert train.main(training(data, run, *keys, recipe=fakes.SMALL_RECIPE)) == 0
     return run
 
 
@@ -124,7 +126,7 @@ def test_evaluation_on_other_features_is_refused(run: Path, tone_data: str, loca
 
 
 def test_starting_from_a_model_of_other_features_is_refused(run: Path, tone_data: str, tmp_path: Path):
-    argv = training(tone_data, tmp_path / "run", "--init-from", str(run))
+    argv = training(tone_data, tmp_path / "run", "--init-from", str(run), recipe=fakes.SMALL_RECIPE)
     argv[argv.index("test")] = "eval"
     with pytest.raises(ConfigError, match=r"trained on other features than those of this data set: sample_rate_hz"):
         train.main(argv)

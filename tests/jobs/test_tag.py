@@ -6,22 +6,33 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from torch import Tensor
 
 from ast_core.checkpoints import ModelConfig, save_model
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
+from ast_core.models import create_model
+from ast_core.recipe import Recipe
 from jobs import calibrate, tag
 from pipeline import storage
 from tests import fakes
 from tests.ast_core import small
 
 LABELS = LabelVocabulary.from_names([f"tone {i}" for i in range(4)])
-CONFIG = ModelConfig(small.recipe(label_dim=4), small.NORM, LABELS)
+RECIPE = Recipe(model="linear", hidden=64, input_tdim=64, label_dim=4, timem=0, freqm=0, precision="fp32")
+CONFIG = ModelConfig(RECIPE, small.NORM, LABELS)
+
+
+def weights(seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create_model(**RECIPE.model_args()).state_dict()
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    save_model(tmp_path / "model", small.model(seed=5, label_dim=4).state_dict(), CONFIG)
+    save_model(tmp_path / "model", weights(5), CONFIG)
     return str(tmp_path / "model")
 
 
@@ -95,7 +106,7 @@ def test_a_calibration_is_used_until_the_weights_change(
     assert [one["settings"]["calibrated"] for one in info] == [True, False]
     assert info[0]["settings"]["thresholds"] == [round(item["threshold"], 6) for item in made["classes"]]
     assert info[1]["settings"]["thresholds"] == [0.5] * 4
-    save_model(checkpoint, small.model(seed=6, label_dim=4).state_dict(), CONFIG)
+    save_model(checkpoint, weights(6), CONFIG)
     with pytest.raises(DataError, match=r"calibration.json was made for other weights than those beside it; run jobs"):
         tag.main([*usual, str(tmp_path / "other")])
 
