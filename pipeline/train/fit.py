@@ -21,6 +21,7 @@ from ray.train import (
     ValidationTaskConfig,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -303,14 +304,17 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
 
 
 class _Trainer(TorchTrainer):
-    """A trainer without an actor that frees the workers' CPUs if the trainer's own process dies, if this Ray ends then.
+    """A trainer without two actors that our runs do not need.
 
-    The actor asks Ray's dashboard, which a Ray of our own does not have, and prints a warning every second.
+    One is for Ray's data sets: our workers read the shards themselves. The other frees the workers' CPUs if the
+    trainer's own process dies. It is left out if this Ray ends then: it asks Ray's dashboard, which a Ray of our own
+    does not have, and prints a warning every second.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees Train V1
-        return [one for one in callbacks if not (ray_is_ours() and isinstance(one, PlacementGroupCleanerCallback))]
+        unused = (DatasetsCallback, *([PlacementGroupCleanerCallback] if ray_is_ours() else []))
+        return [one for one in callbacks if not isinstance(one, unused)]
 
 
 def _fit(trainer: TorchTrainer, run: str) -> None:

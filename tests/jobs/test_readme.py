@@ -31,11 +31,11 @@ def test_case_1_the_five_lines_train_and_case_10_the_snippet_tags(
     shell, commands = printed_lines()
     assert len(shell) + len(commands) == 5
     fewer = ["--num-workers", "0", "--cpus-per-worker", "1", "--freqm", "0", "--timem", "0"]
-    fewer += ["--epochs", "14", "--wa_start", "14", "--wa_end", "14"]
+    fewer += ["--epochs", "24", "--wa_start", "24", "--wa_end", "24"]
     for command in commands:
         _, job, *argv = shlex.split(command)
         assert JOBS[job]([*argv, *(fewer if job == "jobs/train.py" else ())]) == 0
-    assert "warm-up takes 1,000 steps, this run has 14; warmup_steps is now 1" in capsys.readouterr().out
+    assert "warm-up takes 1,000 steps, this run has 24; warmup_steps is now 2" in capsys.readouterr().out
     assert evaluate.main(EVALUATE) == 0
     assert num_right(tmp_path / "s.parquet", tmp_path / "mine") == NUM_CLIPS
     capsys.readouterr()
