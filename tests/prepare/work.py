@@ -17,7 +17,6 @@ from deno import find_deno_bin
 
 from ast_core.errors import DataError, UserError
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.fetch import ytdlp
 
 
 def double(x: np.ndarray) -> np.ndarray:
@@ -61,6 +60,8 @@ def count_in_javascript(num_objects: int) -> int:
 
 def fetch_as_of_a_known_site(url: str, start_s: float, duration_s: float, **settings: Any) -> np.ndarray:
     """Fetch with yt-dlp's extractor for pages of unknown sites."""
+    from pipeline.prepare.fetch import ytdlp  # the other functions' processes start without yt-dlp
+
     with patch.object(ytdlp, "_is_site", lambda url: True):
         return ytdlp.fetch_with_ytdlp(url, start_s, duration_s, **settings)
 

@@ -44,7 +44,7 @@ def test_mp3_sections_by_a_seek_equal_those_read_from_the_beginning(maker: Maker
     monkeypatch.setattr(differential, "LENGTH_S", 12.0)
     longer = Maker(maker.folder / "longer")
     num_read, odds = 0, set()
-    for number in range(40):
+    for number in range(24):
         made = longer.make(number)
         start_s = round(float(np.random.default_rng(number).uniform(2, 9)), 3)
         sections = []
@@ -58,5 +58,5 @@ def test_mp3_sections_by_a_seek_equal_those_read_from_the_beginning(maker: Maker
         np.testing.assert_allclose(*sections, rtol=0, atol=rounding, err_msg=f"{made.name}, {start_s}")
         num_read += sections[0].dtype == np.float32
         odds.add(made.odd)
-    assert num_read > 30
+    assert num_read > 18
     assert {"damaged", "flipped bits", "joined", "tag between"} <= odds

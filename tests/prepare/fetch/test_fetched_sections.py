@@ -81,10 +81,10 @@ def test_case_part_3_1_positions_are_right_without_byte_ranges(
 
 def test_a_host_that_misbehaves_at_any_request_gives_no_wrong_sound(host: BadHost, folder: Path):
     expected = {kind: section_on_disk(folder / f"sound.{kind}") for kind in KINDS}
-    chosen = random.Random(15).sample(list(cases(KINDS, (1, 2, 3, 4))), 60)
+    chosen = random.Random(15).sample(list(cases(KINDS, (1, 2, 3, 4))), 40)
     said = {case.path: outcome(host, case, expected[case.kind]) for case in chosen}
     assert [f"{path}: {text}" for path, text in said.items() if text.startswith("WRONG")] == []
-    assert sum(text == "right" for text in said.values()) > 30
+    assert sum(text == "right" for text in said.values()) > 20
 
 
 @pytest.mark.parametrize("kind", ["wav", "webm", "m4a", "mp3", "ogg"])
