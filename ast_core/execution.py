@@ -4,6 +4,7 @@ None of these changes the result by more than rounding.
 """
 
 import logging
+import os
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -139,8 +140,21 @@ def _why_not_compiled(model: Tagger, device: torch.device, recipe: Recipe) -> st
     return None
 
 
+def _keep_to_thread_limit() -> None:
+    """Use no more threads than `OMP_THREAD_LIMIT` allows. oneDNN's products in bf16 would be wrong, without an error.
+
+    The variable is set in some containers and on some clusters. PyTorch 2.11 ignores it: a product for two threads of
+    which only one starts is half computed.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and 0 < int(limit) < torch.get_num_threads():
+        torch.set_num_threads(int(limit))
+
+
 def autocast(device: torch.device, recipe: Recipe) -> torch.autocast:
     dtype = AUTOCAST_DTYPE.get(recipe.precision)
+    if device.type == "cpu" and dtype is not None:
+        _keep_to_thread_limit()
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
