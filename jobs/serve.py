@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 import argparse
 import ipaddress
 import logging
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -128,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace, limits: Limits) -> None:
     """Serve until the process is told to stop."""
+    # On a busy machine a replica answers later than within 0.1 s, and Ray Serve would print a warning each time.
+    os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
     import ray  # Ray and PyTorch take seconds to import
     from ray import serve
 
