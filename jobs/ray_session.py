@@ -30,6 +30,14 @@ JOIN_S = 90.0
 
 EXIT_CANNOT_JOIN = 2
 
+OF_OWN_RAY = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+}
+"""Settings of Ray Train for a Ray of this machine alone. Only clusters get notice that a node will be preempted; a
+process would wait for it. By default the controller looks every 2 s whether the workers have ended, which suits
+hundreds of workers, and keeps a small training waiting."""
+
 _ASK = """
 import sys
 from ray._raylet import GcsClient
@@ -77,8 +85,8 @@ def ray_session(address: str, num_cpus: int | None = None) -> Iterator[None]:
 
 
 def _start(num_cpus: int | None) -> None:
-    # Only clusters get notice that a node will be preempted. Ray Train would start a process that waits for it.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    for name, value in OF_OWN_RAY.items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(
             address="local",

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from jobs.entry import SPIN_COUNT
+from jobs.ray_session import OF_OWN_RAY
 from tests import fakes
 from tests.s3 import S3Server, serve
 
@@ -100,7 +101,8 @@ def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
     """Ray on this machine, with workers in their own working folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own_folders.ray_cwd)
-        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as `ray_session` does
+        for name, value in OF_OWN_RAY.items():  # as `ray_session` does
+            patch.setenv(name, value)
         temp_dir = str(own_folders.root / "ray")
         ray.init(
             address="local",
