@@ -3,7 +3,7 @@
     python -m benchmarks.busy_machine [--busy 0 2 …] [--rounds 3] [--seconds 8]
 
 Trains a small AST with two threads, alone and beside programs that never sleep (--busy), with the spin count of
-OpenMP's library and with that of `jobs.entry`, in turns. Each measurement is a process of its own, because the count is
+OpenMP's library and with SPIN_COUNT, in turns. Each measurement is a process of its own, because the count is
 read when PyTorch is imported.
 """
 
@@ -15,8 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from jobs.entry import SPIN_COUNT
-
+SPIN_COUNT = {"GOMP_SPINCOUNT": "10000"}
 STEPS = """
 import sys, time
 import torch

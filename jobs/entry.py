@@ -29,10 +29,6 @@ UNWIND_S = 5.0
 """How long a stopped job may take to shut Ray down and remove its temporary files. If it takes longer, it is ended.
 Nothing is lost, because a job can be resumed after a kill."""
 
-SPIN_COUNT = {"GOMP_SPINCOUNT": "10000"}
-"""How often a thread of PyTorch's on a CPU looks whether the others are ready before it sleeps. OpenMP's library takes
-300,000, with which training is much slower where other programs use the processors too (decision 46)."""
-
 NOISE = (
     b"has constructor arguments in the object store and max_restarts > 0",
     b"Lock blocking 0x",
@@ -72,8 +68,6 @@ def begin() -> None:
     global _has_begun
     _has_begun = True
     _restart_without_keys()
-    for name, value in SPIN_COUNT.items():  # before PyTorch is imported, which reads it; Ray's processes inherit it
-        os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data may start another Ray
     sys.excepthook = _excepthook
     sys.stdout, sys.stderr = (

@@ -11,7 +11,6 @@ import pytest
 import ray
 import torch
 
-from jobs.entry import SPIN_COUNT
 from jobs.ray_session import OF_OWN_RAY
 from tests import fakes
 from tests.s3 import S3Server, serve
@@ -64,8 +63,6 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
             if name.startswith(("RAY_", "XDG_")) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
         patch.setenv("HOME", str(folders.home))
-        for name, value in SPIN_COUNT.items():  # as jobs do, for processes that tests start
-            patch.setenv(name, value)
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folders.root / "inductor"))
         # Otherwise Python makes another folder for its servers' sockets, and removes it only at a regular exit.
         patch.setitem(multiprocessing.current_process()._config, "tempdir", str(folders.temporary))

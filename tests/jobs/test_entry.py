@@ -33,16 +33,6 @@ def script(code: str, *, sigint: signal.Handlers = signal.SIG_DFL) -> "subproces
     )
 
 
-def test_processes_of_a_job_do_not_spin_long_for_other_threads(monkeypatch: pytest.MonkeyPatch):
-    show = "import os; print(os.environ['GOMP_SPINCOUNT'])"
-    for given, expected in ((None, "10000"), ("5", "5")):
-        if given is None:
-            monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-        else:
-            monkeypatch.setenv("GOMP_SPINCOUNT", given)
-        assert script(show).communicate(timeout=WAIT_S)[0].strip() == expected
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_the_job_with_one_line_and_its_status(number: int, status: int):
     job = script("print('ready'); time.sleep(60)")
