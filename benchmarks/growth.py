@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,8 @@ def command(job: str, folder: Path, data: str, output: str) -> list[str]:
     if job == "tag":
         words = ["tag", "--checkpoint", f"{run}/best", "--input", str(folder / "clips"), "--window-s", "0.5"]
         return [*words, "--output", f"{output}-tags"]
-    keys: Mapping[str, str] = fakes.LINEAR_RECIPE | {"norm_stats": "data", "batch_size": "8", "epochs": "1"}
+    keys = fakes.LINEAR_RECIPE | {"norm_stats": "data", "batch_size": "8", "epochs": "1"}
+    keys |= {"wa_start": "null", "wa_end": "null"}
     words = ["train", "--recipe", "audioset-full", "--data", data, "--output", run, "--device", "cpu"]
     words += ["--train-splits", "train", "--eval-splits", "eval"]
     return [*words, *(word for key, value in keys.items() for word in (f"--{key}", value))]

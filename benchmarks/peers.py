@@ -139,12 +139,12 @@ def make(place: Place) -> None:
     classes, rows = list(GENERATORS)[:4], ["path,labels,split"]
     for i in range(place.num_clips):
         rng = np.random.default_rng(i)
-        waveform = mixture(rng, [classes[i % len(classes)]], CLIP_S, 44_100)
+        waveform = mixture(rng, [classes[i % len(classes)]], CLIP_S, fakes.RATE_HZ)
         fakes.write_media(place.sounds / f"{i:05d}.flac", waveform, channels=1)
         rows.append(f"sounds/{i:05d}.flac,{classes[i % len(classes)]},train")
     (place.folder / "held-out").mkdir()
     for i, name in enumerate(classes):
-        waveform = mixture(np.random.default_rng(10_000 + i), [name], CLIP_S, 44_100)
+        waveform = mixture(np.random.default_rng(10_000 + i), [name], CLIP_S, fakes.RATE_HZ)
         fakes.write_media(place.folder / "held-out" / f"{i}.flac", waveform)
         rows.append(f"held-out/{i}.flac,{name},eval")
     place.manifest.write_text("\n".join(rows) + "\n")
@@ -300,9 +300,8 @@ def trainer(place: Place) -> dict[str, Any]:
         use_cpu=True,
         seed=0,
     )
-    trains = Trainer(
-        model=ASTForAudioClassification.from_pretrained(place.huggingface), args=arguments, train_dataset=data
-    )
+    model = ASTForAudioClassification.from_pretrained(place.huggingface, problem_type="single_label_classification")
+    trains = Trainer(model=model, args=arguments, train_dataset=data)
     result = trains.train()
     losses = [round(record["loss"], 4) for record in trains.state.log_history if "loss" in record]
     return {"own_s": result.metrics["train_runtime"], "losses": losses}

@@ -100,7 +100,10 @@ CPU_VARIANTS = (
     Variant("fp32, fused, checkpointed", FUSED | {"activation_checkpointing": True}),
     Variant("fp32, fused, compiled, patchout", COMPILED | PATCHOUT),
     Variant("bf16", BF16),
+    Variant("bf16, fused attention", BF16 | FUSED),
+    Variant("bf16, parts of 2", BF16 | {"micro_batch_size": 2}),
     Variant("bf16, compiled", BF16 | {"compile": True}),
+    Variant("bf16, compiled, parts of 2", BF16 | {"compile": True, "micro_batch_size": 2}),
 )
 
 
