@@ -1,22 +1,27 @@
 """Measure the first minute: how long a newcomer's commands take, with Ray's share and the share of imports.
 
-    python -m benchmarks.startup [--runs 5] [--only TEXT …]
+    python -m benchmarks.startup [--runs 5] [--only TEXT …] [--processes]
 
 Each command is typed as in the README, as a process of its own, in turns with the others. The table has the median time
 on the clock, its limit, and the CPU time of all its processes. The last rows are what the commands have in common: a
 Ray of two CPUs that starts, runs one empty task and ends, and the imports of a job. `python -X importtime -m MODULE`
-shows which modules they are.
+shows which modules they are. With --processes, each command runs once, and the table has its processes: when they begin
+and end, and their CPU time.
 """
 
 import argparse
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from ast_core.labels import audioset_labels
 from benchmarks.prepare import Spent
@@ -27,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NUM_LISTED = 22_160
 """Number of clips of AudioSet's balanced list."""
 NUM_FILES = 10
+LOOK_S, LEAST_CPU_S = 0.1, 0.3
 
 JUST_RAY = """
 import ray
@@ -58,10 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="TEXT", help="commands with one of these in the name"
     )
+    parser.add_argument("--processes", action="store_true", help="show the processes of each command")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as name:
         folder = Path(name)
         every = [each for each in commands(folder) if any(text in each.name for text in args.only)]
+        if args.processes:
+            for i, command in enumerate(every):
+                say_processes(command, folder / f"out-{i}")
+            return 0
         took = {each.name: Took([], []) for each in every}
         for number in range(args.runs + 1):  # the first run compiles files and fills caches, and does not count
             for i, command in enumerate(every):
@@ -115,6 +126,25 @@ def commands(folder: Path) -> list[Command]:
         Command("Ray alone", ["-c", JUST_RAY]),
         Command("imports alone", ["-c", IMPORTS]),
     ]
+
+
+def say_processes(command: Command, output: Path) -> None:
+    words = [str(output) if word == "OUT" else word for word in command.words]
+    began_s, found = time.time(), dict[int, tuple[float, float, float, str]]()
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as job:
+        root = psutil.Process(job.pid)
+        while job.poll() is None:
+            for process in [root, *root.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    times, title = process.cpu_times(), " ".join(process.cmdline())
+                    begin_s = process.create_time() - began_s
+                    found[process.pid] = (begin_s, time.time() - began_s, times.user + times.system, title)
+            time.sleep(LOOK_S)
+    print(f"\n{command.name}\n\n| begins, s | ends, s | CPU, s | process |\n|---|---|---|---|")
+    for begin_s, end_s, cpu_s, title in sorted(found.values()):
+        if cpu_s >= LEAST_CPU_S:
+            shown = re.sub(r"\S*/", "", title.removeprefix(sys.executable))[:60].strip()
+            print(f"| {begin_s:.1f} | {end_s:.1f} | {cpu_s:.1f} | {shown} |")
 
 
 def run(command: Command, output: Path) -> tuple[float, float]:

@@ -107,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes with the model (default: as many as there is room for; 0: in this process, without Ray)",
+        help="processes with the model (default: as many as there is room for; 0, and for a handful of recordings on "
+        "this machine: in this process, without Ray)",
     )
     group.add_argument("--cpus-per-worker", type=int, default=4, metavar="N", help="on CPUs (default 4)")
     group.add_argument(
@@ -168,18 +169,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tag(
     args: argparse.Namespace, inputs: Inputs, members: "Sequence[Member]", settings: "TagSettings", output: str
 ) -> "Summary":
-    from jobs.ray_session import ray_session  # Ray takes seconds to import
-    from pipeline.prepare.fetch.rate_limit_actor import cluster_permits
-    from pipeline.tag import on_ray, plan
+    from pipeline.tag import plan, printed
     from pipeline.tag.work import Workers, local_device
 
     given = {"inputs_given": args.input, "retry_failed": args.retry_failed}
     rate_limit = _rate_limit(args.fetches_per_hour, inputs.recordings["media"])
-    if args.num_workers == 0:
+    is_small = args.address == "local" and printed.are_few(inputs)
+    if args.num_workers == 0 or (args.num_workers is None and is_small):
         device, readers = local_device(args.device), args.readers_per_worker or 1
         workers = Workers(number=0, device=device, num_readers=readers, batch_windows=args.batch_windows)
         local = None if rate_limit is None else LocalPermits(rate_limit)
         return plan.tag(inputs, members, settings, output, workers, permits=local, **given)
+    from jobs.ray_session import ray_session  # Ray takes seconds to import
+    from pipeline.prepare.fetch.rate_limit_actor import cluster_permits
+    from pipeline.tag import on_ray
+
     with ExitStack() as stack:
         stack.enter_context(ray_session(args.address, args.num_cpus))
         permits = None if rate_limit is None else stack.enter_context(cluster_permits(rate_limit))

@@ -26,9 +26,14 @@ MAX_LABELS = 20
 """Classes in the table at the end."""
 
 
+def are_few(inputs: Inputs) -> bool:
+    """Whether there are so few recordings that their results can be printed, and Ray's start would take longer."""
+    return not inputs.datasets and len(inputs.recordings) <= MAX_PRINTED
+
+
 def check_few(inputs: Inputs) -> None:
     """Raises ConfigError if the results are too many to print."""
-    if inputs.datasets or len(inputs.recordings) > MAX_PRINTED:
+    if not are_few(inputs):
         number = "a data set" if inputs.datasets else f"{len(inputs.recordings):,} recordings"
         raise ConfigError(f"--input has {number}, and up to {MAX_PRINTED} recordings are printed; give --output URI")
 

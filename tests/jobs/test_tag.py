@@ -85,6 +85,17 @@ def test_a_handful_of_recordings_is_printed(checkpoint: str, recordings: Path, c
         tag.main([*one, str(recordings)])
 
 
+def test_a_handful_of_recordings_is_tagged_without_ray(
+    checkpoint: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jobs.ray_session.ray_session", None)
+    command = ["--checkpoint", checkpoint, "--input", str(recordings / "r0.wav"), "--output", str(tmp_path / "tags")]
+    assert tag.main(command) == 0
+    assert (tmp_path / "tags" / "report.html").exists()
+    with pytest.raises(TypeError):  # the replaced session
+        tag.main([*command, "--num-workers", "1", "--output", str(tmp_path / "others")])
+
+
 def test_a_calibration_is_used_until_the_weights_change(
     local_ray: None,
     checkpoint: str,
