@@ -40,7 +40,7 @@ RETRY_S = 2.0
 LINES = "application/x-ndjson"
 """The type of an answer that has a line of JSON for each step of the tagging, and then one with the tags."""
 
-FORM = "multipart/form-data"
+FORM, MAX_PARTS = "multipart/form-data", 100
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -281,10 +281,16 @@ def file_of_form(body: bytes, content_type: str) -> bytes:
     header = Message()
     header["Content-Type"] = content_type
     if boundary := header.get_boundary():
-        for part in (b"\r\n" + body).split(f"\r\n--{boundary}".encode())[1:-1]:
-            headers, _, content = part.partition(b"\r\n\r\n")
+        parts, edge = b"\r\n" + body, f"\r\n--{boundary}".encode()
+        begin = parts.find(edge)
+        for _ in range(MAX_PARTS):
+            end = parts.find(edge, begin + len(edge))
+            if begin < 0 or end < 0:
+                break
+            headers, _, content = parts[begin + len(edge) : end].partition(b"\r\n\r\n")
             if b"filename" in headers.lower():
                 return content
+            begin = end
     raise _bad("the form has no complete file; send one: curl -F file=@FILE, or curl --data-binary @FILE")
 
 
