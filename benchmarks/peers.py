@@ -10,7 +10,9 @@ tag      `jobs/tag.py` on a folder; and `transformers.pipeline("audio-classifica
 
 Each is a process of its own, with its imports and start, so a rate grows with the number of clips: the second column of
 rates leaves the start out, as each program reports it. The model is an AST of size tiny224 with stride 16 and 1,024
-frames, with the same random weights for all, in float32. Clips are 10 s of the demo's sounds, as FLAC.
+frames, with the same random weights for all. Each program has the precision that it has by default: float32, but for
+`jobs/train.py` bf16 on a CPU with instructions for it; a row has its float32 too. Clips are 10 s of the demo's sounds,
+as FLAC.
 
 "To the same loss" is the time until the mean loss of an epoch is below LOSS, in an epoch that each of them reached.
 
@@ -181,15 +183,15 @@ def our_preparation(place: Place, name: str) -> Took:
     return Took(wall_s, wall_s)
 
 
-def our_training(place: Place, name: str) -> Took:
+def our_training(place: Place, name: str, *more: str) -> Took:
     if not place.data.exists():
         our_preparation(place, name)
     values = MODEL | {"imagenet_pretrain": "false", "epochs": EPOCHS, "batch_size": BATCH_CLIPS, "lr": LR}
-    values |= {"loss": "CE", "freqm": 0, "timem": 0, "warmup": "false", "precision": "fp32", "lrscheduler_start": 100}
+    values |= {"loss": "CE", "freqm": 0, "timem": 0, "warmup": "false", "lrscheduler_start": 100}
     keys = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     command = [str(ROOT / "jobs/train.py"), "--recipe", "esc10", "--data", str(place.data), "--output", name, *keys]
     command += ["--train-splits", "train", "--eval-splits", "eval", "--init-from", str(place.ours)]
-    command += ["--num-workers", "1", "--cpus-per-worker", str(place.threads)]
+    command += ["--num-workers", "1", "--cpus-per-worker", str(place.threads), *more]
     wall_s, _ = timed(command, place)
     summary = json.loads((place.folder / name / "summary.json").read_text())
     lines = [json.loads(line) for line in (place.folder / name / "metrics.jsonl").read_text().splitlines()]
@@ -329,7 +331,11 @@ WORK: dict[str, dict[str, Callable[[Place, str], Took]]] = {
         "an FFmpeg process a clip, torchaudio's fbank": peer("ffmpeg_and_torchaudio"),
         "datasets.map, ASTFeatureExtractor": peer("datasets_map"),
     },
-    "train": {"jobs/train.py": our_training, "transformers.Trainer": peer("trainer")},
+    "train": {
+        "jobs/train.py": our_training,
+        "jobs/train.py, fp32": lambda place, name: our_training(place, f"{name}-fp32", "--precision", "fp32"),
+        "transformers.Trainer": peer("trainer"),
+    },
     "tag": {"jobs/tag.py": our_tagging, "transformers.pipeline": peer("pipeline")},
 }
 
