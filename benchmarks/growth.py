@@ -93,7 +93,7 @@ def command(job: str, folder: Path, data: str, output: str) -> list[str]:
     if job == "evaluate":
         return ["evaluate", "--checkpoint", f"{run}/best", "--data", data, "--split", "train", "--bootstrap", "0"]
     if job == "tag":
-        words = ["tag", "--checkpoint", f"{run}/best", "--input", str(folder / "clips"), "--window-s", "0.5"]
+        words = ["tag", "--checkpoint", f"{run}/best", "--input", str(folder / "clips"), "--window-s", "0.4"]
         return [*words, "--output", f"{output}-tags"]
     keys = fakes.LINEAR_RECIPE | {"norm_stats": "data", "batch_size": "8", "epochs": "1"}
     keys |= {"wa_start": "null", "wa_end": "null"}
