@@ -53,7 +53,7 @@ QUICK = (
     ),
     Benchmark(
         ["prepare", "--clips", "200", "--scale", "5"],  # the start of the workers is a quarter of the cost of 200 clips
-        [Ratio("preparation, CPU time of workers", "a serial process", "1000 ", "of the floor", 1.15, False)],
+        [Ratio("preparation, CPU time of workers", "a serial process", "1000", "of the floor", 1.15, False)],
     ),
     Benchmark(
         ["feed", "--clips", "2000", "--rounds", "1"],
