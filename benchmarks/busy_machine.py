@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-SPIN_COUNT = {"GOMP_SPINCOUNT": "10000"}
+SPIN_COUNT = {"GOMP_SPINCOUNT": "1000"}
 STEPS = """
 import sys, time
 import torch
