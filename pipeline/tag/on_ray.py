@@ -16,13 +16,16 @@ from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.prepare.stream import Source
 from pipeline.ray_datasets import rows_of, silence_ray
-from pipeline.tag.pieces import PIECES_AHEAD, Chunk, Piece, Readers
+from pipeline.tag.pieces import Chunk, Piece, Readers
 from pipeline.tag.plan import PARTS_ARE_WHOLE
 from pipeline.tag.progress import LocalTally, Progress, RemoteTally
 from pipeline.tag.windows import WindowSettings
 from pipeline.tag.work import Job, Worker, Workers
 
 READER_CPUS = 1.0
+PIECES_AHEAD = 4
+"""Pieces of a reader's task that wait on Ray."""
+
 GPU_READERS = 8
 """Readers of a worker with a GPU: an H200 takes 450 windows of 10 s a second, a core decodes 40 of them."""
 

@@ -26,8 +26,8 @@ T = TypeVar("T")
 PIECE_WINDOWS = 32
 """Windows that travel together: 8 MB of features of 10 s."""
 
-PIECES_AHEAD = 4
-"""Pieces that are read before they are needed."""
+WINDOWS_AHEAD = 4 * PIECE_WINDOWS
+"""Windows of a reader that wait for the network: several batches, whether recordings are short or long."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,33 @@ def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
+class _WindowQueue(queue.Queue["Piece | BaseException | None"]):
+    """A queue whose size is a number of windows: a few pieces of short recordings are less than a batch."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._size = 0
+
+    def _qsize(self) -> int:
+        return self._size
+
+    def _put(self, item: "Piece | BaseException | None") -> None:
+        super()._put(item)
+        self._size += _size(item)
+
+    def _get(self) -> "Piece | BaseException | None":
+        item = super()._get()
+        self._size -= _size(item)
+        return item
+
+
+def _size(item: "Piece | BaseException | None") -> int:
+    return max(1, len(item.windows)) if isinstance(item, Piece) else 1
+
+
 def merged(lanes: Sequence[Callable[[], Iterator[Piece]]]) -> Iterator[Piece]:
     """The pieces of several readers, as they come. Each reader has a thread, and errors are raised here."""
-    ready: queue.Queue[Piece | BaseException | None] = queue.Queue(PIECES_AHEAD * len(lanes))
+    ready = _WindowQueue(WINDOWS_AHEAD * len(lanes))
     is_over = threading.Event()
 
     def put(item: Piece | BaseException | None) -> None:
