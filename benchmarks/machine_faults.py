@@ -1,15 +1,15 @@
 """Faults between machines: disturb each job on a cluster of three machines, run it to its end, and compare.
 
-    python -m benchmarks.machine_faults [--kinds cut-5s …] [--jobs prepare train tag] [--seeds 0 1 2] [--folder DIR]
+    python -m benchmarks.machine_faults [--kinds cut-5s …] [--jobs prepare train tag] [--seeds 0 1 2] [--trials FILE]
 
 The machines are made of Linux namespaces (`tests/netcluster.py`), so this needs root. Each has one CPU for Ray, its
 own address, processes and disk; one is Ray's head. A fourth has the bucket (moto), a fifth submits. The job is
 submitted (`ray job submit`), with recordings in a shared folder and outputs in the bucket, and disturbed at a seeded
 moment of its work. If it does not end with success, the fault is put right and the same command is submitted again,
 until it does. Then its output is compared with that of an undisturbed job: clips, recordings or steps that are lost,
-doubled or wrong are counted, and losses may differ by 1e-6. With --folder, results are kept in DIR/trials.jsonl, and a
-campaign that is started again does only what is missing. The exit status is 1 if anything is lost, doubled or wrong, if
-a job did not end by itself, or if its last line is not an error that says what to do.
+doubled or wrong are counted, and losses may differ by 1e-6. With --trials, each trial is a line of FILE, with its date
+and commit, and a campaign that is started again does only what is missing. The exit status is 1 if anything is lost,
+doubled or wrong, if a job did not end by itself, or if its last line is not an error that says what to do.
 
 `clock` needs Debian's libfaketime (--faketime FILE), and `head-replaced` its redis-server (--redis FILE); without them
 they are left out. --env sets variables of all nodes, to try Ray's settings.
@@ -18,8 +18,8 @@ they are left out. --env sets variables of all nodes, to try Ray's settings.
 import argparse
 import json
 import os
-import pickle
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -476,42 +476,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", type=Kind, choices=list(Kind), default=list(Kind))
     parser.add_argument("--jobs", nargs="+", type=Job, choices=list(Job), default=list(Job))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, help="folder that keeps the results of a campaign")
+    parser.add_argument("--trials", type=Path, metavar="FILE", help="JSON lines of the trials that are done")
     parser.add_argument(
         "--faketime", default=FAKETIME, metavar="FILE", help=f"library that shifts a clock (default {FAKETIME})"
     )
     parser.add_argument("--redis", default=REDIS, metavar="FILE", help=f"Redis's server (default {REDIS})")
     parser.add_argument("--env", nargs="+", default=[], metavar="NAME=VALUE", help="variables of all nodes")
-    parser.add_argument("--table", action="store_true", help="only print the table of the results in --folder")
+    parser.add_argument("--table", action="store_true", help="only print the table of --trials")
     args = parser.parse_args(argv)
     if reason := unavailable():
         parser.error(reason)
-    with ExitStack() as stack:
-        folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="machines-")))
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / "trials.jsonl"
-        trials = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-        done = {(trial["kind"], trial["job"], trial["seed"]) for trial in trials}
-        # A kind disturbs another job with each seed: a third of the trials has every kind with every seed and job.
-        turns = [(turn, s, kind) for turn in range(len(args.jobs)) for s in args.seeds for kind in args.kinds]
-        due = [(kind, args.jobs[(turn + s + list(Kind).index(kind)) % len(args.jobs)], s) for turn, s, kind in turns]
-        due = [each for each in due if each not in done and not args.table]
-        for kind, needed in {Kind.CLOCK: args.faketime, Kind.HEAD_REPLACED: args.redis}.items():
-            if not Path(needed).exists() and any(each == kind for each, *_ in due):
-                print(f"no {needed}: {kind} is left out", flush=True)
-                due = [each for each in due if each[0] != kind]
-        if due:
-            settings = dict(pair.split("=", 1) for pair in args.env)
-            for trial in campaign(due, folder, args.faketime, args.redis, settings):
-                trials.append(asdict(trial) | {"is_well": trial.is_well})
+    kept: Path | None = args.trials
+    trials = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
+    done = {(trial["kind"], trial["job"], trial["seed"]) for trial in trials}
+    # A kind disturbs another job with each seed: a third of the trials has every kind with every seed and job.
+    turns = [(turn, s, kind) for turn in range(len(args.jobs)) for s in args.seeds for kind in args.kinds]
+    due = [(kind, args.jobs[(turn + s + list(Kind).index(kind)) % len(args.jobs)], s) for turn, s, kind in turns]
+    due = [each for each in due if each not in done and not args.table]
+    for kind, needed in {Kind.CLOCK: args.faketime, Kind.HEAD_REPLACED: args.redis}.items():
+        if not Path(needed).exists() and any(each == kind for each, *_ in due):
+            print(f"no {needed}: {kind} is left out", flush=True)
+            due = [each for each in due if each[0] != kind]
+    if due:
+        settings = dict(pair.split("=", 1) for pair in args.env)
+        of_now = {"date": time.strftime("%Y-%m-%d"), "commit": _commit()}
+        for trial in campaign(due, args.faketime, args.redis, settings):
+            trials.append(asdict(trial) | {"is_well": trial.is_well} | of_now)
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
                 with kept.open("a") as file:
                     file.write(json.dumps(trials[-1]) + "\n")
     print(f"\n{table(trials)}")
     return int(not all(trial["is_well"] for trial in trials))
 
 
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def campaign(
-    due: Sequence[tuple[Kind, Job, int]], folder: Path, faketime: str, redis: str, settings: Mapping[str, str]
+    due: Sequence[tuple[Kind, Job, int]], faketime: str, redis: str, settings: Mapping[str, str]
 ) -> Iterator[Trial]:
     with ExitStack() as stack:
         media = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="media-")))
@@ -525,12 +530,8 @@ def campaign(
         say = partial(print, flush=True)
         wanted: dict[Job, Any] = {}
         for job in {job: None for _, job, _ in due}:
-            undisturbed = folder / f"undisturbed-{job}.pickle"
-            if not undisturbed.exists():
-                seconds, found = run_undisturbed(site, work, job, s3.uri("campaign", f"undisturbed-{job}"))
-                say(f"undisturbed {job}: {seconds:.0f} s")
-                undisturbed.write_bytes(pickle.dumps(found))
-            wanted[job] = pickle.loads(undisturbed.read_bytes())
+            seconds, wanted[job] = run_undisturbed(site, work, job, s3.uri("campaign", f"undisturbed-{job}"))
+            say(f"undisturbed {job}: {seconds:.0f} s")
         for number, (kind, job, seed) in enumerate(due, start=1):
             output = s3.uri("campaign", f"{kind}-{job}-{seed}")
             trial = run_trial(site, work, kind, job, seed, output, wanted[job])

@@ -52,17 +52,6 @@ class Scale:
     cpus_per_network: float = 1
     gpus_per_network: float = 0
 
-    def options(self, ongoing_of_a_replica: int) -> dict[str, Any]:
-        """Options of a deployment that gets another replica while its replicas have more requests than this."""
-        if self.max_replicas == 1:
-            return {"num_replicas": 1}
-        scaling = {
-            "min_replicas": 1,
-            "max_replicas": self.max_replicas,
-            "target_ongoing_requests": ongoing_of_a_replica,
-        }
-        return {"autoscaling_config": scaling}
-
 
 class Network:
     """Scores windows of features."""
@@ -141,6 +130,15 @@ class Reader:
         await asyncio.to_thread(self.scorer, window)
 
 
+def _scaling(most: int, ongoing_of_a_replica: int) -> dict[str, Any]:
+    """Options of a deployment that gets another replica, of at most `most`, while its replicas have more requests.
+
+    `Front` has them too: at the end Ray Serve warns of a deployment without, if others of the application have them.
+    """
+    scaling = {"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": ongoing_of_a_replica}
+    return {"autoscaling_config": scaling}
+
+
 def application(
     members: Sequence[Member],
     settings: TagSettings,
@@ -155,11 +153,13 @@ def application(
     input_frames = max(member.config.recipe.input_tdim for member in members)
     of_network = {"num_cpus": scale.cpus_per_network, "num_gpus": scale.gpus_per_network}
     network = serve.deployment(
-        ray_actor_options=of_network, max_ongoing_requests=REPLICA_REQUESTS, **scale.options(2 * BATCH_WINDOWS)
+        ray_actor_options=of_network,
+        max_ongoing_requests=REPLICA_REQUESTS,
+        **_scaling(scale.max_replicas, 2 * BATCH_WINDOWS),
     )(Network).bind(members, settings.frame_s is not None, scale.device, max(1, int(scale.cpus_per_network)))
     reader = serve.deployment(
-        ray_actor_options={"num_cpus": 1}, max_ongoing_requests=SANDBOXES, **scale.options(SANDBOXES)
+        ray_actor_options={"num_cpus": 1}, max_ongoing_requests=SANDBOXES, **_scaling(scale.max_replicas, SANDBOXES)
     )(Reader).bind(network, settings, labels_of(members), input_frames, limits)
-    return serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=REPLICA_REQUESTS, num_replicas=1)(
-        Front
-    ).bind(reader, limits, files, hosts, origins)
+    return serve.deployment(
+        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=REPLICA_REQUESTS, **_scaling(1, REPLICA_REQUESTS)
+    )(Front).bind(reader, limits, files, hosts, origins)

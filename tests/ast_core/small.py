@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from ast_core import ASTModel
 from ast_core.augment.augmentation import Drawn, draw_augmentations
 from ast_core.batch import Batch, Norm, Partners
+from ast_core.checkpoints import ModelConfig, save_model
 from ast_core.fbank import POWER_FLOOR
+from ast_core.labels import LabelVocabulary
+from ast_core.models import create_model
 from ast_core.recipe import Recipe
 
 NUM_CLASSES, NUM_FRAMES, NUM_MEL_BINS = 5, 64, 128
@@ -22,6 +26,16 @@ def model(*, seed: int = 0, label_dim: int = NUM_CLASSES) -> ASTModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ASTModel(label_dim=label_dim, imagenet_pretrain=False, **SHAPE)
+
+
+def save_linear_tagger(folder: Path) -> str:
+    """A linear model of one second and three classes, with random weights, as a checkpoint."""
+    recipe = Recipe(model="linear", hidden=64, n_layers=1, input_tdim=100, label_dim=3, timem=0, freqm=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        state = create_model(**recipe.model_args()).state_dict()
+    save_model(folder, state, ModelConfig(recipe, NORM, LabelVocabulary.from_names(["a", "b", "c"])))
+    return str(folder)
 
 
 def deit_state(model: ASTModel) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,12 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+import requests
 
 from jobs.demo.sounds_dataset import build_dataset
 from pipeline.dataset import PreparedDataset
+from tests import fakes
+from tests.ast_core import small
 from tests.conftest import SHARED, OwnFolders
 from tests.fakes import LINEAR_RECIPE
 from tests.ports import free_ports
@@ -31,12 +34,21 @@ RAY = str(Path(sys.executable).with_name("ray"))
 class Cluster:
     env: dict[str, str]
 
-    def submit(self, *command: str) -> str:
+    def submit(self, *command: str, options: Sequence[str] = ()) -> str:
         """Run `ray job submit --working-dir . -- python …` in the project's root. Returns what it printed."""
-        argv = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command]
+        return self.job("submit", *options, "--working-dir", ".", "--", "python", *command)
+
+    def job(self, *words: str) -> str:
+        """Run `ray job …`. Returns what it printed."""
         for _ in range(12):
             done = subprocess.run(
-                argv, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=600, check=False
+                [RAY, "job", *words],
+                cwd=ROOT,
+                env=self.env,
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
             )
             # The head node waits 10 s for its agent, which takes longer to start on a busy machine.
             if "No available agent to submit job" not in done.stderr:
@@ -111,3 +123,25 @@ def test_both_jobs_run_as_the_readme_submits_them(cluster: Cluster, sounds: list
     assert summary["world_size"] == 1  # other tests train on two
     assert f"mAP {summary['map']:.4f}" in printed
     assert Path(run, "best", "model.safetensors").stat().st_size > 10_000
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+def test_a_submitted_service_answers_until_the_job_is_stopped(cluster: Cluster, tmp_path: Path):
+    checkpoint, (port,) = small.save_linear_tagger(tmp_path / "model"), free_ports(1)
+    cluster.submit(
+        *("jobs/serve.py", "--checkpoint", checkpoint, "--port", str(port)),
+        options=["--no-wait", "--submission-id", "service"],
+    )
+    url = f"http://127.0.0.1:{port}"
+    while not answers(f"{url}/health"):
+        assert "FAILED" not in cluster.job("status", "service"), cluster.job("logs", "service")
+        time.sleep(0.5)
+    sound = fakes.write_media(tmp_path / "r.ogg", fakes.noise(2.0)).read_bytes()
+    answer = requests.post(f"{url}/tag", data=sound, timeout=60)
+    assert answer.status_code == 200
+    assert {one["label"] for one in answer.json()["classes"]} == {"a", "b", "c"}
+    cluster.job("stop", "service")
+    assert "Job 'service' was stopped" in cluster.job("status", "service")
+    while answers(f"{url}/health"):
+        time.sleep(0.2)

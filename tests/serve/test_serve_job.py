@@ -4,55 +4,56 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import numpy as np
+import psutil
 import pytest
 import requests
-import torch
 
-from ast_core.checkpoints import ModelConfig, save_model
 from ast_core.errors import ConfigError
-from ast_core.labels import LabelVocabulary
-from ast_core.models import create_model
-from ast_core.recipe import Recipe
 from jobs import serve
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import find_inputs
-from pipeline.tag.predictor import read_members
+from pipeline.tag.predictor import labels_of, read_members
 from pipeline.tag.work import settings_for, tag_here
 from tests import fakes
 from tests.ast_core import small
 from tests.conftest import ROOT
 
-LABELS = LabelVocabulary.from_names(["a", "b", "c"])
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    recipe = Recipe(model="linear", hidden=64, n_layers=1, input_tdim=100, label_dim=3, timem=0, freqm=0)
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder, create_model(**recipe.model_args()).state_dict(), ModelConfig(recipe, small.NORM, LABELS))
-    return str(folder)
+    return small.save_linear_tagger(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def server(checkpoint: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+@contextmanager
+def serving(checkpoint: str, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a service in a process of its own, and the process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "jobs/serve.py", "--checkpoint", checkpoint, "--port", str(port), "--num-cpus", "2"]
-    command += ["--window-s", "0.5", "--per-second", "0", "--max-mb", "1"]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "jobs/serve.py", "--checkpoint", checkpoint, "--port", str(port), "--per-second", "0"]
+    running = subprocess.Popen(
+        [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         assert running.stdout is not None
         assert any("serving" in line for line in running.stdout), "it ended"
         yield f"http://127.0.0.1:{port}", running
     finally:
-        running.kill()
+        running.terminate()
         running.wait()
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    with serving(checkpoint, "--num-cpus", "2", "--window-s", "0.5", "--max-mb", "1") as served:
+        yield served
 
 
 @pytest.mark.slow
@@ -61,6 +62,7 @@ def test_the_service_answers_as_tag_py_and_ends_with_sigterm(
 ):
     url, running = server
     members = read_members([checkpoint])
+    names = labels_of(members).names
     settings = settings_for(members, np.full(3, 0.5), window_s=0.5, hop_s=None, events=EventSettings())
     paths = [
         fakes.write_media(
@@ -75,7 +77,7 @@ def test_the_service_answers_as_tag_py_and_ends_with_sigterm(
     for answer, tagged in zip(answers, expected, strict=False):
         windows = answer.json()["windows"]
         assert [one["start_s"] for one in windows] == pytest.approx(tagged.start_s, abs=1e-3)
-        found = [[{c["label"]: c["score"] for c in one["classes"]}[name] for name in LABELS.names] for one in windows]
+        found = [[{c["label"]: c["score"] for c in one["classes"]}[name] for name in names] for one in windows]
         np.testing.assert_allclose(found, tagged.scores_WC, atol=2e-3)
     refused = [(answer.status_code, answer.json()["error"]["reason"]) for answer in answers[4:]]
     assert refused == [(422, "not_audio"), (413, "too_large")]
@@ -84,6 +86,34 @@ def test_the_service_answers_as_tag_py_and_ends_with_sigterm(
     assert requests.get(f"{url}/health", headers={"Host": "evil.example"}, timeout=60).status_code == 403
     running.send_signal(signal.SIGTERM)
     assert running.wait(60) == 143
+
+
+@pytest.mark.slow
+def test_more_readers_start_while_requests_wait(checkpoint: str, tmp_path: Path):
+    def num_readers() -> int:
+        started = psutil.Process(running.pid).children(recursive=True)
+        return sum("ServeReplica:ast-ray:Reader" in "".join(process.cmdline()) for process in started)
+
+    def post(_: int) -> list[int]:
+        statuses = []
+        while not is_over.is_set():
+            statuses.append(requests.post(f"{url}/tag", data=body, timeout=120).status_code)
+        return statuses
+
+    body, is_over = fakes.write_media(tmp_path / "r.flac", fakes.noise(20.0)).read_bytes(), Event()
+    options = ["--num-cpus", "4", "--max-replicas", "2"]
+    with serving(checkpoint, *options) as (url, running), ThreadPoolExecutor(12) as pool:
+        assert num_readers() == 1
+        posts = [pool.submit(post, i) for i in range(12)]
+        try:
+            while num_readers() < 2:
+                assert running.poll() is None
+                time.sleep(0.5)
+        finally:
+            is_over.set()
+        assert {status for statuses in posts for status in statuses.result()} == {200}
+        running.terminate()
+        assert running.communicate(timeout=60)[0] == "stopped; run the same command to resume\n"
 
 
 def test_options_that_are_not_allowed_are_refused():
