@@ -53,20 +53,21 @@ _stopped_by: int | None = None
 _print_once, _raise_once = threading.Lock(), threading.Lock()
 """Acquired by the first signal and never released, so that each thing happens once."""
 _has_begun = False
+_stopped_line = STOPPED
 _stderr = 2
 _children: list[Any] = []
 """Child processes at the time of the signal."""
 
 
-def begin() -> None:
+def begin(stopped: str = STOPPED) -> None:
     """Take over the signals and the output of this process, the driver of a job.
 
-    Ctrl-C (SIGINT) and SIGTERM, which `ray job stop` and Kubernetes send, print one line, silence all later output
+    Ctrl-C (SIGINT) and SIGTERM, which `ray job stop` and Kubernetes send, print `stopped`, silence all later output
     and raise KeyboardInterrupt in the main thread. If the process has not ended after `UNWIND_S`, a thread ends it:
     the main thread may be in a library that blocks or catches the exception. Ray's processes end with this one.
     """
-    global _has_begun
-    _has_begun = True
+    global _has_begun, _stopped_line
+    _has_begun, _stopped_line = True, stopped
     _restart_without_keys()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no thread of Ray Data may start another Ray
     sys.excepthook = _excepthook
@@ -168,7 +169,7 @@ def _stop(number: int) -> None:
         return
     _stopped_by = number
     with suppress(OSError):  # the output is closed
-        os.write(_stderr, f"{STOPPED}\n".encode())  # not `print`, since this may interrupt one
+        os.write(_stderr, f"{_stopped_line}\n".encode())  # not `print`, since this may interrupt one
     silence = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2, _stderr):
         os.dup2(silence, descriptor)

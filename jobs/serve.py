@@ -11,7 +11,7 @@ answers with JSON. The server listens on this machine only, unless --host says o
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 
-    entry.begin()
+    entry.begin(stopped="stopped")
 
 import argparse
 import ipaddress

@@ -113,7 +113,7 @@ def test_more_readers_start_while_requests_wait(checkpoint: str, tmp_path: Path)
             is_over.set()
         assert {status for statuses in posts for status in statuses.result()} == {200}
         running.terminate()
-        assert running.communicate(timeout=60)[0] == "stopped; run the same command to resume\n"
+        assert running.communicate(timeout=60)[0] == "stopped\n"
 
 
 def test_options_that_are_not_allowed_are_refused():
