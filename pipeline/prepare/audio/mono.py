@@ -18,8 +18,9 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 """Sample formats (FFmpeg's names), without the `p` of planar formats, which have one plane per channel."""
 
-VALUES_AT_ONCE = 1 << 20
-"""Number of values of all channels that are collected as frames before they are converted."""
+VALUES_AT_ONCE = 1 << 17
+"""Number of values of all channels that are collected as frames before they are converted: 512 KB of float32, which
+stay in the processor's cache. With 4 MB the conversion takes a quarter longer."""
 
 
 class Mono:
