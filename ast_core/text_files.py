@@ -47,6 +47,10 @@ _SPREADSHEET_DATE = re.compile(
 )
 
 
+UNNAMED = re.compile(r"unnamed: [0-9]+(_level_[0-9]+)?")
+"""What pandas calls a column without a name."""
+
+
 def decode_text(data: bytes, origin: object) -> str:
     """The text of a file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
@@ -104,7 +108,8 @@ def read_table(
 
     Raises:
         DataError: no separator gives an accepted header (`needs` describes it), a column is repeated, a row has more
-            cells than the header, a quote is wrong, or a header with other columns follows.
+            cells than the header has names, a quote is wrong or takes in the next row, or a header with other columns
+            follows.
     """
     skipped = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # a hint that only Excel reads
     if skipped:
@@ -126,6 +131,7 @@ def read_table(
             raise DataError(f"{origin} has the column {column} twice; rename or remove one of them")
     on_header(lowered)
     places = {column: lowered.index(column) for column in columns if column in lowered}
+    width = 1 + max(i for i, name in enumerate(lowered) if name and not UNNAMED.fullmatch(name))
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=separator != "\t"
     )
@@ -144,12 +150,32 @@ def read_table(
                 if again != lowered:
                     raise DataError(f"{origin}, line {begins} is a header with other columns; give each list by itself")
                 continue
-            if any(cell and not cell.isspace() for cell in row[len(names) :]):  # its labels would be lost
+            if line > begins + 1 and _takes_in_a_row(row, len(names), separator):
+                raise DataError(
+                    f"{origin}, line {begins}: a quote opens there and takes in the next row; remove it, or double the "
+                    "quotes within a cell"
+                )
+            if any(cell and not cell.isspace() for cell in row[width:]):  # its labels would be lost
                 raise DataError(f"{origin}, line {begins} has more fields than the header; quote the labels")
             yield begins, {column: row[i].strip() if i < len(row) else "" for column, i in places.items()}
     except csv.Error as err:
         why = "a quote that opens there is never closed" if "unexpected end" in str(err) else str(err)
         raise DataError(f"cannot read {origin}, line {line}: {why}") from err
+
+
+def _takes_in_a_row(row: Sequence[str], width: int, separator: str) -> bool:
+    """Whether a cell of several lines contains the end of one row and the beginning of another.
+
+    A quote that belongs to the text (an inch, a caption) opens a cell that ends at the next quote, rows below. A cell
+    of several lines of text rarely has just the separators that complete both rows.
+    """
+    for column, cell in enumerate(row):
+        lines = LINE_END.split(cell)
+        if len(lines) > 1:
+            num_behind, num_before = lines[0].count(separator), lines[-1].count(separator)
+            if column + 1 + num_behind == width == num_before + len(row) - column:
+                return True
+    return False
 
 
 def _first_row(text: str, begin: int, separator: str) -> list[str]:

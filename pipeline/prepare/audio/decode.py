@@ -207,6 +207,8 @@ def decode_section(
     waveform = section.waveform
     if duration_s is not None:
         waveform = waveform[: round(duration_s * features.sample_rate_hz)]
+    if start_s > 0 and not len(waveform):
+        raise ClipError(Reason.TOO_SHORT, f"the recording ends before {start_s:g} s, where the section begins")
     if features.num_frames(len(waveform)) < 1:
         length_ms = 1000 * len(waveform) / features.sample_rate_hz
         raise ClipError(Reason.TOO_SHORT, f"{length_ms:.1f} ms, less than one frame")

@@ -6,9 +6,12 @@ it is listed again. The index is computed here from the rows of the shards and f
 Two clips are the same if their ids and their fbanks are equal, because ids such as `001` occur in unrelated data sets.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -105,12 +108,13 @@ def resolve(
 def refuse_repeated_sections(clips: ClipList) -> ClipList:
     """Refuse a section that is in two splits in the second one, because training on evaluation clips inflates scores.
 
-    Within one split a section may have several ids.
+    Within one split a section may have several ids. Several spellings of a path are one file.
     """
     if pc.count_distinct(clips.clips["split"]).as_py() < 2:
         return clips
-    where = ["media", "member", "media_start_s", "start_s", "end_s"]
-    rows = clips.clips.append_column("row", pa.array(range(len(clips.clips)), pa.int64()))
+    where = ["file", "member", "media_start_s", "start_s", "end_s"]
+    rows = clips.clips.append_column("file", _one_spelling(clips.clips["media"]))
+    rows = rows.append_column("row", pa.array(range(len(rows)), pa.int64()))
     shared = rows.group_by(where).aggregate([("split", "count_distinct"), ("row", "list")])
     shared = shared.filter(pc.greater(shared["split_count_distinct"], 1))
     if not len(shared):
@@ -130,6 +134,24 @@ def refuse_repeated_sections(clips: ClipList) -> ClipList:
         clips=rows.filter(stays).select(CLIPS.names),
         refused=pa.concat_tables([clips.refused, pa.Table.from_pylist(refused, schema=FAILURES)]),
     )
+
+
+def _one_spelling(media: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Local paths without `file://`, `.`, `..` and links of folders. A link of a single file stays, because to look at
+    each of two million files takes minutes on a shared disk.
+    """
+    real_folder = cache(os.path.realpath)
+
+    def spelled(uri: str) -> str:
+        path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+        if "://" in path:
+            return uri
+        folder, _, name = os.path.normpath(path).rpartition("/")
+        return f"{real_folder(folder)}/{name}"
+
+    encoded = media.combine_chunks().dictionary_encode()
+    files = pa.array([spelled(uri) for uri in encoded.dictionary.to_pylist()], pa.string())
+    return pa.chunked_array([files.take(encoded.indices)])
 
 
 def _remove_from_second(indexed: dict[str, pa.Table]) -> tuple[dict[str, pa.Table], list[str]]:

@@ -44,9 +44,13 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
     asked = of_split.select(["labels", "start_s", "end_s"]).take(position.drop_null())
-    differs = pc.sum(pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))).as_py() or 0
-    if differs:
-        raise DataError(f"{differs} clips of split {split!r} are prepared with other labels; give another --output")
+    differs = pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))
+    if pc.any(differs).as_py():
+        of_other_labels = known["clip_id"].filter(differs)
+        raise DataError(
+            f"{len(of_other_labels)} clips of split {split!r} are prepared with other labels, {of_other_labels[0]} for "
+            "one; give another --output"
+        )
     is_other = _is_other_section(known, asked)
     if is_other.any():
         raise DataError(

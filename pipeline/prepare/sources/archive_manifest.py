@@ -5,7 +5,7 @@
 | labels          | `labels`, else `label`       | the same                           |
 | id              | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
 | origin          | `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
-| split           | `split`, else that of a file named `SPLIT-00000-of-00001.parquet`           | `split`  |
+| split           | `split`, else that of the archive's name or folder: see `_split_of`          | the same |
 
 In place of KEY.json there may be a KEY.cls with the name or index of the only class. KEY.txt contains a caption, not a
 label. KEY is a member's name without its suffix. If there is no KEY.json of that name, one whose name ends at the first
@@ -35,6 +35,9 @@ from pipeline.prepare.sources.own_outputs import without_outputs
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
+_SPLIT = "train|training|dev|val|valid|validation|test|testing|eval|evaluation"
+_NAMED_BY_SPLIT = re.compile(rf"({_SPLIT})([-_.]?[0-9].*)?\.(tar|parquet)", re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(_SPLIT, re.IGNORECASE)
 _COMPRESSED = re.compile(r".+\.(tgz|tar\.\w+)", re.IGNORECASE)
 
 
@@ -189,7 +192,6 @@ def _entries_of(uri: str, own: LabelVocabulary | None) -> list[Entry]:
 
 def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:
     names = _class_names(parquet) or (own.mids if own else ())
-    match = _OF_HUGGING_FACE.fullmatch(basename(uri))
     rows = list(archives.small_rows(parquet, _COLUMNS))
     times = Counter(values["path"] for values in rows)
     for row, values in enumerate(rows):
@@ -197,14 +199,15 @@ def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) 
         name = stem(path) if path else f"{stem(uri)}_{row}"
         own_row = f"_{row}" if times[path] > 1 and path else ""  # otherwise equal paths of one file look the same
         yield _entry(values, names, uri, archives.row_member(row), name)._replace(
-            file_split=match and match[1],
+            file_split=_split_of(uri),
             inner_path=f"{splitext(uri)[0]}{own_row}/{path or name}",
             place=f"row {row + 1} of {basename(uri)}",
         )
 
 
 def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
-    members = list(archives.tar_members(uri, sidecars=True))
+    # `tar -r` appends a file again under the same name, and only the last one counts.
+    members = list({member.name: member for member in archives.tar_members(uri, sidecars=True)}.values())
     sidecars: dict[str, dict[str, Any]] = {}
     for member in members:
         if isinstance(member.sidecar, dict):  # a KEY.json takes precedence over a KEY.cls
@@ -223,8 +226,20 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             }
             place = archives.bytes_member(member.offset, member.size)
             yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
-                inner_path=f"{splitext(uri)[0]}/{member.name}", place=f"{member.name} of {basename(uri)}"
+                file_split=_split_of(uri),
+                inner_path=f"{splitext(uri)[0]}/{member.name}",
+                place=f"{member.name} of {basename(uri)}",
             )
+
+
+def _split_of(uri: str) -> str | None:
+    """The split that the name of an archive, or else of its folder, gives: `SPLIT-00000-of-00001.parquet`, `test.tar`,
+    `valid-001.tar`, `train/0000.parquet`."""
+    name = basename(uri)
+    if match := _OF_HUGGING_FACE.fullmatch(name) or _NAMED_BY_SPLIT.fullmatch(name):
+        return match[1]
+    folder = basename(dirname(uri))
+    return folder if _SPLIT_FOLDER.fullmatch(folder) else None
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:

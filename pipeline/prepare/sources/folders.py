@@ -95,10 +95,15 @@ def read_speechcommands(folder: str) -> ClipList:
     """Speech Commands V2 as shipped: `WORD/HASH_nohash_N.wav`, and the lists of validation and test files."""
     tree = Tree(folder)
     split_of: dict[str, str] = {}
-    for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
+    notes: list[str] = []
+    lists = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+    for split, name in lists.items():
         if name not in tree:
             raise DataError(f"{folder} has no {name}; give the folder of Speech Commands V2 as unpacked")
-        for line, file in _lines(read_list(tree.uri(name), [])):
+        files = _lines(read_list(tree.uri(name), []))
+        if not files:
+            notes.append(f"{folder}/{name} names no file, so there is no {split}; unpack it again if there should be")
+        for line, file in files:
             if split_of.setdefault(file, split) != split:
                 raise DataError(f"{folder}/{name}, line {line}: {show(file)} is in the other list too")
     present = {
@@ -106,18 +111,20 @@ def read_speechcommands(folder: str) -> ClipList:
     }  # without _background_noise_
     if not present:
         raise DataError(f"{folder} has no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
-    missing = sorted(split_of.keys() - present)
-    if 2 * len(missing) > len(split_of) and len(missing) > 1:  # otherwise their clips could all end up in training
-        raise DataError(
-            f"{len(missing)} of the {len(split_of)} files that the lists of {folder} name are not there, "
-            f"{show(missing[0])} for one; unpack all of Speech Commands V2, lists and words"
-        )
+    for split, name in lists.items():
+        named = {file for file, of_file in split_of.items() if of_file == split}
+        missing = sorted(named - present)
+        if 2 * len(missing) > len(named) and len(missing) > 1:  # otherwise its clips could all end up in training
+            raise DataError(
+                f"{len(missing)} of the {len(named)} files that {folder}/{name} names are not there, "
+                f"{show(missing[0])} for one; unpack all of Speech Commands V2, lists and words"
+            )
     word_of = {file: file.partition("/")[0] for file in sorted(present | split_of.keys())}
     vocabulary = _vocabulary(folder, sorted({word_of[file] for file in present}))
     listed: list[Listed] = [
         (splitext(file)[0], split_of.get(file, "train"), file, word) for file, word in word_of.items()
     ]
-    return _clip_list(folder, tree, listed, vocabulary)
+    return _clip_list(folder, tree, listed, vocabulary, notes)
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -126,7 +133,9 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return [(line, _nfc(normpath(file.strip().replace("\\", "/")))) for line, file in lines if file.strip()]
 
 
-def _clip_list(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: LabelVocabulary) -> ClipList:
+def _clip_list(
+    origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: LabelVocabulary, notes: Sequence[str] = ()
+) -> ClipList:
     rows = Rows(vocabulary)
     for clip_id, split, file, label in listed:
         name = clip_id or stem(file)
@@ -143,7 +152,7 @@ def _clip_list(origin: str, tree: Tree, listed: Sequence[Listed], vocabulary: La
             keep(name, split, None, tree.uri(file), None, 0.0, 0.0, None, labels)
         except ClipError as err:
             rows.refuse(name or file, split if split and is_split(split) else "unassigned", err, [label])
-    return rows.done(origin)
+    return rows.done(origin, notes)
 
 
 def _vocabulary(origin: str, names: Iterable[str]) -> LabelVocabulary:

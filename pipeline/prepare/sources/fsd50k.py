@@ -39,16 +39,18 @@ def read_fsd50k(folder: str) -> ClipList:
 def _read_part(rows: Rows, tree: Tree, part: str, uri: str) -> str:
     """Add the rows of one list. Return a line for the user if there is no audio at all for it."""
     audio, num_found = f"FSD50K.{part}_audio", 0
+    needed = ("fname", "labels", "mids", *(["split"] if part == "dev" else []))
     for line, row in read_table(
         read_list(uri, []),
         origin=uri,
         columns=("fname", "labels", "mids", "split"),
-        is_header=lambda names: names.issuperset(("fname", "labels", "mids")),
-        needs="the columns fname, labels and mids",
+        is_header=lambda names: names.issuperset(needed),
+        needs=f"the columns {', '.join(needed)}",
     ):
         name, file = row["fname"], f"{audio}/{row['fname']}.wav"
         split = row["split"] if part == "dev" else part
         cells: list[str] = []
+        num_found += file in tree
         try:
             cells = cells_of(row["mids"], rows.vocabulary.index_of, ",")
             if split not in SPLITS[part]:
@@ -58,7 +60,6 @@ def _read_part(rows: Rows, tree: Tree, part: str, uri: str) -> str:
             rows.reserve(name, split)
             if file not in tree:
                 raise ClipError(Reason.MISSING_FILE, f"it is listed, but there is no file {show(file)}")
-            num_found += 1
             rows.keep(name, split, None, tree.uri(file), None, 0.0, 0.0, None, labels)
         except ClipError as err:
             known_split = split if split in SPLITS[part] else "unassigned"

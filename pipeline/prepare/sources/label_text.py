@@ -34,9 +34,13 @@ _ITEM = rf"(?:{_QUOTED}|[+-]?\d+(?:\.\d*)?)"
 _LIST = re.compile(rf"[\[({{]\s*(?:{_ITEM}(?:(?:\s*,\s*|\s+){_ITEM})*\s*,?\s*)?[\])}}]", re.DOTALL)
 _QUOTED_LIST = re.compile(rf"{_QUOTED}(?:\s*[,;]\s*{_QUOTED})*\s*[,;]?", re.DOTALL)
 _LIKE_A_LIST = re.compile(
-    r"""[\[{]\s*["'“‘„\[{].*|.*["'”’]\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|\([^()]*,[^()]*\)|[a-z_.]+\(\s*[\[({].*""",
+    r"""[\[{]\s*["'“‘„\[{].*|.*["'”’]\s*[\]}]|\[[^\[\]]*,[^\[\]]*\]|\{[^{}]*,[^{}]*\}|\([^()]*,[^()]*\)"""
+    # What R, Scala, NumPy, PyTorch and Python write: c("dog"), WrappedArray(dog), [np.str_('dog')], tensor(3), b'dog'.
+    r"""|[a-z_.]+\(\s*[\[({"'].*|(wrappedarray|arraybuffer|list|set|c|tensor|array|np\.\w+)\(.*\)"""
+    r"""|\[\s*[a-z0-9_.]+\(.*\]|b(["']).*\2""",
     re.DOTALL | re.IGNORECASE,
 )
+_EMPTY_LIST = re.compile(r"\[\s*(null|none|nan|<na>)\s*\]|(set|frozenset|list|tuple|character|c)\(0?\)", re.IGNORECASE)
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _IN_BRACKETS = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+\)")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -76,7 +80,11 @@ def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list
     labels = []
     for cell in cells:
         match = None if cell in known else _INDEX.fullmatch(cell)
-        labels.append(vocabulary.mids[int(match[1])] if match and int(match[1]) < len(vocabulary) else cell)
+        if match and match[1] in known:  # a class that is called by a number, which pandas wrote as 1.0
+            cell = match[1]
+        elif match and int(match[1]) < len(vocabulary):
+            cell = vocabulary.mids[int(match[1])]
+        labels.append(cell)
     return labels
 
 
@@ -226,8 +234,10 @@ def _clean(text: str) -> str:
 
 def _listed(text: str) -> list[str] | None:
     """The entries of a list in a text; None if the text is not a list."""
-    if not text or (text[0] not in "[({'\"" and text[-1] not in "]})"):
+    if not text or (text[0] not in "[({'\"" and text[-1] not in "]})'\""):
         return None
+    if _EMPTY_LIST.fullmatch(text):
+        return []
     if text[0] == "[":
         try:
             entries = json.loads(text)

@@ -4,13 +4,14 @@ import difflib
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ast_core.errors import DataError, one_line
 from ast_core.labels import LabelVocabulary
-from ast_core.text_files import read_table
+from ast_core.text_files import UNNAMED, read_table
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sources import archive_manifest
@@ -41,6 +42,16 @@ from pipeline.prepare.sources.web_lists import fetched, read_text
 
 COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
 
+_MEANT = {
+    "split": ("subset", "set", "partition", "fold", "phase"),
+    "start_s": ("onset", "begin", "begin_time", "from"),
+    "end_s": ("offset", "stop", "to", "duration", "duration_s"),
+}
+"""What other lists call these columns."""
+
+_MISSING = {"", "nan", "NaN", "<NA>", "NaT", "None"}
+"""What data frames write for a cell without a value."""
+
 
 def read_manifest(
     uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None, indices: bool = True
@@ -66,7 +77,7 @@ def read_manifest(
         vocabulary, separator = _found(uri, entries())
         notes += [f"{uri}: {line}" for line in suspicious_classes(vocabulary.names)]
     rows, folder = Rows(vocabulary), folder_of(uri)
-    for entry in entries():
+    for entry in map(_without_missing, entries()):
         row_split, cells = default_split, list[str]()
         name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
@@ -105,14 +116,30 @@ def read_manifest(
 
 def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
     """The vocabulary made from the labels found, and their separator."""
-    found = Separator()
+    found, has_rows = Separator(), False
     for entry in entries:
+        has_rows = True
         found.add(entry.labels, entry.place)
+    if not has_rows:
+        raise DataError(f"{uri} has no rows; give a list with at least one clip")
     separator, labels = found.decide(uri)
+    if not labels:
+        raise DataError(f"no row of {uri} has a label")
     names = sorted(filter(may_name_a_class, labels))
     if not 0 < len(names) <= 2**15:
         raise DataError(f"{uri} has {len(names)} different label names; if its labels are indices, give --labels too")
     return LabelVocabulary.from_names(names), separator
+
+
+def _without_missing(entry: Entry) -> Entry:
+    """A row whose texts without a value are None, whatever the list or its data frame wrote for them."""
+    clip_id, split, path, url = map(_value, (entry.clip_id, entry.split, entry.path, entry.url))
+    return entry._replace(clip_id=clip_id, split=split, path=path, url=url)
+
+
+def _value(cell: Any) -> Any:
+    is_missing = cell in _MISSING if isinstance(cell, str) else cell != cell  # NaN differs from itself
+    return None if is_missing else cell
 
 
 def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float]:
@@ -142,10 +169,19 @@ def _rows_of(uri: str, copy: str, notes: list[str]) -> Iterator[Entry]:
     """The rows of a list, which are read from its local copy."""
 
     def point_out(names: list[str]) -> None:
+        others = []
         for name in names:
-            near = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.7)
-            if name not in COLUMNS and near and near[0] not in names:
-                notes.append(f"the column {show(name)} of {uri} is not read; if {near[0]} is meant, rename it")
+            if not name or name in COLUMNS or UNNAMED.fullmatch(name):
+                continue
+            near = [column for column, called in _MEANT.items() if name in called]
+            near = near or difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.7)
+            if near and near[0] not in names:
+                how = f"give {near[0]} in seconds" if near[0] in ("start_s", "end_s") else "rename it"
+                notes.append(f"the column {show(name)} of {uri} is not read; if {near[0]} is meant, {how}")
+            else:
+                others.append(name)
+        if others:
+            notes.append(f"columns of {uri} that are not read: {show(', '.join(others))}")
 
     kind = os.path.splitext(uri)[1].lower()
     if kind not in (".csv", ".tsv", ".parquet"):

@@ -149,6 +149,9 @@ class Rows:
         if not len(clips) + num_refused:
             raise DataError(f"{origin} has no rows; give a list with at least one clip")
         if not len(clips) and not self._any_known:
+            reason, number = self._num_refused.most_common(1)[0]
+            if reason != Reason.UNKNOWN_LABEL and number > num_refused // 2:
+                raise DataError(f"no row of {origin} can be read, the first: {self._first_refused[reason]}")
             if not self._unknown and (why := self._first_refused.get(Reason.UNKNOWN_LABEL)):
                 raise DataError(f"no row of {origin} has labels that can be read, the first: {why}")
             first = f" (the first unknown one: {self._unknown})" if self._unknown else ""
@@ -183,7 +186,11 @@ class Rows:
     def _with_unique_names(self, clips: pa.Table) -> pa.Table:
         """Make the clip ids unique within each split, and refuse repeated clips."""
         named_by = clips["named_by"]
-        groups = rows_of_one_name(clips) if named_by.null_count < len(clips) else []
+        if named_by.null_count < len(clips):
+            clips = _with_ends(clips)
+            groups = rows_of_one_name(clips)
+        else:
+            groups = []
         clips = clips.drop_columns("named_by")
         if not groups:
             return clips
@@ -216,6 +223,23 @@ class Rows:
             self._refuse(clip_ids[row], splits[row], refused[row], indices)
         clips = clips.set_column(0, CLIPS.field("clip_id"), pa.array(clip_ids, pa.string()))
         return clips.take(pa.array([row for row in range(len(clips)) if row not in refused], pa.int64()))
+
+
+def _with_ends(clips: pa.Table) -> pa.Table:
+    """Add the end to the ids of sections of one file that have the same start and other ends: `rex_0.100_0.400`."""
+    if not (groups := rows_of_one_name(clips)):
+        return clips
+    clip_ids = clips["clip_id"].to_pylist()
+    for group in groups:
+        rows = clips.select(["named_by", "media", "end_s"]).take(pa.array(group)).to_pylist()
+        ends_of: defaultdict[tuple[str, str], set[float | None]] = defaultdict(set)
+        for row in rows:
+            if row["named_by"] is not None:
+                ends_of[row["named_by"], row["media"]].add(row["end_s"])
+        for number, row in zip(group, rows, strict=True):
+            if len(ends_of[row["named_by"], row["media"]]) > 1 and row["end_s"] is not None:
+                clip_ids[number] = f"{clip_ids[number]}_{row['end_s']:.3f}"
+    return clips.set_column(0, _NAMED_CLIPS.field("clip_id"), pa.array(clip_ids, pa.string()))
 
 
 class _Pieces:

@@ -88,7 +88,7 @@ def test_a_folder_or_list_of_another_kind_is_refused_as_a_whole(tmp_path: Path):
         read_fsd50k(str(tmp_path))
     folder = fsd50k(tmp_path)
     write_csv(tmp_path / "FSD50K.ground_truth/dev.csv", ("fname", "labels"), ("1", "Dog"))
-    with pytest.raises(DataError, match=r"dev\.csv needs the columns fname, labels and mids; .*has: fname, labels"):
+    with pytest.raises(DataError, match=r"dev\.csv needs the columns fname, labels, mids, split; .*has: fname, labels"):
         read_fsd50k(folder)
     write_csv(tmp_path / "FSD50K.ground_truth/vocabulary.csv", (0, "Dog", "/m/0bt9lr"), (2, "Bark", "/m/05tny_"))
     with pytest.raises(DataError, match=r"vocabulary\.csv .*: the index is 2, not 1"):

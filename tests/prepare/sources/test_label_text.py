@@ -314,8 +314,10 @@ def test_a_column_with_a_similar_name_is_reported(tmp_path: Path, name: str):
     )
     frame.to_parquet(tmp_path / name) if name.endswith("parquet") else frame.to_csv(tmp_path / name, index=False)
     notes = read_manifest(str(tmp_path / name)).notes
-    assert [note.partition(" of ")[0] for note in notes] == ["the column 'start'", "the column 'splits'"]
-    assert notes[0].endswith("is not read; if start_s is meant, rename it")
+    assert [note.partition(" of ")[0] for note in notes] == ["the column 'start'", "the column 'splits'", "columns"]
+    assert notes[0].endswith("is not read; if start_s is meant, give start_s in seconds")
+    assert notes[1].endswith("is not read; if split is meant, rename it")
+    assert notes[2].endswith("that are not read: 'label, note'")
 
 
 def test_empty_rows_are_skipped(tmp_path: Path):

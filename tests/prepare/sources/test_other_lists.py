@@ -1,0 +1,171 @@
+"""Lists as spreadsheets, data frames and other data sets write them: read as meant, or refused with the line."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ast_core.errors import DataError
+from ast_core.labels import LabelVocabulary
+from pipeline.prepare.output.membership import refuse_repeated_sections
+from pipeline.prepare.sources.fsd50k import read_fsd50k
+from pipeline.prepare.sources.label_text import cells_of, indices_as_labels
+from pipeline.prepare.sources.locate import AudioFolder
+from pipeline.prepare.sources.manifest import read_manifest
+from pipeline.prepare.sources.rows import ClipList
+from pipeline.prepare.sources.segments import read_segments
+from tests import fakes
+
+
+def listed(folder: Path, text: str, name: str = "m.csv") -> ClipList:
+    (folder / name).write_text(text)
+    return read_manifest(str(folder / name))
+
+
+def named(out: ClipList) -> dict[str, list[str]]:
+    rows = zip(out.clips["clip_id"].to_pylist(), out.clips["labels"].to_pylist(), strict=True)
+    return {clip_id: [out.vocabulary.names[label] for label in labels] for clip_id, labels in rows}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('path\tsentence\tlabels\nb.wav\t"hello there\tdog\nc.wav\tbye now"\tcat\nd.wav\tok\tdog\n', "m.tsv"),
+        ('path,labels,note\nrex.wav,dog,"loud\nx.wav,cat,clipped"\n', "m.csv"),
+        ('path,note,labels\na.wav,5" disk,dog\nb.wav,"7 inch,cat\nc.wav,mid,cat\nd.wav,9 inch",dog\n', "m.csv"),
+    ],
+)
+def test_a_quote_that_takes_in_the_next_row_is_refused_with_its_line(tmp_path: Path, text: str, name: str):
+    with pytest.raises(DataError, match=r"line [23]: a quote opens there and takes in the next row"):
+        listed(tmp_path, text, name)
+
+
+def test_a_cell_of_several_lines_of_text_is_read(tmp_path: Path):
+    out = listed(tmp_path, 'path,note,labels\na.wav,"a dog,\nloud, near, then far,\nand a bell",dog\nb.wav,,cat\n')
+    assert named(out) == {"a": ["dog"], "b": ["cat"]}
+
+
+@pytest.mark.parametrize("header", ["path,labels,,", "path,labels,Unnamed: 2,Unnamed: 3"])
+def test_labels_behind_the_last_named_column_are_refused(tmp_path: Path, header: str):
+    with pytest.raises(DataError, match=r"line 2 has more fields than the header; quote the labels"):
+        listed(tmp_path, f"{header}\nrex.wav,dog,cat,\n001.wav,cat,dog,cow\n")
+    assert named(listed(tmp_path, "Unnamed: 0,path,labels,\n0,rex.wav,dog,\n")) == {"rex": ["dog"]}
+
+
+def test_columns_of_other_names_are_pointed_out(tmp_path: Path):
+    text = "path,labels,subset,onset,start_ms,duration,label2\na.wav,dog,test,0.5,500,1,cat\n"
+    split, onset, start, end, others = listed(tmp_path, text).notes
+    assert split.endswith("if split is meant, rename it")
+    assert onset.endswith("if start_s is meant, give start_s in seconds")
+    assert "'start_ms'" in start
+    assert start.endswith("if start_s is meant, give start_s in seconds")
+    assert end.endswith("if end_s is meant, give end_s in seconds")
+    assert others.endswith("that are not read: 'label2'")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("b'dog'", 'b"dog"', "[np.str_('dog')]", "[np.int64(3)]", "np.str_('dog')", "tensor(3)", "WrappedArray(dog)"),
+        *('list("dog")', 'c("dog","cat")', 'c("dog")', "array(['dog'], dtype=object)"),
+    ],
+)
+def test_texts_of_other_programs_are_no_classes(tmp_path: Path, text: str):
+    pd.DataFrame({"path": ["a.wav", "b.wav"], "labels": [text, "cat"]}).to_csv(tmp_path / "m.csv", index=False)
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert named(out) == {"b": ["cat"]}
+    assert "looks like a list and cannot be read as one" in out.refused["message"][0].as_py()
+
+
+@pytest.mark.parametrize("text", ["[null]", "[None]", "[nan]", "set()", "character(0)", "list()"])
+def test_lists_without_a_label_are_no_classes(text: str):
+    assert cells_of(text, ()) == []
+
+
+@pytest.mark.parametrize("text", ["dogs'", "engine (idling)", "Vehicle(4 wheels)", "baby laughter (b')"])
+def test_names_that_look_a_little_like_lists_stay_names(text: str):
+    assert cells_of(text, ()) == [text]
+
+
+def test_a_class_that_is_called_by_a_number_is_meant_by_1_0_too():
+    vocabulary = LabelVocabulary.from_csv("index,mid,display_name\n0,1,one\n1,2,two\n2,0,zero\n", origin="l.csv")
+    assert indices_as_labels(["1", "1.0", "2.0"], vocabulary) == ["1", "1", "2"]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_cells_without_a_value_are_no_split_and_no_id(tmp_path: Path, name: str):
+    frame = pd.DataFrame({"path": ["a.wav", "b.wav"], "labels": "dog", "split": ["nan", "test"], "clip_id": "None"})
+    frame.to_parquet(tmp_path / name) if name.endswith("parquet") else frame.to_csv(tmp_path / name, index=False)
+    clips = read_manifest(str(tmp_path / name)).clips
+    assert clips["clip_id"].to_pylist() == ["a", "b"]
+    assert clips["split"].to_pylist() == ["train", "test"]
+
+
+def test_sections_of_one_start_have_their_end_in_the_id(tmp_path: Path):
+    out = listed(tmp_path, "path,labels,start_s,end_s\nrex.wav,dog,0.1,0.2\nrex.wav,cat,0.1,0.4\nx.wav,cat,0.1,0.4\n")
+    assert named(out) == {"rex_0.100_0.200": ["dog"], "rex_0.100_0.400": ["cat"], "x_0.100": ["cat"]}
+    assert not len(out.refused)
+
+
+def test_one_file_of_several_spellings_is_in_one_split(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    paths = ["real/a.wav", "./real/a.wav", "link/a.wav", f"file://{tmp_path}/real/a.wav", "real/b.wav"]
+    rows = [f"{path},dog,{'test' if i else 'train'},c{i}" for i, path in enumerate(paths)]
+    out = refuse_repeated_sections(listed(tmp_path, "path,labels,split,clip_id\n" + "\n".join(rows) + "\n"))
+    assert out.clips["clip_id"].to_pylist() == ["c0", "c4"]
+    assert (
+        out.refused["message"][0].as_py()
+        == "its sound is in the split train too, as c0; it stays there and leaves test"
+    )
+
+
+def test_the_last_of_two_members_of_one_name_counts(tmp_path: Path):
+    members: dict[str, bytes | dict[str, object]] = {"k.wav": b"first", "k.json": {"labels": ["dog"]}}
+    again = fakes.write_tar(tmp_path / "again.tar", {"k.wav": b"the second", "k.json": {"labels": ["cat"]}})
+    blocks = [Path(fakes.write_tar(tmp_path / "one.tar", members)).read_bytes(), Path(again).read_bytes()]
+    (tmp_path / "both.tar").write_bytes(blocks[0][: 4 * 512] + blocks[1])  # as `tar -A` joins them
+    out = read_manifest(str(tmp_path / "both.tar"))
+    assert named(out) == {"k": ["cat"]}
+    assert out.clips["member"][0].as_py().endswith(" 10")
+
+
+@pytest.mark.parametrize(
+    ("archives", "splits"),
+    [
+        (["train.tar", "test.tar"], ["test", "train"]),
+        (["train/000.tar", "valid/000.tar"], ["train", "valid"]),
+        (["train-000.tar", "valid-000.tar"], ["train", "valid"]),
+        (["data/a.tar", "data/contest.tar"], ["train", "train"]),
+    ],
+)
+def test_archives_named_by_their_split_are_of_that_split(tmp_path: Path, archives: list[str], splits: list[str]):
+    for i, archive in enumerate(archives):
+        (tmp_path / archive).parent.mkdir(exist_ok=True)
+        fakes.write_tar(tmp_path / archive, {f"{i}.wav": b"x", f"{i}.json": {"labels": ["dog"]}})
+    assert sorted(read_manifest(str(tmp_path)).clips["split"].to_pylist()) == splits
+    assert set(read_manifest(str(tmp_path), split="all").clips["split"].to_pylist()) == {"all"}
+
+
+def test_a_list_without_rows_or_labels_says_so(tmp_path: Path):
+    with pytest.raises(DataError, match=r"m\.csv has no rows; give a list with at least one clip"):
+        listed(tmp_path, "path,labels\n")
+    with pytest.raises(DataError, match=r"no row of .*m\.csv has a label"):
+        listed(tmp_path, "path,labels\na.wav,\nb.wav,nan\n")
+
+
+def test_a_segment_list_with_other_columns_says_what_is_wrong_with_its_first_row(tmp_path: Path):
+    (tmp_path / "x.wav").touch()
+    (tmp_path / "vggsound.csv").write_text('"--0PQM4-hqg",30,"waterfall burbling","train"\n' * 3)
+    with pytest.raises(DataError, match=r"no row of .*vggsound\.csv can be read, the first: line 1"):
+        read_segments(str(tmp_path / "vggsound.csv"), locate=AudioFolder(str(tmp_path)))
+
+
+def test_fsd50ks_list_of_training_needs_its_splits(tmp_path: Path):
+    truth = tmp_path / "FSD50K.ground_truth"
+    truth.mkdir()
+    (truth / "vocabulary.csv").write_text("0,Dog,/m/0bt9lr\n")
+    for part in ("dev", "eval"):
+        (truth / f"{part}.csv").write_text("fname,labels,mids\n1,Dog,/m/0bt9lr\n")
+    with pytest.raises(DataError, match=r"dev\.csv needs the columns fname, labels, mids, split"):
+        read_fsd50k(str(tmp_path))
