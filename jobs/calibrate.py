@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _kept(checkpoint: str, uri: str, labels: LabelVocabulary) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """The scores of a run's best model, which must be the model at `uri`."""
-    kept = read_scores(checkpoint) if uri.endswith("/best") else None
+    kept = read_scores(uri.removesuffix("/best")) if uri.endswith("/best") else None
     if kept is None:
         raise ConfigError(f"{checkpoint} has no best/scores.parquet; give --data and --split to score clips")
     if kept.scores.shape[1] != len(labels):
@@ -162,7 +162,7 @@ def _table(made: ModelCalibration, labels: LabelVocabulary, most: int | None) ->
 
 def _lines(made: ModelCalibration, labels: LabelVocabulary) -> list[str]:
     lines = [f"expected calibration error: {made.error_before:.4f} before, {made.error_after:.4f} after (held out)"]
-    few, missed = names_of_few(made, labels), sum(not c.threshold.is_reached for c in made.classes if c.is_own)
+    few, missed = names_of_few(made, labels), sum(not c.threshold.is_reached for c in made.classes)
     if few:
         more = f" and {len(few) - FEW_SHOWN:,} more" if len(few) > FEW_SHOWN else ""
         lines.append(

@@ -42,9 +42,18 @@ def check_numbers(args: argparse.Namespace, **limits: float) -> None:
 
 def output_uri(given: str, option: str = "--output") -> str:
     """The absolute path or URI of an output. Under `ray job submit`, Ray deletes the current folder at the end."""
+    if not given.strip():  # as of a variable of the shell that is not set
+        raise ConfigError(f"{option} is empty; give a path or a URI")
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in given and not os.path.isabs(given):
         raise ConfigError(f"{option} {given} would be lost with the submitted job; give an absolute path or a URI")
     return storage.absolute(given)
+
+
+def output_file(given: str, option: str) -> str:
+    """`output_uri` of a file. Refuses a folder before the work is done."""
+    if os.path.isdir(given):
+        raise ConfigError(f"{option} {given} is a folder; give a file")
+    return output_uri(given, option)
 
 
 def run(job: Callable[[], int]) -> NoReturn:

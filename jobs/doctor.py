@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import output_uri, run
+from jobs.common import output_file, run
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.embeddings import nearest
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     official = _official(args.official)
-    json_uri = output_uri(args.json, "--json") if args.json else None
+    json_uri = None if args.json is None else output_file(args.json, "--json")
     data = PreparedDataset.open(args.data)
     embeddings = None
     if args.embeddings:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ast_core.errors import ConfigError
-from jobs.common import add_ray_options, output_uri, run
+from jobs.common import add_ray_options, output_file, run
 from pipeline import storage
 
 MAX_RESAMPLES = 100_000
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if not 0 <= args.bootstrap <= MAX_RESAMPLES:
         raise ConfigError(f"--bootstrap is {args.bootstrap}; use 0 (off) to {MAX_RESAMPLES:,}")
-    json_uri = output_uri(args.json, "--json") if args.json else None
-    scores_uri = output_uri(args.scores, "--scores") if args.scores else None
+    json_uri = None if args.json is None else output_file(args.json, "--json")
+    scores_uri = None if args.scores is None else output_file(args.scores, "--scores")
     from jobs.ray_session import ray_session  # PyTorch and Ray, which `--help` does not need
     from pipeline.train.evaluation.checkpoint_evaluation import Place, evaluate_checkpoints
     from pipeline.train.evaluation.score_table import check_suffix, write_score_table

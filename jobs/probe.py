@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import check_numbers, output_uri, run
+from jobs.common import check_numbers, output_file, run
 from pipeline import storage
 from pipeline.redaction import without_secrets
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             f"{both[0]} is in --train-splits and in --eval-splits; a probe is scored on clips it has not seen"
         )
-    json_uri = output_uri(args.json, "--json") if args.json else None
+    json_uri = None if args.json is None else output_file(args.json, "--json")
     from pipeline.embeddings import probe
     from pipeline.embeddings.labels import Labels
     from pipeline.embeddings.stored import StoredEmbeddings

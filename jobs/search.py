@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError, DataError
-from jobs.common import check_numbers, output_uri, run
+from jobs.common import check_numbers, output_file, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_numbers(args, most=1_000_000)
     if (args.like_class is None) != (args.labels is None):
         raise ConfigError("give --like-class and --labels together, or neither of them")
-    output = output_uri(args.output) if args.output else None
+    output = None if args.output is None else output_file(args.output, "--output")
     from pipeline.embeddings import nearest, search
     from pipeline.embeddings.stored import StoredEmbeddings
 

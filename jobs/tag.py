@@ -136,7 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--num-workers is {args.num_workers}; use 0 (no Ray) to {MAX_WORKERS:,}")
     of_events = {field: getattr(args, field) for field, _, _ in EVENT_OPTIONS}
     EventSettings.of(None, **of_events)  # refuses impossible ones before any work
-    output = output_uri(args.output) if args.output else None
+    output = None if args.output is None else output_uri(args.output)
+    if output is None:
+        for option in ("format", "embeddings", "retry_failed"):
+            if getattr(args, option):
+                raise ConfigError(f"--{option.replace('_', '-')} needs --output, a folder for the results")
     inputs = find_inputs(args.input, args.split)
     for line in inputs.notes:
         print(line, flush=True)

@@ -217,11 +217,16 @@ def modified_s_below(uri: str | os.PathLike[str]) -> dict[str, float]:
 
 
 def is_empty(uri: str | os.PathLike[str]) -> bool:
-    """Whether a folder does not exist, is empty, or has only locks, and unfinished files that a crash left."""
-    return all(
-        info.base_name == LOCKS or (info.is_file and _UNFINISHED_FILE.search(info.path))
-        for info in _below(*resolve(uri))
-    )
+    """Whether a folder does not exist, is empty, or has only locks, and unfinished files that a crash left.
+
+    Raises:
+        DataError: it is a file, or below one.
+    """
+    try:
+        infos = _below(*resolve(uri))
+    except NotADirectoryError as err:
+        raise DataError(f"{os.fspath(uri)} is a file, or below one; give a folder") from err
+    return all(info.base_name == LOCKS or (info.is_file and _UNFINISHED_FILE.search(info.path)) for info in infos)
 
 
 def delete_unfinished(uri: str | os.PathLike[str], *, recursive: bool = False) -> None:
@@ -287,6 +292,8 @@ def write_file(uri: str | os.PathLike[str], write: Callable[[IO[bytes]], object]
             file.flush()
             os.fsync(file.fileno())  # a power cut must not leave an empty file under the final name
         os.replace(unfinished, path)
+    except IsADirectoryError as err:
+        raise DataError(f"{os.fspath(uri)} is a folder; give a file") from err
     except OSError as err:
         if err.errno is not None and err.filename is None:  # the call that finds a full disk knows no name
             raise OSError(err.errno, os.strerror(err.errno), path) from err

@@ -79,6 +79,8 @@ class Labels:
 
     def of(self, splits: Sequence[str]) -> Labelled:
         """The recordings of the union of splits. Raises DataError for a split that does not exist."""
+        if twice := next((split for split in splits if list(splits).count(split) > 1), None):
+            raise DataError(f"split {twice!r} is given twice")
         if unknown := [split for split in splits if split not in self._splits]:
             raise DataError(f"{self.uri} has no split {unknown[0]!r}; it has {', '.join(self._splits)}")
         names = pa.chunked_array([self._splits[split][0] for split in splits], pa.string()).combine_chunks()

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from posixpath import basename
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline.prepare.sources.archive_manifest import is_folder, is_glob, matchi
 from pipeline.prepare.sources.checks import MAX_START_S, WEB, folder_of, media_in, seconds, show
 from pipeline.prepare.sources.locate import is_media
 from pipeline.prepare.sources.own_outputs import without_outputs
+from pipeline.prepare.sources.unread_columns import unread_column_lines
 from pipeline.prepare.sources.web_lists import fetched, read_text
 from pipeline.recording_names import recording_name
 from pipeline.redaction import without_secrets
@@ -43,6 +44,8 @@ REFUSED = pa.schema([("recording", pa.string()), ("reason", pa.string()), ("mess
 LISTS = (".csv", ".tsv")
 COLUMNS = ("path", "url", "start_s", "end_s")
 NEEDS = "a column `path` or `url`"
+
+_PACKED = re.compile(r".+\.(zip|7z|rar|tgz|txz|gz|bz2|xz|zst)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
@@ -110,6 +113,8 @@ class _Found:
 
 
 def _add(uri: str, splits: Sequence[str] | None, found: _Found) -> None:
+    if not uri.strip():  # as of a variable of the shell that is not set
+        raise ConfigError("a path of --input is empty")
     if WEB.match(uri):
         _add_list(uri, found) if _is_list(uri) else found.add(uri, is_own=True)
     elif is_glob(uri):
@@ -125,15 +130,21 @@ def _add(uri: str, splits: Sequence[str] | None, found: _Found) -> None:
         _add_list(uri, found)
     elif archives.is_archive(uri):
         _add_archives([storage.absolute(uri)], found)
+    elif _PACKED.fullmatch(uri):
+        raise DataError(f"{uri} is packed or compressed as a whole; unpack it, and give its folder")
+    elif uri.lower().endswith(".txt"):
+        raise DataError(f"{uri} is no recording; a list of them ends in .csv, .tsv or .parquet")
     else:
         found.add(storage.absolute(uri))
 
 
-def _add_files(files: Sequence[str], wanted: Iterable[str], found: _Found) -> None:
+def _add_files(files: Sequence[str], wanted: Sequence[str], found: _Found) -> None:
     """The media and archives among the files of a folder, without what a preparation has written there."""
     candidates = [file for file in wanted if is_media(file) or archives.is_archive(file)]
     sources, notes = without_outputs(files, candidates)
     found.notes += notes
+    if packed := list(filter(_PACKED.fullmatch, wanted)):
+        found.notes.append(f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them")
     for file in filter(is_media, sources):
         found.add(file)
     _add_archives(list(filter(archives.is_archive, sources)), found)
@@ -152,7 +163,8 @@ def _members(uri: str) -> list[tuple[str, str]] | archives.OtherAudioError:
     """Position and name of each recording in an archive. Names that repeat have their row as a suffix."""
     if uri.lower().endswith(".tar"):
         members = [m for m in archives.tar_members(uri) if is_media(m.name) and storage.is_text(m.name)]
-        return [(archives.bytes_member(m.offset, m.size), m.name) for m in members]
+        last = {m.name: m for m in members}  # `tar -r` appends a file again under the same name
+        return [(archives.bytes_member(m.offset, m.size), m.name) for m in last.values()]
     try:
         with archives.open_parquet(uri) as parquet:
             if not archives.has_audio(parquet, uri):
@@ -233,6 +245,7 @@ def _rows(uri: str, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         columns=COLUMNS,
         is_header=lambda header: not header.isdisjoint(("path", "url")),
         needs=NEEDS,
+        on_header=lambda names: notes.extend(unread_column_lines(uri, names, COLUMNS, all_others=False)),
     )
     for line, cells in rows:
         yield f"line {line}", dict(cells)

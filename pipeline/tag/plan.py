@@ -58,8 +58,8 @@ def tag(
         left = chunks_of(inputs, done.__contains__, most=most, own_hosts=own_hosts(inputs))
         chunks = list(left)
         num_left = sum(len(chunk.names) - len(chunk.done) for chunk in chunks)
-        if done and num_left:
-            say(f"{len(done):,} recordings are done by an earlier run, {num_left:,} to do")
+        if done:
+            say(f"{len(done):,} recordings are done by an earlier run and are not read again, {num_left:,} to do")
         write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings, held)
         if chunks:
             run = uuid.uuid4().hex

@@ -133,6 +133,9 @@ class Predictor:
                     assert outputs.frame_logits_BTC is not None
                     frame_scores.append(_scores(outputs.frame_logits_BTC.float().sigmoid().cpu().numpy(), member))
             scores.append(_scores(own.cpu().numpy(), member))
+        # A member with a longer input has more frames, of which those behind the window are padding.
+        num_frames = min((len(of_member[0]) for of_member in frame_scores), default=0)
+        frame_scores = [of_member[:, :num_frames] for of_member in frame_scores]
         return Predicted(_mean(scores), embeddings, _mean(frame_scores) if frame_scores else None)
 
 

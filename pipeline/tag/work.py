@@ -86,10 +86,18 @@ def settings_for(
     """Settings that fit the models. Events come from frames if all models have them, with the same distance.
 
     Raises:
-        ConfigError: a length that does not fit.
+        ConfigError: a length that does not fit, or models with inputs of several lengths and no length of the window.
     """
-    input_frames = max(member.config.recipe.input_tdim for member in members)
-    windows = WindowSettings.of(members[0].config.features, input_frames, window_s, hop_s)
+    shortest = min(members, key=lambda member: member.config.recipe.input_tdim)
+    longest = max(members, key=lambda member: member.config.recipe.input_tdim)
+    input_frames, features = shortest.config.recipe.input_tdim, members[0].config.features
+    least_s, most_s = (features.seconds(member.config.recipe.input_tdim) for member in (shortest, longest))
+    if window_s is None and least_s != most_s:
+        raise ConfigError(
+            f"{shortest.uri} takes {least_s:g} s and {longest.uri} {most_s:g} s; give --window-s of at most "
+            f"{least_s:g}, so that both hear all of a window"
+        )
+    windows = WindowSettings.of(features, input_frames, window_s, hop_s)
     return TagSettings(windows=windows, thresholds=thresholds, frame_s=seconds_per_frame(members), **others)
 
 

@@ -152,13 +152,19 @@ def _read(run: str) -> dict[str, Any] | None:
     return storage.read_checked_json(_config_json(run), remedy=REMEDY)
 
 
+def _is_of_a_run(recorded: Any) -> bool:
+    """Whether a config.json is a run's. Models and other programs have files of this name too."""
+    return isinstance(recorded, dict) and {"recipe", "train_splits", "eval_splits"} <= recorded.keys()
+
+
 def _is_started(run: str, identity: RunIdentity) -> bool:
     """Whether RUN is this run, and the model that it starts from is complete."""
     recorded = _read(run)
-    if recorded is None:
-        if not storage.is_empty(run):
-            raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
+    if recorded is None and storage.is_empty(run):
         return False
+    if not _is_of_a_run(recorded):
+        raise DataError(f"{run} is not empty and holds no run; give a new folder as --output")
+    assert recorded is not None
     try:
         _check_same_run(run, recorded, identity)
     except ConfigError:

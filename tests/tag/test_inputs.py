@@ -82,3 +82,47 @@ def test_what_is_no_recording_is_refused_in_one_line(folder: Path, tmp_path: Pat
         find_inputs([str(tmp_path)])
     with pytest.raises(ConfigError, match=r"^--split is for prepared data sets, and none is given$"):
         find_inputs([str(folder / "a.wav")], ["eval"])
+
+
+def test_all_containers_of_a_folder_are_recordings_and_packed_files_are_named(tmp_path: Path):
+    wanted = ["a.caf", "b.w64", "c.amr", "d.M4V", "e.mts", "f.mp2", "g.wv", "h.aifc"]
+    for name in [*wanted, "day.zip", "week.tar.gz", "readme.md"]:
+        (tmp_path / name).touch()
+    found = find_inputs([str(tmp_path)])
+    assert sorted(names(found, tmp_path)) == wanted
+    (note,) = found.notes
+    assert note.startswith("not read: 2 packed files, ")
+    assert sorted(names(find_inputs([f"{tmp_path}/*.caf"]), tmp_path)) == ["a.caf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("day.zip", r"day\.zip is packed or compressed as a whole; unpack it"),
+        ("week.tar.gz", r"week\.tar\.gz is packed or compressed as a whole; unpack it"),
+        ("list.txt", r"list\.txt is no recording; a list of them ends in \.csv, \.tsv or \.parquet"),
+    ],
+)
+def test_what_is_no_recording_is_refused_with_what_to_do(tmp_path: Path, name: str, said: str):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=said):
+        find_inputs([str(tmp_path / name)])
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(ConfigError, match="a path of --input is empty"):
+        find_inputs([""])
+
+
+def test_the_last_of_two_members_of_one_name_is_the_recording(tmp_path: Path):
+    one, again = (Path(fakes.write_tar(tmp_path / f"{i}.tar", {"k.wav": b"x" * (i + 1)})) for i in range(2))
+    both = tmp_path / "both.tar"
+    both.write_bytes(one.read_bytes()[: 2 * 512] + again.read_bytes())
+    assert find_inputs([str(both)]).recordings["member"].to_pylist() == ["bytes 000000001536 2"]
+
+
+def test_columns_with_times_of_other_names_are_pointed_out(folder: Path):
+    (folder / "times.csv").write_text("path,onset,end_time,species\na.wav,0,1,x\n")
+    start, end = find_inputs([str(folder / "times.csv")]).notes
+    assert start.endswith("is not read; if start_s is meant, give start_s in seconds")
+    assert end.endswith("is not read; if end_s is meant, give end_s in seconds")

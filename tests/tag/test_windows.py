@@ -5,14 +5,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from ast_core.errors import ConfigError
 from ast_core.features import KALDI128, SMALL64
 from pipeline.prepare.audio.blocks import Block, Lost
 from pipeline.prepare.audio.features import clip_fbank
 from pipeline.prepare.clip import Reason
+from pipeline.tag.predictor import Predictor
 from pipeline.tag.windows import Window, Windower, WindowSettings, fbank_windows, padded, window_starts
+from pipeline.tag.work import settings_for
 from tests import fakes
+from tests.tag import stub
 
 SETTINGS = WindowSettings.of(KALDI128, 100, None, None)
 HALF = WindowSettings.of(KALDI128, 100, 1.0, 0.5)
@@ -122,3 +126,18 @@ def test_a_day_takes_no_more_memory_than_two_windows_and_a_block():
         longest = max(longest, len(windower._samples))
     assert longest <= 2 * SETTINGS.window_samples + 8_000
     assert math.isclose(windower.settings.hop_s, 1.0)
+
+
+def test_models_with_inputs_of_several_lengths_need_a_window_that_all_of_them_hear():
+    members = [stub.member(100, has_frames=True), stub.member(200, has_frames=True)]
+    with pytest.raises(ConfigError, match=r"stub takes 1 s and stub 2 s; give --window-s of at most 1, so that both"):
+        settings_for(members, np.full(3, 0.5), window_s=None, hop_s=None)
+    with pytest.raises(ConfigError, match=r"--window-s is 1\.5; use 0\.01 to 1, the model's input"):
+        settings_for(members, np.full(3, 0.5), window_s=1.5, hop_s=None)
+    assert settings_for(members, np.full(3, 0.5), window_s=1.0, hop_s=None).windows.num_frames == 100
+    predict = Predictor(members, torch.device("cpu"), embeddings=False, frames=True)
+    fbank = np.zeros((2, predict.input_frames, 128), np.float16)
+    predicted = predict(fbank)
+    assert predicted.frame_scores_NTC is not None
+    alone = Predictor(members[:1], torch.device("cpu"), embeddings=False, frames=True)(fbank[:, :100])
+    assert predicted.frame_scores_NTC.shape == alone.frame_scores_NTC.shape

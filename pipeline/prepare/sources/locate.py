@@ -54,7 +54,8 @@ class Place(NamedTuple):
 Locate = Callable[[str, float, float], Place | None]
 
 _MEDIA_NAME = re.compile(
-    r".+\.(3gp|aac|aiff?|au|avi|flac|flv|m4a|m4b|mka|mkv|mov|mp[34]|mpe?g|og[agv]|opus|ts|wav|web[am]|wm[av])",
+    r".+\.(3g[p2]|aac|e?ac3|aif[cf]?|aiff|amr|au|avi|caf|flac|flv|m4[abv]|mka|mkv|mov|mp[234]|mpe?g|m2?ts|og[agv]|opus"
+    r"|spx|ts|tta|voc|w64|wav|web[am]|wm[av]|wv)",
     re.IGNORECASE | re.DOTALL,
 )
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"

@@ -1,6 +1,5 @@
 """Manifests: lists of files as CSV, TSV or Parquet, or archives that contain the audio (`archive_manifest`)."""
 
-import difflib
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ast_core.errors import DataError, one_line
 from ast_core.labels import LabelVocabulary
-from ast_core.text_files import UNNAMED, read_table
+from ast_core.text_files import read_table
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sources import archive_manifest
@@ -38,16 +37,10 @@ from pipeline.prepare.sources.label_text import (
     suspicious_classes,
 )
 from pipeline.prepare.sources.rows import ClipList, Rows
+from pipeline.prepare.sources.unread_columns import unread_column_lines
 from pipeline.prepare.sources.web_lists import fetched, read_text
 
 COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
-
-_MEANT = {
-    "split": ("subset", "set", "partition", "fold", "phase"),
-    "start_s": ("onset", "begin", "begin_time", "from"),
-    "end_s": ("offset", "stop", "to", "duration", "duration_s"),
-}
-"""What other lists call these columns."""
 
 _MISSING = {"", "nan", "NaN", "<NA>", "NaT", "None"}
 """What data frames write for a cell without a value."""
@@ -169,19 +162,7 @@ def _rows_of(uri: str, copy: str, notes: list[str]) -> Iterator[Entry]:
     """The rows of a list, which are read from its local copy."""
 
     def point_out(names: list[str]) -> None:
-        others = []
-        for name in names:
-            if not name or name in COLUMNS or UNNAMED.fullmatch(name):
-                continue
-            near = [column for column, called in _MEANT.items() if name in called]
-            near = near or difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.7)
-            if near and near[0] not in names:
-                how = f"give {near[0]} in seconds" if near[0] in ("start_s", "end_s") else "rename it"
-                notes.append(f"the column {show(name)} of {uri} is not read; if {near[0]} is meant, {how}")
-            else:
-                others.append(name)
-        if others:
-            notes.append(f"columns of {uri} that are not read: {show(', '.join(others))}")
+        notes.extend(unread_column_lines(uri, names, COLUMNS))
 
     kind = os.path.splitext(uri)[1].lower()
     if kind not in (".csv", ".tsv", ".parquet"):
