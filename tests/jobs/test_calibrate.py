@@ -106,6 +106,13 @@ def test_known_events_of_recordings_decide_the_settings_of_events(
     assert settings["thresholds"] == pytest.approx(tuned.thresholds, abs=1e-6)
 
 
+def test_an_event_behind_the_end_of_its_recording_is_refused(run: str, tmp_path: Path):
+    fakes.write_media(tmp_path / "known.wav", fakes.noise(1.0))
+    (tmp_path / "events.csv").write_text("path,start_s,end_s,label\nknown.wav,0,1,dog\nknown.wav,500,900,cat\n")
+    with pytest.raises(DataError, match=r"an event of .*known\.wav begins at 500 s, and the recording ends at 1\.0 s"):
+        calibrate.main(["--checkpoint", run, "--events", str(tmp_path / "events.csv")])
+
+
 def test_damaged_settings_of_events_are_refused(run: str):
     assert calibrate.main(["--checkpoint", run]) == 0
     uri = models.find(run)
