@@ -169,7 +169,7 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
         DataError: an archive is damaged, or there is no audio with labels.
     """
     any_audio = any_labels = False
-    for rows in archives.ahead(partial(_entries_of, own=own), found):
+    for rows in archives.ahead(partial(_entries_of, given=storage.absolute(uri), own=own), found):
         for entry in rows:
             any_audio, any_labels = True, any_labels or entry.labels is not None
             yield entry
@@ -183,11 +183,13 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
         )
 
 
-def _entries_of(uri: str, own: LabelVocabulary | None) -> list[Entry]:
+def _entries_of(uri: str, given: str, own: LabelVocabulary | None) -> list[Entry]:
+    split = _split_of(uri, given)
     if uri.lower().endswith(".tar"):
-        return list(_of_tar(uri, own))
+        return [entry._replace(file_split=split) for entry in _of_tar(uri, own)]
     with archives.open_parquet(uri) as parquet:
-        return list(_of_parquet(uri, parquet, own)) if archives.has_audio(parquet, uri) else []
+        has_audio = archives.has_audio(parquet, uri)
+        return [entry._replace(file_split=split) for entry in _of_parquet(uri, parquet, own)] if has_audio else []
 
 
 def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:
@@ -199,7 +201,6 @@ def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) 
         name = stem(path) if path else f"{stem(uri)}_{row}"
         own_row = f"_{row}" if times[path] > 1 and path else ""  # otherwise equal paths of one file look the same
         yield _entry(values, names, uri, archives.row_member(row), name)._replace(
-            file_split=_split_of(uri),
             inner_path=f"{splitext(uri)[0]}{own_row}/{path or name}",
             place=f"row {row + 1} of {basename(uri)}",
         )
@@ -226,20 +227,20 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             }
             place = archives.bytes_member(member.offset, member.size)
             yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
-                file_split=_split_of(uri),
                 inner_path=f"{splitext(uri)[0]}/{member.name}",
                 place=f"{member.name} of {basename(uri)}",
             )
 
 
-def _split_of(uri: str) -> str | None:
-    """The split that the name of an archive, or else of its folder, gives: `SPLIT-00000-of-00001.parquet`, `test.tar`,
-    `valid-001.tar`, `train/0000.parquet`."""
-    name = basename(uri)
+def _split_of(uri: str, given: str) -> str | None:
+    """The split that an archive's name gives, or that of its folder unless the user has named this very folder:
+    `SPLIT-00000-of-00001.parquet`, `test.tar`, `valid-001.tar`, `train/0000.parquet`.
+    """
+    name, folder = basename(uri), dirname(uri)
     if match := _OF_HUGGING_FACE.fullmatch(name) or _NAMED_BY_SPLIT.fullmatch(name):
         return match[1]
-    folder = basename(dirname(uri))
-    return folder if _SPLIT_FOLDER.fullmatch(folder) else None
+    is_named = folder in (given.rstrip("/"), dirname(given))
+    return None if is_named or not _SPLIT_FOLDER.fullmatch(basename(folder)) else basename(folder)
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:

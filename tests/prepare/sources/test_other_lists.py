@@ -147,6 +147,13 @@ def test_archives_named_by_their_split_are_of_that_split(tmp_path: Path, archive
     assert set(read_manifest(str(tmp_path), split="all").clips["split"].to_pylist()) == {"all"}
 
 
+@pytest.mark.parametrize("given", ["test", "test/", "test/0.tar", "test/*.tar"])
+def test_a_folder_that_the_user_names_gives_no_split(tmp_path: Path, given: str):
+    (tmp_path / "test").mkdir()
+    fakes.write_tar(tmp_path / "test" / "0.tar", {"0.wav": b"x", "0.json": {"labels": ["dog"]}})
+    assert read_manifest(f"{tmp_path}/{given}").clips["split"].to_pylist() == ["train"]
+
+
 def test_a_list_without_rows_or_labels_says_so(tmp_path: Path):
     with pytest.raises(DataError, match=r"m\.csv has no rows; give a list with at least one clip"):
         listed(tmp_path, "path,labels\n")
