@@ -106,6 +106,11 @@ def test_known_events_of_recordings_decide_the_settings_of_events(
     assert settings["thresholds"] == pytest.approx(tuned.thresholds, abs=1e-6)
 
 
+def test_a_runs_best_model_can_be_named_by_its_folder(run: str, capsys: pytest.CaptureFixture[str]):
+    assert calibrate.main(["--checkpoint", f"{run}/best"]) == 0
+    assert f"wrote {run}/best/calibration.json" in capsys.readouterr().out
+
+
 def test_an_event_behind_the_end_of_its_recording_is_refused(run: str, tmp_path: Path):
     fakes.write_media(tmp_path / "known.wav", fakes.noise(1.0))
     (tmp_path / "events.csv").write_text("path,start_s,end_s,label\nknown.wav,0,1,dog\nknown.wav,500,900,cat\n")

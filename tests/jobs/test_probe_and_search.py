@@ -93,6 +93,11 @@ def test_a_stored_recording_and_a_class_find_their_like_without_themselves(
     assert all("/train/" in name and label_of[name] == 1 for name in found)
 
 
+def test_a_split_that_is_given_twice_is_refused(tone_data: str):
+    with pytest.raises(DataError, match=r"^split 'train' is given twice$"):
+        Labels.open(tone_data).of(["train", "eval", "train"])
+
+
 def test_another_model_or_class_is_refused(tags: str, tone_data: str, tmp_path: Path):
     path = fakes.write_media(tmp_path / "a.flac", fakes.noise(0.5))
     save_model(tmp_path / "other", create_model(**CONFIG.recipe.model_args()).state_dict(), CONFIG)
