@@ -137,7 +137,7 @@ def _tuned(args: argparse.Namespace, member: "Member", thresholds_C: np.ndarray)
     ):
         if tagged.lost:
             raise DataError(f"{name} cannot be read as a whole ({tagged.lost[0].message}); leave it out")
-        starts_s, end_s = [start_s for start_s, _, _ in truth[name]], tagged.end_s.max()
+        starts_s, end_s = [start_s for start_s, _, _ in truth[name]], tagged.end_s.max(initial=0.0)
         if starts_s and max(starts_s) >= end_s:
             raise DataError(
                 f"{args.events}: an event of {name} begins at {max(starts_s):g} s, and the recording ends at "
