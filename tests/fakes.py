@@ -20,6 +20,7 @@ from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, in_progress
 from pipeline.prepare.fetch.rate_limiter import Fetching, Permit, RateLimit, RateLimiter
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards
+from pipeline.prepare.output.source_hash import record_origin
 
 RATE_HZ = 16_000
 CODECS = {
@@ -169,11 +170,13 @@ def write_waveforms(
     """Write a prepared data set of these classes and waveforms, with the real stages after decoding."""
     start_output(output, labels, settings)
     for split, made in splits.items():
-        rows = in_progress(
-            clips(
-                *(
-                    {"clip_id": f"{split}_{i:03d}", "split": split, "media": "made", "end_s": 0.5, "labels": [c]}
-                    for i, (c, _) in enumerate(made)
+        rows = record_origin(
+            in_progress(
+                clips(
+                    *(
+                        {"clip_id": f"{split}_{i:03d}", "split": split, "media": "made", "end_s": 0.5, "labels": [c]}
+                        for i, (c, _) in enumerate(made)
+                    )
                 )
             )
         )
@@ -188,7 +191,8 @@ def write_waveforms(
 def prepared_rows(*clip_ids: str, failed: tuple[str, ...] = (), split: str = "train") -> pa.Table:
     """Rows with different noise and level for each clip."""
     all_ids = (*clip_ids, *failed)
-    rows = in_progress(clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids)))
+    given = clips(*({"clip_id": c, "split": split, "media": "x", "end_s": 0.5} for c in all_ids))
+    rows = record_origin(in_progress(given))
     seeds = [crc32(c.encode()) for c in all_ids]
     fbanks = [clip_fbank((seed % 100 + 1) / 100 * noise(0.5, seed=seed)) for seed in seeds]
     for name, value in {"stage": "decode", "reason": "truncated", "message": "short", "attempts": 1}.items():
@@ -215,6 +219,7 @@ def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.56
         "fbank_hash": [crc32(f"{row['split']}/{row['clip_id']}".encode()) for row in rows],
     }
     schema = dataset.SCANNED
+    clips = record_origin(clips)
     return pa.table({name: made.get(name) or clips[name] for name in schema.names}, schema=schema)
 
 

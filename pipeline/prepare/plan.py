@@ -37,7 +37,7 @@ from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.output.membership import Listed, listed_in
 from pipeline.prepare.output.order import shuffled
 from pipeline.prepare.output.publish import PUBLISHED, check_output, publish, start_output
-from pipeline.prepare.output.same_clips import check_same_clips, newer_media_lines
+from pipeline.prepare.output.same_clips import check_same_clips, other_media_lines
 from pipeline.prepare.output.samples import KeepSamples
 from pipeline.prepare.output.shards import SCANNED_AT, WriteShards, scan_some, unknown_shards
 from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
@@ -398,7 +398,7 @@ def _find_remaining(listed: ClipList, states: dict[str, SplitState], settings: P
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
             check_same_clips(split, of_split, listed, state.prepared)
-            notes += newer_media_lines(settings.output, split, of_split, state.prepared)
+            notes += other_media_lines(settings.output, split, of_split, state.prepared)
         final = failures_table.final(state.failures, settings.retry)
         final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
         has_changed = failures_table.has_changed(final, of_split)

@@ -19,6 +19,7 @@ from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, in_progress, ragge
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.samples import KeepSamples
 from pipeline.prepare.output.shards import WriteShards
+from pipeline.prepare.output.source_hash import record_origin
 from pipeline.redaction import without_secrets
 from tests import fakes
 from tests.browser import browser, needs_browser
@@ -54,7 +55,7 @@ def write_data(output: str, *, labels_of_failures: bool = True, seconds: float =
             | {"labels": sorted({int(c) for c in rng.integers(0, 4, 2)})}
             for i in range(num_clips)
         ]
-        rows = in_progress(fakes.clips(*made))
+        rows = record_origin(in_progress(fakes.clips(*made)))
         rows = rows.append_column("num_clipped", pa.array([0, 5, 2000] * (num_clips // 3), pa.int32()))
         sounds = [fakes.tone(300.0 * (1 + i % 9), seconds) + fakes.noise(seconds, seed=i) for i in range(num_clips)]
         rows = rows.append_column("waveform", ragged(sounds, WAVEFORM))
@@ -187,7 +188,7 @@ def test_without_labels_of_missing_clips_classes_show_only_clips_got(tmp_path: P
 
 def test_reports_of_an_empty_and_of_a_complete_data_set(tmp_path: Path):
     labels = LabelVocabulary.from_names(["a", "b"])
-    nothing = fakes.stored_clips(fakes.clips({"clip_id": "c", "end_s": 1.0})).slice(0, 0)
+    nothing = fakes.stored_clips(fakes.clips({"clip_id": "c", "media": "made", "end_s": 1.0})).slice(0, 0)
     fakes.write_stored(str(tmp_path / "none"), labels, {"train": nothing}, {"train": [Reason.UNAVAILABLE] * 3})
     parsed = Page(storage.read_bytes(write_report(str(tmp_path / "none"))).decode())
     assert parsed.tables[BY_SPLIT][1] == ["train", "3", "0", "3", "100.0 %", "0"]

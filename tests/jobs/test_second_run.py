@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
@@ -233,6 +234,51 @@ def test_file_put_in_place_after_its_clip_was_prepared_is_pointed_out(local_ray:
     assert "copied later" not in folder.run(in_train("abc"))
     after = pd.read_parquet(index)["fbank_hash"]
     assert (before == after).tolist() == [True, False, True]
+
+
+def test_end_that_was_taken_out_of_the_list_is_refused(local_ray: None, folder: Folder):
+    fakes.write_media(folder.path / "long.wav", fakes.noise(2.0))
+    manifest = folder.path / "list.csv"
+    header = "clip_id,path,labels,start_s,end_s"
+    manifest.write_text(f"{header}\na,long.wav,x,0,1\nb,long.wav,x,1,\n")
+    folder.run_with("--manifest", str(manifest))
+    manifest.write_text(f"{header}\na,long.wav,x,0,1\nb,long.wav,x,1,2\n")  # the end that b has anyway
+    folder.run_with("--manifest", str(manifest))
+    manifest.write_text(f"{header}\na,long.wav,x,0,\nb,long.wav,x,1,\n")
+    printed = folder.run_with("--manifest", str(manifest), status=2)
+    assert "error: 1 clips of split 'train' are prepared from another section than this list names, a" in printed
+
+
+def test_other_file_under_the_id_of_a_prepared_clip_is_pointed_out(local_ray: None, folder: Folder):
+    """The other file is older than the shard, so its times do not show it."""
+    folder.sounds("a", "b", "c")
+    manifest = folder.path / "list.csv"
+    rows = "clip_id,path,labels\none,a.wav,x\ntwo,{},x\n"
+    manifest.write_text(rows.format("b.wav"))
+    folder.run_with("--manifest", str(manifest))
+    for same in ("b.wav", "./b.wav", str(folder.path / "b.wav")):
+        manifest.write_text(rows.format(same))
+        assert "not read again" not in folder.run_with("--manifest", str(manifest))
+    manifest.write_text(rows.format("c.wav"))
+    printed = folder.run_with("--manifest", str(manifest))
+    (shard,) = folder.shards()
+    assert (
+        "1 prepared clips of split 'train' are prepared from other files or URLs than this list names (two for one) and"
+        f" are not read again; if they are other sounds now, delete {folder.data}/train/index.parquet and the clips' "
+        f"shards ({shard} for one)" in printed
+    )
+
+
+def test_shards_of_an_earlier_version_know_no_origin(local_ray: None, folder: Folder):
+    folder.sounds("a", "b", "c")
+    folder.run(in_train("ab"))
+    (shard,) = folder.shards()
+    metadata = pq.read_schema(shard).metadata
+    pq.write_table(
+        pq.read_table(shard).drop_columns(["source_hash", "is_to_end"]).replace_schema_metadata(metadata), shard
+    )
+    assert "not read again" not in folder.run(in_train("abc"))
+    assert folder.index() == {"train": ["a", "b", "c"]}
 
 
 def test_list_in_another_order_gives_shards_equal_to_the_byte(local_ray: None, folder: Folder):

@@ -1,11 +1,13 @@
 """Checks that the clips of a list are those that an earlier run prepared under the same ids.
 
-A shard contains the labels and the section of each clip, and neither may change. It does not contain the file that was
-read. A file that was written, or put in its place, later than the shard may contain another sound.
+A shard contains the labels and the section of each clip, and neither may change. Whether the file is the same can only
+be guessed: it may have another path because its folder was moved, and it may be newer because it was copied. So these
+are pointed out, and not refused.
 """
 
 import functools
 import os
+from collections import Counter
 from contextlib import suppress
 
 import numpy as np
@@ -15,6 +17,7 @@ import pyarrow.compute as pc
 from ast_core.errors import DataError
 from pipeline import dataset, storage
 from pipeline.prepare.audio.decode import SHORTFALL_SHARE
+from pipeline.prepare.output.source_hash import origins
 from pipeline.prepare.sources import ClipList
 
 ROWS_AT_ONCE = 1 << 14
@@ -67,49 +70,61 @@ def _label_texts(labels: pa.ChunkedArray) -> pa.ChunkedArray:
 def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
     """bool `[clips]`: whether a clip was prepared from another section than the list names.
 
-    A clip may be a little shorter than its section, if the recording ends there. Sections without an end are skipped.
+    A clip may be a little shorter than its section, if the recording ends there. If the list gives no end now, the clip
+    must have been prepared without one.
     """
     start_s, asked_start_s = (table["start_s"].to_numpy() for table in (known, asked))
     length_s = known["end_s"].to_numpy() - start_s
     asked_length_s = pc.fill_null(asked["end_s"], np.nan).to_numpy() - asked_start_s
     has_other_length = np.abs(length_s - asked_length_s) > SHORTFALL_SHARE * asked_length_s + ROUNDING_S
-    return (np.abs(start_s - asked_start_s) > ROUNDING_S) | has_other_length
+    had_end = pc.fill_null(pc.invert(known["is_to_end"]), False).to_numpy()
+    lost_end = had_end & pc.is_null(asked["end_s"]).to_numpy()
+    return (np.abs(start_s - asked_start_s) > ROUNDING_S) | has_other_length | lost_end
 
 
-def newer_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
-    """A line on prepared clips whose local file was written, or put in its place, after their shard was.
+def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
+    """Lines on prepared clips that may be other sounds now.
 
-    They are not prepared again automatically, because copying a folder also changes the times of its files.
+    Either the list names another recording for them, or their local file was written, or put in its place, after their
+    shard was. They are not prepared again automatically, because moving or copying a folder does the same.
     """
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
-    known = prepared.select(["clip_id", "shard"]).filter(pc.is_valid(position))
-    known = known.append_column("media", of_split["media"].take(position.drop_null()))
-    known = known.filter(pc.invert(pc.match_substring(known["media"], "://")))
+    known = prepared.select(["clip_id", "shard", "source_hash"]).filter(pc.is_valid(position))
+    asked = of_split.select(["video_id", "media", "member", "end_s"]).take(position.drop_null())
     folder = dataset.shards_dir(output, split)
     shards = pc.unique(known["shard"]).to_pylist()
     states = storage.size_and_time([storage.join(folder, shard) for shard in shards])
     shard_us = {shard: time_us or 0 for shard, (_, time_us) in zip(shards, states, strict=True)}
     written_us = functools.lru_cache(1 << 10)(_written_us)  # an archive contains many clips
-    num_newer, example = 0, ("", "")
-    for batch in known.to_batches(max_chunksize=ROWS_AT_ONCE):
-        for clip_id, shard, media in zip(*batch.to_pydict().values(), strict=True):
-            if written_us(media) > shard_us[shard]:
-                num_newer, example = num_newer + 1, example if num_newer else (clip_id, shard)
-    if not num_newer:
-        return []
-    clip_id, shard = example
+    num_clips, example = Counter[str](), dict[str, tuple[str, str]]()
+    for begin in range(0, len(known), ROWS_AT_ONCE):
+        rows = asked.slice(begin, ROWS_AT_ONCE)
+        columns = known.slice(begin, ROWS_AT_ONCE).to_pydict().values()
+        now = zip(origins(rows)["source_hash"].to_pylist(), rows["media"].to_pylist(), strict=True)
+        for clip_id, shard, source_hash, (asked_hash, media) in zip(*columns, now, strict=True):
+            if source_hash is not None and source_hash != asked_hash:
+                why = "are prepared from other files or URLs than this list names"
+            elif written_us(media) > shard_us[shard]:
+                why = "have files that were written or copied later"
+            else:
+                continue
+            num_clips[why] += 1
+            example.setdefault(why, (clip_id, shard))
     return [
-        f"{num_newer:,} prepared clips of split {split!r} have files that were written or copied later ({clip_id} for "
-        f"one) and are not read again; if they are other sounds now, delete {dataset.index_file(output, split)} and "
-        f"the clips' shards ({storage.join(folder, shard)} for one), or give another --output"
+        f"{num:,} prepared clips of split {split!r} {why} ({example[why][0]} for one) and are not read again; if they "
+        f"are other sounds now, delete {dataset.index_file(output, split)} and the clips' shards "
+        f"({storage.join(folder, example[why][1])} for one), or give another --output"
+        for why, num in num_clips.items()
     ]
 
 
 def _written_us(path: str) -> int:
-    """Time at which a file was last written or put in its place; 0 for a missing file.
+    """Time at which a local file was last written or put in its place; 0 for a URI or a missing file.
 
     Copying with `cp -p` or moving sets an old time of writing, but not an old time of the inode's change.
     """
+    if "://" in path:
+        return 0
     with suppress(OSError, ValueError):
         status = os.stat(path)
         return max(status.st_mtime_ns, status.st_ctime_ns) // 1000

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
-from pipeline.dataset import SCANNED
+from pipeline.dataset import ORIGIN, SCANNED
 from pipeline.lease import Held
 from pipeline.prepare.output import failures_table
 
@@ -155,7 +155,7 @@ def _unknown(names: Sequence[str], known: pa.Table) -> list[str]:
 def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
         file = parquet.open_checked(source)
-        missing = {*SCANNED.names, "fbank"} - set(file.schema_arrow.names)
+        missing = {*SCANNED.names, "fbank"} - {*file.schema_arrow.names, *ORIGIN.names}
         # shard and row are added below
         return missing, file.read(columns=schema.names, use_threads=False)
 
@@ -167,11 +167,20 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
             f"{uri} lacks {', '.join(sorted(missing))}, as shards of an earlier version do; "
             "prepare the data again into another folder"
         )
+    table = with_origin(table)
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
     if other := [field.name for field in table.schema if not _same_kind(field.type, schema.field(field.name).type)]:
         raise DataError(f"{uri} is damaged or was changed: {other[0]} is of another type; {DELETE_SHARD}")
     return table.select(schema.names).cast(schema)
+
+
+def with_origin(shard: pa.Table) -> pa.Table:
+    """Rows of a shard with the columns ORIGIN, null if an earlier version wrote it."""
+    for field in ORIGIN:
+        if field.name not in shard.column_names:
+            shard = shard.append_column(field, pa.nulls(len(shard), field.type))
+    return shard
 
 
 def _same_kind(there: pa.DataType, ours: pa.DataType) -> bool:

@@ -14,7 +14,7 @@ from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.shards import DELETE_SHARD, clip_facts, label_text, scan_shards, write_rows
+from pipeline.prepare.output.shards import DELETE_SHARD, clip_facts, label_text, scan_shards, with_origin, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSe
     for name in pc.unique(surplus["shard"]).to_pylist():
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
-        shard = dataset.read_table(uri, dataset.shard_schema(features).names, remedy=DELETE_SHARD)
+        names = dataset.shard_schema(features).names
+        shard = with_origin(dataset.read_table(uri, remedy=DELETE_SHARD)).select(names)
         rest = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
         if len(rest):
             write_rows(dataset.shards_dir(output, split), _verified(rest, uri, features), features)

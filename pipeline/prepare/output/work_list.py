@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import in_progress
 from pipeline.prepare.output.order import in_work_order
+from pipeline.prepare.output.source_hash import record_origin
 from pipeline.redaction import without_secrets
 
 CHUNKS_PER_FILE = 64
@@ -113,7 +114,7 @@ def _without_keys(media: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
 
 def read_chunks(chunks: pa.Table) -> pa.Table:
     """Stage that turns rows of Chunk into rows of CLIPS in progress."""
-    return in_progress(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()]))
+    return record_origin(in_progress(pa.concat_tables([_read(**chunk) for chunk in chunks.to_pylist()])))
 
 
 def _read(uri: str, row_group: int, media_with_keys: list[str | None] | None) -> pa.Table:

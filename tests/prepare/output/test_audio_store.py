@@ -18,6 +18,7 @@ from pipeline.prepare.clip import WAVEFORM, in_progress, ragged
 from pipeline.prepare.output.audio_store import STORED, AudioStore, flac_bytes, keep_audio, to_16_bit
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards
+from pipeline.prepare.output.source_hash import record_origin
 from pipeline.prepare.output.split_state import load_split
 from pipeline.prepare.sources.archives import row_member
 from tests import fakes
@@ -27,19 +28,21 @@ PETS = LabelVocabulary(("/m/dog", "/m/cat"), ("Dog", "Cat, meowing"))
 
 def decoded(*names: str, split: str = "train") -> pa.Table:
     """Rows as after Decode, with a second of noise each. A name that begins with "bad" failed."""
-    rows = in_progress(
-        fakes.clips(
-            *(
-                {
-                    "clip_id": n,
-                    "split": split,
-                    "media": "m",
-                    "video_id": "v",
-                    "start_s": 2.0,
-                    "end_s": 3.0,
-                    "labels": [1],
-                }
-                for n in names
+    rows = record_origin(
+        in_progress(
+            fakes.clips(
+                *(
+                    {
+                        "clip_id": n,
+                        "split": split,
+                        "media": "m",
+                        "video_id": "v",
+                        "start_s": 2.0,
+                        "end_s": 3.0,
+                        "labels": [1],
+                    }
+                    for n in names
+                )
             )
         )
     )
