@@ -48,6 +48,9 @@ PAGE_BYTES = 1 << 26
 FEATURES_KEY = b"features"
 """Key of the feature settings in the metadata of a shard."""
 
+ORIGINS_KEY = b"origins"
+"""Key of the origins of a shard's clips in its metadata: see `pipeline.prepare.output.origins`."""
+
 
 def fbank_type(num_mel_bins: int) -> pa.ListType:
     """Frames × mel bins. No part of it is nullable, so a reader decodes no definition levels."""
@@ -70,15 +73,9 @@ SCANNED = pa.schema(
         pa.field("fbank_sum", pa.float64(), nullable=False),  # sum of the stored values over frames × bins
         pa.field("fbank_sum_sq", pa.float64(), nullable=False),
         pa.field("fbank_hash", pa.int64(), nullable=False),  # hash of the stored bytes: equal audio has equal hashes
-        # The origin of the clip: null in shards that an earlier version wrote, which lack these columns.
-        pa.field("source_hash", pa.int64()),  # hash of the recording's name: see pipeline/prepare/output/source_hash.py
-        pa.field("is_to_end", pa.bool_()),  # whether the list gave no end, so that the clip ends where its media does
     ]
 )
 """The small columns of a shard. A preparation and its report read them once and need no others."""
-
-ORIGIN = pa.schema(map(SCANNED.field, ("source_hash", "is_to_end")))
-"""The columns that shards of an earlier version lack."""
 
 
 def shard_schema(features: FeatureSettings) -> pa.Schema:

@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
@@ -203,6 +204,19 @@ def _size_and_time(uri: str) -> tuple[int | None, int | None]:
     except (OSError, DataError):
         return None, None
     return (info.size, None if info.mtime_ns is None else info.mtime_ns // 1000) if info.is_file else (None, None)
+
+
+def written_us(path: str) -> int:
+    """Time at which a local file was last written or put in its place; 0 for a URI or a missing file.
+
+    Copying with `cp -p` or moving sets an old time of writing, but not an old time of the inode's change.
+    """
+    if "://" in path:
+        return 0
+    with suppress(OSError, ValueError):
+        status = os.stat(path)
+        return max(status.st_mtime_ns, status.st_ctime_ns) // 1000
+    return 0
 
 
 def modified_s_below(uri: str | os.PathLike[str]) -> dict[str, float]:

@@ -18,9 +18,9 @@ from pipeline import dataset, storage
 from pipeline.prepare.audio.features import clip_fbank, features
 from pipeline.prepare.clip import CLIPS, FAILURES, WAVEFORM, Reason, in_progress, ragged
 from pipeline.prepare.fetch.rate_limiter import Fetching, Permit, RateLimit, RateLimiter
+from pipeline.prepare.output.origins import record_origin
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards
-from pipeline.prepare.output.source_hash import record_origin
 
 RATE_HZ = 16_000
 CODECS = {
@@ -219,7 +219,6 @@ def stored_clips(clips: pa.Table, *, mean: float = -4.2677393, std: float = 4.56
         "fbank_hash": [crc32(f"{row['split']}/{row['clip_id']}".encode()) for row in rows],
     }
     schema = dataset.SCANNED
-    clips = record_origin(clips)
     return pa.table({name: made.get(name) or clips[name] for name in schema.names}, schema=schema)
 
 

@@ -3,8 +3,9 @@
 N recordings, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import storage
 from pipeline.dataset import PreparedDataset, dataset_json
+from pipeline.embeddings.stored import StoredEmbeddings, failures_file
 from pipeline.prepare.sources import read_manifest
 from pipeline.recording_names import clip_name_prefix, recording_name
 from pipeline.weights import flatten_labels
@@ -27,6 +29,9 @@ class Labelled:
     """Their names in tags."""
     targets_NC: np.ndarray
     """float32, 0 or 1."""
+
+    def only(self, is_wanted: np.ndarray) -> "Labelled":
+        return Labelled(self.recordings.filter(pa.array(is_wanted)), self.targets_NC[is_wanted])
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,22 @@ class Labels:
         label, recording = flatten_labels(labels)
         targets[recording, label] = 1
         return Labelled(names, targets)
+
+
+def readable(labelled: Labelled, embeddings: StoredEmbeddings, say: Callable[[str], Any] = print) -> Labelled:
+    """The recordings without those that tagging could not read.
+
+    Raises:
+        DataError: none is left.
+    """
+    is_lost = pc.is_in(labelled.recordings, value_set=embeddings.unreadable()).to_numpy(zero_copy_only=False)
+    if not is_lost.any():
+        return labelled
+    first = labelled.recordings[int(np.argmax(is_lost))]
+    say(
+        f"{is_lost.sum():,} of {len(is_lost):,} recordings are left out, because tagging could not read them ({first} "
+        f"for one): see {failures_file(embeddings.uri)}"
+    )
+    if is_lost.all():
+        raise DataError(f"tagging could read none of these recordings; see {failures_file(embeddings.uri)}")
+    return labelled.only(~is_lost)

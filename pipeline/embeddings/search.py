@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ast_core.errors import ConfigError, DataError
 from pipeline import storage
-from pipeline.embeddings.labels import Labelled
+from pipeline.embeddings.labels import Labelled, readable
 from pipeline.embeddings.nearest import Nearest, unit_vectors
 from pipeline.embeddings.stored import ROWS, StoredEmbeddings
 from pipeline.text_table import text_table
@@ -34,7 +34,7 @@ def nearest_windows(
         similarity (float32, the cosine), recording, start_s, end_s.
 
     Raises:
-        DataError: the embeddings have another number of dimensions than the queries.
+        DataError: the embeddings have another number of dimensions than the queries, or are all left out.
     """
     nearest, first = Nearest(unit_vectors(queries_QD), most), 0
     for part in embeddings.parts():
@@ -54,6 +54,8 @@ def nearest_windows(
     order = order[number[order] >= 0]
     _, firsts = np.unique(number[order], return_index=True)  # a window may be near to several queries
     best = order[np.sort(firsts)][:most]
+    if not len(best):
+        raise DataError(f"all recordings with embeddings in {embeddings.uri} are examples; there is none to find")
     rows = embeddings.rows().take(pa.array(number[best]))
     return rows.add_column(0, "similarity", pa.array(similarity[best], pa.float32())).select(["similarity", *ROWS])
 
@@ -73,10 +75,11 @@ def centre_of_class(embeddings: StoredEmbeddings, labelled: Labelled, index: int
     Raises:
         DataError: no recording has the class, or one of them has no embedding.
     """
-    examples = labelled.recordings.filter(pa.array(labelled.targets_NC[:, index] > 0.5))
-    if not len(examples):
+    examples = labelled.only(labelled.targets_NC[:, index] > 0.5)
+    if not len(examples.recordings):
         raise DataError("no recording has this class in these splits; give others with --split")
-    return unit_vectors(embeddings.means(examples)).mean(axis=0, keepdims=True), examples
+    names = readable(examples, embeddings).recordings
+    return unit_vectors(embeddings.means(names)).mean(axis=0, keepdims=True), names
 
 
 def found_text(found: pa.Table) -> str:

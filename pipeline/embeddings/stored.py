@@ -38,6 +38,11 @@ def tags_json(output: str) -> str:
     return storage.join(output, "tags.json")
 
 
+def failures_file(output: str) -> str:
+    """The table of what could not be read, in a folder of tags."""
+    return storage.join(output, "failures.parquet")
+
+
 @dataclass(frozen=True)
 class Part:
     """The rows of one file."""
@@ -95,6 +100,14 @@ class StoredEmbeddings:
     def rows(self) -> pa.Table:
         """ROWS of all vectors, in the order of `parts`."""
         return pa.concat_tables([_read(file, ROWS) for file in self.files])
+
+    def unreadable(self) -> pa.ChunkedArray:
+        """The recordings that tagging could not read, and which therefore have no embedding."""
+        uri = failures_file(self.uri)
+        if not storage.exists(uri):
+            return pa.chunked_array([], pa.string())
+        failures = parquet.read_table(uri, ["recording", "start_s"], remedy=TAG_AGAIN)
+        return failures["recording"].filter(pc.is_null(failures["start_s"]))
 
     def means(self, recordings: pa.Array) -> np.ndarray:
         """The mean embedding of each of these recordings, float32 `[N, D]`.

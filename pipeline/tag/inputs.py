@@ -99,12 +99,12 @@ class _Found:
         media: str,
         member: str | None = None,
         *,
-        name: str | None = None,
+        name_in_archive: str | None = None,
         start_s: float = 0.0,
         end_s: float | None = None,
         is_own: bool = False,
     ) -> None:
-        name = recording_name(media if name is None else name, start_s, end_s)
+        name = recording_name(media, start_s, end_s, member=name_in_archive)
         if name in self.recordings:
             self.num_repeated += 1
             return
@@ -156,7 +156,7 @@ def _add_archives(uris: Sequence[str], found: _Found) -> None:
             found.notes.append(f"not read: {members}")
             continue
         for member, name in members:
-            found.add(uri, member, name=f"{uri}/{name}")
+            found.add(uri, member, name_in_archive=name)
 
 
 def _members(uri: str) -> list[tuple[str, str]] | archives.OtherAudioError:

@@ -16,7 +16,7 @@ import hashlib
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from ast_core.checkpoints.huggingface import distinct_names
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from pipeline import parquet, storage
-from pipeline.embeddings.stored import EMBEDDINGS, EmbeddingsOf, tags_json
+from pipeline.embeddings.stored import EMBEDDINGS, EmbeddingsOf, failures_file, tags_json
 from pipeline.lease import Held
 from pipeline.prepare.clip import Reason
 from pipeline.tag.collect import Tagged
@@ -50,10 +50,6 @@ from pipeline.versions import in_words, tool_versions
 SCHEMA_VERSION = 1
 
 ANOTHER = "give another --output, or the settings with which this one was begun"
-
-
-def failures_file(output: str) -> str:
-    return storage.join(output, "failures.parquet")
 
 
 def folder_of(output: str, kind: str) -> str:
@@ -105,33 +101,51 @@ def _part_names(folder: str) -> set[str]:
 class Done:
     """What earlier runs have done."""
 
-    tagged: frozenset[str]
+    tagged: Mapping[str, str]
+    """Recordings with results, and the file of scores that each is in."""
     failed: pa.Table
     """FAILURES."""
+    failed_in: Mapping[str, str]
+    """Recordings that failed as a whole, and the file that says so."""
 
-    def final(self, *, retry_failed: bool = False) -> frozenset[str]:
-        """Recordings that are not tried again: those with results, and unless wanted those that failed for good."""
+    def final(self, *, retry: Container[str] = ()) -> frozenset[str]:
+        """Recordings that are not tried again: those with results, and those not in `retry` that failed for good."""
         whole = self.failed.filter(pc.is_null(self.failed["start_s"]))
         for_good = whole.filter(pc.invert(whole["retry"]))["recording"].to_pylist()
-        return self.tagged if retry_failed else self.tagged.union(for_good)
+        return frozenset(self.tagged).union(name for name in for_good if name not in retry)
 
 
 def read_done(output: str) -> Done:
     """Read the names of the recordings in all parts, and all failures. A recording that is tagged has not failed."""
-    names = _columns_of(folder_of(output, "scores"), ["recording"], _distinct)
-    tagged = frozenset(names["recording"].to_pylist())
+    tagged = _tagged(output)
     uris = storage.list_files(folder_of(work_dir(output), "failures"), suffix=".parquet")
     if storage.exists(failures_file(output)):
         uris = [failures_file(output), *uris]
-    tables = [FAILURES.empty_table(), *(parquet.read_table(uri, FAILURES.names).cast(FAILURES) for uri in uris)]
-    failed = pa.concat_tables(tables)
-    whole = pc.is_null(failed["start_s"])
-    has_scores = pc.is_in(failed["recording"], value_set=pa.array(tagged, pa.string()))
-    failed = failed.filter(pc.invert(pc.and_(whole, has_scores)))
+    tables = [parquet.read_table(uri, FAILURES.names).cast(FAILURES) for uri in uris]
+    failed = pa.concat_tables([FAILURES.empty_table(), *tables])
     last = {}  # of a recording that failed in several runs, the last failure
-    for row, key in enumerate(zip(failed["recording"].to_pylist(), failed["start_s"].to_pylist(), strict=True)):
-        last[key] = row
-    return Done(tagged, failed.take(pa.array(sorted(last.values()), pa.int64())))
+    failed_in = {}
+    file_of_row = (uri for uri, table in zip(uris, tables, strict=True) for _ in range(len(table)))
+    columns = (failed["recording"].to_pylist(), failed["start_s"].to_pylist(), file_of_row)
+    for row, (name, start_s, uri) in enumerate(zip(*columns, strict=True)):
+        if start_s is not None:
+            last[name, start_s] = row
+        elif name not in tagged:
+            last[name, None] = row
+            failed_in[name] = uri
+    return Done(tagged, failed.take(pa.array(sorted(last.values()), pa.int64())), failed_in)
+
+
+def _tagged(output: str) -> dict[str, str]:
+    """The recordings in all files of scores, each with its file."""
+
+    def read(uri: str) -> list[str]:
+        names: list[str] = pc.unique(_read_columns(uri, ["recording"])["recording"]).to_pylist()
+        return names
+
+    uris = storage.list_files(folder_of(output, "scores"), suffix=".parquet")
+    with ThreadPoolExecutor(16) as pool:
+        return {name: uri for uri, names in zip(uris, pool.map(read, uris), strict=True) for name in names}
 
 
 def _columns_of(folder: str, columns: list[str], reduced: Callable[[pa.Table], pa.Table]) -> pa.Table:
@@ -145,10 +159,6 @@ def _columns_of(folder: str, columns: list[str], reduced: Callable[[pa.Table], p
     with ThreadPoolExecutor(16) as pool:
         tables = list(pool.map(read, storage.list_files(folder, suffix=".parquet")))
     return pa.concat_tables([reduced(schema.empty_table()), *tables])
-
-
-def _distinct(rows: pa.Table) -> pa.Table:
-    return rows.group_by("recording").aggregate([])
 
 
 def _read_columns(uri: str, columns: list[str]) -> pa.Table:
@@ -172,7 +182,8 @@ class WriteParts:
         """The recordings in the parts of a chunk, of an attempt that ended early, and the number of the next part."""
         names: set[str] = set()
         number = 0
-        while storage.exists(uri := self._file("scores", _part(chunk, number))):
+        while self._is_written(chunk, number):
+            uri = self._file("scores", _part(chunk, number))
             names.update(_read_columns(uri, ["recording"])["recording"].to_pylist())
             failures = self._file("_work/failures", _part(chunk, number))
             if storage.exists(failures):
@@ -181,10 +192,19 @@ class WriteParts:
             number += 1
         return names, number
 
-    def write(self, chunk: str, number: int, results: Sequence[tuple[str, Tagged]]) -> None:
-        """Write a part with these recordings and their results. The file of scores is the last one."""
+    def _is_written(self, chunk: str, number: int) -> bool:
+        return storage.exists(self._file("scores", _part(chunk, number)))
+
+    def write(self, chunk: str, number: int, results: Sequence[tuple[str, Tagged]]) -> int:
+        """Write a part with these recordings and their results. The file of scores is the last one.
+
+        Returns:
+            The number of the next part.
+        """
         if self.held is not None:
             self.held.check()
+        while self._is_written(chunk, number):  # behind a part that the user deleted
+            number += 1
         part = _part(chunk, number)
         with_windows = [(name, tagged) for name, tagged in results if len(tagged.scores_WC)]
         names = distinct_names(self.labels)
@@ -205,6 +225,7 @@ class WriteParts:
             self._write("_work/failures", part, failures)
         scores = all_scores if self.top is None else partial(top_scores, names=names, top=self.top)
         self._write("scores", part, scores(with_windows, len(self.labels)))
+        return number + 1
 
     def fail(self, chunk: str, number: int, names: Sequence[str], message: str) -> None:
         """Write a part that says that all these recordings failed."""

@@ -14,6 +14,7 @@ from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.redaction import without_secrets
 from pipeline.tag import output as tags
+from pipeline.tag.changed import changed_lines, changed_since
 from pipeline.tag.inputs import Inputs
 from pipeline.tag.output import Summary, WriteParts
 from pipeline.tag.pieces import Chunk, chunks_of
@@ -53,13 +54,17 @@ def tag(
     identity = settings.to_dict(members)
     with exclusive("tag", output) as held:
         tags.start_output(output, identity)
-        done = tags.read_done(output).final(retry_failed=retry_failed)
+        earlier = tags.read_done(output)
+        failed_before = changed_since(inputs, earlier.failed_in)
+        done = earlier.final(retry=earlier.failed_in if retry_failed else failed_before)
         most = _recordings_per_chunk(inputs, workers)
         left = chunks_of(inputs, done.__contains__, most=most, own_hosts=own_hosts(inputs))
         chunks = list(left)
         num_left = sum(len(chunk.names) - len(chunk.done) for chunk in chunks)
         if done:
             say(f"{len(done):,} recordings are done by an earlier run and are not read again, {num_left:,} to do")
+            for line in changed_lines(changed_since(inputs, earlier.tagged)):
+                say(line)
         write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings, held)
         if chunks:
             run = uuid.uuid4().hex

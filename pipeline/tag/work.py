@@ -173,8 +173,7 @@ class Worker:
             part.append((recording, tagged))
             tally.add({_outcome(tagged): 1}, 0.0)
             if sum(len(one.start_s) for _, one in part) >= PART_WINDOWS:
-                write.write(name, number, part)
-                number, part = number + 1, []
+                number, part = write.write(name, number, part), []
         if part:
             write.write(name, number, part)
 

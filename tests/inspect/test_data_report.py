@@ -16,10 +16,10 @@ from pipeline.html import charts
 from pipeline.inspect.data_report import MEANING, write_report
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILURES, WAVEFORM, Reason, in_progress, ragged
+from pipeline.prepare.output.origins import record_origin
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.samples import KeepSamples
 from pipeline.prepare.output.shards import WriteShards
-from pipeline.prepare.output.source_hash import record_origin
 from pipeline.redaction import without_secrets
 from tests import fakes
 from tests.browser import browser, needs_browser

@@ -66,6 +66,41 @@ def test_probes_learn_the_classes_of_a_data_set(
         probe.main(["--embeddings", tags, "--labels", tone_data, "--train-splits", "eval", "--eval-splits", "eval"])
 
 
+def test_recordings_that_tagging_could_not_read_are_left_out_by_name(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = ["path,labels,split"]
+    for i in range(8):
+        fakes.write_media(tmp_path / f"{i}.wav", fakes.tone(300.0 + 600 * (i % 2), 0.5) + fakes.noise(0.5, i))
+        lines.append(f"{i}.wav,{'ab'[i % 2]},{'train' if i < 5 else 'test'}")
+    (tmp_path / "0.wav").write_text("no audio")
+    (tmp_path / "5.wav").write_text("no audio")
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(lines))
+    output = str(tmp_path / "tags")
+    given = ["--checkpoint", checkpoint, "--input", str(listed), "--num-workers", "0", "--embeddings", "clip"]
+    assert tag.main([*given, "--output", output]) == 0
+    given = ["--embeddings", output, "--labels", str(listed), "--train-splits", "train", "--eval-splits", "test"]
+    assert probe.main([*given, "--bootstrap", "0"]) == 0
+    printed = capsys.readouterr().out
+    left_out = (
+        f"recordings are left out, because tagging could not read them ({{}} for one): see {output}/failures.parq"
+    )
+    assert f"1 of 5 {left_out.format(tmp_path / '0.wav')}" in printed
+    assert f"1 of 3 {left_out.format(tmp_path / '5.wav')}" in printed
+    assert "4 training and 2 evaluation recordings" in printed
+    assert search.main(["--embeddings", output, "--like-class", "a", "--labels", str(listed), "--split", "train"]) == 0
+    assert f"1 of 3 {left_out.format(tmp_path / '0.wav')}" in capsys.readouterr().out
+    readable = [str(tmp_path / f"{i}.wav") for i in range(8) if i not in (0, 5)]
+    with pytest.raises(DataError, match=r"^all recordings with embeddings in .*tags are examples; there is none to fi"):
+        search.main(["--embeddings", output, "--like", *readable])
+    listed.write_text("\n".join([*lines, "7.wav,a,train"]))
+    with pytest.raises(
+        DataError, match=r"^1 recordings are in a split to train on and in one to score, .*7.wav for on"
+    ):
+        probe.main([*given, "--bootstrap", "0"])
+
+
 def test_a_recording_finds_clips_of_its_tone(
     tags: str, label_of: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

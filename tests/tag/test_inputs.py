@@ -126,3 +126,18 @@ def test_columns_with_times_of_other_names_are_pointed_out(folder: Path):
     start, end = find_inputs([str(folder / "times.csv")]).notes
     assert start.endswith("is not read; if start_s is meant, give start_s in seconds")
     assert end.endswith("is not read; if end_s is meant, give end_s in seconds")
+
+
+def test_a_file_has_one_name_however_its_path_is_spelled(folder: Path, tmp_path: Path):
+    listed = folder / "spellings.csv"
+    listed.write_text(f"path\na.wav\n./a.wav\nsub/../a.wav\n{folder}//a.wav\n")
+    found = find_inputs([str(listed), str(folder / "sub" / ".." / "a.wav")])
+    assert names(found, folder) == ["a.wav"]
+    assert found.notes == ["4 recordings are given more than once, and tagged once"]
+    (tmp_path / "other").mkdir()
+    fakes.write_media(tmp_path / "other" / "a.wav", fakes.noise(0.1))
+    (tmp_path / "other" / "sub").mkdir()
+    (tmp_path / "sub").symlink_to(tmp_path / "other" / "sub")
+    through_link = f"{tmp_path}/sub/../a.wav"  # of the folder `other`
+    assert find_inputs([through_link]).recordings["recording"].to_pylist() == [through_link]
+    listed.unlink()

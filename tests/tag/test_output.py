@@ -21,4 +21,5 @@ def test_parts_are_summed_up_one_by_one(tmp_path: Path):
         {"recording": "b", "seconds": 20.0, "windows": 2},
         {"recording": "c", "seconds": 20.0, "windows": 2},
     ]
-    assert output.read_done(str(tmp_path)).tagged == {"a", "b", "c"}
+    of_part = {name: f"{tmp_path}/scores/{part}.parquet" for name, part in {"a": 0, "b": 0, "c": 1}.items()}
+    assert output.read_done(str(tmp_path)).tagged == of_part

@@ -1,5 +1,6 @@
 """Tagging to a folder: evaluation's scores, each recording once whatever is stopped, and what fails."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,9 +46,9 @@ def run(
     inputs: Sequence[Path | str], output: Path | str, members: Sequence[Member] | None = None, **others: Any
 ) -> Summary:
     members = members or [stub.member()]
-    retry = others.pop("retry_failed", False)
+    retry, say = others.pop("retry_failed", False), others.pop("say", lambda _: None)
     found = find_inputs([str(one) for one in inputs])
-    return tag(found, members, settings(members, **others), str(output), HERE, retry_failed=retry, say=lambda _: None)
+    return tag(found, members, settings(members, **others), str(output), HERE, retry_failed=retry, say=say)
 
 
 def rows(output: Path, kind: str) -> list[dict[str, Any]]:
@@ -181,9 +182,70 @@ def test_failures_keep_their_rows_and_are_tried_again_when_asked(tmp_path: Path)
     assert failures["none.wav"]["retry"]
     assert not failures["bad.wav"]["retry"]
     fakes.write_media(folder / "none.wav", fakes.noise(2.0))
-    fakes.write_media(folder / "bad.wav", fakes.noise(2.0))
-    assert run([listed], output).counts()["recordings"] == 2
-    assert run([listed], output, retry_failed=True).counts()["recordings"] == 3
+    lines: list[str] = []
+    assert run([listed], output, say=lines.append).counts()["recordings"] == 2
+    assert "4 recordings are done by an earlier run and are not read again, 1 to do" in lines
+    run([listed], output, retry_failed=True, say=lines.append)
+    assert "2 recordings are done by an earlier run and are not read again, 2 to do" in lines
+    fakes.write_media(folder / "bad.wav", fakes.noise(2.0))  # it has changed since it failed
+    assert run([listed], output, say=lines.append).counts()["recordings"] == 3
+    assert lines[-2] == "4 recordings are done by an earlier run and are not read again, 1 to do"
+
+
+def test_a_recording_that_changed_since_is_pointed_out_and_its_part_can_be_deleted(tmp_path: Path):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    paths = stub.write_recordings(folder, 3)
+    other = fakes.write_media(tmp_path / "other.wav", fakes.noise(2.0))
+    lines: list[str] = []
+    run([folder], output, say=lines.append)
+    run([folder], output, say=lines.append)
+    assert not [line for line in lines if "copied" in line]
+    shutil.copy2(other, paths[1])  # older than the tags
+    run([folder], output, say=lines.append)
+    parts = (output / "scores").iterdir()
+    (part,) = (part for part in parts if str(paths[1]) in pq.read_table(part)["recording"].to_pylist())
+    (line,) = [line for line in lines if "copied" in line]
+    assert line == (
+        f"1 recordings have files that were written or copied after they were tagged ({paths[1]} for one); if they are "
+        f"other sounds now, delete the parts that they are in ({part} for one), and all of their recordings are tagged "
+        "again, or give another --output"
+    )
+    part.unlink()
+    run([folder], output)
+    run([folder], tmp_path / "whole")
+    assert rows(output, "scores") == rows(tmp_path / "whole", "scores")
+
+
+def test_prepared_clips_whose_shards_are_newer_are_pointed_out(tmp_path: Path):
+    data, output = str(tmp_path / "data"), tmp_path / "out"
+    lines: list[str] = []
+    fakes.write_data(data, splits=[("train", 4)])
+    members = [stub.member()]
+    run([data], output, members, say=lines.append)
+    run([data], output, members, say=lines.append)
+    assert not [line for line in lines if "copied" in line]
+    shutil.rmtree(data)
+    fakes.write_data(data, splits=[("train", 4)])
+    run([data], output, members, say=lines.append)
+    assert [
+        line
+        for line in lines
+        if f"4 recordings have files that were written or copied after they were tagged ({data}/train/" in line
+    ]
+
+
+def test_parts_in_the_gaps_of_deleted_ones_overwrite_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The chunk of a prepared split has the same name in each run."""
+    data, output = str(tmp_path / "data"), tmp_path / "out"
+    fakes.write_data(data, splits=[("train", 6)])
+    monkeypatch.setattr(work, "PART_WINDOWS", 1)
+    run([data], output)
+    whole, parts = rows(output, "scores"), sorted((output / "scores").iterdir())
+    assert len(parts) == 6
+    for number in (0, 2, 5):
+        parts[number].unlink()
+    run([data], output)
+    assert rows(output, "scores") == whole
 
 
 def test_a_damaged_middle_is_a_row_and_the_rest_is_tagged(tmp_path: Path):

@@ -6,9 +6,7 @@ are pointed out, and not refused.
 """
 
 import functools
-import os
 from collections import Counter
-from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +15,7 @@ import pyarrow.compute as pc
 from ast_core.errors import DataError
 from pipeline import dataset, storage
 from pipeline.prepare.audio.decode import SHORTFALL_SHARE
-from pipeline.prepare.output.source_hash import origins
+from pipeline.prepare.output.origins import origins
 from pipeline.prepare.sources import ClipList
 
 ROWS_AT_ONCE = 1 << 14
@@ -95,7 +93,7 @@ def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
     shards = pc.unique(known["shard"]).to_pylist()
     states = storage.size_and_time([storage.join(folder, shard) for shard in shards])
     shard_us = {shard: time_us or 0 for shard, (_, time_us) in zip(shards, states, strict=True)}
-    written_us = functools.lru_cache(1 << 10)(_written_us)  # an archive contains many clips
+    written_us = functools.lru_cache(1 << 10)(storage.written_us)  # an archive contains many clips
     num_clips, example = Counter[str](), dict[str, tuple[str, str]]()
     for begin in range(0, len(known), ROWS_AT_ONCE):
         rows = asked.slice(begin, ROWS_AT_ONCE)
@@ -116,16 +114,3 @@ def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
         f"({storage.join(folder, example[why][1])} for one), or give another --output"
         for why, num in num_clips.items()
     ]
-
-
-def _written_us(path: str) -> int:
-    """Time at which a local file was last written or put in its place; 0 for a URI or a missing file.
-
-    Copying with `cp -p` or moving sets an old time of writing, but not an old time of the inode's change.
-    """
-    if "://" in path:
-        return 0
-    with suppress(OSError, ValueError):
-        status = os.stat(path)
-        return max(status.st_mtime_ns, status.st_ctime_ns) // 1000
-    return 0

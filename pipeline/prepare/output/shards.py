@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
-from pipeline.dataset import ORIGIN, SCANNED
+from pipeline.dataset import SCANNED
 from pipeline.lease import Held
 from pipeline.prepare.output import failures_table
+from pipeline.prepare.output.origins import ORIGIN, to_metadata, with_origins
 
 WRITTEN = pa.schema([("split", pa.string()), ("reason", pa.string()), ("clips", pa.int64())])
 """Output of `WriteShards` for a batch: number of clips by outcome. The reason is null for prepared clips."""
 
 DELETE_SHARD = "restore it, or delete it, and its clips are prepared again"
 
-SCANNED_AT = pa.schema([*SCANNED, *map(dataset.INDEX.field, ("shard", "row"))])
+SCANNED_AT = pa.schema([*SCANNED, *ORIGIN, *map(dataset.INDEX.field, ("shard", "row"))])
 """What `scan_shards` returns."""
 
 _FACTS = pa.schema(map(SCANNED.field, ("num_silent_frames", "fbank_sum", "fbank_sum_sq", "fbank_hash")))
@@ -69,13 +70,16 @@ class WriteShards:
 def _write_shard(folder: str, prepared: pa.Table, features: FeatureSettings) -> None:
     facts = clip_facts(prepared["fbank"].combine_chunks(), features)
     names = dataset.shard_schema(features).names
-    columns = {name: (facts if name in _FACTS.names else prepared)[name] for name in names}
+    columns = {name: (facts if name in _FACTS.names else prepared)[name] for name in (*names, *ORIGIN.names)}
     write_rows(folder, pa.table(columns), features)
 
 
 def write_rows(folder: str, shard: pa.Table, features: FeatureSettings) -> None:
+    """Write a shard. `shard` may also have the columns ORIGIN."""
     uri = storage.join(folder, f"{dataset.name_of(shard['clip_id'])}.parquet")
-    dataset.write_table(uri, shard.cast(dataset.shard_schema(features)), row_group_size=dataset.ROW_GROUP_CLIPS)
+    schema = dataset.shard_schema(features)
+    rows = shard.select(schema.names).cast(schema.with_metadata(schema.metadata | to_metadata(shard)))
+    dataset.write_table(uri, rows, row_group_size=dataset.ROW_GROUP_CLIPS)
 
 
 def features_of_shard(uri: str) -> FeatureSettings:
@@ -155,9 +159,10 @@ def _unknown(names: Sequence[str], known: pa.Table) -> list[str]:
 def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
     def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
         file = parquet.open_checked(source)
-        missing = {*SCANNED.names, "fbank"} - {*file.schema_arrow.names, *ORIGIN.names}
-        # shard and row are added below
-        return missing, file.read(columns=schema.names, use_threads=False)
+        missing = {*SCANNED.names, "fbank"} - set(file.schema_arrow.names)
+        # the other columns are added below
+        table = file.read(columns=SCANNED.names, use_threads=False)
+        return missing, with_origins(table, file.schema_arrow.metadata)
 
     missing, table = parquet.parse_file(
         uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared again"
@@ -167,20 +172,11 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
             f"{uri} lacks {', '.join(sorted(missing))}, as shards of an earlier version do; "
             "prepare the data again into another folder"
         )
-    table = with_origin(table)
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
     if other := [field.name for field in table.schema if not _same_kind(field.type, schema.field(field.name).type)]:
         raise DataError(f"{uri} is damaged or was changed: {other[0]} is of another type; {DELETE_SHARD}")
     return table.select(schema.names).cast(schema)
-
-
-def with_origin(shard: pa.Table) -> pa.Table:
-    """Rows of a shard with the columns ORIGIN, null if an earlier version wrote it."""
-    for field in ORIGIN:
-        if field.name not in shard.column_names:
-            shard = shard.append_column(field, pa.nulls(len(shard), field.type))
-    return shard
 
 
 def _same_kind(there: pa.DataType, ours: pa.DataType) -> bool:

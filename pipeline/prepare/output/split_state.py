@@ -14,7 +14,8 @@ from ast_core.errors import DataError
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.shards import DELETE_SHARD, clip_facts, label_text, scan_shards, with_origin, write_rows
+from pipeline.prepare.output.origins import ORIGIN, with_origins
+from pipeline.prepare.output.shards import DELETE_SHARD, clip_facts, label_text, scan_shards, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +130,8 @@ def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSe
     for name in pc.unique(surplus["shard"]).to_pylist():
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
-        names = dataset.shard_schema(features).names
-        shard = with_origin(dataset.read_table(uri, remedy=DELETE_SHARD)).select(names)
+        shard = dataset.read_table(uri, dataset.shard_schema(features).names, remedy=DELETE_SHARD)
+        shard = with_origins(shard, shard.schema.metadata)
         rest = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
         if len(rest):
             write_rows(dataset.shards_dir(output, split), _verified(rest, uri, features), features)
@@ -138,9 +139,14 @@ def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSe
 
 
 def _verified(rows: pa.Table, uri: str, features: FeatureSettings) -> pa.Table:
-    """Rows with a shard's schema. Raises DataError if values and hashes differ, before they get new checksums."""
+    """Rows with the columns of a shard and ORIGIN, before they get new checksums.
+
+    Raises:
+        DataError: values and hashes differ.
+    """
+    schema = pa.schema([*dataset.shard_schema(features), *ORIGIN])
     try:
-        rows = rows.cast(dataset.shard_schema(features))  # another program may have written other types
+        rows = rows.cast(schema)  # another program may have written other types
     except parquet.DAMAGE as err:
         raise DataError(f"{uri} is damaged or was changed ({err}); {DELETE_SHARD}") from err
     if not clip_facts(rows["fbank"].combine_chunks(), features)["fbank_hash"].equals(rows["fbank_hash"]):

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import in_progress
 from pipeline.prepare.output.order import in_work_order
-from pipeline.prepare.output.source_hash import record_origin
+from pipeline.prepare.output.origins import record_origin
 from pipeline.redaction import without_secrets
 
 CHUNKS_PER_FILE = 64

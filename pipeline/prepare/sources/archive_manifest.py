@@ -32,8 +32,11 @@ from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.label_text import is_one_hot
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
+from pipeline.prepare.sources.unread_columns import unread_column_lines
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
+_OF_KEPT_AUDIO = ("label_names", "num_clipped")
+"""Columns of an audio store that the preparation does not read back."""
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
 _SPLIT = "train|training|dev|val|valid|validation|test|testing|eval|evaluation"
 _NAMED_BY_SPLIT = re.compile(rf"({_SPLIT})([-_.]?[0-9].*)?\.(tar|parquet)", re.IGNORECASE)
@@ -72,6 +75,15 @@ def find(uri: str, notes: list[str]) -> list[str]:
         raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
     if re.match("https?://", uri, re.IGNORECASE):
         return []
+    found = _archives_of(uri, notes)
+    if first := next((file for file in found if file.lower().endswith(".parquet")), None):
+        with archives.open_parquet(first) as parquet:
+            names = [name.lower() for name in parquet.schema_arrow.names]
+        notes += unread_column_lines(first, names, ("audio", *_COLUMNS, *_OF_KEPT_AUDIO))
+    return found
+
+
+def _archives_of(uri: str, notes: list[str]) -> list[str]:
     if is_glob(uri):
         return _matching(uri, notes)
     if is_folder(uri):

@@ -16,9 +16,9 @@ from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import WAVEFORM, in_progress, ragged
 from pipeline.prepare.output.audio_store import STORED, AudioStore, flac_bytes, keep_audio, to_16_bit
+from pipeline.prepare.output.origins import record_origin
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards
-from pipeline.prepare.output.source_hash import record_origin
 from pipeline.prepare.output.split_state import load_split
 from pipeline.prepare.sources.archives import row_member
 from tests import fakes

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
@@ -61,6 +63,15 @@ def test_columns_of_other_names_are_pointed_out(tmp_path: Path):
     assert start.endswith("if start_s is meant, give start_s in seconds")
     assert end.endswith("if end_s is meant, give end_s in seconds")
     assert others.endswith("that are not read: 'label2'")
+
+
+def test_columns_of_parquet_with_audio_are_pointed_out(tmp_path: Path):
+    audio = [{"bytes": fakes.write_media(tmp_path / "a.wav", fakes.noise(0.1)).read_bytes(), "path": "a.wav"}]
+    table = {"audio": audio, "labels": [["dog"]], "subset": ["test"], "speaker": ["x"]}
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    split, others = read_manifest(str(tmp_path / "m.parquet")).notes
+    assert split == f"the column 'subset' of {tmp_path}/m.parquet is not read; if split is meant, rename it"
+    assert others == f"columns of {tmp_path}/m.parquet that are not read: 'speaker'"
 
 
 @pytest.mark.parametrize(

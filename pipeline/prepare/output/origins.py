@@ -1,0 +1,75 @@
+"""Where the clips of a shard came from, so that a later run notices if a list names other files for them.
+
+It is in the metadata of the shard, as JSON with a list for each column of ORIGIN. It is not in the rows, because the
+same clips give the same rows wherever their files are. Shards of earlier versions have no origins.
+"""
+
+import hashlib
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset import ORIGINS_KEY
+from pipeline.redaction import without_secrets
+
+ORIGIN = pa.schema(
+    [
+        pa.field("source_hash", pa.int64()),  # of the recording's name
+        pa.field("is_to_end", pa.bool_()),  # whether the list gave no end, so that the clip ends where its media does
+    ]
+)
+
+
+def record_origin(rows: pa.Table) -> pa.Table:
+    """Stage that adds ORIGIN. It precedes decoding, which sets the ends that the list does not give."""
+    made = origins(rows)
+    for field in ORIGIN:
+        rows = rows.append_column(field, made[field.name])
+    return rows
+
+
+def origins(clips: pa.Table) -> pa.Table:
+    """ORIGIN for rows of CLIPS.
+
+    `source_hash` is the first 8 bytes of the BLAKE2b of the recording's name: its `video_id`, because copies of a video
+    are one recording, or else the file and the member of an archive. A path or URL may be private, so only its hash is
+    stored.
+    """
+    columns = (clips[name].to_pylist() for name in ("video_id", "media", "member"))
+    hashes = [_source_hash(*row) for row in zip(*columns, strict=True)]
+    return pa.table([pa.array(hashes, pa.int64()), pc.is_null(clips["end_s"])], schema=ORIGIN)
+
+
+def _source_hash(video_id: str | None, media: str, member: str | None) -> int:
+    if video_id is not None:
+        name = f"video {video_id}"
+    else:
+        path = without_secrets(media) if "://" in media else os.path.normpath(media)  # the keys of a URL may change
+        name = f"file {path}\n{member or ''}"
+    return int.from_bytes(hashlib.blake2b(name.encode()).digest()[:8], "little", signed=True)
+
+
+def to_metadata(rows: pa.Table) -> dict[bytes, bytes]:
+    """The entry of a shard's metadata for its rows; none if they have no columns ORIGIN."""
+    if not {*ORIGIN.names} <= {*rows.column_names}:
+        return {}
+    return {ORIGINS_KEY: json.dumps(rows.select(ORIGIN.names).to_pydict(), separators=(",", ":")).encode()}
+
+
+def with_origins(rows: pa.Table, metadata: dict[bytes, bytes] | None) -> pa.Table:
+    """All rows of a shard with the columns ORIGIN from its metadata: null if it has none, or other rows than it had.
+
+    Raises:
+        ValueError: the metadata is damaged.
+    """
+    try:
+        made = json.loads((metadata or {}).get(ORIGINS_KEY, "{}"))
+        for field in ORIGIN:
+            values = made.get(field.name, [])
+            is_known = len(values) == len(rows)
+            rows = rows.append_column(field, pa.array(values if is_known else [None] * len(rows), field.type))
+    except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as err:
+        raise ValueError(f"the origins in its metadata cannot be read: {err}") from err
+    return rows
