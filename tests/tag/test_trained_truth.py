@@ -87,8 +87,10 @@ def test_events_have_a_floor_that_windows_without_merging_miss(member: Member, t
         for start_s, end_s, scores in zip(tagged.start_s, tagged.end_s, tagged.scores_WC, strict=True)
         for c in np.flatnonzero(scores >= 0.5)
     ]
-    assert f1(merged, truth) >= 0.6
-    assert f1(by_window, truth) < 0.2
+    # With four seeds of the weights, events had 0.41 to 0.63 and windows 0.02. Processors round differently, which is
+    # like another seed after 200 steps.
+    assert f1(merged, truth) >= 0.3
+    assert f1(by_window, truth) < 0.1
 
 
 def f1(found: Sequence[Event], truth: Sequence[Event]) -> float:
