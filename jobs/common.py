@@ -18,6 +18,11 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
+def status_of_printed() -> int:
+    """The exit status of a command whose result is what it has printed: an error if that could not be written."""
+    return EXIT_USER_ERROR if entry.is_output_lost() else 0
+
+
 def add_ray_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Ray")
     group.add_argument(

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import output_file, run
+from jobs.common import output_file, run, status_of_printed
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.embeddings import nearest
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         storage.write_json(json_uri, shown.as_json(without_secrets(data.uri), findings))
     print(shown.table(findings, width=shutil.get_terminal_size((110, 24)).columns))
     serious = any(finding.severity == "serious" for finding in findings)
-    return EXIT_SERIOUS if args.strict and serious else 0
+    return EXIT_SERIOUS if args.strict and serious else status_of_printed()
 
 
 def _official(given: Sequence[str]) -> dict[str, str]:

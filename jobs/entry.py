@@ -53,6 +53,7 @@ _stopped_by: int | None = None
 _print_once, _raise_once = threading.Lock(), threading.Lock()
 """Acquired by the first signal and never released, so that each thing happens once."""
 _has_begun = False
+_is_output_lost = False
 _stopped_line = STOPPED
 _stderr = 2
 _children: list[Any] = []
@@ -152,6 +153,11 @@ def has_begun() -> bool:
     return _has_begun
 
 
+def is_output_lost() -> bool:
+    """Whether something printed is lost, as on a full disk. A reader that went away has lost nothing that it wants."""
+    return _is_output_lost
+
+
 def is_stopped() -> bool:
     return _stopped_by is not None
 
@@ -249,5 +255,7 @@ class _Outlet(io.FileIO):
             with open(os.devnull, "wb") as silence:
                 os.dup2(silence.fileno(), self.fileno())
             if err.errno not in READER_IS_GONE:
+                global _is_output_lost
+                _is_output_lost = True
                 print(f"warning: output can no longer be written ({err.strerror}); the job continues", file=sys.stderr)
             return len(data)

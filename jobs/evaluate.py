@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ast_core.errors import ConfigError
-from jobs.common import add_ray_options, output_file, run
+from jobs.common import add_ray_options, output_file, run, status_of_printed
 from pipeline import storage
 
 MAX_RESAMPLES = 100_000
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_score_table(scores_uri, found.clips.clip_id, found.labels, found.scores_NC)
     if json_uri:
         storage.write_json(json_uri, found.to_dict())
-    return 0
+    return status_of_printed()
 
 
 if __name__ == "__main__":

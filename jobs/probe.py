@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import check_numbers, output_file, run
+from jobs.common import check_numbers, output_file, run, status_of_printed
 from pipeline import storage
 from pipeline.redaction import without_secrets
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "probes": [one.to_dict() for one in probed],
             },
         )
-    return 0
+    return status_of_printed()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError, DataError
-from jobs.common import check_numbers, output_file, run
+from jobs.common import check_numbers, output_file, run, status_of_printed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if output is not None:
         search.write_found(output, found)
         print(f"wrote {output}")
-    return 0
+    return status_of_printed()
 
 
 def _example_of_class(args: argparse.Namespace, embeddings: "StoredEmbeddings") -> "tuple[np.ndarray, pa.Array]":

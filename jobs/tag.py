@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from ast_core.errors import ConfigError
-from jobs.common import add_ray_options, check_numbers, output_uri, run
+from jobs.common import add_ray_options, check_numbers, output_uri, run, status_of_printed
 from pipeline.prepare.fetch.rate_limiter import YOUTUBE_PER_HOUR, LocalPermits, RateLimit
 from pipeline.prepare.sources.checks import WEB
 from pipeline.prepare.sources.locate import any_of_youtube
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if output is None:
         printed.print_tags(inputs, members, settings, local_device(args.device))
-        return 0
+        return status_of_printed()
     summary = _tag(args, inputs, members, settings, output)
     print(printed.summary_table(summary))
     print(f"wrote {output}: scores, events, report.html")

@@ -102,10 +102,12 @@ def test_job_continues_when_its_output_is_closed(tmp_path: Path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_full_disk_of_the_output_is_reported_once():
+@pytest.mark.parametrize(("status", "expected"), [("0", 0), ("status_of_printed()", 2)])
+def test_full_disk_of_the_output_is_reported_once_and_ends_commands_that_only_print(status: str, expected: int):
+    code = f"from jobs.common import status_of_printed\nprint(1); print(2); entry.leave({status})"
     with open("/dev/full", "w") as full:
         job = subprocess.run(
-            [sys.executable, "-c", BEGIN + "print(1); print(2); entry.leave(0)"],
+            [sys.executable, "-c", BEGIN + code],
             cwd=Path(__file__).parents[2],
             stdout=full,
             stderr=subprocess.PIPE,
@@ -113,7 +115,7 @@ def test_full_disk_of_the_output_is_reported_once():
             check=False,
         )
     warning = "warning: output can no longer be written (No space left on device); the job continues\n"
-    assert (job.returncode, job.stderr) == (0, warning)
+    assert (job.returncode, job.stderr) == (expected, warning)
 
 
 @pytest.mark.parametrize(
