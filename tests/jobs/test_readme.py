@@ -31,7 +31,7 @@ def test_case_1_the_five_lines_train_and_case_10_the_snippet_tags(
     shell, commands = printed_lines()
     assert len(shell) + len(commands) == 5
     fewer = ["--num-workers", "0", "--cpus-per-worker", "1", "--freqm", "0", "--timem", "0"]
-    fewer += ["--epochs", "24", "--wa_start", "24", "--wa_end", "24"]
+    fewer += ["--epochs", "24", "--wa_start", "24", "--wa_end", "24", "--input_tdim", "256"]
     for command in commands:
         _, job, *argv = shlex.split(command)
         assert JOBS[job]([*argv, *(fewer if job == "jobs/train.py" else ())]) == 0
