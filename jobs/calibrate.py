@@ -124,16 +124,18 @@ def _scored_again(args: argparse.Namespace, uri: str) -> tuple[np.ndarray, np.nd
 
 def _tuned(args: argparse.Namespace, member: "Member", thresholds_C: np.ndarray) -> EventTuning:
     """Tag the recordings of `--events`, and choose the settings of events."""
+    from pipeline.recording_names import recording_name
     from pipeline.tag.event_tuning import Known, read_truth, tune
     from pipeline.tag.events import timeline
     from pipeline.tag.inputs import find_inputs
     from pipeline.tag.work import local_device, settings_for, tag_here
 
-    truth = read_truth(args.events, member.config.labels)
+    listed = read_truth(args.events, member.config.labels)
+    truth = {recording_name(uri): events for uri, events in listed.items()}
     settings = settings_for([member], thresholds_C, window_s=args.window_s, hop_s=args.hop_s)
     known = []
     for name, tagged in tag_here(
-        find_inputs(list(truth)), [member], settings, local_device(args.device), keeps_frames=True
+        find_inputs(list(listed)), [member], settings, local_device(args.device), keeps_frames=True
     ):
         if tagged.lost:
             raise DataError(f"{name} cannot be read as a whole ({tagged.lost[0].message}); leave it out")

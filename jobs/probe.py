@@ -60,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     json_uri = None if args.json is None else output_file(args.json, "--json")
     from pipeline.embeddings import probe
-    from pipeline.embeddings.labels import Labels
+    from pipeline.embeddings.labels import Labels, readable
     from pipeline.embeddings.stored import StoredEmbeddings
 
     embeddings, labels = StoredEmbeddings.open(args.embeddings), Labels.open(args.labels)
-    train, evaluation = labels.of(args.train_splits), labels.of(args.eval_splits)
+    train, evaluation = (readable(labels.of(splits), embeddings) for splits in (args.train_splits, args.eval_splits))
     probed = probe.probe(embeddings, train, evaluation, neighbours=args.neighbours, num_resamples=args.bootstrap)
     for one in probed:
         print(one.line())

@@ -10,6 +10,7 @@
 
 import os
 import posixpath
+from urllib.parse import unquote
 
 from pipeline.redaction import without_secrets
 
@@ -21,20 +22,23 @@ def recording_name(media: str, start_s: float = 0.0, end_s: float | None = None,
         media: the absolute path or URI of the recording, or of the archive that it is in.
         member: the name of the recording in the archive.
     """
+    if media.startswith("file://"):
+        media = unquote(media.removeprefix("file://"))
     name = without_secrets(media) if "://" in media else _without_dots(media)
     if member is not None:
         name = f"{name}/{member}"
     if not start_s and end_s is None:
         return name
-    return f"{name}#t={start_s:g}" + ("" if end_s is None else f",{end_s:g}")
+    return f"{name}#t={start_s:.10g}" + ("" if end_s is None else f",{end_s:.10g}")
 
 
 def _without_dots(path: str) -> str:
     """`path` without `.` and `..`, unless a link makes that another file, so that a file has one name in all lists."""
     plain = posixpath.normpath(path)
+    plain = plain[1:] if plain.startswith("//") else plain  # POSIX leaves two slashes at the beginning
     return plain if plain == path or os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def clip_name_prefix(data_uri: str, split: str) -> str:
     """What a clip's `clip_id` is appended to. `data_uri` is the absolute path or URI of the data set."""
-    return f"{without_secrets(data_uri)}/{split}/"
+    return f"{recording_name(data_uri)}/{split}/"

@@ -50,6 +50,26 @@ def _shown(match: re.Match[str]) -> str:
     return f"{match['scheme']}://{rest}"
 
 
+_OF_A_SIGNATURE = re.compile(
+    r"(?i)x-(?:amz|goog|oss)-.*|awsaccesskeyid|googleaccessid|expires|s[etprvs]|spr|srt|sk(?:e|t|s|v|oid|tid)"
+)
+"""Options that belong to a signature and change with it, at S3, Google and Azure."""
+
+
+def without_signature(url: str) -> str:
+    """A web address without its keys and what changes with them. Other than `without_secrets`, it keeps the rest."""
+    place, mark, options = url.partition("?")
+    pairs = [pair for pair in options.split("&") if pair]
+    if any(map(_NAMES_A_KEY.match, pairs)):
+        pairs = [
+            pair
+            for pair in pairs
+            if not _NAMES_A_KEY.match(pair) and not _OF_A_SIGNATURE.fullmatch(pair.partition("=")[0])
+        ]
+        mark, options = "?" if pairs else "", "&".join(pairs)
+    return f"{without_secrets(place)}{mark}{options}"
+
+
 def without_secrets_of(uri: str, text: str) -> str:
     """`text` without the keys that `uri` contains, also where a library's message quotes only parts of the URI."""
     kept = without_secrets(uri)

@@ -53,6 +53,11 @@ class Labels:
         if storage.exists(dataset_json(uri)):
             return cls._of_data(PreparedDataset.open(uri))
         listed = read_manifest(storage.absolute(uri))
+        for line in listed.notes:
+            print(line)
+        if refused := listed.refused.to_pylist():
+            first = f"{refused[0]['clip_id']}: {refused[0]['message']}"
+            print(f"{len(refused):,} rows of {uri} are not used ({first})")
         names = pa.array(
             [
                 recording_name(media, start_s, end_s)

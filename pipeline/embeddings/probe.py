@@ -18,7 +18,7 @@ from ast_core.bootstrap import basic_interval, resampled_mean
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.metrics import METRICS, TaggingMetrics, bootstrap_map, per_class_columns, tagging_metrics
-from pipeline.embeddings.labels import Labelled, readable
+from pipeline.embeddings.labels import Labelled
 from pipeline.embeddings.nearest import unit_vectors
 from pipeline.embeddings.stored import StoredEmbeddings
 from pipeline.text_table import text_table
@@ -88,7 +88,6 @@ def probe(
     """
     from sklearn.preprocessing import StandardScaler
 
-    train, evaluation = (readable(labelled, embeddings, say) for labelled in (train, evaluation))
     if both := sorted({*train.recordings.to_pylist()} & {*evaluation.recordings.to_pylist()}):
         raise DataError(
             f"{len(both):,} recordings are in a split to train on and in one to score, {both[0]} for one; a probe is "

@@ -119,6 +119,7 @@ FAILURES = pa.schema(
         pa.field("tool_versions", pa.string(), nullable=False),
         pa.field("labels", pa.list_(pa.int16())),  # null: the list has no label of the vocabulary
         *MEDIA_STATE,
+        pa.field("section_hash", pa.int64()),  # of the recording's name and the section: see output/origins.py
     ]
 )
 """One row per clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""

@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.prepare.clip import ClipError
 from pipeline.prepare.sources.checks import folder_of, media_in, seconds
 from pipeline.prepare.sources.web_lists import read_text
+from pipeline.recording_names import recording_name
 from pipeline.tag.events import EventSettings, Runs, Timeline, events_of, runs_above
 
 COLLAR_S = 0.5
@@ -59,10 +60,12 @@ def read_truth(uri: str, labels: LabelVocabulary) -> dict[str, list[KnownEvent]]
         DataError: a row has an unknown label, no times, or no recording.
     """
     found: dict[str, list[KnownEvent]] = {}
+    uri_of: dict[str, str] = {}  # a path may be spelled in several ways
     rows = read_table(read_text(uri, uri), origin=uri, columns=COLUMNS, is_header=set(COLUMNS).issubset, needs=NEEDS)
     for line, row in rows:
         try:
-            events = found.setdefault(storage.absolute(media_in(folder_of(uri), row["path"], "path")), [])
+            media = storage.absolute(media_in(folder_of(uri), row["path"], "path"))
+            events = found.setdefault(uri_of.setdefault(recording_name(media), media), [])
             if not row["label"]:
                 continue
             start_s, end_s = seconds(row["start_s"], "start_s"), seconds(row["end_s"], "end_s")

@@ -56,6 +56,8 @@ class Inputs:
     """Prepared data sets, with their splits to tag."""
     notes: list[str] = field(default_factory=list)
     """Lines for the user."""
+    lists: list[str] = field(default_factory=list)
+    """The names of the lists that were read, without secrets."""
 
 
 def find_inputs(uris: Sequence[str], splits: Sequence[str] | None = None) -> Inputs:
@@ -79,7 +81,9 @@ def find_inputs(uris: Sequence[str], splits: Sequence[str] | None = None) -> Inp
     if found.num_repeated:
         found.notes.append(f"{found.num_repeated:,} recordings are given more than once, and tagged once")
     recordings = pa.Table.from_pylist(list(found.recordings.values()), schema=RECORDINGS)
-    return Inputs(recordings, pa.Table.from_pylist(found.refused, schema=REFUSED), found.datasets, found.notes)
+    return Inputs(
+        recordings, pa.Table.from_pylist(found.refused, schema=REFUSED), found.datasets, found.notes, found.lists
+    )
 
 
 @dataclass
@@ -88,6 +92,7 @@ class _Found:
     refused: list[dict[str, Any]] = field(default_factory=list)
     datasets: list[tuple[PreparedDataset, list[str]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
     num_repeated: int = 0
 
     @property
@@ -115,6 +120,8 @@ class _Found:
 def _add(uri: str, splits: Sequence[str] | None, found: _Found) -> None:
     if not uri.strip():  # as of a variable of the shell that is not set
         raise ConfigError("a path of --input is empty")
+    if not storage.is_text(uri):
+        raise ConfigError(f"--input {uri!a} is not UTF-8, as names of recordings are; rename it")
     if WEB.match(uri):
         _add_list(uri, found) if _is_list(uri) else found.add(uri, is_own=True)
     elif is_glob(uri):
@@ -202,6 +209,7 @@ def _has_audio(uri: str) -> bool:
 def _add_list(uri: str, found: _Found) -> None:
     """The recordings that a CSV, TSV or Parquet list names. Relative paths are relative to the list."""
     folder = folder_of(uri)
+    found.lists.append(without_secrets(uri))
     for place, row in _rows(uri, found.notes):
         path, url = row.get("path"), row.get("url")
         try:

@@ -13,6 +13,7 @@ done if it is in a file of scores, or in a part of failures that such a file bel
 """
 
 import hashlib
+import logging
 import posixpath
 import re
 from collections import Counter
@@ -48,6 +49,12 @@ from pipeline.tag.tables import (
 from pipeline.versions import in_words, tool_versions
 
 SCHEMA_VERSION = 1
+
+READ_KEY, WITH_KEY = b"read_us", b"with"
+"""Keys in the metadata of a file of scores: when the reading of its recordings began, and the other folders in which
+its part has a file."""
+
+logger = logging.getLogger(__name__)
 
 ANOTHER = "give another --output, or the settings with which this one was begun"
 
@@ -105,8 +112,11 @@ class Done:
     """Recordings with results, and the file of scores that each is in."""
     failed: pa.Table
     """FAILURES."""
-    failed_in: Mapping[str, str]
-    """Recordings that failed as a whole, and the file that says so."""
+    read_us: Mapping[str, int]
+    """When these recordings, and those that failed as a whole, were read, in microseconds since 1970."""
+
+    def names_of_failed(self) -> frozenset[str]:
+        return frozenset(self.failed.filter(pc.is_null(self.failed["start_s"]))["recording"].to_pylist())
 
     def final(self, *, retry: Container[str] = ()) -> frozenset[str]:
         """Recordings that are not tried again: those with results, and those not in `retry` that failed for good."""
@@ -117,35 +127,61 @@ class Done:
 
 def read_done(output: str) -> Done:
     """Read the names of the recordings in all parts, and all failures. A recording that is tagged has not failed."""
-    tagged = _tagged(output)
+    tagged, read_us = _tagged(output)
     uris = storage.list_files(folder_of(work_dir(output), "failures"), suffix=".parquet")
     if storage.exists(failures_file(output)):
         uris = [failures_file(output), *uris]
-    tables = [parquet.read_table(uri, FAILURES.names).cast(FAILURES) for uri in uris]
+    tables = [_failures(uri) for uri in uris]
     failed = pa.concat_tables([FAILURES.empty_table(), *tables])
     last = {}  # of a recording that failed in several runs, the last failure
-    failed_in = {}
-    file_of_row = (uri for uri, table in zip(uris, tables, strict=True) for _ in range(len(table)))
-    columns = (failed["recording"].to_pylist(), failed["start_s"].to_pylist(), file_of_row)
-    for row, (name, start_s, uri) in enumerate(zip(*columns, strict=True)):
-        if start_s is not None:
-            last[name, start_s] = row
-        elif name not in tagged:
+    columns = (failed["recording"], failed["start_s"], failed["read_at"].cast(pa.int64()))
+    for row, (name, start_s, failed_us) in enumerate(zip(*(column.to_pylist() for column in columns), strict=True)):
+        if start_s is None and name not in tagged:
             last[name, None] = row
-            failed_in[name] = uri
-    return Done(tagged, failed.take(pa.array(sorted(last.values()), pa.int64())), failed_in)
+            if failed_us is not None:
+                read_us[name] = failed_us
+        # A part of a recording failed with those results that are there, unless an earlier version wrote the row.
+        if start_s is not None and name in tagged and failed_us in (None, read_us.get(name)):
+            last[name, start_s] = row
+    return Done(tagged, failed.take(pa.array(sorted(last.values()), pa.int64())), read_us)
 
 
-def _tagged(output: str) -> dict[str, str]:
-    """The recordings in all files of scores, each with its file."""
+def _failures(uri: str) -> pa.Table:
+    table = parquet.read_table(uri)
+    if "read_at" not in table.column_names:  # of an earlier version
+        table = table.append_column(FAILURES.field("read_at"), pa.nulls(len(table), FAILURES.field("read_at").type))
+    try:
+        return table.select(FAILURES.names).cast(FAILURES)
+    except (KeyError, pa.ArrowException) as err:
+        raise DataError(f"{uri} is damaged or no file of ours ({err}); delete it, and tag again") from err
 
-    def read(uri: str) -> list[str]:
-        names: list[str] = pc.unique(_read_columns(uri, ["recording"])["recording"]).to_pylist()
-        return names
+
+def _tagged(output: str) -> tuple[dict[str, str], dict[str, int]]:
+    """The recordings in all files of scores: the file, and when they were read.
+
+    A file of scores whose events or embeddings are missing is deleted, so that its recordings are tagged again.
+    """
+    there = {kind: _part_names(folder_of(output, kind)) for kind in ("events", EMBEDDINGS)}
+
+    def read(uri: str) -> tuple[list[str], int | None]:
+        table = _read_columns(uri, ["recording"])
+        metadata = table.schema.metadata or {}
+        kinds = metadata.get(WITH_KEY, b"").decode().split()
+        if missing := [kind for kind in kinds if posixpath.basename(uri) not in there[kind]]:
+            logger.warning(f"{uri} has no {missing[0]} any more; its recordings are tagged again")
+            storage.delete(uri)
+            return [], None
+        read_us = int(metadata[READ_KEY]) if READ_KEY in metadata else None
+        return pc.unique(table["recording"]).to_pylist(), read_us
 
     uris = storage.list_files(folder_of(output, "scores"), suffix=".parquet")
+    tagged, times = dict[str, str](), dict[str, int]()
     with ThreadPoolExecutor(16) as pool:
-        return {name: uri for uri, names in zip(uris, pool.map(read, uris), strict=True) for name in names}
+        for uri, (names, read_us) in zip(uris, pool.map(read, uris), strict=True):
+            tagged |= dict.fromkeys(names, uri)
+            if read_us is not None:
+                times |= dict.fromkeys(names, read_us)
+    return tagged, times
 
 
 def _columns_of(folder: str, columns: list[str], reduced: Callable[[pa.Table], pa.Table]) -> pa.Table:
@@ -182,8 +218,7 @@ class WriteParts:
         """The recordings in the parts of a chunk, of an attempt that ended early, and the number of the next part."""
         names: set[str] = set()
         number = 0
-        while self._is_written(chunk, number):
-            uri = self._file("scores", _part(chunk, number))
+        while storage.exists(uri := self._file("scores", _part(chunk, number))):
             names.update(_read_columns(uri, ["recording"])["recording"].to_pylist())
             failures = self._file("_work/failures", _part(chunk, number))
             if storage.exists(failures):
@@ -192,40 +227,40 @@ class WriteParts:
             number += 1
         return names, number
 
-    def _is_written(self, chunk: str, number: int) -> bool:
-        return storage.exists(self._file("scores", _part(chunk, number)))
-
-    def write(self, chunk: str, number: int, results: Sequence[tuple[str, Tagged]]) -> int:
+    def write(self, chunk: str, number: int, results: Sequence[tuple[str, Tagged]], read_us: int) -> None:
         """Write a part with these recordings and their results. The file of scores is the last one.
 
-        Returns:
-            The number of the next part.
+        Args:
+            read_us: when the reading of the recordings began, in microseconds since 1970. What was written to their
+                files later may not be in the results.
         """
         if self.held is not None:
             self.held.check()
-        while self._is_written(chunk, number):  # behind a part that the user deleted
-            number += 1
         part = _part(chunk, number)
         with_windows = [(name, tagged) for name, tagged in results if len(tagged.scores_WC)]
         names = distinct_names(self.labels)
         if self.label_format is not None:
             write, suffix = FORMATS[self.label_format]
-            for name, tagged in with_windows:
-                storage.write_bytes(
-                    storage.join(self.output, "labels", f"{file_name(name)}{suffix}"),
-                    write(tagged.events, names).encode(),
-                )
+            for name, tagged in results:
+                uri = storage.join(self.output, "labels", f"{file_name(name)}{suffix}")
+                if len(tagged.scores_WC):
+                    storage.write_bytes(uri, write(tagged.events, names).encode())
+                else:
+                    storage.discard(uri)  # of an earlier run that could read it
+        kinds = []
         if self.embeddings is not None and with_windows:
+            kinds.append(EMBEDDINGS)
             self._write(EMBEDDINGS, part, embeddings_table(with_windows, self.embeddings))
         events = events_table(with_windows, names, self.labels.mids)
         if len(events):
+            kinds.append("events")
             self._write("events", part, events)
-        failures = failure_rows(results)
+        failures = failure_rows(results, read_us)
         if len(failures):
             self._write("_work/failures", part, failures)
         scores = all_scores if self.top is None else partial(top_scores, names=names, top=self.top)
-        self._write("scores", part, scores(with_windows, len(self.labels)))
-        return number + 1
+        table = scores(with_windows, len(self.labels))
+        self._write("scores", part, table.replace_schema_metadata({READ_KEY: str(read_us), WITH_KEY: " ".join(kinds)}))
 
     def fail(self, chunk: str, number: int, names: Sequence[str], message: str) -> None:
         """Write a part that says that all these recordings failed."""
@@ -292,10 +327,17 @@ class Summary:
         }
 
 
-def finish(output: str, refused: pa.Table) -> Summary:
-    """Write the table of failures, and return what the parts have. `write_tags` then ends the run."""
+def finish(output: str, refused: pa.Table, lists: Sequence[str]) -> Summary:
+    """Write the table of failures, and return what the parts have. `write_tags` then ends the run.
+
+    Args:
+        refused: rows of lists that name no recording.
+        lists: the names of all lists that the run has read, whose earlier rows no longer count.
+    """
     done = read_done(output)
-    known = done.failed.filter(pc.invert(pc.is_in(done.failed["recording"], value_set=refused["recording"])))
+    list_of_row = pc.replace_substring_regex(done.failed["recording"], ": [^:]*$", "")
+    is_of_list = pc.and_(pc.equal(done.failed["stage"], "source"), pc.is_in(list_of_row, pa.array(lists, pa.string())))
+    known = done.failed.filter(pc.invert(is_of_list))
     failures = pa.concat_tables([known, refused_rows(refused)]).sort_by("recording")
     storage.write_file(
         failures_file(output),

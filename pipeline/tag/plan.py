@@ -55,15 +55,15 @@ def tag(
     with exclusive("tag", output) as held:
         tags.start_output(output, identity)
         earlier = tags.read_done(output)
-        failed_before = changed_since(inputs, earlier.failed_in)
-        done = earlier.final(retry=earlier.failed_in if retry_failed else failed_before)
+        changed = changed_since(inputs, earlier)
+        done = earlier.final(retry=earlier.names_of_failed() if retry_failed else changed)
         most = _recordings_per_chunk(inputs, workers)
         left = chunks_of(inputs, done.__contains__, most=most, own_hosts=own_hosts(inputs))
         chunks = list(left)
         num_left = sum(len(chunk.names) - len(chunk.done) for chunk in chunks)
         if done:
             say(f"{len(done):,} recordings are done by an earlier run and are not read again, {num_left:,} to do")
-            for line in changed_lines(changed_since(inputs, earlier.tagged)):
+            for line in changed_lines(changed, earlier.tagged):
                 say(line)
         write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings, held)
         if chunks:
@@ -72,7 +72,7 @@ def tag(
             (run_chunks or run_here)(job, chunks, num_left, say)
         held.check()
         with in_spite_of_errors(PARTS_ARE_WHOLE):
-            summary = tags.finish(output, inputs.refused)
+            summary = tags.finish(output, inputs.refused, inputs.lists)
             write_report(output, summary, inputs.recordings, settings.windows.features)
             facts = {
                 "checkpoints": [without_secrets(member.uri) for member in members],

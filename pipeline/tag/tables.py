@@ -25,6 +25,7 @@ FAILURES = pa.schema(
         pa.field("message", pa.string(), nullable=False),
         pa.field("retry", pa.bool_(), nullable=False),
         pa.field("tool_versions", pa.string(), nullable=False),
+        pa.field("read_at", pa.timestamp("us", "UTC")),  # when the reading of its part began; null for rows of lists
     ]
 )
 
@@ -120,7 +121,7 @@ def events_table(results: Results, names: Sequence[str], mids: Sequence[str]) ->
     return pa.Table.from_pylist(rows, schema=EVENTS)
 
 
-def failure_rows(results: Results) -> pa.Table:
+def failure_rows(results: Results, read_us: int | None = None) -> pa.Table:
     """FAILURES of these recordings. One without windows failed as a whole, for the first of its reasons."""
     rows: list[dict[str, Any]] = []
     for name, tagged in results:
@@ -136,11 +137,12 @@ def failure_rows(results: Results) -> pa.Table:
                     "message": part.message,
                     "retry": part.reason.retry and is_whole,
                     "tool_versions": in_words(),
+                    "read_at": read_us,
                 }
             )
         if is_whole and not tagged.lost:
             why = {"stage": "decode", "reason": str(Reason.TOO_SHORT), "message": "less than one frame", "retry": False}
-            rows.append({"recording": name, "tool_versions": in_words()} | why)
+            rows.append({"recording": name, "tool_versions": in_words(), "read_at": read_us} | why)
     return pa.Table.from_pylist(rows, schema=FAILURES)
 
 

@@ -1,5 +1,6 @@
 """What a worker does with a chunk of recordings, and the settings that decide the results. It runs without Ray."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -155,7 +156,7 @@ class Worker:
 
     def tag_chunk(self, chunk: Chunk, tally: Tally) -> None:
         """Tag the recordings of a chunk that an earlier attempt has not tagged."""
-        write, name = self.job.write, chunk.name
+        write, name, read_us = self.job.write, f"{chunk.name}-{self.job.run[:8]}", time.time_ns() // 1000
         assert write is not None
         num_deaths = write.begin_attempt(self.job.run, name)
         written, number = write.written(name)
@@ -173,9 +174,10 @@ class Worker:
             part.append((recording, tagged))
             tally.add({_outcome(tagged): 1}, 0.0)
             if sum(len(one.start_s) for _, one in part) >= PART_WINDOWS:
-                number, part = write.write(name, number, part), []
+                write.write(name, number, part, read_us)
+                number, part = number + 1, []
         if part:
-            write.write(name, number, part)
+            write.write(name, number, part, read_us)
 
 
 def _outcome(tagged: Tagged) -> str:

@@ -28,7 +28,7 @@ def write_embeddings(
     names = list(vectors)
     for number in range(num_parts):
         part = [(name, _tagged(vectors[name])) for name in names[number::num_parts]]
-        write.write("chunk", number, part)
+        write.write("chunk", number, part, 0)
     settings = {"models": [model], "embeddings": of, "window_s": 1.0, "hop_s": 1.0}
     storage.write_checked_json(tags_json(str(folder)), {"settings": settings, "checkpoints": ["runs/1/best"]})
     return str(folder)

@@ -130,10 +130,10 @@ def test_columns_with_times_of_other_names_are_pointed_out(folder: Path):
 
 def test_a_file_has_one_name_however_its_path_is_spelled(folder: Path, tmp_path: Path):
     listed = folder / "spellings.csv"
-    listed.write_text(f"path\na.wav\n./a.wav\nsub/../a.wav\n{folder}//a.wav\n")
+    listed.write_text(f"path\na.wav\n./a.wav\nsub/../a.wav\n{folder}//a.wav\n/{folder}/a.wav\nfile://{folder}/a.wav\n")
     found = find_inputs([str(listed), str(folder / "sub" / ".." / "a.wav")])
     assert names(found, folder) == ["a.wav"]
-    assert found.notes == ["4 recordings are given more than once, and tagged once"]
+    assert found.notes == ["6 recordings are given more than once, and tagged once"]
     (tmp_path / "other").mkdir()
     fakes.write_media(tmp_path / "other" / "a.wav", fakes.noise(0.1))
     (tmp_path / "other" / "sub").mkdir()
@@ -141,3 +141,18 @@ def test_a_file_has_one_name_however_its_path_is_spelled(folder: Path, tmp_path:
     through_link = f"{tmp_path}/sub/../a.wav"  # of the folder `other`
     assert find_inputs([through_link]).recordings["recording"].to_pylist() == [through_link]
     listed.unlink()
+
+
+def test_sections_of_long_recordings_have_names_of_their_own(folder: Path):
+    listed = folder / "sections.csv"
+    listed.write_text("path,start_s,end_s\na.wav,12345.11,12346.11\na.wav,12345.13,12346.13\n")
+    expected = ["a.wav#t=12345.11,12346.11", "a.wav#t=12345.13,12346.13"]
+    assert names(find_inputs([str(listed)]), folder) == expected
+    listed.unlink()
+
+
+def test_a_name_on_the_command_line_that_is_not_utf8_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"--input 'bad.udcff.wav' is not UTF-8, as names of recordings are; rename it"
+    ):
+        find_inputs(["bad\udcff.wav"])

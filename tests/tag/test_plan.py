@@ -216,6 +216,57 @@ def test_a_recording_that_changed_since_is_pointed_out_and_its_part_can_be_delet
     assert rows(output, "scores") == rows(tmp_path / "whole", "scores")
 
 
+def test_a_recording_that_failed_is_read_again_once_its_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also if the run was stopped behind it, or other inputs were tagged in between: it has its own time."""
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "0.wav").write_text("not audio")
+    others = stub.write_recordings(tmp_path / "others", 2)
+    write = WriteParts._write
+
+    def stop(self: WriteParts, kind: str, part: str, table: Any) -> None:
+        if kind == "scores" and len(table):
+            raise KeyboardInterrupt
+        write(self, kind, part, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WriteParts, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run([folder, *others], output)
+    fakes.write_media(folder / "0.wav", fakes.noise(2.0))
+    run(others, output)
+    summary = run([folder, *others], output)
+    assert (summary.counts()["recordings"], summary.num_failed) == (3, 0)
+
+
+def test_results_without_their_embeddings_are_made_again(tmp_path: Path):
+    paths, output = stub.write_recordings(tmp_path / "in", 3), tmp_path / "out"
+    run(paths, output, embeddings="window")
+    before = {kind: rows(output, kind) for kind in ("scores", "events", "embeddings")}
+    next((output / "embeddings").iterdir()).unlink()
+    next((output / "events").iterdir()).unlink()
+    run(paths, output, embeddings="window")
+    assert {kind: rows(output, kind) for kind in before} == before
+
+
+def test_what_was_mended_is_no_longer_a_failure(tmp_path: Path):
+    """A damaged part of a recording, and a row of a list."""
+    path, output = fakes.write_media(tmp_path / "long.flac", fakes.noise(120.0)), tmp_path / "out"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,start_s,end_s\nlong.flac,,\nlong.flac,5,4\n")
+    assert {row["reason"] for row in run([listed], output).failures.to_pylist()} == {"truncated", "bad_time"}
+    path.write_bytes(whole)
+    listed.write_text("path,start_s,end_s\nlong.flac,,\nlong.flac,4,5\n")
+    for part in (output / "scores").iterdir():
+        part.unlink()
+    summary = run([listed], output)
+    assert (summary.failures.to_pylist(), summary.counts()["recordings"]) == ([], 2)
+
+
 def test_prepared_clips_whose_shards_are_newer_are_pointed_out(tmp_path: Path):
     data, output = str(tmp_path / "data"), tmp_path / "out"
     lines: list[str] = []

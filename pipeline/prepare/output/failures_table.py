@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ast_core.errors import DataError
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import FAILED_AT, FAILURES, MEDIA_STATE, Reason
+from pipeline.prepare.output.origins import section_hashes
 from pipeline.versions import in_words
 
 WORDS = ["split", "stage", "reason", "message", "tool_versions"]
@@ -33,7 +34,7 @@ TIME = MEDIA_STATE.field("media_modified").type
 CHUNK_STAGE = "prepare"
 """Stage of clips whose chunk failed as a whole. Each clip may be valid, so the next run tries it again."""
 
-_IN_PROGRESS = {"clip_id", "split", "labels", *FAILED_AT.names, *MEDIA_STATE.names}
+_IN_PROGRESS = {"clip_id", "split", "labels", "section_hash", *FAILED_AT.names, *MEDIA_STATE.names}
 
 
 def write_part(output: str, split: str, failed: pa.Table) -> None:
@@ -130,7 +131,8 @@ def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.Table:
 
 
 def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
-    """bool `[failures]`: whether the file that failed has changed since, according to its size and time.
+    """bool `[failures]`: whether the file that failed has changed since, according to its size and time, or the list
+    names another file or section for the clip.
 
     Args:
         failures: rows of FAILURE_ROWS.
@@ -145,6 +147,11 @@ def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
         pairs = ((then[name], now[name]) for name in MEDIA_STATE.names)
         differs = [pc.fill_null(pc.not_equal(one, other), True).to_numpy() for one, other in pairs]
         changed[known] = np.logical_or.reduce(differs)
+    known = np.flatnonzero(pc.is_valid(failures["section_hash"]).to_numpy())
+    if len(known):
+        then = failures.take(pa.array(known))
+        now = clips.take(pc.index_in(then["clip_id"], value_set=clips["clip_id"].combine_chunks()))
+        changed[known] |= section_hashes(now).to_numpy() != then["section_hash"].to_numpy()
     return changed
 
 
@@ -171,7 +178,9 @@ def states_of(media: pa.ChunkedArray) -> pa.Table:
 
 def _read(uri: str, sha256: str | None = None) -> pa.Table:
     table = parquet.read_table(uri, sha256=sha256, remedy=dataset.FAILURES_REMEDY, read_dictionary=WORDS)
-    for name in {"labels", *MEDIA_STATE.names} - set(table.column_names):  # a table of an earlier version
+    for name in {"labels", "section_hash", *MEDIA_STATE.names} - set(
+        table.column_names
+    ):  # a table of an earlier version
         table = table.append_column(FAILURE_ROWS.field(name), pa.nulls(len(table), FAILURE_ROWS.field(name).type))
     try:
         return table.select(FAILURE_ROWS.names).cast(FAILURE_ROWS)

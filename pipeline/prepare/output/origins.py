@@ -12,22 +12,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset import ORIGINS_KEY
-from pipeline.redaction import without_secrets
+from pipeline.prepare.clip import FAILURES
+from pipeline.redaction import without_secrets, without_signature
 
 ORIGIN = pa.schema(
     [
         pa.field("source_hash", pa.int64()),  # of the recording's name
         pa.field("is_to_end", pa.bool_()),  # whether the list gave no end, so that the clip ends where its media does
+        pa.field("listed_end_s", pa.float64()),  # the end that the list gave
     ]
 )
 
 
 def record_origin(rows: pa.Table) -> pa.Table:
-    """Stage that adds ORIGIN. It precedes decoding, which sets the ends that the list does not give."""
-    made = origins(rows)
+    """Stage that adds ORIGIN and `section_hash`. It precedes decoding, which sets ends that the list does not give."""
+    made, sections = origins(rows), section_hashes(rows)
     for field in ORIGIN:
         rows = rows.append_column(field, made[field.name])
-    return rows
+    return rows.append_column(FAILURES.field("section_hash"), sections)
+
+
+def section_hashes(clips: pa.Table) -> pa.Array:
+    """int64 `[clips]`: a hash of the file or URL and the section of each clip, which the row of a failed clip keeps."""
+    columns = (clips[name].to_pylist() for name in ("media", "member", "start_s", "end_s"))
+    return pa.array(
+        [_hash(f"{_name(None, *file)}\n{start}\n{end}") for *file, start, end in zip(*columns, strict=True)]
+    )
 
 
 def origins(clips: pa.Table) -> pa.Table:
@@ -38,17 +48,24 @@ def origins(clips: pa.Table) -> pa.Table:
     stored.
     """
     columns = (clips[name].to_pylist() for name in ("video_id", "media", "member"))
-    hashes = [_source_hash(*row) for row in zip(*columns, strict=True)]
-    return pa.table([pa.array(hashes, pa.int64()), pc.is_null(clips["end_s"])], schema=ORIGIN)
+    hashes = [_hash(_name(*row)) for row in zip(*columns, strict=True)]
+    return pa.table([pa.array(hashes, pa.int64()), pc.is_null(clips["end_s"]), clips["end_s"]], schema=ORIGIN)
 
 
-def _source_hash(video_id: str | None, media: str, member: str | None) -> int:
+def _name(video_id: str | None, media: str, member: str | None) -> str:
     if video_id is not None:
-        name = f"video {video_id}"
-    else:
-        path = without_secrets(media) if "://" in media else os.path.normpath(media)  # the keys of a URL may change
-        name = f"file {path}\n{member or ''}"
-    return int.from_bytes(hashlib.blake2b(name.encode()).digest()[:8], "little", signed=True)
+        return f"video {video_id}"
+    path = _without_keys(media) if "://" in media else os.path.normpath(media)
+    return f"file {path}\n{member or ''}"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little", signed=True)
+
+
+def _without_keys(uri: str) -> str:
+    """A URI without what changes with a new signature."""
+    return without_signature(uri) if uri.lower().startswith(("http://", "https://")) else without_secrets(uri)
 
 
 def to_metadata(rows: pa.Table) -> dict[bytes, bytes]:

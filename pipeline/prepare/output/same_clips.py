@@ -42,6 +42,8 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
         raise DataError(
             f"split {split!r} there has {len(prepared)} clips, none of them in this list; give another --split"
         )
+    # Clips beyond --limit stay in the data set, so they must be the same too.
+    of_split = pa.concat_tables([of_split, listed.beyond.filter(pc.equal(listed.beyond["split"], split))])
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
     asked = of_split.select(["labels", "start_s", "end_s"]).take(position.drop_null())
@@ -69,7 +71,7 @@ def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
     """bool `[clips]`: whether a clip was prepared from another section than the list names.
 
     A clip may be a little shorter than its section, if the recording ends there. If the list gives no end now, the clip
-    must have been prepared without one.
+    must have been prepared without one. Another end than before is the same if the recording ends before both.
     """
     start_s, asked_start_s = (table["start_s"].to_numpy() for table in (known, asked))
     length_s = known["end_s"].to_numpy() - start_s
@@ -77,7 +79,14 @@ def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
     has_other_length = np.abs(length_s - asked_length_s) > SHORTFALL_SHARE * asked_length_s + ROUNDING_S
     had_end = pc.fill_null(pc.invert(known["is_to_end"]), False).to_numpy()
     lost_end = had_end & pc.is_null(asked["end_s"]).to_numpy()
-    return (np.abs(start_s - asked_start_s) > ROUNDING_S) | has_other_length | lost_end
+    listed_end_s, asked_end_s = (
+        pc.fill_null(column, np.nan).to_numpy() for column in (known["listed_end_s"], asked["end_s"])
+    )
+    end_s = known["end_s"].to_numpy()
+    is_cut_short = end_s < listed_end_s - ROUNDING_S  # by the end of the recording
+    is_same_end = np.where(asked_end_s < listed_end_s, end_s <= asked_end_s + ROUNDING_S, is_cut_short)
+    has_other_end = (np.abs(listed_end_s - asked_end_s) > ROUNDING_S) & ~is_same_end
+    return (np.abs(start_s - asked_start_s) > ROUNDING_S) | has_other_length | lost_end | has_other_end
 
 
 def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:

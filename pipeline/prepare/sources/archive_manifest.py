@@ -15,7 +15,7 @@ the `labels.csv` of an audio store.
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
@@ -32,16 +32,19 @@ from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.label_text import is_one_hot
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
+from pipeline.prepare.sources.rows import USUAL_SPLITS
 from pipeline.prepare.sources.unread_columns import unread_column_lines
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
 _OF_KEPT_AUDIO = ("label_names", "num_clipped")
 """Columns of an audio store that the preparation does not read back."""
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
-_SPLIT = "train|training|dev|val|valid|validation|test|testing|eval|evaluation"
-_NAMED_BY_SPLIT = re.compile(rf"({_SPLIT})([-_.]?[0-9].*)?\.(tar|parquet)", re.IGNORECASE)
-_SPLIT_FOLDER = re.compile(_SPLIT, re.IGNORECASE)
-_COMPRESSED = re.compile(r".+\.(tgz|tar\.\w+)", re.IGNORECASE)
+_SPLIT = "|".join(sorted(USUAL_SPLITS, key=len, reverse=True))
+_NAMED_BY_SPLIT = re.compile(rf"(?:.+[-_.])?({_SPLIT})([-_.]?[0-9].*)?\.(tar|parquet)", re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(rf"(?:partial[-_])?({_SPLIT})(?:[-_](?:audio|data|set|shards))?", re.IGNORECASE)
+_NO_SPLIT = {"data", "part", "shard"}
+"""What others write in place of a split in `SPLIT-00000-of-00001.parquet`."""
+_COMPRESSED = re.compile(r".+\.(tgz|txz|tar\.\w+|zip|7z|rar)", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -76,11 +79,30 @@ def find(uri: str, notes: list[str]) -> list[str]:
     if re.match("https?://", uri, re.IGNORECASE):
         return []
     found = _archives_of(uri, notes)
-    if first := next((file for file in found if file.lower().endswith(".parquet")), None):
-        with archives.open_parquet(first) as parquet:
-            names = [name.lower() for name in parquet.schema_arrow.names]
-        notes += unread_column_lines(first, names, ("audio", *_COLUMNS, *_OF_KEPT_AUDIO))
+    notes += _missing_lines(found)
+    for file in (file for file in found if file.lower().endswith(".parquet")):
+        with archives.open_parquet(file) as parquet:
+            if archives.has_audio(parquet, file):
+                names = [name.strip().lower() for name in parquet.schema_arrow.names]
+                # Times are not suggested, because audio in an archive is the section itself.
+                times = [name for name in names if name in ("start_s", "end_s")]
+                read = [name for name in ("audio", *_COLUMNS, *_OF_KEPT_AUDIO) if name not in ("start_s", "end_s")]
+                notes += unread_column_lines(file, [name for name in names if name not in times], read)
+                break
     return found
+
+
+def _missing_lines(found: list[str]) -> list[str]:
+    """A line on files of Hugging Face's names, `SPLIT-00000-of-00003.parquet`, of which others are missing."""
+    there: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    for file in found:
+        if match := re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet", file):
+            there[match[1], int(match[3])].add(int(match[2]))
+    return [
+        f"{total - len(numbers):,} of the {total:,} files {prefix}-…-of-{total:05d}.parquet are missing"
+        for (prefix, total), numbers in there.items()
+        if len(numbers) < total
+    ]
 
 
 def _archives_of(uri: str, notes: list[str]) -> list[str]:
@@ -89,6 +111,7 @@ def _archives_of(uri: str, notes: list[str]) -> list[str]:
     if is_folder(uri):
         files = storage.list_files(storage.absolute(uri), recursive=True)
         found, outputs = without_outputs(files, list(filter(archives.is_archive, files)))
+        notes += _packed_lines(files)
         if not found:
             why = f" ({outputs[0]})" if outputs else ""
             raise DataError(
@@ -101,6 +124,11 @@ def _archives_of(uri: str, notes: list[str]) -> list[str]:
         with archives.open_parquet(uri) as parquet:
             return [storage.absolute(uri)] if archives.has_audio(parquet, uri) else []
     return []
+
+
+def _packed_lines(files: list[str]) -> list[str]:
+    packed = list(filter(_COMPRESSED.fullmatch, files))
+    return [f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them"] if packed else []
 
 
 def _without_other_audio(found: list[str], notes: list[str], outputs: list[str]) -> list[str]:
@@ -145,6 +173,7 @@ def _matching(pattern: str, notes: list[str]) -> list[str]:
     """The archives that a glob matches."""
     files, matching = matching_files(pattern)
     found, outputs = without_outputs(files, list(filter(archives.is_archive, matching)))
+    notes += _packed_lines(matching)
     if not found:
         why = f" ({outputs[0]})" if outputs else ""
         raise DataError(f"no .parquet or .tar file matches {pattern}{why}")
@@ -233,9 +262,9 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             key = splitext(member.name)[0]
             first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
             values = {
-                name: value
+                name.strip().lower(): value
                 for name, value in sidecars.get(key, sidecars.get(first_dot, {})).items()
-                if name in _COLUMNS
+                if name.strip().lower() in _COLUMNS
             }
             place = archives.bytes_member(member.offset, member.size)
             yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
@@ -246,13 +275,17 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
 
 def _split_of(uri: str, given: str) -> str | None:
     """The split that an archive's name gives, or that of its folder unless the user has named this very folder:
-    `SPLIT-00000-of-00001.parquet`, `test.tar`, `valid-001.tar`, `train/0000.parquet`.
+    `SPLIT-00000-of-00001.parquet`, `test.tar`, `pets_valid-001.tar`, `train/0000.parquet`, `partial-train/0.parquet`.
     """
     name, folder = basename(uri), dirname(uri)
-    if match := _OF_HUGGING_FACE.fullmatch(name) or _NAMED_BY_SPLIT.fullmatch(name):
+    match = _OF_HUGGING_FACE.fullmatch(name)
+    if match and match[1].lower() not in _NO_SPLIT:
+        return match[1]
+    if match := _NAMED_BY_SPLIT.fullmatch(name):
         return match[1]
     is_named = folder in (given.rstrip("/"), dirname(given))
-    return None if is_named or not _SPLIT_FOLDER.fullmatch(basename(folder)) else basename(folder)
+    match = None if is_named else _SPLIT_FOLDER.fullmatch(basename(folder))
+    return match[1] if match else None
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:

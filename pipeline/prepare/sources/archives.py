@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from posixpath import basename, splitext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -89,12 +89,21 @@ def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
                     is_sidecar = info.name.lower().endswith((".json", ".cls"))
                     sidecar = _sidecar(tar, info) if sidecars and is_sidecar else None
                     yield TarMember(info.name, info.offset_data, info.size, sidecar)
+            _check_end(file, tar.offset)
     except FileNotFoundError as err:
         raise DataError(f"there is no file {uri}") from err
     except (OSError, ValueError, tarfile.TarError) as err:
         raise DataError(
             f"{uri} is no tar or damaged ({one_line(err)}); fetch it again, and unpack it if it is compressed"
         ) from err
+
+
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raise ValueError if anything but zeros follows the last member: tarfile takes a damaged header for the end."""
+    file.seek(offset)
+    while block := file.read(READ_AHEAD_BYTES):
+        if block.count(0) < len(block):
+            raise ValueError(f"there are other bytes behind byte {offset:,}, where its list of members ends")
 
 
 def _sidecar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
@@ -201,12 +210,14 @@ _NAMING = ("clip_id", "video_id", "start_s")
 
 
 def small_rows(parquet: pq.ParquetFile, columns: Iterable[str] = _NAMING) -> Iterator[dict[str, Any]]:
-    """These columns of every row, as far as the file has them, and the `path` of its audio."""
-    present = [column for column in columns if column in parquet.schema_arrow.names]
-    for batch in parquet.iter_batches(batch_size=4096, columns=[*present, "audio.path"]):
+    """These columns of every row, as far as the file has them in any case, and the `path` of its audio."""
+    names = {name.strip().lower(): name for name in reversed(parquet.schema_arrow.names)}
+    present = {column: names[column] for column in columns if column in names}
+    for batch in parquet.iter_batches(batch_size=4096, columns=[*present.values(), "audio.path"]):
         for row in batch.to_pylist():
-            audio = row.pop("audio")
-            yield row | {"path": audio["path"] if audio else None}
+            audio = row["audio"]
+            found = {column: row[name] for column, name in present.items()}
+            yield found | {"path": audio["path"] if audio else None}
 
 
 def row_names(row: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.prepare.sources.checks import WEB
+from pipeline.redaction import without_signature
 
 
 def rows_of_one_name(clips: pa.Table) -> list[list[int]]:
@@ -75,6 +76,7 @@ class _Path(NamedTuple):
     def of(cls, path: str) -> "_Path":
         query = ""
         if WEB.match(path):
+            path = without_signature(path)
             end = re.search(r"[?#]|$", path).start()  # type: ignore[union-attr]  # the end is always found
             path, query = unquote(path[:end]), path[end:]
         path = unicodedata.normalize("NFC", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", path))

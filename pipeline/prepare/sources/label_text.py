@@ -90,8 +90,17 @@ def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list
 
 def is_one_hot(cells: Sequence[Any]) -> bool:
     """Whether labels are zeros and ones with one place per class. Indices would not repeat a number."""
-    digits = [match[1] for match in map(_INDEX.fullmatch, map(str, cells)) if match]
+    digits = _digits(cells)
     return len(digits) == len(cells) > len(set(digits)) and set(digits) <= {"0", "1"}
+
+
+def may_be_one_hot_of_two(cells: Sequence[Any]) -> bool:
+    """Whether labels are 0 and 1: one of two classes as zeros and ones, or the indices of both."""
+    return len(cells) == 2 and sorted(_digits(cells)) == ["0", "1"]
+
+
+def _digits(cells: Sequence[Any]) -> list[str]:
+    return [match[1] for match in map(_INDEX.fullmatch, map(str, cells)) if match]
 
 
 def may_name_a_class(text: str) -> bool:

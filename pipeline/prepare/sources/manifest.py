@@ -33,6 +33,7 @@ from pipeline.prepare.sources.label_text import (
     cells_of,
     indices_as_labels,
     is_one_hot,
+    may_be_one_hot_of_two,
     may_name_a_class,
     suspicious_classes,
 )
@@ -42,8 +43,8 @@ from pipeline.prepare.sources.web_lists import fetched, read_text
 
 COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
 
-_MISSING = {"", "nan", "NaN", "<NA>", "NaT", "None"}
-"""What data frames write for a cell without a value."""
+_MISSING = {"", "nan", "NaN", "<NA>", "NaT", "None", "NA", "N/A", "NULL", "null"}
+"""What data frames, R and databases write for a cell without a value."""
 
 
 def read_manifest(
@@ -70,8 +71,9 @@ def read_manifest(
         vocabulary, separator = _found(uri, entries())
         notes += [f"{uri}: {line}" for line in suspicious_classes(vocabulary.names)]
     rows, folder = Rows(vocabulary), folder_of(uri)
+    num_of_other_split = num_rows = num_of_two = 0
     for entry in map(_without_missing, entries()):
-        row_split, cells = default_split, list[str]()
+        row_split, cells, num_rows = default_split, list[str](), num_rows + 1
         name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
             cells = cells_of(entry.labels, rows.vocabulary.index_of, separator)
@@ -80,6 +82,7 @@ def read_manifest(
                     f"{uri}, {entry.place}: labels are zeros and ones with a place for each class; write the names or "
                     "the indices of the classes that are 1"
                 )
+            num_of_two += indices and len(vocabulary) == 2 and may_be_one_hot_of_two(cells)
             cells = indices_as_labels(cells, vocabulary) if indices else cells
             start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
             end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")
@@ -95,6 +98,7 @@ def read_manifest(
             if own_split is not None:
                 check_split(str(own_split))
                 row_split = str(own_split)
+                num_of_other_split += bool(split) and row_split != split
             classes = rows.indices(cells)
             row = (name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, classes)
             if entry.clip_id is None:
@@ -104,6 +108,16 @@ def read_manifest(
                 rows.keep(*row)
         except ClipError as err:
             rows.refuse(name or entry.place, row_split, err, cells, entry.place)
+    if num_rows == num_of_two > 1:
+        raise DataError(
+            f"all rows of {uri} have the labels 0 and 1 of two classes; if these are zeros and ones with a place for "
+            "each class, write the names or the indices of the classes that are 1"
+        )
+    if num_of_other_split:
+        notes.append(
+            f"{num_of_other_split:,} rows of {uri} have another split than {split}, and keep it: --split is for rows "
+            "without one"
+        )
     return rows.done(uri, dict.fromkeys(notes))  # a list is read twice if its labels make the vocabulary
 
 

@@ -20,6 +20,8 @@ from pipeline.versions import in_words
 LEAST_REFUSED = 5
 """A list is not refused as a whole for fewer refused rows than this."""
 
+USUAL_SPLITS = {"train", "training", "dev", "val", "valid", "validation", "test", "testing", "eval", "evaluation"}
+
 _GIVEN = None
 """In place of a path: the list itself gives the clip_id."""
 
@@ -136,7 +138,7 @@ class Rows:
         if len(safe_name) > LONGEST_ID:
             safe_name = safe_name[: LONGEST_ID - 1] + "…"  # otherwise it could be the id of a valid clip
         why = (err.reason.value, err.message, 1, err.reason.retry)
-        self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None))
+        self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None, None))
 
     def done(self, origin: str, notes: Iterable[str] = ()) -> ClipList:
         """Return all rows.
@@ -162,7 +164,20 @@ class Rows:
                     f"{number} of {len(clips) + num_refused} rows of {origin} would be refused as {reason}, the first: "
                     f"{self._first_refused[reason]}; {_REMEDY[reason]}"
                 )
-        return ClipList(clips, self._refused.table(), self.vocabulary, (*notes, *self._relabelled_lines(origin, clips)))
+        lines = (*self._relabelled_lines(origin, clips), *self._split_lines(origin, clips))
+        return ClipList(clips, self._refused.table(), self.vocabulary, (*notes, *lines))
+
+    def _split_lines(self, origin: str, clips: pa.Table) -> list[str]:
+        """Lines on splits that differ only in case, or that are called as a class."""
+        splits: list[str] = pc.unique(clips["split"]).to_pylist()
+        seen: dict[str, str] = {}
+        lines = []
+        for split in splits:
+            if (other := seen.setdefault(split.casefold(), split)) != split:
+                lines.append(f"the splits {show(other)} and {show(split)} of {origin} differ only in case")
+            if split in self._index_of and split.casefold() not in USUAL_SPLITS:
+                lines.append(f"{origin} has a split {show(split)}, which is a class too; quote labels that have commas")
+        return lines
 
     def _relabelled_lines(self, origin: str, clips: pa.Table) -> list[str]:
         """A line on rows that repeat a clip with other labels, as in lists with one row per label."""
