@@ -213,6 +213,9 @@ def calibrate(
     """
     num_positives = targets.sum(axis=0).astype(int)
     enough = np.minimum(num_positives, len(targets) - num_positives) >= MIN_POSITIVES
+    num_negatives = targets.size - num_positives.sum()
+    if num_negatives < MIN_POSITIVES:
+        raise DataError(f"{num_negatives} negative decisions are too few to calibrate; {MIN_POSITIVES} are needed")
     if num_positives.sum() < MIN_POSITIVES:
         raise DataError(
             f"{num_positives.sum()} positive decisions are too few to calibrate; {MIN_POSITIVES} are needed"

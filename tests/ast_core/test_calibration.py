@@ -88,6 +88,8 @@ def test_a_class_with_few_clips_takes_the_map_and_threshold_of_all():
     assert calibration.names_of_few(found, few) == ["c"]
     with pytest.raises(DataError, match=r"^2 positive decisions are too few to calibrate; 10 are needed$"):
         calibrate(scores[:5], np.eye(5, 3) * (np.arange(5) < 2)[:, None])
+    with pytest.raises(DataError, match=r"^0 negative decisions are too few to calibrate; 10 are needed$"):
+        calibrate(scores[:20], np.ones((20, 3)))
 
 
 SCORE = np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.2])

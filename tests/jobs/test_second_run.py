@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -267,6 +268,45 @@ def test_other_file_under_the_id_of_a_prepared_clip_is_pointed_out(local_ray: No
         f" are not read again; if they are other sounds now, delete {folder.data}/train/index.parquet and the clips' "
         f"shards ({shard} for one)" in printed
     )
+
+
+def test_ends_beyond_the_recording_are_the_same_and_others_are_not(local_ray: None, folder: Folder):
+    """5 % is allowed for a recording that is shorter than its list says, not for a list that says another end."""
+    fakes.write_media(folder.path / "long.wav", fakes.noise(2.0))
+    manifest = folder.path / "list.csv"
+    rows = "clip_id,path,labels,start_s,end_s\na,long.wav,x,0,{}\nb,long.wav,x,0.5,{}\n"
+    manifest.write_text(rows.format(1, 2.02))
+    folder.run_with("--manifest", str(manifest))
+    for same in (2.03, 2):
+        manifest.write_text(rows.format(1, same))
+        folder.run_with("--manifest", str(manifest))
+    for a, b in ((0.97, 2.02), (1.03, 2.02), (1, 1.97)):
+        manifest.write_text(rows.format(a, b))
+        assert "another section" in folder.run_with("--manifest", str(manifest), status=2)
+
+
+def test_labels_of_clips_beyond_the_limit_may_not_change(local_ray: None, folder: Folder):
+    folder.sounds("a", "b")
+    manifest = folder.path / "list.csv"
+    manifest.write_text("path,labels\na.wav,x\nb.wav,y\n")
+    folder.run_with("--manifest", str(manifest))
+    manifest.write_text("path,labels\na.wav,x\nb.wav,x\n")
+    options = ("--manifest", str(manifest), "--labels", str(folder.data / "labels.csv"), "--limit", "1")
+    printed = folder.run_with(*options, status=2)
+    assert "1 clips of split 'train' are prepared with other labels, b for one" in printed
+
+
+def test_failed_clip_is_tried_again_once_the_list_is_corrected(local_ray: None, folder: Folder):
+    fakes.write_media(folder.path / "long.wav", np.concatenate([np.zeros(16_000, np.float32), fakes.noise(1.0)]))
+    manifest = folder.path / "list.csv"
+    rows = "clip_id,path,labels,start_s,end_s\na,long.wav,x,{},{}\nb,long.wav,x,1,2\n"
+    manifest.write_text(rows.format(0, 0.5))
+    folder.run_with("--manifest", str(manifest))
+    assert folder.failures() == {"a": "silent"}
+    assert "1 of those done have failed (1 silent)" in folder.run_with("--manifest", str(manifest))
+    manifest.write_text(rows.format(1, 1.5))
+    folder.run_with("--manifest", str(manifest))
+    assert (folder.index(), folder.failures()) == ({"train": ["a", "b"]}, {})
 
 
 def test_shards_of_an_earlier_version_know_no_origin(local_ray: None, folder: Folder):

@@ -187,3 +187,92 @@ def test_fsd50ks_list_of_training_needs_its_splits(tmp_path: Path):
         (truth / f"{part}.csv").write_text("fname,labels,mids\n1,Dog,/m/0bt9lr\n")
     with pytest.raises(DataError, match=r"dev\.csv needs the columns fname, labels, mids, split"):
         read_fsd50k(str(tmp_path))
+
+
+def tar_of(folder: Path, *numbers: int, name: str = "a.tar") -> Path:
+    audio = fakes.write_media(folder / "x.wav", fakes.noise(0.1)).read_bytes()
+    members = {f"{i}.{kind}": held for i in numbers for kind, held in (("wav", audio), ("json", {"labels": ["dog"]}))}
+    return Path(fakes.write_tar(folder / name, members))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeroed", "cut", "joined"])
+def test_a_tar_that_ends_before_its_last_member_is_refused(tmp_path: Path, damage: str):
+    """tarfile takes a damaged header and a block of zeros for the end, and says nothing."""
+    path = tar_of(tmp_path, 0, 1, 2, 3)
+    assert len(read_manifest(str(path)).clips) == 4
+    whole = bytearray(path.read_bytes())
+    begin = whole.index(b"2.wav")
+    if damage == "flipped":
+        whole[begin + 148] ^= 1
+    elif damage == "zeroed":
+        whole[begin : begin + 2048] = bytes(2048)
+    elif damage == "cut":
+        del whole[begin + 100 :]
+    else:
+        whole += tar_of(tmp_path, 4, 5, name="b.tar").read_bytes()
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"a\.tar is no tar or damaged \(.*\); fetch it again"):
+        read_manifest(str(path))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "splits"),
+    [
+        ("partial-train/0.tar", "partial-test/0.tar", {"train", "test"}),
+        ("pets_train.tar", "pets_test.tar", {"train", "test"}),
+        ("train_data/0.tar", "test_data/0.tar", {"train", "test"}),
+        ("fold/a.tar", "fold/b.tar", {"train"}),
+    ],
+)
+def test_splits_that_archives_and_their_folders_are_called_by(
+    tmp_path: Path, first: str, second: str, splits: set[str]
+):
+    for number, name in enumerate((first, second)):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        tar_of(tmp_path, number, name="made.tar").rename(tmp_path / "in" / name)
+    assert set(read_manifest(str(tmp_path / "in")).clips["split"].to_pylist()) == splits
+
+
+def test_files_of_a_data_set_that_are_missing_or_packed_are_counted(tmp_path: Path):
+    audio = [{"bytes": b"x", "path": "a.wav"}]
+    (tmp_path / "in" / "test").mkdir(parents=True)
+    pq.write_table(
+        pa.table({"Audio": [1], "audio": audio, "Labels": [["dog"]], "Split": ["eval"]}),
+        tmp_path / "in" / "test" / "data-00001-of-00003.parquet",
+    )
+    (tmp_path / "in" / "b.tar.gz").write_bytes(b"")
+    out = read_manifest(str(tmp_path / "in"))
+    assert out.clips["split"].to_pylist() == ["eval"]
+    assert f"not read: 1 packed files, {tmp_path}/in/b.tar.gz for one; unpack them" in out.notes
+    prefix = f"{tmp_path}/in/test/data"
+    assert f"2 of the 3 files {prefix}-…-of-00003.parquet are missing" in out.notes
+
+
+def test_zeros_and_ones_of_two_classes_are_refused(tmp_path: Path):
+    two = LabelVocabulary.from_names(["cat", "dog"])
+    for rows in ('a.wav,"[1, 0]"\nb.wav,"[0, 1]"\n', 'a.wav,"0,1"\nb.wav,"0,1"\n'):
+        (tmp_path / "m.csv").write_text(f"path,labels\n{rows}")
+        with pytest.raises(
+            DataError, match=r"all rows of .* have the labels 0 and 1 of two classes; if these are zeros"
+        ):
+            read_manifest(str(tmp_path / "m.csv"), vocabulary=two)
+    (tmp_path / "m.csv").write_text('path,labels\na.wav,"[0, 1]"\nb.wav,0\n')
+    assert read_manifest(str(tmp_path / "m.csv"), vocabulary=two).clips["labels"].to_pylist() == [[0, 1], [0]]
+
+
+def test_names_from_urls_have_no_keys_and_do_not_change_with_them(tmp_path: Path):
+    text = "url,labels\nhttp://h/dl?id={}&token={},dog\nhttp://h/dl?id=2&X-Amz-Date={}&X-Amz-Signature=s,dog\n"
+    names = [named(listed(tmp_path, text.format(1, key, key))).keys() for key in ("SECRET", "OTHER")]
+    assert names[0] == names[1] == {"dl?id=1", "dl?id=2"}
+    assert len(listed(tmp_path, text.format(2, "a", "b")).refused) == 1  # the same recording twice
+
+
+def test_splits_of_the_command_and_the_list_and_odd_ones_are_pointed_out(tmp_path: Path):
+    (tmp_path / "m.csv").write_text(
+        "path,labels,split\na.wav,dog,train\nb.wav,cat,Train\nc.wav,dog,cat\nd.wav,cat,NA\n"
+    )
+    out = read_manifest(str(tmp_path / "m.csv"), split="eval")
+    assert out.clips["split"].to_pylist() == ["train", "Train", "cat", "eval"]
+    assert any("3 rows of" in line and "have another split than eval" in line for line in out.notes)
+    assert any(line.startswith("the splits 'train' and 'Train' of") for line in out.notes)
+    assert any("has a split 'cat', which is a class too" in line for line in out.notes)
