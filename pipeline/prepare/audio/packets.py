@@ -40,6 +40,11 @@ UNTIMED = {"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3"}
 """Formats (FFmpeg's names) without timestamps. FFmpeg's own ones also count bytes that are not sound."""
 
 
+WITHOUT_PAUSES = {"flac", "wv"}
+"""Formats (FFmpeg's names) that number their samples one after the other, so that a jump is always lost data. FFmpeg's
+parser of FLAC gives damaged bytes to the packet before them."""
+
+
 def clock_may_jump(container: InputContainer) -> bool:
     return Flags.ts_discont in Flags(container.format.flags)
 
@@ -209,7 +214,9 @@ class Packets:
             packet.pts = pts = clock.expected - clock.offset
         elif jump < 0 or (clock_may_jump(self.container) and jump > DISCONTINUITY_S / self._tick_s):
             clock.offset -= jump
-        elif lost_bytes * (clock.expected - clock.first) > LOST_SHARE * num_claimed * jump:
+        elif self.container.format.name in WITHOUT_PAUSES or (
+            lost_bytes * (clock.expected - clock.first) > LOST_SHARE * num_claimed * jump
+        ):
             self.lost_s.append((clock.expected * self._tick_s, (clock.expected + jump) * self._tick_s))
         clock.move(packet, pts)
 

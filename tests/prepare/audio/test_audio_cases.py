@@ -1,5 +1,6 @@
 """Files that were once read wrongly, each compared with the output of the ffmpeg program."""
 
+import random
 import re
 import struct
 from collections.abc import Callable
@@ -267,6 +268,24 @@ def test_damage_of_more_than_a_twentieth_is_truncated(m4a: bytes, tmp_path: Path
     assert reason_of(many).reason is Reason.TRUNCATED
     assert reason_of(many, 4.0, 5.0).reason is Reason.TRUNCATED
     assert len(decode_section(str(many), 1.0, 3.0)) == 48_000  # this section is undamaged
+
+
+@pytest.mark.parametrize("damage", ["zeros", "noise", "cut"])
+def test_damage_in_flac_is_no_pause(tmp_path: Path, damage: str):
+    """FLAC numbers its samples, and FFmpeg's parser gives damaged bytes to the packet before them."""
+    path = fakes.write_media(tmp_path / "a.flac", fakes.noise(10.0))
+    whole = bytearray(path.read_bytes())
+    begin, end = len(whole) * 4 // 10, len(whole) * 5 // 10
+    if damage == "cut":
+        del whole[begin:end]
+    else:
+        whole[begin:end] = bytes(end - begin) if damage == "zeros" else random.Random(0).randbytes(end - begin)
+    path.write_bytes(whole)
+    for start_s, duration_s in ((0.0, None), (2.0, 8.0)):
+        with pytest.raises(ClipError) as failed:
+            decode_section(str(path), start_s, duration_s)
+        assert failed.value.reason is Reason.TRUNCATED
+    assert len(decode_section(str(path), 6.0, 2.0)) == 32_000
 
 
 def test_mp4_with_an_empty_table_of_packets_is_truncated(m4a: bytes, tmp_path: Path):
