@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import uuid
@@ -21,6 +22,8 @@ from ast_core.checksums import with_checksum, without_checksum
 from ast_core.errors import DataError
 from ast_core.text_files import decode_text
 from pipeline.s3 import PatientS3
+
+logger = logging.getLogger(__name__)
 
 URI_CHARACTERS = ":/?=&@%+,;~!$'()*[]"
 """Left as they are in a URI; anything else, such as a space in a file name, is quoted for pyarrow's parser."""
@@ -155,7 +158,7 @@ def list_files(uri: str | os.PathLike[str], *, suffix: str = "", recursive: bool
 
 def _files_on_disk(folder: str) -> list[str]:
     """All files below a folder whose names are text. pyarrow would fail at other names, and follow circular links."""
-    found: list[str] = []
+    found, others = list[str](), list[str]()
     folders = [(folder, frozenset[tuple[int, int]]())] if os.path.isdir(folder) else []
     while folders:
         path, above = folders.pop()
@@ -165,12 +168,20 @@ def _files_on_disk(folder: str) -> list[str]:
         with os.scandir(path) as entries:
             for entry in entries:
                 if not is_text(entry.name):
+                    others.append(entry.path)
                     continue
                 if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     folders.append((entry.path, above | {this}))
                 elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
                     found.append(entry.path)
+    if others:
+        _warn_of_names(folder, len(others), ascii(others[0]))
     return found
+
+
+@lru_cache(1 << 10)  # once, though a folder may be listed several times
+def _warn_of_names(folder: str, number: int, first: str) -> None:
+    logger.warning(f"{number:,} names below {folder} are not UTF-8 and are left out, {first} for one; rename them")
 
 
 def is_stray(path: str) -> bool:

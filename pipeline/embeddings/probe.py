@@ -93,6 +93,12 @@ def probe(
             f"{len(both):,} recordings are in a split to train on and in one to score, {both[0]} for one; a probe is "
             "scored on recordings that it has not seen"
         )
+    trained_on = {_file(name) for name in train.recordings.to_pylist()}
+    if shared := [name for name in evaluation.recordings.to_pylist() if _file(name) in trained_on]:
+        say(
+            f"warning: {len(shared):,} of the sections to score are of recordings that have sections to train on "
+            f"({shared[0]} for one); overlapping ones make the figures too high"
+        )
     scaler = StandardScaler()
     train_ND = scaler.fit_transform(embeddings.means(train.recordings))
     eval_MD = scaler.transform(embeddings.means(evaluation.recordings))
@@ -104,6 +110,11 @@ def probe(
         ("nearest neighbours", f"K {number}", neighbour_scores(train_ND, train.targets_NC, eval_MD, number)),
     )
     return [_probed(*one, evaluation.targets_NC, num_resamples) for one in scored]
+
+
+def _file(name: str) -> str:
+    """The recording that a section is of."""
+    return name.partition("#t=")[0]
 
 
 def choose_penalty(vectors_ND: np.ndarray, targets_NC: np.ndarray, penalties: Sequence[float] = PENALTIES) -> float:

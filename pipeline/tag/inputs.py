@@ -124,6 +124,9 @@ def _add(uri: str, splits: Sequence[str] | None, found: _Found) -> None:
         raise ConfigError(f"--input {uri!a} is not UTF-8, as names of recordings are; rename it")
     if WEB.match(uri):
         _add_list(uri, found) if _is_list(uri) else found.add(uri, is_own=True)
+    elif is_glob(uri) and _is_list(uri):
+        for listed in matching_files(uri)[1]:
+            _add_list(listed, found)
     elif is_glob(uri):
         _add_files(*matching_files(uri), found)
     elif is_folder(uri) and storage.exists(dataset_json(uri)):

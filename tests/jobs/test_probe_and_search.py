@@ -94,6 +94,16 @@ def test_recordings_that_tagging_could_not_read_are_left_out_by_name(
     readable = [str(tmp_path / f"{i}.wav") for i in range(8) if i not in (0, 5)]
     with pytest.raises(DataError, match=r"^all recordings with embeddings in .*tags are examples; there is none to fi"):
         search.main(["--embeddings", output, "--like", *readable])
+    shared = tmp_path / "shared.csv"
+    shared.write_text(
+        "path,labels,split,start_s,end_s\n1.wav,a,train,0,0.3\n1.wav,a,test,0.1,0.4\n2.wav,b,train,0,0.3\n"
+    )
+    sections = str(tmp_path / "sections")
+    command = ["--checkpoint", checkpoint, "--input", str(shared), "--num-workers", "0", "--embeddings", "clip"]
+    assert tag.main([*command, "--output", sections]) == 0
+    splits = ["--train-splits", "train", "--eval-splits", "test", "--bootstrap", "0"]
+    assert probe.main(["--embeddings", sections, "--labels", str(shared), *splits]) == 0
+    assert "warning: 1 of the sections to score are of recordings that have sections to tr" in capsys.readouterr().out
     listed.write_text("\n".join([*lines, "7.wav,a,train"]))
     with pytest.raises(
         DataError, match=r"^1 recordings are in a split to train on and in one to score, .*7.wav for on"

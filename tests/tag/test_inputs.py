@@ -143,6 +143,14 @@ def test_a_file_has_one_name_however_its_path_is_spelled(folder: Path, tmp_path:
     listed.unlink()
 
 
+def test_a_glob_of_lists_names_what_the_lists_do(folder: Path):
+    for name, path in (("one", "a.wav"), ("two", "sub/b.flac")):
+        (folder / f"list-{name}.csv").write_text(f"path\n{path}\n")
+    assert names(find_inputs([f"{folder}/list-*.csv"]), folder) == ["a.wav", "sub/b.flac"]
+    for name in ("one", "two"):
+        (folder / f"list-{name}.csv").unlink()
+
+
 def test_sections_of_long_recordings_have_names_of_their_own(folder: Path):
     listed = folder / "sections.csv"
     listed.write_text("path,start_s,end_s\na.wav,12345.11,12346.11\na.wav,12345.13,12346.13\n")
@@ -156,3 +164,16 @@ def test_a_name_on_the_command_line_that_is_not_utf8_is_refused():
         ConfigError, match=r"--input 'bad.udcff.wav' is not UTF-8, as names of recordings are; rename it"
     ):
         find_inputs(["bad\udcff.wav"])
+
+
+def test_names_that_are_not_utf8_are_left_out_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    good = fakes.write_media(tmp_path / "good.wav", fakes.noise(0.1))
+    try:
+        good.with_name("M\udcfcnchen.wav").write_bytes(good.read_bytes())
+    except OSError:
+        pytest.skip("the disk takes only UTF-8")
+    for _ in range(2):
+        assert names(find_inputs([str(tmp_path)]), tmp_path) == ["good.wav"]
+    (line,) = [record.message for record in caplog.records]
+    first = ascii(f"{tmp_path}/M\udcfcnchen.wav")
+    assert line == f"1 names below {tmp_path} are not UTF-8 and are left out, {first} for one; rename them"
