@@ -484,8 +484,11 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                     cells = [_normalised(str(cell)) for cell in (label if label is not None else ())]
                 if known and cells:  # a number is an index
                     cells = [NAMES[int(float(cell))] if re.fullmatch(r"[0-6](\.0*)?", cell) else cell for cell in cells]
-                split = row.get("split", "") or "train"
-                clip_id = row.get("clip_id", "")
+                # What pandas and R write for a cell without a value, of those words that the mutations write.
+                split, clip_id = (
+                    "" if row.get(name, "") == "nan" else row.get(name, "") for name in ("split", "clip_id")
+                )
+                split = split or "train"
                 if (
                     cells
                     and all(
