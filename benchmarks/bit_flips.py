@@ -34,14 +34,14 @@ import pyarrow as pa
 
 from ast_core.checkpoints import load_model
 from ast_core.errors import UserError
-from jobs import crossval, train
+from jobs import train
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
 from pipeline.inspect import checks, findings
 from pipeline.inspect.data_report import write_report
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.publish import check_output, publish
-from pipeline.train import fit
+from pipeline.train import cross_validation, fit
 from pipeline.train.checkpoints import (
     CHECKPOINTS,
     DamagedStateError,
@@ -303,7 +303,7 @@ def read_models(run: Path) -> str:
 
 def read_results(run: Path) -> str:
     """Read what cross-validation uses of a run, and what a finished run prints again."""
-    figures = crossval._figures(str(run), "map")
+    figures = cross_validation._figures(str(run), "map")
     with contextlib.redirect_stdout(io.StringIO()):
         fit.results(str(run))
     read_scores(str(run))

@@ -500,7 +500,10 @@ def _manifest(suffix: str) -> Callable[..., tuple[list[str], Callable[[], ClipLi
                         for cell in cells
                     )
                     and not (
-                        _is_not_text(str(row["path"])) or "\ufffd" in str(row["path"]) or "://" in str(row["path"])
+                        row["path"] == "nan"
+                        or _is_not_text(str(row["path"]))
+                        or "\ufffd" in str(row["path"])
+                        or "://" in str(row["path"])
                     )
                 ):
                     clip_id = clip_id or unicodedata.normalize(
