@@ -370,11 +370,27 @@ def _verdict_whole(made: Made, theirs: np.ndarray) -> str:
         return "rule: a packet that was cut off"
     if len(theirs) < len(ours) and _is_with_holes(ours, theirs):
         return "rule: a hole is silence" if made.odd in BROKEN else "UNEXPLAINED: holes"
+    if _loses_frames(made.path) and 0 < len(theirs) - len(ours) <= LAST and _is_with_holes(theirs, ours):
+        return "rule: a packet that failed after a frame"
     late, correlation = lag(ours, theirs)
     return (
         f"UNEXPLAINED: {len(ours)} for {len(theirs)} samples, lag {late}, correlation {correlation:.4f}, "
         f"difference {error_level(ours, theirs):.3f}"
     )
+
+
+def _loses_frames(path: Path) -> bool:
+    """Whether PyAV drops a frame: it raises the decoder's error for the rest of a packet that gave a frame."""
+    with av.open(str(path)) as container:
+        track = chosen_track(container)
+        assert track is not None
+        for packet in container.demux(track):
+            try:
+                packet.decode()
+            except av.FFmpegError as err:
+                if "avcodec_receive_frame" in str(err):
+                    return True
+    return False
 
 
 def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
