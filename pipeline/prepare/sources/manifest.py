@@ -149,12 +149,13 @@ def _value(cell: Any) -> Any:
     return None if is_missing else cell
 
 
-def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float]:
-    """The media, and the clip's start in it. Audio in an archive is the section itself."""
+def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float | None]:
+    """The media, and the clip's start in it. Audio in an archive is the section itself. If a section's end is known, the
+    decoder notices whether the audio is longer, and so the recording."""
     if entry.media is not None:
         if entry.video_id is not None:
             check_video_id(entry.video_id)
-        return entry.media, 0.0
+        return entry.media, None if start_s > 0 and entry.end_s is not None else 0.0
     path, url = entry.path, entry.url
     if bool(path) == bool(url):
         raise ClipError(Reason.BAD_ID, "a row needs a path or a url" + (", not both" if path else ""))

@@ -15,7 +15,7 @@ from ast_core.errors import DataError
 from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.clip import ClipError, Reason, in_progress
-from pipeline.prepare.sources import archives
+from pipeline.prepare.sources import archives, read_manifest
 from pipeline.prepare.sources.archives import bytes_member, list_archive, row_member, tar_members
 from pipeline.prepare.sources.locate import AudioFolder, is_media
 from tests import fakes
@@ -122,7 +122,7 @@ def test_parquet_with_other_audio_is_refused(tmp_path: Path):
 READS_ALL = """
 import sys
 from pipeline.prepare.audio.archive_members import read_member
-from pipeline.prepare.sources import archives
+from pipeline.prepare.sources import archives, read_manifest
 from pipeline.prepare.clip import ClipError
 from ast_core.errors import DataError
 
@@ -233,6 +233,20 @@ def test_a_bad_member_fails_only_its_own_clip(tmp_path: Path):
     rows = fakes.clips(*({"clip_id": f"c{i}", "media": uri, "member": row_member(i)} for i in range(4)))
     out = Decode()(in_progress(rows))
     assert out["reason"].to_pylist() == [None, "not_audio", "missing_file", "missing_file"]
+
+
+@pytest.mark.parametrize("length_s", [2.0, 6.0])
+def test_audio_longer_than_its_row_says_is_the_recording(tmp_path: Path, length_s: float):
+    recording = media_bytes(tmp_path, "a.flac", fakes.noise(length_s))
+    times = {"start_s": 3.0, "end_s": 5.0}
+    packed = fakes.write_tar(tmp_path / "t.tar", {"a.flac": recording, "a.json": {"label": "dog", **times}})
+    table = hugging_face(tmp_path / "x.parquet", [{"label": "dog", "audio": ("a.flac", recording), **times}])
+    expected = decode_section(str(tmp_path / "a.flac"), 3.0 if length_s > 2 else 0.0, 2.0)
+    for uri in (packed, table):
+        rows = read_manifest(uri).clips
+        out = Decode()(in_progress(rows)).to_pylist()
+        assert [(row["reason"], row["start_s"], row["end_s"]) for row in out] == [(None, 3.0, 5.0)]
+        np.testing.assert_array_equal(np.array(out[0]["waveform"], np.float32), expected)
 
 
 # Folders

@@ -601,7 +601,7 @@ def test_columns_give_a_clips_id_times_and_split(tmp_path):
     out = read_manifest(uri, vocabulary=PETS)
     assert len(out.refused) == 0
     assert read_clips(out, "clip_id", "split", "media_start_s", "start_s", "end_s") == [
-        ("first", "eval", 0.0, 3.0, 13.0),
+        ("first", "eval", None, 3.0, 13.0),
         ("v_3.000", "train", 0.0, 3.0, None),
         ("file2", "train", 0.0, 0.0, None),
         ("w_2.000", "train", 0.0, 2.0, None),
