@@ -227,7 +227,7 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
 def _entries_of(uri: str, given: str, own: LabelVocabulary | None) -> list[Entry]:
     split = _split_of(uri, given)
     if uri.lower().endswith(".tar"):
-        return [entry._replace(file_split=split) for entry in _of_tar(uri, own)]
+        return [entry._replace(file_split=entry.file_split or split) for entry in _of_tar(uri, own)]
     with archives.open_parquet(uri) as parquet:
         has_audio = archives.has_audio(parquet, uri)
         return [entry._replace(file_split=split) for entry in _of_parquet(uri, parquet, own)] if has_audio else []
@@ -257,20 +257,30 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             sidecars[key] = (
                 sidecars.get(key, {}) | member.sidecar if is_json else member.sidecar | sidecars.get(key, {})
             )
-    for member in members:
-        if is_media(member.name):
-            key = splitext(member.name)[0]
-            first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
-            values = {
-                name.strip().lower(): value
-                for name, value in sidecars.get(key, sidecars.get(first_dot, {})).items()
-                if name.strip().lower() in _COLUMNS
-            }
-            place = archives.bytes_member(member.offset, member.size)
-            yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
-                inner_path=f"{splitext(uri)[0]}/{member.name}",
-                place=f"{member.name} of {basename(uri)}",
-            )
+    audio = [member for member in members if is_media(member.name)]
+    splits = [_split_of_member(member.name) for member in audio]
+    if None in splits:  # `train` may be a class, or the recordings of a vehicle
+        splits = [None] * len(audio)
+    for member, split in zip(audio, splits, strict=True):
+        key = splitext(member.name)[0]
+        first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
+        values = {
+            name.strip().lower(): value
+            for name, value in sidecars.get(key, sidecars.get(first_dot, {})).items()
+            if name.strip().lower() in _COLUMNS
+        }
+        place = archives.bytes_member(member.offset, member.size)
+        yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
+            inner_path=f"{splitext(uri)[0]}/{member.name}",
+            file_split=split,
+            place=f"{member.name} of {basename(uri)}",
+        )
+
+
+def _split_of_member(name: str) -> str | None:
+    """The split that a folder within a tar gives: `train/a.flac`, `esc/test/dog/b.flac`."""
+    matches = map(_SPLIT_FOLDER.fullmatch, reversed(dirname(name).split("/")))
+    return next((match[1] for match in matches if match), None)
 
 
 def _split_of(uri: str, given: str) -> str | None:

@@ -233,6 +233,23 @@ def test_splits_that_archives_and_their_folders_are_called_by(
     assert set(read_manifest(str(tmp_path / "in")).clips["split"].to_pylist()) == splits
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (["esc/train/dog", "esc/test/dog"], ["train", "test"]),
+        (["esc/val", "."], ["train", "train"]),
+        (["train", "bus"], ["train", "train"]),  # classes
+    ],
+)
+def test_folders_within_a_tar_give_splits_if_all_audio_is_in_one(
+    tmp_path: Path, folders: list[str], splits: list[str]
+):
+    audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    members = {f"{folder}/{name}": held for folder in folders for name, held in (("0.wav", audio), ("0.cls", b"dog"))}
+    uri = fakes.write_tar(tmp_path / "a.tar", members)
+    assert read_manifest(uri).clips["split"].to_pylist() == splits
+
+
 def test_files_of_a_data_set_that_are_missing_or_packed_are_counted(tmp_path: Path):
     audio = [{"bytes": b"x", "path": "a.wav"}]
     (tmp_path / "in" / "test").mkdir(parents=True)
