@@ -150,8 +150,9 @@ def _value(cell: Any) -> Any:
 
 
 def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float | None]:
-    """The media, and the clip's start in it. Audio in an archive is the section itself. If a section's end is known, the
-    decoder notices whether the audio is longer, and so the recording."""
+    """The media, and the clip's start in it. Audio in an archive is the section itself. If a section's end is known,
+    the decoder notices whether the audio is longer, and so the recording.
+    """
     if entry.media is not None:
         if entry.video_id is not None:
             check_video_id(entry.video_id)

@@ -241,9 +241,7 @@ def test_splits_that_archives_and_their_folders_are_called_by(
         (["train", "bus"], ["train", "train"]),  # classes
     ],
 )
-def test_folders_within_a_tar_give_splits_if_all_audio_is_in_one(
-    tmp_path: Path, folders: list[str], splits: list[str]
-):
+def test_folders_within_a_tar_give_splits_if_all_audio_is_in_one(tmp_path: Path, folders: list[str], splits: list[str]):
     audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
     members = {f"{folder}/{name}": held for folder in folders for name, held in (("0.wav", audio), ("0.cls", b"dog"))}
     uri = fakes.write_tar(tmp_path / "a.tar", members)
