@@ -36,10 +36,6 @@ HEAD_BYTES, MAX_HEAD_BYTES = 1 << 15, 1 << 19
 """Bytes received at once from the beginning of the file, and bytes of it that stay in memory, because FFmpeg returns
 there."""
 
-OWN_CLOCK = (b"\x1aE\xdf\xa3",)
-"""Beginning of files whose parts contain their own time (Matroska), so that wrong bytes do not become wrong sound. Ogg
-is not among them: tests found a wrong section from a host that sent the beginning in place of a range."""
-
 PAGE, PLAYLIST = b"<", b"#EXTM3U"
 """Beginnings of answers that are not recordings."""
 
@@ -224,17 +220,16 @@ class HttpFile(io.RawIOBase):
             if self._body.position == begin:
                 return
         self._drop_body()
-        is_checked = self._check_ranges and not self._head.startswith(OWN_CLOCK)
-        if is_checked and not self._are_ranges_proven:
+        if self._check_ranges and not self._are_ranges_proven:
             known = self._head[PROOF_OFFSET : PROOF_OFFSET + CHECKED_BYTES]
             self._are_ranges_proven = self._piece(PROOF_OFFSET, len(known)) == known
-        again = self._piece(begin - PROOF_OFFSET, PROOF_OFFSET + CHECKED_BYTES) if is_checked else b""
+        again = self._piece(begin - PROOF_OFFSET, PROOF_OFFSET + CHECKED_BYTES) if self._check_ranges else b""
         response = self._ask_range(f"bytes={begin}-")
         if response is not None and (span := _span(response)) is not None:
             is_right = span.first == begin and span.size == self._size
-            if is_right and (self._are_ranges_proven or not is_checked):
+            if is_right and (self._are_ranges_proven or not self._check_ranges):
                 self._body = _Body(response, begin, span.end)
-                if not is_checked or self._look_ahead(CHECKED_BYTES) == again[PROOF_OFFSET:]:
+                if not self._check_ranges or self._look_ahead(CHECKED_BYTES) == again[PROOF_OFFSET:]:
                     return
                 self._drop_body()
         self._read_whole(response)
