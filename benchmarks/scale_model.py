@@ -374,7 +374,7 @@ def _end_tagging(folder: str, windows: int) -> tuple[float, int]:
     output = f"{folder}/tags{windows}"
     _write_parts(output, windows)
     before = _peak_bytes()
-    end_s, summary = _cpu_s(lambda: tags.finish(output, REFUSED.empty_table()))
+    end_s, summary = _cpu_s(lambda: tags.finish(output, REFUSED.empty_table(), []))
     assert summary.counts()["windows"] == windows
     return end_s, _peak_bytes() - before
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # of C++
 from ray.core.generated import autoscaler_pb2
 
 from benchmarks.faults import ROOT, Job, ray_workers, start_cluster
@@ -327,7 +327,7 @@ class Campaign:
 
     def _give_notice(self, job: Job, trial: Trial, address: str, node_id: str) -> bool:
         """Drain the node. Returns False if the run then saved no checkpoint within an epoch."""
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
         deadline_ms = round((time.time() + NOTICE_S) * 1000)
         is_accepted, why_not = GcsClient(address=address).drain_node(node_id, reason, "a spot market", deadline_ms)
         if not is_accepted:

@@ -65,7 +65,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFolders
         patch.setenv("HOME", str(folders.home))
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folders.root / "inductor"))
         # Otherwise Python makes another folder for its servers' sockets, and removes it only at a regular exit.
-        patch.setitem(multiprocessing.current_process()._config, "tempdir", str(folders.temporary))
+        patch.setitem(multiprocessing.current_process()._config, "tempdir", str(folders.temporary))  # type: ignore[attr-defined]
         patch.setenv("TMPDIR", str(folders.temporary))
         patch.setattr(tempfile, "tempdir", str(folders.temporary))
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))

@@ -31,7 +31,7 @@ def in_new_process(function: Callable[..., Any], *args: Any, env: Mapping[str, s
     Raises RuntimeError if the process ends without a result; its traceback is on standard error.
     """
     ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=_call, args=(theirs, env or {}, function, args))
+    process = _context.Process(target=_call, args=(theirs, env or {}, function, args))  # type: ignore[attr-defined]
     process.start()
     theirs.close()
     try:
