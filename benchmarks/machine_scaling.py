@@ -6,20 +6,33 @@ The machines are made of Linux namespaces (`tests/netcluster.py`), so this needs
 pinned to one core. The first machine is also Ray's head and runs the driver. Jobs are submitted from a third machine;
 inputs and outputs are in a shared folder. Rates are those of the work, without the start of the job: of a preparation
 from the first shard to the last, of a training the median of its logged steps. This machine must do nothing else.
+
+Two cores share memory and caches, and may be two threads of one. So the same work is first measured without Ray, in one
+process pinned to a core and in two that have nothing to do with each other: "the cores allow".
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import torch
 
+from ast_core.features import KALDI128, log_mel
+from benchmarks.models import training_step
+from jobs.recipe_option import read_recipe
+from pipeline.prepare.audio.decode import decode_section
 from tests import fakes
 from tests.netcluster import RayCluster, network, ray_cluster, unavailable
 
@@ -29,6 +42,7 @@ DISTINCT = 40
 RECIPE = fakes.SMALL_RECIPE | {"norm_stats": "data", "input_tdim": "512", "batch_size": "24", "epochs": "1"}
 RECIPE |= {"precision": "fp32", "wa_start": "1", "wa_end": "1"}
 STEPS = 30
+ALONE_S = 20.0
 
 
 def make_media(folder: Path, num_clips: int) -> Path:
@@ -65,9 +79,66 @@ def training_rate(cluster: RayCluster, name: str, data: Path, output: Path, num_
     argv = ["jobs/train.py", "--recipe", "audioset-full", "--data", str(data), "--output", str(output)]
     argv += ["--train-splits", "train", "--eval-splits", "eval", "--num-workers", str(num_workers), "--device", "cpu"]
     argv += ["--cpus-per-worker", "1", "--log-every-steps", "1"]
-    run(cluster, name, *argv, *(word for key, value in RECIPE.items() for word in (f"--{key}", value)))
+    run(cluster, name, *argv, *words(RECIPE))
     records = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     return statistics.median(record["clips_per_s"] for record in records if record["kind"] == "step")
+
+
+def words(recipe: dict[str, str]) -> list[str]:
+    return [word for key, value in recipe.items() for word in (f"--{key}", value)]
+
+
+def preparing(media: Path) -> Callable[[], int]:
+    """A function that decodes a recording and computes its features. Returns the number of clips."""
+    paths = itertools.cycle(sorted(map(str, media.glob("*.webm"))))
+
+    def one() -> int:
+        log_mel(torch.from_numpy(decode_section(next(paths), 0.0, None)), KALDI128)
+        return 1
+
+    return one
+
+
+def training(media: Path) -> Callable[[], int]:
+    """A function that takes a step on random clips."""
+    recipe = read_recipe("audioset-full", words(RECIPE))
+    step = training_step(recipe, torch.device("cpu"), "as it is")
+
+    def one() -> int:
+        step()
+        return recipe.batch_size
+
+    return one
+
+
+def rate_alone(
+    core: int, make: Callable[[Path], Callable[[], int]], media: Path, together: Barrier, rates: "Queue[float]"
+) -> None:
+    """Put the clips per second of one process on one core into `rates`."""
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    work = make(media)
+    work()  # what happens only once
+    together.wait()
+    began_s, clips = time.perf_counter(), 0
+    while (passed_s := time.perf_counter() - began_s) < ALONE_S:
+        clips += work()
+    rates.put(clips / passed_s)
+
+
+def rate_without_ray(make: Callable[[Path], Callable[[], int]], media: Path, num_cores: int) -> float:
+    """Clips per second of as many processes as cores, together."""
+    context = multiprocessing.get_context("spawn")
+    together, rates = context.Barrier(num_cores), context.Queue()
+    processes = [
+        context.Process(target=rate_alone, args=(core, make, media, together, rates)) for core in range(num_cores)
+    ]
+    for process in processes:
+        process.start()
+    total = sum(rates.get(timeout=300) for _ in processes)
+    for process in processes:
+        process.join()
+    return total
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +154,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = make_media(folder / "media", args.clips)
         batch = int(RECIPE["batch_size"])
         fakes.write_data(str(folder / "tones"), splits=(("train", STEPS * batch), ("eval", 8)))
+        allowed = {}
+        for name, make in (("preparation", preparing), ("training", training)):
+            alone, both = (rate_without_ray(make, folder / "media", num_cores) for num_cores in (1, 2))
+            allowed[name] = both / alone
+            print(f"{name} without Ray: {alone:.1f} clips/s on one core, {both:.1f} on two", flush=True)
         net = stack.enter_context(network(shared=[folder]))
         cluster = stack.enter_context(ray_cluster(net, 1, cores=[0]))
         for machines in (1, 2):
@@ -96,10 +172,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rates.setdefault(("preparation", machines), []).append(prepared)
                 rates.setdefault(("training", machines), []).append(trained)
                 print(f"{machines} machines: {prepared:.1f} clips/s prepared, {trained:.1f} trained", flush=True)
-    print("\n| | 1 machine, clips/s | 2 machines, clips/s | of one |\n|---|---|---|---|")
+    print("\n| | 1 machine, clips/s | 2 machines, clips/s | of one | the cores allow | share of that |")
+    print("|---" * 6 + "|")
     for work in ("preparation", "training"):
         one, two = (statistics.median(rates[work, machines]) for machines in (1, 2))
-        print(f"| {work} | {one:.1f} | {two:.1f} | {two / one:.2f} |")
+        gain = two / one
+        print(f"| {work} | {one:.1f} | {two:.1f} | {gain:.2f} | {allowed[work]:.2f} | {gain / allowed[work]:.2f} |")
     return 0
 
 
