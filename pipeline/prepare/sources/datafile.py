@@ -16,11 +16,14 @@ from pipeline.prepare.sources.checks import (
     media_in,
     name_of,
     seconds,
+    show,
 )
 from pipeline.prepare.sources.label_text import cells_of
 from pipeline.prepare.sources.locate import stem
 from pipeline.prepare.sources.rows import ClipList, Rows
 from pipeline.prepare.sources.web_lists import read_list
+
+_KEYS = ("wav", "labels", "video_id")
 
 
 def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split: str | None = None) -> ClipList:
@@ -31,9 +34,12 @@ def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
     split = checked_split(split or name_of(uri))
     notes = list[str]()
     entries = _entries(uri, read_list(uri, notes))
+    keys = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry)
+    if unread := [key for key in keys if key not in _KEYS]:
+        notes.append(f"keys of {uri} that are not read: {show(', '.join(unread))}")
     rows, folder = Rows(vocabulary or audioset_labels()), folder_of(uri)
     for number, entry in enumerate(entries, start=1):
-        wav, labels, video_id = map((entry if isinstance(entry, dict) else {}).get, ("wav", "labels", "video_id"))
+        wav, labels, video_id = map((entry if isinstance(entry, dict) else {}).get, _KEYS)
         cells: list[str] = []
         name = ""
         try:

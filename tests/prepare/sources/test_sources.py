@@ -294,6 +294,14 @@ def test_a_data_file_entry_is_a_clip_that_begins_where_its_file_does(tmp_path):
     assert clips["split"].to_pylist() == ["train_data"] * 2
 
 
+def test_keys_of_a_data_file_that_are_not_read_are_named(tmp_path):
+    entries = [{"wav": "a.wav", "labels": SPEECH, "split": "eval"}, {"wav": "b.wav", "labels": SPEECH, "\ud800": 1}]
+    assert read_datafile(datafile(tmp_path, *entries)).notes == (
+        f"keys of {tmp_path}/train_data.json that are not read: 'split, \\ud800'",
+    )
+    assert not read_datafile(datafile(tmp_path, {"wav": "a.wav", "labels": SPEECH, "video_id": "x"})).notes
+
+
 def test_bad_data_file_entries_are_refused_one_by_one(tmp_path):
     good = [{"wav": f"a{i}.wav", "labels": SPEECH} for i in range(9)]
     bad = [
