@@ -27,6 +27,8 @@ _NOT_TEXT = (
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
 )
+csv.field_size_limit(1 << 26)  # an embedding as text is longer than the module's limit
+
 _SAVE_AGAIN = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
 
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -79,7 +81,7 @@ def decode_text(data: bytes, origin: object) -> str:
             else "U+FFFD, which replaces a character that a conversion lost; use the file from before the conversion"
         )
         raise DataError(f"{origin} contains {what}: line {_line_number(before)}, byte {num_bytes}; {_SAVE_AGAIN}")
-    return text.lstrip("\ufeff")
+    return re.sub(r"(?:^|(?<=[\r\n]))\ufeff+", "", text) if "\ufeff" in text else text
 
 
 def is_spreadsheet_damage(text: str, *, dates: bool = True) -> bool:
@@ -150,7 +152,7 @@ def read_table(
                 if again != lowered:
                     raise DataError(f"{origin}, line {begins} is a header with other columns; give each list by itself")
                 continue
-            if line > begins + 1 and _takes_in_a_row(row, len(names), separator):
+            if line > begins + 1 and (_takes_in_a_row(row, len(names), separator) or _takes_in_a_file(row, separator)):
                 raise DataError(
                     f"{origin}, line {begins}: a quote opens there and takes in the next row; remove it, or double the "
                     "quotes within a cell"
@@ -176,6 +178,22 @@ def _takes_in_a_row(row: Sequence[str], width: int, separator: str) -> bool:
             if column + 1 + num_behind == width == num_before + len(row) - column:
                 return True
     return False
+
+
+def _takes_in_a_file(row: Sequence[str], separator: str) -> bool:
+    """Whether a line within a cell has a file name, of the same type, where the row itself has one before that cell."""
+    suffixes = list(map(_suffix, row))
+    for column, cell in enumerate(row):
+        for line in LINE_END.split(cell)[1:]:
+            fields = map(_suffix, line.split(separator)[:-1])
+            if any(suffix and suffix == own for suffix, own in zip(fields, suffixes[:column], strict=False)):
+                return True
+    return False
+
+
+def _suffix(cell: str) -> str:
+    match = re.search(r"\.(?=[^.]*[A-Za-z])[A-Za-z0-9]{2,5}$", cell.strip(' "'))
+    return match[0].lower() if match else ""
 
 
 def _first_row(text: str, begin: int, separator: str) -> list[str]:

@@ -10,8 +10,8 @@
 
 import os
 import posixpath
-from urllib.parse import unquote
 
+from pipeline import storage
 from pipeline.redaction import without_secrets
 
 
@@ -22,8 +22,7 @@ def recording_name(media: str, start_s: float = 0.0, end_s: float | None = None,
         media: the absolute path or URI of the recording, or of the archive that it is in.
         member: the name of the recording in the archive.
     """
-    if media.startswith("file://"):
-        media = unquote(media.removeprefix("file://"))
+    media = storage.local_path(media)
     name = without_secrets(media) if "://" in media else _without_dots(media)
     if member is not None:
         name = f"{name}/{member}"

@@ -7,6 +7,7 @@ rather than too little.
 
 import re
 from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from ast_core.errors import ConfigError
@@ -50,24 +51,33 @@ def _shown(match: re.Match[str]) -> str:
     return f"{match['scheme']}://{rest}"
 
 
+_SIGNATURE = re.compile(r"(?i)(?:x-(?:amz|goog|oss)-)?signature|sig")
 _OF_A_SIGNATURE = re.compile(
-    r"(?i)x-(?:amz|goog|oss)-.*|awsaccesskeyid|googleaccessid|expires|s[etprvs]|spr|srt|sk(?:e|t|s|v|oid|tid)"
+    r"(?i)x-(?:amz|goog|oss)-.*|(?:awsaccesskey|googleaccess|ossaccesskey)id|signature|sig|expires|policy|key-pair-id|"
+    r"s[etprvs]|spr|srt|sk(?:e|t|s|v|oid|tid)"
 )
-"""Options that belong to a signature and change with it, at S3, Google and Azure."""
+"""Options that belong to a signature and change with it, at S3, CloudFront, Google, Alibaba and Azure."""
 
 
-def without_signature(url: str) -> str:
-    """A web address without its keys and what changes with them. Other than `without_secrets`, it keeps the rest."""
-    place, mark, options = url.partition("?")
-    pairs = [pair for pair in options.split("&") if pair]
-    if any(map(_NAMES_A_KEY.match, pairs)):
-        pairs = [
-            pair
-            for pair in pairs
-            if not _NAMES_A_KEY.match(pair) and not _OF_A_SIGNATURE.fullmatch(pair.partition("=")[0])
-        ]
-        mark, options = "?" if pairs else "", "&".join(pairs)
-    return f"{without_secrets(place)}{mark}{options}"
+class WebAddress(NamedTuple):
+    """What a web address names, whoever signed it. Two addresses of one file are equal."""
+
+    shown: str
+    """Without options that may be keys."""
+    others: str
+    """The options that may be keys by their names. They may also name a file (`?key=audio/dog.wav`), so they tell
+    addresses apart, but are never shown."""
+
+    @classmethod
+    def of(cls, url: str) -> "WebAddress":
+        place, _, options = url.partition("?")
+        pairs = [pair for pair in options.split("&") if pair]
+        names = [pair.partition("=")[0] for pair in pairs]
+        if any(map(_SIGNATURE.fullmatch, names)):
+            pairs = [pair for name, pair in zip(names, pairs, strict=True) if not _OF_A_SIGNATURE.fullmatch(name)]
+        others = [pair for pair in pairs if _NAMES_A_KEY.match(pair)]
+        shown = [pair for pair in pairs if not _NAMES_A_KEY.match(pair)]
+        return cls("?".join([without_secrets(place), *(["&".join(shown)] if shown else [])]), "&".join(others))
 
 
 def without_secrets_of(uri: str, text: str) -> str:

@@ -123,6 +123,11 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     return options_first(text) if "://" in text else str(Path(text).expanduser().absolute())
 
 
+def local_path(uri: str) -> str:
+    """The path that a `file://` URI names. Paths and other URIs stay as they are."""
+    return unquote(uri[len("file://") :]) if uri.lower().startswith("file://") else uri
+
+
 def exists(uri: str | os.PathLike[str]) -> bool:
     fs, path = resolve(uri)
     is_found = _exists_at(fs, path)
@@ -217,11 +222,12 @@ def _size_and_time(uri: str) -> tuple[int | None, int | None]:
     return (info.size, None if info.mtime_ns is None else info.mtime_ns // 1000) if info.is_file else (None, None)
 
 
-def written_us(path: str) -> int:
-    """Time at which a local file was last written or put in its place; 0 for a URI or a missing file.
+def written_us(uri: str) -> int:
+    """Time at which a local file was last written or put in its place; 0 for another URI or a missing file.
 
     Copying with `cp -p` or moving sets an old time of writing, but not an old time of the inode's change.
     """
+    path = local_path(uri)
     if "://" in path:
         return 0
     with suppress(OSError, ValueError):

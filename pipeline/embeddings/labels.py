@@ -110,6 +110,11 @@ def readable(labelled: Labelled, embeddings: StoredEmbeddings, say: Callable[[st
     is_lost = pc.is_in(labelled.recordings, value_set=embeddings.unreadable()).to_numpy(zero_copy_only=False)
     if not is_lost.any():
         return labelled
+    # A run that was killed may have read some of them since.
+    is_there = pc.is_in(labelled.recordings, value_set=embeddings.rows()["recording"]).to_numpy(zero_copy_only=False)
+    is_lost &= ~is_there
+    if not is_lost.any():
+        return labelled
     first = labelled.recordings[int(np.argmax(is_lost))]
     say(
         f"{is_lost.sum():,} of {len(is_lost):,} recordings are left out, because tagging could not read them ({first} "

@@ -18,10 +18,7 @@ def changed_since(inputs: Inputs, done: Done) -> list[str]:
     if not done.read_us:
         return []
     written_us = lru_cache(1 << 16)(storage.written_us)  # an archive or a shard contains many recordings
-    return [name for name, media in _media(inputs) if written_us(media) > done.read_us.get(name, NEVER_US)]
-
-
-NEVER_US = 1 << 62
+    return [name for name, media in _media(inputs) if name in done.read_us and written_us(media) > done.read_us[name]]
 
 
 def changed_lines(changed: Collection[str], part_of: Mapping[str, str]) -> list[str]:

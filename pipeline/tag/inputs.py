@@ -18,8 +18,8 @@ from pipeline import storage
 from pipeline.dataset import PreparedDataset, dataset_json
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sources import archives
-from pipeline.prepare.sources.archive_manifest import is_folder, is_glob, matching_files
-from pipeline.prepare.sources.checks import MAX_START_S, WEB, folder_of, media_in, seconds, show
+from pipeline.prepare.sources.archive_manifest import PACKED, is_folder, is_glob, matching_files
+from pipeline.prepare.sources.checks import MAX_START_S, WEB, folder_of, media_in, seconds, show, value_of
 from pipeline.prepare.sources.locate import is_media
 from pipeline.prepare.sources.own_outputs import without_outputs
 from pipeline.prepare.sources.unread_columns import unread_column_lines
@@ -44,8 +44,6 @@ REFUSED = pa.schema([("recording", pa.string()), ("reason", pa.string()), ("mess
 LISTS = (".csv", ".tsv")
 COLUMNS = ("path", "url", "start_s", "end_s")
 NEEDS = "a column `path` or `url`"
-
-_PACKED = re.compile(r".+\.(zip|7z|rar|tgz|txz|gz|bz2|xz|zst)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
@@ -140,7 +138,7 @@ def _add(uri: str, splits: Sequence[str] | None, found: _Found) -> None:
         _add_list(uri, found)
     elif archives.is_archive(uri):
         _add_archives([storage.absolute(uri)], found)
-    elif _PACKED.fullmatch(uri):
+    elif PACKED.fullmatch(uri):
         raise DataError(f"{uri} is packed or compressed as a whole; unpack it, and give its folder")
     elif uri.lower().endswith(".txt"):
         raise DataError(f"{uri} is no recording; a list of them ends in .csv, .tsv or .parquet")
@@ -153,7 +151,7 @@ def _add_files(files: Sequence[str], wanted: Sequence[str], found: _Found) -> No
     candidates = [file for file in wanted if is_media(file) or archives.is_archive(file)]
     sources, notes = without_outputs(files, candidates)
     found.notes += notes
-    if packed := list(filter(_PACKED.fullmatch, wanted)):
+    if packed := list(filter(PACKED.fullmatch, wanted)):
         found.notes.append(f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them")
     for file in filter(is_media, sources):
         found.add(file)
@@ -201,7 +199,8 @@ def _add_dataset(uri: str, splits: Sequence[str] | None, found: _Found) -> None:
 
 
 def _is_list(uri: str) -> bool:
-    return re.split("[?#]", uri)[0].lower().endswith(LISTS)
+    path = re.split("[?#]", uri)[0] if "://" in uri else uri
+    return path.lower().endswith(LISTS)
 
 
 def _has_audio(uri: str) -> bool:
@@ -212,9 +211,10 @@ def _has_audio(uri: str) -> bool:
 def _add_list(uri: str, found: _Found) -> None:
     """The recordings that a CSV, TSV or Parquet list names. Relative paths are relative to the list."""
     folder = folder_of(uri)
-    found.lists.append(without_secrets(uri))
+    list_name = without_secrets(uri if WEB.match(uri) else storage.absolute(uri))
+    found.lists.append(list_name)
     for place, row in _rows(uri, found.notes):
-        path, url = row.get("path"), row.get("url")
+        path, url = value_of(row.get("path")), value_of(row.get("url"))
         try:
             if bool(path) == bool(url):
                 raise ClipError(Reason.BAD_ID, "a row needs a path or a url" + (", not both" if path else ""))
@@ -227,8 +227,9 @@ def _add_list(uri: str, found: _Found) -> None:
             media = media_in(folder, path or url, "path" if path else "url")
             found.add(media, start_s=start_s, end_s=end_s)
         except ClipError as err:
-            name = without_secrets(f"{uri}: {place}")
-            found.refused.append({"recording": name, "reason": str(err.reason), "message": err.message})
+            found.refused.append(
+                {"recording": f"{list_name}: {place}", "reason": str(err.reason), "message": err.message}
+            )
 
 
 def _is_given(cell: Any) -> bool:

@@ -17,7 +17,7 @@ import logging
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -118,11 +118,11 @@ class Done:
     def names_of_failed(self) -> frozenset[str]:
         return frozenset(self.failed.filter(pc.is_null(self.failed["start_s"]))["recording"].to_pylist())
 
-    def final(self, *, retry: Container[str] = ()) -> frozenset[str]:
+    def final(self, *, retry: Iterable[str] = ()) -> frozenset[str]:
         """Recordings that are not tried again: those with results, and those not in `retry` that failed for good."""
         whole = self.failed.filter(pc.is_null(self.failed["start_s"]))
         for_good = whole.filter(pc.invert(whole["retry"]))["recording"].to_pylist()
-        return frozenset(self.tagged).union(name for name in for_good if name not in retry)
+        return frozenset(self.tagged) | frozenset(for_good) - frozenset(retry)
 
 
 def read_done(output: str) -> Done:
@@ -133,6 +133,8 @@ def read_done(output: str) -> Done:
         uris = [failures_file(output), *uris]
     tables = [_failures(uri) for uri in uris]
     failed = pa.concat_tables([FAILURES.empty_table(), *tables])
+    failed_at = failed["read_at"].cast(pa.int64()).fill_null(0).to_numpy()  # null in tables of an earlier version
+    failed = failed.take(np.argsort(failed_at, kind="stable"))
     last = {}  # of a recording that failed in several runs, the last failure
     columns = (failed["recording"], failed["start_s"], failed["read_at"].cast(pa.int64()))
     for row, (name, start_s, failed_us) in enumerate(zip(*(column.to_pylist() for column in columns), strict=True)):
@@ -159,7 +161,7 @@ def _failures(uri: str) -> pa.Table:
 def _tagged(output: str) -> tuple[dict[str, str], dict[str, int]]:
     """The recordings in all files of scores: the file, and when they were read.
 
-    A file of scores whose events or embeddings are missing is deleted, so that its recordings are tagged again.
+    A part whose events or embeddings are missing is deleted, so that its recordings are tagged again.
     """
     there = {kind: _part_names(folder_of(output, kind)) for kind in ("events", EMBEDDINGS)}
 
@@ -169,6 +171,8 @@ def _tagged(output: str) -> tuple[dict[str, str], dict[str, int]]:
         kinds = metadata.get(WITH_KEY, b"").decode().split()
         if missing := [kind for kind in kinds if posixpath.basename(uri) not in there[kind]]:
             logger.warning(f"{uri} has no {missing[0]} any more; its recordings are tagged again")
+            for other in ("events", EMBEDDINGS, "_work/failures"):  # the scores last, so that no other run takes them
+                storage.discard(storage.join(output, other, posixpath.basename(uri)))
             storage.delete(uri)
             return [], None
         read_us = int(metadata[READ_KEY]) if READ_KEY in metadata else None

@@ -177,3 +177,17 @@ def test_names_that_are_not_utf8_are_left_out_with_a_line(tmp_path: Path, caplog
     (line,) = [record.message for record in caplog.records]
     first = ascii(f"{tmp_path}/M\udcfcnchen.wav")
     assert line == f"1 names below {tmp_path} are not UTF-8 and are left out, {first} for one; rename them"
+
+
+def test_lists_are_found_by_a_glob_with_a_question_mark(tmp_path: Path):
+    for number in (1, 2):
+        (tmp_path / f"part-{number}.csv").write_text(f"path,url\n{number}.wav,NA\n")
+    found = find_inputs([f"{tmp_path}/part-?.csv"])
+    assert found.recordings["recording"].to_pylist() == [f"{tmp_path}/1.wav", f"{tmp_path}/2.wav"]
+
+
+def test_a_lists_name_is_the_same_however_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "l.csv").write_text("path,url\na.wav,NA\na.wav,u\n")
+    monkeypatch.chdir(tmp_path)
+    refused = [find_inputs([uri]).refused["recording"].to_pylist() for uri in ("l.csv", f"{tmp_path}/l.csv", "./*.csv")]
+    assert refused[0] == refused[1] == refused[2]

@@ -241,12 +241,13 @@ def test_a_recording_that_failed_is_read_again_once_its_file_has_changed(
     assert (summary.counts()["recordings"], summary.num_failed) == (3, 0)
 
 
-def test_results_without_their_embeddings_are_made_again(tmp_path: Path):
+@pytest.mark.parametrize("lost", [["embeddings"], ["events"], ["embeddings", "events"]])
+def test_results_without_their_embeddings_are_made_again(tmp_path: Path, lost: list[str]):
     paths, output = stub.write_recordings(tmp_path / "in", 3), tmp_path / "out"
     run(paths, output, embeddings="window")
     before = {kind: rows(output, kind) for kind in ("scores", "events", "embeddings")}
-    next((output / "embeddings").iterdir()).unlink()
-    next((output / "events").iterdir()).unlink()
+    for kind in lost:
+        next((output / kind).iterdir()).unlink()
     run(paths, output, embeddings="window")
     assert {kind: rows(output, kind) for kind in before} == before
 

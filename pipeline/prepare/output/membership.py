@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.prepare.clip import CLIPS, FAILURES, Reason
 from pipeline.prepare.sources import ClipList
 from pipeline.versions import in_words
@@ -143,7 +143,7 @@ def _one_spelling(media: pa.ChunkedArray) -> pa.ChunkedArray:
     real_folder = cache(os.path.realpath)
 
     def spelled(uri: str) -> str:
-        path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+        path = storage.local_path(uri)
         if "://" in path:
             return uri
         folder, _, name = os.path.normpath(path).rpartition("/")

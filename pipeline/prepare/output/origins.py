@@ -7,13 +7,15 @@ same clips give the same rows wherever their files are. Shards of earlier versio
 import hashlib
 import json
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import storage
 from pipeline.dataset import ORIGINS_KEY
 from pipeline.prepare.clip import FAILURES
-from pipeline.redaction import without_secrets, without_signature
+from pipeline.redaction import WebAddress, without_secrets
 
 ORIGIN = pa.schema(
     [
@@ -55,6 +57,7 @@ def origins(clips: pa.Table) -> pa.Table:
 def _name(video_id: str | None, media: str, member: str | None) -> str:
     if video_id is not None:
         return f"video {video_id}"
+    media = storage.local_path(media)
     path = _without_keys(media) if "://" in media else os.path.normpath(media)
     return f"file {path}\n{member or ''}"
 
@@ -63,9 +66,17 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little", signed=True)
 
 
+_OPAQUE, _FILE = re.compile(r"[A-Za-z0-9+/=_.~%-]{8,}"), re.compile(r".*\.[A-Za-z0-9]{2,5}")
+
+
 def _without_keys(uri: str) -> str:
-    """A URI without what changes with a new signature."""
-    return without_signature(uri) if uri.lower().startswith(("http://", "https://")) else without_secrets(uri)
+    """A URI without keys, which another run may have new ones of."""
+    if not uri.lower().startswith(("http://", "https://")):
+        return without_secrets(uri)
+    shown, others = WebAddress.of(uri)
+    values = [option.partition("=")[2] for option in others.split("&")]
+    files = [value for value in values if _FILE.fullmatch(value) or not _OPAQUE.fullmatch(value)]
+    return "&".join(filter(None, [shown, *files]))
 
 
 def to_metadata(rows: pa.Table) -> dict[bytes, bytes]:

@@ -5,7 +5,8 @@
 | labels          | `labels`, else `label`       | the same                           |
 | id              | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
 | origin          | `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
-| split           | `split`, else that of the archive's name or folder: see `_split_of`          | the same |
+| split           | `split`, else that of the archive's name or folder: see `_split_of` | the same, else that of the
+folder in the tar, if all its audio is in such folders |
 
 In place of KEY.json there may be a KEY.cls with the name or index of the only class. KEY.txt contains a caption, not a
 label. KEY is a member's name without its suffix. If there is no KEY.json of that name, one whose name ends at the first
@@ -19,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import islice
 from posixpath import basename, dirname, splitext
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ from ast_core.errors import DataError
 from ast_core.labels import CSV_HEADER, LabelVocabulary
 from pipeline import storage
 from pipeline.prepare.sources import archives
-from pipeline.prepare.sources.label_text import is_one_hot
+from pipeline.prepare.sources.label_text import is_one_hot, may_be_one_hot_of_two
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
 from pipeline.prepare.sources.rows import USUAL_SPLITS
@@ -40,11 +42,10 @@ _OF_KEPT_AUDIO = ("label_names", "num_clipped")
 """Columns of an audio store that the preparation does not read back."""
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
 _SPLIT = "|".join(sorted(USUAL_SPLITS, key=len, reverse=True))
-_NAMED_BY_SPLIT = re.compile(rf"(?:.+[-_.])?({_SPLIT})([-_.]?[0-9].*)?\.(tar|parquet)", re.IGNORECASE)
-_SPLIT_FOLDER = re.compile(rf"(?:partial[-_])?({_SPLIT})(?:[-_](?:audio|data|set|shards))?", re.IGNORECASE)
+_IN_A_NAME = re.compile(rf"(?:^|[-_.])({_SPLIT})(?:set)?(?=[-_.0-9]|$)", re.IGNORECASE)
 _NO_SPLIT = {"data", "part", "shard"}
 """What others write in place of a split in `SPLIT-00000-of-00001.parquet`."""
-_COMPRESSED = re.compile(r".+\.(tgz|txz|tar\.\w+|zip|7z|rar)", re.IGNORECASE)
+PACKED = re.compile(r".+\.(tgz|txz|tbz2?|gz|bz2|xz|zst|lz4|lzma|zip|7z|rar)", re.IGNORECASE | re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -67,6 +68,10 @@ class Entry(NamedTuple):
     inner_path: str = ""
     """The archive's path and that of the audio in it, which is unique to the row."""
     file_split: str | None = None
+    may_be_zeros_and_ones: bool = False
+    """Its labels were 0 and 1 of two classes."""
+    lacking: str = ""
+    """What a row without audio lacks."""
 
 
 def find(uri: str, notes: list[str]) -> list[str]:
@@ -74,12 +79,14 @@ def find(uri: str, notes: list[str]) -> list[str]:
 
     Lines for the user are added to `notes`.
     """
-    if _COMPRESSED.fullmatch(uri):
+    if PACKED.fullmatch(uri):
         raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
     if re.match("https?://", uri, re.IGNORECASE):
         return []
     found = _archives_of(uri, notes)
-    notes += _missing_lines(found)
+    notes += _split_lines(found, uri)
+    if tars := [file for file in found if file.lower().endswith(".tar")]:
+        notes += _unread_key_lines(tars[0])
     for file in (file for file in found if file.lower().endswith(".parquet")):
         with archives.open_parquet(file) as parquet:
             if archives.has_audio(parquet, file):
@@ -88,8 +95,32 @@ def find(uri: str, notes: list[str]) -> list[str]:
                 times = [name for name in names if name in ("start_s", "end_s")]
                 read = [name for name in ("audio", *_COLUMNS, *_OF_KEPT_AUDIO) if name not in ("start_s", "end_s")]
                 notes += unread_column_lines(file, [name for name in names if name not in times], read)
+                if len(of_labels := [name for name in names if name in ("label", "labels")]) > 1:
+                    notes.append(
+                        f"{file} has columns {' and '.join(of_labels)}: labels are those of {sorted(of_labels)[-1]}"
+                    )
                 break
     return found
+
+
+def _split_lines(found: list[str], given: str) -> list[str]:
+    """A line on the splits that the names of archives give, because a name may mean something else."""
+    counts = Counter(_split_of(uri, given) for uri in found)
+    if not counts.keys() - {None, "train"}:
+        return []
+    texts = [f"{split} ({num:,})" for split, num in sorted(counts.items(), key=str) if split is not None]
+    if counts[None]:
+        texts.append(f"no split ({counts[None]:,})")
+    return [f"splits by the names of archives, for clips without their own: {', '.join(texts)}"]
+
+
+def _unread_key_lines(tar: str) -> list[str]:
+    """Lines on keys that are not read, as in the first KEY.json of a tar."""
+    for member in islice(archives.tar_members(tar, sidecars=True), 100):
+        if isinstance(member.sidecar, dict):
+            names = [name.strip().lower() for name in member.sidecar]
+            return unread_column_lines(f"{member.name} of {tar}", names, [*_COLUMNS, *_OF_KEPT_AUDIO], what="key")
+    return []
 
 
 def _missing_lines(found: list[str]) -> list[str]:
@@ -111,7 +142,7 @@ def _archives_of(uri: str, notes: list[str]) -> list[str]:
     if is_folder(uri):
         files = storage.list_files(storage.absolute(uri), recursive=True)
         found, outputs = without_outputs(files, list(filter(archives.is_archive, files)))
-        notes += _packed_lines(files)
+        notes += [*_packed_lines(files), *_missing_lines(files)]
         if not found:
             why = f" ({outputs[0]})" if outputs else ""
             raise DataError(
@@ -127,7 +158,7 @@ def _archives_of(uri: str, notes: list[str]) -> list[str]:
 
 
 def _packed_lines(files: list[str]) -> list[str]:
-    packed = list(filter(_COMPRESSED.fullmatch, files))
+    packed = list(filter(PACKED.fullmatch, files))
     return [f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them"] if packed else []
 
 
@@ -135,17 +166,23 @@ def _without_other_audio(found: list[str], notes: list[str], outputs: list[str])
     """Leave out archives with audio of another kind. If all are of another kind, raise the error of the first."""
     others = list(archives.ahead(_other_audio, found))
     usable = [uri for uri, other in zip(found, others, strict=True) if other is None]
-    if not usable:
-        raise next(filter(None, others))
-    notes += [*outputs, *(f"not read: {other}" for other in others if other)]
-    return usable
+    if not usable and (first := next((other for other in others if isinstance(other, archives.OtherAudioError)), None)):
+        raise first
+    notes += [*outputs, *(f"not read: {other}" for other in others if isinstance(other, archives.OtherAudioError))]
+    if without := [uri for uri, other in zip(found, others, strict=True) if other == _NO_AUDIO]:
+        notes.append(f"not read: {len(without):,} Parquet files without a column `audio`, {without[0]} for one")
+    return usable or found
 
 
-def _other_audio(uri: str) -> archives.OtherAudioError | None:
+_NO_AUDIO = "no audio"
+
+
+def _other_audio(uri: str) -> archives.OtherAudioError | str | None:
+    """Why the audio of an archive cannot be read; None if it can, as far as one sees without opening a tar."""
     if uri.lower().endswith(".parquet"):
         try:
             with archives.open_parquet(uri) as parquet:
-                archives.has_audio(parquet, uri)
+                return None if archives.has_audio(parquet, uri) else _NO_AUDIO
         except archives.OtherAudioError as err:
             return err
     return None
@@ -212,7 +249,8 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
     any_audio = any_labels = False
     for rows in archives.ahead(partial(_entries_of, given=storage.absolute(uri), own=own), found):
         for entry in rows:
-            any_audio, any_labels = True, any_labels or entry.labels is not None
+            any_audio = any_audio or not entry.lacking
+            any_labels = any_labels or entry.labels is not None
             yield entry
     if not any_audio:
         raise DataError(f"{uri} contains no audio: neither a tar's audio files nor Parquet with a column `audio`")
@@ -227,7 +265,7 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
 def _entries_of(uri: str, given: str, own: LabelVocabulary | None) -> list[Entry]:
     split = _split_of(uri, given)
     if uri.lower().endswith(".tar"):
-        return [entry._replace(file_split=entry.file_split or split) for entry in _of_tar(uri, own)]
+        return [entry._replace(file_split=split or entry.file_split) for entry in _of_tar(uri, own)]
     with archives.open_parquet(uri) as parquet:
         has_audio = archives.has_audio(parquet, uri)
         return [entry._replace(file_split=split) for entry in _of_parquet(uri, parquet, own)] if has_audio else []
@@ -261,50 +299,66 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
     splits = [_split_of_member(member.name) for member in audio]
     if None in splits:  # `train` may be a class, or the recordings of a vehicle
         splits = [None] * len(audio)
+    used = set[str]()
     for member, split in zip(audio, splits, strict=True):
         key = splitext(member.name)[0]
         first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
-        values = {
-            name.strip().lower(): value
-            for name, value in sidecars.get(key, sidecars.get(first_dot, {})).items()
-            if name.strip().lower() in _COLUMNS
-        }
+        key = key if key in sidecars else first_dot
+        used.add(key)
+        values = _read_keys(sidecars.get(key, {}))
         place = archives.bytes_member(member.offset, member.size)
-        yield _entry(values, own.mids if own else (), uri, place, basename(key))._replace(
+        yield _entry(values, own.mids if own else (), uri, place, basename(splitext(member.name)[0]))._replace(
             inner_path=f"{splitext(uri)[0]}/{member.name}",
             file_split=split,
             place=f"{member.name} of {basename(uri)}",
         )
+    for key, content in sidecars.items():
+        values = _read_keys(content)
+        if key not in used and not values.keys().isdisjoint(("label", "labels")):
+            lacking = f"{basename(uri)} has labels of {key}, but no audio of this name in a format that is read"
+            yield _entry(values, (), uri, "", key)._replace(lacking=lacking, place=key)
+
+
+def _read_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """The columns that are read of a KEY.json."""
+    return {name.strip().lower(): value for name, value in content.items() if name.strip().lower() in _COLUMNS}
 
 
 def _split_of_member(name: str) -> str | None:
     """The split that a folder within a tar gives: `train/a.flac`, `esc/test/dog/b.flac`."""
-    matches = map(_SPLIT_FOLDER.fullmatch, reversed(dirname(name).split("/")))
-    return next((match[1] for match in matches if match), None)
+    return next(filter(None, map(_split_in, reversed(dirname(name).split("/")))), None)
+
+
+def _split_in(name: str) -> str | None:
+    """The only split that a name has between its signs: `test-shard-000`, `pets_valid`, `bal_train`, `testset`."""
+    found = {match[1].lower(): match[1] for match in _IN_A_NAME.finditer(name)}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _split_of(uri: str, given: str) -> str | None:
     """The split that an archive's name gives, or that of its folder unless the user has named this very folder:
-    `SPLIT-00000-of-00001.parquet`, `test.tar`, `pets_valid-001.tar`, `train/0000.parquet`, `partial-train/0.parquet`.
+    `SPLIT-00000-of-00001.parquet`, `test.tar`, `pets_valid-001.tar`, `train/0000.parquet`, `bal_train/0.parquet`.
     """
     name, folder = basename(uri), dirname(uri)
     match = _OF_HUGGING_FACE.fullmatch(name)
     if match and match[1].lower() not in _NO_SPLIT:
         return match[1]
-    if match := _NAMED_BY_SPLIT.fullmatch(name):
-        return match[1]
+    if split := _split_in(splitext(name)[0]):
+        return split
     is_named = folder in (given.rstrip("/"), dirname(given))
-    match = None if is_named else _SPLIT_FOLDER.fullmatch(basename(folder))
-    return match[1] if match else None
+    return None if is_named else _split_in(basename(folder))
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:
     label = values.pop("label", None)
     labels = values.pop("labels", label)
     cells = labels if isinstance(labels, list) else [labels]
+    may_be_zeros_and_ones = len(names) == 2 and may_be_one_hot_of_two(cells)
     if names and any(isinstance(cell, int | float) for cell in cells) and not is_one_hot(cells):
         labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
-    return Entry(labels=labels, media=media, member=member, stem=name, **values)
+    return Entry(
+        labels=labels, media=media, member=member, stem=name, may_be_zeros_and_ones=may_be_zeros_and_ones, **values
+    )
 
 
 def _is_index(cell: Any, num_names: int) -> bool:

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from ast_core.errors import DataError
 from ast_core.text_files import is_spreadsheet_damage
@@ -23,6 +23,9 @@ WEB = re.compile(r"https?://[^\s/]\S*", re.IGNORECASE)
 
 _SPLIT = re.compile(r"(?!(?i:dataset\.json|labels\.csv|report\.html)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """Names of split folders, which are next to these files and _work."""
+
+MISSING = {"", "nan", "NaN", "<NA>", "NaT", "None", "NA", "N/A", "NULL", "null"}
+"""What data frames, R and databases write for a cell without a value."""
 
 _OF_THE_WEB = {"http", "https"}
 _SCHEMES = storage.PYARROW_SCHEMES | _OF_THE_WEB
@@ -45,6 +48,12 @@ def check_times(start_s: float, end_s: float | None) -> None:
     if end_s is not None and not 0 < end_s - start_s <= MAX_CLIP_S:
         problem = "not after" if end_s <= start_s else f"more than {MAX_CLIP_S:g} s after"
         raise ClipError(Reason.BAD_TIME, f"the end, {end_s:g} s, is {problem} the start, {start_s:g} s")
+
+
+def value_of(cell: Any) -> Any:
+    """A cell of a list; None if it has no value, whatever the list or its data frame wrote for that."""
+    is_missing = cell in MISSING if isinstance(cell, str) else cell != cell  # NaN differs from itself
+    return None if is_missing else cell
 
 
 def check_video_id(video_id: Any) -> None:
@@ -94,7 +103,7 @@ def media_in(folder: str, path: Any, what: str) -> str:
         raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}: a spreadsheet or a conversion replaced it")
     scheme, is_uri, rest = path.partition("://")
     if not is_uri:
-        media = path if path.startswith("/") else f"{folder}/{path}"
+        media = path if path.startswith("/") else f"{folder}/{_quoted(path, folder)}"
         if path.startswith("~/") and not os.path.lexists(media):
             raise ClipError(
                 Reason.MISSING_FILE, f"~ is not expanded within a list; write the whole path of {show(path)}"
@@ -105,6 +114,14 @@ def media_in(folder: str, path: Any, what: str) -> str:
     if "?" in rest and scheme not in _OF_THE_WEB:
         raise ClipError(Reason.BAD_ID, f"{what} is {show(path)}; no options in a row, and a ? in a name is %3F")
     return f"{scheme}://{rest}"
+
+
+def _quoted(path: str, folder: str) -> str:
+    """A path without the characters that mean something else in a URI. On the web it may be quoted already."""
+    if "://" not in folder:
+        return path
+    special = "[ #?]" if WEB.match(folder) else "[%#?]"
+    return re.sub(special, lambda match: quote(match[0]), path)
 
 
 def _as_on_disk(path: str) -> str:

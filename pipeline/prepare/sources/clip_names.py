@@ -6,11 +6,13 @@
     x.wav and x.flac in one folder                     x.wav, x.flac
 
 Clips of one split with the same stem form a group. A group gets the smallest number of folders that makes its names
-differ, and also the file's suffix if whole paths are equal. An archive counts as a folder. A name depends only on the
+differ, and also the file's suffix if whole paths are equal, and last a hash of what may be a key in its address. An
+archive counts as a folder. A name depends only on the
 paths of its group, not on their order or on other clips. So a growing list renames a clip only if another file of the
 same stem joins its group.
 """
 
+import hashlib
 import posixpath
 import re
 import unicodedata
@@ -23,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.prepare.sources.checks import WEB
-from pipeline.redaction import without_signature
+from pipeline.redaction import WebAddress
 
 
 def rows_of_one_name(clips: pa.Table) -> list[list[int]]:
@@ -71,26 +73,30 @@ class _Path(NamedTuple):
     suffix: str
     """Suffix of the file, with the query of a URL."""
     name: str
+    hashed: str = ""
+    """A hash of the options of a URL that must not be shown; empty if there are none."""
 
     @classmethod
     def of(cls, path: str) -> "_Path":
-        query = ""
+        query = hashed = ""
         if WEB.match(path):
-            path = without_signature(path)
+            path, others = WebAddress.of(path)
+            hashed = f"#{hashlib.blake2b(others.encode()).hexdigest()[:8]}" if others else ""
             end = re.search(r"[?#]|$", path).start()  # type: ignore[union-attr]  # the end is always found
             path, query = unquote(path[:end]), path[end:]
         path = unicodedata.normalize("NFC", re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", path))
         *folders, name = posixpath.normpath(path).split("/")
         stem, suffix = posixpath.splitext(name)
-        return cls(tuple(filter(None, folders)), suffix + query, stem)
+        return cls(tuple(filter(None, folders)), suffix + query, stem, hashed)
 
 
 def _names(clip_id: str, paths: Sequence[_Path], taken: set[str]) -> list[str]:
-    for with_suffix in (False, True):
+    for with_suffix, with_hash in ((False, False), (True, False), (True, True)):
+        endings = [path.suffix * with_suffix + path.hashed * with_hash for path in paths]
         for depth in range(max((len(path.folders) for path in paths), default=0) + 1):
             names = [
-                "/".join([*path.folders[len(path.folders) - depth :][:depth], clip_id + path.suffix * with_suffix])
-                for path in paths
+                "/".join([*path.folders[len(path.folders) - depth :][:depth], f"{clip_id}{ending}"])
+                for path, ending in zip(paths, endings, strict=True)
             ]
             if len({*names, *taken}) == len(names) + len(taken):
                 return names

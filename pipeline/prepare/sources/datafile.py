@@ -16,11 +16,11 @@ from pipeline.prepare.sources.checks import (
     media_in,
     name_of,
     seconds,
-    show,
 )
 from pipeline.prepare.sources.label_text import cells_of
 from pipeline.prepare.sources.locate import stem
 from pipeline.prepare.sources.rows import ClipList, Rows
+from pipeline.prepare.sources.unread_columns import unread_column_lines
 from pipeline.prepare.sources.web_lists import read_list
 
 _KEYS = ("wav", "labels", "video_id")
@@ -35,8 +35,7 @@ def read_datafile(uri: str, *, vocabulary: LabelVocabulary | None = None, split:
     notes = list[str]()
     entries = _entries(uri, read_list(uri, notes))
     keys = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry)
-    if unread := [key for key in keys if key not in _KEYS]:
-        notes.append(f"keys of {uri} that are not read: {show(', '.join(unread))}")
+    notes += unread_column_lines(uri, [str(key) for key in keys], _KEYS, what="key")
     rows, folder = Rows(vocabulary or audioset_labels()), folder_of(uri)
     for number, entry in enumerate(entries, start=1):
         wav, labels, video_id = map((entry if isinstance(entry, dict) else {}).get, _KEYS)

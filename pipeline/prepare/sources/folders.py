@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from posixpath import normpath, splitext
 
 from ast_core.errors import DataError, one_line
@@ -48,17 +48,26 @@ def read_esc(folder: str) -> ClipList:
     if "meta/esc50.csv" in tree:
         return _read_esc50(tree)
     named = re.compile(r"(?P<category>\d{3} - (?P<label>[^/]+))/(?P<name>[^/]+)")
-    found = [match for match in map(named.fullmatch, sorted(tree.on_disk)) if match and is_media(match["name"])]
+    files = sorted(filter(is_media, tree.on_disk))
+    found = [match for match in map(named.fullmatch, files) if match]
     if not found:
         raise DataError(f"{folder} has neither meta/esc50.csv (ESC-50) nor audio in folders `NNN - Name` (ESC-10)")
     name_of = {match["category"]: match["label"] for match in found}  # in the order of NNN, because `found` is sorted
     vocabulary = _vocabulary(folder, name_of.values())
-    return _clip_list(folder, tree, [(None, _esc_fold(m["name"]), m[0], m["label"]) for m in found], vocabulary)
+    notes = _unread_lines(folder, {*files} - {match[0] for match in found}, "`NNN - Name/FILE`")
+    return _clip_list(folder, tree, [(None, _esc_fold(m["name"]), m[0], m["label"]) for m in found], vocabulary, notes)
 
 
 def _esc_fold(name: str) -> str | None:
     match = re.fullmatch(r"([1-9])-\d+-[A-Z]+\.\w+", name)
     return f"fold{match[1]}" if match else None
+
+
+def _unread_lines(folder: str, files: Collection[str], form: str) -> list[str]:
+    """A line on audio files that are not where the data set has its own."""
+    if not files:
+        return []
+    return [f"{len(files):,} audio files of {folder} are not read, {show(min(files))} for one: they are not {form}"]
 
 
 _ESC50_COLUMNS = ("filename", "fold", "target", "category")
@@ -103,12 +112,14 @@ def read_speechcommands(folder: str) -> ClipList:
         files = _lines(read_list(tree.uri(name), []))
         if not files:
             notes.append(f"{folder}/{name} names no file, so there is no {split}; unpack it again if there should be")
-        for line, file in files:
+        for line, file in ((line, _with_wav(file)) for line, file in files):
             if split_of.setdefault(file, split) != split:
                 raise DataError(f"{folder}/{name}, line {line}: {show(file)} is in the other list too")
-    present = {
-        file for file in tree.on_disk if re.fullmatch(r"[^/_.][^/]*/[^/]+\.(?i:wav)", file)
-    }  # without _background_noise_
+    audio = {file for file in tree.on_disk if is_media(file) and not file.startswith("_")}  # _background_noise_
+    # The lists write `.wav`, whatever case the disk has.
+    on_disk = {_with_wav(file): file for file in audio if re.fullmatch(r"[^/.][^/]*/[^/]+\.(?i:wav)", file)}
+    present = on_disk.keys()
+    notes += _unread_lines(folder, audio - {*on_disk.values()}, "`WORD/FILE.wav`")
     if not present:
         raise DataError(f"{folder} has no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
     for split, name in lists.items():
@@ -122,9 +133,15 @@ def read_speechcommands(folder: str) -> ClipList:
     word_of = {file: file.partition("/")[0] for file in sorted(present | split_of.keys())}
     vocabulary = _vocabulary(folder, sorted({word_of[file] for file in present}))
     listed: list[Listed] = [
-        (splitext(file)[0], split_of.get(file, "train"), file, word) for file, word in word_of.items()
+        (splitext(file)[0], split_of.get(file, "train"), on_disk.get(file, file), word)
+        for file, word in word_of.items()
     ]
     return _clip_list(folder, tree, listed, vocabulary, notes)
+
+
+def _with_wav(file: str) -> str:
+    stem, suffix = splitext(file)
+    return stem + suffix.lower()
 
 
 def _lines(text: str) -> list[tuple[int, str]]:

@@ -3,7 +3,6 @@
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ from pipeline.prepare.sources.checks import (
     name_of,
     seconds,
     show,
+    value_of,
 )
 from pipeline.prepare.sources.label_text import (
     Separator,
@@ -42,9 +42,6 @@ from pipeline.prepare.sources.unread_columns import unread_column_lines
 from pipeline.prepare.sources.web_lists import fetched, read_text
 
 COLUMNS = ("path", "url", "labels", "clip_id", "start_s", "end_s", "split")
-
-_MISSING = {"", "nan", "NaN", "<NA>", "NaT", "None", "NA", "N/A", "NULL", "null"}
-"""What data frames, R and databases write for a cell without a value."""
 
 
 def read_manifest(
@@ -82,10 +79,14 @@ def read_manifest(
                     f"{uri}, {entry.place}: labels are zeros and ones with a place for each class; write the names or "
                     "the indices of the classes that are 1"
                 )
-            num_of_two += indices and len(vocabulary) == 2 and may_be_one_hot_of_two(cells)
+            num_of_two += entry.may_be_zeros_and_ones or (
+                indices and len(vocabulary) == 2 and may_be_one_hot_of_two(cells)
+            )
             cells = indices_as_labels(cells, vocabulary) if indices else cells
             start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
             end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")
+            if entry.lacking:
+                raise ClipError(Reason.MISSING_FILE, entry.lacking)
             media, media_start_s = _media_of(entry, folder, start_s)
             check_times(start_s, end_s)
             if not isinstance(entry.clip_id, str | int | float | None):
@@ -140,13 +141,8 @@ def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
 
 def _without_missing(entry: Entry) -> Entry:
     """A row whose texts without a value are None, whatever the list or its data frame wrote for them."""
-    clip_id, split, path, url = map(_value, (entry.clip_id, entry.split, entry.path, entry.url))
+    clip_id, split, path, url = map(value_of, (entry.clip_id, entry.split, entry.path, entry.url))
     return entry._replace(clip_id=clip_id, split=split, path=path, url=url)
-
-
-def _value(cell: Any) -> Any:
-    is_missing = cell in _MISSING if isinstance(cell, str) else cell != cell  # NaN differs from itself
-    return None if is_missing else cell
 
 
 def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float | None]:

@@ -1,5 +1,6 @@
 """Collects the rows of a list: those that become clips, and those that are refused."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -116,6 +117,8 @@ class Rows:
     def keep_named(self, *row: Any, path: str = "") -> None:
         """Add a row of `CLIPS` whose clip_id is made from its media or `path`, and may be changed by `clip_names`."""
         check_clip_id(row[0], is_given=False)
+        if CONTROL.search(path):
+            raise ClipError(Reason.BAD_ID, f"its folder {show(path)} has control characters, or is not UTF-8")
         self._clips.add((*row, path))
 
     def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str], place: str = "") -> None:
@@ -173,8 +176,9 @@ class Rows:
         seen: dict[str, str] = {}
         lines = []
         for split in splits:
-            if (other := seen.setdefault(split.casefold(), split)) != split:
-                lines.append(f"the splits {show(other)} and {show(split)} of {origin} differ only in case")
+            number = re.fullmatch(r"0*(\d+)(?:\.0*)?", split)  # data frames write a column with a gap as 1.0
+            if (other := seen.setdefault(number[1] if number else split.casefold(), split)) != split:
+                lines.append(f"the splits {show(other)} and {show(split)} of {origin} differ only in spelling")
             if split in self._index_of and split.casefold() not in USUAL_SPLITS:
                 lines.append(f"{origin} has a split {show(split)}, which is a class too; quote labels that have commas")
         return lines

@@ -14,11 +14,14 @@ _MEANT = {
 """What other lists call these columns."""
 
 
-def unread_column_lines(uri: str, names: Sequence[str], read: Sequence[str], *, all_others: bool = True) -> list[str]:
+def unread_column_lines(
+    uri: str, names: Sequence[str], read: Sequence[str], *, all_others: bool = True, what: str = "column"
+) -> list[str]:
     """A line for each column that is probably one of `read` under another name, and one that names all others.
 
     Args:
         names: of the list's columns, in lower case.
+        what: what the list calls them.
         all_others: whether to name the columns that have nothing to do with `read`.
     """
     lines, others = [], []
@@ -29,9 +32,9 @@ def unread_column_lines(uri: str, names: Sequence[str], read: Sequence[str], *, 
         near = near or difflib.get_close_matches(name, read, n=1, cutoff=0.7)
         if near and near[0] not in names:
             how = f"give {near[0]} in seconds" if near[0] in ("start_s", "end_s") else "rename it"
-            lines.append(f"the column {show(name)} of {uri} is not read; if {near[0]} is meant, {how}")
+            lines.append(f"the {what} {show(name)} of {uri} is not read; if {near[0]} is meant, {how}")
         else:
             others.append(name)
     if others and all_others:
-        lines.append(f"columns of {uri} that are not read: {show(', '.join(others))}")
+        lines.append(f"{what}s of {uri} that are not read: {show(', '.join(others))}")
     return lines

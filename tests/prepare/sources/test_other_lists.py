@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,10 @@ import pytest
 
 from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
+from pipeline import storage
 from pipeline.prepare.output.membership import refuse_repeated_sections
+from pipeline.prepare.sources.checks import media_in
+from pipeline.prepare.sources.folders import read_speechcommands
 from pipeline.prepare.sources.fsd50k import read_fsd50k
 from pipeline.prepare.sources.label_text import cells_of, indices_as_labels
 from pipeline.prepare.sources.locate import AudioFolder
@@ -279,7 +283,18 @@ def test_names_from_urls_have_no_keys_and_do_not_change_with_them(tmp_path: Path
     text = "url,labels\nhttp://h/dl?id={}&token={},dog\nhttp://h/dl?id=2&X-Amz-Date={}&X-Amz-Signature=s,dog\n"
     names = [named(listed(tmp_path, text.format(1, key, key))).keys() for key in ("SECRET", "OTHER")]
     assert names[0] == names[1] == {"dl?id=1", "dl?id=2"}
-    assert len(listed(tmp_path, text.format(2, "a", "b")).refused) == 1  # the same recording twice
+    twice = "url,labels\n" + 2 * "http://h/a.wav?id=2&X-Amz-Date={}&X-Amz-Signature={},dog\n"
+    assert len(listed(tmp_path, twice.format(1, 2, 3, 4)).refused) == 1
+
+
+def test_options_called_like_keys_tell_recordings_apart_but_are_not_shown(tmp_path: Path):
+    urls = [f"http://h/get?{option}" for option in ("key=a/dog.wav", "key=a/cat.wav", "session=1", "id=1&st=3&token=t")]
+    out = listed(tmp_path, "url,labels\n" + "".join(f"{url},dog\n" for url in urls))
+    assert len(out.refused) == 0
+    names = list(named(out))
+    assert len({*names}) == 4
+    assert not any("dog" in name or "session" in name or "token" in name for name in names)
+    assert names[3].startswith("get?id=1&st=3")
 
 
 def test_splits_of_the_command_and_the_list_and_odd_ones_are_pointed_out(tmp_path: Path):
@@ -291,3 +306,119 @@ def test_splits_of_the_command_and_the_list_and_odd_ones_are_pointed_out(tmp_pat
     assert any("3 rows of" in line and "have another split than eval" in line for line in out.notes)
     assert any(line.startswith("the splits 'train' and 'Train' of") for line in out.notes)
     assert any("has a split 'cat', which is a class too" in line for line in out.notes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,caption,labels\na.wav,"5 inch, old,dog\nb.wav,x,cat\nc.wav,y",bird\nd.wav,z,cat\n',
+        'path,caption,labels\na.wav,"5 inch,dog,\nb.wav,x,cat,\nc.wav,y",bird,\n',
+        'path,caption,labels,split\na.wav,"5 inch,dog\nb.wav,x,cat\nc.wav,y",bird\n',
+        'path,labels\na.wav,"dog\nb.wav,cat\nc.wav,bird"\nd.wav,cat\n',
+    ],
+)
+def test_a_quote_that_takes_in_rows_of_any_length_is_refused(tmp_path: Path, text: str):
+    with pytest.raises(DataError, match=r"line 2: a quote opens there and takes in the next row"):
+        listed(tmp_path, text)
+
+
+def test_marks_of_joined_files_and_long_cells_are_read(tmp_path: Path):
+    text = f"clip_id,path,labels,note\n001,a.wav,dog,{'x' * 200_000}\n\ufeff002,b.wav,cat,\n"
+    assert listed(tmp_path, text).clips["clip_id"].to_pylist() == ["001", "002"]
+
+
+def test_zeros_and_ones_of_two_classes_in_archives_are_refused(tmp_path: Path):
+    two = datasets.Features(
+        {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+        | {"labels": datasets.Sequence(datasets.ClassLabel(names=["dog", "cat"]))}
+    )
+    rows = [{"audio": {"bytes": b"x", "path": f"{i}.wav"}, "labels": [i, 1 - i]} for i in range(2)]
+    datasets.Dataset.from_list(rows, features=two).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(DataError, match=r"all rows of .* have the labels 0 and 1 of two classes"):
+        read_manifest(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("train_shard_000.tar", "train"), ("test-clean.tar", "test"), ("testset.tar", "test")),
+        *(("test_wav/0.tar", "test"), ("bal_train/0.tar", "train"), ("valid_part_1.tar", "valid")),
+        *(("train_test_1.tar", "train"), ("contest.tar", "train"), ("devices.tar", "train")),  # none; the default
+    ],
+)
+def test_the_only_split_in_an_archives_name_is_its_split(tmp_path: Path, name: str, split: str):
+    (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+    tar_of(tmp_path, 0, name="made.tar").rename(tmp_path / "in" / name)
+    out = read_manifest(str(tmp_path / "in"))
+    assert out.clips["split"].to_pylist() == [split]
+    line = f"splits by the names of archives, for clips without their own: {split} (1)"
+    assert (line in out.notes) == (split != "train")
+
+
+def test_what_is_not_read_of_a_tar_is_named_or_refused(tmp_path: Path):
+    audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    labelled = {"label": "dog", "subset": "test", "onset": 3}
+    members = {"0.wav": audio, "0.json": labelled, "1.sph": audio, "1.json": labelled, "info.json": {"version": 3}}
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members))
+    assert [line.partition(" of ")[0] for line in out.notes] == ["the key 'subset'", "the key 'onset'"]
+    assert out.clips["clip_id"].to_pylist() == ["0"]
+    (refused,) = out.refused.to_pylist()
+    assert (refused["clip_id"], refused["reason"]) == ("1", "missing_file")
+    assert refused["message"] == "a.tar has labels of 1, but no audio of this name in a format that is read"
+
+
+def test_a_tars_folder_that_is_not_utf8_refuses_its_clip_alone(tmp_path: Path):
+    audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    folders = ("caf\udce9", "ok")
+    members = {
+        f"{folder}/a.{kind}": held for folder in folders for kind, held in (("wav", audio), ("json", {"label": "dog"}))
+    }
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members))
+    assert out.clips["clip_id"].to_pylist() == ["a"]
+    assert out.refused["reason"].to_pylist() == ["bad_id"]
+
+
+def test_parquet_without_audio_and_two_columns_of_labels_are_named(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    audio = [{"bytes": b"x", "path": "a.wav"}]
+    pq.write_table(pa.table({"audio": audio, "label": ["dog"], "labels": [["cat"]]}), tmp_path / "in" / "a.parquet")
+    pq.write_table(pa.table({"speech": audio, "label": ["dog"]}), tmp_path / "in" / "b.parquet")
+    out = read_manifest(str(tmp_path / "in"))
+    assert len(out.clips) == 1
+    uri = tmp_path / "in"
+    assert f"not read: 1 Parquet files without a column `audio`, {uri}/b.parquet for one" in out.notes
+    assert f"{uri}/a.parquet has columns label and labels: labels are those of labels" in out.notes
+
+
+def test_a_relative_path_in_a_list_of_a_bucket_is_a_file_name_without_options(tmp_path: Path):
+    for name in ("a b.wav", "a%20b.wav", "q", "q?x.wav"):
+        (tmp_path / name).write_bytes(name.encode())
+    rows = "a%20b.wav,dog\nq?x.wav,dog\na b.wav,dog\n"
+    (tmp_path / "m.csv").write_text(f"path,labels\n{rows}")
+    media = read_manifest((tmp_path / "m.csv").as_uri()).clips["media"].to_pylist()
+    assert [storage.read_bytes(uri) for uri in media] == [b"a%20b.wav", b"q?x.wav", b"a b.wav"]
+    options = "x.wav?endpoint_override=evil.example:9000&scheme=http"
+    assert "?" not in media_in("s3://bucket/dir", options, "path")
+    assert media_in("https://h/d", "track #1.wav", "path") == "https://h/d/track%20%231.wav"
+
+
+def test_speech_commands_in_capitals_keep_their_split(tmp_path: Path):
+    for word, name in (("bed", "a_nohash_0.WAV"), ("bed", "b_nohash_0.wav"), ("cat", "c_nohash_0.flac")):
+        (tmp_path / word).mkdir(exist_ok=True)
+        (tmp_path / word / name).write_bytes(b"x")
+    (tmp_path / "testing_list.txt").write_text("bed/a_nohash_0.wav\n")
+    (tmp_path / "validation_list.txt").write_text("")
+    out = read_speechcommands(str(tmp_path))
+    assert sorted(zip(out.clips["clip_id"].to_pylist(), out.clips["split"].to_pylist(), strict=True)) == [
+        ("bed/a_nohash_0", "test"),
+        ("bed/b_nohash_0", "train"),
+    ]
+    assert out.clips["media"].to_pylist()[0] == f"{tmp_path}/bed/a_nohash_0.WAV"
+    assert any("1 audio files of" in line and "'cat/c_nohash_0.flac' for one" in line for line in out.notes)
+
+
+def test_splits_that_are_one_number_are_pointed_out(tmp_path: Path):
+    out = listed(tmp_path, "path,labels,split\na.wav,dog,1\nb.wav,cat,1.0\nc.wav,cat,2\n")
+    assert [line for line in out.notes if "spelling" in line] == [
+        f"the splits '1' and '1.0' of {tmp_path}/m.csv differ only in spelling"
+    ]

@@ -664,7 +664,8 @@ def test_a_webdataset_tar_is_a_list(tmp_path):
         ("z.mic1", "train", None, 0.0, None, [1]),
     ]
     assert [read_member(uri, member).audio for (member,) in read_clips(out, "member")] == [b"1", b"22", b"333"]
-    assert [(row["clip_id"], row["reason"]) for row in out.refused.to_pylist()] == [("none", "no_label")]
+    refused = [(row["clip_id"], row["reason"]) for row in out.refused.to_pylist()]
+    assert refused == [("none", "no_label"), ("b/x", "missing_file")]
 
 
 def test_tars_without_labels_or_compressed_are_refused_as_a_whole(tmp_path):
