@@ -119,6 +119,26 @@ def selection_metrics() -> dict[str, Metric]:
     return {metric.selected_as: metric for metric in METRICS.values() if metric.selected_as is not None}
 
 
+PERFECT = 1 - 1e-9
+"""A mean of ones over classes, apart from rounding."""
+
+
+def selection_order(figure: float | None, epoch: int, metric: Metric) -> tuple[float, int]:
+    """A sort key for epochs: the best epoch by the selection metric, whose value is `figure`, has the highest.
+
+    If two epochs have the same value, the earlier one is better, as in the reference implementation. If the metric is
+    perfect, as with few evaluation clips, it cannot tell epochs apart, and the later one is better: it was trained for
+    longer.
+
+    An epoch that is evaluated twice with the same result replaces itself, so its files are written again.
+    """
+    if figure is None or math.isnan(figure):
+        return -math.inf, -epoch
+    if not metric.higher_is_better:
+        return -figure, -epoch
+    return figure, epoch if figure >= PERFECT else -epoch
+
+
 @dataclass(frozen=True)
 class TaggingMetrics:
     """The METRICS of a set of clips. An undefined value is NaN; means are over the classes that are defined."""

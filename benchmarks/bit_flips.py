@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from ast_core.checkpoints import load_model
 from ast_core.errors import UserError
+from ast_core.recipe import Recipe
 from jobs import train
 from pipeline import dataset
 from pipeline.dataset import PreparedDataset
@@ -305,7 +306,7 @@ def read_results(run: Path) -> str:
     """Read what cross-validation uses of a run, and what a finished run prints again."""
     figures = cross_validation._figures(str(run), "map")
     with contextlib.redirect_stdout(io.StringIO()):
-        fit.results(str(run))
+        fit.results(str(run), Recipe())
     read_scores(str(run))
     return digest(json.dumps(figures, sort_keys=True))
 

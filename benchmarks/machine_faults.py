@@ -320,8 +320,9 @@ class Submitted:
         """Empty while the head does not answer."""
         with suppress(OSError, HTTPException, ValueError):
             found = self.cluster.job(self.name)
-            printed = self.cluster.desk.get_json(self.cluster.dashboard, f"/api/jobs/{self.name}/logs")["logs"]
-            self.last_line = next((line for line in reversed(printed.splitlines()) if line.strip()), "")
+            with suppress(OSError, HTTPException, ValueError):  # the driver's machine has them, and may be gone
+                printed = self.cluster.desk.get_json(self.cluster.dashboard, f"/api/jobs/{self.name}/logs")["logs"]
+                self.last_line = next((line for line in reversed(printed.splitlines()) if line.strip()), "")
             if found["status"] == "FAILED" and not self.last_line.startswith("error:"):
                 self.last_line += f" [{found['message'].strip().splitlines()[-1]}]"
             return str(found["status"])

@@ -100,9 +100,13 @@ class Tagger(nn.Module):
         for key in in_head:
             if head_rows is None:
                 del weights[key]
-            elif len(weights[key]) == source.label_dim:
+            elif len(weights[key]) == source.label_dim and not self._is_norm(key):
                 weights[key] = weights[key][list(head_rows)]
         load_weights(self, weights, "the model to start from", optional_prefix=None if head_rows else self.head)
+
+    def _is_norm(self, key: str) -> bool:
+        """Whether a tensor belongs to a LayerNorm, whose width may be the number of classes."""
+        return isinstance(self.get_submodule(key.rpartition(".")[0]), nn.LayerNorm)
 
     def state_of(self, source: "Tagger") -> dict[str, Tensor]:
         """The state dict of `source`, fitted to this model's input shape."""

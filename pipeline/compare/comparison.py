@@ -164,7 +164,8 @@ def _costs(result: RunResult) -> dict[str, Any]:
 
 
 def _published(part: str | None, result: RunResult) -> dict[str, Any] | None:
-    found = published_figures(part, result.config["recipe"])
+    starts_elsewhere = "init_from" in result.config
+    found = None if starts_elsewhere else published_figures(part, result.config["recipe"])
     return None if found is None else {"map": found.published, "comparison_map": found.comparison, "note": found.note}
 
 

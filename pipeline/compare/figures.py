@@ -45,8 +45,8 @@ class ScoredModel:
 def scored(results: Sequence[RunResult]) -> ScoredModel:
     """The metrics of the runs of one model: those of the best epoch in the summary, and resampled ones from its scores.
 
-    Scores are stored as float16, whose ties move a metric by some 1e-3 at most with few clips. Resampled metrics are
-    moved back by as much, so that they are around the exact figure.
+    Runs of an earlier version stored scores as float16, whose ties move a metric. Resampled metrics are moved back by
+    as much, so that they are around the exact figure.
     """
     values = {name: np.array([_number(one.summary.get(name)) for one in results]) for name in METRICS}
     seeds = {fold: SEED + i for i, fold in enumerate(dict.fromkeys(one.planned.fold for one in results))}

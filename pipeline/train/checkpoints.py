@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import posixpath
+import re
 import shutil
 import tempfile
 import uuid
@@ -53,8 +54,14 @@ def load_state(folder: str) -> dict[str, Any]:
 
 
 def checkpoint_folders(checkpoints: str) -> list[str]:
-    """URIs of all folders with a state file, damaged or not, earliest first: names sort by epoch and step."""
-    return [posixpath.dirname(uri) for uri in storage.list_files(checkpoints, suffix=STATE_FILE, recursive=True)]
+    """URIs of all folders with a state file, damaged or not, earliest first."""
+    folders = [posixpath.dirname(uri) for uri in storage.list_files(checkpoints, suffix=STATE_FILE, recursive=True)]
+    return sorted(folders, key=_epoch_and_step)
+
+
+def _epoch_and_step(folder: str) -> tuple[int, ...]:
+    match = re.match(r"epoch-(\d+)-step-(\d+)-", posixpath.basename(folder))
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def oldest_epoch(run: str) -> int | None:

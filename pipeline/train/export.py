@@ -107,6 +107,7 @@ def write(output: str, output_format: str, checkpoint: Checkpoint, onnx: OnnxFor
                 save_original(made, model)
             case "huggingface":
                 save_huggingface(made, model.state_dict(), config)
+                storage.delete(storage.join(output, CALIBRATION_FILE))
             case "onnx" | "onnx-waveform":
                 lines = write_onnx(made, checkpoint.uri, model, config, onnx)
         models.publish(made, output)

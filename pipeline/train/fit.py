@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -158,7 +158,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
     settings, run = claimed.settings, claimed.uri
     print(*claimed.about, sep="\n", flush=True)
     if claimed.is_finished:
-        print("this run is finished", results(run), sep="\n")
+        print("this run is finished", results(run, claimed.recipe), sep="\n")
         return
     if settings.num_workers == IN_PROCESS:
         logging.basicConfig(format="%(message)s")  # the format in which Ray shows the logs of workers
@@ -214,7 +214,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
     _fit(trainer, run)
     if storage.exists(stopped_json(run)):
         raise UserError(storage.read_json(stopped_json(run))["error"])
-    print(results(run))
+    print(results(run, claimed.recipe))
 
 
 def _fit_to_data(recipe: Recipe, dataset: PreparedDataset, train: Clips, evaluation: Clips) -> Recipe:
@@ -261,9 +261,11 @@ def _without_keys(recipe: Recipe) -> Recipe:
 def _from_own_model(recipe: Recipe, norm: Norm, overrides: Collection[str]) -> Recipe:
     """`recipe` for a run that starts from a model with this norm: with the norm, and without other weights."""
     recipe = replace(recipe, **model_kind(recipe.model).random_weights, imagenet_weights=None)
-    if recipe.norm_stats == "data" or {"dataset_mean", "dataset_std", "norm_divisor"} & set(overrides):
+    if recipe.norm_stats == "data" and "norm_stats" in overrides:
         return recipe
-    return replace(recipe, dataset_mean=norm.mean, dataset_std=norm.std, norm_divisor=norm.divisor)
+    of_model: dict[str, Any] = {"dataset_mean": norm.mean, "dataset_std": norm.std, "norm_divisor": norm.divisor}
+    not_given = {key: value for key, value in of_model.items() if key not in overrides}
+    return replace(recipe, norm_stats="recipe", **not_given)
 
 
 def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence[str]) -> Norm:
@@ -335,9 +337,22 @@ def _fit(trainer: TorchTrainer, run: str) -> None:
         for cause in causes:
             if line := explain(cause, nearly_full(run, tempfile.gettempdir()) or "a temporary folder, or the run's"):
                 raise UserError(f"training failed, its checkpoints are complete: {line}") from err
+        for cause in causes:
+            if isinstance(death := getattr(cause, "health_check_failure", cause), RayError):
+                raise _died(death) from err
         if isinstance(err, WorkerGroupError):
             raise
         raise _failed(err) from err
+
+
+def _died(death: RayError) -> UserError:
+    """The process or the machine of a worker ended, as often as --max-failures allows."""
+    if isinstance(death, OutOfMemoryError):
+        why = "Ray ended it because its machine was nearly out of memory: lower batch_size, or set micro_batch_size"
+    else:
+        first = next(iter(str(death).strip().splitlines()), type(death).__name__)
+        why = f"{first} If its machine was out of memory, lower batch_size, or set micro_batch_size"
+    return UserError(f"training failed: a worker died. {why}; the same command resumes from the last checkpoint")
 
 
 def _failed(err: Exception) -> UserError:
@@ -345,7 +360,7 @@ def _failed(err: Exception) -> UserError:
     return UserError(f"training failed: {line}; the same command resumes from the last checkpoint")
 
 
-def results(run: str) -> str:
+def results(run: str, recipe: Recipe) -> str:
     """The results of a finished run in a few lines; writes its report page."""
     summary = read_summary(run)
     models_of = {
@@ -361,6 +376,12 @@ def results(run: str) -> str:
                 for metric in key_metrics()
             ]
             lines.append(f"{name:18} {'  '.join(shown)}")
+    if recipe.wa_start is not None and recipe.wa_end is not None and summary["epochs"] < recipe.wa_end:
+        num_averaged = max(0, summary["epochs"] - recipe.wa_start + 1)
+        lines.append(
+            f"the run ended after epoch {summary['epochs']}, so the averaged weights are those of {num_averaged} "
+            f"epochs in place of {recipe.wa_end - recipe.wa_start + 1}"
+        )
     waiting = f"{summary['data_wait_share']:.1%} of the time waiting for data"
     lines.append(f"{summary['clips_per_s']:.1f} clips/s, {waiting}")
     lines.append(f"run: {run}   best model: {storage.join(run, 'best')}   report: {write_run_report(run)}")

@@ -69,15 +69,15 @@ def start_from(uri: str, recipe: Recipe, features: FeatureSettings) -> Start:
 def class_order(of_model: LabelVocabulary, of_data: LabelVocabulary) -> list[int] | None:
     """The model's index of each class of the data; None if model and data have different classes.
 
-    Classes are compared by MID, then by name, because a Hugging Face folder has only names. The order may differ, as in
-    the published Speech Commands checkpoint.
+    Classes are compared by name, because a Hugging Face folder has nothing else, and the MIDs of a list may be the
+    numbers of its rows; then by MID, as names may be translated. The order may differ, as in the published Speech
+    Commands checkpoint.
     """
-    for theirs, ours in ((of_model.mids, of_data.mids), (of_model.names, of_data.names)):
-        if theirs == ours:
-            return list(range(len(ours)))
+    both = ((of_model.names, of_data.names), (of_model.mids, of_data.mids))
+    for theirs, ours in both:
         if len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours):
             return [theirs.index(label) for label in ours]
-    return None
+    return list(range(len(of_data))) if any(theirs == ours for theirs, ours in both) else None
 
 
 def differing(of_model: LabelVocabulary, of_data: LabelVocabulary) -> str:

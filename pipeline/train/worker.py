@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,21 @@ def train_worker(config: dict[str, Any]) -> None:
         # Perhaps only this rank has the error. The others find stopped.json when Ray restarts them.
         record_stop(job.run, err)
         raise
+    except (RuntimeError, MemoryError) as err:
+        if (line := out_of_memory(err)) is None:
+            raise
+        error = UserError(line)
+        record_stop(job.run, error)
+        raise error from err
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """What to do if an error says that the memory of the GPU, or the machine, is too small; None for other errors."""
+    is_of_gpu = isinstance(error, torch.OutOfMemoryError)
+    if not is_of_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    what = "GPU" if is_of_gpu else "machine"
+    return f"the {what} has too little memory for this model and batch: lower batch_size, or set micro_batch_size"
 
 
 def _shorten_errors_on_the_terminal() -> None:
@@ -208,6 +223,11 @@ class Run:
             self.job.check_lock()
             self.log.close()  # before the summary, whose existence means that the run is finished
             self._finish(averaged)
+
+    def _weights(self) -> Iterator[Tensor]:
+        """The parameters, and the statistics of batch normalisation."""
+        yield from self.model.parameters()
+        yield from (buffer for buffer in self.model.buffers() if buffer.is_floating_point())
 
     def _delete_old_sums(self) -> None:
         """Delete sums of scores that no resumed run needs. Training may be many short epochs ahead of its uploads."""
@@ -314,7 +334,7 @@ class Run:
             looks,
             self.rank == 0 and looks_for_stop and storage.exists(stopped_json(self.job.run)),
             # Without this check, broken weights would be saved, and every resumed run would fail on them.
-            not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all(),
+            not torch.stack([weight.isfinite().all() for weight in self._weights()]).all(),
         ]
         reduced = torch.cat([torch.stack(list(losses)), torch.tensor(flags, dtype=torch.float32, device=self.device)])
         if self.world_size > 1:

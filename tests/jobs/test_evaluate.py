@@ -137,13 +137,15 @@ def vocabulary(mids: str, names: str) -> LabelVocabulary:
         (vocabulary("1 2 3", "dog cat owl"), vocabulary("1 2 3", "dog cat owl"), [0, 1, 2]),
         (vocabulary("1 2 3", "dog cat owl"), vocabulary("3 1 2", "eule hund katze"), [2, 0, 1]),
         (vocabulary("dog cat owl", "dog cat owl"), vocabulary("1 2 3", "owl dog cat"), [2, 0, 1]),
+        (vocabulary("1 2 3", "dog cat owl"), vocabulary("1 2 3", "owl dog cat"), [2, 0, 1]),  # MIDs are rows
         (vocabulary("a b c", "dog dog owl"), vocabulary("1 2 3", "dog dog owl"), [0, 1, 2]),
+        (vocabulary("a b c", "dog dog owl"), vocabulary("b a c", "dog dog owl"), [1, 0, 2]),
         (vocabulary("a b c", "dog dog owl"), vocabulary("1 2 3", "dog owl dog"), None),  # which dog?
         (vocabulary("a b c", "dog cat owl"), vocabulary("1 2 3", "dog cat cow"), None),
         (vocabulary("a b", "dog cat"), vocabulary("1 2 3", "dog cat owl"), None),
     ],
 )
-def test_classes_are_matched_by_mid_or_else_by_name(
+def test_classes_are_matched_by_name_or_else_by_mid(
     of_model: LabelVocabulary, of_data: LabelVocabulary, order: list[int] | None
 ):
     assert models.class_order(of_model, of_data) == order

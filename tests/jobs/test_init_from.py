@@ -1,6 +1,7 @@
 """`train.py --init-from`: start a run with a trained model's weights, for any input length, strides and classes."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ast_core.labels import LabelVocabulary
 from ast_core.models import create_model
 from ast_core.models.shapes import MODEL_SIZES
 from ast_core.recipe import Recipe
+from jobs.recipe_option import shipped_recipe
 from jobs.train import claim, main
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
@@ -99,7 +101,16 @@ def test_norm_stats_data_and_a_given_norm_override_the_models_norm(tone_data: st
     claim(argv(tone_data, tmp_path / "a", tmp_path / "own", "--norm_stats", "data"))
     assert load_model(tmp_path / "a" / "initial")[1].norm == Norm(*PreparedDataset.open(tone_data).norm(["train"]))
     claim(argv(tone_data, tmp_path / "b", tmp_path / "own", "--dataset_mean", "-1.5"))
-    assert load_model(tmp_path / "b" / "initial")[1].norm.mean == -1.5
+    assert load_model(tmp_path / "b" / "initial")[1].norm == replace(NORM, mean=-1.5)
+
+
+def test_the_models_norm_is_used_with_a_recipe_that_takes_the_datas(tone_data: str, tmp_path: Path):
+    made(tmp_path / "own", ["dog", "cat"])
+    (tmp_path / "mine.yaml").write_text(shipped_recipe("audioset-full") + "\nnorm_stats: data\n")
+    command = argv(tone_data, tmp_path / "a", tmp_path / "own")
+    command[1] = str(tmp_path / "mine.yaml")
+    claim(command)
+    assert load_model(tmp_path / "a" / "initial")[1].norm == NORM
 
 
 def test_other_model_size_is_refused_unless_the_shapes_are_equal(tone_data: str, tmp_path: Path):

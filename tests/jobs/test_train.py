@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -44,6 +46,7 @@ from pipeline.train.checkpoints import upload_prefix
 from pipeline.train.data.feed import layout
 from pipeline.train.evaluation.scores import read_scores
 from pipeline.train.fit import _fit, _resources, choose_norm
+from pipeline.train.worker import out_of_memory
 from pipeline.train.worker_config import TrainJob
 from tests import fakes
 from tests.damage import record_again
@@ -519,13 +522,53 @@ def test_full_disk_ends_training_with_one_line_that_names_it(failure: TrainingFa
         _fit(trainer, "s3://bucket/run")
 
 
-def test_training_ends_after_patience_epochs_without_improvement(tone_data: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("death", "line"),
+    [
+        (
+            OutOfMemoryError("Task was killed"),
+            "Ray ended it because its machine was nearly out of memory: ",
+        ),
+        (
+            ActorDiedError(),
+            "The actor died unexpectedly before finishing this task. If its machine ",
+        ),
+    ],
+)
+def test_a_worker_that_dies_ends_training_with_one_line(death: RayError, line: str):
+    failures = {0: WorkerHealthCheckFailedError("a health check failed", death)}
+    trainer = Mock(fit=Mock(side_effect=WorkerGroupError("a long traceback", failures)))
+    with pytest.raises(UserError, match=r"^training failed: a worker died\. ") as caught:
+        _fit(trainer, "s3://bucket/run")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "the GPU has too little memory for this model",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 12"), "the machine has too little memory for this "),
+        (RuntimeError("shapes do not match"), None),
+    ],
+)
+def test_too_little_memory_is_a_line_and_other_errors_are_not(error: RuntimeError, line: str | None):
+    found = out_of_memory(error)
+    assert found is None if line is None else found is not None and found.startswith(line)
+
+
+def test_training_ends_after_patience_epochs_without_improvement(tone_data: str, tmp_path: Path, capsys):
     """The learning rate is so small that nothing changes, so the first epoch stays the best."""
     run = tmp_path / "run"
-    assert main(linear(tone_data, run, lr="1e-30", epochs="5", patience="2", wa_end="3")) == 0
+    assert main(linear(tone_data, run, lr="1e-30", epochs="5", patience="2", wa_start="2", wa_end="5")) == 0
     assert [record["epoch"] for record in epochs_of(run)] == [1, 2, 3]
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["best_epoch"], summary["epochs"]) == (1, 3)
+    line = "the run ended after epoch 3, so the averaged weights are those of 2 epochs in place of 4"
+    assert line in capsys.readouterr().out
 
 
 def test_evaluation_split_of_one_clip_has_undefined_metrics(tmp_path: Path, capsys):

@@ -11,6 +11,7 @@ from pipeline.train.checkpoints import (
     RAY_SNAPSHOT,
     STATE_FILE,
     DamagedStateError,
+    checkpoint_folders,
     load_state,
     save_state,
     unlisted_checkpoints,
@@ -40,6 +41,14 @@ def folders(tmp_path: Path) -> list[Path]:
 def test_a_valid_list_is_left_to_ray(tmp_path: Path, folders: list[Path]):
     assert unlisted_checkpoints(str(tmp_path)) == []
     assert (tmp_path / RAY_SNAPSHOT).exists()
+
+
+def test_checkpoints_are_in_the_order_of_epochs_and_steps(tmp_path: Path):
+    names = ["epoch-0999-step-000010-a", "epoch-9999-step-000000-b", "epoch-10000-step-000000-a"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        save_state(str(tmp_path / name), {"progress": {}})
+    assert checkpoint_folders(str(tmp_path)) == [str(tmp_path / name) for name in names]
 
 
 @pytest.mark.parametrize("missing", [0, 1])

@@ -101,6 +101,7 @@ def check_failures(summary: DatasetSummary) -> Iterator[Finding]:
     """Clips that could not be prepared, and how many of them another run may still get."""
     for split in summary.splits:
         reasons = Counter(split.failures["reason"].to_pylist())
+        del reasons[Reason.DUPLICATE]  # repeated rows, whose clip is there
         again = sum(n for reason, n in reasons.items() if Reason(reason).retry)
         asked = len(split.clips) + sum(reasons.values())
         severity: Severity = "warning" if again > A_FEW * asked else "note" if reasons else "ok"

@@ -8,7 +8,6 @@ import hashlib
 import io
 import itertools
 import logging
-import math
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ast_core.checkpoints import ModelConfig
 from ast_core.errors import DataError
-from ast_core.metrics import Metric, TaggingMetrics, selection_metrics
+from ast_core.metrics import TaggingMetrics, selection_metrics, selection_order
 from pipeline import storage
 from pipeline.dataset import Clips
 from pipeline.train import models
@@ -32,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 REMEDY = "restore it from a copy, or train into another --output"
 """What to do about a damaged file that only another training could write."""
-
-PERFECT = 1 - 1e-9
-"""A mean of ones over classes, apart from rounding."""
 
 _ZIP = b"PK"
 """The beginning of what `torch.save` writes."""
@@ -80,23 +76,6 @@ def _file(run: str, epoch: int, suffix: str) -> str:
 
 def _best_file(run: str) -> str:
     return storage.join(run, "best", "epoch.json")
-
-
-def selection_order(record: Mapping[str, Any], metric: Metric) -> tuple[float, int]:
-    """A sort key for epochs: the best epoch by the selection metric `metric` has the highest.
-
-    If two epochs have the same selection metric, the earlier one is better, as in the reference implementation. If the
-    metric is perfect, as with few evaluation clips, it cannot tell epochs apart, and the later one is better: it was
-    trained for longer.
-
-    An epoch that is evaluated twice with the same result replaces itself, so its files are written again.
-    """
-    figure, epoch = record["headline"], record["epoch"]
-    if figure is None or math.isnan(figure):
-        return -math.inf, -epoch
-    if not metric.higher_is_better:
-        return -figure, -epoch
-    return figure, epoch if figure >= PERFECT else -epoch
 
 
 @dataclass(frozen=True)
@@ -151,12 +130,15 @@ class EpochResults:
         return max(self._all_records(), key=self._order, default=None)
 
     def _order(self, record: Mapping[str, Any]) -> tuple[float, int]:
-        return selection_order(record, selection_metrics()[self.config.recipe.metrics])
+        return selection_order(record["headline"], record["epoch"], selection_metrics()[self.config.recipe.metrics])
 
     def epochs_since_best(self, last_epoch: int) -> int:
-        """Epochs from the best one to the last one, of those evaluated so far, up to `last_epoch`."""
+        """Epochs since the last one that was better than all before, of those evaluated so far, up to `last_epoch`."""
         records = self.records(last_epoch)
-        return records[-1]["epoch"] - max(records, key=self._order)["epoch"] if records else 0
+        if not records:
+            return 0
+        # Unlike in `selection_order`, a perfect epoch after a perfect one is not better.
+        return records[-1]["epoch"] - max(records, key=lambda one: (self._order(one)[0], -one["epoch"]))["epoch"]
 
     def first_missing(self) -> int:
         """The number of the first epoch that has no record."""

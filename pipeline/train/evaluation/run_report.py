@@ -18,7 +18,7 @@ from markupsafe import Markup
 from ast_core.calibration import Reliability, reliability
 from ast_core.checksums import without_checksum
 from ast_core.errors import DataError
-from ast_core.metrics import METRICS, key_metrics, per_class_columns, selection_metrics
+from ast_core.metrics import METRICS, key_metrics, per_class_columns, selection_metrics, selection_order
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from pipeline import storage
 from pipeline.html import charts, page
@@ -159,9 +159,8 @@ def _best(summary: Record | None, epochs: Sequence[Record], recipe: Record) -> R
         return {"epoch": summary.get("best_epoch")} | {name: summary.get(name) for name in METRICS}
     metrics = selection_metrics()
     selected = metrics.get(str(recipe.get("metrics")), METRICS["map"])
-    sign = 1 if selected.higher_is_better else -1
-    scores = [-math.inf if (value := _number(one.get(selected.name))) is None else sign * value for one in epochs]
-    return epochs[int(np.argmax(scores))] if epochs else {}
+    order = [selection_order(_number(one.get(selected.name)), i, selected) for i, one in enumerate(epochs)]
+    return epochs[order.index(max(order))] if epochs else {}
 
 
 def _averaged(summary: Record | None) -> Record | None:

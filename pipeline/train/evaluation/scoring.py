@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ast_core.batch import Norm
+from ast_core.errors import DataError
 from ast_core.metrics import TaggingMetrics, selection_metrics, tagging_metrics
 from ast_core.recipe import Recipe
 from ast_core.step import predict
@@ -39,7 +40,7 @@ def evaluate(
         num_classes,
         rank=rank,
         world_size=world_size,
-        batch_size=EVAL_BATCH_CLIPS,
+        batch_size=min(EVAL_BATCH_CLIPS, recipe.micro_batch_size or EVAL_BATCH_CLIPS),
         device=device,
         cache=cache,
     )
@@ -62,6 +63,13 @@ def gather_rows(mine: Tensor, num_rows: int, *, rank: int, world_size: int) -> T
 
 
 def score_metrics(scores: np.ndarray, clips: Clips) -> TaggingMetrics:
+    """The metrics of scores `[clips, C]`.
+
+    Raises:
+        DataError: a score is NaN.
+    """
+    if np.isnan(scores).any():
+        raise DataError("the model's scores are not numbers: its weights are damaged, or it diverged in training")
     return tagging_metrics(scores, Targets(clips, scores.shape[1])(np.arange(len(clips))))
 
 

@@ -336,3 +336,15 @@ def test_a_checkpoint_of_another_grid_is_refused_as_audioset_weights(tmp_path: P
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(DataError, match="1214 tokens expected"), torch.device("meta"):
         ASTModel(audioset_pretrain=True, audioset_weights=tmp_path / "other.pth")
+
+
+@torch.no_grad()
+def test_as_many_classes_as_channels_are_reordered_in_the_classifier_alone():
+    shape = {"model_size": "tiny224", "label_dim": 192, "imagenet_pretrain": False, "input_tdim": 32}
+    model, reordered = ASTModel(**shape), ASTModel(**shape)
+    model.mlp_head[0].weight.copy_(torch.rand(192))
+    order = torch.randperm(192, generator=torch.Generator().manual_seed(0)).tolist()
+    reordered.start_from(model, order)
+    model.eval(), reordered.eval()
+    clips = torch.randn(1, 32, 128)
+    torch.testing.assert_close(reordered(clips), model(clips)[:, order])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
+from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.recipe import Recipe
 from pipeline import storage
@@ -56,6 +57,19 @@ def test_case_1_the_latest_of_perfect_epochs_is_best(tmp_path: Path, monkeypatch
     bests = [record_epoch(tmp_path, epoch, figure, epoch, monkeypatch) for epoch, figure in enumerate(figures, start=1)]
     assert bests == [True, False, True, False]
     assert best_of(tmp_path) == (3, 1.0, 3.0)
+
+
+def test_a_perfect_epoch_after_a_perfect_one_is_not_better_for_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for epoch, figure in enumerate((0.5, 1.0, 1.0, 0.9, 1.0), start=1):
+        record_epoch(tmp_path, epoch, figure, epoch, monkeypatch)
+    assert [results_of(tmp_path).epochs_since_best(last) for last in (0, 1, 2, 3, 5)] == [0, 0, 0, 1, 3]
+
+
+def test_scores_that_are_not_numbers_are_refused_in_a_line(tmp_path: Path):
+    with pytest.raises(DataError, match=r"^the model's scores are not numbers: its weights are damaged"):
+        results_of(tmp_path).record(1, 0.1, np.full((4, 2), np.nan, np.float32), {"weights": torch.zeros(1)})
 
 
 def test_the_best_model_is_kept_if_its_epoch_is_repeated_with_a_worse_result(

@@ -178,7 +178,7 @@ def test_calibration_and_confusions_match_the_scores(html: str):
     for row, clip in zip(targets, labels, strict=True):
         row[clip] = 1
     parsed = Page(html)
-    found = reliability(scores.astype(np.float16), targets)
+    found = reliability(scores.astype(np.float32), targets)
     assert [row[1] for row in parsed.tables[CALIBRATION][1:]] == [f"{count:,}" for count in found.decisions]
     assert f"over decisions: {found.expected_error:.4f}" in parsed.text
     assert f"All {scores.size:,} decisions" in parsed.text

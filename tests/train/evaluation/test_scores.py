@@ -29,8 +29,7 @@ def check(run: str) -> None:
     assert there is not None
     assert there.clip_id.to_pylist() == ["clip_0", "clip_1", "clip_2"]
     assert there.labels.to_pylist() == labels
-    assert there.scores.dtype == np.float16
-    np.testing.assert_array_equal(there.scores, scores.astype(np.float16))
+    np.testing.assert_array_equal(there.scores, scores)
     assert there.targets().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
 
@@ -49,7 +48,7 @@ def test_other_programs_read_the_file_and_it_stays_small_for_audioset(tmp_path: 
     write_scores(str(tmp_path), scores, clips_of([[i % num_classes] for i in range(num_clips)]))
     table = pq.read_table(scores_file(str(tmp_path)))
     assert table.schema.names == ["clip_id", "labels", "scores"]
-    assert Path(scores_file(str(tmp_path))).stat().st_size < 2.1 * num_clips * num_classes
+    assert Path(scores_file(str(tmp_path))).stat().st_size < 4.1 * num_clips * num_classes
 
 
 def test_scores_of_other_clips_and_a_damaged_file_are_refused(tmp_path: Path):
