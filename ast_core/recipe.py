@@ -193,8 +193,8 @@ class ExecutionKeys:
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     compile: bool | None = None
-    """Use torch.compile for the transformer's blocks. If it fails, a warning says why and training goes on without it.
-    null: only on a GPU."""
+    """Use torch.compile for the AST's blocks, or another model's encoder. If it fails, a warning says why and training
+    goes on without it. null: only on a GPU."""
     cuda_graphs: bool = False
     """Replay the compiled blocks as CUDA graphs, so that a small batch does not wait for the CPU to launch each kernel.
     Takes effect on a GPU, with compile and without activation_checkpointing."""
@@ -262,7 +262,8 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
 
 
 EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "cuda_graphs", "attention")
-"""Recipe keys that change speed and memory, and the result only by rounding. A resumed run may change them."""
+"""Recipe keys that change speed and memory. They change the result only by rounding, apart from `micro_batch_size` in
+models with BatchNorm or dropout. A resumed run may change them."""
 
 
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:

@@ -18,7 +18,7 @@ KEYS_OF_URI = "AST_RAY_KEYS_OF_URI"
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s\"'<>`|]*)")
 _WEB = {"http", "https", "ftp", "ftps"}
 _NAMES_A_KEY = re.compile(
-    r"(?i)(?:^|&)[^=&]*(?:sig|token|key|secret|cred|pass|pwd|auth|policy|hmac|session|ticket|jwt|code)[^=&]*="
+    r"(?i)(?:^|&)[^=&]*(?:sig|token|key|secret|md5|hash|hdne|hdnts|cred|pass|pwd|auth|policy|hmac|session|ticket|jwt|code)[^=&]*="
 )
 _S3 = re.compile(
     r"(?P<before>(?:[^=\s]*=)?s3://)(?P<keys>[^/?@]+:.*|[^/?]*)@"
@@ -41,6 +41,9 @@ def _shown(match: re.Match[str]) -> str:
     is_host_and_port = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?", authority) is not None
     if "@" in authority or (not is_host_and_port and "@" in rest):
         rest = rest.rpartition("@")[2]
+    rest, _, fragment = rest.partition("#") if scheme in _WEB else (rest, "", "")
+    if fragment and not _NAMES_A_KEY.search(fragment):
+        rest = f"{rest}#{fragment}"
     place, mark, options = rest.partition("?")
     if mark and scheme in _WEB:
         rest = place if _NAMES_A_KEY.search(options) else rest
@@ -70,7 +73,8 @@ class WebAddress(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> "WebAddress":
-        place, _, options = url.partition("?")
+        before, _, fragment = url.partition("#")
+        place, _, options = (before if _NAMES_A_KEY.search(fragment) else url).partition("?")
         pairs = [pair for pair in options.split("&") if pair]
         names = [pair.partition("=")[0] for pair in pairs]
         if any(map(_SIGNATURE.fullmatch, names)):

@@ -60,7 +60,7 @@ OTHER_LABELS = (
     "published mAP."
 )
 OFFICIAL_LABELS_ON_BALANCED = (
-    "The published results of the balanced set (0.347, with averaged weights 0.378) use the enhanced labels of PSLA "
+    "The published results of the balanced set (0.347, an ensemble 0.378) use the enhanced labels of PSLA "
     "(arXiv 2102.01243): expect less with the official ones. The full set's 0.448 and 0.459 use official labels."
 )
 
@@ -91,10 +91,10 @@ FAILED = {
 }
 
 OTHER_NORM = (
-    "The audio differs from the paper's. Copies whose own norms were (-3.38, 3.89) and (-3.54, 3.42) reached 0.433 "
-    "mAP, the authors' log 0.449 (YuanGongND/ast#85, #108). The AST author sees the norm as a sign of other audio, "
-    "not as the cause: in his test training was not sensitive to it (YuanGongND/ast#5). With AudioSet weights keep "
-    "the published norm; from ImageNet weights use the data's own, also for evaluation."
+    "The audio differs from the paper's. With a copy whose norm was (-3.38, 3.89), or (-3.54, 3.42), others reached "
+    "0.434 mAP, the authors' log 0.449 (YuanGongND/ast#85, #108). The AST author sees the norm as a sign of other "
+    "audio, not as the cause: in his test training was not sensitive to it (YuanGongND/ast#5). With AudioSet weights "
+    "keep the published norm; from ImageNet weights use the data's own, also for evaluation."
 )
 FORMAT_FAULT = (
     "So large a difference comes from the scale or the format, not from the choice of clips. Such faults look like a "

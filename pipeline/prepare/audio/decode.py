@@ -231,7 +231,9 @@ def _read(
         declared_s = headers.declared_s(container, track, opened) if is_seekable else None
         limit_s = None
         if may_be_clip and duration_s is not None and start_s > 0:
-            limit_s = (1 + SHORTFALL_SHARE) * duration_s
+            limit_s = (1 + SHORTFALL_SHARE) * duration_s + CODEC_DELAY_S
+            if isinstance(file, io.BytesIO):  # of an archive, where audio is the section unless it cannot be
+                limit_s = max(limit_s, start_s)
         if limit_s is None or (declared_s is not None and declared_s > limit_s):
             may_seek = container.format.name != "ogg" or (is_seekable and not _is_chained_ogg(file, opened))
             section = read_section(

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from pipeline import storage
 from pipeline.prepare.clip import CLIPS, FAILURES, Reason
 from pipeline.prepare.sources import ClipList
+from pipeline.prepare.sources.checks import WEB
+from pipeline.redaction import WebAddress, without_secrets
 from pipeline.versions import in_words
 
 
@@ -144,8 +146,10 @@ def _one_spelling(media: pa.ChunkedArray) -> pa.ChunkedArray:
 
     def spelled(uri: str) -> str:
         path = storage.local_path(uri)
+        if WEB.match(path):
+            return "\n".join(WebAddress.of(path))
         if "://" in path:
-            return uri
+            return without_secrets(path)
         folder, _, name = os.path.normpath(path).rpartition("/")
         return f"{real_folder(folder)}/{name}"
 

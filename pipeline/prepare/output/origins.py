@@ -66,17 +66,15 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little", signed=True)
 
 
-_OPAQUE, _FILE = re.compile(r"[A-Za-z0-9+/=_.~%-]{8,}"), re.compile(r".*\.[A-Za-z0-9]{2,5}")
+_NAMES_A_FILE = re.compile(r"(?i)(?:(?:file|object|s3)[-_]?)?key=|(?:code|session|ticket)=")
 
 
 def _without_keys(uri: str) -> str:
-    """A URI without keys, which another run may have new ones of."""
+    """A URI without keys, which another run may have new ones of. An option called `key` or `code` names a file."""
     if not uri.lower().startswith(("http://", "https://")):
         return without_secrets(uri)
     shown, others = WebAddress.of(uri)
-    values = [option.partition("=")[2] for option in others.split("&")]
-    files = [value for value in values if _FILE.fullmatch(value) or not _OPAQUE.fullmatch(value)]
-    return "&".join(filter(None, [shown, *files]))
+    return "&".join([shown, *filter(_NAMES_A_FILE.match, others.split("&"))])
 
 
 def to_metadata(rows: pa.Table) -> dict[bytes, bytes]:

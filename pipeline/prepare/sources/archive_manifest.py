@@ -31,6 +31,7 @@ from ast_core.errors import DataError
 from ast_core.labels import CSV_HEADER, LabelVocabulary
 from pipeline import storage
 from pipeline.prepare.sources import archives
+from pipeline.prepare.sources.checks import show
 from pipeline.prepare.sources.label_text import is_one_hot, may_be_one_hot_of_two
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
@@ -72,6 +73,8 @@ class Entry(NamedTuple):
     """Its labels were 0 and 1 of two classes."""
     lacking: str = ""
     """What a row without audio lacks."""
+    ignored_split: str | None = None
+    """The split of its folder in a tar that has audio outside such folders too."""
 
 
 def find(uri: str, notes: list[str]) -> list[str]:
@@ -84,7 +87,6 @@ def find(uri: str, notes: list[str]) -> list[str]:
     if re.match("https?://", uri, re.IGNORECASE):
         return []
     found = _archives_of(uri, notes)
-    notes += _split_lines(found, uri)
     if tars := [file for file in found if file.lower().endswith(".tar")]:
         notes += _unread_key_lines(tars[0])
     for file in (file for file in found if file.lower().endswith(".parquet")):
@@ -101,17 +103,6 @@ def find(uri: str, notes: list[str]) -> list[str]:
                     )
                 break
     return found
-
-
-def _split_lines(found: list[str], given: str) -> list[str]:
-    """A line on the splits that the names of archives give, because a name may mean something else."""
-    counts = Counter(_split_of(uri, given) for uri in found)
-    if not counts.keys() - {None, "train"}:
-        return []
-    texts = [f"{split} ({num:,})" for split, num in sorted(counts.items(), key=str) if split is not None]
-    if counts[None]:
-        texts.append(f"no split ({counts[None]:,})")
-    return [f"splits by the names of archives, for clips without their own: {', '.join(texts)}"]
 
 
 def _unread_key_lines(tar: str) -> list[str]:
@@ -297,26 +288,30 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             )
     audio = [member for member in members if is_media(member.name)]
     splits = [_split_of_member(member.name) for member in audio]
-    if None in splits:  # `train` may be a class, or the recordings of a vehicle
-        splits = [None] * len(audio)
+    is_ignored = None in splits  # `train` may be a class, or the recordings of a vehicle
     used = set[str]()
     for member, split in zip(audio, splits, strict=True):
         key = splitext(member.name)[0]
-        first_dot = f"{member.name[: len(member.name) - len(basename(member.name))]}{basename(key).split('.')[0]}"
-        key = key if key in sidecars else first_dot
-        used.add(key)
+        used |= {key, _first_dot(key)}
+        key = key if key in sidecars else _first_dot(key)
         values = _read_keys(sidecars.get(key, {}))
         place = archives.bytes_member(member.offset, member.size)
         yield _entry(values, own.mids if own else (), uri, place, basename(splitext(member.name)[0]))._replace(
             inner_path=f"{splitext(uri)[0]}/{member.name}",
-            file_split=split,
+            file_split=None if is_ignored else split,
+            ignored_split=split if is_ignored else None,
             place=f"{member.name} of {basename(uri)}",
         )
     for key, content in sidecars.items():
         values = _read_keys(content)
-        if key not in used and not values.keys().isdisjoint(("label", "labels")):
-            lacking = f"{basename(uri)} has labels of {key}, but no audio of this name in a format that is read"
+        if used.isdisjoint((key, _first_dot(key))) and not values.keys().isdisjoint(("label", "labels")):
+            lacking = f"{basename(uri)} has labels of {show(key)}, but no audio of this name in a format that is read"
             yield _entry(values, (), uri, "", key)._replace(lacking=lacking, place=key)
+
+
+def _first_dot(key: str) -> str:
+    """The name up to its first dot, as WebDataset's keys are."""
+    return f"{key[: len(key) - len(basename(key))]}{basename(key).split('.')[0]}"
 
 
 def _read_keys(content: dict[str, Any]) -> dict[str, Any]:
@@ -336,17 +331,16 @@ def _split_in(name: str) -> str | None:
 
 
 def _split_of(uri: str, given: str) -> str | None:
-    """The split that an archive's name gives, or that of its folder unless the user has named this very folder:
+    """The split that an archive's name gives, or of the nearest folder below the one that the user named:
     `SPLIT-00000-of-00001.parquet`, `test.tar`, `pets_valid-001.tar`, `train/0000.parquet`, `bal_train/0.parquet`.
     """
-    name, folder = basename(uri), dirname(uri)
+    name = basename(uri)
     match = _OF_HUGGING_FACE.fullmatch(name)
     if match and match[1].lower() not in _NO_SPLIT:
         return match[1]
-    if split := _split_in(splitext(name)[0]):
-        return split
-    is_named = folder in (given.rstrip("/"), dirname(given))
-    return None if is_named else _split_in(basename(folder))
+    root = given.rstrip("/") if uri.startswith(f"{given.rstrip('/')}/") else dirname(re.split(r"[*?[]", given)[0])
+    folders = dirname(uri).removeprefix(root).split("/")
+    return next(filter(None, map(_split_in, [splitext(name)[0], *reversed(folders)])), None)
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:

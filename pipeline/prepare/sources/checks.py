@@ -118,9 +118,10 @@ def media_in(folder: str, path: Any, what: str) -> str:
 
 def _quoted(path: str, folder: str) -> str:
     """A path without the characters that mean something else in a URI. On the web it may be quoted already."""
-    if "://" not in folder:
+    scheme, is_uri, _ = folder.partition("://")
+    if not is_uri or scheme not in storage.PYARROW_SCHEMES | _OF_THE_WEB:  # fsspec's paths are not quoted
         return path
-    special = "[ #?]" if WEB.match(folder) else "[%#?]"
+    special = "[ #]" if scheme in _OF_THE_WEB else "[%#?]"
     return re.sub(special, lambda match: quote(match[0]), path)
 
 

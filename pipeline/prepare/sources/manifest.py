@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
@@ -69,11 +70,19 @@ def read_manifest(
         notes += [f"{uri}: {line}" for line in suspicious_classes(vocabulary.names)]
     rows, folder = Rows(vocabulary), folder_of(uri)
     num_of_other_split = num_rows = num_of_two = 0
+    of_names, num_of_ignored = Counter[str | None](), Counter[str | None]()
     for entry in map(_without_missing, entries()):
         row_split, cells, num_rows = default_split, list[str](), num_rows + 1
         name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
+            row_split = _split_of(entry, split, default_split)
+            if entry.split is None and not split:
+                of_names[entry.file_split] += 1
+            num_of_other_split += bool(split) and row_split != split
+            num_of_ignored[entry.ignored_split] += 1
             cells = cells_of(entry.labels, rows.vocabulary.index_of, separator)
+            if entry.lacking:
+                raise ClipError(Reason.MISSING_FILE, entry.lacking)
             if indices and is_one_hot(cells):
                 raise DataError(
                     f"{uri}, {entry.place}: labels are zeros and ones with a place for each class; write the names or "
@@ -85,21 +94,12 @@ def read_manifest(
             cells = indices_as_labels(cells, vocabulary) if indices else cells
             start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
             end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")
-            if entry.lacking:
-                raise ClipError(Reason.MISSING_FILE, entry.lacking)
             media, media_start_s = _media_of(entry, folder, start_s)
             check_times(start_s, end_s)
             if not isinstance(entry.clip_id, str | int | float | None):
                 raise ClipError(Reason.BAD_ID, f"clip_id is {show(entry.clip_id)}, not a text")
             if entry.clip_id is None:
                 name = _name_of(entry, media, start_s)
-            own_split = entry.split
-            if own_split is None and not split:
-                own_split = entry.file_split
-            if own_split is not None:
-                check_split(str(own_split))
-                row_split = str(own_split)
-                num_of_other_split += bool(split) and row_split != split
             classes = rows.indices(cells)
             row = (name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, classes)
             if entry.clip_id is None:
@@ -119,6 +119,12 @@ def read_manifest(
             f"{num_of_other_split:,} rows of {uri} have another split than {split}, and keep it: --split is for rows "
             "without one"
         )
+    if of_names.keys() - {None, "train"}:
+        texts = [f"{name or 'no split'} ({num:,})" for name, num in of_names.items()]
+        notes.append(f"splits by the names of archives or their folders, in rows: {', '.join(texts)}")
+    if ignored := {name: num for name, num in num_of_ignored.items() if name is not None}:
+        texts = [f"{name} ({num:,})" for name, num in ignored.items()]
+        notes.append(f"rows in folders of tars that may be splits, but not all audio is in such: {', '.join(texts)}")
     return rows.done(uri, dict.fromkeys(notes))  # a list is read twice if its labels make the vocabulary
 
 
@@ -127,7 +133,8 @@ def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
     found, has_rows = Separator(), False
     for entry in entries:
         has_rows = True
-        found.add(entry.labels, entry.place)
+        if not entry.lacking:
+            found.add(entry.labels, entry.place)
     if not has_rows:
         raise DataError(f"{uri} has no rows; give a list with at least one clip")
     separator, labels = found.decide(uri)
@@ -137,6 +144,15 @@ def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
     if not 0 < len(names) <= 2**15:
         raise DataError(f"{uri} has {len(names)} different label names; if its labels are indices, give --labels too")
     return LabelVocabulary.from_names(names), separator
+
+
+def _split_of(entry: Entry, given: str | None, default: str) -> str:
+    """The split of a row: its own, the one given, or that of its archive's name."""
+    split = entry.split if entry.split is not None or given else entry.file_split
+    if split is None:
+        return default
+    check_split(str(split))
+    return str(split)
 
 
 def _without_missing(entry: Entry) -> Entry:

@@ -140,7 +140,8 @@ class Rows:
         safe_name = safe_name.replace("\ufffd", "\\ufffd")
         if len(safe_name) > LONGEST_ID:
             safe_name = safe_name[: LONGEST_ID - 1] + "…"  # otherwise it could be the id of a valid clip
-        why = (err.reason.value, err.message, 1, err.reason.retry)
+        message = CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", err.message)
+        why = (err.reason.value, message, 1, err.reason.retry)
         self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None, None))
 
     def done(self, origin: str, notes: Iterable[str] = ()) -> ClipList:

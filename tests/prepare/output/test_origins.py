@@ -20,6 +20,8 @@ def hash_of(media: str) -> int:
         ("https://h/a.wav?id=3&token=abcdefghi", "https://h/a.wav?id=3&token=jklmnopqr"),
         ("https://h/a.wav?X-Amz-Date=1&X-Amz-Signature=2", "https://h/a.wav?X-Amz-Date=3&X-Amz-Signature=4"),
         ("https://h/a.wav?sig=1&se=2", "https://h/a.wav"),
+        ("https://h/a.wav?token=value:ts:sig", "https://h/a.wav?token=other:ts:sig"),
+        ("https://h/a.wav?md5=AbCdEf&id=1#access_token=xyz", "https://h/a.wav?id=1&md5=Gh"),
     ],
 )
 def test_spellings_and_signatures_of_one_recording_have_one_hash(one: str, other: str):
@@ -31,6 +33,7 @@ def test_spellings_and_signatures_of_one_recording_have_one_hash(one: str, other
     [
         ("/data/a.wav", "/data/b.wav"),
         ("https://h/get?key=audio/dog.wav", "https://h/get?key=audio/cat.wav"),
+        ("https://h/get?code=0123456789", "https://h/get?code=9876543210"),
         ("https://h/get?session=1", "https://h/get?session=2"),
         ("https://h/get?id=1&st=3.5&token=abcdefghi", "https://h/get?id=1&st=4.5&token=abcdefghi"),
     ],

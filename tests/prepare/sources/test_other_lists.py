@@ -343,7 +343,7 @@ def test_zeros_and_ones_of_two_classes_in_archives_are_refused(tmp_path: Path):
     [
         *(("train_shard_000.tar", "train"), ("test-clean.tar", "test"), ("testset.tar", "test")),
         *(("test_wav/0.tar", "test"), ("bal_train/0.tar", "train"), ("valid_part_1.tar", "valid")),
-        *(("train_test_1.tar", "train"), ("contest.tar", "train"), ("devices.tar", "train")),  # none; the default
+        *(("test/en/0.tar", "test"), ("train_test_1.tar", "train"), ("contest.tar", "train"), ("devices.tar", "train")),
     ],
 )
 def test_the_only_split_in_an_archives_name_is_its_split(tmp_path: Path, name: str, split: str):
@@ -351,7 +351,7 @@ def test_the_only_split_in_an_archives_name_is_its_split(tmp_path: Path, name: s
     tar_of(tmp_path, 0, name="made.tar").rename(tmp_path / "in" / name)
     out = read_manifest(str(tmp_path / "in"))
     assert out.clips["split"].to_pylist() == [split]
-    line = f"splits by the names of archives, for clips without their own: {split} (1)"
+    line = f"splits by the names of archives or their folders, in rows: {split} (1)"
     assert (line in out.notes) == (split != "train")
 
 
@@ -364,7 +364,28 @@ def test_what_is_not_read_of_a_tar_is_named_or_refused(tmp_path: Path):
     assert out.clips["clip_id"].to_pylist() == ["0"]
     (refused,) = out.refused.to_pylist()
     assert (refused["clip_id"], refused["reason"]) == ("1", "missing_file")
-    assert refused["message"] == "a.tar has labels of 1, but no audio of this name in a format that is read"
+    assert refused["message"] == "a.tar has labels of '1', but no audio of this name in a format that is read"
+
+
+def test_a_refused_row_is_in_its_own_split_and_adds_no_class(tmp_path: Path):
+    audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    lists = {"c.json": {"label": "cat"}, "caf\udce9.json": {"label": "dog"}, "info.json": {"labels": ["All animals"]}}
+    members = {"a.wav": audio, "a.json": {"label": "dog"}, "a.meta.json": {"label": "x"}} | lists
+    out = read_manifest(fakes.write_tar(tmp_path / "test.tar", members))
+    assert out.vocabulary.names == ("dog",)
+    assert out.refused["split"].to_pylist() == ["test"] * 3
+    assert read_manifest(fakes.write_tar(tmp_path / "test.tar", members), split="eval").notes == ()
+    bad = listed(tmp_path, "path,labels,split,end_s\na.wav,dog,test,3\nb.wav,dog,test,x\n")
+    assert bad.refused["split"].to_pylist() == ["test"]
+
+
+def test_folders_called_as_splits_beside_other_audio_are_pointed_out(tmp_path: Path):
+    audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    names = ("train/a", "test/b", "test/c", "intro")
+    members = {f"{name}.{kind}": held for name in names for kind, held in (("wav", audio), ("cls", b"dog"))}
+    out = read_manifest(fakes.write_tar(tmp_path / "w.tar", members))
+    line = "rows in folders of tars that may be splits, but not all audio is in such: train (1), test (2)"
+    assert (set(out.clips["split"].to_pylist()), out.notes) == ({"train"}, (line,))
 
 
 def test_a_tars_folder_that_is_not_utf8_refuses_its_clip_alone(tmp_path: Path):
@@ -400,6 +421,8 @@ def test_a_relative_path_in_a_list_of_a_bucket_is_a_file_name_without_options(tm
     options = "x.wav?endpoint_override=evil.example:9000&scheme=http"
     assert "?" not in media_in("s3://bucket/dir", options, "path")
     assert media_in("https://h/d", "track #1.wav", "path") == "https://h/d/track%20%231.wav"
+    assert media_in("https://h/d", "get?id=5", "path") == "https://h/d/get?id=5"
+    assert media_in("memory://d", "track #1.wav", "path") == "memory://d/track #1.wav"
 
 
 def test_speech_commands_in_capitals_keep_their_split(tmp_path: Path):
