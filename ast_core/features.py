@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 MAX_MEL_BINS = 1024
 
 
+MAX_PEAK = 10.0
+"""Floating-point samples may exceed full scale (1.0) by 20 dB. Larger ones are integers or percentages."""
+
+
 @dataclass(frozen=True)
 class LogScale:
     """The logarithm that features are stored in."""

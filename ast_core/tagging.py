@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ast_core.batch import normalise
 from ast_core.checkpoints import ModelConfig
-from ast_core.features import log_mel
+from ast_core.features import MAX_PEAK, log_mel
 from ast_core.models.tagger import Tagger
 
 
@@ -22,11 +22,17 @@ def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor
     windows.
 
     Raises:
-        ValueError: the waveform has more than one channel, or is shorter than a frame.
+        ValueError: the waveform has more than one channel, is shorter than a frame, or has integer samples or others
+            that are far outside [-1, 1].
     """
-    samples_N = torch.as_tensor(waveform, dtype=torch.float32)
+    given = torch.as_tensor(waveform)
+    if not given.is_floating_point():
+        raise ValueError(f"the samples are {given.dtype}; give floats in [-1, 1], such as int16 divided by 32768")
+    samples_N = given.to(torch.float32)
     if samples_N.ndim != 1:
         raise ValueError(f"the waveform has shape {tuple(samples_N.shape)}; give one channel, [samples]")
+    if not (samples_N.abs() <= MAX_PEAK).all():
+        raise ValueError(f"the samples are not all numbers in about [-1, 1]: up to {samples_N.abs().max():,.0f}")
     samples_N = samples_N.clamp(-1, 1)
     fbank_TM = log_mel(samples_N - samples_N.mean(), config.features)
     num_frames = config.recipe.input_tdim

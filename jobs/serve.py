@@ -136,7 +136,7 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
 
     from jobs.ray_session import ray_session
     from pipeline.serve.application import NAME, Scale, application
-    from pipeline.tag.predictor import read_members, thresholds_of, tuning_of
+    from pipeline.tag.predictor import read_members, thresholds_of, tuning_lines, tuning_of
     from pipeline.tag.work import settings_for
     from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
 
@@ -148,6 +148,8 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
         hop_s=args.hop_s,
         events=EventSettings.of(tuning_of(members)),
     )
+    for line in tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
+        print(line, flush=True)
     files = _page_files(args, members, settings)
     with ray_session(args.address, args.num_cpus):
         use_gpu = uses_gpu(Place(args.device, args.address, lambda: ray_session(args.address)))
@@ -177,9 +179,8 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
         serve.start(http_options=http, proxy_location="HeadOnly", logging_config=LOGGING)
         serve.run(made, name=NAME, route_prefix="/", logging_config=LOGGING)
         try:
-            print(
-                f"serving {', '.join(args.checkpoint)} at http://{args.host}:{args.port}/  (Ctrl-C ends it)", flush=True
-            )
+            host = f"[{args.host}]" if ":" in args.host else args.host
+            print(f"serving {', '.join(args.checkpoint)} at http://{host}:{args.port}/  (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
         finally:
             serve.shutdown()

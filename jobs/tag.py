@@ -45,7 +45,7 @@ DEFAULT_THRESHOLD = 0.5
 MAX_WORKERS = 10_000
 
 EVENT_OPTIONS = (
-    ("release", "SHARE", "an event goes on down to this share of its threshold"),
+    ("release", "SHARE", "an event begins and ends at this share of its threshold"),
     ("median_s", "S", "median filter over time, 0 is off"),
     ("merge_s", "S", "gaps up to this length are closed"),
     ("min_s", "S", "shorter events are dropped"),
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in inputs.notes:
         print(line, flush=True)
     from pipeline.tag import printed  # PyTorch, which `--help` and a refused input do not need
-    from pipeline.tag.predictor import read_members, thresholds_of, tuning_of
+    from pipeline.tag.predictor import read_members, thresholds_of, tuning_lines, tuning_of
     from pipeline.tag.work import local_device, settings_for
 
     if output is None:
@@ -161,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         embeddings=args.embeddings,
         label_format=args.format,
     )
+    for line in tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
+        print(line, flush=True)
     if output is None:
         printed.print_tags(inputs, members, settings, local_device(args.device))
         return status_of_printed()

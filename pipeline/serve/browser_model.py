@@ -1,10 +1,13 @@
 """The model as a file for browsers."""
 
+import json
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from ast_core.checkpoints.huggingface import distinct_names
 from ast_core.checkpoints.onnx import PACKAGES, metadata_in
 from ast_core.errors import DataError
 from pipeline import storage
@@ -21,7 +24,8 @@ def page_model(name: str, members: Sequence[Member], settings: TagSettings) -> P
     windows = settings.windows
     return PageModel(
         name=name,
-        labels=labels_of(members).names,
+        labels=distinct_names(labels_of(members)),
+        mids=labels_of(members).mids,
         thresholds=[round(float(value), 6) for value in settings.thresholds],
         rate_hz=windows.features.sample_rate_hz,
         window_s=windows.window_s,
@@ -29,6 +33,15 @@ def page_model(name: str, members: Sequence[Member], settings: TagSettings) -> P
         window_samples=windows.window_samples,
         frame_samples=windows.features.frame_length_samples,
     )
+
+
+_OF_A_MODEL = {
+    "labels": "classes",
+    "features": "features",
+    "norm": "mean and std",
+    "is_calibrated": "calibration",
+}
+"""What a file for browsers has to have in common with the checkpoint."""
 
 
 def given_model(uri: str, members: Sequence[Member]) -> bytes:
@@ -42,8 +55,15 @@ def given_model(uri: str, members: Sequence[Member]) -> bytes:
     metadata = metadata_in(content, origin=uri)
     if "thresholds" not in metadata:
         raise DataError(f"{uri} takes no waveform; make the model for browsers with export.py --format onnx-waveform")
-    if metadata["labels"] != members[0].config.to_dict()["labels"]:
-        raise DataError(f"{uri} has other classes than the checkpoint; give an export of the same model")
+    own: dict[str, Any] = members[0].config.to_dict() | {"is_calibrated": members[0].calibration is not None}
+    for key, what in _OF_A_MODEL.items():
+        if key in own and metadata.get(key) != json.loads(json.dumps(own[key])):
+            raise DataError(f"{uri} has other {what} than the checkpoint; give an export of the same model")
+    num_frames = metadata.get("recipe", {}).get("input_tdim")
+    if num_frames != members[0].config.recipe.input_tdim:
+        raise DataError(
+            f"{uri} takes {num_frames} frames, not those of the checkpoint; give an export of the same model"
+        )
     return content
 
 

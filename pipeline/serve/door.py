@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 MAX_TOP = 1000
 MAX_BYTES_RECEIVED = 8
 """Bodies of the largest size that all requests together may have in memory while they are received."""
-HEALTH_S = 10.0
+HEALTH_S, CHECK_EVERY_S = 10.0, 2.0
 RETRY_S = 2.0
 """After how long a client that came at a bad time may try again."""
 
@@ -102,6 +102,8 @@ class _State:
         self.door, self.limits = door, door.limits
         self._rate = RateLimit(door.limits.per_second)
         self._uploads = self._tagging = self._bytes = 0
+        self._check: asyncio.Future[None] | None = None
+        self._checked_s = 0.0
 
     async def tag(self, request: Request) -> Response:
         self._check_caller(request)
@@ -147,10 +149,17 @@ class _State:
         finally:
             self._tagging -= 1
 
+    def _checked(self) -> "asyncio.Future[None]":
+        """A check in progress, or a recent one: many callers at once take one window's work."""
+        now_s = time.monotonic()
+        if self._check is None or (self._check.done() and now_s - self._checked_s > CHECK_EVERY_S):
+            self._check, self._checked_s = asyncio.ensure_future(self.door.check()), now_s
+        return self._check
+
     async def health(self, request: Request) -> Response:
         self._check_caller(request)
         try:
-            await asyncio.wait_for(self.door.check(), HEALTH_S)
+            await asyncio.wait_for(asyncio.shield(self._checked()), HEALTH_S)
         except Exception as err:
             message = f"the tagger does not answer ({type(err).__name__})"
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unhealthy", message) from err
@@ -164,7 +173,10 @@ class _State:
 
     def _check_caller(self, request: Request) -> None:
         """Refuse names of other machines, and pages of other sites."""
-        host = (urlsplit(f"//{request.headers.get('host', '')}").hostname or "").lower()
+        try:
+            host = (urlsplit(f"//{request.headers.get('host', '')}").hostname or "").lower()
+        except ValueError:  # no address, as with one bracket
+            host = ""
         if self.door.hosts and host not in self.door.hosts:
             raise Refusal(HTTPStatus.FORBIDDEN, "host", f"this server is not called {host!r}")
         origin = request.headers.get("origin")
@@ -245,6 +257,8 @@ def _address(request: Request) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
+    if address.version == 6 and address.ipv4_mapped is not None:  # a server on `::` sees IPv4 clients so
+        return str(address.ipv4_mapped)
     return host if address.version == 4 else str(ipaddress.ip_network(f"{host}/64", strict=False))
 
 

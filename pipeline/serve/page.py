@@ -28,6 +28,7 @@ class PageModel:
 
     name: str
     labels: Sequence[str]
+    mids: Sequence[str]
     thresholds: Sequence[float]
     rate_hz: int
     window_s: float

@@ -13,6 +13,7 @@ done if it is in a file of scores, or in a part of failures that such a file bel
 """
 
 import hashlib
+import json
 import logging
 import posixpath
 import re
@@ -20,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from pipeline.tag.collect import Tagged
 from pipeline.tag.label_files import FORMATS
 from pipeline.tag.tables import (
     FAILURES,
+    Results,
     all_scores,
     embeddings_table,
     events_table,
@@ -77,6 +78,7 @@ def start_output(output: str, settings: Mapping[str, Any]) -> None:
     Raises:
         DataError: it has results of other settings, or something else.
     """
+    settings = json.loads(json.dumps(settings))  # as they are read back: JSON has no tuples
     found = [uri for uri in (tags_json(output), _settings_json(output)) if storage.exists(uri)]
     if not found and not storage.is_empty(output):
         raise DataError(f"{output} is not empty and contains no tags; give a new folder as --output")
@@ -262,16 +264,22 @@ class WriteParts:
         failures = failure_rows(results, read_us)
         if len(failures):
             self._write("_work/failures", part, failures)
-        scores = all_scores if self.top is None else partial(top_scores, names=names, top=self.top)
-        table = scores(with_windows, len(self.labels))
+        table = self._scores(with_windows)
         self._write("scores", part, table.replace_schema_metadata({READ_KEY: str(read_us), WITH_KEY: " ".join(kinds)}))
 
-    def fail(self, chunk: str, number: int, names: Sequence[str], message: str) -> None:
+    def _scores(self, results: Results) -> pa.Table:
+        if self.top is None:
+            return all_scores(results, len(self.labels))
+        return top_scores(results, len(self.labels), names=distinct_names(self.labels), top=self.top)
+
+    def fail(self, chunk: str, number: int, names: Sequence[str], message: str, read_us: int) -> None:
         """Write a part that says that all these recordings failed."""
-        row = {"stage": "tag", "reason": str(Reason.CRASHED), "message": message, "retry": True}
+        if self.held is not None:
+            self.held.check()
+        row = {"stage": "tag", "reason": str(Reason.CRASHED), "message": message, "retry": True, "read_at": read_us}
         rows = [row | {"recording": name, "tool_versions": in_words()} for name in names]
         self._write("_work/failures", _part(chunk, number), pa.Table.from_pylist(rows, schema=FAILURES))
-        self._write("scores", _part(chunk, number), all_scores([], len(self.labels)))
+        self._write("scores", _part(chunk, number), self._scores([]))
 
     def begin_attempt(self, run: str, chunk: str) -> int:
         """Record that a worker begins a chunk, and return how many have begun it in this run before."""

@@ -3,6 +3,7 @@
 N windows, T frames, M mel bins, C classes, D dimensions, T' frames of the model's output.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ast_core.execution import autocast, for_device, set_attention
 from ast_core.labels import LabelVocabulary
 from ast_core.models.tagger import Tagger
 from ast_core.step import predict
+from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.models import class_order, differing
 
@@ -72,6 +74,19 @@ def tuning_of(members: Sequence[Member]) -> EventTuning | None:
     """How the model finds events best, if that has been tuned. For an ensemble it has not."""
     calibration = members[0].calibration if len(members) == 1 else None
     return None if calibration is None else calibration.events
+
+
+def tuning_lines(members: Sequence[Member], window_s: float, hop_s: float) -> list[str]:
+    """A line if the settings of events were chosen with other windows than these."""
+    facts = {} if (tuning := tuning_of(members)) is None else tuning.facts
+    own = {"window_s": window_s, "hop_s": hop_s}
+    if all(math.isclose(facts.get(name, value), value, abs_tol=1e-6) for name, value in own.items()):
+        return []
+    return [
+        f"warning: the settings of events were chosen with windows of {facts['window_s']:g} s every "
+        f"{facts['hop_s']:g} s, these have {window_s:g} s every {hop_s:g} s; give --window-s and --hop-s, or calibrate "
+        "again"
+    ]
 
 
 def thresholds_of(members: Sequence[Member], given: float | None, default: float) -> np.ndarray:
@@ -136,7 +151,11 @@ class Predictor:
         # A member with a longer input has more frames, of which those behind the window are padding.
         num_frames = min((len(of_member[0]) for of_member in frame_scores), default=0)
         frame_scores = [of_member[:, :num_frames] for of_member in frame_scores]
-        return Predicted(_mean(scores), embeddings, _mean(frame_scores) if frame_scores else None)
+        predicted = Predicted(_mean(scores), embeddings, _mean(frame_scores) if frame_scores else None)
+        if not np.isfinite(predicted.scores_NC).all():
+            uris = without_secrets(", ".join(member.uri for member in self.members))
+            raise DataError(f"{uris} gives scores that are not numbers: its weights are damaged")
+        return predicted
 
 
 def _batch(fbank_NTM: torch.Tensor, num_classes: int) -> Batch:

@@ -164,7 +164,7 @@ class Worker:
         if num_deaths >= MAX_DEATHS:
             names = [recording for recording in left.names if recording not in left.done]
             message = f"the worker that tagged it and up to {len(names) - 1} others died {num_deaths} times"
-            write.fail(name, number, names, message)
+            write.fail(name, number, names, message, read_us)
             return tally.add({str(Reason.CRASHED): len(names)}, 0.0)
         part: list[tuple[str, Tagged]] = []
         for tagged in self.results(left, lambda seconds: tally.add({}, seconds)):

@@ -39,3 +39,16 @@ def test_a_waveform_with_two_channels_or_no_frame_is_refused():
         tag(small.model(), config(), np.zeros((2, 16000), np.float32))
     with pytest.raises(ValueError, match=r"^waveform has 399 samples; one frame takes 400"):
         tag(small.model(), config(), np.zeros(399, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("waveform", "said"),
+    [
+        (np.zeros(16000, np.int16), "the samples are torch.int16; give floats in"),
+        (np.full(16000, 32768.0), "the samples are not all numbers in about .*: up to 32,768"),
+        (np.full(16000, np.nan, np.float32), "the samples are not all numbers"),
+    ],
+)
+def test_integers_and_samples_that_are_no_numbers_are_refused(waveform: np.ndarray, said: str):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        tag(small.model(), config(), waveform)

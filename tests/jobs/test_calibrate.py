@@ -95,6 +95,10 @@ def test_known_events_of_recordings_decide_the_settings_of_events(
     tags = tmp_path / "tags"
     given = ["--checkpoint", run, "--input", str(tmp_path / "known.wav"), "--num-workers", "0", "--merge-s", "7"]
     assert tag.main([*given, "--output", str(tags)]) == 0
+    assert tag.main([*given, "--output", str(tags)]) == 0  # JSON has lists in place of the tuning's tuples
+    printed = capsys.readouterr().out
+    assert "1 recordings are done by an earlier run" in printed
+    assert "warning: the settings of events were chosen with windows of" in printed
     settings = json.loads((tags / "tags.json").read_text())["settings"]
     assert settings["events"] == {
         "release": tuned.release,

@@ -3,12 +3,14 @@
 import argparse
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ast_core.batch import Norm
 from ast_core.checkpoints.onnx import save_onnx
 from ast_core.errors import DataError, UserError
 from jobs import serve
@@ -93,3 +95,8 @@ def test_a_model_for_browsers_of_other_classes_or_another_kind_is_refused(
     other = stub.with_labels(["low", "middle", "shrill"])
     with pytest.raises(DataError, match="has other classes than the checkpoint"):
         page_model(browser_model, monkeypatch, other)
+    with pytest.raises(DataError, match="takes 100 frames, not those of the checkpoint"):
+        page_model(browser_model, monkeypatch, stub.member(200))
+    moved = replace(given, config=replace(given.config, norm=Norm(1.0, 2.0)))
+    with pytest.raises(DataError, match="has other mean and std than the checkpoint"):
+        page_model(browser_model, monkeypatch, moved)

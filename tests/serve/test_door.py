@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from starlette.requests import Request
 
 from ast_core.errors import UserError
-from pipeline.serve.door import StaticFile, file_of_form
+from pipeline.serve.door import StaticFile, _address, file_of_form
 from pipeline.serve.limits import RateLimit
 from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import Upload
@@ -302,6 +303,37 @@ def test_an_allowed_site_may_use_the_service():
         other = requests.post(f"{server}/tag", data=b"1", headers={"Origin": "https://evil.example"})
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
     assert refused(other) == (403, "origin")
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("1.2.3.4", "1.2.3.4"),
+        ("::ffff:1.2.3.4", "1.2.3.4"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_the_rate_of_an_address_is_counted_by_client(host: str, counted: str):
+    assert _address(Request({"type": "http", "client": (host, 1), "headers": []})) == counted
+
+
+def test_many_questions_for_health_take_one_check():
+    checks = []
+
+    async def check() -> None:
+        checks.append(1)
+
+    with serving(door(check=check)) as server:
+        answers = [requests.get(f"{server}/health") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert len(checks) < 5
+
+
+def test_a_host_that_is_no_address_is_refused():
+    with serving(door(hosts=("localhost",))) as server:
+        answer = requests.get(f"{server}/health", headers={"Host": "[abc"})
+    assert answer.status_code in (400, 403)
 
 
 def test_health_fails_if_the_tagger_does_not_answer():

@@ -118,6 +118,15 @@ def test_a_dropped_file_is_tagged_by_the_server(tone: Path, tmp_path: Path):
         assert [line for line in opened.console() if "422" not in line] == []
 
 
+@needs_browser
+def test_the_page_says_which_part_of_a_recording_is_lost(tmp_path: Path):
+    whole = fakes.write_media(tmp_path / "tone.flac", fakes.tone(1000.0, 30.0)).read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    with page(None, tmp_path) as (opened, _):
+        drop(opened, tmp_path / "cut.flac")
+        assert "; not read from 0:1" in opened.run("return document.getElementById('status').textContent")
+
+
 @pytest.mark.slow
 @needs_browser
 @needs_runtime

@@ -353,3 +353,26 @@ def test_the_highest_scores_and_label_files(tmp_path: Path):
     info = storage.read_checked_json(tags.tags_json(str(tmp_path / "top")))
     assert info["counts"]["events"] == len(lines) - 1
     assert info["settings"]["thresholds"] == [0.5] * 3
+
+
+def test_a_model_with_scores_that_are_no_numbers_is_refused(tmp_path: Path):
+    class Diverged(stub.BandTagger):
+        def forward(self, fbank_BTM: torch.Tensor, patchout: Any = None) -> torch.Tensor:
+            return super().forward(fbank_BTM) * torch.nan
+
+    broken = replace(stub.member(), model=Diverged().eval())
+    with pytest.raises(DataError, match=r"^stub gives scores that are not numbers: its weights are damaged$"):
+        run([fakes.write_media(tmp_path / "a.wav", fakes.noise(2.0))], tmp_path / "out", [broken])
+
+
+@pytest.mark.parametrize("top", [None, 2])
+def test_a_part_that_failed_has_the_schema_of_the_others(tmp_path: Path, top: int | None):
+    members = [stub.member()]
+    write = WriteParts(str(tmp_path), members[0].config.labels, top)
+    write.fail("chunk", 0, ["a.wav"], "the worker died", 5)
+    write.fail("chunk", 1, ["a.wav"], "the worker died again", 7)
+    run([fakes.write_media(tmp_path / "in.wav", fakes.noise(2.0))], tmp_path / "out", members, top=top)
+    (of_failed, _), (of_others,) = ((tmp_path / "scores").iterdir(), (tmp_path / "out" / "scores").iterdir())
+    assert pq.read_schema(of_failed).remove_metadata().equals(pq.read_schema(of_others).remove_metadata())
+    (failure,) = tags.read_done(str(tmp_path)).failed.to_pylist()
+    assert failure["message"] == "the worker died again"

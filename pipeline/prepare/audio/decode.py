@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from ast_core.errors import DataError
-from ast_core.features import KALDI128, FeatureSettings
+from ast_core.features import KALDI128, MAX_PEAK, FeatureSettings
 from pipeline import storage
 from pipeline.prepare.audio import headers
 from pipeline.prepare.audio.archive_members import read_member
@@ -48,9 +48,6 @@ MIN_DECODED_SHARE = 0.5
 
 CANCELLED_SHARE = 0.05
 """If the mean of the channels has a lower share of their level, they cancel each other (correlation below -0.995)."""
-
-MAX_PEAK = 10.0
-"""Floating-point samples may exceed full scale (1.0) by 20 dB. Larger ones are integers or percentages."""
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"

@@ -31,19 +31,25 @@ async function tagFile(file) {
     showPlayer(file, samples.length / RATE);
   }
   try {
-    const windows = samples && chosen === browser ? await scoreHere(samples, mine) : await scoreByServer(file, samples, mine);
+    const isHere = samples && chosen === browser;
+    const { windows, events, lost } = isHere ? await scoreHere(samples, mine) : await scoreByServer(file, samples, mine);
     if (mine !== run) return;
     if (!windows.length) throw new Error("the recording is too short");
     const end_s = Math.max(...windows.map((window) => window.end_s));
     showTop(highest(windows));
-    showEvents(eventsOf(windows), 0, samples ? samples.length / RATE : end_s, true);
-    say(`${clock(end_s)} of sound, scored by ${chosen === browser && samples ? "this browser" : "the server"}`);
+    showEvents(events ?? eventsOf(windows), 0, samples ? samples.length / RATE : end_s, true);
+    const what = `${clock(end_s)} of sound, scored by ${events ? "the server" : "this browser"}`;
+    say(lost?.length ? `${what}; ${lost.map(lostPart).join("; ")}` : what, lost?.length > 0);
   } catch (err) {
     if (mine !== run) return;
     say(err.message, true);
   }
   progress(null);
   document.body.dataset.done = "yes";
+}
+
+function lostPart({ start_s, end_s, message }) {
+  return `not read from ${clock(start_s)}${end_s === null ? " on" : ` to ${clock(end_s)}`}: ${message}`;
 }
 
 async function scoreByServer(file, samples, mine) {
@@ -70,14 +76,14 @@ async function scoreHere(samples, mine) {
     say("scoring …");
     progress(i / starts.length);
     const [window] = await browser.score(samples.slice(start, start + model.window_samples));
-    if (mine !== run) return windows;
+    if (mine !== run) return { windows };
     if (!window) break;
     const begin_s = start / RATE;
     windows.push({ start_s: begin_s, end_s: Math.min(begin_s + size / RATE, samples.length / RATE), scores: window.scores });
     showTop(highest(windows));
     showEvents(eventsOf(windows), 0, samples.length / RATE, true);
   }
-  return windows;
+  return { windows };
 }
 
 let source = null;

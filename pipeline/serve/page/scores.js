@@ -3,7 +3,9 @@ const $ = (id) => document.getElementById(id);
 const model = JSON.parse($("model").textContent);
 const RATE = model.rate_hz, TOP = 5, LANES = 6, LIVE_S = 30, TICK_MS = 400, RELEASE = 0.5;
 
-// Scores: by the server, or by the model in this browser. Both give windows [{start_s, end_s, scores: Map}].
+// Scores: by the server, or by the model in this browser. Both give windows [{start_s, end_s, scores: Map}]. A class is
+// its number in model.labels, because names may be equal.
+const classOf = new Map(model.mids.map((mid, c) => [mid, c]));
 
 function blobUrl(id) {
   return URL.createObjectURL(new Blob([$(id).textContent], { type: "text/javascript" }));
@@ -21,12 +23,16 @@ const server = {
       request.send(body);
     });
     if (answer.error) throw new Error(answer.error.message);
-    return answer.windows.map(({ start_s, end_s, classes }) => (
-      { start_s, end_s, scores: new Map(classes.map(({ label, score }) => [label, score])) }
-    ));
+    return {
+      windows: answer.windows.map(({ start_s, end_s, classes }) => (
+        { start_s, end_s, scores: new Map(classes.map(({ mid, score }) => [classOf.get(mid), score])) }
+      )),
+      events: answer.events.map(({ mid, start_s, end_s, peak }) => ({ c: classOf.get(mid), start_s, end_s, peak })),
+      lost: answer.lost,
+    };
   },
-  score(samples) {
-    return this.post(samples, `&pcm=f32le&rate=${RATE}`);
+  async score(samples) {
+    return (await this.post(samples, `&pcm=f32le&rate=${RATE}`)).windows;
   },
 };
 class Unreachable extends Error {}
@@ -62,7 +68,7 @@ const browser = {
     const size = model.labels.length;
     return Array.from(start_s, (start, w) => ({
       start_s: start, end_s: end_s[w],
-      scores: new Map(model.labels.map((label, c) => [label, scores[w * size + c]])),
+      scores: new Map(model.labels.map((_, c) => [c, scores[w * size + c]])),
     }));
   },
 };
