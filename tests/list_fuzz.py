@@ -220,7 +220,7 @@ def _text_of(data: bytes) -> str:
         raise _NoListError(str(err)) from err
     if "\0" in text or "\ufffd" in text:
         raise _NoListError("NUL or U+FFFD")
-    return text.lstrip("\ufeff")
+    return re.sub("(^|[\r\n])\ufeff+", r"\1", text)  # of joined files too
 
 
 def _frame(text: str, wanted: set[str]) -> pd.DataFrame:
