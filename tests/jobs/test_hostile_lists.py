@@ -346,8 +346,8 @@ def test_values_of_wrong_types_are_refused_and_not_printed(workspace: Workspace)
         pq.write_table(table, workspace.inputs / f"{name}.parquet")
         workspace.output = workspace.output.parent / name
         data = workspace.prepare("--manifest", str(workspace.inputs / f"{name}.parquet"))
-        assert (data.splits, data.clips(["2"]).clip_id.to_pylist()) == (["2", "train"], ["ok"])
-        assert reasons(workspace.failures("train")) == {"bad_id": 2}
+        assert (data.splits, data.clips(["2"]).clip_id.to_pylist()) == (["2", "0", "1"], ["ok"])
+        assert [reasons(workspace.failures(split)) for split in ("0", "1")] == [{"bad_id": 1}] * 2
     no_text = [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"a\xff")]
     table = pa.table({"path": pa.Array.from_buffers(pa.string(), 1, no_text), "labels": ["dog"]})
     pq.write_table(table, workspace.inputs / "no-text.parquet")
