@@ -5,13 +5,13 @@
 | labels          | `labels`, else `label`       | the same                           |
 | id              | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
 | origin          | `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
-| split           | `split`, else that of the archive's name or folder: see `_split_of` | the same, else that of the
-folder in the tar, if all its audio is in such folders |
+| split           | `split`, else that of the archive's name or folder: see `_split_of`          | the same |
 
 In place of KEY.json there may be a KEY.cls with the name or index of the only class. KEY.txt contains a caption, not a
 label. KEY is a member's name without its suffix. If there is no KEY.json of that name, one whose name ends at the first
 dot is used, as in WebDataset. Labels that are numbers are indices into the names of Hugging Face's ClassLabel, or into
-the `labels.csv` of an audio store.
+the `labels.csv` of an audio store. If neither a tar nor its folder is called as a split,
+folders within it may be: see `_split_of_member`.
 """
 
 import json

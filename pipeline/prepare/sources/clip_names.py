@@ -7,9 +7,8 @@
 
 Clips of one split with the same stem form a group. A group gets the smallest number of folders that makes its names
 differ, and also the file's suffix if whole paths are equal, and last a hash of what may be a key in its address. An
-archive counts as a folder. A name depends only on the
-paths of its group, not on their order or on other clips. So a growing list renames a clip only if another file of the
-same stem joins its group.
+archive counts as a folder. A name depends only on the paths of its group, not on their order or on other clips. So a
+growing list renames a clip only if another file of the same stem joins its group.
 """
 
 import hashlib
