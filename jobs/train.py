@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="auto: cuda if there is a GPU for each worker now; give cuda on a cluster that scales up from no GPU",
+        help="auto: cuda if there is a GPU now; give cuda on a cluster that scales up from no GPU",
     )
     parser.add_argument(
         "--cpus-per-worker",

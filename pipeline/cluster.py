@@ -4,6 +4,7 @@ A cluster has one actor of a name at a time, so jobs find each other by the name
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,11 @@ def end(actor: Any, name: str) -> None:
     with suppress(ValueError):
         while ray.get_actor(name, namespace=NAMESPACE) == actor:
             time.sleep(ASK_AGAIN_S)
+
+
+def resources_of_nodes() -> list[Mapping[str, float]]:
+    """The resources of each machine of the cluster that is up, by Ray's names. A task needs one machine with enough."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def on_this_node() -> dict[str, Any]:

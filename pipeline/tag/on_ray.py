@@ -11,7 +11,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from ast_core.errors import ConfigError
-from pipeline.cluster import on_this_node
+from pipeline.cluster import on_this_node, resources_of_nodes
 from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.prepare.stream import Source
@@ -140,7 +140,7 @@ def workers_of_cluster(
     Raises:
         ConfigError: a GPU is wanted, and this machine has none.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = resources_of_nodes()
     num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     if wanted == "cuda" and not num_gpus and is_local:
         raise ConfigError("--device cuda needs a GPU, this machine has none; use cpu")

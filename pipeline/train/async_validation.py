@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ast_core.errors import DataError, UserError
 from ast_core.execution import for_device, set_attention
-from pipeline.dataset import PreparedDataset
 from pipeline.lease import LeaseLostError
 from pipeline.train import checkpoints
 from pipeline.train.checkpoints import load_state
@@ -48,9 +47,8 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
     recipe = for_device(config.recipe, device)
     set_attention(model, device, recipe)
     model.to(device)
-    dataset = PreparedDataset.open(job.data)
-    clips = dataset.clips(job.eval_splits)
-    results = EpochResults(job.run, config, dataset.clips(job.train_splits), clips)
+    _, train_clips, clips = job.open_data()
+    results = EpochResults(job.run, config, train_clips, clips)
     cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
 
     def evaluate_epoch(epoch: int, loss: float | None, state: dict[str, Tensor]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from ast_core.models.registry import model_kind
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import DATA, Recipe
 from pipeline import storage
-from pipeline.cluster import ray_is_ours
+from pipeline.cluster import ray_is_ours, resources_of_nodes
 from pipeline.dataset import Clips, PreparedDataset
 from pipeline.lease import Held
 from pipeline.locks import exclusive
@@ -45,11 +45,12 @@ from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
 from pipeline.train.async_validation import validate_checkpoint
 from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted_checkpoints
+from pipeline.train.data_identity import data_identity
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.network_interface import NodeAddressConfig
-from pipeline.train.resources import check_precision, known_resources, worker_resources
+from pipeline.train.resources import Node, check_precision, known_nodes, worker_resources
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.settings import IN_PROCESS, TrainSettings
 from pipeline.train.worker import train_worker
@@ -103,9 +104,9 @@ def claim(settings: TrainSettings) -> ClaimedRun:
         raise ConfigError("patience needs the result of an epoch before the next; leave out --async-validation")
     if settings.mlflow:
         check_mlflow(settings.mlflow)
-    has = known_resources(settings.address, settings.num_cpus)
-    if has is not None and not storage.exists(storage.join(run, "summary.json")):
-        check_precision(recipe, use_gpu=_resources(settings, has)[0])
+    nodes = known_nodes(settings.address, settings.num_cpus)
+    if nodes is not None and not storage.exists(storage.join(run, "summary.json")):
+        check_precision(recipe, use_gpu=_resources(settings, nodes)[0])
     init_from = None
     if settings.init_from is not None:
         if recipe.audioset_pretrain:
@@ -117,7 +118,8 @@ def claim(settings: TrainSettings) -> ClaimedRun:
         recipe = _from_own_model(recipe, init_from[1], settings.overrides)
     norm = choose_norm(recipe, dataset, settings.train_splits)
     config = ModelConfig(_without_keys(recipe), norm, dataset.labels, dataset.features)
-    identity = RunIdentity.of(config, dataset, splits, clips, init_from=init_from, num_workers=settings.num_workers)
+    data = data_identity(dataset, splits, clips)
+    identity = RunIdentity.of(config, data, data_uri=dataset.uri, init_from=init_from, num_workers=settings.num_workers)
     make_model = partial(_initial_model, recipe, dataset.labels, None if settings.init_from is None else start)
     take_over = run_folder.reserve_folder(run, identity, config, make_model)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
@@ -165,6 +167,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
         logging.getLogger("ray").setLevel(logging.WARNING)  # the same level as in workers
     use_gpu, cpus = _resources(settings)
     check_precision(claimed.recipe, use_gpu=use_gpu)
+    print(_workers_line(settings.num_workers, use_gpu=use_gpu, cpus=cpus), flush=True)
     if claimed.take_over is not None:
         claimed.take_over()
     run_folder.check_reservation(run, claimed.identity)
@@ -175,6 +178,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
         data=claimed.data,
         train_splits=settings.train_splits,
         eval_splits=settings.eval_splits,
+        data_identity=dict(claimed.identity.data),
         run=run,
         recipe=claimed.recipe.to_dict(),
         use_gpu=use_gpu,
@@ -279,22 +283,32 @@ def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence
     return norm
 
 
-def _resources(settings: TrainSettings, has: Mapping[str, float] | None = None) -> tuple[bool, int]:
-    """Whether each worker has a GPU, and the CPUs of a worker; `has` is what there is, by default in Ray's cluster."""
-    is_joined = has is None
-    if has is None:
-        has = {} if settings.num_workers == IN_PROCESS else ray.cluster_resources()
+def _resources(settings: TrainSettings, nodes: Sequence[Node] | None = None) -> tuple[bool, int]:
+    """Whether each worker has a GPU, and the CPUs of a worker; `nodes` are the machines, by default those of Ray."""
+    is_joined = nodes is None
+    if nodes is None:
+        nodes = [] if settings.num_workers == IN_PROCESS else resources_of_nodes()
     use_gpu, cpus, lacking = worker_resources(
         num_workers=settings.num_workers,
         device=settings.device,
         cpus_per_worker=settings.cpus_per_worker,
         async_validation=settings.async_validation,
         is_local=settings.address == "local",
-        has=has,
+        nodes=nodes,
     )
     if is_joined:
         print("".join(f"{line}\n" for line in lacking), end="", flush=True)
     return use_gpu, cpus
+
+
+def _workers_line(num_workers: tuple[int, int], *, use_gpu: bool, cpus: int) -> str:
+    """Which device the run trains on, for those who did not say."""
+    if num_workers == IN_PROCESS:
+        return f"trains in this process, on {'the GPU' if use_gpu else f'{cpus} CPUs'}"
+    least, most = num_workers
+    number = f"{least}" if least == most else f"{least} to {most}"
+    each = f"{'a GPU and ' if use_gpu else ''}{cpus} CPU{'s' if cpus > 1 else ''}"
+    return f"trains with {number} worker{'s' if most > 1 else ''}, {each} each"
 
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:

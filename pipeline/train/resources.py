@@ -1,7 +1,8 @@
 """The CPUs and the GPU of a worker, checked before a run starts if the cluster's resources are known by then."""
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ray
 import torch
@@ -9,16 +10,20 @@ import torch
 from ast_core.errors import ConfigError
 from ast_core.execution import for_device
 from ast_core.recipe import Recipe
+from pipeline.cluster import resources_of_nodes
 from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS
 
+Node = Mapping[str, float]
+"""The number of CPUs and GPUs of a machine, by Ray's names."""
 
-def known_resources(address: str, num_cpus: int | None) -> Mapping[str, float] | None:
-    """CPUs and GPUs that workers can have; None for a cluster that this process has not joined yet."""
+
+def known_nodes(address: str, num_cpus: int | None) -> list[Node] | None:
+    """What workers can have on each machine; None for a cluster that this process has not joined yet."""
     if ray.is_initialized():
-        return ray.cluster_resources()
+        return resources_of_nodes()
     if address != "local":
         return None
-    return {"CPU": num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    return [{"CPU": num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}]
 
 
 def worker_resources(
@@ -28,12 +33,15 @@ def worker_resources(
     cpus_per_worker: int | None,
     async_validation: bool,
     is_local: bool,
-    has: Mapping[str, float],
+    nodes: Sequence[Node],
 ) -> tuple[bool, int, list[str]]:
-    """Whether each worker has a GPU, the CPUs of a worker, and a line for each resource that a cluster lacks now.
+    """Whether each worker has a GPU, the CPUs of a worker, and a line if a cluster lacks room for the workers now.
+
+    A worker is on one machine, so what counts is how many workers each machine has room for.
 
     Raises:
-        ConfigError: this machine has too few CPUs or GPUs. A cluster may still grow.
+        ConfigError: this machine has too few CPUs or GPUs; a cluster may still grow. Or there are GPUs, but fewer than
+            workers, and nobody has said which device to use.
     """
     if num_workers == IN_PROCESS:
         if device == "cuda" and not torch.cuda.is_available():
@@ -41,30 +49,42 @@ def worker_resources(
         use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         return use_gpu, cpus_per_worker or os.cpu_count() or 1, []
     least, most = num_workers
-    use_gpu = device == "cuda" or (device == "auto" and has.get("GPU", 0) >= least)
-    cpus = cpus_per_worker or _share_of_cpus(has, most + async_validation, use_gpu, is_local)
-    num_tasks = least + async_validation
-    lacking = []
-    for kind, wanted in {"CPU": num_tasks * cpus, "GPU": num_tasks * use_gpu}.items():
-        if wanted > has.get(kind, 0):
-            validation = " and asynchronous validation" if async_validation else ""
-            option = f" (--cpus-per-worker {cpus})" if kind == "CPU" and cpus_per_worker else ""
-            line = f"{least} workers{validation} take {wanted} {kind}s{option}, {{}} has {has.get(kind, 0):.0f}"
-            if is_local:
-                raise ConfigError(line.format("this machine"))
-            lacking.append(line.format("the cluster") + " now; training begins when it has grown")
-    return use_gpu, cpus, lacking
+    num_cpus, num_gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    if device == "auto" and 0 < num_gpus < least:
+        wait = "" if is_local else ", or with --device cuda that more GPUs will come"
+        raise ConfigError(
+            f"{least} workers, but {num_gpus} GPU{'s' if num_gpus > 1 else ''}: give --num-workers {num_gpus}, or say "
+            f"with --device cpu that all train on CPUs{wait}"
+        )
+    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
+    cpus = cpus_per_worker or _share_of_cpus(nodes, most + async_validation, use_gpu, is_local)
+    num_tasks, room = least + async_validation, _room(nodes, cpus, use_gpu)
+    if room >= num_tasks:
+        return use_gpu, cpus, []
+    workers = f"{least} workers{' and asynchronous validation' if async_validation else ''}"
+    if not is_local:
+        each = f"{cpus} CPU{'s' if cpus > 1 else ''}{' and a GPU' if use_gpu else ''}"
+        lacking = f"{workers} take {each} each, the cluster has room for {room} now; training begins when it has grown"
+        return use_gpu, cpus, [lacking]
+    lacks_gpus = use_gpu and num_gpus < num_tasks
+    kind, has, wanted = ("GPU", num_gpus, num_tasks) if lacks_gpus else ("CPU", num_cpus, num_tasks * cpus)
+    option = f" (--cpus-per-worker {cpus})" if kind == "CPU" and cpus_per_worker else ""
+    raise ConfigError(f"{workers} take {wanted} {kind}s{option}, this machine has {has}")
 
 
-def _share_of_cpus(has: Mapping[str, float], num_tasks: int, use_gpu: bool, is_local: bool) -> int:
-    """CPUs of a worker if the command does not say; `has` is what Ray has."""
-    num_cpus = int(has.get("CPU", 1))
-    if not use_gpu:
-        return max(1, num_cpus // num_tasks)
-    num_gpus = int(has.get("GPU", 0))
-    if not is_local and num_gpus < num_tasks:  # nodes that join later bring CPUs too
+def _room(nodes: Sequence[Node], cpus: int, use_gpu: bool) -> int:
+    """How many workers fit on these machines, if nothing else runs there."""
+    return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if use_gpu else math.inf)) for node in nodes)
+
+
+def _share_of_cpus(nodes: Sequence[Node], num_tasks: int, use_gpu: bool, is_local: bool) -> int:
+    """CPUs of a worker if the command does not say: the most with which all of them fit, and 1 if they never do."""
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if use_gpu and not is_local and num_gpus < num_tasks:  # nodes that join later bring CPUs too
         return CPUS_WITH_GPU
-    return max(1, min(CPUS_WITH_GPU, num_cpus // max(1, min(num_tasks, num_gpus))))
+    most = CPUS_WITH_GPU if use_gpu else int(max((node.get("CPU", 0) for node in nodes), default=1))
+    wanted = min(num_tasks, num_gpus) if use_gpu else num_tasks
+    return next((cpus for cpus in range(most, 1, -1) if _room(nodes, cpus, use_gpu) >= wanted), 1)
 
 
 def check_precision(recipe: Recipe, *, use_gpu: bool) -> None:

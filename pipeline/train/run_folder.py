@@ -4,13 +4,9 @@ The first command that writes to a folder reserves it. Once a step was logged or
 settings can continue the run. Until then a command with other settings replaces the run, because nothing is lost.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ast_core.batch import Norm
 from ast_core.checkpoints import ModelConfig
@@ -20,12 +16,10 @@ from ast_core.models.tagger import Tagger
 from ast_core.recipe import EXECUTION_KEYS, Recipe
 from ast_core.schedule import WARMUP_STEPS
 from pipeline import storage
-from pipeline.dataset import Clips, PreparedDataset
 from pipeline.locks import exclusive
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders
-from pipeline.train.data.feed import layout
 from pipeline.train.evaluation.epoch_results import REMEDY
 from pipeline.train.metrics_files import has_records
 from pipeline.versions import tool_versions
@@ -43,43 +37,34 @@ FILES_WITHOUT_TRAINING = (
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The settings that identify a run, and `about`: facts that are recorded with them and may change."""
+    """The settings that identify a run, the identity of its data, and `about`: recorded facts that may change."""
 
     settings: Mapping[str, Any]
-    order: Mapping[str, str]
+    data: Mapping[str, Any]
+    """`data_identity` of the splits."""
     about: Mapping[str, Any]
 
     @classmethod
     def of(
         cls,
         config: ModelConfig,
-        dataset: PreparedDataset,
-        splits: Mapping[str, Sequence[str]],
-        clips: Mapping[str, Clips],
+        data: Mapping[str, Any],
         *,
+        data_uri: str,
         init_from: tuple[str, Norm] | None,
         num_workers: Sequence[int],
     ) -> "RunIdentity":
-        """`splits` and `clips` have the keys `train` and `eval`; `init_from` is a model's URI and its norm."""
-        settings: dict[str, Any] = {
-            "recipe": config.recipe.to_dict(),
-            "features": config.features.to_dict(),
-            "train_splits": dataset.fingerprint(splits["train"]),
-            "eval_splits": dataset.fingerprint(splits["eval"]),
-            "train_layout": layout(clips["train"]),
-        }
+        """`init_from` is a model's URI and its norm."""
+        settings: dict[str, Any] = {"recipe": config.recipe.to_dict(), "features": config.features.to_dict()}
         if init_from is not None:
             model, norm = init_from
             settings["init_from"] = {"model": model, "mean": norm.mean, "std": norm.std}
-        data = without_secrets(dataset.uri)
-        about = {"data": data, "num_workers": list(num_workers), "tool_versions": tool_versions()}
-        return cls(settings, {what: clip_order(clips[what]) for what in ("train", "eval")}, about)
-
-
-def clip_order(clips: Clips) -> str:
-    """A hash of the clips in their order. It avoids a Python loop: there may be two million clips."""
-    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(clips)], clips.clip_id), "\n")
-    return hashlib.sha256(joined[0].as_buffer()).hexdigest()
+        about = {
+            "data": without_secrets(data_uri),
+            "num_workers": list(num_workers),
+            "tool_versions": tool_versions(),
+        }
+        return cls(settings, data, about)
 
 
 def reserve_folder(
@@ -90,8 +75,8 @@ def reserve_folder(
     The model to start from is created here, once, so that only this machine needs the network or the weight file.
 
     Returns a function to call before training starts, while the job has the lock of RUN; None if nothing is left to
-    do. On object storage only that function replaces a run that another command reserved, because that command may
-    have started to train meanwhile.
+    do. On object storage only that function writes to a folder that another command reserved. It checks again, because
+    that command may have started to train meanwhile.
 
     Raises:
         ConfigError: RUN belongs to another run.
@@ -101,7 +86,12 @@ def reserve_folder(
         return None
     before = _read(run)
     if before is not None and not storage.is_local(run):
-        return lambda: _write(run, identity, config, make_model())
+
+        def take_over() -> None:
+            if not _is_started(run, identity):
+                _write(run, identity, config, make_model())
+
+        return take_over
     model = make_model()
     with exclusive("train", run):
         if _read(run) != before:  # another command reserved it meanwhile, and may be about to train
@@ -175,11 +165,12 @@ def _is_started(run: str, identity: RunIdentity) -> bool:
 
 
 def _write(run: str, identity: RunIdentity, config: ModelConfig, model: Tagger) -> None:
-    if _read(run) is not None:
-        for name in FILES_WITHOUT_TRAINING:
-            storage.delete(storage.join(run, name))
-    config_json = {**identity.settings, "clip_order": dict(identity.order), **identity.about}
-    storage.write_checked_json(_config_json(run), config_json)
+    """Write what `_is_started` found missing. A run that has trained can only lack its initial model."""
+    if not has_trained(run):
+        if _read(run) is not None:
+            for name in FILES_WITHOUT_TRAINING:
+                storage.delete(storage.join(run, name))
+        storage.write_checked_json(_config_json(run), {**identity.settings, **identity.data, **identity.about})
     models.save(storage.join(run, INITIAL), model.state_dict(), config)
 
 
@@ -188,20 +179,27 @@ def _check_same_run(run: str, recorded: dict[str, Any], identity: RunIdentity) -
 
     The order of the clips counts too: another order gives other batches and other sums of scores.
     """
-    settings, order = dict(identity.settings), dict(identity.order)
-    for what in order:
-        began_with, given = (list(config.get(f"{what}_splits", {})) for config in (recorded, settings))
+    of_clips = {key: identity.data[key] for key in ("train_splits", "eval_splits", "train_layout")}
+    for what in ("train", "eval"):
+        began_with, given = (list(config.get(f"{what}_splits", {})) for config in (recorded, of_clips))
         if given != began_with and set(given) == set(began_with):
             raise ConfigError(
                 f"{run} was begun with --{what}-splits {' '.join(began_with)}; give them in this order, or another "
                 "--output"
             )
-    compared = {"init_from": None} | settings
+    compared = {"init_from": None} | dict(identity.settings) | of_clips
     if differences := _differences({key: _with_old_defaults(recorded).get(key) for key in compared}, compared):
         raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
+    order, content = identity.data["clip_order"], identity.data["content"]
     if recorded.get("clip_order", order) != order:  # earlier versions recorded only the order of the splits
         raise ConfigError(
             f"{run} was begun on these clips in another order: the data set was prepared again; give another --output"
+        )
+    began_with = recorded.get("content", {})  # earlier versions recorded none
+    if any(began_with.get(key, now) != now for key, now in content.items()):
+        raise ConfigError(
+            f"{run} was begun on other sound of these clips, or other labels: the data set was prepared again; give "
+            "another --output"
         )
 
 

@@ -32,7 +32,7 @@ from ast_core.models.tagger import Tagger
 from ast_core.schedule import learning_rate
 from ast_core.step import make_optimizer, make_scaler, seed_network, share_buffers, train_step
 from pipeline import storage
-from pipeline.dataset import Clips, PreparedDataset
+from pipeline.dataset import Clips
 from pipeline.lease import LeaseLostError
 from pipeline.os_errors import explain
 from pipeline.train import checkpoints, models, run_folder
@@ -155,9 +155,8 @@ class Run:
         self.device = get_device()
         model, self.config = read_initial_model(job)
         self.recipe, self.norm = for_device(self.config.recipe, self.device), self.config.norm
-        dataset = PreparedDataset.open(job.data)
+        dataset, train_clips, self.eval_clips = job.open_data()
         self.labels = dataset.labels
-        train_clips, self.eval_clips = dataset.clips(job.train_splits), dataset.clips(job.eval_splits)
         self.results = EpochResults(job.run, self.config, train_clips, self.eval_clips)
         self.cache = ShardCache(job.cache_dir, job.cache_bytes) if job.cache_dir else None
         self.feed = TrainFeed(

@@ -7,9 +7,11 @@ from ast_core.checkpoints import ModelConfig
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from pipeline import storage
+from pipeline.dataset import Clips, PreparedDataset
 from pipeline.lease import Held
 from pipeline.redaction import without_secrets
 from pipeline.train import models
+from pipeline.train.data_identity import check_unchanged
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class TrainJob:
     data: str
     train_splits: list[str]
     eval_splits: list[str]
+    data_identity: dict[str, Any]
+    """`data_identity` of the splits when the run was claimed."""
     run: str
     """The run's folder. It contains `initial`, the model to start from."""
     recipe: dict[str, Any]
@@ -41,6 +45,18 @@ class TrainJob:
     """Checkpoints to resume from, earliest first, if Ray's list has none."""
     lock: dict[str, Any] | None = None
     """The fields of the run's lock (`Held`)."""
+
+    def open_data(self) -> tuple[PreparedDataset, Clips, Clips]:
+        """The data set, the clips to train on and the clips to evaluate on.
+
+        Raises:
+            DataError: it has been prepared again since the run was claimed.
+        """
+        dataset = PreparedDataset.open(self.data)
+        splits = {"train": self.train_splits, "eval": self.eval_splits}
+        clips = {what: dataset.clips(of) for what, of in splits.items()}
+        check_unchanged(self.data_identity, dataset, splits, clips)
+        return dataset, clips["train"], clips["eval"]
 
     def check_lock(self) -> None:
         """Raise LeaseLostError if another job has taken the run over: this one must not write any more."""

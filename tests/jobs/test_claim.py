@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.models.ast import ASTModel
@@ -18,6 +18,7 @@ from pipeline import dataset, storage
 from pipeline.locks import exclusive
 from pipeline.train import fit
 from pipeline.train.fit import _resources
+from pipeline.train.metrics_files import has_records
 from pipeline.train.metrics_log import RunLog
 from pipeline.train.settings import TrainSettings
 from tests import fakes
@@ -38,14 +39,14 @@ def settings_of(text: str) -> TrainSettings:
 
 
 def forget_clip_order(run: Path) -> None:
-    """Make config.json look like that of an earlier version, which did not record the order of the clips."""
+    """Make config.json look like that of an earlier version, which did not record the clips' order and sound."""
     config = json.loads((run / "config.json").read_text())
-    del config["sha256"]
-    del config["clip_order"]
+    for key in ("sha256", "clip_order", "content"):
+        del config[key]
     (run / "config.json").write_text(json.dumps(config))
 
 
-def log_a_step(run: Path) -> None:
+def log_a_step(run: Path | str) -> None:
     """Log a step, as training does. From then on, no command with other settings can take over the folder."""
     log = RunLog(str(run), 0)
     log.step(epoch=1, step=1, values={"loss": 1.0})
@@ -87,6 +88,47 @@ def test_data_prepared_again_in_another_order_are_refused(split: str, tone_data:
         claim(argv(str(data), run))
     forget_clip_order(run)
     claim(argv(str(data), run))
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_data_prepared_again_from_other_sound_are_refused(split: str, tmp_path: Path):
+    data, run = str(tmp_path / "data"), tmp_path / "run"
+    fakes.write_data(data, splits=[("train", 12), ("eval", 12)])
+    claim(argv(data, run))
+    log_a_step(run)
+    index = pq.read_table(dataset.index_file(data, split))
+    hashes = pa.array([1, *index["fbank_hash"].to_pylist()[1:]], pa.int64())
+    dataset.write_table(dataset.index_file(data, split), index.set_column(6, index.schema.field(6), hashes))
+    record_again(data)
+    with pytest.raises(ConfigError, match="was begun on other sound of these clips, or other labels: the data set was"):
+        claim(argv(data, run))
+
+
+def test_trained_run_without_its_initial_model_keeps_what_it_has(tone_data: str, tmp_path: Path):
+    """As when a run is copied to another machine and its files have not all arrived."""
+    run = tmp_path / "run"
+    claim(argv(tone_data, run))
+    before = (run / "initial" / "model.safetensors").read_bytes()
+    log_a_step(run)
+    checkpoint = run / "checkpoints" / "checkpoint_1" / "state.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (run / "initial" / "model.safetensors").unlink()
+    claim(argv(tone_data, run))
+    assert checkpoint.exists()
+    assert (run / "metrics.jsonl").exists()
+    assert (run / "initial" / "model.safetensors").read_bytes() == before
+
+
+def test_run_on_s3_that_another_job_trained_meanwhile_is_not_replaced(tone_data: str, s3: S3Server):
+    run = s3.uri("replaced", "run")
+    claim(argv(tone_data, run))
+    claimed = claim(argv(tone_data, run, "--lr", "1e-3"))
+    log_a_step(run)
+    assert claimed.take_over is not None
+    with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
+        claimed.take_over()
+    assert has_records(run)
 
 
 def test_run_in_use_is_refused_before_ray_starts(tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -253,12 +295,12 @@ def test_relative_cache_dir_is_absolute_and_refused_in_a_submitted_job(
 def test_worker_takes_four_cpus_with_a_gpu_or_its_share_of_the_cpus(
     monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, options: str, expected: tuple[bool, int]
 ):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    monkeypatch.setattr(fit, "resources_of_nodes", lambda: [{"CPU": cpus, "GPU": gpus}])
     assert _resources(settings_of(options)) == expected
 
 
 def test_refusal_of_too_many_cpus_names_the_option_that_asks_for_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(fit, "resources_of_nodes", lambda: [{"CPU": 2.0}])
     with pytest.raises(ConfigError, match=r"^1 workers take 3 CPUs \(--cpus-per-worker 3\), this machine has 2$"):
         _resources(settings_of("--cpus-per-worker 3"))
     with pytest.raises(ConfigError, match=r"^3 workers take 3 CPUs, this machine has 2$"):

@@ -612,6 +612,26 @@ def test_data_prepared_again_into_other_shards_are_refused(two_workers: Path, to
         main(argv(str(tmp_path / "data"), two_workers, num_workers=2))
 
 
+def test_data_prepared_again_while_a_run_trains_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ranks open the data set again when they restart, and asynchronous validation does so at each epoch."""
+    data = str(tmp_path / "data")
+    fakes.write_data(data, splits=[("train", 12), ("eval", 12)])
+    jobs: list[TrainJob] = []
+
+    def prepare_again(**settings: Any) -> TrainJob:
+        shutil.rmtree(data)
+        fakes.write_data(data, splits=[("train", 12), ("eval", 13)])
+        jobs.append(TrainJob(**settings))
+        return jobs[0]
+
+    monkeypatch.setattr(fit, "TrainJob", prepare_again)
+    refusal = r"data was prepared again while this run trains on it, and its clips are others now; train with another"
+    with pytest.raises(DataError, match=refusal):
+        main(linear(data, tmp_path / "run"))
+    with pytest.raises(DataError, match=refusal):
+        async_validation._evaluate_up_to(jobs[0], 1, 1.0, {})
+
+
 def test_other_recipe_in_the_folder_of_a_run_is_refused(two_workers: Path, tone_data: str):
     with pytest.raises(ConfigError, match=r"holds another run \(recipe\.lr was 0\.0003, is 0\.001\)"):
         main(argv(tone_data, two_workers, num_workers=2, lr="1e-3"))
@@ -702,11 +722,11 @@ def test_async_validation_with_a_variable_number_of_workers_is_refused(tone_data
 def test_lack_of_resources_for_async_validation_is_announced(
     tone_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr("pipeline.train.fit.resources_of_nodes", lambda: [{"CPU": 2.0}])
     options = ["--async-validation", "--address", "auto"]
     _resources(claim([*argv(tone_data, tmp_path / "run", num_workers=2), *options]).settings)
     printed = capsys.readouterr().out
-    assert "2 workers and asynchronous validation take 3 CPUs (--cpus-per-worker 1), the cluster has 2 now" in printed
+    assert "2 workers and asynchronous validation take 1 CPU each, the cluster has room for 2 now" in printed
 
 
 def test_more_workers_than_the_machine_has_cpus_are_refused(local_ray: None, tone_data: str, tmp_path: Path):

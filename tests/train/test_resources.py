@@ -1,0 +1,60 @@
+"""The CPUs and the GPU of a worker on clusters of several machines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ast_core.errors import ConfigError
+from pipeline.train.resources import Node, worker_resources
+
+
+def resources(nodes: Sequence[Node], num_workers: int | tuple[int, int], **options: Any) -> tuple[bool, int, list[str]]:
+    numbers = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    usual: dict[str, Any] = {"device": "auto", "cpus_per_worker": None, "async_validation": False, "is_local": False}
+    return worker_resources(num_workers=numbers, nodes=nodes, **usual | options)
+
+
+def cpus(*of_nodes: int) -> list[Node]:
+    return [{"CPU": number} for number in of_nodes]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "expected"),
+    [
+        ([16, 16, 16], 1, 16),
+        ([8, 8], 3, 4),
+        ([16, 16, 16], 8, 5),
+        ([0, 30, 2], 4, 7),
+        ([4], 2, 2),
+        ([16, 16], (1, 100), 1),  # as many as there is room for
+    ],
+)
+def test_all_workers_fit_on_single_machines_of_a_cluster(
+    nodes: list[int], num_workers: int | tuple[int, int], expected: int
+):
+    assert resources(cpus(*nodes), num_workers) == (False, expected, [])
+
+
+def test_a_worker_with_a_gpu_takes_cpus_of_the_machine_of_its_gpu():
+    nodes = [{"CPU": 64}, {"CPU": 4, "GPU": 2}]
+    assert resources(nodes, 2) == (True, 2, [])
+    assert resources([*nodes, {"CPU": 32, "GPU": 4}], 6) == (True, 2, [])
+    assert resources([{"CPU": 2, "GPU": 1}], 1, is_local=True) == (True, 2, [])
+
+
+def test_workers_that_no_machine_has_room_for_are_announced():
+    _, _, [line] = resources(cpus(2, 2), 2, cpus_per_worker=3)
+    assert line.startswith("2 workers take 3 CPUs each, the cluster has room for 0 now; training begins when")
+    _, number, [line] = resources(cpus(8), 2, device="cuda")
+    assert number == 4 and "take 4 CPUs and a GPU each, the cluster has room for 0 now" in line
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_fewer_gpus_than_workers_are_not_passed_over_in_silence(is_local: bool):
+    nodes = [{"CPU": 16, "GPU": 2}]
+    with pytest.raises(ConfigError, match="^4 workers, but 2 GPUs: give --num-workers 2, or say with --device cpu"):
+        resources(nodes, 4, is_local=is_local)
+    assert resources(nodes, 4, device="cpu", is_local=is_local) == (False, 4, [])
+    with pytest.raises(ConfigError, match="^4 workers take 4 GPUs, this machine has 2$"):
+        resources(nodes, 4, device="cuda", is_local=True)
