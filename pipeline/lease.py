@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -140,11 +140,23 @@ class Record:
 
     @classmethod
     def parse(cls, data: bytes, lock: str) -> "Record":
+        """Read the object of a job of this version, or of a later one, which may have more fields.
+
+        Raises:
+            DataError: it is something else.
+        """
         try:
             content = json.loads(data)
-            return cls(**content | {"owner": Owner(**content["owner"])})
-        except (ValueError, TypeError, KeyError) as err:
-            raise DataError(f"{lock} is no lock of this version ({type(err).__name__}); delete it") from err
+            owner = Owner(**_of_fields(Owner, content["owner"]))
+            return cls(**_of_fields(cls, content) | {"owner": owner})
+        except (ValueError, TypeError, KeyError, AttributeError) as err:
+            raise DataError(
+                f"{lock} is no lock that this version can read ({type(err).__name__}); delete it if no job writes there"
+            ) from err
+
+
+def _of_fields(kind: type, content: dict[str, Any]) -> dict[str, Any]:
+    return {known.name: content[known.name] for known in fields(kind) if known.name in content}
 
 
 class HeldError(Exception):

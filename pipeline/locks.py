@@ -5,7 +5,7 @@ import fcntl
 import os
 import posixpath
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -21,25 +21,27 @@ from pipeline.s3 import UnconditionalError
 Purpose = Literal["prepare", "train", "tag"]
 DOING: dict[Purpose, str] = {"prepare": "preparing", "train": "training", "tag": "tagging"}
 NO_SUCH_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""Errors of `flock` on file systems without locks, such as NFS and some Lustre."""
+"""Errors of `flock` on file systems without locks, such as some mounts of NFS and Lustre."""
+LOCAL_LOCK = "lock"
+"""The locked file of a local folder, below `storage.LOCKS`."""
 
 
 @contextmanager
 def exclusive(purpose: Purpose, uri: str) -> Iterator[Held]:
     """Lock `uri` against other jobs, until the block or this process ends.
 
-    A folder on a local disk is locked on this machine, and created if it does not exist. In a cluster, `uri` is also
-    locked against the other jobs of the cluster, whether it is local or remote. A Ray that this process has started
-    needs no second lock on a folder, because all its jobs are on this machine. On S3, `uri` is locked against all jobs
-    everywhere (`pipeline.lease`). Other buckets, and stores that cannot write on condition, have no such lock: a line
-    says so.
+    A folder is locked on this machine, and on others that share it by a network file system with locks. It is created
+    if it does not exist. In a cluster, `uri` is also locked against the other jobs of the cluster, whether it is local
+    or remote. A Ray that this process has started needs no second lock on a folder, because all its jobs are on this
+    machine. On S3, `uri` is locked against all jobs everywhere (`pipeline.lease`). Other buckets, and stores that
+    cannot write on condition, have no such lock: a line says so.
 
     Raises:
         DataError: another job has the lock, or `uri` is a file.
         LeaseLostError: the job could not keep the lock; raised within the block.
     """
     with ExitStack() as held:
-        is_ours = held.enter_context(_locked_folder(uri))
+        is_ours = held.enter_context(_locked_folder(_doing(purpose, uri), uri))
         is_folder = storage.is_local(uri)
         if is_ours and ray.is_initialized() and not (is_folder and ray_is_ours()):
             is_ours = held.enter_context(_named_in_cluster(purpose, uri))
@@ -82,24 +84,59 @@ def _lease_file(purpose: Purpose, uri: str) -> str:
 
 
 @contextmanager
-def _locked_folder(folder: str) -> Iterator[bool]:
-    """Lock a local folder; False if another process has the lock. On object storage this does nothing."""
+def _locked_folder(doing: str, folder: str) -> Iterator[bool]:
+    """Lock a local folder; False if another process has the lock. On object storage this does nothing.
+
+    The lock is on a file, because the client of a network file system keeps locks of folders to its own machine. The
+    file goes when the job ends; one that a killed job leaves is not locked.
+    """
     fs, path = storage.resolve(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
         yield True
         return
+    file = os.path.join(path, storage.LOCKS, LOCAL_LOCK)
     try:
         os.makedirs(path, exist_ok=True)  # Arrow's error on a read-only disk does not name the folder
+        handle = _opened_and_locked(file, doing)
     except (FileExistsError, NotADirectoryError) as err:
         raise DataError(f"{folder} is a file or below one; give a folder") from err
-    handle = os.open(path, os.O_RDONLY)
+    if handle is None:
+        yield False
+        return
     try:
-        yield _flock(handle)
+        yield True
     finally:
+        with suppress(OSError):
+            os.unlink(file)
+            os.rmdir(os.path.dirname(file))
         os.close(handle)
 
 
-def _flock(handle: int) -> bool:
+def _opened_and_locked(file: str, doing: str) -> int | None:
+    """The handle of a new or existing file with a lock; None if another process has the lock."""
+    while True:
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # a job that ends has removed the folder
+            continue
+        is_locked = _flock(handle, doing)
+        if is_locked and _is_still(file, handle):
+            return handle
+        os.close(handle)
+        if not is_locked:
+            return None
+
+
+def _is_still(file: str, handle: int) -> bool:
+    """Whether the open file is still the one of this name. The job that had its lock may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _flock(handle: int, doing: str) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -107,6 +144,7 @@ def _flock(handle: int) -> bool:
     except OSError as err:
         if err.errno not in NO_SUCH_LOCKS:
             raise
+        print(f"{doing}: this file system has no locks, so other jobs are not kept from it", flush=True)
     return True
 
 

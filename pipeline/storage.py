@@ -388,13 +388,15 @@ def delete_if_empty(uri: str | os.PathLike[str]) -> None:
         delete(uri)
 
 
-def discard(uri: str | os.PathLike[str]) -> None:
-    """Remove a file that is no longer needed. If the bucket forbids deleting, it stays, which does no harm."""
+def discard(uri: str | os.PathLike[str]) -> bool:
+    """Remove a file that is no longer needed. False if it stays, because the bucket forbids deleting."""
     try:
         delete(uri)
     except OSError as err:
         if not re.search("during DeleteObjects? operation|deleting objects", str(err)):
             raise
+        return False
+    return True
 
 
 def delete(uri: str | os.PathLike[str]) -> None:

@@ -1,5 +1,6 @@
 """A lease on S3: one owner at a time, whatever becomes of it. Owners are processes, and S3 is a server."""
 
+import json
 import os
 import re
 import signal
@@ -58,6 +59,16 @@ def owner(lock: str, ttl_s: float = 6.0, where: str = "elsewhere") -> Iterator["
             yield process
         finally:
             process.kill()
+
+
+def test_the_lock_of_a_later_version_with_more_fields_is_read():
+    record = lease.Record(lease.Owner.this_process(), token="a", ttl_s=4.0)
+    content = json.loads(record.to_bytes())
+    later = content | {"owner": content["owner"] | {"cluster": "b"}, "priority": 1}
+    assert lease.Record.parse(json.dumps(later).encode(), "lock") == record
+    for damaged in (b"{}", b"[]", b"", json.dumps(content | {"owner": {}}).encode()):
+        with pytest.raises(DataError, match=r"^lock is no lock that this version can read .*delete it if no job writes"):
+            lease.Record.parse(damaged, "lock")
 
 
 def test_living_owner_is_named_and_a_released_lease_is_free(s3: S3Server):

@@ -1,8 +1,13 @@
 """Only one job at a time writes to an output, on one machine and in one cluster."""
 
+import errno
+import fcntl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -34,6 +39,48 @@ def test_a_local_output_is_locked_until_its_job_ends_or_crashes(tmp_path: Path):
         with exclusive("prepare", output):
             pass
     assert not list((tmp_path / "data").iterdir())
+
+
+def test_the_lock_is_on_a_file_which_network_file_systems_share(tmp_path: Path):
+    file = tmp_path / "_lock" / "lock"
+    with exclusive("prepare", str(tmp_path)), file.open("rb+") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.parent.mkdir()
+    file.touch()  # as a killed job leaves it
+    with file.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another job is preparing"), exclusive("prepare", str(tmp_path)):
+            pass
+    with exclusive("prepare", str(tmp_path)):
+        pass
+
+
+def test_one_of_many_that_come_and_go_at_once_has_the_lock(tmp_path: Path):
+    """Each one that ends removes the file which another one may be opening."""
+    inside: list[int] = []
+
+    def come_and_go(number: int) -> int:
+        had = 0
+        while had < 50:
+            with suppress(DataError), exclusive("prepare", str(tmp_path)):
+                inside.append(number)
+                assert inside == [number]
+                inside.remove(number)
+                had += 1
+        return had
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(come_and_go, range(4))) == [50] * 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with exclusive("prepare", str(tmp_path)):
+        pass
+    assert "this file system has no locks, so other jobs are not kept from it" in capsys.readouterr().out
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path):

@@ -96,7 +96,8 @@ def compact(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     if parts:
         write(output, split, failures)
         for part in parts:
-            storage.discard(part)
+            if not storage.discard(part):  # it would count again, and might hide a newer reason
+                dataset.write_table(part, FAILURES.empty_table())
     return failures
 
 

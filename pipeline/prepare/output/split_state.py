@@ -126,8 +126,14 @@ def _is_first(names: pa.ChunkedArray) -> np.ndarray:
 
 
 def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSettings) -> None:
-    """Write the affected shards again without these rows. The new file comes first, so a crash leaves both."""
+    """Write the affected shards again without these rows. The new file comes first, so a crash leaves both.
+
+    A shard's name depends on its clips. So the rest of one shard may be another one with surplus rows, which then stays.
+    """
+    written: set[str] = set()
     for name in pc.unique(surplus["shard"]).to_pylist():
+        if name in written:
+            continue
         uri = storage.join(dataset.shards_dir(output, split), name)
         rows = surplus.filter(pc.equal(surplus["shard"], name))["row"]
         shard = dataset.read_table(uri, dataset.shard_schema(features).names, remedy=DELETE_SHARD)
@@ -135,6 +141,7 @@ def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSe
         rest = shard.filter(pc.invert(pc.is_in(pa.array(np.arange(len(shard)), pa.int32()), rows.combine_chunks())))
         if len(rest):
             write_rows(dataset.shards_dir(output, split), _verified(rest, uri, features), features)
+            written.add(f"{dataset.name_of(rest['clip_id'])}.parquet")
         storage.discard(uri)  # if it cannot be deleted, readers still take only one copy of each clip
 
 

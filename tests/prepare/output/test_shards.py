@@ -1,6 +1,7 @@
 """Files on disk: other programs can read them, runs can resume from them, and unfinished ones are recognised."""
 
 import hashlib
+import itertools
 import json
 import uuid
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline import dataset, storage, versions
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.audio.features import clip_fbank, features
 from pipeline.prepare.clip import FAILURES, WAVEFORM, ragged
+from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards, clip_facts, scan_shards, write_rows
 from pipeline.prepare.output.split_state import clean_up, load_split
@@ -244,6 +246,18 @@ def test_after_crashes_each_clip_is_in_one_shard_without_leftovers(tmp_path: Pat
     assert load_split(str(tmp_path), "train").prepared.equals(prepared)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_shard_that_is_the_rest_of_another_one_loses_no_clip(seed: int, tmp_path: Path):
+    """As after a crash between writing the rest and deleting the whole. The seeds give other orders of the names."""
+    a, b, c = (f"{seed}-{name}" for name in "abc")
+    for clip_ids in ((a, b), (a, b, c), (c,)):
+        WriteShards(str(tmp_path))(prepared_rows(*clip_ids))
+    clean_up(str(tmp_path), "train")
+    assert load_split(str(tmp_path), "train").prepared["clip_id"].to_pylist() == [a, b, c]
+    stored = [pq.read_table(file)["clip_id"].to_pylist() for file in (tmp_path / "train" / "shards").iterdir()]
+    assert sorted(itertools.chain.from_iterable(stored)) == [a, b, c]
+
+
 def test_of_two_copies_the_one_in_the_published_index_stays(tmp_path: Path):
     output, labels = str(tmp_path / "d"), LabelVocabulary.from_names(["x"])
     start_output(output, labels)
@@ -284,6 +298,25 @@ def test_failures_of_a_killed_run_are_kept_and_attempts_added(tmp_path: Path):
     ]
     assert info["splits"]["train"]["clips"] == 2
     assert not storage.exists(storage.join(output, "_work"))
+
+
+def test_failures_count_once_in_a_bucket_that_forbids_deleting(s3: S3Server):
+    """The parts of a run stay there. Read again, they would hide the reasons of later runs."""
+    output = s3.uri("failures", "data")
+    for first, second in ((("a", "b"), ("b", "c")), (("d", "e"), ("e", "f"))):  # names of parts in both orders
+        for reason, failed in {"network": first, "unavailable": second}.items():
+            rows = prepared_rows(failed=failed)
+            place = rows.column_names.index("reason")
+            reasons = pa.array([reason] * len(rows), rows.schema.field(place).type)
+            failures_table.write_part(output, "train", rows.set_column(place, "reason", reasons))
+            with s3.without_deleting():
+                clean_up(output, "train")
+    clean_up(output, "train")
+    failures = load_split(output, "train").failures.select(["clip_id", "reason", "attempts"]).to_pylist()
+    assert sorted(tuple(row.values()) for row in failures) == [
+        *(("a", "network", 1), ("b", "unavailable", 2), ("c", "unavailable", 1)),
+        *(("d", "network", 1), ("e", "unavailable", 2), ("f", "unavailable", 1)),
+    ]
 
 
 def test_preparing_one_split_keeps_the_failures_of_an_unfinished_one(tmp_path: Path):
