@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ast_core.errors import ConfigError
+from ast_core.errors import ConfigError, DataError
 from jobs.common import add_ray_options, check_numbers, output_uri, run, status_of_printed
 from pipeline.prepare.fetch.rate_limiter import YOUTUBE_PER_HOUR, LocalPermits, RateLimit
 from pipeline.prepare.sources.checks import WEB
@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = _tag(args, inputs, members, settings, output)
     print(printed.summary_table(summary))
     print(f"wrote {output}: scores, events, report.html")
+    if not len(summary.recordings):
+        raise DataError(f"no recording could be tagged; the reasons are in {output}/failures.parquet")
     return 0
 
 

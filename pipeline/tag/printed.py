@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ast_core.errors import ConfigError
+from ast_core.errors import ConfigError, DataError
 from pipeline.tag.collect import Tagged
 from pipeline.tag.inputs import Inputs
 from pipeline.tag.output import Summary
@@ -39,12 +39,19 @@ def check_few(inputs: Inputs) -> None:
 
 
 def print_tags(inputs: Inputs, members: Sequence[Member], settings: TagSettings, device: str) -> None:
-    """Print the classes of each recording, and the events of one that is longer than a window."""
+    """Print the classes of each recording, and the events of one that is longer than a window.
+
+    Raises:
+        DataError: none could be read. The reasons are printed before.
+    """
     for row in inputs.refused.to_pylist():
         print(f"{row['recording']}  {row['reason']}: {row['message']}\n")
-    names = labels_of(members).names
+    names, has_tagged = labels_of(members).names, False
     for name, tagged in tag_here(inputs, members, settings, device):
         print(described(name, tagged, names) + "\n", flush=True)
+        has_tagged |= len(tagged.start_s) > 0
+    if not has_tagged:
+        raise DataError("no recording could be tagged; the reasons are above")
 
 
 def described(name: str, tagged: Tagged, names: Sequence[str]) -> str:

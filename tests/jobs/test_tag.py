@@ -85,6 +85,19 @@ def test_a_handful_of_recordings_is_printed(checkpoint: str, recordings: Path, c
         tag.main([*one, str(recordings)])
 
 
+def test_a_command_that_tags_nothing_is_no_success(
+    checkpoint: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    one = ["--checkpoint", checkpoint, "--input", str(recordings / "bad.wav")]
+    with pytest.raises(DataError, match="^no recording could be tagged; the reasons are above$"):
+        tag.main(one)
+    assert "bad.wav  not_audio: FFmpeg: Invalid data found" in capsys.readouterr().out
+    for _ in range(2):  # the second run has nothing to do
+        with pytest.raises(DataError, match=r"^no recording could be tagged; the reasons are in .*/failures\.parquet$"):
+            tag.main([*one, "--output", str(tmp_path / "tags")])
+    assert (tmp_path / "tags" / "failures.parquet").exists()
+
+
 def test_a_handful_of_recordings_is_tagged_without_ray(
     checkpoint: str, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
