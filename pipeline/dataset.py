@@ -336,9 +336,9 @@ class PreparedDataset:
         return index.select(columns)
 
     def failures(self, split: str) -> pa.Table | None:
-        """The failures table of a split; None if it was not written."""
-        uri = failures_file(self.uri, split)
-        sha256 = self._entry(split).get("sha256", {}).get("failures.parquet")
+        """The failures table of a split; None if it was not written. During a preparation it may be a newer one."""
+        self._entry(split)  # refuses a split that does not exist
+        uri, sha256 = failures_file(self.uri, split), published_sha256(self.uri, split, "failures.parquet")
         if sha256 is None and not storage.exists(uri):
             return None
         return read_table(uri, sha256=sha256, remedy=FAILURES_REMEDY)

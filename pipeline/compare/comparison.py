@@ -1,9 +1,12 @@
 """A comparison of models from its settings to its page: check all, train one after the other, measure, compare."""
 
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
+
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from ast_core.errors import DataError, UserError
 from ast_core.metrics import METRICS, selection_metrics
@@ -26,48 +29,98 @@ FORMAT_VERSION = 1
 """Version of comparison.json (docs/formats.md). Raise it when the meaning of a key changes, or a key is removed."""
 
 RaySession = Callable[[str, int | None], AbstractContextManager[None]]
+T = TypeVar("T")
+Failures = dict[str, str]
+"""What to say of each model that is not compared."""
 
 
 def compare(runs: Sequence[PlannedRun], output: str, *, ray_session: RaySession) -> None:
     """Train what is not trained yet, write OUTPUT/comparison.json and OUTPUT/comparison.html, and print the table.
 
-    All runs are checked and claimed before the first is trained. If one fails, the others are trained and compared
-    before this raises.
+    All runs are checked and claimed before the first is trained. If a model fails, because a run of it does, a file is
+    damaged or it cannot be measured, the others are trained and compared before this raises.
 
     Raises:
         ConfigError, DataError: a run cannot begin (`fit.claim`); the message begins with the model's name.
-        UserError: runs failed.
+        DataError: runs were evaluated on different clips.
+        UserError: models failed.
     """
     claimed = [(run, _claim(run)) for run in runs]
     with fit.session(*(one for _, one in claimed), ray_session=ray_session) as held:
         failures = _train(claimed, held)
-        finished: dict[str, list[PlannedRun]] = {}
-        for run in runs:
-            if run.model not in failures:
-                finished.setdefault(run.model, []).append(run)
-        if finished:
-            _write(comparison(finished, failures, _read_earlier(output)), output)
+        results, costs = _read(runs, failures, _read_earlier(output))
+        if results:
+            _write(comparison(results, costs, failures), output)
     if failures:
-        others = f"; {storage.join(output, COMPARISON)} has the others" if finished else ""
+        others = f"; {storage.join(output, COMPARISON)} has the others" if results else ""
         first = next(iter(failures.values()))
         raise UserError(f"{len(failures)} of {len({run.model for run in runs})} models failed, {first}{others}")
 
 
-def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]], held: Mapping[str, Held]) -> dict[str, str]:
-    """Train the runs, one after the other. Returns what to say of the models whose runs failed."""
+def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]], held: Mapping[str, Held]) -> Failures:
+    """Train the runs, one after the other. Returns what to say of the models whose runs failed.
+
+    A model needs all of its runs, so after a failure its remaining ones are not trained.
+    """
     num_finished = sum(one.is_finished for _, one in claimed)
     print(f"{len(claimed)} runs, {num_finished} of them finished", flush=True)
-    failures: dict[str, str] = {}
+    failures: Failures = {}
     for number, (run, one) in enumerate(claimed, start=1):
         print(f"\n[{number} of {len(claimed)}] {run.title}", flush=True)
+        if run.model in failures:
+            print("not trained: another run of this model failed", flush=True)
+            continue
         try:
             fit.train_run(one, held)
+            continue
         except LeaseLostError:
             raise
         except UserError as err:
-            print(f"failed: {without_secrets(str(err))}", flush=True)
-            failures[run.model] = f"{run.title}: {without_secrets(str(err))}"
+            why = without_secrets(str(err))
+        except TrainingFailedError as err:  # an unforeseen error in a worker; one in this process ends the comparison
+            traceback.print_exc()
+            why = without_secrets((str(err).strip().splitlines() or [type(err).__name__])[-1])
+        print(f"failed: {why}", flush=True)
+        others = [(other, claim) for other, claim in claimed if other.model == run.model and other != run]
+        finished = [other.title for other, claim in others if claim.is_finished]
+        kept = f" (finished, and kept: {'; '.join(finished)})" if finished else ""
+        failures[run.model] = f"{run.title}: {why}{kept}"
     return failures
+
+
+def _read(
+    runs: Sequence[PlannedRun], failures: Failures, earlier: Mapping[str, Any]
+) -> tuple[dict[str, list[RunResult]], dict[str, Any]]:
+    """The results and the costs of each model that has both. Models that lack one are added to `failures`.
+
+    Args:
+        earlier: the content of an earlier comparison.json, from which costs of the same weights are taken.
+    """
+    models: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        if run.model not in failures:
+            models.setdefault(run.model, []).append(run)
+    if models:
+        print("\ncomparing the models", flush=True)
+    results = _of_each(models, lambda name: [read_result(run) for run in models[name]], failures)
+    figures.check_same_clips([one for of_model in results.values() for one in of_model])
+    known = {model["runs"][0]["weights_sha256"]: model["costs"] for model in earlier.get("models", [])}
+    costs = _of_each(
+        results, lambda name: known.get(results[name][0].weights_sha256) or _costs(results[name][0]), failures
+    )
+    return {name: results[name] for name in costs}, costs
+
+
+def _of_each(models: Iterable[str], get: Callable[[str], T], failures: Failures) -> dict[str, T]:
+    """What `get` returns for each model. If it raises a UserError, the model is added to `failures` instead."""
+    found = {}
+    for name in models:
+        try:
+            found[name] = get(name)
+        except UserError as err:
+            failures[name] = f"{name}: {without_secrets(str(err))}"
+            print(f"failed: {failures[name]}", flush=True)
+    return found
 
 
 def _write(found: Mapping[str, Any], output: str) -> None:
@@ -85,26 +138,19 @@ def _claim(run: PlannedRun) -> fit.ClaimedRun:
 
 
 def comparison(
-    models: Mapping[str, Sequence[PlannedRun]], failures: Mapping[str, str], earlier: Mapping[str, Any]
+    results: Mapping[str, Sequence[RunResult]], costs: Mapping[str, Any], failures: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The content of comparison.json from finished runs.
+    """The content of comparison.json.
 
     Args:
-        models: the runs by model.
-        failures: what to say of models whose runs failed, by model.
-        earlier: the content of an earlier comparison.json, from which costs of the same weights are taken.
-
-    Raises:
-        DataError: a file of a run is missing or damaged, or runs were evaluated on different clips.
+        results: the runs of each model.
+        costs: of each model (`model_costs`).
+        failures: what to say of the models that failed.
     """
-    print("\ncomparing the models", flush=True)
-    results = {name: [read_result(run) for run in runs] for name, runs in models.items()}
     everything = [one for of_model in results.values() for one in of_model]
-    figures.check_same_clips(everything)
     data = _data(everything)
     class_names = [one["name"] for one in data["classes"]]
     scored = {name: figures.scored(of_model) for name, of_model in results.items()}
-    known = {model["runs"][0]["weights_sha256"]: model["costs"] for model in earlier.get("models", [])}
     return {
         "version": FORMAT_VERSION,
         "made": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -119,7 +165,7 @@ def comparison(
         "models": [
             {"name": name, "recipe": _recipe(of_model[0])}
             | figures.model_figures(of_model, scored[name])
-            | {"costs": known.get(of_model[0].weights_sha256) or _costs(of_model[0])}
+            | {"costs": costs[name]}
             | {"published": _published(data["audioset"], of_model[0])}
             for name, of_model in results.items()
         ],
@@ -158,9 +204,8 @@ def _recipe(result: RunResult) -> dict[str, Any]:
 
 
 def _costs(result: RunResult) -> dict[str, Any]:
-    settings = result.planned.settings
     print(f"measuring {result.planned.model}", flush=True)
-    return model_costs(result.best_model, device=settings.device, cpus=settings.cpus_per_worker)
+    return model_costs(result.best_model, result.planned.settings)
 
 
 def _published(part: str | None, result: RunResult) -> dict[str, Any] | None:

@@ -5,44 +5,66 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from ast_core.batch import Batch, Norm
+from ast_core.errors import UserError, one_line
 from ast_core.execution import for_device, set_attention
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 from ast_core.step import predict
+from pipeline.cluster import resources_of_nodes
 from pipeline.ray_errors import user_errors_from_tasks
 from pipeline.train import models
-from pipeline.train.settings import CPUS_WITH_GPU
+from pipeline.train.resources import worker_resources
+from pipeline.train.settings import IN_PROCESS, TrainSettings
+from pipeline.train.worker import out_of_memory
 
 BATCH_CLIPS = {"cpu": 8, "cuda": 64}
-"""Clips of a batch. More would hardly be faster, and a large model would take minutes on a CPU."""
+"""Clips of a batch, if the recipe's micro_batch_size is not smaller. More would hardly be faster, and a large model
+would take minutes on a CPU."""
 MEASURED_S = 3.0
 """How long batches are measured; at least `MIN_BATCHES` are."""
 MIN_BATCHES = 2
 
 
-def model_costs(uri: str, *, device: str, cpus: int | None) -> dict[str, Any]:
+def model_costs(uri: str, settings: TrainSettings) -> dict[str, Any]:
     """`parameters`, `multiply_adds` of a clip, and `inference`: clips/s with the device, precision, batch and threads.
 
     The model at `uri` scores random features, without reading any. If Ray is there, it does so in a task; else, when
     nothing had to be trained, in this process.
 
-    Args:
-        device: cpu, cuda, or auto: cuda if there is a GPU.
-        cpus: PyTorch's threads. None: all CPUs that Ray has, or PyTorch's own number.
+    Raises:
+        UserError: the model is damaged, or the memory is too small.
     """
-    if not ray.is_initialized():
-        use_gpu = device != "cpu" and torch.cuda.is_available()
-        return _model_costs(uri, use_gpu, cpus or torch.get_num_threads())
-    has = ray.cluster_resources()
-    use_gpu, threads = device != "cpu" and has.get("GPU", 0) >= 1, cpus or CPUS_WITH_GPU
-    if not use_gpu:
-        threads = cpus or int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
+    if not ray.is_initialized() or settings.num_workers == IN_PROCESS:
+        use_gpu = settings.device != "cpu" and torch.cuda.is_available()
+        return _model_costs(uri, use_gpu, settings.cpus_per_worker or torch.get_num_threads())
+    use_gpu, threads = task_resources(settings)
     task = ray.remote(num_cpus=threads, num_gpus=int(use_gpu))(_model_costs)
-    with user_errors_from_tasks():
-        costs: dict[str, Any] = ray.get(task.remote(uri, use_gpu, threads))
+    try:
+        with user_errors_from_tasks():
+            costs: dict[str, Any] = ray.get(task.remote(uri, use_gpu, threads))
+    except (NodeDiedError, OutOfMemoryError, WorkerCrashedError) as err:
+        raise UserError(f"the process that measured it died: {one_line(err)}") from err
     return costs
+
+
+def task_resources(settings: TrainSettings) -> tuple[bool, int]:
+    """Whether the task has a GPU, and its CPUs: those of a worker of the training, for which the cluster had room.
+
+    If it asked for more, Ray could wait for them without end: for 4 CPUs beside the GPU of a machine that has 2, or for
+    a CPU that the job's own entry point holds.
+    """
+    use_gpu, cpus, _ = worker_resources(
+        num_workers=settings.num_workers,
+        device=settings.device,
+        cpus_per_worker=settings.cpus_per_worker,
+        async_validation=settings.async_validation,
+        is_local=settings.address == "local",
+        nodes=resources_of_nodes(),
+    )
+    return use_gpu, cpus
 
 
 def _model_costs(uri: str, use_gpu: bool, threads: int) -> dict[str, Any]:
@@ -53,7 +75,8 @@ def _model_costs(uri: str, use_gpu: bool, threads: int) -> dict[str, Any]:
         device = torch.device("cuda" if use_gpu else "cpu")
         recipe = for_device(config.recipe, device, trains=False)
         set_attention(model, device, recipe)
-        batch_clips = BATCH_CLIPS[device.type]
+        most_clips = BATCH_CLIPS[device.type]
+        batch_clips = min(most_clips, recipe.micro_batch_size or most_clips)
         return {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "multiply_adds": model.forward_flops() // 2,
@@ -65,6 +88,13 @@ def _model_costs(uri: str, use_gpu: bool, threads: int) -> dict[str, Any]:
                 "threads": threads,
             },
         }
+    except (RuntimeError, MemoryError) as err:
+        if out_of_memory(err) is None:
+            raise
+        where, remedy = ("GPU", ", or with --device cpu") if use_gpu else ("machine", "")
+        raise UserError(
+            f"the {where} has too little memory to measure it; run the same command again when more is free{remedy}"
+        ) from err
     finally:
         torch.set_num_threads(before)
 

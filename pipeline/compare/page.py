@@ -58,7 +58,8 @@ def _about(found: Record) -> str:
     data = found["data"]
     trained = f"trained on {_counted(data['train_clips'], 'clip')}, evaluated on {_counted(data['eval_clips'], 'clip')}"
     if data["folds"]:
-        trained = f"each fold evaluated by models trained on all other splits ({', '.join(data['folds'])}): {trained}"
+        folds = ", ".join(data["folds"])
+        trained = f"each fold evaluated by models trained on all other splits ({folds}): {trained} in the first fold"
     else:
         trained += f" of {', '.join(data['eval_splits'])}"
     kind = data["features"]

@@ -4,10 +4,10 @@ import itertools
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ast_core.errors import ConfigError
-from ast_core.recipe import MAX_SEED
+from ast_core.recipe import MAX_SEED, SYNONYMS, Recipe
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.train.settings import TrainSettings
@@ -47,14 +47,18 @@ def variants(vary: Sequence[str]) -> list[dict[str, str]]:
     """All combinations of the values in `KEY=VALUE,VALUE` texts. Without any, the one variant that changes nothing.
 
     Raises:
-        ConfigError: a text has no value, or a key or a value is given twice.
+        ConfigError: a text has no value or no recipe key, or a key or a value is given twice.
     """
+    recipe_keys = [field.name for field in fields(Recipe)]
     values: dict[str, list[str]] = {}
     for text in vary:
         key, _, listed = text.partition("=")
         key, given = key.strip().replace("-", "_"), [value.strip() for value in listed.split(",")]
         if not key or not all(given):
             raise ConfigError(f"--vary is {text}; use KEY=VALUE,VALUE, for example lr=1e-5,3e-5")
+        if key not in recipe_keys:  # it could be an option of jobs/train.py, such as --output
+            hint = f"did you mean {SYNONYMS[key]}?" if key in SYNONYMS else "`jobs/train.py --help` lists the keys"
+            raise ConfigError(f"--vary {text}: {key} is no recipe key; {hint}")
         if key == "seed":
             raise ConfigError("--vary seed: seeds are repetitions of one model; give --seeds N")
         if key in values or len(set(given)) < len(given):

@@ -51,12 +51,15 @@ _AST = {
     "tstride": 10,
     "input_fdim": 128,
     "audioset_pretrain": False,
+    "features": "kaldi128",
+    "input_tdim": 1024,
 }
 _LARGE, _SMALL = {"features": "kaldi128", "input_tdim": 1024}, {"features": "small64", "input_tdim": 400}
 _RESNET: dict[str, Any] = {"model": "resnet50", "features": "kaldi128", "input_tdim": 1024}
-_B2: dict[str, Any] = {"model": "efficientnet", "eff_b": 2, "imagenet_pretrain": True}
-_B0: dict[str, Any] = {"model": "efficientnet", "eff_b": 0, "imagenet_pretrain": True, "att_head": 1}
-_MOBILENET: dict[str, Any] = {"model": "mobilenetv2", "imagenet_pretrain": True}
+_PSLA: dict[str, Any] = {"imagenet_pretrain": True, "features": "kaldi128", "input_tdim": 1056}
+_B2 = _PSLA | {"model": "efficientnet", "eff_b": 2}
+_B0 = _PSLA | {"model": "efficientnet", "eff_b": 0, "att_head": 1}
+_MOBILENET = _PSLA | {"model": "mobilenetv2"}
 _AVERAGED = "published with averaged weights"
 _ENHANCED = "published with enhanced labels and averaged weights"
 _POSTER = "published with enhanced labels, where 4 heads have 0.3280: probably an ensemble of checkpoints"

@@ -31,19 +31,20 @@ class RunResult:
     """Largest amount of device memory; on a CPU, of the process. None if the process trained other runs too."""
     scores: Scores
     """The scores of the best epoch."""
+    weights_sha256: str | None
+    """The SHA-256 of the best model's weights."""
 
     @property
     def best_model(self) -> str:
-        return storage.join(self.planned.settings.output, "best")
-
-    @property
-    def weights_sha256(self) -> str | None:
-        """The SHA-256 of the best model's weights."""
-        return storage.read_json(storage.join(self.best_model, "config.json")).get(WEIGHTS_KEY)
+        return best_model(self.planned)
 
     def last_epochs(self) -> dict[str, float | None]:
         """The mean of each metric over the last `LAST_EPOCHS` epochs; None if it is undefined in one of them."""
         return {name: mean_or_none([one.get(name) for one in self.epochs[-LAST_EPOCHS:]]) for name in METRICS}
+
+
+def best_model(planned: PlannedRun) -> str:
+    return storage.join(planned.settings.output, "best")
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
@@ -73,4 +74,5 @@ def read_result(planned: PlannedRun) -> RunResult:
         epochs=[one for one in records if one["kind"] == "epoch"],
         memory_gb=max(memory) if memory and not is_shared else None,
         scores=scores,
+        weights_sha256=storage.read_json(storage.join(best_model(planned), "config.json")).get(WEIGHTS_KEY),
     )

@@ -128,6 +128,10 @@ LEAKAGE = (
     "too high and cannot be compared with published ones. AudioSet's lists share no video, but a video may be uploaded "
     "under several ids (hkchengrex/MMAudio#50). Remove these clips from the training list."
 )
+SAME_IDS = (
+    "Equal clip ids with different sound are probably different recordings, as 001 is in many data sets: this costs "
+    "nothing. If they are one recording that was coded again, remove it from one of the two lists."
+)
 NEARLY_EQUAL = (
     "Listen to these pairs. They fluctuate in the same way, as copies of one recording do that were coded again, cut "
     "elsewhere or made louder. The metrics of the smaller split are then too high: remove the copies from the training "

@@ -173,6 +173,8 @@ class Run:
             job.check_lock()
             run_folder.record_computed(job.run, computed)
         self.model = prepare_model(model)
+        if self.device.type == "cuda":  # for `_memory_gb`: this process may have trained another run
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scaler = make_scaler(self.recipe, self.device)
         self.progress = Progress()

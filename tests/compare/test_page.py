@@ -136,6 +136,14 @@ def test_rates_that_were_measured_in_different_ways_say_so():
     assert "Inference: in different ways, which are said below each figure;" in page.text
 
 
+def test_the_numbers_of_clips_are_said_to_be_those_of_the_first_fold():
+    found = comparison([model("a", 0.2)])
+    assert "; trained on 1,900,000 clips, evaluated on 20,000 clips of eval;" in page_of(found).text
+    found["data"]["folds"] = ["red", "blue"]
+    counts = "trained on 1,900,000 clips, evaluated on 20,000 clips in the first fold;"
+    assert f"models trained on all other splits (red, blue): {counts}" in page_of(found).text
+
+
 def test_names_of_classes_and_errors_are_escaped():
     found = comparison([model("a", 0.2), model("b", 0.4)], failed=[{"name": "c", "error": "c: <script>bad</script>"}])
     html = comparison_page(found, "out")

@@ -56,6 +56,12 @@ def test_a_model_without_published_figures_has_none():
     assert published_figures("full", smaller) is None
 
 
+@pytest.mark.parametrize("recipe", ["audioset-full", "compare-resnet50", "psla-efficientnet"])
+@pytest.mark.parametrize("changed", [["--features", "data"], ["--input_tdim", "512"]])
+def test_a_model_with_another_input_has_no_published_figures(recipe: str, changed: list[str]):
+    assert published_figures("full", read_recipe(recipe, changed).to_dict()) is None
+
+
 def test_null_settings_count_as_the_models_own():
     keys = ["--att_head", "null"]
     found = published_figures("full", read_recipe("psla-efficientnet", keys).to_dict())

@@ -231,6 +231,32 @@ def test_failures_are_counted_by_reason_and_by_whether_another_run_helps(patient
     assert "--audio-dir" not in finding.cost
 
 
+def test_failures_that_another_run_tries_are_counted_whatever_their_reason(patient: Patient):
+    """A clip whose task died is tried again, unlike others that failed with `crashed`."""
+    patient.failures = {"eval": [Reason.CRASHED] * 20 + [Reason.DUPLICATE]}
+    data = patient.write()
+    failures = data.failures("eval")
+    assert failures is not None
+    retried = pa.array([i < 12 or i == 20 for i in range(21)])
+    table = failures.set_column(failures.schema.get_field_index("retry"), failures.schema.field("retry"), retried)
+    dataset.write_table(dataset.failures_file(data.uri, "eval"), table)
+    record_again(data.uri)
+    finding = of(patient.examined(), "failures", "eval")
+    assert (finding.severity, finding.figures["worth_another_run"]) == ("warning", 12)
+
+
+def test_failures_that_a_preparation_in_progress_has_written_are_no_damage(patient: Patient):
+    patient.failures = {"eval": [Reason.UNAVAILABLE] * 20}
+    data = patient.write()
+    failures = data.failures("eval")
+    assert failures is not None
+    dataset.write_table(dataset.failures_file(data.uri, "eval"), failures.slice(0, 5))
+    with pytest.raises(DataError, match=r"failures\.parquet is damaged"):
+        patient.examined()
+    storage.write_json(dataset.unpublished_file(data.uri, "eval"), {})
+    assert of(patient.examined(), "failures", "eval").what.startswith("5 of ")
+
+
 def test_permanent_failures_are_a_note(patient: Patient):
     patient.failures = {"eval": [Reason.UNAVAILABLE] * 20}
     assert of(patient.examined(), "failures", "eval").severity == "note"
@@ -420,6 +446,31 @@ def test_a_clip_or_a_video_in_two_splits_is_found_by_its_id(patient: Patient, co
     patient.change("eval", column, lambda i, value: theirs[8] if i == 3 else value)
     finding = of(patient.examined(), "leakage", "balanced_train + eval")
     assert (finding.severity, finding.figures[f"by_{kind}"]) == ("serious", 1)
+
+
+def test_an_id_in_two_splits_with_different_sound_is_a_note_unless_it_names_a_video(patient: Patient):
+    patient.official.clear()  # it says which ids name videos
+    for split in patient.splits:
+        patient.change(split, "clip_id", lambda i, value: f"{i:03d}" if i < 3 else value)
+        patient.change(split, "video_id", lambda i, value: None if i < 3 else value)
+    finding = of(patient.examined(), "leakage", "balanced_train + eval")
+    assert (finding.severity, finding.figures["by_clip_id"]) == ("note", 0)
+    assert finding.what == "3 clip ids occur in both with different sound (000, 001, …)"
+    assert "If they are one recording" in finding.cost
+
+
+def test_an_id_in_two_splits_with_equal_sound_is_serious_also_beside_other_ids(patient: Patient):
+    sounds = patient.splits["balanced_train"]["fbank_hash"].to_pylist()
+    patient.official.clear()
+    for split in patient.splits:
+        patient.change(split, "clip_id", lambda i, value: f"{i:03d}" if i < 3 else value)
+        patient.change(split, "video_id", lambda i, value: None if i < 3 else value)
+    patient.change("eval", "fbank_hash", lambda i, value: sounds[i] if i == 1 else value)
+    finding = of(patient.examined(), "leakage", "balanced_train + eval")
+    assert (finding.severity, finding.figures["by_clip_id"]) == ("serious", 1)
+    assert finding.figures["clips"] == {"balanced_train": ["001"], "eval": ["001"]}
+    assert finding.figures["ids_with_different_sound"] == ["000", "002"]
+    assert finding.what.startswith("1 clips of eval are in balanced_train too (001); 1 by audio, 1 by clip_id, 0 by ")
 
 
 def test_clips_shared_by_two_training_splits_are_a_note(patient: Patient):

@@ -99,28 +99,38 @@ def test_the_nearest_candidates_are_compared_and_a_line_says_if_there_are_more(
 def test_pairs_that_another_check_reports_are_left_out():
     clips = pa.table(
         {
-            "clip_id": ["a", "b", "c", "d", "e"],
-            "video_id": pa.array([None, "v", "w", None, "x"], pa.string()),
-            "fbank_hash": [1, 2, 3, 4, 5],
-            "num_frames": [9] * 5,
-            "num_silent_frames": [0, 0, 0, 9, 8],
+            "clip_id": ["a", "b", "c", "d", "e", "001"],
+            "video_id": pa.array([None, "v", "w", None, "x", None], pa.string()),
+            "fbank_hash": [1, 2, 3, 4, 5, 6],
+            "num_frames": [9] * 6,
+            "num_silent_frames": [0, 0, 0, 9, 8, 0],
         }
     )
     others = pa.table(
         {
-            "clip_id": ["a2", "b", "c2", "d2", "e2"],
-            "video_id": pa.array([None, "v2", "w", None, "y"], pa.string()),
-            "fbank_hash": [1, 12, 13, 14, 15],
+            "clip_id": ["a2", "b", "c2", "d2", "e2", "001"],
+            "video_id": pa.array([None, "v2", "w", None, "y", None], pa.string()),
+            "fbank_hash": [1, 12, 13, 14, 15, 16],
         }
     )
-    assert near_duplicates._is_other_sound(clips, others).tolist() == [False, False, False, False, True]
+    assert near_duplicates._is_other_sound(clips, others).tolist() == [False, False, False, False, True, True]
 
 
-def test_a_clip_without_embedding_is_an_error(tmp_path: Path):
+@pytest.mark.parametrize(("clip", "of"), [("eval/eval_009", "1 of 12"), ("train/train_017", "1 of 30")])
+def test_a_clip_without_embedding_is_an_error(clip: str, of: str, tmp_path: Path):
     patient = Patient(tmp_path)
     data = patient.write()
-    embeddings = StoredEmbeddings.open(patient.tags(data, without="eval/eval_009"))
-    with pytest.raises(DataError, match=r"has no embedding of 1 of 12 recordings, first of .*eval/eval_009; tag them"):
+    embeddings = StoredEmbeddings.open(patient.tags(data, without=clip))
+    with pytest.raises(DataError, match=rf"has no embedding of {of} recordings, first of .*{clip}; tag them"):
+        examine(data, embeddings=embeddings)
+
+
+def test_a_split_without_any_embedding_is_an_error(tmp_path: Path):
+    patient = Patient(tmp_path)
+    data = patient.write()
+    del patient.vectors["train"]
+    embeddings = StoredEmbeddings.open(patient.tags(data))
+    with pytest.raises(DataError, match=r"has no embedding of 30 of 30 recordings"):
         examine(data, embeddings=embeddings)
 
 

@@ -3,18 +3,21 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.labels import audioset_labels
 from ast_core.metrics import bootstrap_map, tagging_metrics
 from jobs.compare import main, parser
 from pipeline.compare import measure, published
+from pipeline.train import fit
 from pipeline.train.evaluation.scores import read_scores
 from tests import fakes
 from tests.browser import browser, needs_browser
@@ -213,6 +216,115 @@ def test_a_model_that_fails_does_not_stop_the_others(tone_data: str, recipes: di
     assert "Failed:" in (tmp_path / "comparison.html").read_text()
 
 
+def test_after_a_failure_the_models_other_runs_are_not_trained_and_finished_ones_are_named(
+    tone_data: str, recipes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(argv(tone_data, tmp_path, [recipes["linear"]], "--epochs", "1", "--lr", "3e-3")) == 0
+    shutil.copytree(tmp_path / "linear", tmp_path / "linear-lr-3e-3")
+    more = ["--epochs", "1", "--seeds", "3", "--vary", "lr=3e-3,1e38"]
+    with pytest.raises(UserError, match=r"^1 of 2 models failed, linear-lr-1e38, seed 0: [^(]*$"):
+        main(argv(tone_data, tmp_path, [recipes["linear"]], *more))
+    printed = capsys.readouterr().out
+    assert "6 runs, 1 of them finished" in printed
+    assert printed.count("not trained: another run of this model failed") == 2
+    assert len(trained(tmp_path / "linear-lr-3e-3")) == 3
+    assert not trained(tmp_path / "linear-lr-1e38")
+
+
+def test_finished_runs_of_a_model_that_failed_are_named(
+    tone_data: str, recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train_run = fit.train_run
+
+    def second_fails(claimed: fit.ClaimedRun, held: Any) -> None:
+        if claimed.uri.endswith("seed-1"):
+            raise UserError("it diverged")
+        train_run(claimed, held)
+
+    monkeypatch.setattr(fit, "train_run", second_fails)
+    failure = "linear, seed 1: it diverged (finished, and kept: linear, seed 0)"
+    with pytest.raises(UserError, match=f"^1 of 1 models failed, {re.escape(failure)}$"):
+        main(argv(tone_data, tmp_path, [recipes["linear"]], "--epochs", "1", "--seeds", "2"))
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_an_unforeseen_error_in_a_worker_does_not_stop_the_other_models(
+    output: Path,
+    tone_data: str,
+    recipes: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    shutil.copytree(output, tmp_path / "out")
+    train_run = fit.train_run
+
+    def linear_fails(claimed: fit.ClaimedRun, held: Any) -> None:
+        if "linear" in claimed.uri:
+            raise WorkerGroupError("Traceback (most recent call last):\nKeyError: 'a bug'\n", {})
+        train_run(claimed, held)
+
+    monkeypatch.setattr(fit, "train_run", linear_fails)
+    with pytest.raises(UserError, match=r"^1 of 2 models failed, linear, seed 0: KeyError: 'a bug'; .*has the others$"):
+        main(argv(tone_data, tmp_path / "out", [recipes["linear"], recipes["crnn"]]))
+    assert "in linear_fails" in capsys.readouterr().err
+    assert [model["name"] for model in read(tmp_path / "out")["models"]] == ["crnn"]
+
+
+def test_a_bug_in_this_process_ends_the_comparison(
+    tone_data: str, recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(fit, "train_run", broken)
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        main(argv(tone_data, tmp_path, [recipes["linear"]]))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("scores.parquet", None),
+        ("scores.parquet", b"PAR1 damaged"),
+        ("config.json", b"{"),
+        ("model.safetensors", b"damaged"),
+    ],
+)
+def test_a_damaged_run_loses_only_its_own_model(
+    file: str, damage: bytes | None, output: Path, tone_data: str, recipes: dict[str, str], tmp_path: Path
+):
+    shutil.copytree(output, tmp_path / "out")
+    broken = tmp_path / "out" / "linear" / "seed-0" / "best" / file
+    broken.unlink()
+    if damage is not None:
+        broken.write_bytes(damage)
+    (tmp_path / "out" / "comparison.json").unlink()  # it has the costs, for which the weights are read
+    with pytest.raises(UserError, match=r"^1 of 2 models failed, linear\b.*best/?.*comparison\.json has the others"):
+        main(argv(tone_data, tmp_path / "out", [recipes["linear"], recipes["crnn"]]))
+    found = read(tmp_path / "out")
+    assert [model["name"] for model in found["models"]] == ["crnn"]
+    assert [one["name"] for one in found["failed"]] == ["linear"]
+
+
+def test_a_model_that_cannot_be_measured_loses_only_itself(
+    output: Path, tone_data: str, recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(output, tmp_path / "out")
+    (tmp_path / "out" / "comparison.json").unlink()
+    predict = measure.predict
+
+    def fails_for_linear(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if "Linear" in type(model).__name__:
+            raise MemoryError
+        return predict(model, *args, **kwargs)
+
+    monkeypatch.setattr(measure, "predict", fails_for_linear)
+    with pytest.raises(UserError, match=r"^1 of 2 models failed, linear: the machine has too little memory"):
+        main(argv(tone_data, tmp_path / "out", [recipes["linear"], recipes["crnn"]]))
+    assert [model["name"] for model in read(tmp_path / "out")["models"]] == ["crnn"]
+
+
 @pytest.mark.slow
 def test_workers_train_and_a_task_measures_each_model(
     local_ray: None, tone_data: str, recipes: dict[str, str], tmp_path: Path
@@ -235,6 +347,11 @@ def test_workers_train_and_a_task_measures_each_model(
         (["--vary", "lr"], ConfigError, "--vary is lr; use KEY=VALUE,VALUE"),
         (["--vary", "lr=1e-3,1e-3"], ConfigError, "lr or one of its values is given twice"),
         (["--vary", "seed=1,2"], ConfigError, "give --seeds N"),
+        (["--vary", "data=a,b"], ConfigError, "--vary data=a,b: data is no recipe key; `jobs/train.py --help` lists"),
+        (["--vary", "recipe=small,esc50"], ConfigError, "recipe is no recipe key"),
+        (["--vary", "device=cpu,cuda"], ConfigError, "device is no recipe key"),
+        (["--vary", "help=1"], ConfigError, "help is no recipe key"),
+        (["--vary", "learning_rate=1,2"], ConfigError, "learning_rate is no recipe key; did you mean lr?"),
         (["--vary", "lr=1e-3", "--lr", "1e-4"], ConfigError, "--lr is given twice"),
         (["--num_workers", "1"], ConfigError, "num_workers is not a recipe key; the option is --num-workers"),
         (["--seeds", "0"], ConfigError, "--seeds is 0; use 1 to 100"),

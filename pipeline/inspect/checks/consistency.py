@@ -100,9 +100,9 @@ def check_weights(summary: DatasetSummary) -> Iterator[Finding]:
 def check_failures(summary: DatasetSummary) -> Iterator[Finding]:
     """Clips that could not be prepared, and how many of them another run may still get."""
     for split in summary.splits:
-        reasons = Counter(split.failures["reason"].to_pylist())
-        del reasons[Reason.DUPLICATE]  # repeated rows, whose clip is there
-        again = sum(n for reason, n in reasons.items() if Reason(reason).retry)
+        is_repeated = pc.equal(split.failures["reason"], str(Reason.DUPLICATE))  # a row whose clip is there
+        failed = split.failures.filter(pc.invert(is_repeated))
+        reasons, again = Counter(failed["reason"].to_pylist()), int(pc.sum(failed["retry"]).as_py() or 0)
         asked = len(split.clips) + sum(reasons.values())
         severity: Severity = "warning" if again > A_FEW * asked else "note" if reasons else "ok"
         what = f"{sum(reasons.values()):,} of {asked:,} clips failed"

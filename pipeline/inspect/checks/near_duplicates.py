@@ -5,13 +5,17 @@ the other split. Embeddings of a trained model also lie close together for two r
 log-mel of the candidates decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import combinations
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ast_core.errors import DataError
 from pipeline.dataset import shards_dir
 from pipeline.embeddings.nearest import Nearest, unit_vectors
 from pipeline.embeddings.stored import StoredEmbeddings
@@ -20,6 +24,7 @@ from pipeline.inspect.checks.check import A_FEW, finding, grade, role, some
 from pipeline.inspect.dataset_summary import DatasetSummary, SplitSummary
 from pipeline.inspect.findings import Finding
 from pipeline.inspect.same_sound import log_mel_correlation, read_fbank
+from pipeline.progress_lines import ProgressLines
 from pipeline.recording_names import clip_name_prefix
 
 NEIGHBOURS = 5
@@ -39,11 +44,20 @@ more, other recordings of a class 0.57 or less."""
 MAX_PAIRS = 1000
 """Pairs in the JSON output."""
 
+READERS = 16
+"""Threads that read log-mel. On object storage a reader waits most of the time."""
+
+CACHED_CLIPS = 64
+"""Clips whose log-mel is kept, because a clip is in several pairs. One of 10 s takes 0.26 MB, the longest 8 MB."""
+
 
 def check_near_duplicates(summary: DatasetSummary) -> Iterator[Finding]:
     """Copies of a recording in two splits, if the doctor has embeddings of the clips.
 
-    Equal audio, and clips of one id or video, are left out: `check_leakage` reports them.
+    Pairs that `check_leakage` reports are left out.
+
+    Raises:
+        DataError: a clip has no embedding, or a shard is damaged.
     """
     if summary.embeddings is None:
         return
@@ -66,12 +80,23 @@ def _candidates(
     first: SplitSummary,
     second: SplitSummary,
 ) -> Pairs:
-    """Pairs of clips of two splits whose embeddings are near, the nearest first."""
+    """Pairs of clips of two splits whose embeddings are near, the nearest first.
+
+    Raises:
+        DataError: a clip has no embedding.
+    """
     queries = unit_vectors(embeddings.means(_names(summary.uri, first)), centre_D)
     others, nearest = _names(summary.uri, second), Nearest(queries, NEIGHBOURS)
+    has_embedding = np.zeros(len(others), bool)
     for part in embeddings.parts():
         clip = pc.index_in(part.rows["recording"], value_set=others).fill_null(-1).to_numpy()
         nearest.add(unit_vectors(part.vectors_WD[clip >= 0], centre_D), clip[clip >= 0])
+        has_embedding[clip[clip >= 0]] = True
+    if len(missing := np.flatnonzero(~has_embedding)):
+        raise DataError(
+            f"{embeddings.uri} has no embedding of {len(missing):,} of {len(others):,} recordings, first of "
+            f"{others[int(missing[0])]}; tag them into it with --embeddings"
+        )
     similarity_QK, clip_QK = nearest.found()
     of_first, k = np.nonzero((similarity_QK >= CANDIDATE) & (clip_QK >= 0))
     of_second, similarity = clip_QK[of_first, k], similarity_QK[of_first, k]
@@ -90,9 +115,8 @@ def _found(
     pairs: Pairs,
 ) -> Finding:
     best: dict[int, tuple[float, int]] = {}
-    for a, b in pairs[:MAX_COMPARED]:
-        fbanks = _fbank(summary.uri, first, a), _fbank(summary.uri, second, b)
-        alike = log_mel_correlation(*fbanks, summary.features.log_scale.nats_per_unit)
+    compared = sorted(pairs[:MAX_COMPARED])  # the pairs of a clip one after the other, so that it is read once
+    for (a, b), alike in zip(compared, _correlations(summary, first, second, compared), strict=True):
         if alike >= SAME:
             best[a] = max(best.get(a, (0.0, 0)), (alike, b))
     ids_of_first, ids_of_second = (split.clips["clip_id"] for split in (first, second))
@@ -110,9 +134,29 @@ def _found(
     return finding("near_duplicates", f"{one.name} + {two.name}", severity, what, [cost], figures)
 
 
-def _fbank(uri: str, split: SplitSummary, clip: int) -> np.ndarray:
-    shard = f"{shards_dir(uri, split.name)}/{split.clips['shard'][clip]}"
-    return read_fbank(shard, split.clips["row"][clip].as_py())
+def _correlations(summary: DatasetSummary, first: SplitSummary, second: SplitSummary, pairs: Pairs) -> Sequence[float]:
+    """The `log_mel_correlation` of each pair of clips. Prints a line every few seconds."""
+    read, one_at_a_time, num_done = lru_cache(CACHED_CLIPS)(read_fbank), Lock(), 0
+
+    def correlation(pair: tuple[int, int]) -> float:
+        nonlocal num_done
+        one, other = (
+            read(*_place(summary.uri, split, clip)) for split, clip in zip((first, second), pair, strict=True)
+        )
+        with one_at_a_time:  # for two clips of minutes it takes hundreds of MB
+            num_done += 1
+            return log_mel_correlation(one, other, summary.features.log_scale.nats_per_unit)
+
+    def say_line(_: float) -> None:
+        print(f"{first.name} + {second.name}: {num_done:,} of {len(pairs):,} candidates compared", flush=True)
+
+    with ProgressLines(say_line), ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(correlation, pairs))
+
+
+def _place(uri: str, split: SplitSummary, clip: int) -> tuple[str, int]:
+    """The shard of a clip, and its row there."""
+    return f"{shards_dir(uri, split.name)}/{split.clips['shard'][clip]}", split.clips["row"][clip].as_py()
 
 
 def _names(uri: str, split: SplitSummary) -> pa.Array:
@@ -132,10 +176,11 @@ def _mean(embeddings: StoredEmbeddings) -> np.ndarray:
 
 def _is_other_sound(clips: pa.Table, others: pa.Table) -> np.ndarray:
     """For each pair, whether `check_leakage` does not report it. Silent clips are left out."""
+    names_a_video = pc.or_(pc.is_valid(clips["video_id"]), pc.is_valid(others["video_id"]))
     same = pc.or_(
         pc.equal(clips["fbank_hash"], others["fbank_hash"]),
         pc.or_(
-            pc.equal(clips["clip_id"], others["clip_id"]),
+            pc.and_(pc.equal(clips["clip_id"], others["clip_id"]), names_a_video),
             pc.fill_null(pc.equal(clips["video_id"], others["video_id"]), False),
         ),
     )

@@ -36,34 +36,39 @@ def check_duplicates(summary: DatasetSummary, split: SplitSummary) -> Finding:
 
 
 def check_leakage(summary: DatasetSummary) -> Iterator[Finding]:
-    """Equal audio, clip_id or video in two splits."""
+    """Equal audio or video in two splits, and clips of one id that are one recording.
+
+    Ids such as 001 occur in unrelated recordings. Equal ids with different sound are a note, unless they name a video.
+    """
     none_shared = True
     for one, two in combinations(summary.splits, 2):
         shared = {
             "audio": (_sound_hashes(one), _sound_hashes(two)),
-            "clip_id": (one.clips["clip_id"], two.clips["clip_id"]),
             "video": (_video_ids(one), _video_ids(two)),
         }
         found = {kind: (_is_in(first, second), _is_in(second, first)) for kind, (first, second) in shared.items()}
-        in_one, in_two = (
-            split.clips["clip_id"]
-            .filter(pa.array(np.any([masks[side] for masks in found.values()], axis=0)))
-            .to_pylist()
-            for side, split in enumerate((one, two))
-        )
-        if not in_two:
+        found["clip_id"] = _is_same_clip(one, two), _is_same_clip(two, one)
+        is_in_both = [np.any([masks[side] for masks in found.values()], axis=0) for side in range(2)]
+        in_one, in_two = (_ids(split, mask) for split, mask in zip((one, two), is_in_both, strict=True))
+        other_sound = _ids(two, _is_in(two.clips["clip_id"], one.clips["clip_id"]) & ~is_in_both[1])
+        if not in_two and not other_sound:
             continue
         none_shared = False
         together = role(one.name) == role(two.name) != "either"
-        what = [
-            f"{len(in_two):,} clips of {two.name} are in {one.name} too ({some(in_two, 2)})",
-            ", ".join(f"{masks[1].sum():,} by {kind}" for kind, masks in found.items()),
-        ]
+        what, costs = [], []
+        if in_two:
+            what += [
+                f"{len(in_two):,} clips of {two.name} are in {one.name} too ({some(in_two, 2)})",
+                ", ".join(f"{found[kind][1].sum():,} by {kind}" for kind in ("audio", "clip_id", "video")),
+            ]
+            costs.append(explanations.COUNTED_TWICE if together else explanations.LEAKAGE)
+        if other_sound:
+            what.append(f"{len(other_sound):,} clip ids occur in both with different sound ({some(other_sound, 2)})")
+            costs.append(explanations.SAME_IDS)
         figures = {f"by_{kind}": masks[1].sum() for kind, masks in found.items()}
-        cost = explanations.COUNTED_TWICE if together else explanations.LEAKAGE
-        figures |= {"clips": {one.name: in_one, two.name: in_two}}
-        severity: Severity = "note" if together else "serious"
-        yield finding("leakage", f"{one.name} + {two.name}", severity, what, [cost], figures)
+        figures |= {"clips": {one.name: in_one, two.name: in_two}, "ids_with_different_sound": other_sound}
+        severity: Severity = "serious" if in_two and not together else "note"
+        yield finding("leakage", f"{one.name} + {two.name}", severity, what, costs, figures)
     if none_shared:
         yield finding("leakage", "", "ok", ["no audio, clip_id or video is in two splits"], [], {})
 
@@ -71,6 +76,20 @@ def check_leakage(summary: DatasetSummary) -> Iterator[Finding]:
 def _sound_hashes(split: SplitSummary) -> pa.ChunkedArray:
     """The `fbank_hash` of each clip; null for a silent clip."""
     return pc.if_else(pa.array(silent_clips(split)), None, split.clips["fbank_hash"])
+
+
+def _ids(split: SplitSummary, is_wanted: np.ndarray) -> list[str]:
+    ids: list[str] = split.clips["clip_id"].filter(pa.array(is_wanted)).to_pylist()
+    return ids
+
+
+def _is_same_clip(split: SplitSummary, other: SplitSummary) -> np.ndarray:
+    """For each clip, whether `other` has its id for the same recording: the sound is equal, or the id names a video."""
+    at = pc.index_in(split.clips["clip_id"], value_set=other.clips["clip_id"].combine_chunks())
+    has_equal_sound = pc.fill_null(pc.equal(split.clips["fbank_hash"], other.clips["fbank_hash"].take(at)), False)
+    names_a_video = pc.or_(pc.is_valid(_video_ids(split)), pc.is_valid(_video_ids(other).take(at)))
+    is_same: np.ndarray = pc.and_(pc.is_valid(at), pc.or_(has_equal_sound, names_a_video)).to_numpy()
+    return is_same
 
 
 def _is_in(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
