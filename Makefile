@@ -32,7 +32,7 @@ test: $(READY)  ## in three processes, also on two cores: much of it waits for p
 	@# The tests start hundreds of processes. Each would compile this project's files where Python may not keep them.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-machines: $(READY)  ## both jobs, submitted to a cluster of two machines; needs root, for network namespaces
+test-machines: $(READY)  ## a preparation and a training on two machines; needs root, for network namespaces
 	$(BIN)/python -m pytest -m slow tests/jobs/test_machines.py -k both_jobs
 
 test-slow: $(READY)  ## what make test leaves out: runs that are killed, on S3, compiled

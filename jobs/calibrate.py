@@ -26,7 +26,7 @@ import numpy as np
 from ast_core.calibration import EventTuning, Goal, ModelCalibration, calibrate, names_of_few
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
-from jobs.common import add_ray_options, check_numbers, run
+from jobs.common import add_ray_options, check_numbers, output_uri, run
 from pipeline.redaction import without_secrets
 from pipeline.text_table import text_table
 from pipeline.train.evaluation.scores import read_scores
@@ -52,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--events",
         metavar="FILE",
-        help="CSV with path, start_s, end_s, label: all events of recordings that the model was not trained on",
+        help="CSV with path, start_s, end_s, label: all events of recordings that the model was not trained on; they "
+        "are tagged in this process",
     )
     group.add_argument("--window-s", type=float, metavar="S", help="length of a window, as tag.py's")
     group.add_argument("--hop-s", type=float, metavar="S", help="from one window to the next, as tag.py's")
@@ -71,10 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("give --data and --split together, or neither of them")
     if args.events is None and (args.window_s or args.hop_s):
         raise ConfigError("--window-s and --hop-s are for --events")
+    checkpoint = output_uri(args.checkpoint, "--checkpoint")  # calibration.json is written there
     from pipeline.tag.predictor import Member  # PyTorch, which `--help` does not need
+    from pipeline.tag.work import local_device
     from pipeline.train import models
 
-    uri = models.find(args.checkpoint)
+    device = local_device(args.device) if args.events is not None else None  # refused before clips are scored elsewhere
+    uri = models.find(checkpoint)
     models.calibration_file(uri)  # refuses a file of weights before any work
     model, config = models.read(uri)
     scores, targets, facts = _scored_again(args, uri) if args.data else _kept(args.checkpoint, uri, config.labels)
@@ -82,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     value = args.precision or args.recall or 0.0
     facts |= {"clips": len(scores), "goal": goal, "value": value}
     made = calibrate(scores, targets, goal=goal, value=value, facts=facts)
-    if args.events is not None:
+    if device is not None:
         member = Member(uri, model, config, list(range(len(config.labels))), made, "")
-        made = replace(made, events=_tuned(args, member, made.thresholds()))
+        made = replace(made, events=_tuned(args, member, made.thresholds(), device))
     file = models.write_calibration(uri, made, model, config)
     print(_table(made, config.labels, None if args.per_class else CLASSES_SHOWN))
     for line in [*_lines(made, config.labels), *_event_lines(made.events)]:
@@ -122,21 +126,19 @@ def _scored_again(args: argparse.Namespace, uri: str) -> tuple[np.ndarray, np.nd
     return scores[:, in_order_of_model], targets[:, in_order_of_model], facts
 
 
-def _tuned(args: argparse.Namespace, member: "Member", thresholds_C: np.ndarray) -> EventTuning:
-    """Tag the recordings of `--events`, and choose the settings of events."""
+def _tuned(args: argparse.Namespace, member: "Member", thresholds_C: np.ndarray, device: str) -> EventTuning:
+    """Tag the recordings of `--events` in this process, and choose the settings of events."""
     from pipeline.recording_names import recording_name
     from pipeline.tag.event_tuning import Known, read_truth, tune
     from pipeline.tag.events import timeline
     from pipeline.tag.inputs import find_inputs
-    from pipeline.tag.work import local_device, settings_for, tag_here
+    from pipeline.tag.work import settings_for, tag_here
 
     listed = read_truth(args.events, member.config.labels)
     truth = {recording_name(uri): events for uri, events in listed.items()}
     settings = settings_for([member], thresholds_C, window_s=args.window_s, hop_s=args.hop_s)
     known = []
-    for name, tagged in tag_here(
-        find_inputs(list(listed)), [member], settings, local_device(args.device), keeps_frames=True
-    ):
+    for name, tagged in tag_here(find_inputs(list(listed)), [member], settings, device, keeps_frames=True):
         if tagged.lost:
             raise DataError(f"{name} cannot be read as a whole ({tagged.lost[0].message}); leave it out")
         starts_s, end_s = [start_s for start_s, _, _ in truth[name]], tagged.end_s.max(initial=0.0)

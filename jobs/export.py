@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, metavar="C", help="path or URI")
     parser.add_argument("--format", required=True, choices=list(USE), help="ours: a model folder of this project")
-    parser.add_argument("--output", metavar="URI", help="a new folder; for original and onnx, a file")
+    parser.add_argument("--output", metavar="URI", help="a new folder; for original, onnx and onnx-waveform, a file")
     parser.add_argument(
         "--recipe", metavar="NAME|FILE", help=f"for a file of weights: {', '.join(recipe_names())}, or a YAML file"
     )

@@ -74,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--labels", metavar="FILE", help="vocabulary: CSV with index,mid,display_name (default: AudioSet's 527)"
+        "--labels",
+        metavar="FILE",
+        help="vocabulary: CSV with index,mid,display_name (default: AudioSet's 527 for --segments and --datafile, the "
+        "labels found or the archives' own for --manifest)",
     )
     parser.add_argument("--split", help="name of the split (default: from the list's name)")
     parser.add_argument("--output", required=True, metavar="URI", help="folder for the data set: local, s3:// or gs://")

@@ -6,7 +6,7 @@
 
 The example is embedded by the model with which the recordings were tagged; if it is one of them, its stored embeddings
 are taken. The example of a class is the mean direction of the recordings that have it. The search is exact, by FAISS
-(pip install 'ast-ray[search]'), and reads the embeddings part by part. The job does not use Ray.
+(pip install -e '.[search]'), and reads the embeddings part by part. The job does not use Ray.
 """
 
 if __name__ == "__main__":  # before the imports that follow, which take seconds

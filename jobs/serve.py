@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--per-second is {args.per_second:g}; use 0 (no limit) to 1,000,000")
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"serving needs packages that are not installed ({', '.join(missing)}); pip install 'ast-ray[serve]'"
+            f"serving needs packages that are not installed ({', '.join(missing)}); "
+            "in the project's folder, pip install -e '.[serve]'"
         )
     if args.address == "local":
         _check_port(args.host, args.port)

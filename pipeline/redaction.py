@@ -139,7 +139,11 @@ def take_keys(words: Sequence[str], environment: MutableMapping[str, str]) -> li
 
 
 def keys_of_uri(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """The environment variables with the keys of this job's command line. A cluster's workers need to be sent them."""
+    """The environment variables with the keys of this job's command line. A cluster's workers need to be sent them.
+
+    A node may have temporary keys, whose session token does not belong to these. An empty token counts as none.
+    """
     if KEYS_OF_URI not in environment:
         return {}
-    return {name: environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    keys = {name: environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    return keys | {"AWS_SESSION_TOKEN": ""}

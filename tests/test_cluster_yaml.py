@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
 from jobs import train
@@ -135,7 +138,7 @@ def test_training_starts_gpu_nodes_and_uses_all_their_gpus():
 
 
 class Node:
-    """Runs a node's commands in a home folder whose `python3`, `python` and `ray` only log their calls."""
+    """Runs a node's commands in a home folder whose `python3`, `python`, `ray` and `sudo` only log their calls."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.home, self.notes = folder / "home", folder / "notes"
@@ -146,6 +149,7 @@ class Node:
         note = f'#!/bin/sh\necho "${{RAY_AUTH_MODE:-disabled}} $0 $*" >> {shlex.quote(str(self.notes))}\n'
         for program in (folder / "bin/python3", self.home / "venv/bin/python", self.home / "venv/bin/ray"):
             self._write(program, note)
+        self._write(folder / "bin/sudo", note)  # so that nothing is installed
         self._write(folder / "bin/ray", "#!/bin/sh\nexit 1\n")  # so that no installed Ray is called
         self.env = {"HOME": str(self.home), "PATH": f"{folder / 'bin'}:/usr/bin:/bin", "RAY_HEAD_IP": HEAD_IP}
 
@@ -174,11 +178,26 @@ def test_setup_installs_the_pinned_requirements_into_rays_python(tmp_path: Path,
     config = cluster()
     node, calls = started(tmp_path, kind, config)
     assert any(call.endswith("python3 -m venv ~/venv") for call in calls)
+    assert not any("apt-get" in call for call in calls)  # the node has what it needs
     assert "disabled ~/venv/bin/python -m pip install --quiet --require-hashes -r ~/requirements.txt" in calls
     assert (ROOT / config["file_mounts"]["~/requirements.txt"]).samefile(ROOT / "requirements.txt")
     assert (node.home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
     node.run(config["setup_commands"])
     assert len((node.home / ".bashrc").read_text().splitlines()) == 1, "a second set-up adds lines again"
+
+
+@pytest.mark.parametrize("lacks", ["-m venv", "-c"])
+def test_a_node_without_venv_or_compiler_gets_both(tmp_path: Path, lacks: str):
+    """torch.compile needs a C++ compiler and Python's header files on GPU nodes."""
+    node = Node(tmp_path, cluster())
+    python = tmp_path / "bin/python3"
+    installs = 'grep -q "apt-get -qq install" "$NOTES"'
+    python.write_text(f'{python.read_text()}case "$*" in "{lacks}"*) {installs};; esac\n')
+    node.env["NOTES"] = str(node.notes)
+    calls = node.run(cluster()["setup_commands"])
+    (install,) = [call for call in calls if "apt-get -qq install" in call]
+    assert {"g++", "gcc", "python3-dev", "python3-venv"} <= set(install.split())
+    assert [call.split()[-2:] for call in calls if "-m venv" in call] == [["venv", "~/venv"]] * 2
 
 
 def test_workers_join_the_head_and_both_require_the_token(tmp_path: Path):
@@ -203,6 +222,11 @@ def test_nodes_run_the_same_version_of_ray():
     assert pins == [ray.__version__]
 
 
+def test_boto3_of_the_head_has_the_version_of_botocore():
+    (boto3,) = re.findall(r"boto3==(\S+)", " ".join(cluster()["head_setup_commands"]))
+    assert re.findall(r"^botocore==(\S+)", (ROOT / "requirements.txt").read_text(), re.M) == [boto3]
+
+
 @pytest.mark.parametrize("path", [CLUSTER, *sorted(ROOT.glob("requirements*.txt"))], ids=lambda path: path.name)
 def test_no_package_index_is_named(path: Path):
     assert PACKAGE_INDEX.findall(path.read_text(encoding="utf-8")) == []
@@ -221,6 +245,29 @@ def test_no_package_index_is_named(path: Path):
 )
 def test_package_index_would_be_found(line: str):
     assert PACKAGE_INDEX.search(f"numpy==2.0\n{line}\n")
+
+
+def is_packed() -> Callable[[str], bool]:
+    """Whether `ray job submit --working-dir .` sends a path of the project to the cluster."""
+    excludes = get_excludes_from_ignore_files(ROOT, include_gitignore=True)
+    return lambda path: not any(exclude(ROOT / path) for exclude in excludes)
+
+
+def test_results_and_keys_of_the_pages_are_not_sent_to_the_cluster():
+    pages = "".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    commands = "".join(re.findall(r"^```\w*\n(.*?)^```$", pages, re.M | re.S))
+    options = r"--(?:output|input|data|checkpoint|examples|scores)"
+    named = {"cookies.txt", *re.findall(rf"{options} ([a-z][\w.-]*)(?=[\s/])", commands)}
+    assert {"tags", "comparison", "my-tagger", "mine", "esc50", "tagger.onnx", "barking.wav"} <= named
+    packed = {name for name in named if is_packed()(name if "." in name else f"{name}/file")}
+    assert packed == {"owls.csv"}, "add them to .gitignore"
+
+
+def test_the_code_is_sent_to_the_cluster():
+    files = [path.relative_to(ROOT) for name in ("ast_core", "pipeline", "jobs") for path in (ROOT / name).rglob("*")]
+    kept = [str(path) for path in files if path.suffix in (".py", ".yaml", ".html", ".js", ".css")]
+    assert len(kept) > 100
+    assert list(filterfalse(is_packed(), kept)) == []
 
 
 def test_commands_in_the_header_are_valid():

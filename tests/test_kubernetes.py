@@ -166,20 +166,36 @@ def ray_pods() -> dict[str, dict[str, Any]]:
     return {"head": spec["headGroupSpec"]} | {group["groupName"]: group for group in spec["workerGroupSpecs"]}
 
 
-def test_all_pods_run_one_image_of_this_version_without_rights():
+def test_all_pods_run_one_image_of_this_version():
     (named,) = re.findall(r"--tag (\S+)", CONTAINERFILE)
     (on_page,) = set(re.findall(r"registry\.example/\S*ast-ray:[\d.]+", PAGE.read_text(encoding="utf-8")))
-    images = set()
+    images = {submitter(name)["containers"][0]["image"] for name in JOBS}
     for group in ray_pods().values():
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
-        images.add(container["image"].replace("REPLACE_ME/", ""))
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        images.add(container["image"])
         assert container["envFrom"] == [{"secretRef": {"name": "ast-ray-storage"}}]
     assert images == {named} == {on_page}
     assert named.endswith(f":{VERSION}")
     assert re.findall(r"^USER (\d+)$", CONTAINERFILE, re.M) == re.findall(r"--uid (\d+)", CONTAINERFILE)
+
+
+def submitter(job: str) -> dict[str, Any]:
+    """The spec of the pod in which KubeRay runs `ray job submit`."""
+    return objects("jobs")[f"RayJob/{job}"]["spec"]["submitterPodTemplate"]["spec"]
+
+
+def test_all_pods_meet_the_restricted_pod_security_standard():
+    """KubeRay copies the rights of its init container from Ray's container, and adds the autoscaler's container."""
+    autoscaler = ray_cluster()["spec"]["autoscalerOptions"]
+    head, *workers = (group["template"]["spec"] for group in ray_pods().values())
+    redis = objects("cluster")["StatefulSet/ast-ray-redis"]["spec"]["template"]["spec"]
+    for pod, more in ((head, [autoscaler]), *((pod, []) for pod in [*workers, redis, *map(submitter, JOBS)])):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in [*pod["containers"], *more]:
+            rights = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert container["securityContext"] == rights
 
 
 def test_the_image_has_the_pinned_requirements_and_python_of_the_lock():
@@ -188,8 +204,11 @@ def test_the_image_has_the_pinned_requirements_and_python_of_the_lock():
     assert "pip install --quiet --no-cache-dir --require-hashes -r /tmp/requirements.txt" in CONTAINERFILE
     (locked,) = set(re.findall(r"--python-version (\S+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
     assert set(re.findall(r"python(3\.\d+)", CONTAINERFILE)) == {locked}
+    (default,) = re.findall(r"^ARG REQUIREMENTS=(\S+)$", CONTAINERFILE, re.M)
+    (more,) = re.findall(r"--build-arg REQUIREMENTS=(\S+)\. ", CONTAINERFILE)
+    assert (ROOT / more).exists()
     for source, target in re.findall(r"^COPY (\S+) (\S+)$", CONTAINERFILE, re.M):
-        assert (ROOT / source).exists()
+        assert (ROOT / source.replace("${REQUIREMENTS}", default)).exists()
         assert target in (source, "/tmp/requirements.txt")
 
 

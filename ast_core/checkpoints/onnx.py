@@ -60,7 +60,8 @@ def check_packages() -> None:
     """Raises ConfigError if a package that ONNX needs is not installed."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(
-            f"ONNX needs packages that are not installed ({', '.join(missing)}); pip install 'ast-ray[export]'"
+            f"ONNX needs packages that are not installed ({', '.join(missing)}); "
+            "in the project's folder, pip install -e '.[export]'"
         )
 
 

@@ -16,7 +16,10 @@ SMALLEST_NORM = 1e-12
 def check_installed() -> None:
     """Raises ConfigError if FAISS is not installed."""
     if find_spec("faiss") is None:
-        raise ConfigError("finding near embeddings needs FAISS, which is not installed; pip install 'ast-ray[search]'")
+        raise ConfigError(
+            "finding near embeddings needs FAISS, which is not installed; in the project's folder, "
+            "pip install -e '.[search]'"
+        )
 
 
 def unit_vectors(vectors_ND: np.ndarray, centre_D: np.ndarray | None = None) -> np.ndarray:

@@ -74,7 +74,7 @@ def browser_model(members: Sequence[Member]) -> tuple[bytes | None, str]:
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         return (
             None,
-            f"{ASKS_SERVER}: {', '.join(missing)} are missing; pip install 'ast-ray[export]'",
+            f"{ASKS_SERVER}: {', '.join(missing)} are missing; in the project's folder, pip install -e '.[export]'",
         )
     (member,) = members
     with tempfile.TemporaryDirectory(prefix="ast-browser-") as folder:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ast_core.calibration import EventTuning, ModelCalibration, reliability
 from ast_core.checkpoints import ModelConfig, save_model
-from ast_core.errors import DataError
+from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from jobs import calibrate, tag
 from pipeline.tag.predictor import read_members, thresholds_of, tuning_of
@@ -120,6 +121,25 @@ def test_an_event_behind_the_end_of_its_recording_is_refused(run: str, tmp_path:
     (tmp_path / "events.csv").write_text("path,start_s,end_s,label\nknown.wav,0,1,dog\nknown.wav,500,900,cat\n")
     with pytest.raises(DataError, match=r"an event of .*known\.wav begins at 500 s, and the recording ends at 1\.0 s"):
         calibrate.main(["--checkpoint", run, "--events", str(tmp_path / "events.csv")])
+
+
+def test_a_gpu_for_events_is_asked_for_before_clips_are_scored(run: str, monkeypatch: pytest.MonkeyPatch):
+    """Events are tagged in this process, on a cluster often on a head without a GPU, and clips on its GPU nodes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(calibrate, "_scored_again", lambda *_: pytest.fail("clips were scored first"))
+    given = ["--checkpoint", run, "--data", "data", "--split", "eval", "--events", "events.csv", "--device", "cuda"]
+    with pytest.raises(ConfigError, match="--device cuda needs a GPU, this machine has none"):
+        calibrate.main(given)
+
+
+def test_a_relative_model_of_a_submitted_job_is_refused(run: str, monkeypatch: pytest.MonkeyPatch):
+    """The calibration would be written into the job's working folder, which Ray deletes."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.chdir(Path(run).parent)
+    with pytest.raises(ConfigError, match=r"--checkpoint .* would be lost with the submitted job; give an absolute"):
+        calibrate.main(["--checkpoint", Path(run).name])
+    assert not list(Path(run).rglob("calibration.json"))
+    assert calibrate.main(["--checkpoint", run]) == 0
 
 
 def test_damaged_settings_of_events_are_refused(run: str):

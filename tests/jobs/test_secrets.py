@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import botocore.session
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from ast_core.errors import ConfigError, DataError
 from jobs import doctor, evaluate, prepare_audioset, train
 from jobs.common import run_job
 from pipeline import dataset, storage
-from pipeline.redaction import KEYS_OF_URI, take_keys, without_secrets, without_secrets_of
+from pipeline.redaction import KEYS_OF_URI, keys_of_uri, take_keys, without_secrets, without_secrets_of
 from pipeline.train.worker_config import record_stop, stopped_json
 from tests import fakes
 from tests.ast_core import small
@@ -65,6 +68,39 @@ def test_case_c9_keys_of_s3_uris_move_to_the_environment():
     assert take_keys(words, environment) == ["--data", "s3://bucket/data", "--output=s3://bucket?region=x/run"]
     keys = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "a/b@c%d+e"}
     assert environment == keys | {KEYS_OF_URI: "1"}
+    assert keys_of_uri(environment) == keys | {"AWS_SESSION_TOKEN": ""}  # a node's own token belongs to other keys
+    assert keys_of_uri(keys) == {}
+
+
+@pytest.mark.parametrize(("token", "sent"), [("", None), ("temporary", "temporary")])
+def test_an_empty_session_token_is_sent_to_s3_as_none(token: str, sent: str | None, monkeypatch: pytest.MonkeyPatch):
+    """By both libraries that read S3: pyarrow, and botocore for locks."""
+    tokens = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tokens.append(self.headers.get("x-amz-security-token"))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    environment = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    for name, value in (environment | {"AWS_ENDPOINT_URL": endpoint, "AWS_SESSION_TOKEN": token}).items():
+        monkeypatch.setenv(name, value)
+    storage.exists("s3://bucket/x")
+    botocore.session.Session().create_client("s3", endpoint_url=endpoint).head_object(Bucket="bucket", Key="x")
+    server.shutdown()
+    server.server_close()
+    assert len(tokens) >= 2
+    assert set(tokens) == {sent}
 
 
 @pytest.mark.parametrize(

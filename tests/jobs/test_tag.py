@@ -89,7 +89,7 @@ def test_a_command_that_tags_nothing_is_no_success(
     checkpoint: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     one = ["--checkpoint", checkpoint, "--input", str(recordings / "bad.wav")]
-    with pytest.raises(DataError, match="^no recording could be tagged; the reasons are above$"):
+    with pytest.raises(DataError, match=r"^no recording could be tagged; the reasons are above$"):
         tag.main(one)
     assert "bad.wav  not_audio: FFmpeg: Invalid data found" in capsys.readouterr().out
     for _ in range(2):  # the second run has nothing to do
