@@ -34,11 +34,17 @@ _SAVE_AGAIN = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
 LINE_END = re.compile(r"\r\n|\r|\n")
 """The ends of a line. `str.splitlines` also splits at characters that may be part of a name."""
 
+_CAPITAL = "A-ZÀ-ÝĄ-ŽΆ-ΩА-Я"
 _SPREADSHEET_ERROR = re.compile(
-    r"#[¿¡]?[A-ZÀ-ÝĄ-ŻΑ-ΩА-Я0-9_/]+[!?]"  # an error's name in any language
-    r"|#N/[AD]|#Н/Д|#NV|#GETTING_DATA|#{3,}|Err:\d{3}"  # errors without a sign at the end; a column that is too narrow
+    rf"#[¿¡]?[{_CAPITAL}0-9_/.]+[!?]"  # an error's name in any language
+    rf"|#[{_CAPITAL}]{{1,2}}/[{_CAPITAL}]|#NV|#YOK|#HIÁNYZIK"  # "not available": #N/A, #I/T, #Н/Д
+    r"|#GETTING_DATA|#{3,}|Err:\d{3}"  # an error that passes; a column that is too narrow; LibreOffice's errors
     r"|[+-]?\d([.,]\d+)?E\+\d{2,}"  # a number in place of an id
+    r"|=.+",  # a formula
+    re.DOTALL,
 )
+_TEXT_AS_FORMULA = re.compile(r'="((?:[^"]|"")*)"')
+"""`="001"`: how Excel's users keep a text from being read as a number."""
 _MONTH = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mrz|Mär|Mai|Okt|Dez"  # English and German
 _MONTH_BEHIND = (  # also French, Spanish, Italian, Portuguese and Dutch
     f"{_MONTH}|janv|févr|mars|avr|mai|juin|juil|août|sept|oct|nov|déc|ene|feb|mar|abr|may|jun|jul|ago|sep|dic|gen|apr"
@@ -51,6 +57,9 @@ _SPREADSHEET_DATE = re.compile(
 
 UNNAMED = re.compile(r"unnamed: [0-9]+(_level_[0-9]+)?")
 """What pandas calls a column without a name."""
+
+_INVISIBLE = re.compile("[\ufeff\u200b\u2060]")
+"""A byte order mark, and spaces of zero width."""
 
 
 def decode_text(data: bytes, origin: object) -> str:
@@ -85,11 +94,16 @@ def decode_text(data: bytes, origin: object) -> str:
 
 
 def is_spreadsheet_damage(text: str, *, dates: bool = True) -> bool:
-    """Whether a spreadsheet wrote `text` in place of the original value: `#NAME?`, `1.2E+05`, `3-Feb`.
+    """Whether a spreadsheet wrote `text` in place of the original value: `#NAME?`, `=B2`, `1.2E+05`, `3-Feb`.
 
     Files or ids may be named by dates; `dates=False` accepts them.
     """
     return bool(_SPREADSHEET_ERROR.fullmatch(text) or (dates and _SPREADSHEET_DATE.fullmatch(text)))
+
+
+def column_name(cell: str) -> str:
+    """A cell of the header as the name of a column, without characters that nobody sees."""
+    return _INVISIBLE.sub("", cell).strip()
 
 
 def read_table(
@@ -106,12 +120,13 @@ def read_table(
 
     The separator is the first of `separators` for which `is_header` accepts the column names. Case and outer spaces of
     the names do not matter. Only `columns` are read, if present; `on_header` is called with all names. Missing cells at
-    the end of a row are empty. Empty rows are skipped, and so are repeated headers, as in joined files.
+    the end of a row are empty. Empty rows are skipped, and so are repeated headers, as in joined files. Excel's
+    `="001"` is read as 001.
 
     Raises:
         DataError: no separator gives an accepted header (`needs` describes it), a column is repeated, a row has more
-            cells than the header has names, a quote is wrong or takes in the next row, or a header with other columns
-            follows.
+            cells than the header has names, some rows have more empty cells at their end than others although a column
+            follows the labels, a quote is wrong or takes in the next row, or a header with other columns follows.
     """
     skipped = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)  # a hint that only Excel reads
     if skipped:
@@ -123,6 +138,9 @@ def read_table(
         if is_header({name.lower() for name in names}):
             break
     else:
+        inner = [_first_row(cell, 0, separator) for cell in first[:1] for separator in separators if not skipped]
+        if any(is_header({name.lower() for name in names}) for names in inner):
+            raise DataError(f"{origin}: each line is one quoted cell; save it again with a cell for each column")
         found = ", ".join(filter(None, first))
         shown = f"{found[:80]}…" if len(found) > 80 else found or "nothing"
         raise DataError(f"{origin} needs {needs}; its first line has: {' '.join(shown.split())}")
@@ -134,6 +152,9 @@ def read_table(
     on_header(lowered)
     places = {column: lowered.index(column) for column in columns if column in lowered}
     width = 1 + max(i for i, name in enumerate(lowered) if name and not UNNAMED.fullmatch(name))
+    # A comma in labels without quotes moves the cells behind them. If those are empty, only the row's length shows it.
+    can_move = "labels" in places and places["labels"] < width - 1
+    of_first_row: tuple[int, int] | None = None  # its line, and by how many cells it is longer than the header
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=separator != "\t"
     )
@@ -148,7 +169,7 @@ def read_table(
             if not past_header:
                 past_header = True
                 continue
-            if not spellings.isdisjoint(row) and is_header(set(again := _column_names(row))):
+            if not spellings.isdisjoint(row) and is_header(set(again := [column_name(cell).lower() for cell in row])):
                 if again != lowered:
                     raise DataError(f"{origin}, line {begins} is a header with other columns; give each list by itself")
                 continue
@@ -159,10 +180,24 @@ def read_table(
                 )
             if any(cell and not cell.isspace() for cell in row[width:]):  # its labels would be lost
                 raise DataError(f"{origin}, line {begins} has more fields than the header; quote the labels")
-            yield begins, {column: row[i].strip() if i < len(row) else "" for column, i in places.items()}
+            excess = max(0, len(row) - len(names))
+            of_first_row = of_first_row or (begins, excess)
+            if can_move and excess != of_first_row[1]:
+                longer = begins if excess > of_first_row[1] else of_first_row[0]
+                raise DataError(
+                    f"{origin}, line {longer} has more fields than other rows; quote the labels, or remove the "
+                    "separators at its end"
+                )
+            yield begins, {column: _value(row[i]) if i < len(row) else "" for column, i in places.items()}
     except csv.Error as err:
         why = "a quote that opens there is never closed" if "unexpected end" in str(err) else str(err)
         raise DataError(f"cannot read {origin}, line {line}: {why}") from err
+
+
+def _value(cell: str) -> str:
+    cell = cell.strip()
+    match = _TEXT_AS_FORMULA.fullmatch(cell) if cell.startswith("=") else None
+    return match[1].replace('""', '"').strip() if match else cell
 
 
 def _takes_in_a_row(row: Sequence[str], width: int, separator: str) -> bool:
@@ -201,14 +236,9 @@ def _first_row(text: str, begin: int, separator: str) -> list[str]:
         io.StringIO(text[begin : begin + (1 << 16)], newline=""), delimiter=separator, skipinitialspace=True
     )
     try:
-        return next(([cell.strip() for cell in row] for row in reader if any(row)), [])
+        return next((list(map(column_name, row)) for row in reader if any(row)), [])
     except csv.Error:
         return []
-
-
-def _column_names(row: list[str]) -> list[str]:
-    """The cells of a row as column names. In joined files a byte order mark may remain in the first."""
-    return [cell.strip().strip("\ufeff").lower() for cell in row]
 
 
 def _line_number(before: str) -> int:

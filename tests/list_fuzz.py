@@ -158,13 +158,17 @@ HARMFUL = {
     "separator": _replace(",", ";", "\t", "|", " ", ",,", "", ", "),
     "another separator": _replace(",", ";", "\t", "|", everywhere=True),
     "separator at the end": _replace("\n", ",\n", ";\n", "\t\n"),
-    "spreadsheet": _field("#NAME?", "#REF!", "#N/A", "1.23E+05", "3-Feb", "", "0", "nan", "TRUE"),
+    "spreadsheet": _field(
+        *("#NAME?", "#REF!", "#N/A", "#I/T", "1.23E+05", "3-Feb", "=B2", "=IF(A2;B2;C2)", "", "0", "nan", "TRUE")
+    ),
     "letters": _insert("é", "e\u0301", "ß", "日", "\u00a0", "🐕", "\u200b"),
     "odd characters": _insert("\0", "\ufffd", "\ufeff", "\x07", "\u2028", "\x1b[2J", "\\", "#", "# "),
     "truncated": lambda rng, text, head: text[: rng.randrange(len(text))],
     "two lines in one": _replace("\n", ""),
     "a line broken": _insert("\n", "\r", "\r\n"),
     "list in text": _replace(";", "', '", '", "', "']"),
+    "another sign": _replace(";", "/", " & ", "+", " ", "｜", "،"),
+    "HTML": _replace("'", "&#39;", "&apos;"),
 }
 ENCODINGS: dict[str, Callable[[str], bytes]] = {
     "UTF-8": lambda text: text.encode("utf-8", "replace"),
@@ -245,13 +249,29 @@ def _frame(text: str, wanted: set[str]) -> pd.DataFrame:
             rows = [row for row in rows if any(cell.strip() for cell in row)]
             if rows and all(not any(map(str.strip, row[len(rows[0]) :])) for row in rows):
                 width = len(rows[0])
+                if _labels_may_have_moved(rows):
+                    continue
                 frame = pd.DataFrame([(row + [""] * width)[:width] for row in rows[1:]], columns=rows[0])
         if frame is not None:
-            frame.columns = pd.Index([re.sub(r"\.\d+$", "", str(name)).strip().lower() for name in frame.columns])
+            frame.columns = pd.Index([_column(re.sub(r"\.\d+$", "", str(name))) for name in frame.columns])
             if wanted <= set(frame.columns) and not frame.columns[frame.columns.isin(wanted)].has_duplicates:
                 frame = frame.loc[:, ~frame.columns.duplicated()].fillna("").map(str.strip)
                 return frame[(frame != "").any(axis=1)]
     raise _NoListError(f"no header in {lines[0]!r}")
+
+
+def _column(name: str) -> str:
+    for character in "\ufeff\u200b\u2060":
+        name = name.replace(character, "")
+    return name.strip().lower()
+
+
+def _labels_may_have_moved(rows: list[list[str]]) -> bool:
+    """Whether some rows are longer than others beyond the header, and labels are not in the last column with a name."""
+    names = list(map(_column, rows[0]))
+    last = max((i for i, name in enumerate(names) if name and not name.startswith("unnamed: ")), default=0)
+    lengths = {max(len(row), len(names)) for row in rows[1:]}
+    return "labels" in names[:last] and len(lengths) > 1
 
 
 def _normalised(label: str) -> str:
@@ -328,7 +348,7 @@ def _list_in(text: str) -> list[str] | None:
 
 
 _NOTHING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_ERROR = re.compile(r"#[A-Z/]+[!?]|#N/A|\d\.\d+E\+\d+")
+_ERROR = re.compile(r"#[A-Z/]+[!?]|#N/A|#I/T|\d\.\d+E\+\d+|=.+", re.DOTALL)
 _DATE = re.compile(r"\d+-Feb")
 
 

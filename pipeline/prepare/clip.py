@@ -120,6 +120,8 @@ FAILURES = pa.schema(
         pa.field("labels", pa.list_(pa.int16())),  # null: the list has no label of the vocabulary
         *MEDIA_STATE,
         pa.field("section_hash", pa.int64()),  # of the recording's name and the section: see output/origins.py
+        pa.field("start_s", pa.float64()),  # as in CLIPS; null: not known
+        pa.field("end_s", pa.float64()),
     ]
 )
 """One row per clip that could not be prepared, `OUT/SPLIT/failures.parquet`."""

@@ -7,8 +7,8 @@ and the fbanks of a chunk in memory, and a download worker the audio of a chunk.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from pipeline.prepare.output.order import shuffled
 from pipeline.prepare.output.publish import PUBLISHED, check_output, publish, start_output
 from pipeline.prepare.output.same_clips import check_same_clips, other_media_lines
 from pipeline.prepare.output.samples import KeepSamples
-from pipeline.prepare.output.shards import SCANNED_AT, WriteShards, scan_some, unknown_shards
+from pipeline.prepare.output.shards import SCANNED_AT, WriteShards, scan_shards, scan_some, unknown_shards
 from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.output.work_list import read_chunks, work_list, write_chunks
 from pipeline.prepare.progress import Progress, SplitReport
@@ -149,9 +149,11 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     """
     splits = listed.splits
     check_kept_rates(listed.clips["media"], settings.features.sample_rate_hz)
-    with exclusive("prepare", settings.output) as held:
-        store, states = _open_output(listed, settings, say)
+    with exclusive("prepare", settings.output) as held, _reserved(listed, settings, say) as store:
+        states = {split: _clean_up(settings, split) for split in splits}
         remaining = _find_remaining(listed, states, settings)
+        if store is not None:
+            _check_store(store, listed, states, remaining)
         known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
         del states
         for line in filter(None, [remaining.line(), *remaining.notes]):
@@ -202,27 +204,38 @@ def _prepare_remaining(
             progress.add(written["reason"], written["clips"])
 
 
-def _open_output(
-    listed: ClipList, settings: PrepareSettings, say: Callable[[str], None]
-) -> tuple[AudioStore | None, dict[str, SplitState]]:
-    """Reserve the output (and the audio store), clean up after an interrupted run, and read what is already there."""
+@contextmanager
+def _reserved(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None]) -> Iterator[AudioStore | None]:
+    """Reserve the output and the audio store, if there is one. The store is locked too, as several outputs may name it.
+
+    Yields:
+        The audio store.
+    """
     if start_output(settings.output, listed.vocabulary, settings.features):
         labels_csv = dataset.labels_csv(settings.output)
         say(f"no clip was prepared with the labels in {labels_csv}: the labels of this list take their place")
-    store = None
-    if settings.keep_audio:
-        store = AudioStore(settings.keep_audio, listed.vocabulary, settings.features.sample_rate_hz)
-    if store is not None:
+    if settings.keep_audio is None:
+        yield None
+        return
+    store = AudioStore(settings.keep_audio, listed.vocabulary, settings.features.sample_rate_hz)
+    with nullcontext() if store.is_at(settings.output) else exclusive("prepare", store.uri):
         store.reserve()
-    states = {}
-    for split in listed.splits:
-        known = scan_in_tasks(settings.output, split)
-        states[split] = clean_up(settings.output, split, known, settings.features)
-        if store is not None:
-            prepared = states[split].prepared["clip_id"]
-            is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
-            store.check_contains(split, prepared.filter(is_listed))
-    return store, states
+        yield store
+
+
+def _check_store(store: AudioStore, listed: ClipList, states: dict[str, SplitState], remaining: RemainingWork) -> None:
+    for split, state in states.items():
+        prepared = state.prepared["clip_id"]
+        is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
+        new = remaining.clips.filter(pc.equal(remaining.clips["split"], split))
+        store.check_clips(split, prepared.filter(is_listed), new)
+
+
+def _clean_up(settings: PrepareSettings, split: str) -> SplitState:
+    """Clean up after an interrupted run, and read what is already there."""
+    known = scan_in_tasks(settings.output, split, features=settings.features)
+    known = scan_shards(settings.output, split, known, settings.features)  # before any shard is written again
+    return clean_up(settings.output, split, known, settings.features)
 
 
 @ray.remote(num_cpus=STAGE_CPUS, num_returns=2, label_selector=NOT_ON_GPU_NODES)
@@ -240,12 +253,14 @@ def _publish(
     Returns:
         The content of dataset.json with lines for the user, and the scanned columns, which stay in the object store.
     """
-    scanned = {split: scan_in_tasks(output, split, rows) for split, rows in known.items()}
+    scanned = {split: scan_in_tasks(output, split, rows, features) for split, rows in known.items()}
     info, lines, stored = publish(output, labels, refused, listed, scanned, features, held)
     return (info, lines), stored
 
 
-def scan_in_tasks(output: str, split: str, known: pa.Table | None = None) -> pa.Table:
+def scan_in_tasks(
+    output: str, split: str, known: pa.Table | None = None, features: FeatureSettings | None = None
+) -> pa.Table:
     """`known`, an earlier result of `scan_shards`, with all other shards if these are too many for one process."""
     if known is None:
         known = SCANNED_AT.empty_table()
@@ -253,13 +268,14 @@ def scan_in_tasks(output: str, split: str, known: pa.Table | None = None) -> pa.
     if len(new) <= SHARDS_AT_ONCE:
         return known
     with user_errors_from_tasks():
-        pieces = [_scan.remote(output, split, new[i : i + SHARDS_AT_ONCE]) for i in range(0, len(new), SHARDS_AT_ONCE)]
+        batches = (new[begin : begin + SHARDS_AT_ONCE] for begin in range(0, len(new), SHARDS_AT_ONCE))
+        pieces = [_scan.remote(output, split, names, features) for names in batches]
         return pa.concat_tables([known.select(SCANNED_AT.names), *ray.get(pieces)])
 
 
 @ray.remote(num_cpus=STAGE_CPUS, label_selector=NOT_ON_GPU_NODES)
-def _scan(output: str, split: str, names: list[str]) -> pa.Table:
-    return scan_some(output, split, names)
+def _scan(output: str, split: str, names: list[str], features: FeatureSettings | None) -> pa.Table:
+    return scan_some(output, split, names, features)
 
 
 def _stages(

@@ -82,11 +82,50 @@ def test_a_row_has_the_number_of_its_first_line():
         ('path,labels\na,b\nx.wav,"dog\ny.wav,cat\n', "line 3: a quote that opens there is never closed"),
         ('path,labels\nx.wav,"dog"y\n', "cannot read m.csv, line 2"),
         ("path,labels\nx.wav,dog,cat\n", "line 2 has more fields than the header"),
+        ('"path,labels"\n"x.wav,dog"\n', "m.csv: each line is one quoted cell; save it again with a cell for each"),
+        ('"path;""labels"""\n"x.wav;dog"\n', "each line is one quoted cell"),
     ],
 )
 def test_an_invalid_table_is_refused_with_the_line(text: str, message: str):
     with pytest.raises(DataError, match=message):
         rows(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("path,split,labels,note\na.wav,train,dog,\nb.wav,train,dog,cat,\n", 3),
+        ("path,labels,split\na.wav,dog,train,\nb.wav,dog,cat,\nc.wav,dog,train\n", 2),
+        ("path,labels,split,\na.wav,dog,train,\nb.wav,dog,cat,,\n", 3),
+    ],
+)
+def test_labels_moved_into_empty_cells_are_refused(text: str, line: int):
+    with pytest.raises(DataError, match=f"m.csv, line {line} has more fields than other rows; quote the labels"):
+        rows(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,labels\na.wav,dog,\nb.wav,cat\n",
+        "path,labels,split\na.wav,dog,,\nb.wav,cat,,\n,,,,,,\npath,labels,split\n",
+    ],
+)
+def test_separators_at_the_end_that_can_hide_no_label_are_read(text: str):
+    assert rows(text) == [(2, {"path": "a.wav", "labels": "dog"}), (3, {"path": "b.wav", "labels": "cat"})]
+
+
+def test_invisible_characters_in_a_column_name_do_not_matter():
+    text = "\u200bpath\u2060,la\u200bbels\nx.wav,dog\n\ufeffpath,labels\ny.wav,cat\n"
+    assert [row for _, row in rows(text)] == [{"path": "x.wav", "labels": "dog"}, {"path": "y.wav", "labels": "cat"}]
+
+
+def test_a_text_that_excel_keeps_as_a_formula_is_that_text():
+    text = 'path,labels\n="001.wav",="dog"\n"=""a"""".wav""","=B2"\n'
+    assert [row for _, row in rows(text)] == [
+        {"path": "001.wav", "labels": "dog"},
+        {"path": 'a".wav', "labels": "=B2"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +151,14 @@ def test_an_invalid_table_is_refused_with_the_line(text: str, message: str):
         "03. Feb",
         "03-févr",
         "Mrz 05",
+        "=B2",
+        "=VLOOKUP(A2,\nB:C,2)",
+        "#N/B",
+        "#I/T",
+        "#Н/Д",
+        "#YOK",
+        "#HIÁNYZIK",
+        "#ΌΝΟΜΑ?",
     ],
 )
 def test_case_9_damage_by_a_spreadsheet_is_recognised(text: str):
@@ -136,6 +183,9 @@ def test_case_9_damage_by_a_spreadsheet_is_recognised(text: str):
         "set-01",
         "Mars 03",
         "#wow!",
+        "a=b",
+        "#AC/DC",
+        "#DOG",
     ],
 )
 def test_similar_names_are_not_taken_for_spreadsheet_damage(text: str):

@@ -7,17 +7,23 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
+from ast_core.features import KALDI128
 from jobs.prepare_audioset import main
+from pipeline import dataset
 from pipeline.dataset import PreparedDataset
+from pipeline.locks import exclusive
+from pipeline.prepare.output.shards import WriteShards
 from pipeline.prepare.sources.locate import AudioFolder
 from tests import fakes
 from tests.s3 import S3Server
@@ -334,6 +340,145 @@ def test_list_in_another_order_gives_shards_equal_to_the_byte(local_ray: None, f
     assert (len(shards[0]) > 1, shards[0] == shards[1]) == (True, True)
     stored = [clip_id for file in folder.data.glob("train/shards/*") for clip_id in pd.read_parquet(file)["clip_id"]]
     assert sorted(stored) == names
+
+
+# Lists of sections, with folders that have their files or not
+
+
+def sections(folder: Path, *rows: str) -> tuple[str, str]:
+    """Write a list of sections from 0 s on: the id's first letter, the end and the label. Returns its option."""
+    lines = (f'{name:_<11}, 0.000, {end}, "{label}"' for name, end, label in map(str.split, rows))
+    (folder / "few_segments.csv").write_text("\n".join(lines))
+    return "--segments", str(folder / "few_segments.csv")
+
+
+def disk(folder: Folder, name: str, *names: str) -> tuple[str, str]:
+    """Make an audio folder with these sounds of half a second. Returns its option."""
+    for sound in names:
+        (folder.path / name).mkdir(exist_ok=True)
+        folder.sounds(f"{name}/{sound:_<11}")
+    return "--audio-dir", str(folder.path / name)
+
+
+SPEECH, DOG = "/m/09x0r", "/m/0bt9lr"
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "1")])
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        (f"b 0.500 {DOG}", "1 clips of split 'few' are prepared with other labels, b___________0.000 for one"),
+        (f"b 0.300 {SPEECH}", "1 clips of split 'few' are prepared from another section than this list names, b_"),
+    ],
+    ids=["label", "end"],
+)
+def test_other_label_or_end_of_a_clip_without_a_file_is_refused(
+    local_ray: None, folder: Folder, changed: str, refused: str, limit: tuple[str, ...]
+):
+    of_a = f"a 0.500 {SPEECH}"
+    both, neither = disk(folder, "both", "a", "b"), disk(folder, "other", "z")
+    folder.run_with(*sections(folder.path, of_a, f"b 0.500 {SPEECH}"), *both)
+    folder.run_with(*sections(folder.path, of_a, f"b 0.500 {SPEECH}"), *neither, *limit)
+    assert folder.index() == {"few": ["a___________0.000", "b___________0.000"]}
+    assert refused in folder.run_with(*sections(folder.path, of_a, changed), *neither, *limit, status=2)
+
+
+def test_limit_keeps_prepared_clips_beyond_it_whose_files_are_missing(local_ray: None, folder: Folder):
+    option = sections(folder.path, *(f"{name} 0.500 {SPEECH}" for name in "abcde"))
+    folder.run_with(*option, *disk(folder, "most", "a", "b", "c", "d"))
+    printed = folder.run_with(*option, *disk(folder, "other", "e"), "--limit", "2")
+    assert row_of("few", printed) == ["5", "5", "0"]
+    assert folder.index() == {"few": [f"{name}___________0.000" for name in "abcde"]}
+    assert folder.failures("few") == {}
+
+
+def test_clips_of_files_that_are_read_in_another_way_are_pointed_out(local_ray: None, folder: Folder):
+    """The recording of `silent` is silent in its section, and not at its beginning."""
+    silent = np.concatenate([fakes.noise(0.4), np.zeros(9_600, np.float32)])
+    for name, waveform in (("sound", fakes.noise(1.0)), ("silent", silent), ("begin", fakes.noise(1.0, seed=1))):
+        (folder.path / "audio").mkdir(exist_ok=True)
+        fakes.write_media(folder.path / "audio" / f"{name:_<11}.wav", waveform)
+    times = {"sound": "0.500, 1.000", "silent": "0.500, 1.000", "begin": "0.000, 0.500"}
+    lines = (f'{name:_<11}, {section}, "{SPEECH}"' for name, section in times.items())
+    (folder.path / "few_segments.csv").write_text("\n".join(lines))
+    options = ("--segments", str(folder.path / "few_segments.csv"), "--audio-dir", str(folder.path / "audio"))
+    folder.run_with(*options)
+    assert folder.failures("few") == {"silent______0.500": "silent"}
+    assert "not read again" not in folder.run_with(*options)
+    printed = folder.run_with(*options, "--files-are-clips")
+    assert (
+        "1 prepared clips of split 'few' are of files that only one of the two runs reads with --files-are-clips "
+        "(sound_______0.500 for one) and are not read again" in printed
+    )
+    assert "1 of these had failed, and their files have changed since" in printed
+    assert folder.failures("few") == {}
+    printed = folder.run_with(*options)  # now `silent` has the wrong section
+    assert "2 prepared clips" not in printed
+    assert "(silent______0.500 for one)" in printed
+
+
+def test_shards_of_other_features_in_an_unfinished_output_are_refused(local_ray: None, folder: Folder):
+    folder.sounds("a", "b")
+    folder.run(in_train("a"))
+    (folder.data / "dataset.json").unlink()
+    (own,) = folder.shards()
+    others = replace(KALDI128, low_freq_hz=50.0)
+    name = next(n for i in range(100) if f"{dataset.name_of(pa.chunked_array([[n := f'b{i}']]))}.parquet" > own.name)
+    WriteShards(str(folder.data), features=others)(fakes.prepared_rows(name))
+    (other,) = folder.shards().keys() - {own}
+    printed = folder.run(in_train("ab"), status=2)
+    assert f"error: {other} contains other features than these: low_freq_hz is 20.0, not 50.0; delete it" in printed
+    other.unlink()
+    folder.run(in_train("ab"))
+    assert folder.index() == {"train": ["a", "b"]}
+
+
+# One audio store for several outputs
+
+
+def kept(folder: Folder) -> dict[str, bytes]:
+    read = [pd.read_parquet(file) for file in (folder.path / "kept").glob("*/audio/*.parquet")]
+    return {row.clip_id: row.audio["bytes"] for table in read for row in table.itertuples()}
+
+
+def test_audio_of_equal_names_in_another_folder_does_not_replace_kept_audio(local_ray: None, folder: Folder):
+    store = ("--keep-audio", str(folder.path / "kept"))
+    for part, names in (("one", "12"), ("two", "23")):
+        (folder.path / part).mkdir()
+        folder.sounds(*(f"{part}/{name}" for name in names))
+        rows = "".join(f"{name}.wav,x\n" for name in names)
+        (folder.path / part / "list.csv").write_text(f"path,labels\n{rows}")
+    folder.run_with("--manifest", str(folder.path / "one" / "list.csv"), *store)
+    before, folder.data = kept(folder), folder.path / "data2"
+    printed = folder.run_with("--manifest", str(folder.path / "two" / "list.csv"), *store, status=2)
+    assert (
+        f"error: {folder.path}/kept keeps audio of other files or sections under the ids of 1 clips of split 'train', "
+        "2 for one; give another --keep-audio" in printed
+    )
+    assert kept(folder) == before
+    folder.data = folder.path / "data3"  # the same clips again, for example for other features
+    folder.run_with("--manifest", str(folder.path / "one" / "list.csv"), *store)
+    assert kept(folder) == before
+
+
+def test_one_job_at_a_time_writes_to_an_audio_store(local_ray: None, folder: Folder):
+    folder.sounds("a")
+    store = str(folder.path / "kept")
+    with exclusive("prepare", store):
+        printed = folder.run(in_train("a"), "--keep-audio", store, status=2)
+    assert f"error: another job is preparing {store}" in printed
+    folder.run(in_train("a"), "--keep-audio", store)
+    assert list(kept(folder)) == ["a"]
+
+
+@pytest.mark.parametrize("place", [".", "kept"])
+def test_an_audio_store_may_be_the_output_or_in_it(local_ray: None, folder: Folder, place: str):
+    folder.sounds("a")
+    store = folder.data / place
+    for _ in range(2):
+        folder.run(in_train("a"), "--keep-audio", str(store))
+    assert folder.index() == {"train": ["a"]}
+    assert len(list(store.glob("train/audio/*.parquet"))) == 1
 
 
 # Files that the job wrote are not read as sources

@@ -47,14 +47,15 @@ def test_workers_that_no_machine_has_room_for_are_announced():
     _, _, [line] = resources(cpus(2, 2), 2, cpus_per_worker=3)
     assert line.startswith("2 workers take 3 CPUs each, the cluster has room for 0 now; training begins when")
     _, number, [line] = resources(cpus(8), 2, device="cuda")
-    assert number == 4 and "take 4 CPUs and a GPU each, the cluster has room for 0 now" in line
+    assert number == 4
+    assert "take 4 CPUs and a GPU each, the cluster has room for 0 now" in line
 
 
 @pytest.mark.parametrize("is_local", [True, False])
 def test_fewer_gpus_than_workers_are_not_passed_over_in_silence(is_local: bool):
     nodes = [{"CPU": 16, "GPU": 2}]
-    with pytest.raises(ConfigError, match="^4 workers, but 2 GPUs: give --num-workers 2, or say with --device cpu"):
+    with pytest.raises(ConfigError, match=r"^4 workers, but 2 GPUs: give --num-workers 2, or say with --device cpu"):
         resources(nodes, 4, is_local=is_local)
     assert resources(nodes, 4, device="cpu", is_local=is_local) == (False, 4, [])
-    with pytest.raises(ConfigError, match="^4 workers take 4 GPUs, this machine has 2$"):
+    with pytest.raises(ConfigError, match=r"^4 workers take 4 GPUs, this machine has 2$"):
         resources(nodes, 4, device="cuda", is_local=True)

@@ -7,10 +7,15 @@ A clip is stored as FLAC, mono, 16 bit, at the sample rate of the run's features
 lower ones can be computed. A run that keeps audio computes its features from the stored audio, so features that are
 computed from the store are equal to the byte. A file is written before its shard. So after a crash every prepared clip
 is in the store, possibly twice; the next run removes the duplicates after it has published.
+
+The metadata of a file have hashes of where its clips came from, as those of a shard. Several outputs may share a store,
+one at a time, unless they have other sounds under the same ids.
 """
 
 import io
 import json
+import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +31,8 @@ from ast_core.features import KALDI128
 from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import WAVEFORM
+from pipeline.prepare.output.origins import ORIGIN, source_hashes, to_metadata, with_origins
+from pipeline.prepare.output.same_clips import is_other_section
 from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.own_outputs import has_clips
 
@@ -50,6 +57,9 @@ STORED = pa.schema(
 )
 """All columns are nullable, though only video_id is ever null: Hugging Face `datasets` requires nullable columns."""
 
+_ORIGINS = pa.schema([*map(STORED.field, ("clip_id", "start_s", "end_s")), *ORIGIN])
+"""What a run compares with the clips that it would add. ORIGIN is in a file's metadata, as in a shard's."""
+
 _VALUES = {"start_s": "float64", "end_s": "float64", "num_clipped": "int32"}
 _LISTS = {"labels": "int16", "label_names": "string"}
 _FEATURES = {
@@ -58,7 +68,7 @@ _FEATURES = {
 }
 
 
-def _metadata(sample_rate_hz: int) -> dict[str, str]:
+def _metadata(sample_rate_hz: int) -> dict[str | bytes, str | bytes]:
     """Metadata by which Hugging Face `datasets` recognises the audio column, with the sample rate of the store."""
     columns = _FEATURES | {"audio": {"sampling_rate": sample_rate_hz, "_type": "Audio"}}
     return {"huggingface": json.dumps({"info": {"features": columns}})}
@@ -156,16 +166,43 @@ class AudioStore:
                 "--keep-audio, or leave it out"
             )
 
-    def check_contains(self, split: str, clip_ids: pa.ChunkedArray) -> None:
-        """Refuse to continue if prepared clips are missing in the store, because they would never be added."""
-        if not len(clip_ids):
+    def is_at(self, uri: str) -> bool:
+        """Whether `uri` is this folder, however it is spelled."""
+        return _spelled_out(self.uri) == _spelled_out(uri)
+
+    def check_clips(self, split: str, prepared: pa.ChunkedArray, new: pa.Table) -> None:
+        """Refuse a store that does not fit the clips of a split.
+
+        Args:
+            prepared: ids of prepared clips. If their audio is missing in the store, it would never be added.
+            new: rows of CLIPS to prepare. If the store has audio of other files or sections under their ids, theirs
+                would replace it.
+        """
+        if not len(prepared) + len(new):
             return
-        stored = pa.chunked_array([ids for _, ids in self._clip_ids(split)], pa.string())
-        lost = pc.sum(pc.invert(pc.is_in(clip_ids, value_set=stored.combine_chunks()))).as_py()
+        files = list(self._clip_ids(split))
+        stored = pa.chunked_array([clip_ids for _, clip_ids in files], pa.string())
+        lost = pc.sum(pc.invert(pc.is_in(prepared, value_set=stored.combine_chunks()))).as_py()
         if lost:
             raise DataError(
                 f"{lost} clips of split {split!r} are prepared and their audio is not in {self.uri}; "
                 "give another --output, or leave out --keep-audio"
+            )
+        if not len(new) or not files:
+            return
+        new_ids = new["clip_id"].combine_chunks()
+        file_of = np.repeat(np.arange(len(files)), [len(clip_ids) for _, clip_ids in files])
+        again = np.unique(file_of[pc.is_in(stored, value_set=new_ids).to_numpy()])
+        uris = [storage.join(self._folder(split), files[i][0]) for i in again]
+        known = pa.concat_tables([_ORIGINS.empty_table(), *archives.ahead(_origins_of, uris)])
+        known = known.filter(pc.is_in(known["clip_id"], value_set=new_ids))
+        asked = new.take(pc.index_in(known["clip_id"], value_set=new_ids))
+        is_other = pc.fill_null(pc.not_equal(known["source_hash"], source_hashes(asked)), False).to_numpy()
+        is_other = is_other | is_other_section(known, asked)
+        if is_other.any():
+            raise DataError(
+                f"{self.uri} keeps audio of other files or sections under the ids of {is_other.sum()} clips of split "
+                f"{split!r}, {known['clip_id'][int(np.argmax(is_other))]} for one; give another --keep-audio"
             )
 
     def write(self, split: str, name: str, rows: pa.Table) -> None:
@@ -182,7 +219,7 @@ class AudioStore:
             [made.get(column, rows[column] if column in rows.column_names else None) for column in STORED.names],
             STORED.names,
         )
-        self._write(split, name, table.cast(STORED))
+        self._write(split, name, table.cast(STORED), to_metadata(rows))
 
     def remove_duplicates(self, split: str, prepared: pa.Table) -> None:
         """Keep one copy of each clip: the one in the file of the clip's shard, or else the first.
@@ -202,26 +239,28 @@ class AudioStore:
         for file, clip_ids in listed:
             for clip_id in _ids_among(clip_ids, doubled):
                 file_of.setdefault(clip_id, file)
+        written: set[str] = set()  # the rest of a file may be another file, which then stays
         for file, clip_ids in listed:
             is_kept = [file_of.get(clip_id, file) == file for clip_id in clip_ids.to_pylist()]
-            if not all(is_kept):
+            if not all(is_kept) and file not in written:
                 self._remove_rows(split, file, is_kept)
+                written.add(f"{dataset.name_of(clip_ids.filter(pa.array(is_kept)))}.parquet")
 
     def _remove_rows(self, split: str, file: str, is_kept: list[bool]) -> None:
         """Remove rows from a file. The rest is written first, so that a crash leaves duplicates and loses nothing."""
         uri = storage.join(self._folder(split), file)
         if any(is_kept):
             with archives.open_parquet(uri) as parquet:
-                left = parquet.read().filter(pa.array(is_kept))
-            self._write(split, dataset.name_of(left["clip_id"]), left)
+                left = with_origins(parquet.read(), parquet.schema_arrow.metadata).filter(pa.array(is_kept))
+            self._write(split, dataset.name_of(left["clip_id"]), left.select(STORED.names), to_metadata(left))
         storage.discard(uri)
 
-    def _write(self, split: str, name: str, table: pa.Table) -> None:
+    def _write(self, split: str, name: str, table: pa.Table, origins: dict[bytes, bytes]) -> None:
         small = [column for column in STORED.names if column != "audio"]
         storage.write_file(
             storage.join(self._folder(split), f"{name}.parquet"),
             lambda file: pq.write_table(
-                table.replace_schema_metadata(_metadata(self.sample_rate_hz)),
+                table.replace_schema_metadata(_metadata(self.sample_rate_hz) | origins),
                 file,
                 row_group_size=dataset.ROW_GROUP_CLIPS,
                 compression="none",  # FLAC cannot be compressed further
@@ -239,6 +278,18 @@ class AudioStore:
 
     def _folder(self, split: str) -> str:
         return storage.join(self.uri, split, "audio")
+
+
+def _spelled_out(uri: str) -> tuple[str, str]:
+    fs, path = storage.resolve(uri)
+    return fs.type_name, os.path.realpath(path) if storage.is_local(uri) else posixpath.normpath(path)
+
+
+def _origins_of(uri: str) -> pa.Table:
+    """_ORIGINS of a file of a store."""
+    with archives.open_parquet(uri) as parquet:
+        rows = parquet.read(columns=["clip_id", "start_s", "end_s"], use_threads=False)
+        return with_origins(rows, parquet.schema_arrow.metadata).cast(_ORIGINS)
 
 
 def _clip_ids_of(uri: str) -> pa.Array:

@@ -34,7 +34,10 @@ TIME = MEDIA_STATE.field("media_modified").type
 CHUNK_STAGE = "prepare"
 """Stage of clips whose chunk failed as a whole. Each clip may be valid, so the next run tries it again."""
 
-_IN_PROGRESS = {"clip_id", "split", "labels", "section_hash", *FAILED_AT.names, *MEDIA_STATE.names}
+_LATER_COLUMNS = ["labels", *MEDIA_STATE.names, "section_hash", "start_s", "end_s"]
+"""Columns that tables of earlier versions may lack."""
+
+_IN_PROGRESS = {"clip_id", "split", *FAILED_AT.names, *_LATER_COLUMNS}
 
 
 def write_part(output: str, split: str, failed: pa.Table) -> None:
@@ -66,6 +69,11 @@ def collect(output: str, split: str, prepared: pa.ChunkedArray) -> pa.Table:
     return _collected(output, split, prepared, _parts(output, split))
 
 
+def read(output: str, split: str) -> pa.Table:
+    """The failures table of a split as it is on disk, as FAILURE_ROWS."""
+    return _read(dataset.failures_file(output, split), dataset.published_sha256(output, split, "failures.parquet"))
+
+
 def _parts(output: str, split: str) -> list[str]:
     return storage.list_files(_parts_dir(output, split), suffix=".parquet")
 
@@ -73,8 +81,7 @@ def _parts(output: str, split: str) -> list[str]:
 def _collected(output: str, split: str, prepared: pa.ChunkedArray, parts: list[str]) -> pa.Table:
     tables = [FAILURE_ROWS.empty_table()]
     if storage.exists(dataset.failures_file(output, split)):
-        sha256 = dataset.published_sha256(output, split, "failures.parquet")
-        tables.append(_read(dataset.failures_file(output, split), sha256))
+        tables.append(read(output, split))
     with ThreadPoolExecutor(16) as pool:
         rows = pa.concat_tables([*tables, *pool.map(_read, parts)]).unify_dictionaries()
     of_list = pc.equal(rows["stage"].cast(pa.string()), "source")
@@ -133,7 +140,7 @@ def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.Table:
 
 def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
     """bool `[failures]`: whether the file that failed has changed since, according to its size and time, or the list
-    names another file or section for the clip.
+    names another file or section for the clip, or reads the file in another way.
 
     Args:
         failures: rows of FAILURE_ROWS.
@@ -152,7 +159,8 @@ def has_changed(failures: pa.Table, clips: pa.Table) -> np.ndarray:
     if len(known):
         then = failures.take(pa.array(known))
         now = clips.take(pc.index_in(then["clip_id"], value_set=clips["clip_id"].combine_chunks()))
-        changed[known] |= section_hashes(now).to_numpy() != then["section_hash"].to_numpy()
+        hashes = (section_hashes(now), section_hashes(now, with_place=False))  # now, and in earlier versions
+        changed[known] |= ~pc.or_(*(pc.equal(then["section_hash"], one) for one in hashes)).to_numpy()
     return changed
 
 
@@ -179,9 +187,7 @@ def states_of(media: pa.ChunkedArray) -> pa.Table:
 
 def _read(uri: str, sha256: str | None = None) -> pa.Table:
     table = parquet.read_table(uri, sha256=sha256, remedy=dataset.FAILURES_REMEDY, read_dictionary=WORDS)
-    for name in {"labels", "section_hash", *MEDIA_STATE.names} - set(
-        table.column_names
-    ):  # a table of an earlier version
+    for name in set(_LATER_COLUMNS) - set(table.column_names):
         table = table.append_column(FAILURE_ROWS.field(name), pa.nulls(len(table), FAILURE_ROWS.field(name).type))
     try:
         return table.select(FAILURE_ROWS.names).cast(FAILURE_ROWS)

@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.prepare.clip import CLIPS, FAILURES, Reason
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.sources.checks import WEB
+from pipeline.prepare.sources.rows import without_file
 from pipeline.redaction import WebAddress, without_secrets
 from pipeline.versions import in_words
 
@@ -32,7 +33,8 @@ class Listed:
     clip_ids: pa.Array
     """Valid clips, and clips whose file is missing in this folder, which an earlier run may have prepared."""
     beyond: pa.Array
-    """Clips beyond --limit. They stay if an earlier run has prepared them or recorded their failure."""
+    """Clips beyond --limit, with or without a file in this folder. They stay if an earlier run has prepared them or
+    recorded their failure."""
 
     @property
     def may_stay(self) -> pa.Array:
@@ -55,12 +57,14 @@ class Membership:
 
 
 def listed_in(clips: ClipList, split: str) -> Listed:
-    of_split, refused = (_of_split(table, split) for table in (clips.clips, clips.refused))
-    missing_here = refused.filter(pc.equal(refused["reason"], str(Reason.MISSING_FILE)))
+    tables = (clips.clips, clips.refused, clips.beyond, clips.missing_beyond)
+    of_split, refused, beyond, missing_beyond = (_of_split(table, split) for table in tables)
+    clip_ids = _joined([of_split["clip_id"], without_file(refused)["clip_id"]])
+    others = pc.unique(_joined([beyond["clip_id"], missing_beyond["clip_id"]]))
     return Listed(
         num_rows=len(of_split) + len(refused),
-        clip_ids=_joined([of_split["clip_id"], missing_here["clip_id"]]),
-        beyond=_joined([_of_split(clips.beyond, split)["clip_id"]]),
+        clip_ids=clip_ids,
+        beyond=others.filter(pc.invert(pc.is_in(others, value_set=clip_ids))),
     )
 
 

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.dataset import ORIGINS_KEY
-from pipeline.prepare.clip import FAILURES
 from pipeline.redaction import WebAddress, without_secrets
 
 ORIGIN = pa.schema(
@@ -22,36 +21,52 @@ ORIGIN = pa.schema(
         pa.field("source_hash", pa.int64()),  # of the recording's name
         pa.field("is_to_end", pa.bool_()),  # whether the list gave no end, so that the clip ends where its media does
         pa.field("listed_end_s", pa.float64()),  # the end that the list gave
+        pa.field("section_hash", pa.int64()),  # of the file, the section and its place in the file
     ]
 )
 
 
 def record_origin(rows: pa.Table) -> pa.Table:
-    """Stage that adds ORIGIN and `section_hash`. It precedes decoding, which sets ends that the list does not give."""
-    made, sections = origins(rows), section_hashes(rows)
+    """Stage that adds ORIGIN. It precedes decoding, which sets ends that the list does not give."""
+    made = {
+        "source_hash": source_hashes(rows),
+        "is_to_end": pc.is_null(rows["end_s"]),
+        "listed_end_s": rows["end_s"],
+        "section_hash": section_hashes(rows),
+    }
     for field in ORIGIN:
         rows = rows.append_column(field, made[field.name])
-    return rows.append_column(FAILURES.field("section_hash"), sections)
+    return rows
 
 
-def section_hashes(clips: pa.Table) -> pa.Array:
-    """int64 `[clips]`: a hash of the file or URL and the section of each clip, which the row of a failed clip keeps."""
-    columns = (clips[name].to_pylist() for name in ("media", "member", "start_s", "end_s"))
-    return pa.array(
-        [_hash(f"{_name(None, *file)}\n{start}\n{end}") for *file, start, end in zip(*columns, strict=True)]
+def section_hashes(clips: pa.Table, *, with_place: bool = True) -> pa.Array:
+    """int64 `[clips]`: a hash of the file or URL, the section, and the section's place in the file.
+
+    The place is `media_start_s`, which `--files-are-clips` changes. Earlier versions had no place in these hashes.
+    """
+    columns = (clips[name].to_pylist() for name in ("media", "member", "start_s", "end_s", "media_start_s"))
+    texts = (
+        f"{_name(None, *file)}\n{start}\n{end}" + (f"\n{place}" if with_place else "")
+        for *file, start, end, place in zip(*columns, strict=True)
     )
+    return pa.array(map(_hash, texts), pa.int64())
 
 
-def origins(clips: pa.Table) -> pa.Table:
-    """ORIGIN for rows of CLIPS.
+def read_otherwise(clips: pa.Table) -> pa.Table:
+    """Rows of CLIPS, as if `--files-are-clips` were given where it was not, and the other way round."""
+    is_clip = pc.fill_null(pc.equal(clips["media_start_s"], 0.0), False)
+    place = pc.if_else(is_clip, pa.scalar(None, pa.float64()), 0.0)
+    return clips.set_column(clips.column_names.index("media_start_s"), "media_start_s", place)
 
-    `source_hash` is the first 8 bytes of the BLAKE2b of the recording's name: its `video_id`, because copies of a video
-    are one recording, or else the file and the member of an archive. A path or URL may be private, so only its hash is
-    stored.
+
+def source_hashes(clips: pa.Table) -> pa.Array:
+    """int64 `[clips]`: the first 8 bytes of the BLAKE2b of each recording's name.
+
+    That is its `video_id`, because copies of a video are one recording, or else the file and the member of an archive.
+    A path or URL may be private, so only its hash is stored.
     """
     columns = (clips[name].to_pylist() for name in ("video_id", "media", "member"))
-    hashes = [_hash(_name(*row)) for row in zip(*columns, strict=True)]
-    return pa.table([pa.array(hashes, pa.int64()), pc.is_null(clips["end_s"]), clips["end_s"]], schema=ORIGIN)
+    return pa.array([_hash(_name(*row)) for row in zip(*columns, strict=True)], pa.int64())
 
 
 def _name(video_id: str | None, media: str, member: str | None) -> str:

@@ -4,7 +4,7 @@ The shards are the source of truth: the index is made by reading them back, so a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.output import failures_table, membership
 from pipeline.prepare.output.membership import Listed
 from pipeline.prepare.output.samples import samples_dir
-from pipeline.prepare.output.shards import features_of_shard
+from pipeline.prepare.output.shards import features_of_shard, scan_shards
 from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.sources.own_outputs import has_clips
 from pipeline.versions import tool_versions
@@ -113,13 +113,17 @@ def publish(
     held.check()
     known = known or {}
     # It is slow, so it precedes the writing.
-    states = {split: clean_up(output, split, known.get(split), features) for split in refused}
+    scanned = {split: scan_shards(output, split, known.get(split), features) for split in refused}
+    states = {split: clean_up(output, split, scanned.pop(split), features) for split in refused}
     prepared = {split: state.prepared for split, state in states.items()}
+    marked = _marked_elsewhere(output, states)
+    interrupted = {split: _indexed_clips(output, split) for split in marked if _is_newer(output, split)}
     if listed is None:
         listed = {split: _as_stored(states[split], refused[split]) for split in refused}
         members = membership.as_stored(prepared)
     else:
-        members = membership.resolve(prepared, listed, _same_ids_elsewhere(output, states))
+        others = interrupted | _same_ids_elsewhere(output, states, {*states, *interrupted})
+        members = membership.resolve(prepared, listed, others)
     held.check()  # the scan of the shards may have taken minutes
     infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
@@ -130,15 +134,18 @@ def publish(
             "failures": failures_table.by_reason(failures),
             "left_out": len(state.prepared) - len(indexed),
             "listed": listed[split].num_rows + _num_done(listed[split].beyond, indexed, failures),
+            "no_longer_listed": members.no_longer_listed[split],
+            "moved": members.moved[split],
         }
     splits = _published_splits(output)  # read late, because another cluster may have added a split
-    for split, indexed in members.indexed.items():
+    changed = interrupted | members.indexed
+    for split, indexed in changed.items():
         storage.write_bytes(dataset.unpublished_file(output, split), b"")
+        published = splits.get(split, {})
         splits[split] = (
-            splits.get(split, {})
-            | infos.get(split, _without_moved(splits.get(split, {}), members.moved[split]))
+            published
+            | (infos.get(split) or _of_other_split(output, split, published, len(indexed)))
             | _publish_index(output, split, indexed, labels, features.num_mel_bins)
-            | {"no_longer_listed": members.no_longer_listed[split], "moved": members.moved[split]}
         )
     info = {
         "schema_version": dataset.SCHEMA_VERSION,
@@ -154,16 +161,27 @@ def publish(
     if any(json.dumps(there.get(split)) != json.dumps(splits[split]) for split in states):
         raise DataError(f"another job wrote to {output} at the same time; run the same command again when it has ended")
     with in_spite_of_errors(PUBLISHED):
-        for split in members.indexed:
+        for split in {*changed, *marked}:
             storage.discard(dataset.unpublished_file(output, split))
         storage.delete_unfinished(dataset.work_dir(output), recursive=True)
         storage.delete_if_empty(dataset.work_dir(output))
     return info, members.lines, prepared
 
 
-def _without_moved(info: dict[str, Any], num_moved: int) -> dict[str, Any]:
-    """What changes in dataset.json for a split that the list does not name, apart from its index."""
-    return {"left_out": info.get("left_out", 0) + num_moved}
+def _of_other_split(output: str, split: str, published: dict[str, Any], num_clips: int) -> dict[str, Any]:
+    """What changes in dataset.json for a split that the list does not name, apart from its index.
+
+    Args:
+        published: its entry until now.
+        num_clips: the number of clips that stay in it.
+    """
+    num_moved = max(0, published.get("clips", 0) - num_clips)
+    return {
+        "failures": failures_table.by_reason(failures_table.read(output, split)),
+        "left_out": published.get("left_out", 0) + num_moved,
+        "no_longer_listed": 0,
+        "moved": num_moved,
+    }
 
 
 def _published_splits(output: str) -> dict[str, Any]:
@@ -177,15 +195,45 @@ def _as_stored(state: SplitState, refused: pa.Table) -> Listed:
     return Listed(len(ids) + len(refused), ids, ids.slice(0, 0))
 
 
-def _same_ids_elsewhere(output: str, states: Mapping[str, SplitState]) -> dict[str, pa.Table]:
-    """Clips in the indexes of splits that the run does not name, if they share an id with clips of the run."""
+def _marked_elsewhere(output: str, states: Mapping[str, SplitState]) -> list[str]:
+    """Published splits that the run does not name, and whose files may be newer than dataset.json."""
+    others = _published_splits(output).keys() - states.keys()
+    return sorted(split for split in others if storage.exists(dataset.unpublished_file(output, split)))
+
+
+def _is_newer(output: str, split: str) -> bool:
+    """Whether a run was killed after it wrote this split's files and before it wrote dataset.json."""
+    return _sha256(output, split) != _published_splits(output)[split].get("sha256")
+
+
+def _same_ids_elsewhere(
+    output: str, states: Mapping[str, SplitState], but_not_in: Collection[str]
+) -> dict[str, pa.Table]:
+    """Clips in the indexes of other splits, if they share an id with clips of the run."""
     found = {}
-    for split in _published_splits(output).keys() - states.keys():
+    for split in _published_splits(output).keys() - but_not_in:
         ids = dataset.read_table(dataset.index_file(output, split), ["clip_id"])["clip_id"].combine_chunks()
         if any(pc.any(pc.is_in(state.prepared["clip_id"], value_set=ids)).as_py() for state in states.values()):
-            prepared = load_split(output, split).prepared
-            found[split] = prepared.filter(pc.is_in(prepared["clip_id"], value_set=ids))
+            found[split] = _indexed_clips(output, split)
     return found
+
+
+def _indexed_clips(output: str, split: str) -> pa.Table:
+    """The stored rows of the clips in a split's index.
+
+    Raises:
+        DataError: a shard with one of them is missing. A new index would lack its clips.
+    """
+    index = dataset.read_table(dataset.index_file(output, split), ["clip_id", "shard"])
+    prepared = load_split(output, split).prepared
+    lost = index.filter(pc.invert(pc.is_in(index["clip_id"], value_set=prepared["clip_id"].combine_chunks())))
+    if len(lost):
+        shard = storage.join(dataset.shards_dir(output, split), lost["shard"][0].as_py())
+        raise DataError(
+            f"{len(lost):,} clips of split {split!r} are in its index and in no shard, {lost['clip_id'][0]} of {shard} "
+            f"for one; restore the shards, or prepare split {split!r} again first"
+        )
+    return prepared.filter(pc.is_in(prepared["clip_id"], value_set=index["clip_id"].combine_chunks()))
 
 
 def _failures(
@@ -218,10 +266,14 @@ def _publish_index(
         "clipped_samples": int(_total(prepared["num_clipped"])),
         "norm": {"mean": mean, "std": max(mean_sq - mean**2, 0.0) ** 0.5},
         "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
-        "sha256": {
-            "index.parquet": storage.sha256(dataset.index_file(output, split)),
-            "failures.parquet": storage.sha256(dataset.failures_file(output, split)),
-        },
+        "sha256": _sha256(output, split),
+    }
+
+
+def _sha256(output: str, split: str) -> dict[str, str]:
+    return {
+        "index.parquet": storage.sha256(dataset.index_file(output, split)),
+        "failures.parquet": storage.sha256(dataset.failures_file(output, split)),
     }
 
 

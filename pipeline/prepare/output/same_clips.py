@@ -15,14 +15,20 @@ import pyarrow.compute as pc
 from ast_core.errors import DataError
 from pipeline import dataset, storage
 from pipeline.prepare.audio.decode import SHORTFALL_SHARE
-from pipeline.prepare.output.origins import origins
+from pipeline.prepare.clip import FAILURES
+from pipeline.prepare.output.origins import read_otherwise, section_hashes, source_hashes
 from pipeline.prepare.sources import ClipList
+from pipeline.prepare.sources.rows import without_file
 
 ROWS_AT_ONCE = 1 << 14
 """Number of clips that are Python objects at a time, because a list may have two million."""
 
 ROUNDING_S = 1e-3
 """Times of a list are rounded to milliseconds, and lengths to samples."""
+
+
+_COMPARED = pa.schema([*map(FAILURES.field, ("labels", "start_s", "end_s")), pa.field("clip_id", pa.string())])
+"""Columns of CLIPS and of FAILURES. A section is null if the list was refused before it was known."""
 
 
 def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared: pa.Table) -> None:
@@ -35,18 +41,21 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
     Raises:
         DataError: no clip is the same, or a clip has other labels or another section.
     """
-    named = (listed.clips, listed.refused, listed.beyond)  # refused ones too, for example without a file in this folder
+    # Refused ones too, for example without a file in this folder.
+    named = (listed.clips, listed.refused, listed.beyond, listed.missing_beyond)
     if not any(
         pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
     ):
         raise DataError(
             f"split {split!r} there has {len(prepared)} clips, none of them in this list; give another --split"
         )
-    # Clips beyond --limit stay in the data set, so they must be the same too.
-    of_split = pa.concat_tables([of_split, listed.beyond.filter(pc.equal(listed.beyond["split"], split))])
-    position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
+    # Clips beyond --limit and without a file in this folder stay in the data set, so they must be the same too.
+    others = (listed.beyond, without_file(listed.refused), listed.missing_beyond)
+    stay = [of_split, *(table.filter(pc.equal(table["split"], split)) for table in others)]
+    compared = pa.concat_tables([table.select(_COMPARED.names).cast(_COMPARED) for table in stay])
+    position = pc.index_in(prepared["clip_id"], value_set=compared["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
-    asked = of_split.select(["labels", "start_s", "end_s"]).take(position.drop_null())
+    asked = compared.take(position.drop_null())
     differs = pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))
     if pc.any(differs).as_py():
         of_other_labels = known["clip_id"].filter(differs)
@@ -54,7 +63,9 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
             f"{len(of_other_labels)} clips of split {split!r} are prepared with other labels, {of_other_labels[0]} for "
             "one; give another --output"
         )
-    is_other = _is_other_section(known, asked)
+    has_section = pc.is_valid(asked["start_s"])
+    known = known.filter(has_section)
+    is_other = is_other_section(known, asked.filter(has_section))
     if is_other.any():
         raise DataError(
             f"{is_other.sum()} clips of split {split!r} are prepared from another section than this list names, "
@@ -67,7 +78,7 @@ def _label_texts(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
 
 
-def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
+def is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
     """bool `[clips]`: whether a clip was prepared from another section than the list names.
 
     A clip may be a little shorter than its section, if the recording ends there. If the list gives no end now, the clip
@@ -92,12 +103,13 @@ def _is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
 def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
     """Lines on prepared clips that may be other sounds now.
 
-    Either the list names another recording for them, or their local file was written, or put in its place, after their
-    shard was. They are not prepared again automatically, because moving or copying a folder does the same.
+    The list names another recording for them, or their file was read in another way, or their local file was written,
+    or put in its place, after their shard was. They are not prepared again automatically, because moving or copying a
+    folder does the same.
     """
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
-    known = prepared.select(["clip_id", "shard", "source_hash"]).filter(pc.is_valid(position))
-    asked = of_split.select(["video_id", "media", "member", "end_s"]).take(position.drop_null())
+    known = prepared.select(["clip_id", "shard", "source_hash", "section_hash"]).filter(pc.is_valid(position))
+    asked = of_split.drop_columns(["clip_id", "split", "labels"]).take(position.drop_null())
     folder = dataset.shards_dir(output, split)
     shards = pc.unique(known["shard"]).to_pylist()
     states = storage.size_and_time([storage.join(folder, shard) for shard in shards])
@@ -107,10 +119,14 @@ def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
     for begin in range(0, len(known), ROWS_AT_ONCE):
         rows = asked.slice(begin, ROWS_AT_ONCE)
         columns = known.slice(begin, ROWS_AT_ONCE).to_pydict().values()
-        now = zip(origins(rows)["source_hash"].to_pylist(), rows["media"].to_pylist(), strict=True)
-        for clip_id, shard, source_hash, (asked_hash, media) in zip(*columns, now, strict=True):
+        asked_hashes, otherwise = source_hashes(rows), section_hashes(read_otherwise(rows))
+        now = zip(asked_hashes.to_pylist(), otherwise.to_pylist(), rows["media"].to_pylist(), strict=True)
+        for clip_id, shard, source_hash, section_hash, of_now in zip(*columns, now, strict=True):
+            asked_hash, other_hash, media = of_now
             if source_hash is not None and source_hash != asked_hash:
                 why = "are prepared from other files or URLs than this list names"
+            elif section_hash is not None and section_hash == other_hash:
+                why = "are of files that only one of the two runs reads with --files-are-clips"
             elif written_us(media) > shard_us[shard]:
                 why = "have files that were written or copied later"
             else:

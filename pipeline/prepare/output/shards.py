@@ -119,19 +119,21 @@ def _facts_of(fbank: np.ndarray, floor: float) -> dict[str, Any]:
     }
 
 
-def scan_shards(output: str, split: str, known: pa.Table | None = None) -> pa.Table:
+def scan_shards(
+    output: str, split: str, known: pa.Table | None = None, features: FeatureSettings | None = None
+) -> pa.Table:
     """`SCANNED` of all shards of a split, with `shard` and `row` as in INDEX. A clip in two shards has two rows.
 
     Shards never change, so those in `known` (an earlier result) are not opened again.
 
     Raises:
-        DataError: a shard is damaged, or of an earlier schema version.
+        DataError: a shard is damaged, of an earlier schema version, or of other features than `features`.
     """
     names = _names_of_shards(output, split)
     if known is None:
         known = SCANNED_AT.empty_table()
     known = known.select(SCANNED_AT.names).filter(pc.is_in(known["shard"], pa.array(names, pa.string())))
-    scanned = pa.concat_tables([known, scan_some(output, split, _unknown(names, known))])
+    scanned = pa.concat_tables([known, scan_some(output, split, _unknown(names, known), features)])
     return scanned.sort_by([("shard", "ascending"), ("row", "ascending")]) if len(known) else scanned
 
 
@@ -140,11 +142,11 @@ def unknown_shards(output: str, split: str, known: pa.Table) -> list[str]:
     return _unknown(_names_of_shards(output, split), known)
 
 
-def scan_some(output: str, split: str, names: Sequence[str]) -> pa.Table:
+def scan_some(output: str, split: str, names: Sequence[str], features: FeatureSettings | None = None) -> pa.Table:
     """`scan_shards` of the shards with these names."""
     folder = dataset.shards_dir(output, split)
     with ThreadPoolExecutor(16) as pool:
-        tables = pool.map(lambda name: _scan_shard(storage.join(folder, name), SCANNED_AT), names)
+        tables = pool.map(lambda name: _scan_shard(storage.join(folder, name), SCANNED_AT, features), names)
         return pa.concat_tables([SCANNED_AT.empty_table(), *tables])
 
 
@@ -156,15 +158,16 @@ def _unknown(names: Sequence[str], known: pa.Table) -> list[str]:
     return sorted(set(names) - set(pc.unique(known["shard"]).to_pylist()))
 
 
-def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
-    def parse(source: pa.NativeFile) -> tuple[set[str], pa.Table]:
+def _scan_shard(uri: str, schema: pa.Schema, features: FeatureSettings | None) -> pa.Table:
+    def parse(source: pa.NativeFile) -> tuple[set[str], Any, pa.Table]:
         file = parquet.open_checked(source)
         missing = {*SCANNED.names, "fbank"} - set(file.schema_arrow.names)
         # the other columns are added below
         table = file.read(columns=SCANNED.names, use_threads=False)
-        return missing, with_origins(table, file.schema_arrow.metadata)
+        metadata = file.schema_arrow.metadata or {}
+        return missing, json.loads(metadata.get(dataset.FEATURES_KEY, "null")), with_origins(table, metadata)
 
-    missing, table = parquet.parse_file(
+    missing, own_features, table = parquet.parse_file(
         uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared again"
     )
     if missing:
@@ -172,11 +175,21 @@ def _scan_shard(uri: str, schema: pa.Schema) -> pa.Table:
             f"{uri} lacks {', '.join(sorted(missing))}, as shards of an earlier version do; "
             "prepare the data again into another folder"
         )
+    if features is not None and own_features is not None:  # programs that rewrite shards may leave out the metadata
+        _check_features(uri, features, own_features)
     table = table.append_column("shard", pa.array([uri.rsplit("/", 1)[1]] * len(table), pa.string()))
     table = table.append_column("row", pa.array(np.arange(len(table)), pa.int32()))
     if other := [field.name for field in table.schema if not _same_kind(field.type, schema.field(field.name).type)]:
         raise DataError(f"{uri} is damaged or was changed: {other[0]} is of another type; {DELETE_SHARD}")
     return table.select(schema.names).cast(schema)
+
+
+def _check_features(uri: str, features: FeatureSettings, stored: Any) -> None:
+    if differences := features.differences(dataset.parse_features(stored, origin=uri)):
+        raise DataError(
+            f"{uri} contains other features than these: {differences}; delete it, and its clips are prepared again, or "
+            "give another --output"
+        )
 
 
 def _same_kind(there: pa.DataType, ours: pa.DataType) -> bool:

@@ -128,7 +128,7 @@ def _is_first(names: pa.ChunkedArray) -> np.ndarray:
 def _remove_rows(output: str, split: str, surplus: pa.Table, features: FeatureSettings) -> None:
     """Write the affected shards again without these rows. The new file comes first, so a crash leaves both.
 
-    A shard's name depends on its clips. So the rest of one shard may be another one with surplus rows, which then stays.
+    A shard's name depends on its clips. So the rest of one shard may be another shard, which then stays.
     """
     written: set[str] = set()
     for name in pc.unique(surplus["shard"]).to_pylist():

@@ -6,6 +6,7 @@ A *chunk*, a row group of these files, becomes one shard. Its clips are of one s
 The files contain URLs without secrets. URLs with secrets reach the task of a chunk through Ray's memory.
 """
 
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ast_core.errors import DataError
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import in_progress
 from pipeline.prepare.output.order import in_work_order
@@ -77,7 +79,7 @@ def work_list(output: str) -> Iterator[str]:
 def _delete_dead(output: str, own: str) -> None:
     folder = work_lists_dir(output)
     latest = storage.modified_s_below(folder)
-    now_s = latest.pop(own.rsplit("/", 1)[1])
+    now_s = latest.pop(own.rsplit("/", 1)[1], 0.0)  # missing if another job has deleted it just now
     is_only_writer = storage.is_local(output)
     for name, modified_s in latest.items():
         if is_only_writer or now_s - modified_s > DEAD_AFTER_S:
@@ -119,8 +121,14 @@ def read_chunks(chunks: pa.Table) -> pa.Table:
 
 def _read(uri: str, row_group: int, media_with_keys: list[str | None] | None) -> pa.Table:
     fs, path = storage.resolve(uri)
-    with fs.open_input_file(path) as file:
-        rows = parquet.open_checked(file).read_row_group(row_group, use_threads=False)
+    try:
+        with fs.open_input_file(path) as file:
+            rows = parquet.open_checked(file).read_row_group(row_group, use_threads=False)
+    except FileNotFoundError as err:
+        raise DataError(
+            f"the node {socket.gethostname()} does not see {uri}; give a folder that all nodes see as --output, unless "
+            "another job with this output has deleted the file"
+        ) from err
     if media_with_keys is None:
         return rows
     field = rows.schema.field("media")

@@ -22,11 +22,11 @@ than `missing_file`. A *row* is refused separately and never changed, except tha
 
 | reason          | what is refused                                                                                 |
 |-----------------|-------------------------------------------------------------------------------------------------|
-| `bad_id`        | a video id that is not 1 to 64 of `A-Za-z0-9_-` (on YouTube: 11)                                |
+| `bad_id`        | a video id that is not 1 to 64 of `A-Za-z0-9_-` (on YouTube: 11); in an archive it is left out  |
 | `bad_id`        | a clip_id that is empty, longer than 200, or has control characters                             |
 | `bad_id`        | a path or URL that is missing, given twice or unusable, or a URI that a row may not name        |
 | `bad_id`        | a row's split with other characters than `A-Za-z0-9_.-`, or with the name of a data set's file  |
-| `bad_id`        | an id or split that a spreadsheet replaced (`#NAME?`, `1.2E+05`, `3-Feb`), or with U+FFFD       |
+| `bad_id`        | an id or split that a spreadsheet wrote (`#NAME?`, `=B2`, `1.2E+05`, `3-Feb`), or with U+FFFD   |
 | `bad_time`      | not a finite number, a start below 0 or above 1e6 s, an end not after it or over 300 s later    |
 | `no_label`      | a row without a label                                                                           |
 | `unknown_label` | a row with any label outside the vocabulary, or whose labels are a list that cannot be read     |

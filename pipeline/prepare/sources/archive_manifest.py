@@ -5,19 +5,19 @@
 | labels          | `labels`, else `label`       | the same                           |
 | id              | `clip_id`, else `video_id`, else the stem of `audio.path`, else FILE_ROW | else KEY |
 | origin          | `video_id`, `start_s`, `end_s`: the audio is that section, already cut out  | the same |
-| split           | `split`, else that of the archive's name or folder: see `_split_of`          | the same |
+| split           | `split`, else that of the archive's name or folder: see `_splits_of`         | the same |
 
 In place of KEY.json there may be a KEY.cls with the name or index of the only class. KEY.txt contains a caption, not a
 label. KEY is a member's name without its suffix. If there is no KEY.json of that name, one whose name ends at the first
 dot is used, as in WebDataset. Labels that are numbers are indices into the names of Hugging Face's ClassLabel, or into
 the `labels.csv` of an audio store. If neither a tar nor its folder is called as a split,
-folders within it may be: see `_split_of_member`.
+folders within it may be: see `split_names`. If a key has both sound and video, the video is left out.
 """
 
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
@@ -31,21 +31,20 @@ from ast_core.errors import DataError
 from ast_core.labels import CSV_HEADER, LabelVocabulary
 from pipeline import storage
 from pipeline.prepare.sources import archives
-from pipeline.prepare.sources.checks import show
-from pipeline.prepare.sources.label_text import is_one_hot, may_be_one_hot_of_two
+from pipeline.prepare.sources.checks import show, without_query
+from pipeline.prepare.sources.label_text import are_zeros_and_ones, may_be_one_hot_of_two
 from pipeline.prepare.sources.locate import is_media, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
-from pipeline.prepare.sources.rows import USUAL_SPLITS
+from pipeline.prepare.sources.split_names import splits_of
 from pipeline.prepare.sources.unread_columns import unread_column_lines
 
 _COLUMNS = ("labels", "label", "clip_id", "video_id", "start_s", "end_s", "split")
 _OF_KEPT_AUDIO = ("label_names", "num_clipped")
 """Columns of an audio store that the preparation does not read back."""
 _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
-_SPLIT = "|".join(sorted(USUAL_SPLITS, key=len, reverse=True))
-_IN_A_NAME = re.compile(rf"(?:^|[-_.])({_SPLIT})(?:set)?(?=[-_.0-9]|$)", re.IGNORECASE)
 _NO_SPLIT = {"data", "part", "shard"}
 """What others write in place of a split in `SPLIT-00000-of-00001.parquet`."""
+_VIDEO = re.compile(r".+\.(3g[p2]|avi|flv|m4v|mkv|mov|mp4|mpe?g|m2?ts|ogv|ts|webm|wmv)", re.IGNORECASE | re.DOTALL)
 PACKED = re.compile(r".+\.(tgz|txz|tbz2?|gz|bz2|xz|zst|lz4|lzma|zip|7z|rar)", re.IGNORECASE | re.DOTALL)
 
 
@@ -74,7 +73,9 @@ class Entry(NamedTuple):
     lacking: str = ""
     """What a row without audio lacks."""
     ignored_split: str | None = None
-    """The split of its folder in a tar that has audio outside such folders too."""
+    """What its folders may give as split, if it is not clear that they do: see `split_names`."""
+    of_one_key: str = ""
+    """The audio files of its key in a tar, if there are several and this is the first that is read."""
 
 
 def find(uri: str, notes: list[str]) -> list[str]:
@@ -82,7 +83,7 @@ def find(uri: str, notes: list[str]) -> list[str]:
 
     Lines for the user are added to `notes`.
     """
-    if PACKED.fullmatch(uri):
+    if PACKED.fullmatch(without_query(uri)):
         raise DataError(f"{uri} is compressed as a whole, so its clips cannot be read one by one; unpack it")
     if re.match("https?://", uri, re.IGNORECASE):
         return []
@@ -238,7 +239,8 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
         DataError: an archive is damaged, or there is no audio with labels.
     """
     any_audio = any_labels = False
-    for rows in archives.ahead(partial(_entries_of, given=storage.absolute(uri), own=own), found):
+    split_of = _splits_of(found, storage.absolute(uri))
+    for rows in archives.ahead(partial(_entries_of, split_of=split_of, own=own), found):
         for entry in rows:
             any_audio = any_audio or not entry.lacking
             any_labels = any_labels or entry.labels is not None
@@ -253,13 +255,20 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
         )
 
 
-def _entries_of(uri: str, given: str, own: LabelVocabulary | None) -> list[Entry]:
-    split = _split_of(uri, given)
+def _entries_of(uri: str, split_of: Mapping[str, tuple[str, ...]], own: LabelVocabulary | None) -> list[Entry]:
+    splits = split_of[uri]
+    split = splits[0] if len(splits) == 1 else None
+    ignored = " or ".join(splits) if len(splits) > 1 else None
     if uri.lower().endswith(".tar"):
-        return [entry._replace(file_split=split or entry.file_split) for entry in _of_tar(uri, own)]
+        return [
+            entry._replace(
+                file_split=split or entry.file_split, ignored_split=None if split else entry.ignored_split or ignored
+            )
+            for entry in _of_tar(uri, own)
+        ]
     with archives.open_parquet(uri) as parquet:
-        has_audio = archives.has_audio(parquet, uri)
-        return [entry._replace(file_split=split) for entry in _of_parquet(uri, parquet, own)] if has_audio else []
+        rows = _of_parquet(uri, parquet, own) if archives.has_audio(parquet, uri) else iter(())
+        return [entry._replace(file_split=split, ignored_split=ignored) for entry in rows]
 
 
 def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:
@@ -286,21 +295,26 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             sidecars[key] = (
                 sidecars.get(key, {}) | member.sidecar if is_json else member.sidecar | sidecars.get(key, {})
             )
-    audio = [member for member in members if is_media(member.name)]
-    splits = [_split_of_member(member.name) for member in audio]
-    is_ignored = None in splits  # `train` may be a class, or the recordings of a vehicle
+    audio = [(_key(member.name, sidecars), member) for member in members if is_media(member.name)]
+    of_keys: defaultdict[str, list[str]] = defaultdict(list)
+    for key, member in audio:
+        of_keys[key].append(basename(member.name))
+    audio = [(key, member) for key, member in audio if not _is_beside_sound(member.name, of_keys[key])]
+    splits = splits_of([dirname(member.name).split("/") for _, member in audio])
+    is_ignored = any(len(of_member) != 1 for of_member in splits)  # `train` may be a class
     used = set[str]()
-    for member, split in zip(audio, splits, strict=True):
-        key = splitext(member.name)[0]
-        used |= {key, _first_dot(key)}
-        key = key if key in sidecars else _first_dot(key)
+    for (key, member), of_member in zip(audio, splits, strict=True):
+        split = " or ".join(of_member) or None
+        used |= {splitext(member.name)[0], _first_dot(splitext(member.name)[0])}
         values = _read_keys(sidecars.get(key, {}))
         place = archives.bytes_member(member.offset, member.size)
+        together = of_keys.pop(key, [])
         yield _entry(values, own.mids if own else (), uri, place, basename(splitext(member.name)[0]))._replace(
             inner_path=f"{splitext(uri)[0]}/{member.name}",
             file_split=None if is_ignored else split,
             ignored_split=split if is_ignored else None,
             place=f"{member.name} of {basename(uri)}",
+            of_one_key=", ".join(together) if len(together) > 1 else "",
         )
     for key, content in sidecars.items():
         values = _read_keys(content)
@@ -319,28 +333,35 @@ def _read_keys(content: dict[str, Any]) -> dict[str, Any]:
     return {name.strip().lower(): value for name, value in content.items() if name.strip().lower() in _COLUMNS}
 
 
-def _split_of_member(name: str) -> str | None:
-    """The split that a folder within a tar gives: `train/a.flac`, `esc/test/dog/b.flac`."""
-    return next(filter(None, map(_split_in, reversed(dirname(name).split("/")))), None)
+def _key(name: str, sidecars: Mapping[str, Any]) -> str:
+    """The key of an audio file: its name without the suffix, or the name up to its first dot if that has labels."""
+    key = splitext(name)[0]
+    return key if key in sidecars or _first_dot(key) not in sidecars else _first_dot(key)
 
 
-def _split_in(name: str) -> str | None:
-    """The only split that a name has between its signs: `test-shard-000`, `pets_valid`, `bal_train`, `testset`."""
-    found = {match[1].lower(): match[1] for match in _IN_A_NAME.finditer(name)}
-    return next(iter(found.values())) if len(found) == 1 else None
+def _is_beside_sound(name: str, of_key: list[str]) -> bool:
+    """Whether a file is a video whose key also has a file of another kind, which then is its sound."""
+    return _VIDEO.fullmatch(name) is not None and not all(map(_VIDEO.fullmatch, of_key))
 
 
-def _split_of(uri: str, given: str) -> str | None:
-    """The split that an archive's name gives, or of the nearest folder below the one that the user named:
+def _splits_of(found: list[str], given: str) -> dict[str, tuple[str, ...]]:
+    """The splits that the archives' names give, or those of the folders below the one that the user named:
     `SPLIT-00000-of-00001.parquet`, `test.tar`, `pets_valid-001.tar`, `train/0000.parquet`, `bal_train/0.parquet`.
     """
-    name = basename(uri)
-    match = _OF_HUGGING_FACE.fullmatch(name)
-    if match and match[1].lower() not in _NO_SPLIT:
-        return match[1]
-    root = given.rstrip("/") if uri.startswith(f"{given.rstrip('/')}/") else dirname(re.split(r"[*?[]", given)[0])
-    folders = dirname(uri).removeprefix(root).split("/")
-    return next(filter(None, map(_split_in, [splitext(name)[0], *reversed(folders)])), None)
+    folder, of_glob = f"{given.rstrip('/')}/", f"{dirname(re.split('[*?[]', given)[0])}/"
+    split_of: dict[str, tuple[str, ...]] = {}
+    folders_of: dict[str, list[str]] = {}
+    for uri in found:
+        match = _OF_HUGGING_FACE.fullmatch(basename(uri))
+        if match and match[1].lower() not in _NO_SPLIT:
+            split_of[uri] = (match[1],)
+        else:
+            folders_of[uri] = dirname(uri.removeprefix(folder).removeprefix(of_glob)).split("/")
+    deepest = max(map(len, folders_of.values()), default=0)
+    paths = [
+        [*folders, *[""] * (deepest - len(folders)), splitext(basename(uri))[0]] for uri, folders in folders_of.items()
+    ]
+    return split_of | dict(zip(folders_of, splits_of(paths), strict=True))
 
 
 def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: str, name: str) -> Entry:
@@ -348,7 +369,11 @@ def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: s
     labels = values.pop("labels", label)
     cells = labels if isinstance(labels, list) else [labels]
     may_be_zeros_and_ones = len(names) == 2 and may_be_one_hot_of_two(cells)
-    if names and any(isinstance(cell, int | float) for cell in cells) and not is_one_hot(cells):
+    if (
+        names
+        and any(isinstance(cell, int | float) for cell in cells)
+        and not (are_zeros_and_ones(cells) and len(cells) == len(names))
+    ):
         labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
     return Entry(
         labels=labels, media=media, member=member, stem=name, may_be_zeros_and_ones=may_be_zeros_and_ones, **values

@@ -67,7 +67,7 @@ class TarMember(NamedTuple):
     offset: int
     size: int
     sidecar: Any
-    """The content of a `.json` member, {"label": …} for a `.cls` member, None for any other."""
+    """The content of a `.json` member, {"label": …} for the only class in a `.cls` member, None for any other."""
 
 
 def tar_members(uri: str, *, sidecars: bool = False) -> Iterator[TarMember]:
@@ -115,7 +115,10 @@ def _sidecar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
         text = decode_text(file.read(), info.name)
         if info.name.lower().endswith(".json"):
             return json.loads(text)
-        return {"label": int(text) if text.strip().isdecimal() else text.strip()}
+        text = text.strip()
+        if text.isdecimal():
+            return {"label": int(text)}
+        return {"label": text if text.startswith(("[", "(", "{", "'", '"')) else [text]}  # a list in text may be one
     except (DataError, ValueError, RecursionError):
         return None
 

@@ -88,11 +88,16 @@ def checked_split(split: str) -> str:
 
 def name_of(uri: str) -> str:
     """The stem of a path or URL."""
-    return stem(unquote(re.split("[?#]", uri)[0]) if WEB.match(uri) else uri)
+    return stem(unquote(without_query(uri)) if WEB.match(uri) else uri)
 
 
 def folder_of(uri: str) -> str:
-    return storage.absolute(uri).rpartition("/")[0]
+    return storage.absolute(without_query(uri)).rpartition("/")[0]
+
+
+def without_query(uri: str) -> str:
+    """A URL up to its `?` or `#`; any other URI unchanged, because files may have these characters in their names."""
+    return re.split("[?#]", uri)[0] if WEB.match(uri) else uri
 
 
 def media_in(folder: str, path: Any, what: str) -> str:

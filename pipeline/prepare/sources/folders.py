@@ -100,8 +100,17 @@ def _read_esc50(tree: Tree) -> ClipList:
     return _clip_list(uri, tree, listed, _vocabulary(uri, (category_of[target] for target in sorted(category_of))))
 
 
+_OF_A_SPEAKER = re.compile(r"[^/]+/[^/\s]+_nohash_[0-9]+\.wav", re.IGNORECASE)
+_COPY = re.compile(r"(.+?)(?: [0-9]+| ?\([^()]+\)| [-–] .+| copy.*)", re.IGNORECASE)
+"""What file managers call a copy of a folder."""
+
+
 def read_speechcommands(folder: str) -> ClipList:
-    """Speech Commands V2 as shipped: `WORD/HASH_nohash_N.wav`, and the lists of validation and test files."""
+    """Speech Commands V2 as shipped: `WORD/HASH_nohash_N.wav`, and the lists of validation and test files.
+
+    Other files are not read, unless a list names them: copies by a file manager would be in `train`, whatever the split
+    of their clip, and a copy of a folder would be a word.
+    """
     tree = Tree(folder)
     split_of: dict[str, str] = {}
     notes: list[str] = []
@@ -118,10 +127,15 @@ def read_speechcommands(folder: str) -> ClipList:
     audio = {file for file in tree.on_disk if is_media(file) and not file.startswith("_")}  # _background_noise_
     # The lists write `.wav`, whatever case the disk has.
     on_disk = {_with_wav(file): file for file in audio if re.fullmatch(r"[^/.][^/]*/[^/]+\.(?i:wav)", file)}
+    on_disk = {name: file for name, file in on_disk.items() if _OF_A_SPEAKER.fullmatch(name) or name in split_of}
+    notes += _unread_lines(folder, audio - {*on_disk.values()}, "`WORD/HASH_nohash_N.wav`")
+    words = {name.partition("/")[0] for name in on_disk}
+    copies = {match[0]: match[1] for match in map(_COPY.fullmatch, sorted(words)) if match and match[1] in words}
+    notes += [f"{folder}/{copy} is not read: it is a copy of {word}, by its name" for copy, word in copies.items()]
+    on_disk = {name: file for name, file in on_disk.items() if name.partition("/")[0] not in copies}
     present = on_disk.keys()
-    notes += _unread_lines(folder, audio - {*on_disk.values()}, "`WORD/FILE.wav`")
     if not present:
-        raise DataError(f"{folder} has no WORD/*.wav; give the folder of Speech Commands V2 as unpacked")
+        raise DataError(f"{folder} has no WORD/HASH_nohash_N.wav; give the folder of Speech Commands V2 as unpacked")
     for split, name in lists.items():
         named = {file for file, of_file in split_of.items() if of_file == split}
         missing = sorted(named - present)
@@ -130,7 +144,8 @@ def read_speechcommands(folder: str) -> ClipList:
                 f"{len(missing)} of the {len(named)} files that {folder}/{name} names are not there, "
                 f"{show(missing[0])} for one; unpack all of Speech Commands V2, lists and words"
             )
-    word_of = {file: file.partition("/")[0] for file in sorted(present | split_of.keys())}
+    # Files that are there come first, so that a listed one with a misspelled suffix does not take the id of another.
+    word_of = {file: file.partition("/")[0] for file in (*sorted(present), *sorted(split_of.keys() - present))}
     vocabulary = _vocabulary(folder, sorted({word_of[file] for file in present}))
     listed: list[Listed] = [
         (splitext(file)[0], split_of.get(file, "train"), on_disk.get(file, file), word)

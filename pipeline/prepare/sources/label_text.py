@@ -10,6 +10,7 @@
 | another text                                            | labels between the commas                                 |
 | `3.0`, where 3 is an index of the vocabulary            | that class                                                |
 | empty, `nan`, `<NA>`                                    | no label                                                  |
+| `=B2`, a spreadsheet's formula                          | that text, which is no class                              |
 
 Empty labels at either end (`dog;`) are dropped. If the vocabulary is made from the labels found, `;` and comma have the
 same meaning in every row of a list: see `Separator`.
@@ -19,7 +20,7 @@ import ast
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -43,11 +44,21 @@ _LIKE_A_LIST = re.compile(
 _EMPTY_LIST = re.compile(r"\[\s*(null|none|nan|<na>)\s*\]|(set|frozenset|list|tuple|character|c)\(0?\)", re.IGNORECASE)
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _IN_BRACKETS = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+\)")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
 _INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
 _SIGNS = "_-\"'`“”‘’„«»"
-_OTHER_SEPARATORS = re.compile(r"[,|；，、]")
-_EITHER = re.compile(r",\s|[|；，、]")
+_OF_OTHER_SCRIPTS = "｜；，、・،؛"
+_OTHER_SEPARATORS = re.compile(rf"[,|{_OF_OTHER_SCRIPTS}]")
+_EITHER = re.compile(rf",\s|[|{_OF_OTHER_SCRIPTS}]")
+_JOINING_SIGN = re.compile(r"\s*[/+&／＋＆]+\s*")
+"""What separates labels in some lists, and belongs to names in more: `Pop/Rock`, `Drum & bass`."""
+_ANY_SIGN = re.compile(rf"\s*[,;|/+&／＋＆{_OF_OTHER_SCRIPTS}]+\s*")
+_SPACES = re.compile(r"\s+")
+_HTML = re.compile(
+    r"&(?:amp|lt|gt|quot|apos|nbsp|szlig|[A-Za-z]{1,2}(?:acute|grave|circ|tilde|uml|ring|cedil|slash|lig)"
+    r"|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});"
+)
 _MISSING = frozenset({"nan", "NaN", "<NA>", "NaT"})
 _INVISIBLE = "\ufeff\u200b\u2060"
 """A byte order mark, and spaces of zero width."""
@@ -64,7 +75,7 @@ def cells_of(value: Any, known: Collection[str], separator: str | None = None) -
     if isinstance(value, list | tuple):
         return _without_empty_ends([_clean(_text(cell, value)) for cell in value])
     text = "" if value is None else _clean(_text(value, value))
-    if text in known:
+    if text in known or text.startswith("="):  # a formula, whose separators are its own
         return [text]
     if not text or text in _MISSING:
         return []
@@ -88,8 +99,8 @@ def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list
     return labels
 
 
-def is_one_hot(cells: Sequence[Any]) -> bool:
-    """Whether labels are zeros and ones with one place per class. Indices would not repeat a number."""
+def are_zeros_and_ones(cells: Sequence[Any]) -> bool:
+    """Whether labels are zeros and ones, one of them repeatedly, as if there were a place for each class."""
     digits = _digits(cells)
     return len(digits) == len(cells) > len(set(digits)) and set(digits) <= {"0", "1"}
 
@@ -104,15 +115,14 @@ def _digits(cells: Sequence[Any]) -> list[str]:
 
 
 def may_name_a_class(text: str) -> bool:
-    """Whether a label may become a class. A number may not, because it is an index into an unknown vocabulary."""
+    """Whether a label may become a class. Numbers may not, because they are indices into an unknown vocabulary."""
     if text.isascii() and text.replace(" ", "").replace("_", "").isalpha() and text not in _MISSING:
         return True
     return not (
         not text
         or text in _MISSING
         or "\ufffd" in text
-        or _NUMBER.fullmatch(text)
-        or text.isdecimal()
+        or _NUMBERS.fullmatch(text)
         or CONTROL.search(text)
         or is_spreadsheet_damage(text)
     )
@@ -126,7 +136,10 @@ def unknown_label_message(cell: str) -> str:
         return f"{show(cell)} is what a spreadsheet writes in place of a text; take the labels from before that"
     if "\ufffd" in cell:
         return f"{show(cell)} has lost characters in a conversion; take the labels from before that"
-    hint = "; for an index, --labels says of which class it is" if _NUMBER.fullmatch(cell) else ""
+    hint = ""
+    if _NUMBERS.fullmatch(cell):
+        hint = "; for an index, --labels says of which class it is"
+        hint += ", and several are separated by `;`" if len(cell.split()) > 1 else ""
     return f"{show(cell)} is not in the label vocabulary{hint}"
 
 
@@ -134,16 +147,25 @@ class Separator:
     """Finds the separator of a list without a vocabulary.
 
     If any row has a `;`, it separates in all rows, and a comma belongs to the name, as in "Male speech, man speaking".
-    If none has, a comma without a space after it separates. A comma with a space may be either, and so may a `|` or the
-    commas and semicolons of Chinese and Japanese, so the list is refused. A list with both `[dog]` and `[dog, cat]` is
-    refused too, because `[dog]` may be a list of one or a name in brackets.
+    If none has, a comma without a space after it separates. These lists are refused, because a row has two readings:
+
+    - no row has a `;`, and one has a comma with a space, a `|`, or a separator of Chinese, Japanese or Arabic;
+    - no row has a `;`, and one has a `/`, `+` or `&` between the only labels of other rows: `dog/cat`;
+    - a row has `[dog]`, which may be a list of one, and another is a list in such brackets;
+    - a row has HTML such as `&amp;`, whose `;` is no separator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_archives: bool = False) -> None:
+        self._how = "separate labels by `;`, also behind a single name that has a comma (`Inside, small room;`)"
+        self._how_without_html = "write the characters that it stands for"
+        if in_archives:
+            self._how = self._how_without_html = "give the names of the classes with --labels FILE"
         self._place_of: dict[str, str] = {}
         self._names: set[str] = set()
         self._first_error = self._first_bad_list = ""
         """Position and error of the first value that cannot be read, and position of the first list in a text."""
+        self._first_list: dict[str, str] = {}
+        """Position and text of the first list that can be read, by its opening bracket."""
 
     def add(self, value: Any, place: str) -> None:
         """Record the labels of the row at `place`."""
@@ -152,9 +174,13 @@ class Separator:
                 text = _clean(value)
                 if text in self._place_of or text in _MISSING:
                     return
+                if text.startswith("="):  # a formula, which may have any separator
+                    self._first_error = self._first_error or f"{place}: {unknown_label_message(text)}"
+                    return
                 if _listed(text) is None:
                     self._place_of[text] = place
                     return
+                self._first_list.setdefault(text[0], f"{place}: {show(text)} is a list")
             self._names.update(cells_of(value, ()))
         except ClipError as err:  # the row is refused when it is read
             self._first_error = self._first_error or f"{place}: {err.message}"
@@ -165,35 +191,56 @@ class Separator:
         """Return the separator, and all labels found.
 
         Raises:
-            DataError: a comma may separate names or belong to one, or no row has labels that can be read.
+            DataError: a row has two readings, or no row has labels that can be read.
         """
         if self._first_error and not self._place_of and not self._names:
             raise DataError(f"{origin}, {self._first_error}")
-        for text, place in self._place_of.items():
-            if self._first_bad_list and _IN_BRACKETS.fullmatch(text):
-                raise DataError(
-                    f"{origin}, {place}: {show(text)} may be a list of one label or a name in brackets, as "
-                    f"{self._first_bad_list}"
-                )
+        self._refuse_first(origin, self._html_or_bracket)
         separator = ";" if any(";" in text for text in self._place_of) else ","
-        names = self._names.union(*(_split(text, separator) for text in self._place_of))
-        how = "separate labels by `;`, also behind a single name that has a comma (`Inside, small room;`)"
-        for text, place in self._place_of.items():
-            if separator == ",":
-                if either := _EITHER.search(text.rstrip(", ")):
-                    what = "comma" if either[0].startswith(",") else either[0]
-                    raise DataError(
-                        f"{origin}, {place}: the {what} in {show(text)} may separate two labels or belong to one; {how}"
-                    )
-                continue
-            for name in _split(text, separator):
-                parts = [part.strip() for part in _OTHER_SEPARATORS.split(name)]
-                if len(parts) > 1 and not names.isdisjoint(parts):
-                    raise DataError(
-                        f"{origin}, {place}: {show(name)} is one label, as other rows separate theirs by `;`, "
-                        f"but its parts are labels too; {how}"
-                    )
+        cells_of_text = {text: _split(text, separator) for text in self._place_of}
+        names = self._names.union(*cells_of_text.values())
+        if separator == ";":
+            self._refuse_first(origin, lambda text: self._parts_that_are_labels(cells_of_text[text], names))
+        else:
+            alone = {cells[0] for cells in cells_of_text.values() if len(cells) == 1 and cells[0]}
+            self._refuse_first(origin, lambda text: self._two_readings(text, alone))
         return separator, names
+
+    def _refuse_first(self, origin: str, problem_of: Callable[[str], str]) -> None:
+        for text, place in self._place_of.items():
+            if problem := problem_of(text):
+                raise DataError(f"{origin}, {place}: {problem}")
+
+    def _html_or_bracket(self, text: str) -> str:
+        if html := _HTML.search(text):
+            return f"labels contain HTML (`{html[0]}`), as in {show(text)}; {self._how_without_html}"
+        if _IN_BRACKETS.fullmatch(text) and (other := self._first_bad_list or self._first_list.get(text[0])):
+            return f"{show(text)} may be a list of one label or a name in brackets, as {other}"
+        return ""
+
+    def _two_readings(self, text: str, alone: set[str]) -> str:
+        """Why a text may be one label or several if a comma separates. `alone` are the only labels of their rows."""
+        if either := _EITHER.search(text.rstrip(", ")):
+            what = "comma" if either[0].startswith(",") else either[0]
+            return f"the {what} in {show(text)} may separate two labels or belong to one; {self._how}"
+        for name in _split(text, ","):
+            if (sign := _JOINING_SIGN.search(name)) and alone.issuperset(_JOINING_SIGN.split(name)):
+                return (
+                    f"the {sign[0].strip()} in {show(name)} may separate two labels or belong to one, as its parts are "
+                    f"the labels of other rows; {self._how}"
+                )
+        return ""
+
+    def _parts_that_are_labels(self, cells: list[str], names: set[str]) -> str:
+        """Why a label may be several if `;` separates."""
+        for name in cells:
+            parts = [part.strip() for part in _OTHER_SEPARATORS.split(name)]
+            if len(parts) > 1 and not names.isdisjoint(parts):
+                return (
+                    f"{show(name)} is one label, as other rows separate theirs by `;`, but its parts are labels too; "
+                    f"{self._how}"
+                )
+        return ""
 
 
 def suspicious_classes(names: Sequence[str]) -> list[str]:
@@ -206,6 +253,19 @@ def suspicious_classes(names: Sequence[str]) -> list[str]:
         if (other := seen.setdefault(key, name)) != name:
             pairs.append((other, name))
     lines = [f"{len(pairs)} pairs of classes differ only in case, spaces or signs: {show(pairs[0])}"] if pairs else []
+    all_names = set(names)
+    if joined := [(name, sign) for name in names if (sign := _sign_between(name, all_names))]:
+        name, sign = joined[0]
+        lines.append(
+            f"{len(joined):,} classes consist of the names of others, as {show(name)}; if the {sign} separates labels, "
+            "write `;` there"
+        )
+    if all(map(_IN_BRACKETS.fullmatch, names)):
+        lines.append(
+            f"all classes are in brackets, as {show(names[0])}; if these are lists of one, remove the brackets"
+        )
+    if of_html := next(filter(_HTML.search, names), None):
+        lines.append(f"the class {show(of_html)} contains HTML; take the labels from before that")
     if garbled := next(((name, meant) for name in names if (meant := _as_utf8(name)) != name), None):
         lines.append(
             f"the class {show(garbled[0])} is probably {show(garbled[1])}, whose UTF-8 was read as another encoding; "
@@ -216,6 +276,15 @@ def suspicious_classes(names: Sequence[str]) -> list[str]:
             f"there is a class {show(missing[0])}; if it stands for rows without a label, leave their labels empty"
         )
     return lines
+
+
+def _sign_between(name: str, names: set[str]) -> str:
+    """The sign between names of classes that together are `name`, as in `dog cat` or `dog/cat`; empty if it is none."""
+    for signs in (_ANY_SIGN, _SPACES):
+        parts = set(signs.split(name))
+        if len(parts) > 1 and parts <= names:
+            return signs.findall(name)[0].strip() or "space"
+    return ""
 
 
 def _as_utf8(name: str) -> str:

@@ -14,9 +14,10 @@ the media. It returns None if there is no such file, and raises a `ClipError` if
 
 A name may have a `Y` before the ID, and the file may be in any subfolder. START and END are written as `20.000`, `20`
 or `000020`, and END must be the section's own. Whole numbers further apart than the longest clip are milliseconds, as
-in `ID_20000_30000.wav`. For `ID.ext` the length decides, when the file is decoded: if it is no longer than the section,
-it is the section. If several files fit, an ID without the `Y` is preferred, then a file to an archive's member, then
-the first in the order of paths.
+in `ID_20000_30000.wav`. If no file fits otherwise, a START of 1000 or more is in milliseconds (`ID_20000.wav`). For
+`ID.ext` the length decides, when the file is decoded: if it is no longer than the section, it is the section. If
+several files fit, an ID without the `Y` is preferred, then a file to an archive's member, then the first in the order
+of paths.
 
 Files may be in tars, and in the `audio` column of Parquet files, as in Hugging Face data sets. The names of such a row
 are its `video_id`, the file name in `audio.path` and its `clip_id`. If it has a `start_s`, it contains only the
@@ -61,6 +62,7 @@ _MEDIA_NAME = re.compile(
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _TITLE = re.compile(r".+ \[([A-Za-z0-9_-]{11})\]", re.DOTALL)
 _FROM = re.compile(rf"(.+)_({_NUMBER})", re.DOTALL)
+_FROM_MS = re.compile(r"(.+)_([1-9][0-9]{3,})", re.DOTALL)
 _FROM_TO = re.compile(rf"(.+)[_-]({_NUMBER})[_-]({_NUMBER})", re.DOTALL)
 
 
@@ -130,6 +132,7 @@ class AudioFolder:
         self._begins = array("q")  # number of each archive's first member; the numbers of files come before
         # "ID_20.000" and "ID_20.000_30.000", however the file's name writes numbers
         self._cut: dict[str, int] = {}
+        self._cut_in_ms: dict[str, int] = {}
         self._whole: dict[str, int] = {}
         try:
             files = storage.list_files(storage.absolute(uri), recursive=True)
@@ -170,6 +173,8 @@ class AudioFolder:
             self._whole.setdefault(name, number)
         for section in _sections(name):
             self._cut.setdefault(section, number)
+        if match := _FROM_MS.fullmatch(name):
+            self._cut_in_ms.setdefault(f"{match[1]}_{int(match[2]) / 1000:.3f}", number)
 
     def __call__(self, video_id: str, start_s: float, end_s: float) -> Place | None:
         for name in (video_id, f"Y{video_id}"):
@@ -178,6 +183,9 @@ class AudioFolder:
                 return self._place(number, 0.0)
         if (number := self._whole.get(video_id, self._whole.get(f"Y{video_id}"))) is not None:
             return self._place(number, 0.0 if self.files_are_clips or not start_s else None)
+        cut = f"{video_id}_{start_s:.3f}"
+        if (number := self._cut_in_ms.get(cut, self._cut_in_ms.get(f"Y{cut}"))) is not None:
+            return self._place(number, 0.0)
         return None
 
     def under_other_names(self, video_ids: Collection[str]) -> str:

@@ -4,23 +4,24 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ast_core.errors import DataError, one_line
 from ast_core.labels import LabelVocabulary
-from ast_core.text_files import read_table
+from ast_core.text_files import column_name, read_table
 from pipeline import storage
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sources import archive_manifest
 from pipeline.prepare.sources.archive_manifest import Entry
 from pipeline.prepare.sources.archives import with_start
 from pipeline.prepare.sources.checks import (
+    VIDEO_ID,
     WEB,
     check_split,
     check_times,
-    check_video_id,
     checked_split,
     folder_of,
     media_in,
@@ -28,17 +29,19 @@ from pipeline.prepare.sources.checks import (
     seconds,
     show,
     value_of,
+    without_query,
 )
 from pipeline.prepare.sources.label_text import (
     Separator,
+    are_zeros_and_ones,
     cells_of,
     indices_as_labels,
-    is_one_hot,
     may_be_one_hot_of_two,
     may_name_a_class,
     suspicious_classes,
 )
 from pipeline.prepare.sources.rows import ClipList, Rows
+from pipeline.prepare.sources.split_names import split_or_fold_of
 from pipeline.prepare.sources.unread_columns import unread_column_lines
 from pipeline.prepare.sources.web_lists import fetched, read_text
 
@@ -66,28 +69,26 @@ def read_manifest(
     vocabulary, separator = vocabulary or own, None
     if vocabulary is None:
         indices = False
-        vocabulary, separator = _found(uri, entries())
+        vocabulary, separator = _found(uri, entries(), in_archives=bool(packed))
         notes += [f"{uri}: {line}" for line in suspicious_classes(vocabulary.names)]
-    rows, folder = Rows(vocabulary), folder_of(uri)
-    num_of_other_split = num_rows = num_of_two = 0
-    of_names, num_of_ignored = Counter[str | None](), Counter[str | None]()
+    rows, folder, remarks = Rows(vocabulary), folder_of(uri), _Remarks(uri, split)
+    num_rows = num_of_two = 0
+    widths = Counter[int]()
     for entry in map(_without_missing, entries()):
         row_split, cells, num_rows = default_split, list[str](), num_rows + 1
         name = str((entry.path or entry.url or entry.stem) if entry.clip_id is None else entry.clip_id)
         try:
             row_split = _split_of(entry, split, default_split)
-            if entry.split is None and not split:
-                of_names[entry.file_split] += 1
-            num_of_other_split += bool(split) and row_split != split
-            num_of_ignored[entry.ignored_split] += 1
+            entry = remarks.add(entry, row_split)
             cells = cells_of(entry.labels, rows.vocabulary.index_of, separator)
             if entry.lacking:
                 raise ClipError(Reason.MISSING_FILE, entry.lacking)
-            if indices and is_one_hot(cells):
-                raise DataError(
-                    f"{uri}, {entry.place}: labels are zeros and ones with a place for each class; write the names or "
-                    "the indices of the classes that are 1"
-                )
+            if indices and are_zeros_and_ones(cells):
+                widths[len(cells)] += 1
+                if len(cells) == len(vocabulary):
+                    raise DataError(
+                        f"{uri}, {entry.place}: labels are zeros and ones with a place for each class; {_WRITE_NAMES}"
+                    )
             num_of_two += entry.may_be_zeros_and_ones or (
                 indices and len(vocabulary) == 2 and may_be_one_hot_of_two(cells)
             )
@@ -103,7 +104,7 @@ def read_manifest(
             classes = rows.indices(cells)
             row = (name, row_split, entry.video_id, media, entry.member, media_start_s, start_s, end_s, classes)
             if entry.clip_id is None:
-                rows.keep_named(*row, path=entry.video_id or entry.inner_path)
+                rows.keep_named(*row, path=_named_by(entry))
             else:
                 rows.reserve(name, row_split)
                 rows.keep(*row)
@@ -112,25 +113,88 @@ def read_manifest(
     if num_rows == num_of_two > 1:
         raise DataError(
             f"all rows of {uri} have the labels 0 and 1 of two classes; if these are zeros and ones with a place for "
-            "each class, write the names or the indices of the classes that are 1"
+            f"each class, {_WRITE_NAMES}"
         )
-    if num_of_other_split:
-        notes.append(
-            f"{num_of_other_split:,} rows of {uri} have another split than {split}, and keep it: --split is for rows "
-            "without one"
+    if num_rows > 1 and num_rows in widths.values() and 2 not in widths:  # two may be one index twice
+        raise DataError(
+            f"the labels of all rows of {uri} are {widths.popitem()[0]} zeros and ones, but there are "
+            f"{len(vocabulary)} classes; if they have a place for each class, {_WRITE_NAMES}"
         )
-    if of_names.keys() - {None, "train"}:
-        texts = [f"{name or 'no split'} ({num:,})" for name, num in of_names.items()]
-        notes.append(f"splits by the names of archives or their folders, in rows: {', '.join(texts)}")
-    if ignored := {name: num for name, num in num_of_ignored.items() if name is not None}:
-        texts = [f"{name} ({num:,})" for name, num in ignored.items()]
-        notes.append(f"rows in folders of tars that may be splits, but not all audio is in such: {', '.join(texts)}")
-    return rows.done(uri, dict.fromkeys(notes))  # a list is read twice if its labels make the vocabulary
+    return rows.done(uri, dict.fromkeys([*notes, *remarks.lines()]))  # without a vocabulary a list is read twice
 
 
-def _found(uri: str, entries: Iterable[Entry]) -> tuple[LabelVocabulary, str]:
+_WRITE_NAMES = "write the names or the indices of the classes that are 1"
+
+
+class _Remarks:
+    """What the user should know about the rows of a manifest."""
+
+    def __init__(self, uri: str, split: str | None) -> None:
+        self.uri, self.split = uri, split
+        self.num_of_other_split = 0
+        self.of_archives, self.ignored = Counter[str | None](), Counter[str]()
+        """Rows by the split that the names of archives and folders give, or may give."""
+        self.of_paths = Counter[str]()
+        """Rows by the split that their path names, which is not read."""
+        self.num_of_one_key, self.of_one_key = 0, ""
+        self.num_without_video_id, self.no_video_id = 0, None
+        """How many keys and rows, and the first of them."""
+
+    def add(self, entry: Entry, split: str) -> Entry:
+        """Count a row. Return it without a `video_id` that is none."""
+        self.num_of_other_split += bool(self.split) and split != self.split
+        if entry.split is None and not self.split:
+            if entry.media is not None:
+                self.of_archives[entry.file_split] += 1
+            elif named := split_or_fold_of(str(entry.path or entry.url or "")):
+                self.of_paths[named] += 1
+            if entry.ignored_split is not None:
+                self.ignored[entry.ignored_split] += 1
+        if entry.of_one_key:
+            self.num_of_one_key += 1
+            self.of_one_key = self.of_one_key or entry.of_one_key
+        if entry.video_id is None or (isinstance(entry.video_id, str) and VIDEO_ID.fullmatch(entry.video_id)):
+            return entry
+        self.no_video_id = self.no_video_id if self.num_without_video_id else entry.video_id
+        self.num_without_video_id += 1
+        return entry._replace(video_id=None)
+
+    def lines(self) -> Iterator[str]:
+        if self.num_of_other_split:
+            yield (
+                f"{self.num_of_other_split:,} rows of {self.uri} have another split than {self.split}, and keep it: "
+                "--split is for rows without one"
+            )
+        if self.of_archives.keys() - {None, "train"}:
+            yield f"splits by the names of archives or their folders, in rows: {_counted(self.of_archives)}"
+        if self.ignored:
+            yield (
+                "splits by the names of folders are not used, because not all audio is in such a folder, or some is in "
+                f"two; in rows: {_counted(self.ignored)}"
+            )
+        if len(self.of_paths) > 1:
+            yield (
+                f"the paths of {self.uri} name splits ({_counted(self.of_paths)}) that are not read; add a column split"
+            )
+        if self.num_of_one_key:
+            yield (
+                f"{self.num_of_one_key:,} keys have several audio files ({self.of_one_key}); each is a clip, but video "
+                "next to sound is not read"
+            )
+        if self.num_without_video_id:
+            yield (
+                f"{self.num_without_video_id:,} rows of {self.uri} have a video_id that is not read, "
+                f"{show(self.no_video_id)} for one: it is not 1 to 64 of A-Za-z0-9_-"
+            )
+
+
+def _counted(splits: Counter[Any]) -> str:
+    return ", ".join(f"{split or 'no split'} ({num:,})" for split, num in splits.items())
+
+
+def _found(uri: str, entries: Iterable[Entry], *, in_archives: bool) -> tuple[LabelVocabulary, str]:
     """The vocabulary made from the labels found, and their separator."""
-    found, has_rows = Separator(), False
+    found, has_rows = Separator(in_archives=in_archives), False
     for entry in entries:
         has_rows = True
         if not entry.lacking:
@@ -157,8 +221,9 @@ def _split_of(entry: Entry, given: str | None, default: str) -> str:
 
 def _without_missing(entry: Entry) -> Entry:
     """A row whose texts without a value are None, whatever the list or its data frame wrote for them."""
-    clip_id, split, path, url = map(value_of, (entry.clip_id, entry.split, entry.path, entry.url))
-    return entry._replace(clip_id=clip_id, split=split, path=path, url=url)
+    texts = (entry.clip_id, entry.split, entry.path, entry.url, entry.video_id)
+    clip_id, split, path, url, video_id = map(value_of, texts)
+    return entry._replace(clip_id=clip_id, split=split, path=path, url=url, video_id=video_id)
 
 
 def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float | None]:
@@ -166,8 +231,6 @@ def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float | N
     the decoder notices whether the audio is longer, and so the recording.
     """
     if entry.media is not None:
-        if entry.video_id is not None:
-            check_video_id(entry.video_id)
         return entry.media, None if start_s > 0 and entry.end_s is not None else 0.0
     path, url = entry.path, entry.url
     if bool(path) == bool(url):
@@ -186,13 +249,23 @@ def _name_of(entry: Entry, media: str, start_s: float) -> str:
     return name if entry.start_s is None or not name else f"{name}_{start_s:.3f}"
 
 
+def _named_by(entry: Entry) -> str:
+    """The path that tells the row's clip from others of its name; "" for its media itself.
+
+    Rows with the same video id and start are copies of one section. Without a start, they are parts of one video.
+    """
+    if entry.video_id is None:
+        return entry.inner_path
+    return entry.video_id if entry.start_s is not None else f"{os.path.splitext(entry.inner_path)[0]}/{entry.video_id}"
+
+
 def _rows_of(uri: str, copy: str, notes: list[str]) -> Iterator[Entry]:
     """The rows of a list, which are read from its local copy."""
 
     def point_out(names: list[str]) -> None:
         notes.extend(unread_column_lines(uri, names, COLUMNS))
 
-    kind = os.path.splitext(uri)[1].lower()
+    kind = os.path.splitext(without_query(uri))[1].lower()
     if kind not in (".csv", ".tsv", ".parquet"):
         raise DataError(f"{uri} is not a manifest: give a .csv, .tsv, .parquet or .tar, or a folder of the last two")
     if kind == ".parquet":
@@ -223,7 +296,7 @@ def _of_parquet(uri: str, copy: str, on_header: Callable[[list[str]], None]) -> 
         fs, path = storage.resolve(copy)
         with pq.ParquetFile(fs.open_input_file(path)) as file:
             names = file.schema_arrow.names
-            lowered = [name.strip().lower() for name in names]
+            lowered = [column_name(name).lower() for name in names]
             if not _is_header(set(lowered)):
                 raise DataError(f"{uri} needs {NEEDS}; it has: {show(', '.join(names) or 'none')}")
             if twice := next((column for column in COLUMNS if lowered.count(column) > 1), None):

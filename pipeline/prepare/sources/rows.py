@@ -41,6 +41,8 @@ class ClipList:
     """Lines for the user about the list."""
     beyond: pa.Table = field(default_factory=CLIPS.empty_table)
     """`CLIPS` beyond --limit: not prepared now, but still listed, so that clips prepared earlier stay."""
+    missing_beyond: pa.Table = field(default_factory=FAILURES.empty_table)
+    """Rows of `refused` beyond --limit without a file in this folder, which an earlier run may have prepared."""
 
     @property
     def splits(self) -> list[str]:
@@ -57,12 +59,19 @@ class ClipList:
         if num_clips is None:
             return self
         is_first = _is_first(self.clips["split"], num_clips)
+        is_first_refused = _is_first(self.refused["split"], num_clips)
         return replace(
             self,
             clips=self.clips.filter(is_first),
-            refused=self.refused.filter(_is_first(self.refused["split"], num_clips)),
+            refused=self.refused.filter(is_first_refused),
             beyond=self.clips.filter(pc.invert(is_first)),
+            missing_beyond=without_file(self.refused.filter(pc.invert(is_first_refused))),
         )
+
+
+def without_file(refused: pa.Table) -> pa.Table:
+    """The refused rows whose only fault is that their file is missing. An earlier run may have had it elsewhere."""
+    return refused.filter(pc.equal(refused["reason"], str(Reason.MISSING_FILE)))
 
 
 def _is_first(splits: pa.ChunkedArray, num_rows: int) -> pa.Array:
@@ -121,20 +130,35 @@ class Rows:
             raise ClipError(Reason.BAD_ID, f"its folder {show(path)} has control characters, or is not UTF-8")
         self._clips.add((*row, path))
 
-    def refuse(self, name: str, split: str, err: ClipError, cells: Iterable[str], place: str = "") -> None:
-        """Add the row at `place` to the refused rows."""
+    def refuse(
+        self,
+        name: str,
+        split: str,
+        err: ClipError,
+        cells: Iterable[str],
+        place: str = "",
+        section: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """Add the row at `place` to the refused rows. `section` is its start and end, as far as they are known."""
         labels = tuple(sorted({self._index_of[cell] for cell in cells if cell in self._index_of})) or None
         self._any_known = self._any_known or labels is not None
         if err.reason is Reason.DUPLICATE:
             self._repeated.append((split, name, labels or (), place or show(name)))
         self._count(err.reason, f"{place or show(name)}: {err.message}")
-        self._refuse(name, split, err, labels)
+        self._refuse(name, split, err, labels, section)
 
     def _count(self, reason: Reason, what: str) -> None:
         self._num_refused[reason] += 1
         self._first_refused.setdefault(reason, what)
 
-    def _refuse(self, name: str, split: str, err: ClipError, labels: Iterable[int] | None) -> None:
+    def _refuse(
+        self,
+        name: str,
+        split: str,
+        err: ClipError,
+        labels: Iterable[int] | None,
+        section: tuple[float | None, float | None] = (None, None),
+    ) -> None:
         name = without_secrets(name)  # a refused row may be named by its URL
         safe_name = name if name.isprintable() else CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
         safe_name = safe_name.replace("\ufffd", "\\ufffd")
@@ -142,7 +166,7 @@ class Rows:
             safe_name = safe_name[: LONGEST_ID - 1] + "…"  # otherwise it could be the id of a valid clip
         message = CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", err.message)
         why = (err.reason.value, message, 1, err.reason.retry)
-        self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None, None))
+        self._refused.add((safe_name, split, "source", *why, in_words(), labels, None, None, None, *section))
 
     def done(self, origin: str, notes: Iterable[str] = ()) -> ClipList:
         """Return all rows.

@@ -28,6 +28,7 @@ def read_segments(
         num_of_four_fields += len(fields) == 4
         video_id, start, end, labels_text = (*fields, "", "", "")[:4]
         cells: list[str] = []
+        section: tuple[float | None, float | None] = (None, None)
         name = video_id or f"line {number}"
         try:
             cells = cells_of(labels_text.strip('",; '), known)
@@ -40,10 +41,11 @@ def read_segments(
             rows.reserve(name, split)
             if (found := locate(video_id, start_s, end_s)) is None:
                 missing.add(video_id)
+                section = (start_s, end_s)  # an earlier run may have prepared it from another folder
                 raise ClipError(Reason.MISSING_FILE, f"no file for {video_id} from {start_s:g} s to {end_s:g} s")
             rows.keep(name, split, video_id, *found, start_s, end_s, labels)
         except ClipError as err:
-            rows.refuse(name, split, err, cells, f"line {number}")
+            rows.refuse(name, split, err, cells, f"line {number}", section)
     if not num_of_four_fields:
         raise DataError(f'{uri} has no line of the form `YTID, start, end, "mid,mid"`; give an AudioSet segment list')
     if isinstance(locate, AudioFolder):

@@ -22,6 +22,7 @@ from pipeline.prepare.output.shards import WriteShards
 from pipeline.prepare.output.split_state import load_split
 from pipeline.prepare.sources.archives import row_member
 from tests import fakes
+from tests.s3 import S3Server
 
 PETS = LabelVocabulary(("/m/dog", "/m/cat"), ("Dog", "Cat, meowing"))
 
@@ -203,6 +204,18 @@ def test_a_crash_while_duplicates_are_removed_loses_nothing(tmp_path: Path, monk
     assert sorted(clip_id for clip_ids in files_of(tmp_path).values() for clip_id in clip_ids) == list("abc")
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_file_that_is_the_rest_of_another_one_loses_no_audio(seed: int, tmp_path: Path):
+    """As after a crash between writing the rest and deleting the whole. The seeds give other orders of the names."""
+    store, ids = store_at(tmp_path), [f"{seed}-{name}" for name in "abc"]
+    for names in (ids[:2], ids, ids[2:]):
+        store.write("train", dataset.name_of(pa.chunked_array([names])), keep_audio(decoded(*names)))
+    store.remove_duplicates(
+        "train", pa.table({"clip_id": pa.array([], pa.string()), "shard": pa.array([], pa.string())})
+    )
+    assert sorted(clip_id for clip_ids in files_of(tmp_path).values() for clip_id in clip_ids) == ids
+
+
 def test_a_store_with_other_labels_or_other_files_is_refused(tmp_path: Path):
     other = AudioStore(str(tmp_path / "store"), LabelVocabulary.from_names(["dog"]))
     other.reserve()  # a first run that stored nothing
@@ -218,13 +231,68 @@ def test_a_store_with_other_labels_or_other_files_is_refused(tmp_path: Path):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+def none_prepared() -> pa.ChunkedArray:
+    return pa.chunked_array([[]], pa.string())
+
+
+def asked(*names: str, **columns: object) -> pa.Table:
+    """Rows of CLIPS as those of `decoded`, or with other values."""
+    usual = {"media": "m", "video_id": "v", "start_s": 2.0, "end_s": 3.0, "labels": [1]}
+    return fakes.clips(*({"clip_id": name} | usual | columns for name in names))
+
+
 def test_clips_prepared_without_stored_audio_are_reported_at_once(tmp_path: Path):
     store = store_at(tmp_path)
     store.write("train", "ab", keep_audio(decoded("a", "b")))
-    store.check_contains("train", pa.chunked_array([["a", "b"]]))
-    store.check_contains("other", pa.chunked_array([[]], pa.string()))
+    store.check_clips("train", pa.chunked_array([["a", "b"]]), asked("e"))
+    store.check_clips("other", none_prepared(), asked())
     with pytest.raises(DataError, match="2 clips of split 'train' are prepared and their audio is not in"):
-        store.check_contains("train", pa.chunked_array([["a", "c", "d"]]))
+        store.check_clips("train", pa.chunked_array([["a", "c", "d"]]), asked())
+
+
+def test_audio_of_other_files_or_sections_under_the_same_ids_is_refused(tmp_path: Path):
+    store = store_at(tmp_path)
+    store.write("train", "ab", keep_audio(decoded("a", "b")))
+    store.write("train", "c", keep_audio(decoded("c")))
+    store.check_clips("train", none_prepared(), asked("a", "b", "c", "d"))  # as in a run that continues
+    store.check_clips("other", none_prepared(), asked("a", video_id="w"))
+    for other in ({"video_id": "w"}, {"video_id": None}, {"start_s": 1.5}, {"end_s": 2.9}):
+        with pytest.raises(
+            DataError, match=r"audio of other files or sections under the ids of 2 clips of split 'train', [bc] for one"
+        ):
+            store.check_clips("train", none_prepared(), asked("x", "b", "c", **other))
+
+
+def test_a_store_still_knows_where_its_clips_are_from_without_duplicates(tmp_path: Path):
+    store = store_at(tmp_path)
+    for names in (("a", "b"), ("b", "c")):
+        store.write("train", "".join(names), keep_audio(decoded(*names)))
+    store.remove_duplicates("train", pa.table({"clip_id": ["b"], "shard": ["ab.parquet"]}))
+    assert sorted(files_of(tmp_path).values()) == [["a", "b"], ["c"]]
+    with pytest.raises(DataError, match="under the ids of 1 clips of split 'train', c for one"):
+        store.check_clips("train", none_prepared(), asked("c", video_id="w"))
+
+
+def test_a_store_of_an_earlier_version_knows_only_sections(tmp_path: Path):
+    store = store_at(tmp_path)
+    store.write("train", "a", keep_audio(decoded("a")))
+    file = tmp_path / "train" / "audio" / "a.parquet"
+    table = pq.read_table(file)
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"origins"}
+    pq.write_table(table.replace_schema_metadata(metadata), file)
+    store.check_clips("train", none_prepared(), asked("a", video_id="w"))
+    with pytest.raises(DataError, match="audio of other files or sections"):
+        store.check_clips("train", none_prepared(), asked("a", start_s=1.5))
+
+
+def test_a_store_is_the_output_however_the_folder_is_spelled(s3: S3Server, tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    store = AudioStore(str(tmp_path), PETS)
+    assert store.is_at(f"{tmp_path}/link/x/..")
+    assert store.is_at(f"file://{tmp_path}/")
+    assert not store.is_at(f"{tmp_path}/kept")
+    assert AudioStore(s3.uri("kept"), PETS).is_at(f"{s3.uri('kept')}/")
+    assert not AudioStore(s3.uri("kept"), PETS).is_at(s3.uri("other"))
 
 
 def test_the_store_may_be_the_output_folder_itself(tmp_path: Path):

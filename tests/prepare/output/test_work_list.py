@@ -1,12 +1,14 @@
 """A work list belongs to one run."""
 
 import os
+import socket
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from ast_core.errors import DataError
 from pipeline import dataset, storage
 from pipeline.prepare.output import work_list as module
 from pipeline.prepare.output.work_list import read_chunks, work_list, work_lists_dir, write_chunks
@@ -72,3 +74,24 @@ def test_on_a_local_disk_lists_of_earlier_runs_are_deleted_at_once(tmp_path: Pat
     write_chunks(f"{work_lists_dir(output)}/killed", clips("a"), 16)
     with work_list(output) as folder:
         assert os.listdir(work_lists_dir(output)) == [Path(folder).name]
+
+
+def test_a_node_that_does_not_see_the_list_is_named(tmp_path: Path):
+    with work_list(str(tmp_path)) as folder:
+        (chunk,) = write_chunks(folder, clips("a"), 16)
+        os.unlink(chunk["uri"])
+        with pytest.raises(DataError, match=f"the node {socket.gethostname()} does not see {chunk['uri']}; give"):
+            names_read([chunk])
+
+
+def test_a_list_that_another_job_deletes_at_once_ends_no_other_list(s3: S3Server, monkeypatch: pytest.MonkeyPatch):
+    output = s3.uri("deleted-lists")
+    write_chunks(f"{work_lists_dir(output)}/other", clips("a"), 16)
+    listed = storage.modified_s_below
+
+    def without_own(folder: str) -> dict[str, float]:
+        return {name: modified_s for name, modified_s in listed(folder).items() if name == "other"}
+
+    monkeypatch.setattr(storage, "modified_s_below", without_own)
+    with work_list(output):
+        assert storage.list_files(f"{work_lists_dir(output)}/other")

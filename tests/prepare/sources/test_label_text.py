@@ -85,11 +85,34 @@ def test_case_10_names_with_brackets_and_quotes_stay_names(text: str):
     assert may_name_a_class(text)
 
 
-@pytest.mark.parametrize("labels", [["[dog]", "[cat, rain]"], ["{cat,rain}", "{dog}"], ["(dog,cat)", "(dog)"]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["[dog]", "[cat, rain]"], ["{cat,rain}", "{dog}"], ["(dog,cat)", "(dog)"],
+        ["{Dog}", '{"Male speech, man speaking"}'], ['["a, b"]', "[dog]"], ["{}", "{Dog}"],
+    ],
+)  # fmt: skip
 def test_case_10_a_bracketed_name_with_a_bracketed_list_is_refused(tmp_path: Path, labels: list[str]):
     """PostgreSQL writes arrays without quotes: the list of one would become a class of its own."""
     with pytest.raises(DataError, match=r"m\.csv, line \d: .* may be a list of one label or a name in brackets"):
         read_manifest(manifest(tmp_path, labels))
+
+
+def test_classes_that_are_all_in_brackets_are_pointed_out(tmp_path: Path):
+    (note,) = read_manifest(manifest(tmp_path, ["{Dog}", "{Cat}"])).notes
+    assert note.endswith("all classes are in brackets, as '{Cat}'; if these are lists of one, remove the brackets")
+    assert read_manifest(manifest(tmp_path, ["[laughter]", "Dog", "{'Cat'}"])).notes == ()
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_repeated_index_is_not_a_place_for_each_class(tmp_path: Path, name: str):
+    ten = LabelVocabulary.from_names("abcdefghij")
+    labels = [[0, 0], [3], [1, 0, 1]]
+    uri = manifest(tmp_path, [str(row) for row in labels] if name == "m.csv" else labels, name)
+    assert labels_of(read_manifest(uri, vocabulary=ten)) == [["a"], ["d"], ["a", "b"]]
+    assert labels_of(read_manifest(manifest(tmp_path, ["[0, 0]", "[1, 1]"]), vocabulary=ten)) == [["a"], ["b"]]
+    with pytest.raises(DataError, match=r"all rows of .* are 3 zeros and ones, but there are 10 classes"):
+        read_manifest(manifest(tmp_path, ["[0, 0, 1]", "[1, 0, 0]"]), vocabulary=ten)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +155,63 @@ def test_case_12_other_separators_are_refused_with_the_line(tmp_path: Path, text
     assert read_manifest(manifest(tmp_path, ["Bird", f"{text};"])).vocabulary.names == ("Bird", text)
     with pytest.raises(DataError, match="its parts are labels too"):
         read_manifest(manifest(tmp_path, ["Bird;Dog;犬", text]))
+
+
+@pytest.mark.parametrize("sign", [*"،؛｜・", ";|", "،،"])
+def test_separators_of_any_script_are_refused_with_the_line(tmp_path: Path, sign: str):
+    with pytest.raises(DataError, match=r"m\.csv, line 3: "):
+        read_manifest(manifest(tmp_path, ["Dog", f"Dog{sign}Cat", "Cat"]))
+
+
+@pytest.mark.parametrize(("text", "sign"), [("dog/cat", "/"), ("dog + rock music", "+"), ("bird,dog & cat", "&")])
+def test_a_sign_between_the_only_labels_of_other_rows_is_refused(tmp_path: Path, text: str, sign: str):
+    labels = ["dog", "cat", "rock music", text]
+    with pytest.raises(DataError, match=rf"m\.csv, line 5: the {re.escape(sign)} in 'dog.*may separate two labels"):
+        read_manifest(manifest(tmp_path, labels))
+    out = read_manifest(manifest(tmp_path, [*labels[:3], f"{text};"]))  # says that it is one name
+    assert text in out.vocabulary.names
+    assert bool(out.notes) == (sign != "&")  # bird is no class
+
+
+@pytest.mark.parametrize("names", [["Pop/Rock", "Pop"], ["C++", "C"], ["R&B", "A/C", "Drum & bass"], ["bass,R/B", "R"]])
+def test_signs_that_belong_to_names_are_read(tmp_path: Path, names: list[str]):
+    out = read_manifest(manifest(tmp_path, names))
+    assert set(out.vocabulary.names) == set(",".join(names).split(","))
+    assert out.notes == ()
+
+
+def test_classes_that_consist_of_other_classes_are_pointed_out(tmp_path: Path):
+    out = read_manifest(manifest(tmp_path, ["rucwar", "sthwoo1", "rucwar sthwoo1", "dog bark"]))
+    assert out.vocabulary.names == ("dog bark", "rucwar", "rucwar sthwoo1", "sthwoo1")
+    assert out.notes == (
+        f"{tmp_path}/m.csv: 1 classes consist of the names of others, as 'rucwar sthwoo1'; if the space separates "
+        "labels, write `;` there",
+    )
+
+
+@pytest.mark.parametrize("text", ["3 17", "0 1 0", "1.0 2.0", "0\t1"])
+def test_numbers_with_spaces_between_are_no_class(tmp_path: Path, text: str):
+    out = read_manifest(manifest(tmp_path, ["dog", text]))
+    assert out.vocabulary.names == ("dog",)
+    assert out.refused["reason"].to_pylist() == ["unknown_label"]
+    assert may_name_a_class("8 bit music")
+
+
+@pytest.mark.parametrize("text", ["Drum &amp; bass", "B&eacute;b&#233;", "It&#x27;s raining"])
+def test_html_in_labels_is_refused_with_the_line(tmp_path: Path, text: str):
+    """The `;` of an entity would separate, and decide what commas mean in all rows."""
+    entity = re.escape(re.search("&[^;]+;", text)[0])
+    with pytest.raises(DataError, match=rf"m\.csv, line 3: labels contain HTML \(`{entity}`\)"):
+        read_manifest(manifest(tmp_path, ["Dog,Cat", text]))
+    known = LabelVocabulary.from_names(["Dog", "Cat", text])
+    assert labels_of(read_manifest(manifest(tmp_path, ["Dog,Cat", text]), vocabulary=known)) == [["Dog", "Cat"], [text]]
+    (note,) = read_manifest(manifest(tmp_path, [["Dog"], [text]], "m.parquet")).notes
+    assert "contains HTML" in note
+    assert read_manifest(manifest(tmp_path, ["R&B;Soul", "Rock&Roll;"])).vocabulary.names == (
+        "R&B",
+        "Rock&Roll",
+        "Soul",
+    )
 
 
 def test_case_12_two_separators_in_one_list_are_refused_with_the_line(tmp_path: Path):
@@ -222,6 +302,21 @@ def test_case_9_spreadsheet_errors_are_not_classes_ids_or_splits(tmp_path: Path)
     assert (out.clips["clip_id"].to_pylist(), out.vocabulary.names) == (["a", "f"], ("cat", "dog"))
     assert out.refused["clip_id"].to_pylist() == ["b", "1.23E+05", "d", "e", "g"]
     assert out.refused["reason"].to_pylist() == ["unknown_label", "bad_id", "bad_id", "bad_id", "unknown_label"]
+
+
+@pytest.mark.parametrize("text", ["=B2", "=VLOOKUP(A2,B:C,2,FALSE)", "=SVERWEIS(A2;B:C;2)", "#I/T", "#YOK"])
+def test_formulas_are_neither_classes_nor_ids_and_do_not_separate(tmp_path: Path, text: str):
+    rows = [("x.wav", "Inside,Dog", "a"), ("x.wav", text, "b"), ("x.wav", "Dog", text), (text, "Dog", "d")]
+    pd.DataFrame(rows, columns=["path", "labels", "clip_id"]).to_csv(tmp_path / "m.csv", index=False)
+    out = read_manifest(str(tmp_path / "m.csv"))
+    assert (out.clips["clip_id"].to_pylist(), out.vocabulary.names) == (["a"], ("Dog", "Inside"))
+    assert out.refused["reason"].to_pylist() == ["unknown_label", "bad_id", "bad_id"]
+    assert "is what a spreadsheet writes in place of a text" in out.refused["message"][0].as_py()
+
+
+def test_a_list_of_formulas_alone_is_refused_for_the_first(tmp_path: Path):
+    with pytest.raises(DataError, match=r"m\.csv, line 2: '=B2' is what a spreadsheet writes in place of a text"):
+        read_manifest(manifest(tmp_path, ["=B2", "=B3"]))
 
 
 def test_case_29_a_data_files_labels_may_be_a_list(tmp_path: Path):

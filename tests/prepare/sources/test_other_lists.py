@@ -384,7 +384,10 @@ def test_folders_called_as_splits_beside_other_audio_are_pointed_out(tmp_path: P
     names = ("train/a", "test/b", "test/c", "intro")
     members = {f"{name}.{kind}": held for name in names for kind, held in (("wav", audio), ("cls", b"dog"))}
     out = read_manifest(fakes.write_tar(tmp_path / "w.tar", members))
-    line = "rows in folders of tars that may be splits, but not all audio is in such: train (1), test (2)"
+    line = (
+        "splits by the names of folders are not used, because not all audio is in such a folder, or some is in two; in "
+        "rows: train (1), test (2)"
+    )
     assert (set(out.clips["split"].to_pylist()), out.notes) == ({"train"}, (line,))
 
 
@@ -445,3 +448,189 @@ def test_splits_that_are_one_number_are_pointed_out(tmp_path: Path):
     assert [line for line in out.notes if "spelling" in line] == [
         f"the splits '1' and '1.0' of {tmp_path}/m.csv differ only in spelling"
     ]
+
+
+def splits_by_name(out: ClipList) -> dict[str, str]:
+    return dict(zip(out.clips["clip_id"].to_pylist(), out.clips["split"].to_pylist(), strict=True))
+
+
+def tar_with(folder: Path, *names: str, name: str = "a.tar") -> str:
+    """A tar with audio of these names, each with a class."""
+    members = {f"{of}.{kind}": held for of in names for kind, held in (("wav", b"x"), ("cls", b"dog"))}
+    return fakes.write_tar(folder / name, members)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["train/dog", "train/train", "test/dog", "test/train"],
+        ["x/train/dog", "x/test/dog", "x/test/train_horn/more"],
+        ["test/train", "train/train"],  # one class, so its folders do not tell the clips apart
+        ["test_train/train/test_tone", "test_train/test/test_tone"],
+    ],
+)
+def test_a_class_called_as_a_split_does_not_decide_the_split(tmp_path: Path, folders: list[str]):
+    out = read_manifest(tar_with(tmp_path, *(f"{folder}/{i}" for i, folder in enumerate(folders))))
+    depth = next(i for i in range(3) if all(folder.split("/")[i] in ("train", "test") for folder in folders))
+    assert splits_by_name(out) == {str(i): folder.split("/")[depth] for i, folder in enumerate(folders)}
+
+
+@pytest.mark.parametrize("names", [["test/train/1"], ["test/train/1", "x/y/test/2"]])
+def test_folders_that_give_two_splits_are_pointed_out_and_not_used(tmp_path: Path, names: list[str]):
+    out = read_manifest(tar_with(tmp_path, *names))
+    assert set(splits_by_name(out).values()) == {"train"}
+    assert any(line.startswith("splits by the names of folders are not used") for line in out.notes)
+    assert any("test or train (1)" in line for line in out.notes)
+    assert read_manifest(f"{tmp_path}/a.tar", split="eval").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("archives", "split_of"),
+    [
+        (["train/dog", "train/train", "test/dog", "test/train"], ["train", "train", "test", "test"]),
+        (["train/train_horn/0", "test/train_horn/0", "test/dog/more/0"], ["train", "test", "test"]),
+        (["training/train_0", "validation/val_0"], ["train", "val"]),
+        (["dev/train", "dev/val", "eval/test"], ["train", "val", "test"]),
+        (["test/train"], ["train"]),
+        (["test/train-00000-of-00001"], ["train"]),
+    ],
+)
+def test_the_folders_of_archives_at_one_depth_decide_the_split(
+    tmp_path: Path, archives: list[str], split_of: list[str]
+):
+    for number, archive in enumerate(archives):
+        if "-of-" in archive:
+            (tmp_path / archive).parent.mkdir(parents=True)
+            audio = [{"bytes": b"x", "path": f"{number}.wav"}]
+            pq.write_table(pa.table({"audio": audio, "labels": [["dog"]]}), tmp_path / f"{archive}.parquet")
+        else:
+            tar_with(tmp_path, str(number), name=f"{archive}.tar")
+    out = read_manifest(str(tmp_path))
+    assert splits_by_name(out) == {str(number): split for number, split in enumerate(split_of)}
+    assert any("test or train (1)" in line for line in out.notes) == (archives == ["test/train"])
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_splits_in_the_paths_of_a_list_are_pointed_out(tmp_path: Path, name: str):
+    def notes_of(*paths: str, **columns: str) -> tuple[str, ...]:
+        frame = pd.DataFrame({"path": paths, "labels": "dog"} | columns)
+        frame.to_parquet(tmp_path / name) if name.endswith("parquet") else frame.to_csv(tmp_path / name, index=False)
+        return read_manifest(str(tmp_path / name)).notes
+
+    line = f"the paths of {tmp_path}/{name} name splits ({{}}) that are not read; add a column split"
+    assert notes_of("train/dog/a.wav", "test/dog/b.wav") == (line.format("train (1), test (1)"),)
+    assert notes_of("/data/fold1/a.wav", "/data/fold10/b.wav", "c.wav") == (line.format("fold1 (1), fold10 (1)"),)
+    assert notes_of("in\\val\\a.wav", "in\\eval\\b.wav") == (line.format("val (1), eval (1)"),)
+    assert notes_of("train/dog/a.wav", "test/dog/b.wav", split="all") == ()
+    assert notes_of("/test/train/a.wav", "/test/bus/b.wav") == (line.format("train (1), test (1)"),)
+    assert notes_of("train/a.wav", "bus/b.wav") == notes_of("/test/a.wav", "/test/b.wav") == ()
+    assert read_manifest(str(tmp_path / name), split="eval").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "clips"),
+    [
+        (["k.mp4", "k.wav"], ["k"]),
+        (["k.video.mp4", "k.audio.wav"], ["k.audio"]),
+        (["k.flac", "k.wav"], ["k.flac", "k.wav"]),
+        (["k.mp4", "k.webm"], ["k.mp4", "k.webm"]),
+    ],
+)
+def test_several_audio_files_of_a_key_are_pointed_out(tmp_path: Path, names: list[str], clips: list[str]):
+    members: dict[str, bytes | dict[str, object]] = dict.fromkeys((*names, "l.mp4"), b"x")
+    members |= {"k.json": {"label": "dog"}, "l.json": {"label": "dog"}}
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members))
+    assert list(named(out)) == [*clips, "l"]
+    line = f"1 keys have several audio files ({', '.join(names)}); each is a clip, but video next to sound is not read"
+    assert out.notes == (line,)
+
+
+def with_audio(path: Path, rows: list[dict[str, object]]) -> str:
+    audio = [{"bytes": b"x", "path": f"s{i}.wav"} for i in range(len(rows))]
+    pq.write_table(pa.table({"audio": audio} | {name: [row[name] for row in rows] for name in rows[0]}), path)
+    return str(path)
+
+
+def test_clips_of_one_video_without_start_are_several_clips(tmp_path: Path):
+    rows = [{"label": "dog", "video_id": video_id} for video_id in ("P01_01", "P01_01", "P02_07")]
+    out = read_manifest(with_audio(tmp_path / "a.parquet", rows))
+    assert out.clips["clip_id"].to_pylist() == ["s0/P01_01", "s1/P01_01", "P02_07"]
+    assert (out.clips["video_id"].to_pylist(), len(out.refused)) == (["P01_01", "P01_01", "P02_07"], 0)
+    sections = [{"label": "dog", "video_id": "P01_01", "start_s": start_s} for start_s in (3.0, 3.0, 4.0)]
+    out = read_manifest(with_audio(tmp_path / "b.parquet", sections))
+    assert out.clips["clip_id"].to_pylist() == ["P01_01_3.000", "P01_01_4.000"]
+    assert out.refused["reason"].to_pylist() == ["duplicate"]
+
+
+@pytest.mark.parametrize("video_ids", [[5, 6], ["a.b", "a.b"], ["a/b c", "\n"], [["x"], []]])
+def test_video_ids_of_other_kinds_are_left_out_with_a_line(tmp_path: Path, video_ids: list[object]):
+    uri = with_audio(tmp_path / "a.parquet", [{"label": "dog", "video_id": video_id} for video_id in video_ids])
+    out = read_manifest(uri)
+    assert (out.clips["clip_id"].to_pylist(), out.clips["video_id"].to_pylist()) == (["s0", "s1"], [None, None])
+    (line,) = out.notes
+    assert line.startswith(f"2 rows of {uri} have a video_id that is not read, {video_ids[0]!r} for one")
+
+
+def test_a_video_id_without_a_value_is_none(tmp_path: Path):
+    out = read_manifest(with_audio(tmp_path / "a.parquet", [{"label": "dog", "video_id": v} for v in ("", "None")]))
+    assert (out.clips["clip_id"].to_pylist(), out.notes) == (["s0", "s1"], ())
+
+
+def test_a_cls_file_has_one_class_commas_and_all(tmp_path: Path):
+    classes = {"0": b"Male speech, man speaking", "1": b"Dog\n", "2": b"Rain;storm", "3": b"['a', 'b']"}
+    members = {
+        f"{key}.{kind}": held for key, label in classes.items() for kind, held in (("wav", b"x"), ("cls", label))
+    }
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members))
+    assert named(out) == {"0": ["Male speech, man speaking"], "1": ["Dog"], "2": ["Rain;storm"], "3": ["a", "b"]}
+
+
+@pytest.mark.parametrize("label", ["Male speech, man speaking", "Drum &amp; bass"])
+def test_labels_of_archives_with_two_readings_name_the_labels_file(tmp_path: Path, label: str):
+    uri = with_audio(tmp_path / "a.parquet", [{"label": "Dog"}, {"label": label}])
+    with pytest.raises(DataError, match=r"row 2 of a\.parquet: .*; give the names of the classes with --labels FILE$"):
+        read_manifest(uri)
+    out = read_manifest(uri, vocabulary=LabelVocabulary.from_names(["Dog", label]))
+    assert named(out) == {"s0": ["Dog"], "s1": [label]}
+
+
+def test_a_repeated_index_of_a_class_label_is_that_class(tmp_path: Path):
+    names = [f"class {i}" for i in range(10)]
+    features = datasets.Features(
+        {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+        | {"labels": datasets.Sequence(datasets.ClassLabel(names=names))}
+    )
+    rows = [{"audio": {"bytes": b"x", "path": f"{i}.wav"}, "labels": labels} for i, labels in enumerate(([0, 0], [3]))]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    assert named(read_manifest(str(tmp_path / "a.parquet"))) == {"0": ["class 0"], "1": ["class 3"]}
+
+
+def test_copies_that_file_managers_made_are_no_speech_commands(tmp_path: Path):
+    names = ["bed/0a7c2a8d_nohash_0.wav", "cat/0a7c2a8d_nohash_0.wav", "cat/mine.wav"]
+    copies = ["bed/0a7c2a8d_nohash_0 (1).wav", "bed/0a7c2a8d_nohash_0 - Copy.wav", "bed/Copy of 0a7c2a8d_nohash_0.wav"]
+    folders = ["bed 2", "bed (2)", "bed - Kopie", "bed copy", "big bed"]
+    for name in (*names, *copies, *(f"{folder}/0a7c2a8d_nohash_0.wav" for folder in folders)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "testing_list.txt").write_text("bed/0a7c2a8d_nohash_0.wav\ncat/mine.wav\n")
+    (tmp_path / "validation_list.txt").write_text("")
+    out = read_speechcommands(str(tmp_path))
+    assert splits_by_name(out) == {
+        "bed/0a7c2a8d_nohash_0": "test",
+        "big bed/0a7c2a8d_nohash_0": "train",
+        "cat/0a7c2a8d_nohash_0": "train",
+        "cat/mine": "test",
+    }
+    assert any(
+        line.startswith(f"3 audio files of {tmp_path} are not read, 'bed/0a7c2a8d_nohash_0 (1)") for line in out.notes
+    )
+    for folder in folders[:4]:
+        assert f"{tmp_path}/{folder} is not read: it is a copy of bed, by its name" in out.notes
+
+
+def test_a_listed_file_that_is_missing_takes_no_clips_id(tmp_path: Path):
+    (tmp_path / "bed").mkdir()
+    (tmp_path / "bed" / "a_nohash_0.wav").touch()
+    (tmp_path / "validation_list.txt").write_text("")
+    (tmp_path / "testing_list.txt").write_text('bed/a_nohash_0.wav\nbed/a_nohash_0.wa"v\n')
+    assert splits_by_name(read_speechcommands(str(tmp_path))) == {"bed/a_nohash_0": "test"}

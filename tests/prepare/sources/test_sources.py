@@ -431,7 +431,7 @@ def test_speech_commands_are_split_by_their_lists_and_noise_is_left_out(tmp_path
 def test_speech_commands_without_lists_or_words_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"validation_list\.txt"):
         read_speechcommands(touch(tmp_path, "yes/a.wav"))
-    with pytest.raises(DataError, match=r"WORD/\*\.wav"):
+    with pytest.raises(DataError, match=r"WORD/HASH_nohash_N\.wav"):
         read_speechcommands(touch(tmp_path / "x", "validation_list.txt", "testing_list.txt"))
 
 
@@ -745,8 +745,6 @@ HOSTILE = [
     ({"labels": [["Dog"]]}, Reason.UNKNOWN_LABEL),
     ({"labels": [7, "Dog"]}, Reason.UNKNOWN_LABEL),
     ({"labels": ["Dog"], "clip_id": "a\nb"}, Reason.BAD_ID),
-    ({"labels": ["Dog"], "video_id": "../../x"}, Reason.BAD_ID),
-    ({"labels": ["Dog"], "video_id": 5}, Reason.BAD_ID),
     ({"labels": ["Dog"], "split": "../up"}, Reason.BAD_ID),
     ({"labels": ["Dog"], "start_s": [1]}, Reason.BAD_TIME),
     ({"labels": ["Dog"], "start_s": "NaN"}, Reason.BAD_TIME),

@@ -119,6 +119,12 @@ def test_a_manifest_from_the_web_is_requested_once_per_run(web):
     assert len(web.asked) == 1
 
 
+def test_a_manifest_from_the_web_may_have_a_query(web):
+    web.pages["/in/m.csv?download=1&of=a/b.zip"] = b"path,labels\nx.wav,dog\n"
+    out = read_manifest(f"{web.url}/in/m.csv?download=1&of=a/b.zip")
+    assert out.clips["media"].to_pylist() == [f"{web.url}/in/x.wav"]
+
+
 def test_an_official_name_is_fetched_and_names_the_split(web, monkeypatch):
     monkeypatch.setitem(OFFICIAL_LISTS, "eval", f"{web.url}/eval_segments.csv")
     web.pages["/eval_segments.csv"] = (HEADER + GOOD + "\n").encode()
