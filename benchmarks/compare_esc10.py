@@ -77,7 +77,7 @@ def main() -> int:
         recipes = [write_recipe(out / "recipes" / f"{name}.yaml", MODELS[name]) for name in args.models]
         compare = ["--recipes", *recipes, "--data", str(out / "data"), *(TUNE if args.tune else REPORT)]
         compare += ["--seed", str(args.seed), "--seeds", str(args.seeds)]
-        compare += ["--num-workers", args.num_workers, "--cpus-per-worker", "1"]
+        compare += ["--num-workers", args.num_workers, "--cpus-per-worker", "1", "--device", "cpu"]
         run("compare.py", *compare, "--output", str(comparison))
         print(table(json.loads((comparison / "comparison.json").read_text())))
         print(f"\n{time.monotonic() - began_s:.0f} s in all; page: {comparison / 'comparison.html'}")

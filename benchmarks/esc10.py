@@ -50,7 +50,7 @@ def main() -> int:
 def train(fold: str, out: Path, seed: int) -> float:
     others = [f"fold{i}" for i in range(1, 6) if f"fold{i}" != fold]
     splits = ["--train-splits", *others, "--eval-splits", fold]
-    where = ["--data", str(out / "data"), "--output", str(out / fold), "--num-workers", "2"]
+    where = ["--data", str(out / "data"), "--output", str(out / fold), "--num-workers", "2", "--device", "cpu"]
     return run("train.py", "--recipe", "esc10", *where, *splits, *SETTINGS, "--seed", str(seed))
 
 

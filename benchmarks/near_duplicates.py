@@ -83,7 +83,7 @@ def train(esc10: Path, out: Path) -> str:
     (out / "talnet.yaml").write_text(json.dumps(COMMON | MODELS["talnet"]))
     run("prepare_audioset.py", "--esc50", str(esc10), "--output", str(out / "data"), "--features", "small64")
     splits = ["--train-splits", "fold1", "fold2", "fold3", "fold4", "--eval-splits", "fold5"]
-    where = ["--data", str(out / "data"), "--output", str(out / "run"), "--num-workers", "2"]
+    where = ["--data", str(out / "data"), "--output", str(out / "run"), "--num-workers", "2", "--device", "cpu"]
     run("train.py", "--recipe", str(out / "talnet.yaml"), *splits, *where)
     return str(out / "run" / "averaged")
 

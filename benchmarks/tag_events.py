@@ -119,7 +119,8 @@ def train(out: Path, seed: int, esc10: Path | None) -> None:
         "--features",
         "small64",
     )
-    run("train.py", "--recipe", str(out / "recipe.yaml"), *data, "--output", str(out / "run"), "--num-workers", "2")
+    workers = ["--num-workers", "2", "--device", "cpu"]
+    run("train.py", "--recipe", str(out / "recipe.yaml"), *data, "--output", str(out / "run"), *workers)
 
 
 def write_known(out: Path, seed: int, esc10: Path | None, minutes: float) -> Path:

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--cpus-per-worker",
         type=int,
         metavar="N",
-        help=f"CPUs of each worker (default: an equal share of all, at most {CPUS_WITH_GPU} with a GPU)",
+        help=f"CPUs of each worker (default: the most with which all fit, at most {CPUS_WITH_GPU} with a GPU)",
     )
     parser.add_argument(
         "--max-failures",

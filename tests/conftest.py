@@ -104,6 +104,7 @@ def local_ray(s3: S3Server, own_folders: OwnFolders) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=2,
+            num_gpus=0,  # tests of two workers run on CPUs, whatever the machine has
             include_dashboard=False,  # it would be half of Ray's processes
             _temp_dir=temp_dir,
             log_to_driver=False,

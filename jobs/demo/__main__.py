@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"   {video_id} is {fault}")
 
     data = str(out / "data")
-    common = ["--data", data, "--train-splits", "train", "--eval-splits", "eval", "--num-workers", "2"]
-    common += ["--seed", str(args.seed)]
+    common = ["--data", data, "--train-splits", "train", "--eval-splits", "eval"]
+    common += ["--num-workers", "2", "--device", "cpu", "--seed", str(args.seed)]
     with ray_session(args.address, args.num_cpus):
         with serve(dataset.media_dir) as base_url:
             print("\n2. Fetching the sections with yt-dlp and preparing them on Ray")

@@ -68,7 +68,8 @@ def _train(claimed: Sequence[tuple[PlannedRun, fit.ClaimedRun]], held: Mapping[s
     for number, (run, one) in enumerate(claimed, start=1):
         print(f"\n[{number} of {len(claimed)}] {run.title}", flush=True)
         if run.model in failures:
-            print("not trained: another run of this model failed", flush=True)
+            state = "not compared" if one.is_finished else "not trained"
+            print(f"{state}: another run of this model failed", flush=True)
             continue
         try:
             fit.train_run(one, held)

@@ -53,8 +53,7 @@ def model_costs(uri: str, settings: TrainSettings) -> dict[str, Any]:
 def task_resources(settings: TrainSettings) -> tuple[bool, int]:
     """Whether the task has a GPU, and its CPUs: those of a worker of the training, for which the cluster had room.
 
-    If it asked for more, Ray could wait for them without end: for 4 CPUs beside the GPU of a machine that has 2, or for
-    a CPU that the job's own entry point holds.
+    If it asked for more, Ray could wait for them without end: for 4 CPUs beside the GPU of a machine that has 2.
     """
     use_gpu, cpus, _ = worker_resources(
         num_workers=settings.num_workers,

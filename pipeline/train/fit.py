@@ -122,6 +122,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
     identity = RunIdentity.of(config, data, data_uri=dataset.uri, init_from=init_from, num_workers=settings.num_workers)
     make_model = partial(_initial_model, recipe, dataset.labels, None if settings.init_from is None else start)
     take_over = run_folder.reserve_folder(run, identity, config, make_model)
+    lines += [] if take_over else run_folder.changed_features_lines(run, identity)
     whose = "the data set's own" if recipe.norm_stats == "data" else "the recipe's"
     about = (
         f"{len(clips['train']):,} clips to train on, {len(clips['eval']):,} to evaluate on, "

@@ -57,7 +57,7 @@ def worker_resources(
             f"with --device cpu that all train on CPUs{wait}"
         )
     use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
-    cpus = cpus_per_worker or _share_of_cpus(nodes, most + async_validation, use_gpu, is_local)
+    cpus = cpus_per_worker or _share_of_cpus(nodes, most + async_validation, use_gpu)
     num_tasks, room = least + async_validation, _room(nodes, cpus, use_gpu)
     if room >= num_tasks:
         return use_gpu, cpus, []
@@ -77,10 +77,13 @@ def _room(nodes: Sequence[Node], cpus: int, use_gpu: bool) -> int:
     return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if use_gpu else math.inf)) for node in nodes)
 
 
-def _share_of_cpus(nodes: Sequence[Node], num_tasks: int, use_gpu: bool, is_local: bool) -> int:
-    """CPUs of a worker if the command does not say: the most with which all of them fit, and 1 if they never do."""
+def _share_of_cpus(nodes: Sequence[Node], num_tasks: int, use_gpu: bool) -> int:
+    """CPUs of a worker if the command does not say: the most with which all of them fit, and 1 if they never do.
+
+    If there are fewer GPUs than workers, those fit for which there is a GPU. Others wait for more machines like these.
+    """
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    if use_gpu and not is_local and num_gpus < num_tasks:  # nodes that join later bring CPUs too
+    if use_gpu and num_gpus == 0:  # nodes that join later bring CPUs too
         return CPUS_WITH_GPU
     most = CPUS_WITH_GPU if use_gpu else int(max((node.get("CPU", 0) for node in nodes), default=1))
     wanted = min(num_tasks, num_gpus) if use_gpu else num_tasks

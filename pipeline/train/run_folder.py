@@ -20,6 +20,7 @@ from pipeline.locks import exclusive
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders
+from pipeline.train.data_identity import changed_content, has_other_sound
 from pipeline.train.evaluation.epoch_results import REMEDY
 from pipeline.train.metrics_files import has_records
 from pipeline.versions import tool_versions
@@ -106,6 +107,16 @@ def check_reservation(run: str, identity: RunIdentity) -> None:
     _check_same_run(run, _read(run) or {}, identity)
 
 
+def changed_features_lines(run: str, identity: RunIdentity) -> list[str]:
+    """A warning if features of the same sound were stored again since RUN began."""
+    if not changed_content(_read(run) or {}, identity.data):
+        return []
+    return [
+        f"warning: the data set was prepared again since {run} began, and its features are not equal to the bit: "
+        "another kind of CPU or decoder made them, or a few recordings are others now"
+    ]
+
+
 def recorded_start_norm(run: str, model: str) -> Norm | None:
     """The norm of the model that RUN started from, if that model is `model`. The model itself may be gone by now."""
     recorded = _read(run) or {}
@@ -190,16 +201,19 @@ def _check_same_run(run: str, recorded: dict[str, Any], identity: RunIdentity) -
     compared = {"init_from": None} | dict(identity.settings) | of_clips
     if differences := _differences({key: _with_old_defaults(recorded).get(key) for key in compared}, compared):
         raise ConfigError(f"{run} holds another run ({'; '.join(differences[:3])}); give another --output")
-    order, content = identity.data["clip_order"], identity.data["content"]
+    order = identity.data["clip_order"]
     if recorded.get("clip_order", order) != order:  # earlier versions recorded only the order of the splits
         raise ConfigError(
             f"{run} was begun on these clips in another order: the data set was prepared again; give another --output"
         )
-    began_with = recorded.get("content", {})  # earlier versions recorded none
-    if any(began_with.get(key, now) != now for key, now in content.items()):
+    changed = changed_content(recorded, identity.data)
+    if "labels" in changed:
         raise ConfigError(
-            f"{run} was begun on other sound of these clips, or other labels: the data set was prepared again; give "
-            "another --output"
+            f"{run} was begun with other labels.csv: the data set was prepared again; give another --output"
+        )
+    if changed and has_other_sound(recorded, identity.data):
+        raise ConfigError(
+            f"{run} was begun on other sound of these clips: the data set was prepared again; give another --output"
         )
 
 

@@ -34,5 +34,5 @@ def test_fewer_vectors_than_asked_for_leave_places_empty():
 def test_without_faiss_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     nearest.check_installed()
     monkeypatch.setattr(nearest, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"needs FAISS, which is not installed; pip install 'ast-ray\[search\]'$"):
+    with pytest.raises(ConfigError, match=r"needs FAISS, which is not installed; .* pip install -e '\.\[search\]'$"):
         nearest.check_installed()

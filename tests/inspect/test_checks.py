@@ -443,9 +443,19 @@ def test_one_clip_in_training_and_evaluation_is_serious(patient: Patient):
 @pytest.mark.parametrize(("column", "kind"), [("clip_id", "clip_id"), ("video_id", "video")])
 def test_a_clip_or_a_video_in_two_splits_is_found_by_its_id(patient: Patient, column: str, kind: str):
     theirs = patient.splits["balanced_train"][column].to_pylist()
+    patient.official.clear()
+    if column == "clip_id":  # which names a video in the other split
+        patient.change("eval", "video_id", lambda i, value: None if i == 3 else value)
     patient.change("eval", column, lambda i, value: theirs[8] if i == 3 else value)
     finding = of(patient.examined(), "leakage", "balanced_train + eval")
     assert (finding.severity, finding.figures[f"by_{kind}"]) == ("serious", 1)
+
+
+def test_an_id_of_two_videos_with_different_sound_is_a_note(patient: Patient):
+    for split in patient.splits:
+        patient.change(split, "clip_id", lambda i, value: "001" if i == 3 else value)
+    finding = of(patient.examined(), "leakage", "balanced_train + eval")
+    assert (finding.severity, finding.figures["by_clip_id"]) == ("note", 0)
 
 
 def test_an_id_in_two_splits_with_different_sound_is_a_note_unless_it_names_a_video(patient: Patient):

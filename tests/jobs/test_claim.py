@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import ConfigError, DataError
+from ast_core.labels import LabelVocabulary
 from ast_core.models.ast import ASTModel
 from ast_core.recipe import Recipe
 from jobs.train import claim, main, read_settings, session
@@ -97,10 +98,30 @@ def test_data_prepared_again_from_other_sound_are_refused(split: str, tmp_path: 
     claim(argv(data, run))
     log_a_step(run)
     index = pq.read_table(dataset.index_file(data, split))
+    place = index.column_names.index("fbank_hash")
     hashes = pa.array([1, *index["fbank_hash"].to_pylist()[1:]], pa.int64())
-    dataset.write_table(dataset.index_file(data, split), index.set_column(6, index.schema.field(6), hashes))
+    dataset.write_table(dataset.index_file(data, split), index.set_column(place, index.schema.field(place), hashes))
     record_again(data)
-    with pytest.raises(ConfigError, match="was begun on other sound of these clips, or other labels: the data set was"):
+    warning = f"warning: the data set was prepared again since {run} began, and its features are not equal to the bit"
+    assert any(line.startswith(warning) for line in claim(argv(data, run)).about)
+
+    info = dataset.read_info(data)
+    assert info is not None
+    info["splits"][split]["norm"]["mean"] += 0.01
+    dataset.write_info(data, {key: value for key, value in info.items() if key != "sha256"})
+    with pytest.raises(ConfigError, match="was begun on other sound of these clips: the data set was prepared again"):
+        claim(argv(data, run))
+
+
+def test_data_prepared_again_with_other_names_of_classes_are_refused(tmp_path: Path):
+    data, run = str(tmp_path / "data"), tmp_path / "run"
+    for names in ("abcd", "abdc"):
+        shutil.rmtree(data, ignore_errors=True)
+        fakes.write_data(data, splits=[("train", 12), ("eval", 12)], labels=LabelVocabulary.from_names(list(names)))
+        if names == "abcd":
+            claim(argv(data, run))
+            log_a_step(run)
+    with pytest.raises(ConfigError, match=r"was begun with other labels\.csv: the data set was prepared again; give"):
         claim(argv(data, run))
 
 
@@ -287,8 +308,8 @@ def test_relative_cache_dir_is_absolute_and_refused_in_a_submitted_job(
         (8, 4, "--num-workers 3 --async-validation", (True, 2)),
         (2, 1, "--num-workers 1:4", (True, 2)),
         (8, 0, "--num-workers 2", (False, 4)),
-        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 4)),  # a cluster that has not scaled up yet
-        (0, 0, "--num-workers 2 --device cuda --address auto", (True, 4)),
+        (2, 1, "--num-workers 8 --device cuda --address auto", (True, 2)),  # seven more machines may join
+        (0, 0, "--num-workers 2 --device cuda --address auto", (True, 4)),  # a cluster that has not scaled up yet
         (16, 8, "--num-workers 8 --address auto", (True, 2)),
     ],
 )

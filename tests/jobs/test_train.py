@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -44,6 +44,7 @@ from pipeline.train import async_validation as async_validation
 from pipeline.train import checkpoints, fit, worker
 from pipeline.train.checkpoints import upload_prefix
 from pipeline.train.data.feed import layout
+from pipeline.train.data_identity import check_unchanged, data_identity
 from pipeline.train.evaluation.scores import read_scores
 from pipeline.train.fit import _fit, _resources, choose_norm
 from pipeline.train.worker import out_of_memory
@@ -630,6 +631,18 @@ def test_data_prepared_again_while_a_run_trains_end_it(tmp_path: Path, monkeypat
         main(linear(data, tmp_path / "run"))
     with pytest.raises(DataError, match=refusal):
         async_validation._evaluate_up_to(jobs[0], 1, 1.0, {})
+
+
+def test_hashes_that_a_preparation_adds_to_old_data_do_not_end_a_run(tone_data: str):
+    data = PreparedDataset.open(tone_data)
+    splits = {"train": ["train"], "eval": ["eval"]}
+    clips = {what: data.clips(of) for what, of in splits.items()}
+    without = {what: replace(of, fbank_hash=None) for what, of in clips.items()}  # as in schema version 2
+    check_unchanged(data_identity(data, splits, without), data, splits, clips)
+    with pytest.raises(DataError, match="was prepared again while this run trains on it"):
+        check_unchanged(
+            data_identity(data, splits, clips), data, splits, {"train": clips["eval"], "eval": clips["eval"]}
+        )
 
 
 def test_other_recipe_in_the_folder_of_a_run_is_refused(two_workers: Path, tone_data: str):

@@ -41,6 +41,10 @@ def test_a_worker_with_a_gpu_takes_cpus_of_the_machine_of_its_gpu():
     assert resources(nodes, 2) == (True, 2, [])
     assert resources([*nodes, {"CPU": 32, "GPU": 4}], 6) == (True, 2, [])
     assert resources([{"CPU": 2, "GPU": 1}], 1, is_local=True) == (True, 2, [])
+    assert resources([{"CPU": 2, "GPU": 1}] * 2, (1, 4)) == (True, 2, [])
+    use_gpu, number, [line] = resources([{"CPU": 4, "GPU": 2}], 2, async_validation=True)
+    assert (use_gpu, number) == (True, 2)
+    assert "2 workers and asynchronous validation take 2 CPUs and a GPU each, the cluster has room for 2 now" in line
 
 
 def test_workers_that_no_machine_has_room_for_are_announced():

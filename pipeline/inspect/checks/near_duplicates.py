@@ -21,6 +21,7 @@ from pipeline.embeddings.nearest import Nearest, unit_vectors
 from pipeline.embeddings.stored import StoredEmbeddings
 from pipeline.inspect import explanations
 from pipeline.inspect.checks.check import A_FEW, finding, grade, role, some
+from pipeline.inspect.checks.repeats import video_ids
 from pipeline.inspect.dataset_summary import DatasetSummary, SplitSummary
 from pipeline.inspect.findings import Finding
 from pipeline.inspect.same_sound import log_mel_correlation, read_fbank
@@ -100,7 +101,7 @@ def _candidates(
     similarity_QK, clip_QK = nearest.found()
     of_first, k = np.nonzero((similarity_QK >= CANDIDATE) & (clip_QK >= 0))
     of_second, similarity = clip_QK[of_first, k], similarity_QK[of_first, k]
-    is_other = _is_other_sound(first.clips.take(of_first), second.clips.take(of_second))
+    is_other = _is_other_sound(_with_videos(first).take(of_first), _with_videos(second).take(of_second))
     order = np.flatnonzero(is_other)[np.argsort(-similarity[is_other], kind="stable")]
     pairs = zip(of_first[order].tolist(), of_second[order].tolist(), strict=True)
     return list(dict.fromkeys(pairs))  # a clip may be near by several of its windows
@@ -115,7 +116,7 @@ def _found(
     pairs: Pairs,
 ) -> Finding:
     best: dict[int, tuple[float, int]] = {}
-    compared = sorted(pairs[:MAX_COMPARED])  # the pairs of a clip one after the other, so that it is read once
+    compared = sorted(pairs[:MAX_COMPARED])  # the pairs of a clip one after the other, while it is in the cache
     for (a, b), alike in zip(compared, _correlations(summary, first, second, compared), strict=True):
         if alike >= SAME:
             best[a] = max(best.get(a, (0.0, 0)), (alike, b))
@@ -174,9 +175,13 @@ def _mean(embeddings: StoredEmbeddings) -> np.ndarray:
     return (total / number).astype(np.float32)
 
 
+def _with_videos(split: SplitSummary) -> pa.Table:
+    return split.clips.set_column(split.clips.column_names.index("video_id"), "video_id", video_ids(split))
+
+
 def _is_other_sound(clips: pa.Table, others: pa.Table) -> np.ndarray:
     """For each pair, whether `check_leakage` does not report it. Silent clips are left out."""
-    names_a_video = pc.or_(pc.is_valid(clips["video_id"]), pc.is_valid(others["video_id"]))
+    names_a_video = pc.xor(pc.is_valid(clips["video_id"]), pc.is_valid(others["video_id"]))
     same = pc.or_(
         pc.equal(clips["fbank_hash"], others["fbank_hash"]),
         pc.or_(

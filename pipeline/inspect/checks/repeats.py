@@ -44,7 +44,7 @@ def check_leakage(summary: DatasetSummary) -> Iterator[Finding]:
     for one, two in combinations(summary.splits, 2):
         shared = {
             "audio": (_sound_hashes(one), _sound_hashes(two)),
-            "video": (_video_ids(one), _video_ids(two)),
+            "video": (video_ids(one), video_ids(two)),
         }
         found = {kind: (_is_in(first, second), _is_in(second, first)) for kind, (first, second) in shared.items()}
         found["clip_id"] = _is_same_clip(one, two), _is_same_clip(two, one)
@@ -84,10 +84,13 @@ def _ids(split: SplitSummary, is_wanted: np.ndarray) -> list[str]:
 
 
 def _is_same_clip(split: SplitSummary, other: SplitSummary) -> np.ndarray:
-    """For each clip, whether `other` has its id for the same recording: the sound is equal, or the id names a video."""
+    """For each clip, whether `other` has its id for the same recording: the sound is equal, or the id names a video.
+
+    It does if the video is known in one of the splits. If it is known in both, the video itself is compared.
+    """
     at = pc.index_in(split.clips["clip_id"], value_set=other.clips["clip_id"].combine_chunks())
-    has_equal_sound = pc.fill_null(pc.equal(split.clips["fbank_hash"], other.clips["fbank_hash"].take(at)), False)
-    names_a_video = pc.or_(pc.is_valid(_video_ids(split)), pc.is_valid(_video_ids(other).take(at)))
+    has_equal_sound = pc.fill_null(pc.equal(_sound_hashes(split), _sound_hashes(other).take(at)), False)
+    names_a_video = pc.xor(pc.is_valid(video_ids(split)), pc.is_valid(video_ids(other).take(at)))
     is_same: np.ndarray = pc.and_(pc.is_valid(at), pc.or_(has_equal_sound, names_a_video)).to_numpy()
     return is_same
 
@@ -97,7 +100,7 @@ def _is_in(ids: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
     return pc.is_in(ids, value_set=others.combine_chunks().drop_null()).to_numpy()
 
 
-def _video_ids(split: SplitSummary) -> pa.ChunkedArray:
+def video_ids(split: SplitSummary) -> pa.ChunkedArray:
     """The video id of each clip, from the official list if the shards have none."""
     if split.official is None:
         return split.clips["video_id"]

@@ -94,6 +94,6 @@ def test_missing_onnx_packages_are_refused_with_what_to_install(
     tmp_path: Path, model: ASTModel, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"\({name}\).*pip install 'ast-ray\[export\]'"):
+    with pytest.raises(ConfigError, match=rf"\({name}\).*pip install -e '\.\[export\]'"):
         save_onnx(tmp_path / "new.onnx", model, CONFIG)
     assert list(tmp_path.iterdir()) == []
