@@ -153,7 +153,7 @@ def read_table(
     places = {column: lowered.index(column) for column in columns if column in lowered}
     width = 1 + max(i for i, name in enumerate(lowered) if name and not UNNAMED.fullmatch(name))
     # A comma in labels without quotes moves the cells behind them. If those are empty, only the row's length shows it.
-    can_move = "labels" in places and places["labels"] < width - 1
+    can_move = separator != "\t" and "labels" in places and places["labels"] < width - 1
     of_first_row: tuple[int, int] | None = None  # its line, and by how many cells it is longer than the header
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=separator != "\t"
@@ -185,8 +185,8 @@ def read_table(
             if can_move and excess != of_first_row[1]:
                 longer = begins if excess > of_first_row[1] else of_first_row[0]
                 raise DataError(
-                    f"{origin}, line {longer} has more fields than other rows; quote the labels, or remove the "
-                    "separators at its end"
+                    f"{origin}, line {longer} has more fields than other rows; remove the separators at its end, or "
+                    "quote the labels if they have a separator"
                 )
             yield begins, {column: _value(row[i]) if i < len(row) else "" for column, i in places.items()}
     except csv.Error as err:

@@ -108,30 +108,46 @@ def _locked_folder(doing: str, folder: str) -> Iterator[bool]:
     finally:
         with suppress(OSError):
             os.unlink(file)
-            os.rmdir(os.path.dirname(file))
         os.close(handle)
+        with suppress(OSError):  # a client of NFS keeps an unlinked file in its folder until it is closed
+            os.rmdir(os.path.dirname(file))
 
 
 def _opened_and_locked(file: str, doing: str) -> int | None:
     """The handle of a new or existing file with a lock; None if another process has the lock."""
+    folder = os.path.dirname(file)
     while True:
-        os.makedirs(os.path.dirname(file), exist_ok=True)
         try:
+            os.makedirs(folder, exist_ok=True)
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # a job that ends has removed the folder
             continue
-        is_locked = _flock(handle, doing)
-        if is_locked and _is_still(file, handle):
-            return handle
+        except FileExistsError:  # the same, while `makedirs` looked at it
+            if os.path.lexists(folder) and not os.path.isdir(folder):
+                raise
+            continue
+        try:
+            is_locked = _flock(handle, doing)
+            if is_locked and _is_still(file, handle):
+                return handle
+        except OSError as err:
+            os.close(handle)
+            if err.errno != errno.ESTALE:  # on NFS: the file was removed
+                raise
+            continue
         os.close(handle)
         if not is_locked:
             return None
 
 
 def _is_still(file: str, handle: int) -> bool:
-    """Whether the open file is still the one of this name. The job that had its lock may have removed it."""
+    """Whether the open file is still the one of this name. The job that had its lock may have removed it.
+
+    The name is opened, because a client of NFS then asks the server, and need not for `stat`.
+    """
     try:
-        return os.path.samestat(os.fstat(handle), os.stat(file))
+        with open(file, "rb") as again:
+            return os.path.samestat(os.fstat(handle), os.fstat(again.fileno()))
     except FileNotFoundError:
         return False
 

@@ -41,7 +41,7 @@ UNFINISHED = ".tmp"
 """Suffix of a file that is being written on disk. If a crash left one, it may be deleted."""
 
 LOCKS = "_lock"
-"""Folder in an output on object storage with the locks of running jobs (`pipeline.lease`)."""
+"""Folder in an output with the locks of running jobs (`pipeline.locks`)."""
 
 _UNFINISHED_FILE = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}$")
 

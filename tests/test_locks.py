@@ -4,8 +4,8 @@ import errno
 import fcntl
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -62,11 +62,16 @@ def test_one_of_many_that_come_and_go_at_once_has_the_lock(tmp_path: Path):
     def come_and_go(number: int) -> int:
         had = 0
         while had < 50:
-            with suppress(DataError), exclusive("prepare", str(tmp_path)):
-                inside.append(number)
-                assert inside == [number]
-                inside.remove(number)
-                had += 1
+            try:
+                with exclusive("prepare", str(tmp_path)):
+                    inside.append(number)
+                    time.sleep(0.001)  # lets another thread in
+                    assert inside == [number]
+                    inside.remove(number)
+                    had += 1
+            except DataError as err:
+                if "another job is preparing" not in str(err):
+                    raise
         return had
 
     with ThreadPoolExecutor(4) as pool:

@@ -153,7 +153,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
         states = {split: _clean_up(settings, split) for split in splits}
         remaining = _find_remaining(listed, states, settings)
         if store is not None:
-            _check_store(store, listed, states, remaining)
+            _check_store(store, listed, states, remaining, say)
         known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
         del states
         for line in filter(None, [remaining.line(), *remaining.notes]):
@@ -223,12 +223,19 @@ def _reserved(listed: ClipList, settings: PrepareSettings, say: Callable[[str], 
         yield store
 
 
-def _check_store(store: AudioStore, listed: ClipList, states: dict[str, SplitState], remaining: RemainingWork) -> None:
+def _check_store(
+    store: AudioStore,
+    listed: ClipList,
+    states: dict[str, SplitState],
+    remaining: RemainingWork,
+    say: Callable[[str], None],
+) -> None:
     for split, state in states.items():
         prepared = state.prepared["clip_id"]
         is_listed = pc.is_in(prepared, value_set=listed_in(listed, split).may_stay)
         new = remaining.clips.filter(pc.equal(remaining.clips["split"], split))
-        store.check_clips(split, prepared.filter(is_listed), new)
+        for line in store.check_clips(split, prepared.filter(is_listed), new):
+            say(line)
 
 
 def _clean_up(settings: PrepareSettings, split: str) -> SplitState:

@@ -100,7 +100,7 @@ def test_an_invalid_table_is_refused_with_the_line(text: str, message: str):
     ],
 )
 def test_labels_moved_into_empty_cells_are_refused(text: str, line: int):
-    with pytest.raises(DataError, match=f"m.csv, line {line} has more fields than other rows; quote the labels"):
+    with pytest.raises(DataError, match=f"m.csv, line {line} has more fields than other rows; remove the separators"):
         rows(text)
 
 

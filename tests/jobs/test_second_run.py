@@ -441,7 +441,7 @@ def kept(folder: Folder) -> dict[str, bytes]:
     return {row.clip_id: row.audio["bytes"] for table in read for row in table.itertuples()}
 
 
-def test_audio_of_equal_names_in_another_folder_does_not_replace_kept_audio(local_ray: None, folder: Folder):
+def test_audio_of_equal_names_in_another_folder_is_replaced_with_a_warning(local_ray: None, folder: Folder):
     store = ("--keep-audio", str(folder.path / "kept"))
     for part, names in (("one", "12"), ("two", "23")):
         (folder.path / part).mkdir()
@@ -449,16 +449,18 @@ def test_audio_of_equal_names_in_another_folder_does_not_replace_kept_audio(loca
         rows = "".join(f"{name}.wav,x\n" for name in names)
         (folder.path / part / "list.csv").write_text(f"path,labels\n{rows}")
     folder.run_with("--manifest", str(folder.path / "one" / "list.csv"), *store)
-    before, folder.data = kept(folder), folder.path / "data2"
-    printed = folder.run_with("--manifest", str(folder.path / "two" / "list.csv"), *store, status=2)
+    before, folder.data = kept(folder), folder.path / "data2"  # the same clips again, for example for other features
+    printed = folder.run_with("--manifest", str(folder.path / "one" / "list.csv"), *store)
+    assert "keeps audio of other files" not in printed
+    assert kept(folder) == before
+    folder.data = folder.path / "data3"
+    printed = folder.run_with("--manifest", str(folder.path / "two" / "list.csv"), *store)
     assert (
-        f"error: {folder.path}/kept keeps audio of other files or sections under the ids of 1 clips of split 'train', "
-        "2 for one; give another --keep-audio" in printed
+        f"warning: {folder.path}/kept keeps audio of other files or URLs under the ids of 1 clips of split 'train', 2 "
+        "for one, which is replaced; if it is that of another data set, give another --keep-audio" in printed
     )
-    assert kept(folder) == before
-    folder.data = folder.path / "data3"  # the same clips again, for example for other features
-    folder.run_with("--manifest", str(folder.path / "one" / "list.csv"), *store)
-    assert kept(folder) == before
+    assert kept(folder)["1"] == before["1"]
+    assert kept(folder)["2"] != before["2"]
 
 
 def test_one_job_at_a_time_writes_to_an_audio_store(local_ray: None, folder: Folder):

@@ -32,7 +32,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, parquet, storage
 from pipeline.prepare.clip import WAVEFORM
 from pipeline.prepare.output.origins import ORIGIN, source_hashes, to_metadata, with_origins
-from pipeline.prepare.output.same_clips import is_other_section
+from pipeline.prepare.output.same_clips import ROWS_AT_ONCE, is_other_section
 from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.own_outputs import has_clips
 
@@ -170,16 +170,19 @@ class AudioStore:
         """Whether `uri` is this folder, however it is spelled."""
         return _spelled_out(self.uri) == _spelled_out(uri)
 
-    def check_clips(self, split: str, prepared: pa.ChunkedArray, new: pa.Table) -> None:
+    def check_clips(self, split: str, prepared: pa.ChunkedArray, new: pa.Table) -> list[str]:
         """Refuse a store that does not fit the clips of a split.
 
         Args:
             prepared: ids of prepared clips. If their audio is missing in the store, it would never be added.
-            new: rows of CLIPS to prepare. If the store has audio of other files or sections under their ids, theirs
-                would replace it.
+            new: rows of CLIPS to prepare. If the store has audio under their ids, theirs replaces it: that of other
+                sections is refused. Other files may be the same ones in another folder.
+
+        Returns:
+            Lines for the user on audio of other files.
         """
         if not len(prepared) + len(new):
-            return
+            return []
         files = list(self._clip_ids(split))
         stored = pa.chunked_array([clip_ids for _, clip_ids in files], pa.string())
         lost = pc.sum(pc.invert(pc.is_in(prepared, value_set=stored.combine_chunks()))).as_py()
@@ -189,7 +192,7 @@ class AudioStore:
                 "give another --output, or leave out --keep-audio"
             )
         if not len(new) or not files:
-            return
+            return []
         new_ids = new["clip_id"].combine_chunks()
         file_of = np.repeat(np.arange(len(files)), [len(clip_ids) for _, clip_ids in files])
         again = np.unique(file_of[pc.is_in(stored, value_set=new_ids).to_numpy()])
@@ -197,13 +200,22 @@ class AudioStore:
         known = pa.concat_tables([_ORIGINS.empty_table(), *archives.ahead(_origins_of, uris)])
         known = known.filter(pc.is_in(known["clip_id"], value_set=new_ids))
         asked = new.take(pc.index_in(known["clip_id"], value_set=new_ids))
-        is_other = pc.fill_null(pc.not_equal(known["source_hash"], source_hashes(asked)), False).to_numpy()
-        is_other = is_other | is_other_section(known, asked)
+        is_other = is_other_section(known, asked)
         if is_other.any():
             raise DataError(
-                f"{self.uri} keeps audio of other files or sections under the ids of {is_other.sum()} clips of split "
-                f"{split!r}, {known['clip_id'][int(np.argmax(is_other))]} for one; give another --keep-audio"
+                f"{self.uri} keeps audio of other sections under the ids of {is_other.sum()} clips of split {split!r}, "
+                f"{known['clip_id'][int(np.argmax(is_other))]} for one; give another --keep-audio"
             )
+        pieces = [asked.slice(begin, ROWS_AT_ONCE) for begin in range(0, len(asked), ROWS_AT_ONCE)]
+        now = pa.chunked_array(map(source_hashes, pieces), pa.int64())
+        is_other = pc.fill_null(pc.not_equal(known["source_hash"], now), False).to_numpy()
+        if not is_other.any():
+            return []
+        return [
+            f"warning: {self.uri} keeps audio of other files or URLs under the ids of {is_other.sum():,} clips of "
+            f"split {split!r}, {known['clip_id'][int(np.argmax(is_other))]} for one, which is replaced; if it is that "
+            "of another data set, give another --keep-audio"
+        ]
 
     def write(self, split: str, name: str, rows: pa.Table) -> None:
         """Write prepared clips of one split to the file `name`."""

@@ -70,9 +70,11 @@ class Entry(NamedTuple):
     file_split: str | None = None
     may_be_zeros_and_ones: bool = False
     """Its labels were 0 and 1 of two classes."""
+    num_zeros_and_ones: int = 0
+    """How many zeros and ones its labels were, if they were nothing else and not as many as there are classes."""
     lacking: str = ""
     """What a row without audio lacks."""
-    ignored_split: str | None = None
+    possible_splits: tuple[str, ...] = ()
     """What its folders may give as split, if it is not clear that they do: see `split_names`."""
     of_one_key: str = ""
     """The audio files of its key in a tar, if there are several and this is the first that is read."""
@@ -258,17 +260,18 @@ def entries(uri: str, found: list[str], own: LabelVocabulary | None) -> Iterator
 def _entries_of(uri: str, split_of: Mapping[str, tuple[str, ...]], own: LabelVocabulary | None) -> list[Entry]:
     splits = split_of[uri]
     split = splits[0] if len(splits) == 1 else None
-    ignored = " or ".join(splits) if len(splits) > 1 else None
+    possible = splits if len(splits) > 1 else ()
     if uri.lower().endswith(".tar"):
         return [
             entry._replace(
-                file_split=split or entry.file_split, ignored_split=None if split else entry.ignored_split or ignored
+                file_split=split or entry.file_split,
+                possible_splits=() if split or entry.file_split else entry.possible_splits or possible,
             )
             for entry in _of_tar(uri, own)
         ]
     with archives.open_parquet(uri) as parquet:
         rows = _of_parquet(uri, parquet, own) if archives.has_audio(parquet, uri) else iter(())
-        return [entry._replace(file_split=split, ignored_split=ignored) for entry in rows]
+        return [entry._replace(file_split=split, possible_splits=possible) for entry in rows]
 
 
 def _of_parquet(uri: str, parquet: pq.ParquetFile, own: LabelVocabulary | None) -> Iterator[Entry]:
@@ -304,15 +307,14 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
     is_ignored = any(len(of_member) != 1 for of_member in splits)  # `train` may be a class
     used = set[str]()
     for (key, member), of_member in zip(audio, splits, strict=True):
-        split = " or ".join(of_member) or None
         used |= {splitext(member.name)[0], _first_dot(splitext(member.name)[0])}
         values = _read_keys(sidecars.get(key, {}))
         place = archives.bytes_member(member.offset, member.size)
         together = of_keys.pop(key, [])
         yield _entry(values, own.mids if own else (), uri, place, basename(splitext(member.name)[0]))._replace(
             inner_path=f"{splitext(uri)[0]}/{member.name}",
-            file_split=None if is_ignored else split,
-            ignored_split=split if is_ignored else None,
+            file_split=None if is_ignored else of_member[0],
+            possible_splits=of_member if is_ignored else (),
             place=f"{member.name} of {basename(uri)}",
             of_one_key=", ".join(together) if len(together) > 1 else "",
         )
@@ -369,14 +371,20 @@ def _entry(values: dict[str, Any], names: tuple[str, ...], media: str, member: s
     labels = values.pop("labels", label)
     cells = labels if isinstance(labels, list) else [labels]
     may_be_zeros_and_ones = len(names) == 2 and may_be_one_hot_of_two(cells)
-    if (
-        names
-        and any(isinstance(cell, int | float) for cell in cells)
-        and not (are_zeros_and_ones(cells) and len(cells) == len(names))
-    ):
-        labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
+    num_zeros_and_ones = 0
+    if names and any(isinstance(cell, int | float) for cell in cells):
+        has_zeros_and_ones = are_zeros_and_ones(cells)
+        if not has_zeros_and_ones or len(cells) != len(names):
+            labels = [names[int(cell)] if _is_index(cell, len(names)) else cell for cell in cells]
+            num_zeros_and_ones = len(cells) if has_zeros_and_ones else 0
     return Entry(
-        labels=labels, media=media, member=member, stem=name, may_be_zeros_and_ones=may_be_zeros_and_ones, **values
+        labels=labels,
+        media=media,
+        member=member,
+        stem=name,
+        may_be_zeros_and_ones=may_be_zeros_and_ones,
+        num_zeros_and_ones=num_zeros_and_ones,
+        **values,
     )
 
 

@@ -88,7 +88,7 @@ def checked_split(split: str) -> str:
 
 def name_of(uri: str) -> str:
     """The stem of a path or URL."""
-    return stem(unquote(without_query(uri)) if WEB.match(uri) else uri)
+    return stem(unquote(re.split("[?#]", uri)[0]) if WEB.match(uri) else uri)
 
 
 def folder_of(uri: str) -> str:
@@ -96,8 +96,12 @@ def folder_of(uri: str) -> str:
 
 
 def without_query(uri: str) -> str:
-    """A URL up to its `?` or `#`; any other URI unchanged, because files may have these characters in their names."""
-    return re.split("[?#]", uri)[0] if WEB.match(uri) else uri
+    """A URL up to its `?` or `#`, unless only its end names a file: `https://host/get?file=list.csv`.
+
+    Any other URI is unchanged, because files may have these characters in their names.
+    """
+    path = re.split("[?#]", uri)[0]
+    return path if WEB.match(uri) and (os.path.splitext(path)[1] or not os.path.splitext(uri)[1]) else uri
 
 
 def media_in(folder: str, path: Any, what: str) -> str:

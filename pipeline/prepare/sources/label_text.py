@@ -157,9 +157,12 @@ class Separator:
 
     def __init__(self, *, in_archives: bool = False) -> None:
         self._how = "separate labels by `;`, also behind a single name that has a comma (`Inside, small room;`)"
+        self._how_for_signs = "write `a;b` for two labels, `a/b;` for one"
         self._how_without_html = "write the characters that it stands for"
         if in_archives:
-            self._how = self._how_without_html = "give the names of the classes with --labels FILE"
+            self._how = self._how_for_signs = self._how_without_html = (
+                "give the names of the classes with --labels FILE"
+            )
         self._place_of: dict[str, str] = {}
         self._names: set[str] = set()
         self._first_error = self._first_bad_list = ""
@@ -227,7 +230,7 @@ class Separator:
             if (sign := _JOINING_SIGN.search(name)) and alone.issuperset(_JOINING_SIGN.split(name)):
                 return (
                     f"the {sign[0].strip()} in {show(name)} may separate two labels or belong to one, as its parts are "
-                    f"the labels of other rows; {self._how}"
+                    f"the labels of other rows; {self._how_for_signs}"
                 )
         return ""
 

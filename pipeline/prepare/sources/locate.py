@@ -14,10 +14,10 @@ the media. It returns None if there is no such file, and raises a `ClipError` if
 
 A name may have a `Y` before the ID, and the file may be in any subfolder. START and END are written as `20.000`, `20`
 or `000020`, and END must be the section's own. Whole numbers further apart than the longest clip are milliseconds, as
-in `ID_20000_30000.wav`. If no file fits otherwise, a START of 1000 or more is in milliseconds (`ID_20000.wav`). For
-`ID.ext` the length decides, when the file is decoded: if it is no longer than the section, it is the section. If
-several files fit, an ID without the `Y` is preferred, then a file to an archive's member, then the first in the order
-of paths.
+in `ID_20000_30000.wav`. If no file fits otherwise, a START of 1000 or more is in milliseconds (`ID_20000.wav`), unless
+a name in the folder has one below 1000. For `ID.ext` the length decides, when the file is decoded: if it is no longer
+than the section, it is the section. If several files fit, an ID without the `Y` is preferred, then a file to an
+archive's member, then the first in the order of paths.
 
 Files may be in tars, and in the `audio` column of Parquet files, as in Hugging Face data sets. The names of such a row
 are its `video_id`, the file name in `audio.path` and its `clip_id`. If it has a `start_s`, it contains only the
@@ -133,6 +133,7 @@ class AudioFolder:
         # "ID_20.000" and "ID_20.000_30.000", however the file's name writes numbers
         self._cut: dict[str, int] = {}
         self._cut_in_ms: dict[str, int] = {}
+        self._has_starts_in_s = False
         self._whole: dict[str, int] = {}
         try:
             files = storage.list_files(storage.absolute(uri), recursive=True)
@@ -173,6 +174,9 @@ class AudioFolder:
             self._whole.setdefault(name, number)
         for section in _sections(name):
             self._cut.setdefault(section, number)
+        if _FROM_TO.fullmatch(name) or not (match := _FROM.fullmatch(name)):
+            return
+        self._has_starts_in_s |= 0 < float(match[2]) < 1000
         if match := _FROM_MS.fullmatch(name):
             self._cut_in_ms.setdefault(f"{match[1]}_{int(match[2]) / 1000:.3f}", number)
 
@@ -184,6 +188,8 @@ class AudioFolder:
         if (number := self._whole.get(video_id, self._whole.get(f"Y{video_id}"))) is not None:
             return self._place(number, 0.0 if self.files_are_clips or not start_s else None)
         cut = f"{video_id}_{start_s:.3f}"
+        if self._has_starts_in_s:
+            return None
         if (number := self._cut_in_ms.get(cut, self._cut_in_ms.get(f"Y{cut}"))) is not None:
             return self._place(number, 0.0)
         return None

@@ -83,6 +83,7 @@ def read_manifest(
             cells = cells_of(entry.labels, rows.vocabulary.index_of, separator)
             if entry.lacking:
                 raise ClipError(Reason.MISSING_FILE, entry.lacking)
+            widths[entry.num_zeros_and_ones] += entry.num_zeros_and_ones > 0
             if indices and are_zeros_and_ones(cells):
                 widths[len(cells)] += 1
                 if len(cells) == len(vocabulary):
@@ -115,9 +116,10 @@ def read_manifest(
             f"all rows of {uri} have the labels 0 and 1 of two classes; if these are zeros and ones with a place for "
             f"each class, {_WRITE_NAMES}"
         )
-    if num_rows > 1 and num_rows in widths.values() and 2 not in widths:  # two may be one index twice
+    [(width, num_of_width)] = widths.most_common(1) or [(0, 0)]
+    if num_rows > 1 and width > 2 and 2 * num_of_width > num_rows:  # two may be one index twice
         raise DataError(
-            f"the labels of all rows of {uri} are {widths.popitem()[0]} zeros and ones, but there are "
+            f"the labels of {num_of_width:,} of {num_rows:,} rows of {uri} are {width} zeros and ones, but there are "
             f"{len(vocabulary)} classes; if they have a place for each class, {_WRITE_NAMES}"
         )
     return rows.done(uri, dict.fromkeys([*notes, *remarks.lines()]))  # without a vocabulary a list is read twice
@@ -137,8 +139,11 @@ class _Remarks:
         self.of_paths = Counter[str]()
         """Rows by the split that their path names, which is not read."""
         self.num_of_one_key, self.of_one_key = 0, ""
+        """Number of keys with several audio files, and the files of the first one."""
         self.num_without_video_id, self.no_video_id = 0, None
-        """How many keys and rows, and the first of them."""
+        """Number of rows whose `video_id` is none, and the first of these."""
+        self.of_videos = Counter[str]()
+        """Rows by the video that names them, without a start."""
 
     def add(self, entry: Entry, split: str) -> Entry:
         """Count a row. Return it without a `video_id` that is none."""
@@ -148,12 +153,19 @@ class _Remarks:
                 self.of_archives[entry.file_split] += 1
             elif named := split_or_fold_of(str(entry.path or entry.url or "")):
                 self.of_paths[named] += 1
-            if entry.ignored_split is not None:
-                self.ignored[entry.ignored_split] += 1
+            if len(entry.possible_splits) == 1:
+                self.ignored[entry.possible_splits[0]] += 1
+            elif entry.possible_splits:
+                possible = " or ".join(entry.possible_splits)
+                raise DataError(
+                    f"{self.uri}: the split of {entry.place} may be {possible}, by its folders' names; give --split"
+                )
         if entry.of_one_key:
             self.num_of_one_key += 1
             self.of_one_key = self.of_one_key or entry.of_one_key
         if entry.video_id is None or (isinstance(entry.video_id, str) and VIDEO_ID.fullmatch(entry.video_id)):
+            if entry.video_id is not None and entry.clip_id is None and entry.start_s is None:
+                self.of_videos[entry.video_id] += 1
             return entry
         self.no_video_id = self.no_video_id if self.num_without_video_id else entry.video_id
         self.num_without_video_id += 1
@@ -169,8 +181,8 @@ class _Remarks:
             yield f"splits by the names of archives or their folders, in rows: {_counted(self.of_archives)}"
         if self.ignored:
             yield (
-                "splits by the names of folders are not used, because not all audio is in such a folder, or some is in "
-                f"two; in rows: {_counted(self.ignored)}"
+                "splits by the names of folders are not used, because not all audio is in such a folder; in rows: "
+                f"{_counted(self.ignored)}"
             )
         if len(self.of_paths) > 1:
             yield (
@@ -180,6 +192,12 @@ class _Remarks:
             yield (
                 f"{self.num_of_one_key:,} keys have several audio files ({self.of_one_key}); each is a clip, but video "
                 "next to sound is not read"
+            )
+        if self.of_videos and (num_again := self.of_videos.total() - len(self.of_videos)):
+            video_id, num = self.of_videos.most_common(1)[0]
+            yield (
+                f"{num_again:,} rows of {self.uri} have the video_id of another row and no start_s, {num:,} have "
+                f"{show(video_id)} for one; each is a clip of its own"
             )
         if self.num_without_video_id:
             yield (

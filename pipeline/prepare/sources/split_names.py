@@ -34,7 +34,9 @@ def splits_of(paths: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
     A path has no split if none of its names has one. If names of one path have different splits, one of them may be
     that of a class: `test/train_horn/1.wav`. Then the splits are those of the folders at one depth, at which each path
-    with a split has one. If there is no such depth, or two and none of them tells paths apart, such a path has several.
+    with a split has one; of several such depths, the deepest at which paths differ. If a folder there has nothing but
+    folders of other splits (`dev/train`, `dev/val`), the deepest names count. If there is no such depth, such a path
+    has several splits.
     """
     found = [{depth: split for depth, name in enumerate(path) if (split := split_in(name))} for path in paths]
     of_paths = [tuple({_kind(split): split for split in splits.values()}.values()) for splits in found]
@@ -46,7 +48,18 @@ def splits_of(paths: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         depths = {depth for depth in depths if len({_kind(splits[depth]) for splits in with_split}) > 1}
     if not depths:
         return of_paths
-    return [(splits[max(depths)],) if splits else () for splits in found]
+    depth = max(depths)
+    if _is_of_splits(with_split, depth):
+        return [(splits[max(splits)],) if splits else () for splits in found]
+    return [(splits[depth],) if splits else () for splits in found]
+
+
+def _is_of_splits(with_split: Sequence[dict[int, str]], depth: int) -> bool:
+    """Whether a folder at this depth has nothing but folders of several splits, as `dev` has `dev/train`, `dev/val`."""
+    below: dict[str, set[str]] = {}
+    for splits in with_split:
+        below.setdefault(_kind(splits[depth]), set()).add(_kind(splits[max(splits)]) if max(splits) > depth else "")
+    return any(len(kinds) > 1 and "" not in kinds for kinds in below.values())
 
 
 def _kind(split: str) -> str:

@@ -43,17 +43,19 @@ def test_a_start_alone_is_in_milliseconds_if_no_other_reading_fits(tmp_path: Pat
     names = [
         f"{ID}_30000.wav",
         "aaaaaaaaaaa_30000.wav",
-        "aaaaaaaaaaa_30.000.wav",
+        "aaaaaaaaaaa_30000_40000.wav",
         "bbbbbbbbbbb.wav",
         "bbbbbbbbbbb_30000.wav",
     ]
     locate = AudioFolder(touch(tmp_path, *names, "ccccccccccc_001000.wav", "Yddddddddddd_1500.wav"))
     assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{ID}_30000.wav", None, 0.0)
     assert locate(ID, 30_000.0, 30_010.0) == (f"{tmp_path}/{ID}_30000.wav", None, 0.0)
-    assert locate("aaaaaaaaaaa", 30.0, 40.0) == (f"{tmp_path}/aaaaaaaaaaa_30.000.wav", None, 0.0)
+    assert locate("aaaaaaaaaaa", 30.0, 40.0) == (f"{tmp_path}/aaaaaaaaaaa_30000_40000.wav", None, 0.0)
     assert locate("bbbbbbbbbbb", 30.0, 40.0) == (f"{tmp_path}/bbbbbbbbbbb.wav", None, None)
     assert locate("ccccccccccc", 1.0, 11.0) is None  # zeros in front are those of seconds
     assert locate("ddddddddddd", 1.5, 11.5) == (f"{tmp_path}/Yddddddddddd_1500.wav", None, 0.0)
+    touch(tmp_path, "eeeeeeeeeee_20.wav")  # so starts are in seconds, also those of long recordings
+    assert AudioFolder(str(tmp_path))("ddddddddddd", 1.5, 11.5) is None
 
 
 def test_case_15_a_section_in_milliseconds_begins_at_zero_too(tmp_path: Path):

@@ -111,7 +111,9 @@ def test_a_repeated_index_is_not_a_place_for_each_class(tmp_path: Path, name: st
     uri = manifest(tmp_path, [str(row) for row in labels] if name == "m.csv" else labels, name)
     assert labels_of(read_manifest(uri, vocabulary=ten)) == [["a"], ["d"], ["a", "b"]]
     assert labels_of(read_manifest(manifest(tmp_path, ["[0, 0]", "[1, 1]"]), vocabulary=ten)) == [["a"], ["b"]]
-    with pytest.raises(DataError, match=r"all rows of .* are 3 zeros and ones, but there are 10 classes"):
+    with pytest.raises(
+        DataError, match=r"the labels of 2 of 2 rows of .* are 3 zeros and ones, but there are 10 classes"
+    ):
         read_manifest(manifest(tmp_path, ["[0, 0, 1]", "[1, 0, 0]"]), vocabulary=ten)
 
 

@@ -385,7 +385,7 @@ def test_folders_called_as_splits_beside_other_audio_are_pointed_out(tmp_path: P
     members = {f"{name}.{kind}": held for name in names for kind, held in (("wav", audio), ("cls", b"dog"))}
     out = read_manifest(fakes.write_tar(tmp_path / "w.tar", members))
     line = (
-        "splits by the names of folders are not used, because not all audio is in such a folder, or some is in two; in "
+        "splits by the names of folders are not used, because not all audio is in such a folder; in "
         "rows: train (1), test (2)"
     )
     assert (set(out.clips["split"].to_pylist()), out.notes) == ({"train"}, (line,))
@@ -476,12 +476,13 @@ def test_a_class_called_as_a_split_does_not_decide_the_split(tmp_path: Path, fol
 
 
 @pytest.mark.parametrize("names", [["test/train/1"], ["test/train/1", "x/y/test/2"]])
-def test_folders_that_give_two_splits_are_pointed_out_and_not_used(tmp_path: Path, names: list[str]):
-    out = read_manifest(tar_with(tmp_path, *names))
-    assert set(splits_by_name(out).values()) == {"train"}
-    assert any(line.startswith("splits by the names of folders are not used") for line in out.notes)
-    assert any("test or train (1)" in line for line in out.notes)
-    assert read_manifest(f"{tmp_path}/a.tar", split="eval").notes == ()
+def test_folders_that_give_two_splits_are_refused_unless_the_split_is_given(tmp_path: Path, names: list[str]):
+    tar = tar_with(tmp_path, *names)
+    with pytest.raises(DataError, match=r"the split of test/train/1.wav of a.tar may be test or train, by its folders"):
+        read_manifest(tar)
+    out = read_manifest(tar, split="eval")
+    assert set(splits_by_name(out).values()) == {"eval"}
+    assert out.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -491,7 +492,7 @@ def test_folders_that_give_two_splits_are_pointed_out_and_not_used(tmp_path: Pat
         (["train/train_horn/0", "test/train_horn/0", "test/dog/more/0"], ["train", "test", "test"]),
         (["training/train_0", "validation/val_0"], ["train", "val"]),
         (["dev/train", "dev/val", "eval/test"], ["train", "val", "test"]),
-        (["test/train"], ["train"]),
+        (["dev/train", "dev/val", "eval"], ["train", "val", "eval"]),
         (["test/train-00000-of-00001"], ["train"]),
     ],
 )
@@ -507,7 +508,6 @@ def test_the_folders_of_archives_at_one_depth_decide_the_split(
             tar_with(tmp_path, str(number), name=f"{archive}.tar")
     out = read_manifest(str(tmp_path))
     assert splits_by_name(out) == {str(number): split for number, split in enumerate(split_of)}
-    assert any("test or train (1)" in line for line in out.notes) == (archives == ["test/train"])
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
@@ -556,6 +556,9 @@ def test_clips_of_one_video_without_start_are_several_clips(tmp_path: Path):
     out = read_manifest(with_audio(tmp_path / "a.parquet", rows))
     assert out.clips["clip_id"].to_pylist() == ["s0/P01_01", "s1/P01_01", "P02_07"]
     assert (out.clips["video_id"].to_pylist(), len(out.refused)) == (["P01_01", "P01_01", "P02_07"], 0)
+    assert any(
+        "1 rows of" in line and "2 have 'P01_01' for one; each is a clip of its own" in line for line in out.notes
+    )
     sections = [{"label": "dog", "video_id": "P01_01", "start_s": start_s} for start_s in (3.0, 3.0, 4.0)]
     out = read_manifest(with_audio(tmp_path / "b.parquet", sections))
     assert out.clips["clip_id"].to_pylist() == ["P01_01_3.000", "P01_01_4.000"]
