@@ -68,7 +68,7 @@ class RecordingReader:
 
     def __init__(self, *, limit_s: float = math.inf, memory_bytes: int = MEMORY_BYTES) -> None:
         self.limit_s = limit_s
-        self._sandbox = Sandbox("pipeline.prepare.stream:next_block", memory_bytes=memory_bytes)
+        self._sandbox = Sandbox("pipeline.prepare.stream:next_block", has_folder=False, memory_bytes=memory_bytes)
         self._numbers = itertools.count()
 
     def stop(self) -> None:

@@ -64,6 +64,16 @@ def test_the_childs_malloc_keeps_freed_memory():
     sandbox.stop()
 
 
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_each_call_has_a_temporary_folder_if_it_needs_one(has_folder: bool):
+    sandbox = Sandbox("tempfile:gettempdir", has_folder=has_folder)
+    folders = [sandbox(deadline_s=DEADLINE_S) for _ in range(2)]
+    sandbox.stop()
+    assert [folder.startswith(f"{tempfile.gettempdir()}/ast-isolated-") for folder in folders] == [has_folder] * 2
+    assert (folders[0] == folders[1]) == (not has_folder)
+    assert not has_folder or not any(map(os.path.exists, folders))
+
+
 def test_all_calls_go_to_one_child_process(isolated):
     double, process_id = isolated("double"), isolated("process_id")
     samples = np.arange(200_000, dtype=np.float32)

@@ -114,7 +114,7 @@ def _decoded(*what: Any, features: FeatureSettings) -> tuple[np.ndarray, int]:
 @functools.cache
 def _decoder() -> Sandbox:
     """The one sandbox of this process, which all its tasks share."""
-    return Sandbox("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
+    return Sandbox("pipeline.prepare.audio.decode:decode_media", has_folder=False, memory_bytes=MEMORY_BYTES)
 
 
 def decode_media(

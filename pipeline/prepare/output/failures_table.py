@@ -170,7 +170,10 @@ def record_media_state(rows: pa.Table) -> pa.Table:
     It follows the decoder directly, so that it records the file that failed and not a later replacement.
     """
     failed = pc.and_(pc.is_valid(rows["reason"]), pc.invert(pc.match_substring_regex(rows["media"], "(?i)^https?://")))
-    states = states_of(pc.if_else(failed, rows["media"], pa.scalar(None, pa.string())))
+    if pc.any(failed).as_py():
+        states = states_of(pc.if_else(failed, rows["media"], pa.scalar(None, pa.string())))
+    else:  # in most batches
+        states = pa.table([pa.nulls(len(rows), field.type) for field in MEDIA_STATE], schema=MEDIA_STATE)
     for field in MEDIA_STATE:
         rows = rows.append_column(field, states[field.name])
     return rows

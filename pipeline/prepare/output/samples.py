@@ -44,8 +44,10 @@ class KeepSamples:
     features: FeatureSettings = KALDI128
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        chosen = pa.array(wanted(rows["clip_id"].to_pylist(), self.num_listed), pa.bool_())
-        samples = rows.filter(pc.and_(chosen, pc.is_null(rows["reason"])))
+        chosen = wanted(rows["clip_id"].to_pylist(), self.num_listed)
+        if not any(chosen):
+            return rows
+        samples = rows.filter(pc.and_(pa.array(chosen), pc.is_null(rows["reason"])))
         if len(samples):
             rate_hz, schema = self.features.sample_rate_hz, samples_schema(self.features.num_mel_bins)
             num_samples, num_frames = round(MAX_SAMPLE_S * rate_hz), round(MAX_SAMPLE_S / self.features.seconds(1))
