@@ -10,6 +10,8 @@ calibration.json in the model's folder, which jobs/tag.py uses. By default a cla
 With --events, the settings and thresholds of events are chosen too: those that best find known events of recordings.
 """
 
+# This file is long because it declares and checks the options of a calibration, which is in `ast_core/calibration.py`.
+
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 

@@ -8,6 +8,8 @@ GET / is the page: drop a file, or use the microphone. POST /tag takes a recordi
 answers with JSON. The server listens on this machine only, unless --host says otherwise; it has no log-in.
 """
 
+# This file is long because it declares and checks the options of the service, which is in `pipeline/serve`.
+
 if __name__ == "__main__":  # before the imports that follow, which take seconds
     from jobs import entry
 

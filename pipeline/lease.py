@@ -4,6 +4,8 @@ The object is written on condition only (`s3.ConditionalS3`), so of two jobs tha
 compared: a job that finds the object of another one watches it. If it changes, its owner lives. If it does not change
 for `ttl_s` on the watcher's own clock, the watcher takes it over. An owner that cannot renew it ends before that
 (`Lease._watch`), and asks before it publishes whether the object is still its own (`Held.check`).
+
+The module is long because it is one protocol: each step of it relies on the others.
 """
 
 import getpass

@@ -1,4 +1,7 @@
-"""Files by URI: a local path, s3://, gs:// or any file system that pyarrow or fsspec knows."""
+"""Files by URI: a local path, s3://, gs:// or any file system that pyarrow or fsspec knows.
+
+The module is long because nothing else may open a file of an output: it has each way to read, write, list and delete.
+"""
 
 import errno
 import hashlib

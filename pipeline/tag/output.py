@@ -10,6 +10,8 @@
 
 A *part* has the results of some recordings, in files of one name. That of the scores is written last: a recording is
 done if it is in a file of scores, or in a part of failures that such a file belongs to.
+
+The module is long because it has all that reads or writes these files, and a run that goes on must agree with the last.
 """
 
 import hashlib

@@ -50,7 +50,7 @@ from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.network_interface import NodeAddressConfig
-from pipeline.train.resources import Node, check_precision, known_nodes, worker_resources
+from pipeline.train.resources import Node, check_precision, known_nodes, worker_resources, workers_line
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.settings import IN_PROCESS, TrainSettings
 from pipeline.train.worker import train_worker
@@ -168,7 +168,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
         logging.getLogger("ray").setLevel(logging.WARNING)  # the same level as in workers
     use_gpu, cpus = _resources(settings)
     check_precision(claimed.recipe, use_gpu=use_gpu)
-    print(_workers_line(settings.num_workers, use_gpu=use_gpu, cpus=cpus), flush=True)
+    print(workers_line(settings.num_workers, use_gpu=use_gpu, cpus=cpus), flush=True)
     if claimed.take_over is not None:
         claimed.take_over()
     run_folder.check_reservation(run, claimed.identity)
@@ -300,16 +300,6 @@ def _resources(settings: TrainSettings, nodes: Sequence[Node] | None = None) -> 
     if is_joined:
         print("".join(f"{line}\n" for line in lacking), end="", flush=True)
     return use_gpu, cpus
-
-
-def _workers_line(num_workers: tuple[int, int], *, use_gpu: bool, cpus: int) -> str:
-    """Which device the run trains on, for those who did not say."""
-    if num_workers == IN_PROCESS:
-        return f"trains in this process, on {'the GPU' if use_gpu else f'{cpus} CPUs'}"
-    least, most = num_workers
-    number = f"{least}" if least == most else f"{least} to {most}"
-    each = f"{'a GPU and ' if use_gpu else ''}{cpus} CPU{'s' if cpus > 1 else ''}"
-    return f"trains with {number} worker{'s' if most > 1 else ''}, {each} each"
 
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:

@@ -90,6 +90,16 @@ def _share_of_cpus(nodes: Sequence[Node], num_tasks: int, use_gpu: bool) -> int:
     return next((cpus for cpus in range(most, 1, -1) if _room(nodes, cpus, use_gpu) >= wanted), 1)
 
 
+def workers_line(num_workers: tuple[int, int], *, use_gpu: bool, cpus: int) -> str:
+    """Which device the run trains on, for those who did not say."""
+    if num_workers == IN_PROCESS:
+        return f"trains in this process, on {'the GPU' if use_gpu else f'{cpus} CPUs'}"
+    least, most = num_workers
+    number = f"{least}" if least == most else f"{least} to {most}"
+    each = f"{'a GPU and ' if use_gpu else ''}{cpus} CPU{'s' if cpus > 1 else ''}"
+    return f"trains with {number} worker{'s' if most > 1 else ''}, {each} each"
+
+
 def check_precision(recipe: Recipe, *, use_gpu: bool) -> None:
     """Raise ConfigError if the workers' device cannot train in the recipe's precision."""
     if not use_gpu and recipe.precision == "fp16":

@@ -10,8 +10,10 @@
 In place of KEY.json there may be a KEY.cls with the name or index of the only class. KEY.txt contains a caption, not a
 label. KEY is a member's name without its suffix. If there is no KEY.json of that name, one whose name ends at the first
 dot is used, as in WebDataset. Labels that are numbers are indices into the names of Hugging Face's ClassLabel, or into
-the `labels.csv` of an audio store. If neither a tar nor its folder is called as a split,
-folders within it may be: see `split_names`. If a key has both sound and video, the video is left out.
+the `labels.csv` of an audio store. If neither a tar nor its folder is called as a split, folders within it may be: see
+`split_names`. If a key has both sound and video, the video is left out.
+
+The module is long because Parquet and tars have the same rules, which the table describes.
 """
 
 import json
