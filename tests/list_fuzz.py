@@ -249,7 +249,7 @@ def _frame(text: str, wanted: set[str]) -> pd.DataFrame:
             rows = [row for row in rows if any(cell.strip() for cell in row)]
             if rows and all(not any(map(str.strip, row[len(rows[0]) :])) for row in rows):
                 width = len(rows[0])
-                if _labels_may_have_moved(rows):
+                if separator != "\t" and _labels_may_have_moved(rows):
                     continue
                 frame = pd.DataFrame([(row + [""] * width)[:width] for row in rows[1:]], columns=rows[0])
         if frame is not None:
