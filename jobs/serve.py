@@ -139,7 +139,7 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
 
     from jobs.ray_session import ray_session
     from pipeline.serve.application import NAME, Scale, application
-    from pipeline.tag.predictor import read_members, thresholds_of, tuning_lines, tuning_of
+    from pipeline.tag.predictor import read_members, score_lines, thresholds_of, tuning_lines, tuning_of
     from pipeline.tag.work import settings_for
     from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
 
@@ -151,7 +151,8 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
         hop_s=args.hop_s,
         events=EventSettings.of(tuning_of(members)),
     )
-    for line in tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
+    lines = score_lines(members, args.threshold, DEFAULT_THRESHOLD)
+    for line in lines + tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
         print(line, flush=True)
     files = _page_files(args, members, settings)
     with ray_session(args.address, args.num_cpus):

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for line in inputs.notes:
         print(line, flush=True)
     from pipeline.tag import printed  # PyTorch, which `--help` and a refused input do not need
-    from pipeline.tag.predictor import read_members, thresholds_of, tuning_lines, tuning_of
+    from pipeline.tag.predictor import read_members, score_lines, thresholds_of, tuning_lines, tuning_of
     from pipeline.tag.work import local_device, settings_for
 
     if output is None:
@@ -161,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         embeddings=args.embeddings,
         label_format=args.format,
     )
-    for line in tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
+    lines = [] if args.raw_scores else score_lines(members, args.threshold, DEFAULT_THRESHOLD)
+    for line in lines + tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
         print(line, flush=True)
     if output is None:
         printed.print_tags(inputs, members, settings, local_device(args.device))

@@ -89,6 +89,28 @@ def tuning_lines(members: Sequence[Member], window_s: float, hop_s: float) -> li
     ]
 
 
+def score_lines(members: Sequence[Member], threshold: float | None, default: float) -> list[str]:
+    """What to know of scores without a calibration.
+
+    Args:
+        threshold: the given one.
+        default: the threshold that is used if there is none.
+    """
+    without = [member for member in members if member.calibration is None]
+    lines = []
+    if without and threshold is None:
+        lines.append(
+            f"the threshold of every class is {default:g}, because {without[0].uri} has no calibration.json; run "
+            "jobs/calibrate.py, or give --threshold"
+        )
+    if any(member.config.recipe.loss == "CE" for member in without):
+        lines.append(
+            "warning: the model was trained with --loss CE, so its scores compare the classes of a window, and one by "
+            "itself says little; calibrate it, or train with --loss BCE"
+        )
+    return lines
+
+
 def thresholds_of(members: Sequence[Member], given: float | None, default: float) -> np.ndarray:
     """`[C]`: the given threshold, or those tuned for events, or the mean of the members' own ones, or the default."""
     num_classes = len(members[0].config.labels)

@@ -1,6 +1,7 @@
 """The commands tag.py and calibrate.py: on Ray, in the terminal, and one after the other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_a_handful_of_recordings_is_printed(checkpoint: str, recordings: Path, c
         (recordings / f"more{i}.wav").write_text("")
     with pytest.raises(ConfigError, match=r"^--input has 18 recordings, and up to 16 recordings are printed; give"):
         tag.main([*one, str(recordings)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"), [("BCE", []), ("CE", []), ("CE", ["--threshold", "0.3"]), ("CE", ["--raw-scores"])]
+)
+def test_scores_without_a_calibration_are_announced(
+    loss: str, options: list[str], recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_model(tmp_path / "model", weights(5), replace(CONFIG, recipe=replace(RECIPE, loss=loss)))
+    usual = ["--checkpoint", str(tmp_path / "model"), "--input", str(recordings / "r0.wav")]
+    assert tag.main([*usual, *options]) == 0
+    printed = capsys.readouterr().out
+    assert ("the threshold of every class is 0.5, because" in printed) == (not options)
+    assert ("was trained with --loss CE" in printed) == (loss == "CE" and "--raw-scores" not in options)
 
 
 def test_a_command_that_tags_nothing_is_no_success(
