@@ -49,6 +49,11 @@ class CalibrationMap:
     method: str
     parameters: tuple[float, ...] = ()
 
+    @property
+    def falls(self) -> bool:
+        """Whether a higher raw score does not give a higher calibrated one. The raw scores then tell nothing apart."""
+        return self.method == "platt" and self.parameters[0] <= 0
+
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Calibrated scores, float32, of the same shape."""
         values = scores.astype(np.float64)
@@ -92,7 +97,7 @@ class ClassCalibration:
     threshold: Threshold
     num_positives: int
     is_own: bool
-    """False: too few clips; the map and the threshold are those of all classes together."""
+    """False: too few clips, or scores that do not tell them apart. Then map and threshold are those of all classes."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,8 @@ def calibrate(
         score, target = scores[:, c], targets[:, c]
         if enough[c]:
             chosen, out_of_fold[:, c] = choose_map(score, target)
-        else:
+            enough[c] = not chosen.falls
+        if not enough[c]:
             chosen, out_of_fold[:, c] = pooled, pooled(score)
         maps.append(chosen)
         on_class()
@@ -371,13 +377,17 @@ def _fit_isotonic(score: np.ndarray, target: np.ndarray) -> CalibrationMap:
 
 
 def _fit_pooled(scores: np.ndarray, targets: np.ndarray) -> CalibrationMap:
-    """Platt's map of all classes together. Equal scores are counted once: there are few different float16 values."""
+    """Platt's map of all classes together, or none if that would fall.
+
+    Equal scores are counted once: there are few different float16 values.
+    """
     values, place = np.unique(scores.astype(np.float16).ravel(), return_inverse=True)
     positives = np.bincount(place, targets.ravel(), minlength=len(values))
     negatives = np.bincount(place, minlength=len(values)) - positives
     both = np.concatenate([values, values]), np.repeat([1.0, 0.0], len(values))
     weight = np.concatenate([positives, negatives])
-    return _fit_platt(both[0][weight > 0], both[1][weight > 0], weight[weight > 0])
+    fitted = _fit_platt(both[0][weight > 0], both[1][weight > 0], weight[weight > 0])
+    return NONE if fitted.falls else fitted
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:
@@ -390,5 +400,5 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def names_of_few(made: ModelCalibration, labels: LabelVocabulary) -> Sequence[str]:
-    """The names of the classes with too few clips for a calibration of their own."""
+    """The names of the classes without a calibration of their own (`ClassCalibration.is_own`)."""
     return [name for name, c in zip(labels.names, made.classes, strict=True) if not c.is_own]

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from ast_core.errors import DataError
 
+NESTED = ("model", "state_dict", "model_state_dict")
+"""Where files have their state dict: DeiT's, those of Lightning, and of many scripts."""
+
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors`, or in a `.pth` with only tensors (DeiT's own files have it under `model`)."""
+    """The state dict in a `.safetensors`, or in a `.pth` with only tensors, which may have it under one of `NESTED`."""
     path = os.fspath(file)
     if not os.path.isfile(path):
         raise DataError(f"there is no weight file {path}")
@@ -24,7 +27,8 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # both raise undocumented errors of their archive formats
         raise DataError(f"{path} has no weights that can be read safely ({type(err).__name__})") from err
-    state = state.get("model", state) if isinstance(state, dict) else state
+    if isinstance(state, dict):
+        state = next((state[key] for key in NESTED if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{path} contains no state dict, which is a mapping from names to tensors")
     return state
@@ -63,7 +67,8 @@ def fetch_audioset_weights(file: HubFile = AUDIOSET_WEIGHTS) -> str:
         except Exception as err:  # the hub's client raises its own errors and those of its HTTP library
             raise DataError(
                 f"could not fetch {file.filename} of {file.repo_id} ({type(err).__name__}: {str(err)[:120]!r}); "
-                "give the published checkpoint's file as audioset_weights"
+                f"on a machine with a network, run `hf download {file.repo_id} {file.filename} --revision "
+                f"{file.revision} --local-dir .`, and give that file as audioset_weights"
             ) from err
         with open(path, "rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()

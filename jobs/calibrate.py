@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipeline.tag.predictor import Member
 
 FEW_SHOWN = 10
-"""Classes with too few clips that a line names."""
+"""Classes without a calibration of their own that a line names."""
 
 CLASSES_SHOWN = 20
 
@@ -178,8 +178,8 @@ def _lines(made: ModelCalibration, labels: LabelVocabulary) -> list[str]:
     if few:
         more = f" and {len(few) - FEW_SHOWN:,} more" if len(few) > FEW_SHOWN else ""
         lines.append(
-            f"classes with too few clips, {len(few):,}, take the calibration and threshold of all classes together: "
-            f"{', '.join(few[:FEW_SHOWN])}{more}"
+            f"{len(few):,} classes have too few clips, or scores that do not tell them apart, and take the calibration "
+            f"and threshold of all classes together: {', '.join(few[:FEW_SHOWN])}{more}"
         )
     if missed:
         lines.append(f"{missed:,} classes do not reach the wanted precision; their threshold comes closest")

@@ -107,7 +107,7 @@ MODELS: dict[str, ModelKind] = {
         "ast_core.models.cnn_transformer:CNNTransformer",
         settings=(*CONVOLUTIONS, "pooling", "n_trans_layers", "addpos", "transformer_dropout"),
         check=check_cnn_transformer,
-        why_no_start_from=_needs_same(*CONVOLUTIONS),
+        why_no_start_from=_needs_same(*CONVOLUTIONS, "n_trans_layers", "addpos"),  # these two have no weights of theirs
     ),
     "efficientnet": _image_model("EfficientNetTagger", "eff_b", "att_head", "att_activation"),
     "resnet50": _image_model("ResNet50Tagger", "att_head"),

@@ -179,7 +179,7 @@ class FrameTagger(Tagger):
 
     def seconds_per_frame(self, features: FeatureSettings) -> float:
         """Seconds from one frame of `frame_logits` to the next, for input with these feature settings."""
-        return self.frame_stride * features.frame_shift_ms / 1000
+        return features.seconds(self.frame_stride)
 
     def forward_flops(self, patchout_f: int = 0, patchout_t: int = 0) -> int:
         """Operations of convolutions and matrix products for one clip, two for each multiply-add."""

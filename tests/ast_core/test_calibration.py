@@ -92,6 +92,19 @@ def test_a_class_with_few_clips_takes_the_map_and_threshold_of_all():
         calibrate(scores[:20], np.ones((20, 3)))
 
 
+def test_a_class_whose_scores_fall_with_it_takes_the_map_of_all():
+    """Platt's method would turn the scores around: the class would be heard where its raw score is lowest."""
+    scores, targets = distorted(2000, [0.3, 0.1, 0.02])
+    order = np.argsort(scores[:, 2])
+    targets[:, 2] = 0
+    targets[order[:30], 2] = 1  # the clips with the lowest scores
+    found = calibrate(scores, targets)
+    assert [c.is_own for c in found.classes] == [True, True, False]
+    grid = np.linspace(0.01, 0.99, 50, dtype=np.float32)[:, None].repeat(3, 1)
+    assert (np.diff(found(grid), axis=0) >= 0).all()
+    assert found.classes[2].threshold.value == calibrate(scores, targets).classes[2].threshold.value
+
+
 SCORE = np.array([0.9, 0.8, 0.7, 0.6, 0.6, 0.2])
 TARGET = np.array([1, 1, 0, 1, 0, 0])
 

@@ -3,9 +3,12 @@
 import hashlib
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save
 
+from ast_core.errors import DataError
+from ast_core.weight_files import read_weights
 from tests.ast_core import hub
 from tests.processes import in_new_process
 
@@ -53,4 +56,17 @@ def test_a_file_other_than_the_pinned_one_is_refused(tmp_path: Path):
 def test_without_a_network_the_error_names_audioset_weights(tmp_path: Path):
     result = fetched("http://127.0.0.1:9", tmp_path, sha256="0" * 64, offline=True)
     assert result.startswith("DataError: could not fetch model.safetensors of owner/ast")
-    assert result.endswith("give the published checkpoint's file as audioset_weights")
+    assert result.endswith(
+        f"run `hf download owner/ast model.safetensors --revision {REVISION} --local-dir .`, and give that file as "
+        "audioset_weights"
+    )
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "model_state_dict", None])
+def test_a_state_dict_is_found_under_its_usual_names(key: str | None, tmp_path: Path):
+    state = {"module.a": torch.arange(3.0)}
+    torch.save(state if key is None else {"epoch": 5, key: state}, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").keys() == state.keys()
+    torch.save({"epoch": 5, "net": state}, tmp_path / "a.pth")
+    with pytest.raises(DataError, match="contains no state dict"):
+        read_weights(tmp_path / "a.pth")

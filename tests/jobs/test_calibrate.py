@@ -56,7 +56,7 @@ def test_a_known_distortion_of_kept_scores_is_undone_on_other_clips(run: str, ca
     assert reliability(found(unseen), of_unseen).expected_error < AFTER
     shown = capsys.readouterr().out
     assert f"expected calibration error: {found.error_before:.4f} before, {found.error_after:.4f} after" in shown
-    assert "classes with too few clips, 1, take the calibration and threshold of all classes together: owl" in shown
+    assert "1 classes have too few clips, or scores that do not tell them apart, and take the calibration" in shown
     assert json.loads(Path(run, "best", "calibration.json").read_text())["made_from"]["scores"] == "best/scores.parquet"
 
 

@@ -13,6 +13,7 @@ from ast_core.checkpoints import ModelConfig, load_model, save_huggingface, save
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.models import create_model
+from ast_core.models.registry import model_kind
 from ast_core.models.shapes import MODEL_SIZES
 from ast_core.recipe import Recipe
 from jobs.recipe_option import shipped_recipe
@@ -111,6 +112,15 @@ def test_the_models_norm_is_used_with_a_recipe_that_takes_the_datas(tone_data: s
     command[1] = str(tmp_path / "mine.yaml")
     claim(command)
     assert load_model(tmp_path / "a" / "initial")[1].norm == NORM
+
+
+@pytest.mark.parametrize(("key", "theirs"), [("addpos", False), ("n_trans_layers", 2)])
+def test_keys_without_weights_of_their_own_must_be_those_of_the_model(key: str, theirs: object):
+    """All tensors would load, and the layers would compute something else."""
+    ours = Recipe(model="cnn_transformer", addpos=True, n_trans_layers=1)
+    why_not = model_kind("cnn_transformer").why_no_start_from
+    assert why_not(ours, ours) == ""
+    assert f"is of {key} {theirs}, this run is of" in why_not(replace(ours, **{key: theirs}), ours)
 
 
 def test_other_model_size_is_refused_unless_the_shapes_are_equal(tone_data: str, tmp_path: Path):

@@ -68,7 +68,8 @@ def epoch_order(
     partner = np.full(num_clips, NO_PARTNER)
     partners = partner_rng.integers(num_clips, size=int(mixed.sum()))
     partner[mixed] = _partition(partner_rng, partners, virtual_rank[mixed], row_group)
-    lam = np.where(mixed, lam_rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
+    partner[partner == clip] = NO_PARTNER  # a clip mixed with itself is that clip, and adding powers would change it
+    lam = np.where(partner != NO_PARTNER, lam_rng.beta(mixup_beta, mixup_beta, num_clips), 1.0)
     return EpochOrder(clip, partner, lam.astype(np.float32))
 
 
@@ -118,15 +119,16 @@ class RankShare:
 def rank_share(begin: int, end: int, rank: int, world_size: int, fill_to: int = 0) -> RankShare:
     """This rank's share of the global batch of samples `begin` to `end` of an epoch, by virtual ranks.
 
-    A rank that gets fewer samples than others, or than its part of a batch of `fill_to`, repeats a clip at weight 0.
+    A rank that gets fewer samples than others, or than its part of a batch of `fill_to`, repeats clips at weight 0.
     """
     position = np.arange((rank - begin) % world_size, end - begin, world_size)
     per_rank = -(-max(end - begin, fill_to) // world_size)
     weight = np.zeros(per_rank, np.float32)
     weight[: len(position)] = 1
-    # Padding repeats a clip that the rank reads anyway; a rank that has none takes the batch's first.
-    padding = position[-1] if len(position) else 0
-    return RankShare(np.append(position, [padding] * (per_rank - len(position))).astype(np.int64), weight, end - begin)
+    # Padding repeats the clips that the rank reads anyway, in turns, so that the statistics of batch normalisation are
+    # those of all of them. A rank that has none takes the batch's first.
+    padding = np.resize(position if len(position) else np.zeros(1, np.int64), per_rank - len(position))
+    return RankShare(np.append(position, padding).astype(np.int64), weight, end - begin)
 
 
 def rank_rows(num_rows: int, rank: int, world_size: int) -> np.ndarray:

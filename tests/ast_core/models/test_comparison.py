@@ -1,6 +1,7 @@
 """The comparison's models are the functions of their reference implementations, and weights go both ways."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,8 @@ def test_efficientnet_pads_as_for_images_whatever_the_length():
 
 def test_seconds_per_frame_follow_the_features():
     assert talnet().seconds_per_frame(KALDI128) == pytest.approx(0.04)
+    at_22_khz = replace(KALDI128, sample_rate_hz=22_050)  # 10 ms are 220 whole samples there
+    assert talnet().seconds_per_frame(at_22_khz) == pytest.approx(4 * 220 / 22_050)
     assert create_model("efficientnet", 2, eff_b=0).seconds_per_frame(FEATURES["kaldi128"]) == pytest.approx(0.32)
 
 

@@ -49,7 +49,8 @@ def test_weighted_sampling_draws_in_proportion_to_the_weights():
 def test_partners_are_drawn_uniformly_when_clips_are_drawn_by_weight():
     """Chi-square test over 60 epochs, with weights that differ by row group; a wrong failure for one seed in 1,000."""
     orders = [order(e, weight=np.linspace(0.1, 10, NUM_CLIPS), mixup=1.0) for e in range(60)]
-    partners = np.bincount(np.concatenate([o.partner for o in orders]), minlength=NUM_CLIPS)
+    drawn = np.concatenate([o.partner for o in orders])
+    partners = np.bincount(drawn[drawn != NO_PARTNER], minlength=NUM_CLIPS)  # a clip is no partner of itself
     assert stats.chisquare(partners).pvalue > 1e-3
 
 
@@ -127,6 +128,16 @@ def test_a_smaller_batch_can_be_padded_with_clips_of_weight_0(world_size: int):
         np.testing.assert_array_equal(filled.position[:num], bare.position)
         np.testing.assert_array_equal(filled.weight[:num], bare.weight)
         assert not filled.weight[num:].any()
+        times = np.unique(filled.position, return_counts=True)[1]
+        assert times.max() - times.min() <= 1  # batch normalisation sees all of them equally
+
+
+def test_no_clip_is_mixed_with_itself():
+    """Adding the powers of a clip to itself would make it quieter."""
+    orders = [order(e, num_clips=3, row_group=GROUPS[:3], mixup=1.0) for e in range(30)]
+    assert not any((o.partner == o.clip).any() for o in orders)
+    assert all((o.lam[o.partner == NO_PARTNER] == 1).all() for o in orders)
+    assert any((o.partner == NO_PARTNER).any() for o in orders)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
