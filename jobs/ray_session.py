@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 from ast_core.errors import ConfigError, UserError, one_line
 from jobs import entry
 from jobs.common import MAX_CPUS
+from pipeline.cluster import usable_cpus
 from pipeline.redaction import keys_of_uri
 
 CONNECT_S, ANSWER_S = 4.0, 25.0
@@ -90,7 +91,7 @@ def _start(num_cpus: int | None) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=num_cpus,
+            num_cpus=num_cpus or usable_cpus(),
             logging_level=logging.WARNING,
             include_dashboard=False,  # its processes take seconds of CPU time, and nobody is told its address
         )

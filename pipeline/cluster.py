@@ -3,12 +3,14 @@
 A cluster has one actor of a name at a time, so jobs find each other by the name.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import ray
+from ray._private.utils import get_num_cpus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NAMESPACE = "ast-ray"
@@ -26,6 +28,12 @@ def end(actor: Any, name: str) -> None:
     with suppress(ValueError):
         while ray.get_actor(name, namespace=NAMESPACE) == actor:
             time.sleep(ASK_AGAIN_S)
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use. Ray itself counts a container's, but not those of SLURM or `taskset`."""
+    counted = max(1, int(get_num_cpus(override_docker_cpu_warning=True)))
+    return min(counted, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else counted
 
 
 def resources_of_nodes() -> list[Mapping[str, float]]:

@@ -37,6 +37,9 @@ MAX_HASHED_SHARDS = 400
 
 NAMES_SHOWN = 3
 
+LONGEST_ADVISED_S = 30.0
+"""The longest input that a line advises. Beyond it, attention over a whole clip takes too much memory and time."""
+
 
 def fit_warmup(recipe: Recipe, num_clips: int) -> tuple[Recipe, list[str]]:
     """The recipe with `warmup_steps` set for a run over `num_clips`, and a line for the user if it changed."""
@@ -134,9 +137,13 @@ def length_lines(
     model_s = f"input_tdim {input_tdim}, {features.seconds(input_tdim):.2f} s"
     if len(longer):
         unheard = (longer - input_tdim).sum() / longer.sum()
+        longest = int(longer.max())
+        fits = features.seconds(longest) <= LONGEST_ADVISED_S
+        remedy = f"train with --input_tdim {longest}, which holds the longest, or " if fits else ""
+        remedy += "cut the clips into sections by start_s and end_s in the list"
         lines.append(
             f"warning: {len(longer):,} of {len(num_frames):,} {what} clips are longer than the model's input "
-            f"({model_s}): {_percent(unheard)} of their sound is not used"
+            f"({model_s}): {_percent(unheard)} of their sound is not used; {remedy}"
         )
     padding = 1 - np.minimum(num_frames, input_tdim).sum() / (len(num_frames) * input_tdim)
     if padding > MUCH_PADDING:

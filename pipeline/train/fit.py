@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 import ray
+import torch
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import OutOfMemoryError, RayError
 from ray.train import (
@@ -168,7 +169,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
         logging.getLogger("ray").setLevel(logging.WARNING)  # the same level as in workers
     use_gpu, cpus = _resources(settings)
     check_precision(claimed.recipe, use_gpu=use_gpu)
-    print(workers_line(settings.num_workers, use_gpu=use_gpu, cpus=cpus), flush=True)
+    print(workers_line(settings.num_workers, use_gpu=use_gpu, cpus=cpus, num_gpus=_num_gpus()), flush=True)
     if claimed.take_over is not None:
         claimed.take_over()
     run_folder.check_reservation(run, claimed.identity)
@@ -300,6 +301,13 @@ def _resources(settings: TrainSettings, nodes: Sequence[Node] | None = None) -> 
     if is_joined:
         print("".join(f"{line}\n" for line in lacking), end="", flush=True)
     return use_gpu, cpus
+
+
+def _num_gpus() -> int:
+    """GPUs of the cluster, or of this machine if Ray is not there."""
+    if not ray.is_initialized():
+        return torch.cuda.device_count()
+    return sum(int(node.get("GPU", 0)) for node in resources_of_nodes())
 
 
 def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:

@@ -1,7 +1,6 @@
 """The CPUs and the GPU of a worker, checked before a run starts if the cluster's resources are known by then."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 
 import ray
@@ -10,7 +9,7 @@ import torch
 from ast_core.errors import ConfigError
 from ast_core.execution import for_device
 from ast_core.recipe import Recipe
-from pipeline.cluster import resources_of_nodes
+from pipeline.cluster import resources_of_nodes, usable_cpus
 from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS
 
 Node = Mapping[str, float]
@@ -23,7 +22,7 @@ def known_nodes(address: str, num_cpus: int | None) -> list[Node] | None:
         return resources_of_nodes()
     if address != "local":
         return None
-    return [{"CPU": num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}]
+    return [{"CPU": num_cpus or usable_cpus(), "GPU": torch.cuda.device_count()}]
 
 
 def worker_resources(
@@ -47,7 +46,7 @@ def worker_resources(
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda takes a GPU, this machine has none that PyTorch can use; use cpu")
         use_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-        return use_gpu, cpus_per_worker or os.cpu_count() or 1, []
+        return use_gpu, cpus_per_worker or usable_cpus(), []
     least, most = num_workers
     num_cpus, num_gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     if device == "auto" and 0 < num_gpus < least:
@@ -90,14 +89,18 @@ def _share_of_cpus(nodes: Sequence[Node], num_tasks: int, use_gpu: bool) -> int:
     return next((cpus for cpus in range(most, 1, -1) if _room(nodes, cpus, use_gpu) >= wanted), 1)
 
 
-def workers_line(num_workers: tuple[int, int], *, use_gpu: bool, cpus: int) -> str:
-    """Which device the run trains on, for those who did not say."""
-    if num_workers == IN_PROCESS:
-        return f"trains in this process, on {'the GPU' if use_gpu else f'{cpus} CPUs'}"
+def workers_line(num_workers: tuple[int, int], *, use_gpu: bool, cpus: int, num_gpus: int) -> str:
+    """Which device the run trains on, for those who did not say. `num_gpus` are there."""
     least, most = num_workers
     number = f"{least}" if least == most else f"{least} to {most}"
     each = f"{'a GPU and ' if use_gpu else ''}{cpus} CPU{'s' if cpus > 1 else ''}"
-    return f"trains with {number} worker{'s' if most > 1 else ''}, {each} each"
+    line = f"trains with {number} worker{'s' if most > 1 else ''}, {each} each"
+    if num_workers == IN_PROCESS:
+        line = f"trains in this process, on {'the GPU' if use_gpu else f'{cpus} CPUs'}"
+    idle = (
+        f"; there are {num_gpus} GPUs, --num-workers {num_gpus} uses all" if use_gpu and max(most, 1) < num_gpus else ""
+    )
+    return line + idle
 
 
 def check_precision(recipe: Recipe, *, use_gpu: bool) -> None:

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ast_core.errors import ConfigError, DataError
-from jobs.crossval import main
+from jobs.crossval import folds_of, main
 from pipeline.train.cross_validation import summarise, table
 from tests.fakes import LINEAR_RECIPE, write_data
 
@@ -93,7 +94,7 @@ def test_common_epoch_has_the_best_mean_over_the_folds():
     ("more", "error", "message"),
     [
         (["--splits", "red", "yellow"], DataError, "no split 'yellow'; it has red, green, blue"),
-        (["--splits", "red"], ConfigError, "two folds or more; red is one"),
+        (["--splits", "red"], ConfigError, "red is one; give more of red, green, blue as --splits, or"),
         (["--splits", "red", "red"], DataError, "split 'red' is given twice"),
         (["--train-splits", "red"], ConfigError, "--train-splits is set by the job for each fold"),
         (["--learning_rate", "1"], ConfigError, "no recipe key 'learning_rate'"),
@@ -105,6 +106,30 @@ def test_invalid_command_is_refused_before_training(
     with pytest.raises(error, match=message):
         main(argv(data, tmp_path, *more))
     assert not list(tmp_path.iterdir())
+
+
+def of_sizes(**num_clips: int) -> Any:
+    """As much of a data set as choosing its folds takes."""
+    return SimpleNamespace(splits=[*num_clips], info={"splits": {s: {"clips": n} for s, n in num_clips.items()}})
+
+
+def test_splits_without_clips_are_no_folds(capsys: pytest.CaptureFixture[str]):
+    assert folds_of(of_sizes(a=3, b=0, c=2), None) == ["a", "c"]
+    assert capsys.readouterr().out == "left out, as they have no clips: b\n"
+    with pytest.raises(ConfigError, match=r"; train is one; write fold1, fold2, … into the list's column split, and"):
+        folds_of(of_sizes(train=9, test=0), None)
+    with pytest.raises(ConfigError, match="; none has clips; write fold1"):
+        folds_of(of_sizes(train=0), None)
+
+
+def test_usual_splits_as_folds_get_a_warning(capsys: pytest.CaptureFixture[str]):
+    assert folds_of(of_sizes(train=1200, test=300), None) == ["train", "test"]
+    assert capsys.readouterr().out == (
+        "warning: splits called train, test are rarely folds of equal size (clips: train 1,200, test 300); each is "
+        "trained on and evaluated on in turn\n"
+    )
+    folds_of(of_sizes(fold1=2, fold2=2), None)
+    assert capsys.readouterr().out == ""
 
 
 def test_folder_of_something_else_is_refused_before_any_fold_is_trained(data: str, tmp_path: Path):

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+import ray
 from ray._private import services
 
 from ast_core.errors import ConfigError, UserError
@@ -85,3 +87,17 @@ def test_case_20_long_temporary_folder_is_refused_with_the_remedy(tmp_path: Path
     assert job.stderr.startswith("error: Ray does not start on this machine: ")
     assert job.stderr.endswith("set RAY_TMPDIR or TMPDIR to a shorter folder, such as /tmp\n")
     assert job.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("in_container", "allowed", "asked", "expected"), [(64, 8, None, 8), (2, 64, None, 2), (64, 8, 3, 3)]
+)
+def test_ray_gets_the_cpus_that_this_process_may_use(
+    in_container: int, allowed: int, asked: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.cluster.get_num_cpus", lambda **_: in_container)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setattr(session, "OF_OWN_RAY", {})
+    monkeypatch.setattr(ray, "init", init := MagicMock())
+    session._start(asked)
+    assert init.call_args.kwargs["num_cpus"] == expected

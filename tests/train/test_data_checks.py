@@ -103,7 +103,8 @@ def test_case_13_cut_and_padded_shares_are_reported():
     frames = np.array([48, 100, 200], np.int16)
     assert data_checks.length_lines(frames, 48, "training") == [
         "warning: 2 of 3 training clips are longer than the model's input (input_tdim 48, 0.48 s): 68 % of their sound "
-        "is not used"  # 204 of 300 frames
+        "is not used; train with --input_tdim 200, which holds the longest, or cut the clips into sections by start_s "
+        "and end_s in the list"  # 204 of 300 frames
     ]
     assert data_checks.length_lines(frames[:1], 47, "training") == []  # as the 401 centred frames of 10 s in 400
     assert data_checks.length_lines(frames[:1], 512, "evaluation") == [
@@ -114,7 +115,7 @@ def test_case_13_cut_and_padded_shares_are_reported():
     assert advice.endswith("; --input_tdim 48 --timem 9 holds the longest and takes less time")
     assert data_checks.length_lines(np.full(20_000, 998, np.int16), 1024, "training") == []
     assert data_checks.length_lines(np.full(20_000, 32_000, np.int16), 1024, "training")[0].endswith(
-        "97 % of their sound is not used"
+        "97 % of their sound is not used; cut the clips into sections by start_s and end_s in the list"  # 320 s
     )
 
 

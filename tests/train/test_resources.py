@@ -1,12 +1,15 @@
 """The CPUs and the GPU of a worker on clusters of several machines."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import ray
 
 from ast_core.errors import ConfigError
-from pipeline.train.resources import Node, worker_resources
+from pipeline.train.resources import Node, known_nodes, worker_resources, workers_line
+from pipeline.train.settings import IN_PROCESS
 
 
 def resources(nodes: Sequence[Node], num_workers: int | tuple[int, int], **options: Any) -> tuple[bool, int, list[str]]:
@@ -53,6 +56,25 @@ def test_workers_that_no_machine_has_room_for_are_announced():
     _, number, [line] = resources(cpus(8), 2, device="cuda")
     assert number == 4
     assert "take 4 CPUs and a GPU each, the cluster has room for 0 now" in line
+
+
+def test_cpus_of_this_machine_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("pipeline.cluster.get_num_cpus", lambda **_: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)  # as in a SLURM job
+    assert known_nodes("local", None)[0]["CPU"] == 8
+    assert known_nodes("local", 3)[0]["CPU"] == 3
+    assert resources([], IN_PROCESS, device="cpu", is_local=True) == (False, 8, [])
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert known_nodes("local", None)[0]["CPU"] == 64
+
+
+def test_gpus_that_would_be_idle_are_named():
+    one = workers_line((1, 1), use_gpu=True, cpus=4, num_gpus=8)
+    assert one == "trains with 1 worker, a GPU and 4 CPUs each; there are 8 GPUs, --num-workers 8 uses all"
+    assert workers_line((8, 8), use_gpu=True, cpus=4, num_gpus=8) == "trains with 8 workers, a GPU and 4 CPUs each"
+    assert workers_line((2, 2), use_gpu=False, cpus=1, num_gpus=0) == "trains with 2 workers, 1 CPU each"
+    assert workers_line(IN_PROCESS, use_gpu=False, cpus=2, num_gpus=0) == "trains in this process, on 2 CPUs"
 
 
 @pytest.mark.parametrize("is_local", [True, False])

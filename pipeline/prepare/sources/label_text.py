@@ -276,7 +276,8 @@ def suspicious_classes(names: Sequence[str]) -> list[str]:
         )
     if missing := [name for name in names if name.lower() in ("none", "null", "n/a", "na", "\\n", "unknown", "-")]:
         lines.append(
-            f"there is a class {show(missing[0])}; if it stands for rows without a label, leave their labels empty"
+            f"there is a class {show(missing[0])}; rows without a label are left out, so if it stands for them, empty "
+            "their labels; to train on background, give it a class such as `background`"
         )
     return lines
 

@@ -314,7 +314,7 @@ class _Pieces:
 _REMEDY = {
     Reason.BAD_ID: "correct the list, or give the column with the ids",
     Reason.BAD_TIME: "give times in seconds, with a point, and clips of at most 300 s",
-    Reason.NO_LABEL: "give the column with the labels",
+    Reason.NO_LABEL: "give the column with the labels, and background sound a class such as `background`",
     Reason.UNKNOWN_LABEL: "give its own label file with --labels, or list only clips whose labels are known",
     Reason.DUPLICATE: "list each clip once, with all its labels, or give a clip_id column whose ids differ",
 }

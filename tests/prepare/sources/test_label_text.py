@@ -392,7 +392,8 @@ def test_lost_characters_in_parquet_refuse_single_rows(tmp_path: Path):
 def test_classes_that_look_alike_are_reported(tmp_path: Path):
     pair, missing = read_manifest(manifest(tmp_path, ["dog", "“Dog”", "cat", "None"])).notes
     assert pair.endswith("m.csv: 1 pairs of classes differ only in case, spaces or signs: ('dog', '“Dog”')")
-    assert "there is a class 'None'" in missing
+    assert "there is a class 'None'; rows without a label are left out" in missing
+    assert missing.endswith("to train on background, give it a class such as `background`")
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
