@@ -196,7 +196,7 @@ def test_part_3_6_disk_that_is_full_when_a_checkpoint_is_uploaded(tone_data: str
     with disk(tmp_path / "disk", 600) as mounted:
         output = mounted / "run"
         argv = training(tone_data, str(output))
-        filler = fill(mounted, leave_bytes=80_000_000)  # room for two models, but not for a state of the optimiser
+        filler = fill(mounted, leave_bytes=220_000)  # room for two models, but not for a state of the optimiser
         line = error_of(run("train", *argv, "--max-failures", "0"))
         expected = f"error: training failed, its checkpoints are complete: No space left on device: {output}"
         assert line == f"{expected}; make room there, and run the same command again"
