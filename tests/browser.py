@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,10 @@ class Browser:
         return answer
 
     def open(self, uri: str) -> None:
+        """Open a page and wait until it is loaded: of long pages the driver returns some while they are being read."""
         self._post("/url", {"url": uri})
+        while self._post("/execute/sync", {"script": "return document.readyState", "args": []}) != "complete":
+            time.sleep(0.05)
 
     def run(self, script: str) -> Any:
         """Run the body of an async function and return its result. Raises AssertionError with what it throws."""
