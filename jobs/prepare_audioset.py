@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
@@ -41,8 +42,6 @@ from pipeline.prepare.sources.registry import Request, Source
 
 if TYPE_CHECKING:
     from pipeline.prepare.plan import Prepared
-
-"""YouTube's limit for clients without an account, according to yt-dlp's maintainers."""
 
 LONGEST_WAIT_S, LONGEST_COOL_DOWN_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0, 10**9
 """Upper bounds of options: a day, a month, and more clips than exist."""
@@ -240,6 +239,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--split names one split; give one list, or leave it out")
     check_numbers(args, limit=MAX_CLIPS_LISTED, download_workers=10_000, fetches_per_hour=1e9)
     check_numbers(args, timeout_s=LONGEST_WAIT_S, deadline_s=LONGEST_WAIT_S, rest_s=LONGEST_COOL_DOWN_S)
+    _split(args.yt_dlp)
 
 
 def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings:
@@ -251,14 +251,29 @@ def _fetch_settings(args: argparse.Namespace, listed: ClipList) -> FetchSettings
         fetches_per_hour=usual if args.fetches_per_hour is None else args.fetches_per_hour,
         addresses=tuple(addresses),
         cool_down_s=args.rest_s,
+        own_hosts=_own_mirrors(args.media_url),
     )
     ytdlp = YtDlp.from_args(
-        shlex.split(args.yt_dlp),
+        _split(args.yt_dlp),
         timeout_s=args.timeout_s,
         allow_private_hosts=args.allow_private_hosts,
         own_hosts=_own_hosts(args.media_url),
     )
     return FetchSettings(ytdlp=ytdlp, rate_limit=rate_limit, deadline_s=args.deadline_s)
+
+
+def _split(ytdlp_options: str) -> list[str]:
+    try:
+        return shlex.split(ytdlp_options)
+    except ValueError as err:
+        raise ConfigError(f"--yt-dlp is no list of options: {err}; close each quote, as in a shell") from err
+
+
+def _own_mirrors(media_url: str | None) -> frozenset[str]:
+    """The host of --media-url as the rate limiter calls it. YouTube is nobody's own."""
+    if media_url is None or re.match(locate.YOUTUBE_URL, media_url):
+        return frozenset()
+    return frozenset([locate.host_of(media_url)])
 
 
 def _own_hosts(media_url: str | None) -> tuple[Endpoint, ...]:

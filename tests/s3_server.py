@@ -47,7 +47,7 @@ class Busy:
         self.one_at_a_time, self.conditions = threading.Lock(), ""
         self.share, self.following, self.draw = 0.0, 0, Random(0)
         self.forbids_deleting, self.away_from, self.is_away = False, "", False
-        self.counts = {"requests": 0, "refused": 0, "dropped": 0}
+        self.counts = {"requests": 0, "refused": 0, "dropped": 0, "sent_bytes": 0}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
         if environ["PATH_INFO"] == CONTROL:
@@ -69,7 +69,10 @@ class Busy:
             # The body first: a client that is stopped in the middle of it must not stop the others.
             environ["wsgi.input"] = BytesIO(get_input_stream(environ).read())
             with self.one_at_a_time:
-                return list(self.app(environ, start_response))
+                answer = list(self.app(environ, start_response))
+            with self.lock:
+                self.counts["sent_bytes"] += 0 if environ["REQUEST_METHOD"] == "HEAD" else sum(map(len, answer))
+            return answer
         get_input_stream(environ).read()  # otherwise this body is read as the next request
         start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", f"{len(SLOW_DOWN)}")])
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [SLOW_DOWN]

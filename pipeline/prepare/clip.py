@@ -21,6 +21,9 @@ T = TypeVar("T")
 MAX_CLIP_S = 300.0
 """Longest clip. Its frames must be countable in an int16."""
 
+URL_SCHEMES = ("http://", "https://")
+"""Beginnings of the `media` that is fetched."""
+
 CLIPS = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),

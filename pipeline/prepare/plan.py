@@ -3,7 +3,7 @@
 This file alone decides how the stages are chained and which resources each one gets. One chunk of the work list becomes
 one shard, so no task waits for the clips of another. Until its shard is written, a task has `CLIPS_AT_ONCE` waveforms
 and the fbanks of a chunk in memory, and a download worker the audio of a chunk. A chunk has up to `MAX_CLIPS` clips, or
-`MAX_FETCHED_CLIPS` fetched ones.
+`MAX_FETCHED_CLIPS` fetched ones. If a list has both files and URLs, the files are prepared first, on all CPUs.
 """
 
 from collections import Counter
@@ -27,8 +27,8 @@ from pipeline.locks import exclusive
 from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.audio.decode import Decode
 from pipeline.prepare.audio.features import features
-from pipeline.prepare.clip import FAILED_AT, Reason
-from pipeline.prepare.fetch.download import URL_SCHEMES, Download, FetchSettings
+from pipeline.prepare.clip import FAILED_AT, URL_SCHEMES, Reason
+from pipeline.prepare.fetch.download import Download, FetchSettings
 from pipeline.prepare.fetch.rate_limit_actor import ClusterPermits, cluster_permits
 from pipeline.prepare.fetch.ytdlp import check_tools
 from pipeline.prepare.output import failures_table
@@ -120,10 +120,18 @@ class RemainingWork:
 
     @property
     def num_fetches(self) -> int:
-        return _num_urls(self.clips)
+        return pc.sum(_are_urls(self.clips)).as_py() or 0
+
+    def by_kind(self) -> tuple[pa.Table, pa.Table]:
+        """The clips in files, and those that are fetched."""
+        if self.num_fetches in (0, len(self.clips)):  # so that two million clips are not copied
+            none = self.clips.slice(0, 0)
+            return (none, self.clips) if self.num_fetches else (self.clips, none)
+        are_urls = _are_urls(self.clips)
+        return self.clips.filter(pc.invert(are_urls)), self.clips.filter(are_urls)
 
 
-def remaining_work(listed: ClipList, settings: PrepareSettings) -> RemainingWork:
+def remaining_work(listed: ClipList, settings: PrepareSettings, say: Callable[[str], None] = print) -> RemainingWork:
     """Return the clips that are neither prepared nor failed for good, without writing anything.
 
     Raises:
@@ -131,7 +139,8 @@ def remaining_work(listed: ClipList, settings: PrepareSettings) -> RemainingWork
     """
     check_kept_rates(listed.clips["media"], settings.features.sample_rate_hz)
     check_output(settings.output, listed.vocabulary, settings.features)
-    return _find_remaining(listed, {split: load_split(settings.output, split) for split in listed.splits}, settings)
+    states = {split: load_split(settings.output, split, settings.features) for split in listed.splits}
+    return _find_remaining(listed, states, settings, say)
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ def prepare(listed: ClipList, settings: PrepareSettings, say: Callable[[str], No
     check_kept_rates(listed.clips["media"], settings.features.sample_rate_hz)
     with exclusive("prepare", settings.output) as held, _reserved(listed, settings, say) as store:
         states = {split: _clean_up(settings, split) for split in splits}
-        remaining = _find_remaining(listed, states, settings)
+        remaining = _find_remaining(listed, states, settings, say)
         if store is not None:
             _check_store(store, listed, states, remaining, say)
         known = ray.put({split: state.prepared for split, state in states.items()})  # not in the driver's memory
@@ -193,15 +202,23 @@ def _prepare_remaining(
     say: Callable[[str], None],
 ) -> None:
     rate_limit, own_addresses = settings.fetch.rate_limit, settings.own_addresses
-    fetching = cluster_permits(rate_limit, own_addresses=own_addresses) if remaining.num_fetches else nullcontext()
+    files, urls = remaining.by_kind()
+    if len(urls):
+        check_tools()
+    fetching = cluster_permits(rate_limit, own_addresses=own_addresses) if len(urls) else nullcontext()
     with (
         work_list(settings.output) as folder,
         fetching as permits,
         Progress(len(remaining.clips), say, permits.fetching if permits else None) as progress,
-        closing(rows_of(_stages(remaining, folder, settings, permits, store, held))) as outcomes,
     ):
-        for written in outcomes:
-            progress.add(written["reason"], written["clips"])
+        stages = _stages(remaining.num_listed, settings, store, held)
+        for name, clips, permits_of_kind in (("files", files, None), ("urls", urls, permits)):
+            if not len(clips):
+                continue
+            data = _outcomes(clips, storage.join(folder, name), stages, settings, permits_of_kind)
+            with closing(rows_of(data)) as outcomes:
+                for written in outcomes:
+                    progress.add(written["reason"], written["clips"])
 
 
 @contextmanager
@@ -285,30 +302,30 @@ def _scan(output: str, split: str, names: list[str], features: FeatureSettings |
     return scan_some(output, split, names, features)
 
 
-def _stages(
-    remaining: RemainingWork,
-    folder: str,
-    settings: PrepareSettings,
-    permits: ClusterPermits | None,
-    store: AudioStore | None,
-    held: Held,
-) -> Dataset:
-    silence_ray()
-    DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
-    clips_per_chunk = _clips_per_chunk(remaining, settings)
-    chunks = write_chunks(folder, remaining.clips, clips_per_chunk)
-    data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
-    data.context.execution_options.label_selector = NOT_ON_GPU_NODES
+def _stages(num_listed: int, settings: PrepareSettings, store: AudioStore | None, held: Held) -> "Stages":
+    """The stages of a chunk whose clips are read or fetched."""
     per_clip: list[Stage] = [Decode(settings.keep_silent, settings.features), record_media_state]
-    per_clip.append(KeepSamples(settings.output, remaining.num_listed, settings.features))
+    per_clip.append(KeepSamples(settings.output, num_listed, settings.features))
     if store is not None:
         per_clip.append(partial(keep_audio, sample_rate_hz=store.sample_rate_hz))
     per_clip.append(partial(features, settings=settings.features))
     write = WriteShards(settings.output, store.write if store else None, settings.features, held)
-    prepare_chunk = (fail_after_deaths, InSmallBatches(Stages(tuple(per_clip))), shuffled, write)
+    return Stages((fail_after_deaths, InSmallBatches(Stages(tuple(per_clip))), shuffled, write))
+
+
+def _outcomes(
+    clips: pa.Table, folder: str, stages: "Stages", settings: PrepareSettings, permits: ClusterPermits | None
+) -> Dataset:
+    """Rows of WRITTEN for clips, which go through the stages as chunks below `folder`. With `permits` they are
+    fetched."""
+    silence_ray()
+    DataContext.get_current().raise_original_map_exception = True  # otherwise Ray's own error hides the cause
+    clips_per_chunk = _clips_per_chunk(len(clips), settings, are_fetched=permits is not None)
+    chunks = write_chunks(folder, clips, clips_per_chunk)
+    data: Dataset = ray.data.from_items(list(chunks), override_num_blocks=len(chunks))
+    data.context.execution_options.label_selector = NOT_ON_GPU_NODES
     if permits is None:
-        return _map(data, Stages((read_chunks, *prepare_chunk)), batch_size=1, num_cpus=STAGE_CPUS)
-    check_tools()
+        return _map(data, Stages((read_chunks, stages)), batch_size=1, num_cpus=STAGE_CPUS)
     num_workers = min(settings.download_workers, len(chunks))
     return _map(
         data,
@@ -316,10 +333,7 @@ def _stages(
         batch_size=1,
         num_cpus=max(LEAST_CPUS, DOWNLOAD_CPUS / num_workers),
         compute=ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-        fn_constructor_args=(
-            Download(settings.fetch, permits, features=settings.features),
-            Stages(prepare_chunk),
-        ),
+        fn_constructor_args=(Download(settings.fetch, permits, features=settings.features), stages),
     )
 
 
@@ -395,11 +409,10 @@ def _prepare_fetched(stages: Stages, fetched: pa.Table) -> pa.Table:
     return stages(fetched)
 
 
-def _clips_per_chunk(remaining: RemainingWork, settings: PrepareSettings) -> int:
-    fetched = remaining.num_fetches > 0
-    num_tasks = 4 * (settings.download_workers if fetched else _num_cpus())
-    least, most = (MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS) if fetched else (MIN_CLIPS, MAX_CLIPS)
-    return min(most, max(least, -(-len(remaining.clips) // num_tasks)))
+def _clips_per_chunk(num_clips: int, settings: PrepareSettings, *, are_fetched: bool) -> int:
+    num_tasks = 4 * (settings.download_workers if are_fetched else _num_cpus())
+    least, most = (MIN_FETCHED_CLIPS, MAX_FETCHED_CLIPS) if are_fetched else (MIN_CLIPS, MAX_CLIPS)
+    return min(most, max(least, -(-num_clips // num_tasks)))
 
 
 def _num_cpus() -> int:
@@ -410,18 +423,20 @@ def _map(data: Dataset, stage: Callable[..., pa.Table], **options: Any) -> Datas
     return data.map_batches(stage, batch_format="pyarrow", zero_copy_batch=True, **options)
 
 
-def _num_urls(clips: pa.Table) -> int:
-    return sum(pc.sum(pc.starts_with(clips["media"], scheme)).as_py() or 0 for scheme in URL_SCHEMES)
+def _are_urls(clips: pa.Table) -> pa.ChunkedArray:
+    return pc.or_(*(pc.starts_with(clips["media"], scheme) for scheme in URL_SCHEMES))
 
 
-def _find_remaining(listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings) -> RemainingWork:
+def _find_remaining(
+    listed: ClipList, states: dict[str, SplitState], settings: PrepareSettings, say: Callable[[str], None]
+) -> RemainingWork:
     clips = listed.clips
     remaining, failed, num_changed, notes = [], Counter[str](), 0, list[str]()
     for split, state in states.items():
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
             check_same_clips(split, of_split, listed, state.prepared)
-            notes += other_media_lines(settings.output, split, of_split, state.prepared)
+            notes += other_media_lines(settings.output, split, of_split, state.prepared, say)
         final = failures_table.final(state.failures, settings.retry)
         final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
         has_changed = failures_table.has_changed(final, of_split)

@@ -74,10 +74,17 @@ class SplitReport:
         """Listed clips that are neither prepared nor failed. It is 0 if nothing went wrong."""
         return self.num_listed - self.info["clips"] - sum(self.info["failures"].values())
 
+    @property
+    def num_tried_again(self) -> int:
+        """Failed clips that the next run tries again without being asked."""
+        by_reason = sum(n for reason, n in self.info["failures"].items() if Reason(reason).retry)
+        num_tried_again: int = self.info.get("tried_again", by_reason)  # earlier versions did not count them
+        return num_tried_again
+
 
 def advice(reports: Sequence["SplitReport"]) -> str:
     """A line on clips that the same command may still be able to prepare; empty if there are none."""
-    again = sum(n for report in reports for reason, n in report.info["failures"].items() if Reason(reason).retry)
+    again = sum(report.num_tried_again for report in reports)
     return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
 
 
@@ -105,8 +112,8 @@ def table(reports: Sequence[SplitReport]) -> str:
     for report in reports:
         failures = report.info["failures"]
         left = {"no longer listed": report.info["no_longer_listed"], "moved": report.info["moved"]}
-        why = [f"{n} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1])]
-        why += [f"{what} {n}" for what, n in left.items() if n]
+        why = [f"{n:,} {reason}" for reason, n in sorted(failures.items(), key=lambda item: -item[1])]
+        why += [f"{what} {n:,}" for what, n in left.items() if n]
         counts = (report.num_listed, report.info["clips"], sum(failures.values()))
         rows.append([report.split, *(f"{count:,}" for count in counts), ", ".join(why)])
     return text_table(["split", "listed", "prepared", "failed", "why"], rows, "lrrrl")

@@ -20,8 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, NoReturn
 
 from ast_core.errors import UserError
@@ -33,7 +33,7 @@ PARENT_CHECK_S = 1.0
 """The child notices its parent's end at once by the socket between them. At this interval it also checks that its
 parent is still the same process, because another process that the parent forked may have a copy of the socket."""
 
-EXIT_S = 5.0
+EXIT_S, EXIT_CHECK_S = 5.0, 0.01
 """Time that a child gets to end after it has closed the socket without an answer; then it is killed."""
 
 MAX_RESULT_BYTES = 256 << 20
@@ -59,28 +59,28 @@ class Sandbox:
         memory_bytes: memory limit of the child, and of each program that it starts (only on Linux).
         file_bytes: limit of the size of a file that the child and its programs write.
         result_bytes: limit of the arrays and bytes in a result.
-        has_folder: whether each call has a temporary folder of its own. Making one takes a hundredth of the time of
-            decoding a clip.
     """
 
     def __init__(
         self,
         function: str,
         *,
-        has_folder: bool = True,
         memory_bytes: int | None = None,
         file_bytes: int | None = None,
         result_bytes: int = MAX_RESULT_BYTES,
     ) -> None:
         self.function, self.memory_bytes, self.file_bytes = function, memory_bytes, file_bytes
-        self.result_bytes, self.has_folder = result_bytes, has_folder
+        self.result_bytes = result_bytes
         self._child: subprocess.Popen[bytes] | None = None
         self._open = ExitStack()
         self._socket: socket.socket
         self._stderr: IO[bytes]
 
-    def __call__(self, *args: Any, deadline_s: float, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, deadline_s: float, folder: str = "", **kwargs: Any) -> Any:
         """Return the function's result, with lists in place of tuples.
+
+        Args:
+            folder: a `temporary_folder` for this call and for all that the child writes; otherwise it is the machine's.
 
         Raises:
             ClipError: `timeout` if sending, working and receiving take longer than `deadline_s`; `crashed` if the child
@@ -89,14 +89,10 @@ class Sandbox:
         """
         ends_s = time.monotonic() + deadline_s
         try:
-            if self._child is None or self._child.poll() is not None:
+            if self._child is None or _has_ended(self._child):
                 self._start()
         except OSError as err:  # no space in the temporary folder, or too many processes
             raise UserError(f"this machine cannot start a process to work in: {err}") from err
-        # The child makes this folder at the start of the call and removes it if its parent ends first. If the child
-        # ends first, the folder is removed here. Its name is random, so no other process can have created it.
-        name = f"ast-isolated-{secrets.token_hex(8)}"
-        folder = os.path.join(tempfile.gettempdir(), name) if self.has_folder else ""
         try:
             self._send(pickle.dumps((folder, args, kwargs), protocol=5), ends_s)
             json_bytes, raw_bytes = answers.sizes_of(self._receive(answers.HEAD.size, ends_s), self.result_bytes)
@@ -109,14 +105,13 @@ class Sandbox:
         except answers.BadAnswerError as err:
             self.stop()
             raise ClipError(Reason.CRASHED, f"its process gave {err}") from err
-        finally:
-            if folder:
-                _remove(folder)
 
     def stop(self) -> None:
         """End the child and the programs that it started."""
         if self._child is not None:
-            _kill_group(self._child.pid)
+            # Before `wait`: only until then is its number, and so that of its group, not given to another process.
+            with suppress(ProcessLookupError, PermissionError):  # the whole group has ended (the latter on macOS)
+                os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
             self._child = None
             self._open.close()
@@ -151,16 +146,32 @@ class Sandbox:
         return data
 
     def _ending(self) -> str:
-        """How the child ended, with the last line of its standard error."""
+        """How the child ended, with the last line of its standard error. Programs that it started are ended too."""
         assert self._child is not None
-        with suppress(subprocess.TimeoutExpired):
-            self._child.wait(EXIT_S)
-        _kill_group(self._child.pid)  # programs that it started may still run
-        code = self._child.wait()
+        child, ends_s = self._child, time.monotonic() + EXIT_S
+        while not _has_ended(child) and time.monotonic() < ends_s:
+            time.sleep(EXIT_CHECK_S)
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - SHOWN_OF_STDERR))
         last = self._stderr.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        self.stop()
+        code = child.returncode
         return ", ".join(filter(None, [signal.Signals(-code).name if code < 0 else f"status {code}", last]))
+
+
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """The path of a folder for calls of a `Sandbox`, which is removed with its content at the end of the context.
+
+    The child makes it with the first of these calls, and removes it if its parent ends before. Making one takes a
+    hundredth of the time of decoding a clip, so calls that write no file have none.
+    """
+    # The name is random, so no other process can have created it.
+    folder = os.path.join(tempfile.gettempdir(), f"ast-isolated-{secrets.token_hex(8)}")
+    try:
+        yield folder
+    finally:
+        _remove(folder)
 
 
 def _left_s(ends_s: float) -> float:
@@ -170,11 +181,14 @@ def _left_s(ends_s: float) -> float:
     return left_s
 
 
-def _kill_group(leader_pid: int) -> None:
+def _has_ended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether the child has ended. Unlike `poll`, this leaves it as a zombie, so that its number stays its own."""
+    if not hasattr(os, "waitid"):  # on macOS before Python 3.13
+        return child.poll() is not None
     try:
-        os.killpg(leader_pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # all processes of the group have ended
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True  # something else in this process has waited for it
 
 
 def _remove(folder: str) -> None:
@@ -189,13 +203,17 @@ class _Folder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._path = ""
+        self._path, self._usual = "", os.environ.get("TMPDIR", "")
 
-    def make(self, path: str) -> None:
+    def use(self, path: str) -> None:
+        """Make `path` the temporary folder, or the usual one if it is empty. Several calls may use one folder."""
+        if path == self._path:
+            return
         with self._lock:
+            if path:
+                os.makedirs(path, 0o700, exist_ok=True)  # a child that died may have made it
             self._path = path
-            os.mkdir(path, 0o700)
-        tempfile.tempdir = os.environ["TMPDIR"] = path
+        tempfile.tempdir, os.environ["TMPDIR"] = path or None, path or self._usual
 
     def end(self) -> NoReturn:
         """Remove the folder, and end this process and its programs."""
@@ -231,8 +249,7 @@ def _answer(
     work: Callable[..., Any], folder: _Folder, path: str, args: Any, kwargs: Any, result_bytes: int
 ) -> tuple[bytes, bytearray]:
     try:
-        if path:
-            folder.make(path)
+        folder.use(path)
         packed = answers.pack_result(work(*args, **kwargs))
         if len(packed[1]) > result_bytes:
             raise ClipError(Reason.TOO_LARGE, f"{len(packed[1]):,} bytes; {result_bytes:,} are allowed")

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.prepare.audio.blocks import Block, Lost
 from pipeline.prepare.audio.decode import DEADLINE_S, MEMORY_BYTES, check_samples, decode_blocks, open_media
-from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.sandbox import Sandbox
+from pipeline.prepare.clip import URL_SCHEMES, ClipError, Reason
+from pipeline.prepare.sandbox import Sandbox, temporary_folder
 
 BLOCK_S = 60.0
 """Length of a block: 4 MB at 16 kHz."""
@@ -31,7 +31,9 @@ MAX_SKIPS = 12
 MAX_URL_BYTES = 8 << 30
 """Limit of the bytes of a recording at a URL: a week in a good codec."""
 
-URL_SCHEMES = ("http://", "https://")
+FIRST_BLOCK_S = 3600.0
+"""Time limit of the first block of a recording at a URL. A site that has it in pieces, or a host without byte ranges,
+may have to send all of it before."""
 
 FINAL = {
     Reason.MISSING_FILE,
@@ -68,7 +70,7 @@ class RecordingReader:
 
     def __init__(self, *, limit_s: float = math.inf, memory_bytes: int = MEMORY_BYTES) -> None:
         self.limit_s = limit_s
-        self._sandbox = Sandbox("pipeline.prepare.stream:next_block", has_folder=False, memory_bytes=memory_bytes)
+        self._sandbox = Sandbox("pipeline.prepare.stream:next_block", memory_bytes=memory_bytes)
         self._numbers = itertools.count()
 
     def stop(self) -> None:
@@ -124,14 +126,21 @@ class RecordingReader:
         """The blocks from `begin_s` on, as far as one process reads them."""
         key = next(self._numbers)
         what = (source.media, source.member, begin_s, source.end_s, source.own_hosts, sample_rate_hz)
-        for number in itertools.count():
-            left_s = ends_s - time.monotonic()
-            if left_s <= 0:
-                raise ClipError(Reason.TIMEOUT, f"not read within {self.limit_s:g} s")
-            packed = self._sandbox(key, number, what, deadline_s=min(DEADLINE_S, left_s))
-            if packed is None:
-                return
-            yield _unpacked(packed)
+        is_url = _is_url(source.media, source.member)
+        with temporary_folder() if is_url else nullcontext("") as folder:
+            for number in itertools.count():
+                left_s = ends_s - time.monotonic()
+                if left_s <= 0:
+                    raise ClipError(Reason.TIMEOUT, f"not read within {self.limit_s:g} s")
+                limit_s = FIRST_BLOCK_S if is_url and number == 0 else DEADLINE_S
+                packed = self._sandbox(key, number, what, deadline_s=min(limit_s, left_s), folder=folder)
+                if packed is None:
+                    return
+                yield _unpacked(packed)
+
+
+def _is_url(media: str, member: str | None) -> bool:
+    return member is None and media.startswith(URL_SCHEMES)
 
 
 def _after(stopped: Lost, block: Block, begin_s: float) -> Block:
@@ -180,7 +189,7 @@ def _blocks(
 
 
 def _opened(media: str, member: str | None, own_hosts: Any) -> AbstractContextManager[BinaryIO | str]:
-    if member is not None or not media.startswith(URL_SCHEMES):
+    if not _is_url(media, member):
         return _without_count(media, member)
     from pipeline.prepare.fetch.ytdlp import YtDlp, open_url  # yt-dlp takes a second to import
 

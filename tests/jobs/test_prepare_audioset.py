@@ -19,7 +19,7 @@ from ast_core.errors import ConfigError, DataError
 from ast_core.labels import audioset_labels
 from jobs.common import run_job
 from jobs.demo.media_server import serve
-from jobs.prepare_audioset import _read_list, main, parser
+from jobs.prepare_audioset import _own_mirrors, _read_list, main, parser
 from pipeline.dataset import PreparedDataset, fbank_type
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.audio.features import clip_fbank
@@ -158,6 +158,17 @@ def test_dry_run_prints_the_duration_and_writes_nothing(tmp_path: Path, capsys: 
 )
 def test_one_youtube_recording_sets_the_rate_limit_of_youtube(urls: list[str], expected: bool):
     assert any_of_youtube(pa.chunked_array([urls])) is expected
+
+
+def test_an_open_quote_in_ytdlps_options_is_one_line_before_the_list_is_read():
+    argv = ["--segments", "nowhere.csv", "--output", "data", "--yt-dlp", "--user-agent 'my client"]
+    with pytest.raises(ConfigError, match="--yt-dlp is no list of options: No closing quotation; close each quote"):
+        main(argv)
+
+
+def test_the_host_of_media_url_is_the_users_own_unless_it_is_youtube():
+    assert _own_mirrors("http://me:secret@Mirror.example:8000/{video_id}.webm") == {"mirror.example:8000"}
+    assert _own_mirrors("https://www.youtube.com/watch?v={video_id}") == _own_mirrors(None) == set()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import enumerate as enumerate_threads
 from typing import Any
@@ -18,21 +19,28 @@ from ray.data._internal.block_batching.iter_batches import BatchIterator
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ast_core.errors import DataError, UserError
+from ast_core.features import KALDI128
+from ast_core.labels import LabelVocabulary
+from jobs.demo.media_server import serve
 from pipeline.prepare import plan
-from pipeline.prepare.clip import FAILED_AT, in_progress
+from pipeline.prepare.clip import FAILED_AT, FAILURES, in_progress
+from pipeline.prepare.fetch.download import FetchSettings
 from pipeline.prepare.fetch.rate_limiter import RateLimit
 from pipeline.prepare.fetch.ytdlp import YtDlp
 from pipeline.prepare.output import failures_table
-from pipeline.prepare.output.shards import scan_shards
+from pipeline.prepare.output.publish import publish, start_output
+from pipeline.prepare.output.shards import WriteShards, scan_shards
 from pipeline.prepare.output.work_list import read_chunks, write_chunks
 from pipeline.prepare.plan import (
     MAX_DEATHS,
     SHARDS_ARE_WHOLE,
     FetchAndPrepare,
     PrepareSettings,
+    RemainingWork,
     Stages,
     fail_after_deaths,
     prepare,
+    remaining_work,
 )
 from pipeline.prepare.sources import read_manifest
 from pipeline.ray_datasets import rows_of
@@ -217,6 +225,58 @@ def test_a_preparation_ends_with_its_workers_user_error(local_ray: None, tmp_pat
     with pytest.raises(DataError) as caught:
         prepare(listed, PrepareSettings(output=str(tmp_path / "data"), fetch=NoRoom()))  # type: ignore[arg-type]
     assert (type(caught.value), str(caught.value)) == (DataError, "no room there; make some")
+
+
+def test_files_next_to_urls_are_prepared_apart_from_them(local_ray: None, tmp_path: Path):
+    """Otherwise one URL would make download workers prepare all files, in small chunks."""
+    for name in "abcd":
+        fakes.write_media(tmp_path / f"{name}.flac", fakes.noise(0.5, seed=ord(name)))
+    fakes.write_media(tmp_path / "fetched.ogg", fakes.noise(0.5))
+    with serve(tmp_path) as url:
+        rows = [*(f"{name}.flac,,x" for name in "abcd"), f",{url}/fetched,x", f",{url}/gone,x", "none.flac,,x"]
+        (tmp_path / "list.csv").write_text("\n".join(["path,url,labels", *rows]))
+        settings = PrepareSettings(
+            output=str(tmp_path / "data"), fetch=FetchSettings(ytdlp=YtDlp(allow_private_hosts=True))
+        )
+        lines: list[str] = []
+        (report,) = prepare(read_manifest(str(tmp_path / "list.csv")), settings, lines.append).splits
+        assert (report.info["clips"], report.info["failures"]) == (5, {"missing_file": 1, "unavailable": 1})
+        assert lines[-1].startswith("done: 7 of 7 clips")
+        stored = scan_shards(settings.output, "train").to_pylist()
+        shards = {row["shard"]: [] for row in stored}
+        for row in stored:
+            shards[row["shard"]].append(row["clip_id"])
+        assert sorted(map(sorted, shards.values())) == [["a", "b", "c", "d"], ["fetched"]]
+        lines.clear()
+        prepare(read_manifest(str(tmp_path / "list.csv")), settings, lines.append)
+        assert lines[0].startswith("6 clips are done by an earlier run, 1 to do")
+    assert not (tmp_path / "data" / "_work").exists()
+
+
+def test_each_kind_has_chunks_of_its_own_size(local_ray: None):
+    clips = fakes.clips(
+        *({"clip_id": f"f{i}", "media": "/x.wav"} for i in range(3)), {"clip_id": "u", "media": "https://host/x"}
+    )
+    files, urls = RemainingWork(clips, 4, {}, 0).by_kind()
+    assert (files["clip_id"].to_pylist(), urls["clip_id"].to_pylist()) == (["f0", "f1", "f2"], ["u"])
+    for one_kind in (files, urls):
+        assert RemainingWork(one_kind, 4, {}, 0).num_fetches in (0, len(one_kind))
+        assert sorted(map(len, RemainingWork(one_kind, 4, {}, 0).by_kind())) == [0, len(one_kind)]
+    settings = PrepareSettings(output="", download_workers=1)
+    assert plan._clips_per_chunk(10**6, settings, are_fetched=False) == plan.MAX_CLIPS
+    assert plan._clips_per_chunk(10**6, settings, are_fetched=True) == plan.MAX_FETCHED_CLIPS
+
+
+def test_a_dry_run_compares_the_features_of_every_shard(tmp_path: Path):
+    output = str(tmp_path / "data")
+    labels = LabelVocabulary.from_names(["x"])
+    start_output(output, labels)
+    WriteShards(output)(fakes.prepared_rows("a"))
+    publish(output, labels, {"train": FAILURES.empty_table()})
+    WriteShards(output, features=replace(KALDI128, low_freq_hz=50.0))(fakes.prepared_rows("b"))
+    (tmp_path / "list.csv").write_text("clip_id,path,labels,end_s\na,x,x,0.5\nb,x,x,0.5\nc,x,x,0.5\n")
+    with pytest.raises(DataError, match=r"contains other features than these: low_freq_hz is 20\.0, not 50\.0"):
+        remaining_work(read_manifest(str(tmp_path / "list.csv")), PrepareSettings(output=output))
 
 
 class DiesWith:

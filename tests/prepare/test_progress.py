@@ -24,6 +24,16 @@ def test_a_line_of_progress():
     )
 
 
+def test_the_table_and_the_advice_at_the_end():
+    numbers = {"listed": 12_000, "clips": 9_000, "no_longer_listed": 1_500, "moved": 0}
+    info = {**numbers, "failures": {"crashed": 1_900, "network": 1_100}}
+    report = progress.SplitReport("train", info)
+    assert "1,900 crashed, 1,100 network, no longer listed 1,500" in progress.table([report])
+    again = "worth another try by the same command: {} of the failed clips"
+    assert progress.advice([report]) == again.format("1,100")  # of an earlier version
+    assert progress.advice([progress.SplitReport("train", info | {"tried_again": 1_228})]) == again.format("1,228")
+
+
 def test_a_rate_limiter_that_does_not_answer_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(progress_lines, "EVERY_S", 0.01)
     monkeypatch.setattr(progress_lines, "LAST_LINE_S", 0.1)

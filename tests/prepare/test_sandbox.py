@@ -19,7 +19,7 @@ from ast_core.errors import DataError, UserError
 from pipeline.prepare import answers
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch import download
-from pipeline.prepare.sandbox import Sandbox
+from pipeline.prepare.sandbox import Sandbox, temporary_folder
 
 DEADLINE_S = 60.0
 
@@ -64,14 +64,39 @@ def test_the_childs_malloc_keeps_freed_memory():
     sandbox.stop()
 
 
-@pytest.mark.parametrize("has_folder", [True, False])
-def test_each_call_has_a_temporary_folder_if_it_needs_one(has_folder: bool):
-    sandbox = Sandbox("tempfile:gettempdir", has_folder=has_folder)
-    folders = [sandbox(deadline_s=DEADLINE_S) for _ in range(2)]
+def test_calls_have_a_temporary_folder_if_they_are_given_one():
+    sandbox, usual = Sandbox("tempfile:gettempdir"), tempfile.gettempdir()
+    given, came = [], []
+    for _ in range(2):
+        with temporary_folder() as folder:
+            given += [folder] * 2
+            came += [sandbox(deadline_s=DEADLINE_S, folder=folder) for _ in range(2)]
+            assert os.path.isdir(folder)
+        assert not os.path.exists(folder)
+        assert sandbox(deadline_s=DEADLINE_S) == usual
     sandbox.stop()
-    assert [folder.startswith(f"{tempfile.gettempdir()}/ast-isolated-") for folder in folders] == [has_folder] * 2
-    assert (folders[0] == folders[1]) == (not has_folder)
-    assert not has_folder or not any(map(os.path.exists, folders))
+    assert came == given
+    assert len(set(given)) == 2
+    assert all(folder.startswith(f"{usual}/ast-isolated-") for folder in given)
+
+
+def test_a_group_is_killed_before_its_number_may_belong_to_another(isolated, monkeypatch: pytest.MonkeyPatch):
+    killpg, is_its_own = os.killpg, []
+
+    def note(group: int, number: int) -> None:
+        is_its_own.append(psutil.pid_exists(group))  # as a zombie
+        killpg(group, number)
+
+    monkeypatch.setattr(os, "killpg", note)
+    die, process_id = isolated("die"), isolated("process_id")
+    with pytest.raises(ClipError, match="SIGKILL"):
+        die(signal.SIGKILL, deadline_s=DEADLINE_S)
+    assert die._child is None
+    first = process_id(deadline_s=DEADLINE_S)
+    os.kill(first, signal.SIGKILL)  # while it has nothing to do
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert process_id(deadline_s=DEADLINE_S) != first
+    assert is_its_own == [True, True]
 
 
 def test_all_calls_go_to_one_child_process(isolated):
@@ -147,15 +172,16 @@ def test_a_full_machine_ends_the_job_not_only_the_clip(isolated, monkeypatch: py
 @pytest.mark.parametrize("busy_s", [600, 0])
 def test_the_child_and_its_programs_end_with_a_killed_parent(tmp_path: Path, busy_s: float):
     code = (
-        "import time; from pipeline.prepare.sandbox import Sandbox; "
-        "child = Sandbox('tests.prepare.work:sleep_next_to_a_program'); "
-        f"child({str(tmp_path / 'pids')!r}, {busy_s}, deadline_s=600); time.sleep(600)"
+        "import time; from pipeline.prepare.sandbox import Sandbox, temporary_folder\n"
+        "child = Sandbox('tests.prepare.work:sleep_next_to_a_program')\n"
+        "with temporary_folder() as folder:\n"
+        f"    child({str(tmp_path / 'pids')!r}, {busy_s}, deadline_s=600, folder=folder); time.sleep(600)"
     )
     (temporary := tmp_path / "temporary").mkdir()
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
     parent = subprocess.Popen([sys.executable, "-c", code], env=env)
     pids = two_pids(tmp_path / "pids")
-    assert list(temporary.iterdir()) or not busy_s
+    assert list(temporary.iterdir())
     parent.kill()
     parent.wait()
     assert all(map(is_gone, pids))

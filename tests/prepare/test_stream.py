@@ -1,6 +1,8 @@
 """Recordings of any length from a sandbox: the samples of a preparation, in blocks, around damage."""
 
 import functools
+import math
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.demo.media_server import serve
 from pipeline.prepare import stream
 from pipeline.prepare.audio.blocks import Block
 from pipeline.prepare.audio.decode import decode_media
@@ -132,6 +135,42 @@ def test_after_a_crash_of_the_decoder_the_rest_is_read(recordings: dict[str, Pat
     assert lost.reason is Reason.CRASHED
     assert blocks[-1].begin_s == pytest.approx(180, abs=0.1)
     assert len(samples(blocks)) / 16_000 == pytest.approx(140, abs=0.2)
+
+
+def test_a_fetch_whose_process_is_killed_leaves_no_file(
+    recordings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    reader = RecordingReader()
+    with serve(recordings["ogg"].parent) as url:
+        own = (("127.0.0.1", int(url.rpartition(":")[2])),)
+        blocks = reader.blocks(Source(f"{url}/a.ogg", own_hosts=own), 16_000)
+        next(blocks)
+        assert list(tmp_path.iterdir())
+        reader.stop()
+        blocks.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("media", "limit_s", "expected_s"),
+    [("http://host/a", math.inf, [3600, 120, 120]), ("http://host/a", 60, [60] * 3), ("/a.wav", math.inf, [120] * 3)],
+)
+def test_only_the_first_block_of_a_url_may_take_long(media: str, limit_s: float, expected_s: list[float]):
+    """A recording in pieces is fetched whole before."""
+    given = []
+
+    def sandbox(key: int, number: int, what: Any, *, deadline_s: float, folder: str) -> list[Any] | None:
+        given.append((deadline_s, bool(folder)))
+        return [None, np.zeros(10, np.float32), 1.0, [], False] if number < 2 else None
+
+    reader = RecordingReader(limit_s=limit_s)
+    reader._sandbox = sandbox
+    assert len(list(reader.blocks(Source(media), 16_000))) == 2
+    deadlines_s, has_folder = zip(*given, strict=True)
+    assert list(deadlines_s) == pytest.approx(expected_s, abs=1)
+    assert has_folder == (media.startswith("http"),) * 3
 
 
 def test_samples_that_are_no_sound_are_left_out():

@@ -24,7 +24,7 @@ class Member(NamedTuple):
 
 
 def read_member(uri: str, member: str) -> Member:
-    """Raises ClipError: missing_file, not_audio, or network for an archive on another machine."""
+    """Raises ClipError: missing_file, too_large, not_audio, or network for an archive on another machine."""
     kind, *numbers = member.split(" ")
     try:
         if kind == "bytes":
@@ -32,6 +32,10 @@ def read_member(uri: str, member: str) -> Member:
         return _read_row(uri, int(numbers[0]))
     except (FileNotFoundError, PermissionError, DataError) as err:
         raise ClipError(Reason.MISSING_FILE, f"cannot open the archive {uri}: {one_line(err)}") from err
+    except MemoryError as err:  # DAMAGE has it too, but a large row group is no damage
+        remedy = "" if kind == "bytes" else "; write the file with smaller row groups"
+        problem = f"cannot read {member} of {uri}: it takes more memory than a clip may{remedy}"
+        raise ClipError(Reason.TOO_LARGE, problem) from err
     except DAMAGE as err:
         reason = Reason.NETWORK if "://" in uri else Reason.NOT_AUDIO
         raise ClipError(reason, f"cannot read {member} of {uri}: {one_line(err)}") from err
@@ -51,7 +55,14 @@ def _read_row(uri: str, row: int) -> Member:
     group = bisect_right(first_rows, row) - 1
     if row >= first_rows[-1]:
         raise ClipError(Reason.MISSING_FILE, f"{uri} has no row {row}; it has changed since it was listed")
-    audio, num_clipped = _row_group(uri, group)
+    try:
+        audio, num_clipped = _row_group(uri, group)
+    except DAMAGE:  # there may be no room for a second row group, which Arrow says in several ways
+        if not _row_group.cache_info().currsize:
+            raise
+        _row_group.cache_clear()
+        pa.default_memory_pool().release_unused()
+        audio, num_clipped = _row_group(uri, group)
     value = audio[row - first_rows[group]].as_py()
     if not value:
         raise ClipError(Reason.MISSING_FILE, f"row {row} of {uri} contains no audio")
@@ -67,9 +78,9 @@ def _opened(uri: str) -> tuple[pq.ParquetFile, list[int]]:
     return parquet, list(accumulate(sizes, initial=0))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)  # while a row group is read, the one before is in memory too
 def _row_group(uri: str, group: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    """The audio of a row group. The last two are cached, because consecutive clips are in one or two row groups."""
+    """The audio of a row group. It is cached, because consecutive clips are in one row group."""
     parquet, _ = _opened(uri)
     counted = ["num_clipped"] if "num_clipped" in parquet.schema_arrow.names else []
     table = parquet.read_row_group(group, columns=["audio.bytes", *counted], use_threads=False)

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -24,7 +24,8 @@ from pipeline.prepare.audio import headers
 from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.audio.blocks import MIN_LOST_S, Block, Lost, read_blocks
 from pipeline.prepare.audio.packets import is_longer
-from pipeline.prepare.audio.sections import Section, chosen_track, read_section
+from pipeline.prepare.audio.remote_file import RemoteFile
+from pipeline.prepare.audio.sections import SEEK_MARGIN_S, Section, chosen_track, read_section
 from pipeline.prepare.clip import MAX_CLIP_S, WAVEFORM, ClipError, Reason, each_clip, ragged
 from pipeline.prepare.sandbox import Sandbox
 
@@ -48,6 +49,9 @@ MIN_DECODED_SHARE = 0.5
 
 CANCELLED_SHARE = 0.05
 """If the mean of the channels has a lower share of their level, they cancel each other (correlation below -0.995)."""
+
+EXPECTED_MORE_S = 0.5
+"""Of a remote file so much more than the section is read at one stretch, because bit rates vary."""
 
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,"
@@ -114,7 +118,7 @@ def _decoded(*what: Any, features: FeatureSettings) -> tuple[np.ndarray, int]:
 @functools.cache
 def _decoder() -> Sandbox:
     """The one sandbox of this process, which all its tasks share."""
-    return Sandbox("pipeline.prepare.audio.decode:decode_media", has_folder=False, memory_bytes=MEMORY_BYTES)
+    return Sandbox("pipeline.prepare.audio.decode:decode_media", memory_bytes=MEMORY_BYTES)
 
 
 def decode_media(
@@ -155,7 +159,7 @@ def _open_file(uri: str) -> Iterator[BinaryIO | str]:
             fs, path = storage.resolve(uri)
             if not isinstance(fs, pafs.LocalFileSystem):
                 with fs.open_input_file(path) as file:
-                    yield file
+                    yield cast(BinaryIO, RemoteFile(file, file.size()))
                 return
         _check_regular(path)
         yield f"file:{path}"
@@ -226,6 +230,8 @@ def _read(
         opened = functools.partial(_bytes_of, file)
         is_seekable = isinstance(file, str) or file.seekable()
         declared_s = headers.declared_s(container, track, opened) if is_seekable else None
+        if isinstance(file, RemoteFile):
+            file.expect(_share(container, start_s, duration_s))
         limit_s = None
         if may_be_clip and duration_s is not None and start_s > 0:
             limit_s = (1 + SHORTFALL_SHARE) * duration_s + CODEC_DELAY_S
@@ -240,6 +246,15 @@ def _read(
         is_recording = is_longer(container, track, limit_s)
     start_s = start_s if is_recording else 0.0
     return _read(file, start_s, duration_s, sample_rate_hz, may_be_clip=False)
+
+
+def _share(container: InputContainer, start_s: float, duration_s: float | None) -> float:
+    """About which share of the file's bytes a section takes, with what is decoded before it."""
+    if not container.duration:
+        return 0.0
+    length_s = container.duration / av.time_base
+    wanted_s = length_s - start_s if duration_s is None else duration_s
+    return (wanted_s + min(start_s, SEEK_MARGIN_S) + EXPECTED_MORE_S) / length_s
 
 
 def _is_chained_ogg(file: BinaryIO | str, opened: Callable[[], AbstractContextManager[BinaryIO]]) -> bool:

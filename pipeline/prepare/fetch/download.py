@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from ast_core.features import KALDI128, FeatureSettings
-from pipeline.prepare.clip import ClipError, Reason, each_clip
+from pipeline.prepare.clip import URL_SCHEMES, ClipError, Reason, each_clip
 from pipeline.prepare.fetch.rate_limiter import Permits, RateLimit, wait_for_permit
 from pipeline.prepare.fetch.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
-from pipeline.prepare.sandbox import Sandbox
+from pipeline.prepare.sandbox import Sandbox, temporary_folder
 from pipeline.prepare.sources.locate import host_of
 
 MEMORY_BYTES = 2 << 30
@@ -33,9 +33,6 @@ cool-down. The attempts are few, so that one clip that a host refuses does not b
 
 BACK_OFF_S = 2.0
 """Delay before the second attempt after a transient fault. It is four times as long before the third."""
-
-
-URL_SCHEMES = ("http://", "https://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ class Download:
         return rows.append_column("samples", pa.array(samples, pa.binary()))
 
     def _one(self, row: dict[str, Any]) -> bytes | None:
-        if not is_url(row["media"]):
+        if not row["media"].startswith(URL_SCHEMES):
             return None
         duration_s = None if row["end_s"] is None else row["end_s"] - row["start_s"]
         failures: list[ClipError] = []
@@ -87,33 +84,35 @@ class Download:
             except ClipError as err:
                 failures.append(err)
                 alike = sum(failure.reason is err.reason for failure in failures)
-                if alike >= ATTEMPTS.get(err.reason, 1):
+                if alike >= self._attempts(err.reason, row["media"]):
                     raise replace(err, attempts=len(failures)) from None
                 if err.reason in (Reason.NETWORK, Reason.TIMEOUT, Reason.TRUNCATED):
                     self._sleep(self.settings.back_off_s * 4 ** (alike - 1))
+
+    def _attempts(self, reason: Reason, url: str) -> int:
+        is_of_the_file = reason is Reason.SETUP and host_of(url) in self.settings.rate_limit.own_hosts
+        return 1 if is_of_the_file else ATTEMPTS.get(reason, 1)
 
     def _attempt(self, url: str, start_s: float, duration_s: float | None, failures: list[ClipError]) -> bytes:
         host = host_of(url)
         address = wait_for_permit(self._permits, host, self._sleep)
         reason = None
         try:
-            samples: np.ndarray = self._fetch(
-                url,
-                start_s,
-                duration_s,
-                settings=self.settings.ytdlp,
-                address=address if address in self.settings.rate_limit.addresses else None,
-                every_client=any(failure.reason is Reason.SETUP for failure in failures),
-                features=self._features,
-                deadline_s=self.settings.deadline_s,
-            )
+            with temporary_folder() as folder:
+                samples: np.ndarray = self._fetch(
+                    url,
+                    start_s,
+                    duration_s,
+                    settings=self.settings.ytdlp,
+                    address=address if address in self.settings.rate_limit.addresses else None,
+                    every_client=any(failure.reason is Reason.SETUP for failure in failures),
+                    features=self._features,
+                    deadline_s=self.settings.deadline_s,
+                    folder=folder,
+                )
         except ClipError as err:
             reason = err.reason
             raise
         finally:
             self._permits.report(address, host, reason)
         return samples.tobytes()
-
-
-def is_url(media: str) -> bool:
-    return media.startswith(URL_SCHEMES)

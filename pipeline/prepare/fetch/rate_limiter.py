@@ -19,7 +19,8 @@ from pipeline.prepare.clip import Reason
 from pipeline.text_table import duration
 
 YOUTUBE_PER_HOUR = 300.0
-"""The usual rate limit of one address, for recordings of YouTube."""
+"""The usual rate limit of one address, for recordings of YouTube. It is YouTube's limit for clients without an account,
+according to yt-dlp's maintainers."""
 
 LONGEST_WAIT_S = 30.0
 """A worker asks again at least this often, so that it notices changes."""
@@ -40,9 +41,13 @@ class RateLimit:
     fetches_per_hour: float = math.inf
     """Limit per address."""
     addresses: tuple[str, ...] = ()
-    """Proxies (`http://…`) or source IP addresses. If empty, each worker uses its own egress address."""
+    """Proxies (`http://…`) or source IP addresses. If empty, fetches come from the machines' own addresses. All nodes
+    count as one address then, unless each has its own (`PrepareSettings.own_addresses`)."""
     cool_down_s: float = 3600.0
     """Duration of the first cool-down. Each further one in a row is twice as long, up to 8 times this."""
+    own_hosts: frozenset[str] = frozenset()
+    """Hosts that the user named, as `locate.host_of` gives them. There `setup` concerns the file and not the client: a
+    bucket that may not be listed answers 403 if a file is missing."""
 
     def __post_init__(self) -> None:
         if not self.fetches_per_hour > 0:
@@ -137,7 +142,7 @@ class RateLimiter:
         address, now_s = self._addresses.setdefault((name, host), _Address()), self._clock()
         if now_s < address.cool_down_until_s:
             return  # the fetch began before the cool-down
-        address.refused.append(reason is Reason.SETUP)
+        address.refused.append(reason is Reason.SETUP and host not in rate_limit.own_hosts)
         if reason is Reason.THROTTLED or sum(address.refused) >= REFUSALS:
             address.why = str(reason)
             address.cool_down_until_s = now_s + rate_limit.cool_down_s * 2 ** min(address.cool_downs_in_a_row, 3)

@@ -24,6 +24,7 @@ from deno import find_deno_bin
 from yt_dlp.extractor import gen_extractor_classes
 from yt_dlp.networking import Request, Response
 from yt_dlp.utils import YoutubeDLError
+from yt_dlp.utils.networking import HTTPHeaderDict, clean_proxies
 
 from ast_core.errors import ConfigError, UserError
 from ast_core.features import KALDI128, FeatureSettings
@@ -171,7 +172,7 @@ def fetch_with_ytdlp(
         UserError: a fault of this machine (disk, programs), which would make every clip fail.
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-", ignore_cleanup_errors=True) as folder:
-        options = _options(settings, folder, address, every_client=every_client)
+        options = _options(settings, folder, address, every_client=every_client, max_bytes=MAX_FETCH_BYTES)
         try:
             with yt_dlp.YoutubeDL(options) as downloader, _only_allowed_hosts(settings, downloader):
                 offer = _offer(downloader, url)
@@ -191,7 +192,7 @@ def open_url(url: str, *, settings: YtDlp, max_bytes: int) -> Iterator[BinaryIO 
         ClipError, UserError: as `fetch_with_ytdlp`.
     """
     with tempfile.TemporaryDirectory(prefix="ast-fetch-", ignore_cleanup_errors=True) as folder:
-        options = _options(settings, folder, None, every_client=False)
+        options = _options(settings, folder, None, every_client=False, max_bytes=max_bytes)
         try:
             with yt_dlp.YoutubeDL(options) as downloader, _only_allowed_hosts(settings, downloader):
                 offer = _offer(downloader, url)
@@ -239,10 +240,10 @@ def _joined(downloader: yt_dlp.YoutubeDL, offer: dict[str, Any], folder: str) ->
     return path
 
 
-def _limit_size(status: dict[str, Any]) -> None:
+def _limit_size(status: dict[str, Any], max_bytes: int) -> None:
     """Progress hook that yt-dlp calls during a download."""
-    if status.get("downloaded_bytes", 0) > MAX_FETCH_BYTES:
-        raise ClipError(Reason.TOO_LARGE, f"more than {MAX_FETCH_BYTES >> 20} MiB in pieces")
+    if status.get("downloaded_bytes", 0) > max_bytes:
+        raise ClipError(Reason.TOO_LARGE, f"more than {max_bytes >> 20} MiB in pieces")
 
 
 def _is_site(url: str) -> bool:
@@ -331,12 +332,20 @@ def _only_allowed_hosts(settings: YtDlp, downloader: yt_dlp.YoutubeDL) -> Iterat
     if settings.allow_private_hosts:
         yield
         return
-    proxies = [endpoint_of(proxy) for proxy in downloader.proxies.values() if proxy and "://" in proxy]
-    with public_hosts_only((*settings.own_hosts, *proxies)):
+    with public_hosts_only((*settings.own_hosts, *_proxies(downloader))):
         yield
 
 
-def _options(settings: YtDlp, folder: str, address: str | None, *, every_client: bool) -> dict[str, Any]:
+def _proxies(downloader: yt_dlp.YoutubeDL) -> list[Endpoint]:
+    """The proxies of the options or of the environment. Without a scheme they are HTTP, as for yt-dlp and curl."""
+    proxies = dict(downloader.proxies)
+    clean_proxies(proxies, HTTPHeaderDict())  # as yt-dlp does for each request
+    return [endpoint_of(proxy) for proxy in map(proxies.get, ("http", "https", "all")) if proxy]
+
+
+def _options(
+    settings: YtDlp, folder: str, address: str | None, *, every_client: bool, max_bytes: int
+) -> dict[str, Any]:
     given = dict(options_of(settings.args))
     if settings.cookies is not None:
         given["cookiefile"] = f"{folder}/cookies.txt"
@@ -369,7 +378,7 @@ def _options(settings: YtDlp, folder: str, address: str | None, *, every_client:
         "socket_timeout": settings.timeout_s,
         "external_downloader": "native",
         "skip_unavailable_fragments": False,
-        "progress_hooks": [_limit_size],
+        "progress_hooks": [partial(_limit_size, max_bytes=max_bytes)],
     }
     return usual | given | ours
 

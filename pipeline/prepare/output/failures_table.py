@@ -132,6 +132,13 @@ def by_reason(failures: pa.Table) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def num_tried_again(failures: pa.Table) -> int:
+    """How many of these clips the next run tries again without being asked: those whose reason says so, and those whose
+    chunk failed as a whole."""
+    num_tried_again: int = pc.sum(failures["retry"]).as_py() or 0
+    return num_tried_again
+
+
 def final(failures: pa.Table, retry: frozenset[Reason]) -> pa.Table:
     """The clips that are not tried again. Those with a reason in `retry` are tried again."""
     asked_again = pc.is_in(failures["reason"].cast(pa.string()), pa.array(map(str, retry), pa.string()))

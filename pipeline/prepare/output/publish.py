@@ -132,6 +132,7 @@ def publish(
         failures_table.write(output, split, failures)
         infos[split] = {
             "failures": failures_table.by_reason(failures),
+            "tried_again": failures_table.num_tried_again(failures),
             "left_out": len(state.prepared) - len(indexed),
             "listed": listed[split].num_rows + _num_done(listed[split].beyond, indexed, failures),
             "no_longer_listed": members.no_longer_listed[split],
@@ -176,8 +177,10 @@ def _of_other_split(output: str, split: str, published: dict[str, Any], num_clip
         num_clips: the number of clips that stay in it.
     """
     num_moved = max(0, published.get("clips", 0) - num_clips)
+    failures = failures_table.read(output, split)
     return {
-        "failures": failures_table.by_reason(failures_table.read(output, split)),
+        "failures": failures_table.by_reason(failures),
+        "tried_again": failures_table.num_tried_again(failures),
         "left_out": published.get("left_out", 0) + num_moved,
         "no_longer_listed": 0,
         "moved": num_moved,

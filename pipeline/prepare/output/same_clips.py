@@ -5,8 +5,10 @@ be guessed: it may have another path because its folder was moved, and it may be
 are pointed out, and not refused.
 """
 
-import functools
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +19,18 @@ from pipeline import dataset, storage
 from pipeline.prepare.audio.decode import SHORTFALL_SHARE
 from pipeline.prepare.clip import FAILURES
 from pipeline.prepare.output.origins import read_otherwise, section_hashes, source_hashes
+from pipeline.prepare.output.shards import label_text
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.sources.rows import without_file
 
 ROWS_AT_ONCE = 1 << 14
 """Number of clips that are Python objects at a time, because a list may have two million."""
+
+SAID_ABOVE = 100_000
+"""Looking at the files of more clips than this takes seconds or minutes, so a line says so beforehand."""
+
+FILES_AT_ONCE, FILES_A_TASK = 32, 64
+"""Threads that ask for the times of files, and files that one of them takes at a time."""
 
 ROUNDING_S = 1e-3
 """Times of a list are rounded to milliseconds, and lengths to samples."""
@@ -56,7 +65,7 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
     position = pc.index_in(prepared["clip_id"], value_set=compared["clip_id"].combine_chunks())
     known = prepared.filter(pc.is_valid(position))
     asked = compared.take(position.drop_null())
-    differs = pc.not_equal(_label_texts(known["labels"]), _label_texts(asked["labels"]))
+    differs = pc.not_equal(label_text(known), label_text(asked))
     if pc.any(differs).as_py():
         of_other_labels = known["clip_id"].filter(differs)
         raise DataError(
@@ -71,11 +80,6 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
             f"{is_other.sum()} clips of split {split!r} are prepared from another section than this list names, "
             f"{known['clip_id'][int(np.argmax(is_other))]} for one; give another --output, or these clips other ids"
         )
-
-
-def _label_texts(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The labels as texts, because Arrow does not compare lists."""
-    return pc.binary_join(labels.cast(pa.list_(pa.string())), ",")
 
 
 def is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
@@ -100,7 +104,9 @@ def is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:
     return (np.abs(start_s - asked_start_s) > ROUNDING_S) | has_other_length | lost_end | has_other_end
 
 
-def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
+def other_media_lines(
+    output: str, split: str, of_split: pa.Table, prepared: pa.Table, say: Callable[[str], None] = print
+) -> list[str]:
     """Lines on prepared clips that may be other sounds now.
 
     The list names another recording for them, or their file was read in another way, or their local file was written,
@@ -110,32 +116,55 @@ def other_media_lines(output: str, split: str, of_split: pa.Table, prepared: pa.
     position = pc.index_in(prepared["clip_id"], value_set=of_split["clip_id"].combine_chunks())
     known = prepared.select(["clip_id", "shard", "source_hash", "section_hash"]).filter(pc.is_valid(position))
     asked = of_split.drop_columns(["clip_id", "split", "labels"]).take(position.drop_null())
+    if len(known) > SAID_ABOVE:
+        say(f"looking for changes in the files of {len(known):,} prepared clips of split {split!r}")
     folder = dataset.shards_dir(output, split)
-    shards = pc.unique(known["shard"]).to_pylist()
-    states = storage.size_and_time([storage.join(folder, shard) for shard in shards])
-    shard_us = {shard: time_us or 0 for shard, (_, time_us) in zip(shards, states, strict=True)}
-    written_us = functools.lru_cache(1 << 10)(storage.written_us)  # an archive contains many clips
+    shards = pc.unique(known["shard"])
+    states = storage.size_and_time([storage.join(folder, shard) for shard in shards.to_pylist()])
+    shard_us = np.array([time_us or 0 for _, time_us in states], np.int64)
     num_clips, example = Counter[str](), dict[str, tuple[str, str]]()
-    for begin in range(0, len(known), ROWS_AT_ONCE):
-        rows = asked.slice(begin, ROWS_AT_ONCE)
-        columns = known.slice(begin, ROWS_AT_ONCE).to_pydict().values()
-        asked_hashes, otherwise = source_hashes(rows), section_hashes(read_otherwise(rows))
-        now = zip(asked_hashes.to_pylist(), otherwise.to_pylist(), rows["media"].to_pylist(), strict=True)
-        for clip_id, shard, source_hash, section_hash, of_now in zip(*columns, now, strict=True):
-            asked_hash, other_hash, media = of_now
-            if source_hash is not None and source_hash != asked_hash:
-                why = "are prepared from other files or URLs than this list names"
-            elif section_hash is not None and section_hash == other_hash:
-                why = "are of files that only one of the two runs reads with --files-are-clips"
-            elif written_us(media) > shard_us[shard]:
-                why = "have files that were written or copied later"
-            else:
-                continue
-            num_clips[why] += 1
-            example.setdefault(why, (clip_id, shard))
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        for begin in range(0, len(known), ROWS_AT_ONCE):
+            clips, rows = (table.slice(begin, ROWS_AT_ONCE) for table in (known, asked))
+            is_other, is_otherwise = _have_other_origins(clips, rows)
+            is_later = ~(is_other | is_otherwise)
+            shard = pc.index_in(clips["shard"], value_set=shards).to_numpy()
+            is_later[is_later] = _written_us(rows["media"].filter(pa.array(is_later)), pool) > shard_us[shard[is_later]]
+            for why, is_so in (
+                ("are prepared from other files or URLs than this list names", is_other),
+                ("are of files that only one of the two runs reads with --files-are-clips", is_otherwise),
+                ("have files that were written or copied later", is_later),
+            ):
+                if is_so.any():
+                    num_clips[why] += int(is_so.sum())
+                    first = int(np.argmax(is_so))
+                    example.setdefault(why, (clips["clip_id"][first].as_py(), clips["shard"][first].as_py()))
     return [
         f"{num:,} prepared clips of split {split!r} {why} ({example[why][0]} for one) and are not read again; if they "
         f"are other sounds now, delete {dataset.index_file(output, split)} and the clips' shards "
         f"({storage.join(folder, example[why][1])} for one), or give another --output"
         for why, num in num_clips.items()
     ]
+
+
+def _have_other_origins(known: pa.Table, asked: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """bool `[clips]`, twice: whether the list names another recording for a prepared clip, and whether its file is only
+    read in another way. False for shards of earlier versions, which do not say what they were made from."""
+    is_other, is_otherwise = np.zeros((2, len(known)), bool)
+    # Most clips are the same section of the same file, so one hash for each of them is enough.
+    is_same = pc.fill_null(pc.equal(known["section_hash"], section_hashes(asked)), False).to_numpy()
+    if len(rest := np.flatnonzero(~is_same)):
+        known, asked = known.take(rest), asked.take(rest)
+        has_other = pc.not_equal(known["source_hash"], source_hashes(asked))
+        has_otherwise = pc.equal(known["section_hash"], section_hashes(read_otherwise(asked)))
+        is_other[rest], is_otherwise[rest] = (pc.fill_null(has, False).to_numpy() for has in (has_other, has_otherwise))
+    return is_other, is_otherwise & ~is_other
+
+
+def _written_us(media: pa.ChunkedArray, pool: ThreadPoolExecutor) -> np.ndarray:
+    """int64 `[clips]`: `storage.written_us` of each file. On a network drive each takes half a millisecond, so many are
+    asked for at a time."""
+    files = pc.unique(media)
+    parts = (files[begin : begin + FILES_A_TASK].to_pylist() for begin in range(0, len(files), FILES_A_TASK))
+    times_us = pool.map(lambda some: list(map(storage.written_us, some)), parts)
+    return np.array([*chain.from_iterable(times_us)], np.int64)[pc.index_in(media, value_set=files).to_numpy()]

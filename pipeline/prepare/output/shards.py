@@ -168,7 +168,7 @@ def _scan_shard(uri: str, schema: pa.Schema, features: FeatureSettings | None) -
         return missing, json.loads(metadata.get(dataset.FEATURES_KEY, "null")), with_origins(table, metadata)
 
     missing, own_features, table = parquet.parse_file(
-        uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); delete it, and its clips are prepared again"
+        uri, parse, damaged=f"{uri} is no shard of ours or damaged ({{}}); {DELETE_SHARD}"
     )
     if missing:
         raise DataError(

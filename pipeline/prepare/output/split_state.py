@@ -51,9 +51,9 @@ def clean_up(
     return _state(output, split, stored, failures_table.compact(output, split, stored["clip_id"]))
 
 
-def load_split(output: str, split: str) -> SplitState:
-    """Read what earlier runs left, finished or not."""
-    stored = scan_shards(output, split)
+def load_split(output: str, split: str, features: FeatureSettings | None = None) -> SplitState:
+    """Read what earlier runs left, finished or not. Raises DataError as `scan_shards` does."""
+    stored = scan_shards(output, split, features=features)
     return _state(output, split, stored, failures_table.collect(output, split, stored["clip_id"]))
 
 

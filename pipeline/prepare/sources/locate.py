@@ -15,9 +15,9 @@ the media. It returns None if there is no such file, and raises a `ClipError` if
 A name may have a `Y` before the ID, and the file may be in any subfolder. START and END are written as `20.000`, `20`
 or `000020`, and END must be the section's own. Whole numbers further apart than the longest clip are milliseconds, as
 in `ID_20000_30000.wav`. If no file fits otherwise, a START of 1000 or more is in milliseconds (`ID_20000.wav`), unless
-a name in the folder has one below 1000. For `ID.ext` the length decides, when the file is decoded: if it is no longer
-than the section, it is the section. If several files fit, an ID without the `Y` is preferred, then a file to an
-archive's member, then the first in the order of paths.
+a name in the folder has one below 1000; the end of a whole YouTube id (`abcdefgh_12`) is none. For `ID.ext` the length
+decides, when the file is decoded: if it is no longer than the section, it is the section. If several files fit, an ID
+without the `Y` is preferred, then a file to an archive's member, then the first in the order of paths.
 
 Files may be in tars, and in the `audio` column of Parquet files, as in Hugging Face data sets. The names of such a row
 are its `video_id`, the file name in `audio.path` and its `clip_id`. If it has a `start_s`, it contains only the
@@ -61,6 +61,7 @@ _MEDIA_NAME = re.compile(
 )
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _TITLE = re.compile(r".+ \[([A-Za-z0-9_-]{11})\]", re.DOTALL)
+_YOUTUBE_ID = re.compile(r"Y?[A-Za-z0-9_-]{11}")
 _FROM = re.compile(rf"(.+)_({_NUMBER})", re.DOTALL)
 _FROM_MS = re.compile(r"(.+)_([1-9][0-9]{3,})", re.DOTALL)
 _FROM_TO = re.compile(rf"(.+)[_-]({_NUMBER})[_-]({_NUMBER})", re.DOTALL)
@@ -174,11 +175,10 @@ class AudioFolder:
             self._whole.setdefault(name, number)
         for section in _sections(name):
             self._cut.setdefault(section, number)
-        if _FROM_TO.fullmatch(name) or not (match := _FROM.fullmatch(name)):
-            return
-        self._has_starts_in_s |= 0 < float(match[2]) < 1000
         if match := _FROM_MS.fullmatch(name):
             self._cut_in_ms.setdefault(f"{match[1]}_{int(match[2]) / 1000:.3f}", number)
+        elif (match := _FROM.fullmatch(name)) and not _FROM_TO.fullmatch(name) and not _YOUTUBE_ID.fullmatch(name):
+            self._has_starts_in_s |= 0 < float(match[2]) < 1000
 
     def __call__(self, video_id: str, start_s: float, end_s: float) -> Place | None:
         for name in (video_id, f"Y{video_id}"):

@@ -1,9 +1,11 @@
 """Manifests: lists of files as CSV, TSV or Parquet, or archives that contain the audio (`archive_manifest`)."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -241,7 +243,13 @@ def _without_missing(entry: Entry) -> Entry:
     """A row whose texts without a value are None, whatever the list or its data frame wrote for them."""
     texts = (entry.clip_id, entry.split, entry.path, entry.url, entry.video_id)
     clip_id, split, path, url, video_id = map(value_of, texts)
+    clip_id, split = map(_without_point, (clip_id, split))
     return entry._replace(clip_id=clip_id, split=split, path=path, url=url, video_id=video_id)
+
+
+def _without_point(value: Any) -> Any:
+    """17 in place of 17.0. A data frame turns a column of whole numbers into floats if one of its cells is empty."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _media_of(entry: Entry, folder: str, start_s: float) -> tuple[str, float | None]:
@@ -289,16 +297,38 @@ def _rows_of(uri: str, copy: str, notes: list[str]) -> Iterator[Entry]:
     if kind == ".parquet":
         yield from _of_parquet(uri, copy, point_out)
         return
-    for line, cells in read_table(
+    table = partial(
+        read_table,
         read_text(copy, uri),
         origin=uri,
         columns=COLUMNS,
         is_header=_is_header,
         needs=NEEDS,
         separators="\t,;|" if kind == ".tsv" else ",;\t|",
-        on_header=point_out,
-    ):
+    )
+    floats = _columns_of_floats(cells for _, cells in table())
+    notes += [f"the numbers in the column {column} of {uri} are read without their .0" for column in floats]
+    for line, cells in table(on_header=point_out):
+        cells |= {column: cells[column].partition(".")[0] for column in floats}
         yield Entry(place=f"line {line}", **{column: cell or None for column, cell in cells.items()})  # type: ignore[arg-type]
+
+
+_FLOAT = re.compile(r"[0-9]+\.0*")
+
+
+def _columns_of_floats(rows: Iterable[dict[str, str]]) -> list[str]:
+    """Those of the columns `clip_id` and `split` of which each value is a whole number that was written as a float.
+
+    The first rows usually show that there is no such column, and the others are not read.
+    """
+    possible, found = {"clip_id", "split"}, set[str]()
+    for cells in rows:
+        values = {column: value_of(cells[column]) for column in possible & cells.keys()}
+        possible = {column for column, value in values.items() if value is None or _FLOAT.fullmatch(value)}
+        found |= {column for column in possible if values[column] is not None}
+        if not possible:
+            break
+    return sorted(found & possible)
 
 
 NEEDS = "the columns `labels` and `path` or `url`, or `audio` with bytes"

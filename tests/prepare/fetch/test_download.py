@@ -160,6 +160,15 @@ def test_a_fetch_whose_process_is_killed_is_repeated_once(tmp_path: Path):
     assert len(rows["samples"][0].as_py()) == 5 * 16_000 * 4
 
 
+@pytest.mark.parametrize(("host", "attempts"), [("mirror.example:8000", 1), ("other.example", 2)])
+def test_only_a_refusal_of_the_users_own_host_is_not_repeated(host: str, attempts: int):
+    rate_limit = RateLimit(own_hosts=frozenset(["mirror.example:8000"]))
+    download = Download(FetchSettings(rate_limit=rate_limit), Permits(rate_limit))
+    download._fetch = Mock(side_effect=ClipError(Reason.SETUP, "HTTP Error 403: Forbidden"))
+    row = {"clip_id": "a", "media": f"http://{host}/a.webm", "end_s": 5.0}
+    assert download(in_progress(fakes.clips(row)))["attempts"].to_pylist() == [attempts]
+
+
 def test_a_node_that_cannot_fetch_ends_the_job(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ytdlp, "find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
     with pytest.raises(UserError, match="cannot fetch: no deno"):

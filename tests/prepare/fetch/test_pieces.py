@@ -17,7 +17,7 @@ from jobs.demo.media_server import serving
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch import ytdlp
-from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp, open_url
 from tests import fakes
 
 START_S, DURATION_S = 5.0, 3.0
@@ -89,6 +89,15 @@ def test_the_size_of_pieces_is_limited(site: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ytdlp, "MAX_FETCH_BYTES", 1000)
     with pytest.raises(ClipError) as raised:
         fetch_with_ytdlp(f"{site}/watch/ts", START_S, DURATION_S, settings=SETTINGS)
+    assert raised.value.reason is Reason.TOO_LARGE
+
+
+def test_the_size_of_a_whole_recording_in_pieces_has_its_own_limit(site: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ytdlp, "MAX_FETCH_BYTES", 1000)
+    with open_url(f"{site}/watch/ts", settings=SETTINGS, max_bytes=1 << 20) as joined:
+        assert len(decode_section(joined, 0.0, None)) > 11 * 16_000
+    with pytest.raises(ClipError) as raised, open_url(f"{site}/watch/ts", settings=SETTINGS, max_bytes=1000):
+        pass
     assert raised.value.reason is Reason.TOO_LARGE
 
 

@@ -102,6 +102,20 @@ def test_the_users_proxy_may_be_private(host: BadHost):
     assert caught.value.reason is Reason.PRIVATE_HOST
 
 
+@pytest.mark.parametrize("prefix", ["http://", "//", ""])
+def test_a_proxy_of_the_environment_needs_no_scheme(host: BadHost, prefix: str, monkeypatch: pytest.MonkeyPatch):
+    """curl takes `HTTP_PROXY=10.0.0.1:3128`, and so does yt-dlp."""
+    monkeypatch.setenv("http_proxy", prefix + host.url.removeprefix("http://"))
+    monkeypatch.setenv("no_proxy", "intranet.example.org,10.0.0.1")
+    settings = YtDlp(timeout_s=20)
+    assert len(fetch_with_ytdlp("http://example.org/sound", 1.0, 2.0, settings=settings)) == 2 * 16_000
+    assert {request.path for request in host.requests} == {"http://example.org/sound"}
+    without_proxy = YtDlp.from_args(["--proxy", ""], timeout_s=20)
+    with pytest.raises(ClipError) as caught:
+        fetch_with_ytdlp(f"{host.url}/good/sound", 1.0, 2.0, settings=without_proxy)
+    assert caught.value.reason is Reason.PRIVATE_HOST
+
+
 def test_the_check_ends_with_its_context(host: BadHost):
     address = ("127.0.0.1", endpoint_of(host.url)[1])
     with public_hosts_only(()), pytest.raises(PrivateAddressError):

@@ -180,6 +180,16 @@ def test_an_address_with_mostly_setup_failures_cools_down(clock: Clock):
     assert permits.limiter.fetching().cooling_down == {"here at host": ("setup", 100.0)}
 
 
+def test_a_refusal_of_the_users_own_host_concerns_only_its_file(clock: Clock):
+    permits = Permits(RateLimit(own_hosts=frozenset([HOST])), RateLimiter(clock))
+    for host in (HOST, "other"):
+        for _ in range(OF_THE_LAST):
+            permits.report("here", host, Reason.SETUP)
+    assert list(permits.fetching().cooling_down) == ["here at other"]
+    permits.report("here", HOST, Reason.THROTTLED)
+    assert "here at host" in permits.fetching().cooling_down
+
+
 def test_the_duration_of_a_list_is_estimated():
     assert RateLimit(fetches_per_hour=300).seconds_for(2_084_320) / 86_400 == pytest.approx(289.5, abs=0.1)
     assert RateLimit(fetches_per_hour=300, addresses=("a", "b")).seconds_for(600) == 3600

@@ -14,6 +14,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline import dataset, storage
 from pipeline.dataset import PreparedDataset
 from pipeline.prepare.clip import FAILURES
+from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.membership import Listed
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards
@@ -79,6 +80,19 @@ def test_a_marker_of_a_split_that_is_published_as_it_is_changes_nothing(
     publish_list(output, "test", "b")
     assert splits_in_dataset_json(output) == before
     assert not Path(output, "_work").exists()
+
+
+def test_clips_of_a_chunk_that_died_are_counted_as_tried_again(tmp_path: Path):
+    output = str(tmp_path)
+    start_output(output, LABELS)
+    WriteShards(output)(prepared_rows("a"))
+    rows = prepared_rows(failed=("b", "c", "d"))
+    for name, values in {"stage": ["prepare", "decode", "decode"], "reason": ["crashed", "crashed", "network"]}.items():
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    failures_table.write_part(output, "train", rows)
+    publish_list(output, "train", "a", "b", "c", "d")
+    split = splits_in_dataset_json(output)["train"]
+    assert (split["failures"], split["tried_again"]) == ({"crashed": 2, "network": 1}, 2)
 
 
 def test_no_clip_leaves_an_index_because_its_shard_is_missing(tmp_path: Path):

@@ -341,7 +341,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
     fakes.write_data(output, splits=[("train", 3)])
     (shard,) = (tmp_path / "d" / "train" / "shards").iterdir()
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(DataError, match=f"{shard.name} is no shard of ours or damaged .*; delete it"):
+    with pytest.raises(DataError, match=f"{shard.name} is no shard of ours or damaged .*; restore it, or delete it"):
         load_split(output, "train")
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ast_core.errors import DataError
+from pipeline.prepare.audio import archive_members
 from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.clip import ClipError, Reason, in_progress
@@ -187,7 +188,24 @@ def test_each_row_gives_its_own_bytes_and_a_row_group_is_read_once(tmp_path: Pat
     assert [read_member(uri, row_member(i)).audio for i in range(10)] == data
     assert groups == [0, 1, 2, 3]
     assert read_member(uri, row_member(7)).audio == data[7]
-    assert groups == [0, 1, 2, 3]  # the last two groups are cached
+    assert groups == [0, 1, 2, 3, 2]  # only the last group is cached
+
+
+def test_a_row_group_that_has_no_room_beside_another_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = [f"audio {i}".encode() for i in range(3)]
+    uri = hugging_face(tmp_path / "a.parquet", [{"audio": ("x.flac", d)} for d in data], rows_a_group=1)
+    read_row_group = pq.ParquetFile.read_row_group
+
+    def read(self: pq.ParquetFile, group: int, **options: object) -> pa.Table:
+        if archive_members._row_group.cache_info().currsize or group == 2:
+            raise pa.ArrowMemoryError("malloc of size 1500000000 failed")
+        return read_row_group(self, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read)
+    archive_members._row_group.cache_clear()
+    assert [read_member(uri, row_member(i)).audio for i in range(2)] == data[:2]
+    reason, message = reason_of(uri, row_member(2))
+    assert (reason, message.partition("; ")[2]) == (Reason.TOO_LARGE, "write the file with smaller row groups")
 
 
 def test_a_missing_or_unreadable_member_has_its_reason(tmp_path: Path):

@@ -58,6 +58,16 @@ def test_a_start_alone_is_in_milliseconds_if_no_other_reading_fits(tmp_path: Pat
     assert AudioFolder(str(tmp_path))("ddddddddddd", 1.5, 11.5) is None
 
 
+def test_an_id_that_ends_in_a_number_is_not_taken_for_a_start(tmp_path: Path):
+    names = ["abcdefgh_12_30000.wav", "abcdefgh-34_30000.wav", "Yabcdefgh_56_30000.wav", "abcdefgh_78.wav"]
+    locate = AudioFolder(touch(tmp_path, *names, "ijklmnop_90_5000_15000.wav"))
+    for video_id, name in zip(("abcdefgh_12", "abcdefgh-34", "abcdefgh_56"), names, strict=False):
+        assert locate(video_id, 30.0, 40.0) == (f"{tmp_path}/{name}", None, 0.0)
+    assert locate("abcdefgh_78", 30.0, 40.0) == (f"{tmp_path}/abcdefgh_78.wav", None, None)
+    assert locate("ijklmnop_90", 5.0, 15.0) == (f"{tmp_path}/ijklmnop_90_5000_15000.wav", None, 0.0)
+    assert locate("abcdefgh_12", 31.0, 41.0) is None
+
+
 def test_case_15_a_section_in_milliseconds_begins_at_zero_too(tmp_path: Path):
     locate = AudioFolder(touch(tmp_path, "aaaaaaaaaaa_0_10000.flac", "bbbbbbbbbbb_30_40.flac"))
     assert locate("aaaaaaaaaaa", 0.0, 10.0) is not None

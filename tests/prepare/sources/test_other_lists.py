@@ -92,6 +92,28 @@ def test_texts_of_other_programs_are_no_classes(tmp_path: Path, text: str):
     assert "looks like a list and cannot be read as one" in out.refused["message"][0].as_py()
 
 
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_whole_numbers_that_a_data_frame_made_floats_are_read_as_such(tmp_path: Path, name: str):
+    """pandas does so with each value of a column if a cell is empty."""
+    frame = pd.DataFrame({"clip_id": [17, None, 5], "path": list("abc"), "labels": "x", "split": [None, 2, 1]})
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    frame.to_parquet(tmp_path / "m.parquet")
+    assert "17.0,a,x,\n" in (tmp_path / "m.csv").read_text()
+    out = read_manifest(str(tmp_path / name))
+    rows = zip(out.clips["clip_id"].to_pylist(), out.clips["split"].to_pylist(), strict=True)
+    assert list(rows) == [("17", "train"), ("b", "2"), ("5", "1")]
+    line = f"the numbers in the column {{}} of {tmp_path}/m.csv are read without their .0"
+    assert list(out.notes) == ([line.format("clip_id"), line.format("split")] if name == "m.csv" else [])
+
+
+@pytest.mark.parametrize("others", ["2.5", "v2", "3"])
+def test_texts_that_look_like_floats_stay_if_others_of_their_column_do_not(tmp_path: Path, others: str):
+    out = listed(tmp_path, f"clip_id,path,labels,split\n1.0,a.wav,x,1.0\n{others},b.wav,x,{others}\n")
+    assert out.clips["clip_id"].to_pylist() == ["1.0", others]
+    assert out.clips["split"].to_pylist() == ["1.0", others]
+    assert not out.notes
+
+
 @pytest.mark.parametrize("text", ["[null]", "[None]", "[nan]", "set()", "character(0)", "list()"])
 def test_lists_without_a_label_are_no_classes(text: str):
     assert cells_of(text, ()) == []
