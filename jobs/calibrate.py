@@ -139,8 +139,15 @@ def _tuned(args: argparse.Namespace, member: "Member", thresholds_C: np.ndarray,
     listed = read_truth(args.events, member.config.labels)
     truth = {recording_name(uri): events for uri, events in listed.items()}
     settings = settings_for([member], thresholds_C, window_s=args.window_s, hop_s=args.hop_s)
-    known = []
-    for name, tagged in tag_here(find_inputs(list(listed)), [member], settings, device, keeps_frames=True):
+    inputs, known = find_inputs(list(listed)), []
+    there = set(inputs.recordings["recording"].to_pylist())
+    for uri in listed:
+        if recording_name(uri) not in there:
+            raise DataError(
+                f"{args.events}: {uri} is not one recording, but a folder, an archive, a list or a prepared data set; "
+                "give each recording a row of its own"
+            )
+    for name, tagged in tag_here(inputs, [member], settings, device, keeps_frames=True):
         if tagged.lost:
             raise DataError(f"{name} cannot be read as a whole ({tagged.lost[0].message}); leave it out")
         starts_s, end_s = [start_s for start_s, _, _ in truth[name]], tagged.end_s.max(initial=0.0)

@@ -161,11 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         embeddings=args.embeddings,
         label_format=args.format,
     )
-    lines = [] if args.raw_scores else score_lines(members, args.threshold, DEFAULT_THRESHOLD)
+    lines = score_lines(members, args.threshold, DEFAULT_THRESHOLD, raw_scores=args.raw_scores)
     for line in lines + tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
         print(line, flush=True)
     if output is None:
-        printed.print_tags(inputs, members, settings, local_device(args.device))
+        printed.print_tags(inputs, members, settings, local_device(args.device), args.batch_windows)
         return status_of_printed()
     summary = _tag(args, inputs, members, settings, output)
     print(printed.summary_table(summary))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ast_core.errors import ConfigError, DataError
 from ast_core.models.patchout import Patchout
+from ast_core.models.pooling import Float32Linear
 from ast_core.models.pretrained import IMAGE_HEADS, from_audioset, from_deit, on_grid, to_original
 from ast_core.models.shapes import MODEL_SIZES, PATCH_SIZE, check_pretraining, patch_grid
 from ast_core.models.tagger import Outputs, Tagger
@@ -99,7 +100,7 @@ class ASTModel(Tagger):
             embed_layer=partial(OverlappingPatchEmbed, (fstride, tstride)),
             **shape,
         )
-        self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), nn.Linear(shape["embed_dim"], label_dim))
+        self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), Float32Linear(shape["embed_dim"], label_dim))
         self._compiled_blocks: Any = ()
         grid = self.v.patch_embed.grid_size
         if audioset_pretrain:

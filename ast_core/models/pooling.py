@@ -33,6 +33,20 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 """Poolings of the frames' probabilities without parameters (Wang et al., 2019, https://arxiv.org/abs/1810.09050)."""
 
 
+class Float32Linear(nn.Linear):
+    """A last linear layer that computes in float32 also under autocast.
+
+    A logit in bf16 has 8 significant bits: from 4 to 8 they are multiples of 1/32, so likely classes would tie.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        device = inputs.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return super().forward(inputs)
+        with torch.autocast(device, enabled=False):
+            return super().forward(inputs.float())
+
+
 class Pooling(nn.Module):
     """From the embeddings of the frames `[B, T, D]` to raw logits of the clip `[B, C]`, in float32."""
 
@@ -129,10 +143,10 @@ class MeanPooling(Pooling):
 
     def __init__(self, dim: int, label_dim: int) -> None:
         super().__init__()
-        self.classifier = nn.Linear(dim, label_dim)
+        self.classifier = Float32Linear(dim, label_dim)
 
     def frame_logits(self, frames_BTD: Tensor) -> Tensor:
-        return self.classifier(frames_BTD).float()
+        return self.classifier(frames_BTD)
 
     def forward(self, frames_BTD: Tensor) -> Tensor:
-        return self.classifier(frames_BTD.mean(dim=1)).float()
+        return self.classifier(frames_BTD.mean(dim=1))

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import pyarrow as pa
@@ -39,9 +39,14 @@ class TagChunks:
     def __init__(self, job: Any, tally: RemoteTally) -> None:
         import torch
 
-        what: Job = ray.get(job)
-        torch.set_num_threads(max(1, int(what.workers.cpus)))
-        self._worker, self._tally = Worker(what), tally
+        self._job: Job = ray.get(job)
+        torch.set_num_threads(max(1, int(self._job.workers.cpus)))
+        self._tally = tally
+
+    @cached_property
+    def _worker(self) -> Worker:
+        """Made with the first chunk: of an error in the constructor, Ray would only say that the actor died."""
+        return Worker(self._job)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         chunks: list[Chunk] = [pickle.loads(row) for row in rows["chunk"].to_pylist()]

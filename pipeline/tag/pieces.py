@@ -29,6 +29,9 @@ PIECE_WINDOWS = 32
 WINDOWS_AHEAD = 4 * PIECE_WINDOWS
 """Windows of a reader that wait for the network: several batches, whether recordings are short or long."""
 
+GROUPS_BYTES = 1 << 30
+"""Memory for row groups of prepared clips: as many as a chunk of clips of 10 s is in, wherever they lie."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -160,15 +163,20 @@ def pieces_of(number: int, source: Source, settings: WindowSettings, blocks: Ite
 
 
 def clip_pieces(clips: Clips, settings: WindowSettings) -> Iterator[Piece]:
-    """The pieces of prepared clips. The first windows of all clips come first, in the order of evaluation."""
-    with FbankReader(clips) as reader:
-        later: list[Piece] = []
+    """The pieces of prepared clips. The first windows of all clips come first, in the order of evaluation.
+
+    A clip with more windows is read again for the others: those of a chunk of long clips may have gigabytes.
+    """
+    of_group = clips.row_group_clips * int(clips.num_frames.max()) * clips.num_mel_bins * 2
+    with FbankReader(clips, max(1, GROUPS_BYTES // of_group)) as reader:
+        longer: list[int] = []
         for number in range(len(clips)):
             first, *others = fbank_windows(reader[number], settings)
-            yield Piece(number, [first], is_last=not others)
-            if others:
-                later.append(Piece(number, others, is_last=True))
-        yield from later
+            # Copies, because a view keeps all of its row group in memory.
+            yield Piece(number, [replace(first, fbank_TM=first.fbank_TM.copy())], is_last=not others)
+            longer += [number] if others else []
+        for number in longer:
+            yield Piece(number, fbank_windows(reader[number].copy(), settings)[1:], is_last=True)
 
 
 def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -3,7 +3,8 @@
 This file alone decides which process does what. A *worker* has the models on its device and tags chunk after chunk.
 The *readers* of a chunk decode its recordings and compute features: threads of the worker, each with a sandbox, or
 tasks on any CPU of the cluster (`on_ray.remote_pieces`), which is how a GPU gets enough windows. A worker has
-`WINDOWS_AHEAD` windows a reader in memory, and the scores of the recordings that it has begun.
+`WINDOWS_AHEAD` windows a reader in memory, row groups of prepared clips up to `GROUPS_BYTES`, and the scores of the
+recordings that it has begun.
 """
 
 import uuid

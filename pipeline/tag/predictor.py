@@ -4,7 +4,8 @@ N windows, T frames, M mel bins, C classes, D dimensions, T' frames of the model
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from ast_core.batch import Batch, model_input
 from ast_core.calibration import EventTuning, ModelCalibration
 from ast_core.checkpoints import ModelConfig
-from ast_core.errors import ConfigError, DataError
+from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.execution import autocast, for_device, set_attention
 from ast_core.labels import LabelVocabulary
 from ast_core.models.tagger import Tagger
 from ast_core.step import predict
+from pipeline.memory_errors import too_small_memory
 from pipeline.redaction import without_secrets
 from pipeline.train import models
 from pipeline.train.models import class_order, differing
@@ -89,16 +91,19 @@ def tuning_lines(members: Sequence[Member], window_s: float, hop_s: float) -> li
     ]
 
 
-def score_lines(members: Sequence[Member], threshold: float | None, default: float) -> list[str]:
+def score_lines(
+    members: Sequence[Member], threshold: float | None, default: float, *, raw_scores: bool = False
+) -> list[str]:
     """What to know of scores without a calibration.
 
     Args:
         threshold: the given one.
         default: the threshold that is used if there is none.
+        raw_scores: whether the user asked for scores without a calibration, and so knows of the threshold.
     """
     without = [member for member in members if member.calibration is None]
     lines = []
-    if without and threshold is None:
+    if without and threshold is None and not raw_scores:
         lines.append(
             f"the threshold of every class is {default:g}, because {without[0].uri} has no calibration.json; run "
             "jobs/calibrate.py, or give --threshold"
@@ -106,7 +111,7 @@ def score_lines(members: Sequence[Member], threshold: float | None, default: flo
     if any(member.config.recipe.loss == "CE" for member in without):
         lines.append(
             "warning: the model was trained with --loss CE, so its scores compare the classes of a window, and one by "
-            "itself says little; calibrate it, or train with --loss BCE"
+            "itself says little; use calibrated scores, or train with --loss BCE"
         )
     return lines
 
@@ -143,16 +148,25 @@ class Predictor:
         self._recipes = [for_device(member.config.recipe, device, trains=False) for member in members]
         for member, recipe in zip(members, self._recipes, strict=True):
             set_attention(member.model, device, recipe)
-            member.model.to(device).eval()
+            with _enough_memory("the model"):
+                member.model.to(device).eval()
 
     @property
     def input_frames(self) -> int:
         """Frames of the longest input of a member."""
         return max(member.config.recipe.input_tdim for member in self.members)
 
-    @torch.inference_mode()
     def __call__(self, fbank_NTM: np.ndarray) -> Predicted:
-        """The results for raw log-mel, float16, padded with 0 to `input_frames`."""
+        """The results for raw log-mel, float16, padded with 0 to `input_frames`.
+
+        Raises:
+            UserError: there is too little memory for so many windows, or the weights are damaged.
+        """
+        with _enough_memory(f"{len(fbank_NTM)} windows", "lower --batch-windows"):
+            return self._predicted(fbank_NTM)
+
+    @torch.inference_mode()
+    def _predicted(self, fbank_NTM: np.ndarray) -> Predicted:
         fbank = torch.from_numpy(fbank_NTM)
         if self.device.type == "cuda":
             fbank = fbank.pin_memory().to(self.device, non_blocking=True)
@@ -178,6 +192,20 @@ class Predictor:
             uris = without_secrets(", ".join(member.uri for member in self.members))
             raise DataError(f"{uris} gives scores that are not numbers: its weights are damaged")
         return predicted
+
+
+@contextmanager
+def _enough_memory(needed: str, *remedies: str) -> Iterator[None]:
+    """Raise an error for lack of memory as a line with what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as err:
+        where = too_small_memory(err)
+        if where is None:
+            raise
+        more = ("raise --gpus-per-worker", "use --device cpu") if where == "GPU" else ("lower --num-workers",)
+        remedies = (*remedies, *more)
+        raise UserError(f"the {where} has too little memory for {needed}; {', or '.join(remedies)}") from err
 
 
 def _batch(fbank_NTM: torch.Tensor, num_classes: int) -> Batch:

@@ -10,6 +10,7 @@ from pipeline.tag.inputs import Inputs
 from pipeline.tag.output import Summary
 from pipeline.tag.predictor import Member, labels_of
 from pipeline.tag.tables import failure_rows
+from pipeline.tag.windows import BATCH_WINDOWS
 from pipeline.tag.work import TagSettings, tag_here
 from pipeline.text_table import text_table
 
@@ -38,7 +39,9 @@ def check_few(inputs: Inputs) -> None:
         raise ConfigError(f"--input has {number}, and up to {MAX_PRINTED} recordings are printed; give --output URI")
 
 
-def print_tags(inputs: Inputs, members: Sequence[Member], settings: TagSettings, device: str) -> None:
+def print_tags(
+    inputs: Inputs, members: Sequence[Member], settings: TagSettings, device: str, batch_windows: int = BATCH_WINDOWS
+) -> None:
     """Print the classes of each recording, and the events of one that is longer than a window.
 
     Raises:
@@ -47,7 +50,7 @@ def print_tags(inputs: Inputs, members: Sequence[Member], settings: TagSettings,
     for row in inputs.refused.to_pylist():
         print(f"{row['recording']}  {row['reason']}: {row['message']}\n")
     names, has_tagged = labels_of(members).names, False
-    for name, tagged in tag_here(inputs, members, settings, device):
+    for name, tagged in tag_here(inputs, members, settings, device, batch_windows=batch_windows):
         print(described(name, tagged, names) + "\n", flush=True)
         has_tagged |= len(tagged.start_s) > 0
     if not has_tagged:

@@ -16,6 +16,7 @@ from pipeline.html.page import Cell, Column, Table
 from pipeline.prepare.audio.features import clip_fbank
 from pipeline.prepare.clip import ClipError
 from pipeline.prepare.output.audio_store import flac_bytes
+from pipeline.prepare.sources.checks import WEB
 from pipeline.prepare.stream import RecordingReader, Source
 from pipeline.redaction import without_secrets
 from pipeline.tag.output import Summary, folder_of
@@ -24,6 +25,9 @@ from pipeline.versions import VERSION
 
 MAX_SAMPLES = 6
 """Classes of which one event can be heard: those that were heard longest."""
+
+MAX_TRIES = 4 * MAX_SAMPLES
+"""Recordings that are opened for them. If all have been moved since, each class would cost a try otherwise."""
 
 SAMPLE_S, BEFORE_S = 20.0, 5.0
 """Length of a sample, and how much of it is before the event."""
@@ -130,20 +134,23 @@ def _some_events(output: str) -> pa.Table:
 def _samples(
     events: pa.Table, summary: Summary, recordings: pa.Table, features: FeatureSettings
 ) -> Iterator[dict[str, Any]]:
-    """For each of the classes that were heard longest, the event with the highest score that can be read."""
+    """For each of the classes that were heard longest, the event with the highest score, if it can be read."""
     if not len(events):
         return
+    # Not those at URLs: reading them again would be fetches that the rate limiter does not count.
+    recordings = recordings.filter(pc.invert(pc.match_substring_regex(recordings["media"], f"(?i)^{WEB.pattern}")))
     known = events.filter(pc.is_in(events["recording"], value_set=recordings["recording"]))
-    reader, shown = RecordingReader(), 0
+    reader, shown, tried = RecordingReader(), 0, 0
     try:
         for label in summary.by_label["label"].to_pylist():
             of_label = known.filter(pc.equal(known["label"], label)).sort_by([("peak_score", "descending")])
-            if shown == MAX_SAMPLES or not len(known):
+            if shown == MAX_SAMPLES or tried == MAX_TRIES or not len(known):
                 return
             if not len(of_label):
                 continue
             event = of_label.slice(0, 1).to_pylist()[0]
             row = pc.index(recordings["recording"], event["recording"]).as_py()
+            tried += 1
             sample = _sample(event, known, recordings.slice(row, 1).to_pylist()[0], features, reader)
             if sample is not None:
                 shown += 1

@@ -193,10 +193,17 @@ def _counted(pieces: Iterator[Piece], on_windows: Callable[[float], None]) -> It
 
 
 def tag_here(
-    inputs: Inputs, members: Sequence[Member], settings: TagSettings, device: str, *, keeps_frames: bool = False
+    inputs: Inputs,
+    members: Sequence[Member],
+    settings: TagSettings,
+    device: str,
+    *,
+    keeps_frames: bool = False,
+    batch_windows: int = BATCH_WINDOWS,
 ) -> Iterator[tuple[str, Tagged]]:
     """The results of each recording, without an output and without Ray."""
-    worker = Worker(Job(members, settings, Workers(number=0, device=device), None, ""))
+    workers = Workers(number=0, device=device, batch_windows=batch_windows)
+    worker = Worker(Job(members, settings, workers, None, ""))
     try:
         for chunk in chunks_of(inputs, lambda _: False, most=MAX_CHUNK, own_hosts=own_hosts(inputs)):
             for tagged in worker.results(chunk, keeps_frames=keeps_frames):

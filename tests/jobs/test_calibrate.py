@@ -123,6 +123,19 @@ def test_an_event_behind_the_end_of_its_recording_is_refused(run: str, tmp_path:
         calibrate.main(["--checkpoint", run, "--events", str(tmp_path / "events.csv")])
 
 
+@pytest.mark.parametrize("path", [".", "some.tar", "list.csv"])
+def test_a_path_of_several_recordings_has_no_known_events(run: str, tmp_path: Path, path: str):
+    folder = tmp_path / "known"
+    folder.mkdir()
+    for name in ("a.wav", "b.wav"):
+        fakes.write_media(folder / name, fakes.noise(1.0))
+    fakes.write_tar(folder / "some.tar", {"a.wav": (folder / "a.wav").read_bytes()})
+    (folder / "list.csv").write_text("path\na.wav\n")
+    (folder / "events.csv").write_text(f"path,start_s,end_s,label\na.wav,0,1,dog\n{path},0,1,cat\n")
+    with pytest.raises(DataError, match=r"events\.csv: \S*known\S* is not one recording, but a folder, an archive, "):
+        calibrate.main(["--checkpoint", run, "--events", str(folder / "events.csv")])
+
+
 def test_a_gpu_for_events_is_asked_for_before_clips_are_scored(run: str, monkeypatch: pytest.MonkeyPatch):
     """Events are tagged in this process, on a cluster often on a head without a GPU, and clips on its GPU nodes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

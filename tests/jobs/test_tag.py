@@ -17,6 +17,7 @@ from ast_core.models import create_model
 from ast_core.recipe import Recipe
 from jobs import calibrate, tag
 from pipeline import storage
+from pipeline.tag.predictor import Predicted, Predictor
 from tests import fakes
 from tests.ast_core import small
 
@@ -97,7 +98,23 @@ def test_scores_without_a_calibration_are_announced(
     assert tag.main([*usual, *options]) == 0
     printed = capsys.readouterr().out
     assert ("the threshold of every class is 0.5, because" in printed) == (not options)
-    assert ("was trained with --loss CE" in printed) == (loss == "CE" and "--raw-scores" not in options)
+    assert ("was trained with --loss CE" in printed) == (loss == "CE")
+
+
+def test_printed_recordings_are_scored_in_batches_of_the_given_size(
+    checkpoint: str, recordings: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+    predicted = Predictor._predicted
+
+    def recorded(self: Predictor, fbank_NTM: np.ndarray) -> Predicted:
+        sizes.append(len(fbank_NTM))
+        return predicted(self, fbank_NTM)
+
+    monkeypatch.setattr(Predictor, "_predicted", recorded)
+    assert tag.main(["--checkpoint", checkpoint, "--input", str(recordings / "r0.wav"), "--batch-windows", "1"]) == 0
+    assert len(sizes) > 1
+    assert set(sizes) == {1}
 
 
 def test_a_command_that_tags_nothing_is_no_success(

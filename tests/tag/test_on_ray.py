@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 
+from ast_core.errors import UserError
 from pipeline.tag.inputs import find_inputs
 from pipeline.tag.on_ray import remote_pieces, run_chunks, workers_of_cluster
 from pipeline.tag.plan import tag
@@ -26,6 +27,22 @@ class SlowTagger(stub.BandTagger):
     def outputs(self, fbank_BTM: torch.Tensor) -> Any:
         time.sleep(0.5)
         return super().outputs(fbank_BTM)
+
+
+class TooLarge(stub.BandTagger):
+    """Its weights do not fit into the memory of the GPU, or its activations do not."""
+
+    def __init__(self, *, weights_fit: bool) -> None:
+        super().__init__()
+        self.weights_fit = weights_fit
+
+    def to(self, *args: Any, **options: Any) -> Any:
+        if not self.weights_fit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().to(*args, **options)
+
+    def outputs(self, fbank_BTM: torch.Tensor) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def scores(output: Path) -> list[dict[str, Any]]:
@@ -105,3 +122,12 @@ def test_after_the_death_of_a_worker_each_recording_is_there_once(local_ray: Non
     thread.join(1)
     assert killed
     assert scores(tmp_path / "out") == scores(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("weights_fit", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_too_little_memory_of_a_worker_is_a_line(local_ray: None, tmp_path: Path, weights_fit: bool):
+    stub.write_recordings(tmp_path / "in", 1)
+    member = replace(stub.member(), model=TooLarge(weights_fit=weights_fit).eval())
+    needed = r"\d+ windows; lower --batch-windows, or" if weights_fit else "the model;"
+    with pytest.raises(UserError, match=rf"^the GPU has too little memory for {needed} raise --gpus-per-worker, or "):
+        run(tmp_path / "in", tmp_path / "out", member, Workers(number=1, cpus=0.1))
