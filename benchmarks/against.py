@@ -10,6 +10,7 @@ slower for clips per second.
 """
 
 import argparse
+import itertools
 import os
 import re
 import statistics
@@ -78,18 +79,27 @@ def printed(tree: Path, benchmark: str, options: Sequence[str]) -> str:
 
 
 def figures(text: str) -> Figures:
-    """The numbers in the cells of the Markdown tables in a text; of several numbers in a cell, the first."""
+    """The numbers in the cells of the Markdown tables in a text; of several numbers in a cell, the first.
+
+    A row's name is its first cell, with as many of the next ones as make the rows of its table differ.
+    """
     found: Figures = {}
-    head: list[str] = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
-        if not head or not cells:
-            head = cells
-            continue
-        for column, cell in zip(head[1:], cells[1:], strict=True):
-            if (number := re.match(r"[\d,]*\.?\d+", cell)) and float(number[0].replace(",", "")):
-                found[cells[0], column] = float(number[0].replace(",", ""))
+    for head, rows in tables(text):
+        named = next((n for n in range(1, len(head)) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
+        for row in rows:
+            for column, cell in zip(head[1:], row[1:], strict=True):
+                if (number := re.match(r"[\d,]*\.?\d+", cell)) and float(number[0].replace(",", "")):
+                    found[", ".join(row[:named]), column] = float(number[0].replace(",", ""))
     return found
+
+
+def tables(text: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The head and the rows of each table, without the line between them."""
+    lines = [line.strip() for line in text.splitlines()]
+    for is_table, of_table in itertools.groupby(lines, key=lambda line: line.startswith("|")):
+        if is_table:
+            head, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in of_table]
+            yield head, [row for row in rows if not set("".join(row)) <= set("-: ")]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -41,6 +42,7 @@ DISTINCT = 40
 """Different recordings. The others are links to them, since encoding takes longer than preparing."""
 RECIPE = fakes.SMALL_RECIPE | {"norm_stats": "data", "input_tdim": "512", "batch_size": "24", "epochs": "1"}
 RECIPE |= {"precision": "fp32", "wa_start": "1", "wa_end": "1"}
+NUM_CLASSES = 4
 STEPS = 30
 ALONE_S = 20.0
 
@@ -101,7 +103,7 @@ def preparing(media: Path) -> Callable[[], int]:
 
 def training(media: Path) -> Callable[[], int]:
     """A function that takes a step on random clips."""
-    recipe = read_recipe("audioset-full", words(RECIPE))
+    recipe = replace(read_recipe("audioset-full", words(RECIPE)), label_dim=NUM_CLASSES)
     step = training_step(recipe, torch.device("cpu"), "as it is")
 
     def one() -> int:
@@ -153,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))
         listed = make_media(folder / "media", args.clips)
         batch = int(RECIPE["batch_size"])
-        fakes.write_data(str(folder / "tones"), splits=(("train", STEPS * batch), ("eval", 8)))
+        fakes.write_data(str(folder / "tones"), num_classes=NUM_CLASSES, splits=(("train", STEPS * batch), ("eval", 8)))
         allowed = {}
         for name, make in (("preparation", preparing), ("training", training)):
             alone, both = (rate_without_ray(make, folder / "media", num_cores) for num_cores in (1, 2))

@@ -1,21 +1,26 @@
-"""Measure the preparation: CPU time of all Ray workers per clip, compared with the serial minimum of the same run.
+"""Measure the preparation: CPU time per clip, compared with the serial minimum of the same run.
 
-    python -m benchmarks.prepare [--clips 2000]
+    python -m benchmarks.prepare [--kinds webm m4a flac] [--clips 2000] [--scale 1] [--rounds 5]
 
-The clips are ten-second sections of five-minute WebM/Opus recordings, from files, on two CPUs. The minimum ("floor") is
-one process on one core that only does the work: decode the section, resample, compute the fbank, write Parquet. A
-second job has four times the clips.
+The clips are ten-second sections of five-minute recordings in WebM (Opus) or MP4 (AAC), or FLAC files of ten seconds,
+on two CPUs. The minimum ("floor") is one process on one core that only does the work: decode the section, resample,
+compute the fbank, write Parquet. "Workers" are Ray's worker processes with their children, with their start; "all" are
+also the driver and Ray itself, which was started before. With --scale, a second job has so many times the clips, which
+shows what the start of the processes costs. Ratios are medians over the rounds.
 
 Two cores of a virtual machine may be two threads of one core. The same work then takes more CPU time if both are busy,
-as they are in the job. So the floor is also measured with two such processes at once.
+as they are in the job. So the floor is also measured with two such processes at once: the second ratio of each pair.
 """
 
 import argparse
 import multiprocessing
+import os
+import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -38,59 +43,75 @@ from pipeline.prepare.sources.locate import AudioFolder
 from tests import fakes
 
 NUM_RECORDINGS, RECORDING_S, CLIP_S = 8, 300, 10
+NUM_FILES = 40
+"""Different FLAC files. The others are links to them."""
 FLOOR_CLIPS = 256
 """Clips for the floor, half before and half after the job, because the machine's speed drifts."""
+KINDS = ("webm", "m4a", "flac")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["webm"])
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument(
         "--scale", type=int, default=4, help="clips of a second job, as a multiple of --clips; 1 is no second job"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each job (default 1)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    numbers = [args.clips, args.clips * args.scale][: 1 + (args.scale > 1)]
+    measured: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as folder:
-        media = _recordings(Path(folder, "media"))
-        costs, floors = [], []
-        for num_clips in [args.clips, args.clips * args.scale][: 1 + (args.scale > 1)]:
-            segments = _list(Path(folder, f"of{num_clips}_segments.csv"), num_clips)
-            before = _floors_ms(segments, media, Path(folder))
-            costs.append(_job_ms(segments, media, Path(folder, f"data{num_clips}"), num_clips))
-            floors.append(np.mean([before, _floors_ms(segments, media, Path(folder))], axis=0))
-            print(f"{num_clips} clips: {costs[-1]}", flush=True)
-    print("\n| clips | floor ms: alone, two at once | workers ms | of the floor | all processes ms | on the clock ms |")
-    print("|---|---|---|---|---|---|")
-    for num_clips, cost, (alone_ms, both_ms) in zip([args.clips, args.clips * args.scale], costs, floors, strict=False):
-        print(
-            f"| {num_clips} | {alone_ms:.1f}, {both_ms:.1f} | {cost['workers']:.1f} "
-            f"| {cost['workers'] / alone_ms:.2f}, {cost['workers'] / both_ms:.2f} "
-            f"| {cost['all']:.2f} | {cost['wall']:.2f} |"
-        )
+        for kind in args.kinds:
+            media = _media(Path(folder, kind), kind, max(numbers))
+            for num_clips in numbers:
+                segments = _list(Path(folder, f"{kind}{num_clips}_segments.csv"), kind, num_clips)
+                for number in range(args.rounds):
+                    before = _floors_ms(segments, media, Path(folder))
+                    cost = _job_ms(segments, media, Path(folder, f"data-{kind}-{num_clips}-{number}"), num_clips)
+                    alone_ms, both_ms = np.mean([before, _floors_ms(segments, media, Path(folder))], axis=0)
+                    measured[kind, num_clips].append(cost | {"alone": alone_ms, "both": both_ms})
+                    print(f"{kind}, {num_clips} clips: {measured[kind, num_clips][-1]}", flush=True)
+    heads = ["clips", "floor ms: alone, two at once", "workers ms", "of the floor"]
+    heads += ["all processes ms", "all of the floor"]
+    print(f"\n| {' | '.join(heads)} | on the clock ms |")
+    print("|---" * (len(heads) + 1) + "|")
+    for (kind, num_clips), runs in measured.items():
+        ms = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        cells = [f"{num_clips} {kind}", f"{ms['alone']:.1f}, {ms['both']:.1f}"]
+        for name in ("workers", "all"):
+            of_floors = (statistics.median(run[name] / run[floor] for run in runs) for floor in ("alone", "both"))
+            cells += [f"{ms[name]:.1f}", ", ".join(f"{ratio:.2f}" for ratio in of_floors)]
+        print(f"| {' | '.join(cells)} | {ms['wall']:.2f} |")
     return 0
 
 
-def _recordings(folder: Path) -> Path:
+def _media(folder: Path, kind: str, num_clips: int) -> Path:
     """Write recordings of the demo's sounds: stereo at 48 kHz, as on YouTube."""
     folder.mkdir()
-    for i in range(NUM_RECORDINGS):
+    is_files = kind == "flac"
+    for i in range(NUM_FILES if is_files else NUM_RECORDINGS):
         rng = np.random.default_rng(i)
         classes = list(GENERATORS)
-        pairs = [rng.choice(classes, 2, replace=False).tolist() for _ in range(RECORDING_S // 10)]
-        parts = [mixture(rng, pair, 10.0, 16_000) for pair in pairs]
-        fakes.write_media(folder / f"recording_{i}.webm", np.concatenate(parts), channels=2)
+        num_parts = 1 if is_files else RECORDING_S // CLIP_S
+        pairs = [rng.choice(classes, 2, replace=False).tolist() for _ in range(num_parts)]
+        parts = [mixture(rng, pair, float(CLIP_S), 16_000) for pair in pairs]
+        fakes.write_media(folder / f"recording_{i}.{kind}", np.concatenate(parts), channels=2)
+    for i in range(NUM_FILES, num_clips if is_files else 0):
+        os.link(folder / f"recording_{i % NUM_FILES}.{kind}", folder / f"recording_{i}.{kind}")
     return folder
 
 
-def _list(path: Path, num_clips: int) -> Path:
-    """Write a segment list with many sections of each recording, at irregular times."""
+def _list(path: Path, kind: str, num_clips: int) -> Path:
+    """Write a segment list: whole FLAC files, or many sections of each recording at irregular times."""
     rng = np.random.default_rng(0)
     mid = audioset_labels().mids[0]
-    starts = rng.permutation((RECORDING_S - CLIP_S) * 1000 - 1)[:num_clips]
+    starts_ms = rng.permutation((RECORDING_S - CLIP_S) * 1000 - 1)[:num_clips] * (kind != "flac")
     with path.open("w") as file:
-        for i, start_ms in enumerate(starts):
-            start_s = start_ms / 1000
-            file.write(f'recording_{i % NUM_RECORDINGS}, {start_s:.3f}, {start_s + CLIP_S:.3f}, "{mid}"\n')
+        for i, start_ms in enumerate(starts_ms):
+            start_s, recording = start_ms / 1000, i if kind == "flac" else i % NUM_RECORDINGS
+            file.write(f'recording_{recording}, {start_s:.3f}, {start_s + CLIP_S:.3f}, "{mid}"\n')
     return path
 
 

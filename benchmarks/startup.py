@@ -150,10 +150,10 @@ def say_processes(command: Command, output: Path) -> None:
 def run(command: Command, output: Path) -> tuple[float, float]:
     """Seconds on the clock, and CPU seconds of all processes of the command."""
     words = [str(output) if word == "OUT" else word for word in command.words]
-    began_s = time.monotonic()
     with Spent(every_s=0.1) as spent:
+        began_s = time.monotonic()
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    wall_s = time.monotonic() - began_s
+        wall_s = time.monotonic() - began_s
     if done.returncode:
         raise SystemExit(f"{command.name} ended with status {done.returncode}: {done.stdout}{done.stderr}")
     return wall_s, spent.cpu_s()["all"]

@@ -3,9 +3,10 @@
     python -m benchmarks.train_step [--device cpu|cuda] [--model base384] [--frames 1024] [--batch-sizes 12 48]
         [--steps N] [--threads 1] [--only TEXT …] [--fed [--data DIR]]
 
-Needs neither Ray nor a network: weights are random and clips are noise. The throughput is that of all steps after some
-warm-up steps. The GPU is synchronised once, after the last step. On a CPU the configurations take turns, step by step,
-so that other work on the machine affects all of them; one thread is measured by CPU time, several by wall time.
+Needs neither Ray nor a network: weights are random and clips are noise. On a GPU the throughput is that of all steps
+after some warm-up steps, and the GPU is synchronised once, after the last step. On a CPU it is that of the median step;
+the configurations take turns, step by step, so that other work on the machine affects all of them; one thread is
+measured by CPU time, several by wall time.
 
 --fed joins the feed and the step as in training: shards on disk, weighted sampling, mixup, reading ahead. It prints the
 data-wait share, and the rate relative to the same step with a batch that is on the device already.
@@ -13,6 +14,7 @@ data-wait share, and the rate relative to the same step with a batch that is on 
 
 import argparse
 import gc
+import statistics
 import sys
 import tempfile
 import time
@@ -77,7 +79,7 @@ CUDA_VARIANTS = (
     Variant("bf16, fused attention, patchout", BF16 | FUSED | PATCHOUT),
     Variant("all on: bf16, fused attention and Adam, compiled", ALL_ON),
     Variant("all on, as CUDA graphs", ALL_ON | GRAPHS),
-    Variant("all on, as CUDA graphs, parts of 6", ALL_ON | GRAPHS | {"micro_batch_size": 6}),
+    Variant("all on, parts of 6, as CUDA graphs", ALL_ON | GRAPHS | {"micro_batch_size": 6}),
     Variant("all on, parts of 6", ALL_ON | {"micro_batch_size": 6}),
     Variant("all on, half mixed", ALL_ON, is_mixed=True),
     Variant("all on but fused Adam", ALL_ON, fused_adam=False),
@@ -85,7 +87,7 @@ CUDA_VARIANTS = (
     Variant("all on, checkpointed", ALL_ON | {"activation_checkpointing": True}),
     Variant("all on, fp16 with a scaler for bf16", ALL_ON | {"precision": "fp16"}),
     Variant("all on, patchout", ALL_ON | PATCHOUT),
-    Variant("all on, patchout, as CUDA graphs", ALL_ON | PATCHOUT | GRAPHS),
+    Variant("all on, with patchout, as CUDA graphs", ALL_ON | PATCHOUT | GRAPHS),
 )
 CPU_VARIANTS = (
     Variant(ORIGINAL),
@@ -182,9 +184,12 @@ def describe(device: torch.device) -> str:
 def say_steps(variants: tuple[Variant, ...], args: argparse.Namespace, device: torch.device) -> None:
     print("| | batch | clips/s | of the original's | MFU | peak memory, GiB |\n|---|---|---|---|---|---|")
     for batch_size in args.batch_sizes:
-        took_s, peaks_gib = measure(variants, args, batch_size, device)
-        for variant in variants:
-            print(row(variant, batch_size, took_s, peaks_gib, args, device))
+        took_s, peaks_gib = dict[str, float](), dict[str, float]()
+        # On a GPU each is measured by itself, and its row is there if the rest is stopped.
+        for some in [variants] if device.type == "cpu" else [(variant,) for variant in variants]:
+            measure(some, args, batch_size, device, took_s, peaks_gib)
+            for variant in some:
+                print(row(variant, batch_size, took_s, peaks_gib, args, device), flush=True)
         ours = [v.name for v in variants if v.is_ours_and_whole and v.name in took_s]
         if ORIGINAL in took_s and ours:
             best = min(ours, key=took_s.__getitem__)
@@ -193,15 +198,19 @@ def say_steps(variants: tuple[Variant, ...], args: argparse.Namespace, device: t
 
 
 def measure(
-    variants: Iterable[Variant], args: argparse.Namespace, batch_size: int, device: torch.device
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds per step by variant, and on a GPU the peak memory in GiB. Variants that do not fit are left out."""
+    variants: Iterable[Variant],
+    args: argparse.Namespace,
+    batch_size: int,
+    device: torch.device,
+    took_s: dict[str, float],
+    peaks_gib: dict[str, float],
+) -> None:
+    """Add the seconds per step of each variant, and on a GPU the peak memory in GiB. What does not fit is left out."""
     build = {variant.name: builder(variant, args, batch_size, device) for variant in variants}
     if device.type == "cpu":
-        took_s = in_turns_s({name: make() for name, make in build.items()}, args)
+        took_s |= in_turns_s({name: make() for name, make in build.items()}, args)
         free_memory()
-        return took_s, {}
-    took_s, peaks_gib = {}, {}
+        return
     for name, make in build.items():
         torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -210,7 +219,6 @@ def measure(
         except torch.cuda.OutOfMemoryError:
             pass  # its row says that it is out of memory
         free_memory()
-    return took_s, peaks_gib
 
 
 def free_memory() -> None:
@@ -221,20 +229,20 @@ def free_memory() -> None:
 
 
 def in_turns_s(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, float]:
-    """Seconds per step of each configuration, in turns, on a CPU."""
+    """Median seconds of a step of each configuration, in turns, on a CPU."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for name, step in steps.items():
         began_s = time.perf_counter()
         for _ in range(args.warm_up):
             step()
         print(f"{name}: {time.perf_counter() - began_s:.1f} s to warm up", file=sys.stderr, flush=True)
-    spent_s = dict.fromkeys(steps, 0.0)
+    spent_s: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.steps):
         for name, step in steps.items():
             began_s = clock()
             step()
-            spent_s[name] += clock() - began_s
-    return {name: spent / args.steps for name, spent in spent_s.items()}
+            spent_s[name].append(clock() - began_s)
+    return {name: statistics.median(each) for name, each in spent_s.items()}
 
 
 def at_a_stretch_s(step: Step, args: argparse.Namespace, device: torch.device) -> float:

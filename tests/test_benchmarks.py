@@ -61,6 +61,20 @@ def test_figures_are_read_from_printed_tables():
     }
 
 
+def test_rows_of_one_name_are_told_apart_by_the_next_cells():
+    printed = """| model | M parameters | work | clips/s (ratio) |
+|---|---|---|---|
+| ast | 87.3 | training, fp32 | 1.5 |
+| ast | 87.3 | inference, fp32 | 4.5 (1.20) |
+"""
+    assert figures(printed) == {
+        ("ast, 87.3, training, fp32", "M parameters"): 87.3,
+        ("ast, 87.3, training, fp32", "clips/s (ratio)"): 1.5,
+        ("ast, 87.3, inference, fp32", "M parameters"): 87.3,
+        ("ast, 87.3, inference, fp32", "clips/s (ratio)"): 4.5,
+    }
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_recipes_of_the_comparison_on_esc10_are_valid(name: str):
     recipe = load_recipe(json.dumps(COMMON | MODELS[name]), {}, origin=name)
@@ -110,6 +124,21 @@ def test_comparing_two_runs_finds_what_is_worse_beyond_the_noise(tmp_path: Path,
         assert compare.main([old, slower]) == 1
         assert capsys.readouterr().out.count("WORSE") == 1
     assert compare.main([old, write("rate", 7.0, 2.0), "--noise", "1.5"]) == 0
+    with_more = write("more", 10.0, 2.0, other=1.0)
+    assert compare.main([old, with_more]) == 0
+    assert compare.main([with_more, old]) == 1
+    assert "MISSING" in capsys.readouterr().out
+
+
+def test_a_figure_in_seconds_is_worse_if_it_misses_its_limit_now(tmp_path: Path):
+    def write(value: float) -> str:
+        path = tmp_path / f"{value}.json"
+        path.write_text(json.dumps({"start, s": {"value": value, "higher_is_better": False, "limit": 6.0}}))
+        return str(path)
+
+    assert compare.main([write(2.0), write(5.9)]) == 0  # another machine
+    assert compare.main([write(2.0), write(6.1)]) == 1
+    assert compare.main([write(7.0), write(9.0)]) == 0  # it was missed before
 
 
 def test_the_quick_page_names_cells_that_its_benchmarks_print():
