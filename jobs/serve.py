@@ -17,16 +17,17 @@ if __name__ == "__main__":  # before the imports that follow, which take seconds
 
 import argparse
 import ipaddress
-import logging
 import os
 import socket
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ast_core.errors import ConfigError
 from jobs.common import add_ray_options, check_numbers, run
+from pipeline.serve import web_runtime
 from pipeline.serve.limits import Limits
 from pipeline.tag.events import EventSettings
 
@@ -37,11 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_THRESHOLD = 0.5
 PACKAGES = ("fastapi", "starlette", "uvicorn")
-LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-"""Ray Serve would write three lines for each request to the terminal."""
-
-CPUS_PER_REPLICA = 2
-"""CPUs of a reader and a network: by default there may be as many of them as the cluster has room for."""
+DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000")
     parser.add_argument(
-        "--allow-origin", nargs="+", default=[], metavar="URL", help="sites whose pages may use the server (CORS)"
+        "--allow-origin",
+        nargs="+",
+        default=[],
+        metavar="URL",
+        help="sites whose pages may use the server (CORS), such as that of a reverse proxy in front of it",
     )
     group = parser.add_argument_group("scores")
     group.add_argument("--window-s", type=float, metavar="S", help="length of a window (default: the model's input)")
@@ -98,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("where it runs")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is a GPU")
-    group.add_argument("--max-replicas", type=int, metavar="N", help="of the network (default: room for half the CPUs)")
+    group.add_argument(
+        "--max-replicas", type=int, metavar="N", help="readers, and networks, at most (default: those with room)"
+    )
     group.add_argument("--cpus-per-network", type=int, default=1, metavar="N", help="default 1")
     add_ray_options(parser)
     return parser
@@ -116,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"serving needs packages that are not installed ({', '.join(missing)}); "
             "in the project's folder, pip install -e '.[serve]'"
         )
+    for origin in args.allow_origin:
+        _check_origin(origin)
+    _check_browser_model(args)
     if args.address == "local":
         _check_port(args.host, args.port)
     limits = Limits(
@@ -135,10 +141,10 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
     # On a busy machine a replica answers later than within 0.1 s, and Ray Serve would print a warning each time.
     os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "1")
     import ray  # Ray and PyTorch take seconds to import
-    from ray import serve
 
     from jobs.ray_session import ray_session
     from pipeline.serve.application import NAME, Scale, application
+    from pipeline.serve.session import serve_session
     from pipeline.tag.predictor import read_members, score_lines, thresholds_of, tuning_lines, tuning_of
     from pipeline.tag.work import settings_for
     from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
@@ -151,65 +157,82 @@ def _serve(args: argparse.Namespace, limits: Limits) -> None:
         hop_s=args.hop_s,
         events=EventSettings.of(tuning_of(members)),
     )
-    lines = score_lines(members, args.threshold, DEFAULT_THRESHOLD)
+    lines = score_lines(members, args.threshold, DEFAULT_THRESHOLD, raw_scores=args.raw_scores)
     for line in lines + tuning_lines(members, settings.windows.window_s, settings.windows.hop_s):
         print(line, flush=True)
     files = _page_files(args, members, settings)
     with ray_session(args.address, args.num_cpus):
         use_gpu = uses_gpu(Place(args.device, args.address, lambda: ray_session(args.address)))
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        if args.address == "local" and cpus < 1 + args.cpus_per_network:
-            raise ConfigError(
-                f"a reader and a network take {1 + args.cpus_per_network} CPUs, Ray has {cpus}; --num-cpus"
-            )
-        scale = Scale(
-            max_replicas=args.max_replicas or max(1, cpus // CPUS_PER_REPLICA),
-            device="cuda" if use_gpu else "cpu",
-            cpus_per_network=args.cpus_per_network,
-            gpus_per_network=int(use_gpu),
-        )
+        resources, cpus_per_network = ray.cluster_resources(), args.cpus_per_network
+        cpus = int(resources.get("CPU", 1))
+        if args.address == "local" and cpus < 1 + cpus_per_network:
+            raise ConfigError(f"a reader and a network take {1 + cpus_per_network} CPUs, Ray has {cpus}; --num-cpus")
         made = application(
             members,
             settings,
             limits,
-            scale,
+            Scale.of(resources, use_gpu=use_gpu, cpus_per_network=cpus_per_network, max_replicas=args.max_replicas),
             files=files,
             hosts=own_names(args.host),
             origins=args.allow_origin,
         )
-        # It says of its own serve.start that its options would not be applied.
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        http = {"host": args.host, "port": args.port}
-        serve.start(http_options=http, proxy_location="HeadOnly", logging_config=LOGGING)
-        serve.run(made, name=NAME, route_prefix="/", logging_config=LOGGING)
-        try:
+        with serve_session(made, NAME, host=args.host, port=args.port):
             host = f"[{args.host}]" if ":" in args.host else args.host
             print(f"serving {', '.join(args.checkpoint)} at http://{host}:{args.port}/  (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
-        finally:
-            serve.shutdown()
 
 
 def _page_files(
     args: argparse.Namespace, members: "Sequence[Member]", settings: "TagSettings"
 ) -> "dict[str, StaticFile]":
     """The page and what it loads. Says where its scores come from."""
-    from pipeline.serve import browser_model, web_runtime
+    from pipeline.serve import browser_model
     from pipeline.serve.page import page_files
 
     if args.fetch_web_runtime and web_runtime.read() is None:
         web_runtime.fetch()
     runtime, model = web_runtime.read(), None
-    if runtime is None:
-        print(f"{browser_model.ASKS_SERVER}; --fetch-web-runtime lets it run the model in the browser too", flush=True)
-    elif args.browser_model:
-        model = browser_model.given_model(args.browser_model, members)
+    if args.browser_model is not None:
+        (member,) = members  # `_check_browser_model`
+        model = browser_model.given_model(args.browser_model, member)
         print(f"the page has {args.browser_model} for browsers, {len(model) / 1e6:.1f} MB", flush=True)
+    elif runtime is None:
+        print(f"{browser_model.ASKS_SERVER}; --fetch-web-runtime lets it run the model in the browser too", flush=True)
     else:
         model, line = browser_model.browser_model(members)
         print(line, flush=True)
     name = " + ".join(uri.rstrip("/").rpartition("/")[2] for uri in args.checkpoint)
     return page_files(browser_model.page_model(name, members, settings), model, runtime)
+
+
+def _check_browser_model(args: argparse.Namespace) -> None:
+    """Raises ConfigError if the page could not use the file of `--browser-model`."""
+    if args.browser_model is None:
+        return
+    if len(args.checkpoint) > 1:
+        raise ConfigError(
+            "--browser-model is one model, and the scores of several checkpoints are their mean; leave it out, and the "
+            "page asks the server"
+        )
+    if not args.fetch_web_runtime and web_runtime.read() is None:
+        raise ConfigError("--browser-model needs onnxruntime-web, which has not been fetched; add --fetch-web-runtime")
+
+
+def _check_origin(given: str) -> None:
+    """Raises ConfigError unless a value of `--allow-origin` is a site as browsers name it: scheme, host and port."""
+    if given == "*":
+        raise ConfigError("--allow-origin is *, which would let every page use the server; name the sites")
+    try:
+        parts = urlsplit(given)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:  # no port, or no address
+        scheme, host, port = "", None, None
+    expected = "https://tags.example.org"
+    if scheme in DEFAULT_PORTS and host and host.isascii():
+        own_port = "" if port in (None, DEFAULT_PORTS[scheme]) else f":{port}"
+        expected = f"{scheme}://{f'[{host}]' if ':' in host else host}{own_port}"
+    if given != expected:
+        raise ConfigError(f"--allow-origin is {given}; give a site as browsers name it, without a path: {expected}")
 
 
 def _check_port(host: str, port: int) -> None:

@@ -9,20 +9,23 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 import torch
-from ray import serve
+from ray import ObjectRef, serve
+from ray.serve.exceptions import RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from ast_core.errors import UserError
 from pipeline.serve.door import StaticFile
 from pipeline.serve.front import Front
 from pipeline.serve.limits import Limits
-from pipeline.serve.recording_tagger import RecordingTagger
+from pipeline.serve.recording_tagger import CALL_WINDOWS, RecordingTagger
 from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import Upload
 from pipeline.tag.predictor import Member, Predicted, Predictor, labels_of
@@ -35,6 +38,12 @@ NAME = "ast-ray"
 SANDBOXES = 4
 """Sandboxes of a reader. A recording that takes all of its time holds one of them."""
 
+READER_CPUS = 1
+
+NETWORK_CALLS = BATCH_WINDOWS // CALL_WINDOWS
+"""Calls with a full batch: with more of them open, windows wait while the network computes. A recording has one call
+open at a time, so one busy reader keeps one network busy, and a second reader asks for a second network."""
+
 BATCH_WAIT_S = 0.005
 """Time that a batch waits for windows of other requests."""
 
@@ -44,21 +53,44 @@ REPLICA_REQUESTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Where the deployments run."""
+    """Where the deployments run, and how many replicas of them there may be."""
 
-    max_replicas: int = 1
-    """Replicas of readers and of networks that there may be."""
+    max_readers: int = 1
+    max_networks: int = 1
     device: str = "cpu"
-    cpus_per_network: float = 1
-    gpus_per_network: float = 0
+    cpus_per_network: int = 1
+
+    @classmethod
+    def of(
+        cls, resources: Mapping[str, float], *, use_gpu: bool, cpus_per_network: int, max_replicas: int | None
+    ) -> "Scale":
+        """As many replicas as these resources have room for, unless `max_replicas` readers and networks are wanted."""
+        cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        if use_gpu:
+            max_networks = max(1, gpus)  # a cluster may get its first GPU later
+            max_readers = max(1, (cpus - max_networks * cpus_per_network) // READER_CPUS)
+        else:
+            max_readers = max_networks = max(1, cpus // (READER_CPUS + cpus_per_network))
+        return cls(
+            max_readers=max_replicas or max_readers,
+            max_networks=max_replicas or max_networks,
+            device="cuda" if use_gpu else "cpu",
+            cpus_per_network=cpus_per_network,
+        )
 
 
 class Network:
-    """Scores windows of features."""
+    """Scores windows of features.
 
-    def __init__(self, members: Sequence[Member], has_frames: bool, device: str, num_threads: int) -> None:
+    Args:
+        members: reference to the models.
+    """
+
+    def __init__(self, members: "ObjectRef[Sequence[Member]]", has_frames: bool, device: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self.predictor = Predictor(members, torch.device(device), embeddings=False, frames=has_frames)
+        own = members.future().result()  # ray.get would warn that this is an asynchronous actor
+        self.predictor = Predictor(own, torch.device(device), embeddings=False, frames=has_frames)
+        self.num_mel_bins = own[0].config.features.num_mel_bins
 
     async def score(self, fbank_NTM: np.ndarray) -> Predicted:
         """The results for the windows of one request."""
@@ -77,6 +109,11 @@ class Network:
         frames = predicted.frame_scores_NTC
         frame_scores = [None] * len(items) if frames is None else np.split(frames, ends)
         return [Predicted(own, None, of_frames) for own, of_frames in zip(scores, frame_scores, strict=True)]
+
+    async def check(self) -> None:
+        """Raises an error if no window can be scored. It waits for no batch, so a busy network answers in time."""
+        window = np.zeros((1, self.predictor.input_frames, self.num_mel_bins), np.float16)
+        await asyncio.to_thread(self.predictor, window)
 
 
 class _RemoteScorer:
@@ -97,21 +134,25 @@ class Reader:
         self, network: DeploymentHandle, settings: TagSettings, labels: Any, input_frames: int, limits: Limits
     ) -> None:
         torch.set_num_threads(1)
-        self.input_frames, self.num_mel_bins = input_frames, settings.windows.features.num_mel_bins
-        self.scorer = _RemoteScorer(network, input_frames, limits.timeout_s)
-        self.tagger = RecordingTagger(settings, labels, self.scorer, limits, num_readers=SANDBOXES)
+        scorer = _RemoteScorer(network, input_frames, limits.timeout_s)
+        self.tagger = RecordingTagger(settings, labels, scorer, limits, num_readers=SANDBOXES)
 
     async def tag(self, upload: Upload, on_read: Callable[[float], None] = lambda _: None) -> dict[str, Any] | Refusal:
         """The answer. A refusal is returned, because an error that is raised would become one of Ray's."""
+        is_over = threading.Event()
         try:
-            return await asyncio.to_thread(self.tagger, upload, on_read)
+            return await asyncio.to_thread(self.tagger, upload, on_read, lambda: not is_over.is_set())
         except Refusal as refusal:
             return refusal
         except UserError as err:
             logger.error("the service lacks something: %s", err)
             return Refusal(503, "setup", "the server lacks something that it needs")
+        except RequestCancelledError:  # with this request, Ray Serve has cancelled its call of the network
+            return Refusal(504, "timeout", "nobody waits for the answer")
+        finally:
+            is_over.set()  # also when Ray Serve cancels this call: the client has its 504, or has gone
 
-    async def tag_in_steps(self, upload: Upload) -> AsyncIterator[dict[str, Any] | Refusal]:
+    async def tag_in_steps(self, upload: Upload) -> AsyncGenerator[dict[str, Any] | Refusal]:
         """How far the tagging is, as `{"read_s": …}`, and then what `tag` returns."""
         loop, steps = asyncio.get_running_loop(), asyncio.Queue[float | None]()
 
@@ -120,14 +161,12 @@ class Reader:
 
         answer = asyncio.create_task(self.tag(upload, on_read))
         answer.add_done_callback(lambda _: steps.put_nowait(None))
-        while (read_s := await steps.get()) is not None:
-            yield {"read_s": round(read_s, 3)}
-        yield await answer
-
-    async def check(self) -> None:
-        """Raises an error if no network scores a window."""
-        window = np.zeros((1, self.input_frames, self.num_mel_bins), np.float16)
-        await asyncio.to_thread(self.scorer, window)
+        try:
+            while (read_s := await steps.get()) is not None:
+                yield {"read_s": round(read_s, 3)}
+            yield await answer
+        finally:
+            answer.cancel()
 
 
 def _scaling(most: int, ongoing_of_a_replica: int) -> dict[str, Any]:
@@ -149,17 +188,23 @@ def application(
     hosts: Sequence[str],
     origins: Sequence[str],
 ) -> serve.Application:
-    """The three deployments, to be given to `serve.run`."""
+    """The three deployments, to be given to `serve.run`.
+
+    Models and files are references, because Ray Serve keeps the arguments of deployments in the cluster's database,
+    which takes no hundreds of megabytes.
+    """
     input_frames = max(member.config.recipe.input_tdim for member in members)
-    of_network = {"num_cpus": scale.cpus_per_network, "num_gpus": scale.gpus_per_network}
+    of_network = {"num_cpus": scale.cpus_per_network, "num_gpus": int(scale.device == "cuda")}
     network = serve.deployment(
         ray_actor_options=of_network,
         max_ongoing_requests=REPLICA_REQUESTS,
-        **_scaling(scale.max_replicas, 2 * BATCH_WINDOWS),
-    )(Network).bind(members, settings.frame_s is not None, scale.device, max(1, int(scale.cpus_per_network)))
+        **_scaling(scale.max_networks, NETWORK_CALLS),
+    )(Network).bind(ray.put(members), settings.frame_s is not None, scale.device, scale.cpus_per_network)
     reader = serve.deployment(
-        ray_actor_options={"num_cpus": 1}, max_ongoing_requests=SANDBOXES, **_scaling(scale.max_replicas, SANDBOXES)
+        ray_actor_options={"num_cpus": READER_CPUS},
+        max_ongoing_requests=SANDBOXES,
+        **_scaling(scale.max_readers, SANDBOXES),
     )(Reader).bind(network, settings, labels_of(members), input_frames, limits)
     return serve.deployment(
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=REPLICA_REQUESTS, **_scaling(1, REPLICA_REQUESTS)
-    )(Front).bind(reader, limits, files, hosts, origins)
+    )(Front).bind(reader, network, limits, ray.put(files), hosts, origins)

@@ -44,7 +44,7 @@ _OF_A_MODEL = {
 """What a file for browsers has to have in common with the checkpoint."""
 
 
-def given_model(uri: str, members: Sequence[Member]) -> bytes:
+def given_model(uri: str, member: Member) -> bytes:
     """The file that the user gives for browsers.
 
     Raises:
@@ -55,12 +55,12 @@ def given_model(uri: str, members: Sequence[Member]) -> bytes:
     metadata = metadata_in(content, origin=uri)
     if "thresholds" not in metadata:
         raise DataError(f"{uri} takes no waveform; make the model for browsers with export.py --format onnx-waveform")
-    own: dict[str, Any] = members[0].config.to_dict() | {"is_calibrated": members[0].calibration is not None}
+    own: dict[str, Any] = member.config.to_dict() | {"is_calibrated": member.calibration is not None}
     for key, what in _OF_A_MODEL.items():
         if key in own and metadata.get(key) != json.loads(json.dumps(own[key])):
             raise DataError(f"{uri} has other {what} than the checkpoint; give an export of the same model")
     num_frames = metadata.get("recipe", {}).get("input_tdim")
-    if num_frames != members[0].config.recipe.input_tdim:
+    if num_frames != member.config.recipe.input_tdim:
         raise DataError(
             f"{uri} takes {num_frames} frames, not those of the checkpoint; give an export of the same model"
         )

@@ -3,12 +3,14 @@ PyTorch, and knows no file of the server but those that the page loads.
 """
 
 import asyncio
+import hashlib
 import ipaddress
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from http import HTTPStatus
@@ -31,8 +33,12 @@ from pipeline.serve.upload import PCM_DTYPES, Pcm, Upload
 logger = logging.getLogger(__name__)
 
 MAX_TOP = 1000
-MAX_BYTES_RECEIVED = 8
-"""Bodies of the largest size that all requests together may have in memory while they are received."""
+MAX_BODIES_IN_MEMORY = 8
+"""Bodies of the largest size that all requests together may have in memory, from their first byte to the answer."""
+
+LARGE_BYTES = 1 << 20
+"""A larger file of the page counts for the rate limit of downloads: the model, and the WebAssembly that runs it."""
+
 HEALTH_S, CHECK_EVERY_S = 10.0, 2.0
 RETRY_S = 2.0
 """After how long a client that came at a bad time may try again."""
@@ -72,7 +78,8 @@ class Door:
         files: what GET gives, by path.
         hosts: names under which the server may be called. Empty: any. A page of another site whose name leads to this
             machine (DNS rebinding) has another one.
-        origins: sites whose pages may use the service.
+        origins: sites whose pages may use the service, as browsers name them: https://tags.example.org. One of them may
+            be that of a reverse proxy in front of this server, so their names are allowed besides `hosts`.
     """
 
     tag: Callable[[Upload], Awaitable[dict[str, Any]]]
@@ -100,39 +107,42 @@ class _State:
 
     def __init__(self, door: Door) -> None:
         self.door, self.limits = door, door.limits
+        self._etags = {path: f'"{hashlib.sha256(file.content).hexdigest()}"' for path, file in door.files.items()}
+        num_large = sum(map(_is_large, door.files.values()))
         self._rate = RateLimit(door.limits.per_second)
-        self._uploads = self._tagging = self._bytes = 0
+        self._downloads = RateLimit(door.limits.per_second, at_once=num_large)  # a page loads all of them
+        self._hosts = {*door.hosts, *(urlsplit(origin).hostname for origin in door.origins)} if door.hosts else set()
+        self._uploads = Counter[str]()  # by address
+        self._tagging = self._bytes = 0
         self._check: asyncio.Future[None] | None = None
         self._checked_s = 0.0
 
     async def tag(self, request: Request) -> Response:
         self._check_caller(request)
-        wait_s = self._rate.wait_s(_address(request))
-        if wait_s:
-            limit = f"{self.limits.per_second:g} requests per second are allowed from one address"
-            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "rate", limit, retry_after_s=wait_s)
+        self._check_rate(self._rate, request)
         upload = _upload_of(request)
-        body = await self._body(request)
-        # Other types are not looked at: curl says application/x-www-form-urlencoded of any file.
-        if request.headers.get("content-type", "").lower().startswith(FORM):
-            body = file_of_form(body, request.headers["content-type"])
-        if not body:
-            raise Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "the body is empty; it must be a recording")
-        if self._tagging >= self.limits.max_concurrent:
-            raise _busy(f"{self._tagging} recordings are being tagged")
-        headers = HEADERS | {"Cache-Control": "no-store"}
-        if LINES in request.headers.get("accept", ""):
-            steps = self._steps(upload(body))
-            first = await anext(steps)  # a refusal before it still decides the status
-            return StreamingResponse(_lines(first, steps), media_type=LINES, headers=headers)
-        with self._being_tagged():
-            answer = await asyncio.wait_for(self.door.tag(upload(body)), self.limits.timeout_s)
-        return JSONResponse(answer, headers=headers)
+        with ExitStack() as held:
+            body = await self._body(request, held.enter_context(self._in_memory()))
+            # Other types are not looked at: curl says application/x-www-form-urlencoded of any file.
+            if request.headers.get("content-type", "").lower().startswith(FORM):
+                body = file_of_form(body, request.headers["content-type"])
+            if not body:
+                raise Refusal(HTTPStatus.BAD_REQUEST, "bad_request", "the body is empty; it must be a recording")
+            if self._tagging >= self.limits.max_concurrent:
+                raise _busy(f"{self._tagging} recordings are being tagged")
+            headers = HEADERS | {"Cache-Control": "no-store"}
+            if LINES in request.headers.get("accept", ""):
+                steps = self._steps(upload(body), held.pop_all())
+                first = await anext(steps)  # a refusal before it still decides the status
+                return StreamingResponse(_lines(first, steps), media_type=LINES, headers=headers)
+            with self._being_tagged():
+                answer = await asyncio.wait_for(self.door.tag(upload(body)), self.limits.timeout_s)
+            return JSONResponse(answer, headers=headers)
 
-    async def _steps(self, upload: Upload) -> AsyncIterator[dict[str, Any]]:
-        """What `Door.tag_in_steps` gives, within the time for an answer."""
+    async def _steps(self, upload: Upload, held: ExitStack) -> AsyncIterator[dict[str, Any]]:
+        """What `Door.tag_in_steps` gives, within the time for an answer. Closes `held` at its end."""
         ends_s = time.monotonic() + self.limits.timeout_s
-        with self._being_tagged():
+        with held, self._being_tagged():
             async with aclosing(self.door.tag_in_steps(upload)) as steps:
                 while (step := await asyncio.wait_for(anext(steps, None), ends_s - time.monotonic())) is not None:
                     yield step
@@ -163,13 +173,25 @@ class _State:
         except Exception as err:
             message = f"the tagger does not answer ({type(err).__name__})"
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "unhealthy", message) from err
-        counts = {"receiving": self._uploads, "tagging": self._tagging}
+        counts = {"receiving": self._uploads.total(), "tagging": self._tagging}
         return JSONResponse({"status": "ok"} | counts, headers=HEADERS | {"Cache-Control": "no-store"})
 
     async def file(self, request: Request) -> Response:
         self._check_caller(request)
-        file = self.door.files[request.url.path]
-        return Response(file.content, media_type=file.media_type, headers=HEADERS | dict(file.headers))
+        file, etag = self.door.files[request.url.path], self._etags[request.url.path]
+        headers = HEADERS | dict(file.headers) | {"ETag": etag}
+        known = request.headers.get("if-none-match", "").split(",")
+        if etag in (one.strip().removeprefix("W/") for one in known):  # a proxy that compresses adds the W/
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        if _is_large(file):
+            self._check_rate(self._downloads, request)
+        return Response(file.content, media_type=file.media_type, headers=headers)
+
+    def _check_rate(self, rate: RateLimit, request: Request) -> None:
+        wait_s = rate.wait_s(_address(request))
+        if wait_s:
+            limit = f"{self.limits.per_second:g} requests per second are allowed from one address"
+            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "rate", limit, retry_after_s=wait_s)
 
     def _check_caller(self, request: Request) -> None:
         """Refuse names of other machines, and pages of other sites."""
@@ -177,21 +199,19 @@ class _State:
             host = (urlsplit(f"//{request.headers.get('host', '')}").hostname or "").lower()
         except ValueError:  # no address, as with one bracket
             host = ""
-        if self.door.hosts and host not in self.door.hosts:
+        if self._hosts and host not in self._hosts:
             raise Refusal(HTTPStatus.FORBIDDEN, "host", f"this server is not called {host!r}")
         origin = request.headers.get("origin")
         own = {f"http://{request.headers.get('host')}", f"https://{request.headers.get('host')}"}
         if origin is not None and origin not in own | set(self.door.origins):
             raise Refusal(HTTPStatus.FORBIDDEN, "origin", "pages of other sites may not use this server")
 
-    async def _body(self, request: Request) -> bytes:
-        """The body, within the limits of size, time and memory."""
+    async def _body(self, request: Request, took: Callable[[int], None]) -> bytes:
+        """The body, within the limits of size, time and memory. `took` is called with the size of each part."""
         limits = self.limits
-        if self._uploads >= limits.max_uploads:
-            raise _busy(f"{self._uploads} bodies are being received")
         declared = int(request.headers.get("content-length") or 0)
         parts: list[bytes] = []
-        with self._receiving() as took:
+        with self._receiving(_address(request)):
             try:
                 async with asyncio.timeout(limits.upload_s):
                     num_bytes = 0
@@ -215,23 +235,38 @@ class _State:
             return b"".join(parts)
 
     @contextmanager
-    def _receiving(self) -> Iterator[Callable[[int], None]]:
-        """Count a body while it is received. The block calls the result with the number of bytes of each part."""
+    def _receiving(self, address: str) -> Iterator[None]:
+        """Count a body while it is received."""
+        if self._uploads.total() >= self.limits.max_uploads:
+            raise _busy(f"{self._uploads.total()} bodies are being received")
+        if self._uploads[address] >= self.limits.max_uploads_of_address:
+            raise _busy(f"{self._uploads[address]} bodies from this address are being received")
+        self._uploads[address] += 1
+        try:
+            yield
+        finally:
+            self._uploads -= Counter([address])  # addresses without a body are forgotten
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of a body. The block calls the result with the size of each part that it gets."""
         mine = 0
 
         def took(num_bytes: int) -> None:
             nonlocal mine
-            if self._bytes + num_bytes > MAX_BYTES_RECEIVED * self.limits.max_bytes:
-                raise _busy("the bodies that are being received fill the memory for them")
+            if self._bytes + num_bytes > MAX_BODIES_IN_MEMORY * self.limits.max_bytes:
+                raise _busy("the recordings that are being received and tagged fill the memory for them")
             mine += num_bytes
             self._bytes += num_bytes
 
-        self._uploads += 1
         try:
             yield took
         finally:
-            self._uploads -= 1
             self._bytes -= mine
+
+
+def _is_large(file: StaticFile) -> bool:
+    return len(file.content) > LARGE_BYTES
 
 
 async def _lines(first: dict[str, Any], others: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:

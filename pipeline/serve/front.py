@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from ray import serve
+from ray import ObjectRef, serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
@@ -15,13 +15,18 @@ from pipeline.serve.upload import Upload
 
 @serve.ingress()
 class Front:
-    """The door to the service."""
+    """The door to the service.
+
+    Args:
+        files: reference to the files that the page loads, by path.
+    """
 
     def __init__(
         self,
         reader: DeploymentHandle,
+        network: DeploymentHandle,
         limits: Limits,
-        files: dict[str, StaticFile],
+        files: "ObjectRef[dict[str, StaticFile]]",
         hosts: Sequence[str],
         origins: Sequence[str],
     ) -> None:
@@ -39,10 +44,16 @@ class Front:
                 yield step
 
         async def check() -> None:
-            await reader.check.remote()
+            await network.check.remote()  # not by a reader: all of these may be busy
 
         self.door = Door(
-            tag=tag, tag_in_steps=tag_in_steps, check=check, limits=limits, files=files, hosts=hosts, origins=origins
+            tag=tag,
+            tag_in_steps=tag_in_steps,
+            check=check,
+            limits=limits,
+            files=files.future().result(),  # ray.get would warn that this is an asynchronous actor
+            hosts=hosts,
+            origins=origins,
         )
 
     def __serve_build_asgi_app__(self) -> Starlette:

@@ -28,16 +28,22 @@ class Limits:
     """Bodies that are tagged, or wait to be, at the same time."""
     max_uploads: int = 256
     """Bodies that are received at the same time. A slow client takes a place here, and none of `max_concurrent`."""
+    max_uploads_of_address: int = 64
+    """The same for one address, so that a single client cannot take all places."""
     per_second: float = 20.0
     """Requests of an address per second; 0 is no limit."""
 
 
 class RateLimit:
-    """A token bucket for each address."""
+    """A token bucket for each address.
 
-    def __init__(self, per_second: float, clock_s: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        at_once: requests that an address may make at once, if those of `BURST_S` are fewer.
+    """
+
+    def __init__(self, per_second: float, *, at_once: int = 1, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.per_second, self._clock_s = per_second, clock_s
-        self._burst = max(1.0, per_second * BURST_S)
+        self._burst = max(at_once, per_second * BURST_S)
         self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
 
     def wait_s(self, address: str) -> float:

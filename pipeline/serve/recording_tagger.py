@@ -5,7 +5,9 @@ It has the stages of `jobs/tag.py` for one recording at a time, with limits. It 
 
 import queue
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,14 @@ from pipeline.serve.refusals import refusal_of
 from pipeline.serve.upload import PCM_DTYPES, Pcm, Upload
 from pipeline.tag.collect import Collector, Scorer, Tagged
 from pipeline.tag.pieces import Piece, pieces_of
+from pipeline.tag.predictor import Predicted
 from pipeline.tag.work import TagSettings
 
 SANDBOX_BYTES = 1 << 30
 """Memory limit of a process that decodes."""
+
+CALL_WINDOWS = 8
+"""Windows of a recording that are scored together. The network forms larger batches from several recordings."""
 
 
 class RecordingTagger:
@@ -33,7 +39,6 @@ class RecordingTagger:
 
     Args:
         num_readers: sandboxes, and so the number of recordings that are decoded at the same time.
-        batch_windows: windows that are scored together. The network forms larger batches from several recordings.
     """
 
     def __init__(
@@ -44,25 +49,36 @@ class RecordingTagger:
         limits: Limits,
         *,
         num_readers: int,
-        batch_windows: int = 8,
     ) -> None:
         self.settings, self.labels, self.scorer, self.limits = settings, labels, scorer, limits
-        self.batch_windows = batch_windows
         self._readers: queue.LifoQueue[RecordingReader] = queue.LifoQueue()
         for _ in range(num_readers):
             self._readers.put(RecordingReader(limit_s=limits.timeout_s, memory_bytes=SANDBOX_BYTES))
 
-    def __call__(self, upload: Upload, on_read: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
+    def __call__(
+        self,
+        upload: Upload,
+        on_read: Callable[[float], None] = lambda _: None,
+        is_wanted: Callable[[], bool] = lambda: True,
+    ) -> dict[str, Any]:
         """The answer as JSON.
 
         Args:
             on_read: called with the second up to which windows have been computed; those before it are scored.
+            is_wanted: asked before windows are scored whether somebody still waits for the answer.
 
         Raises:
-            Refusal: the recording cannot be read, is too long, or has no window.
+            Refusal: the recording cannot be read, is too long, has no window, or is not tagged in time.
         """
+        ends_s = time.monotonic() + self.limits.timeout_s
+
+        def check() -> None:
+            if time.monotonic() >= ends_s or not is_wanted():
+                raise refusal_of(Reason.TIMEOUT, f"not tagged within {self.limits.timeout_s:g} s")
+
+        scorer = _CheckedScorer(self.scorer, check)
         if upload.pcm is not None:
-            return self._answer(upload, self._pcm_pieces(upload.body, upload.pcm), on_read)
+            return self._answer(upload, self._pcm_pieces(upload.body, upload.pcm), scorer, on_read)
         reader = self._readers.get()
         try:
             with tempfile.NamedTemporaryFile(prefix="ast-upload-") as file:
@@ -70,7 +86,7 @@ class RecordingTagger:
                 file.flush()
                 source = Source(file.name)
                 blocks = self._bounded(reader.blocks(source, self.settings.windows.features.sample_rate_hz))
-                return self._answer(upload, pieces_of(0, source, self.settings.windows, blocks), on_read)
+                return self._answer(upload, pieces_of(0, source, self.settings.windows, blocks), scorer, on_read)
         finally:
             self._readers.put(reader)
 
@@ -79,12 +95,14 @@ class RecordingTagger:
         while not self._readers.empty():
             self._readers.get().stop()
 
-    def _answer(self, upload: Upload, pieces: Iterator[Piece], on_read: Callable[[float], None]) -> dict[str, Any]:
+    def _answer(
+        self, upload: Upload, pieces: Iterator[Piece], scorer: Scorer, on_read: Callable[[float], None]
+    ) -> dict[str, Any]:
         settings = self.settings
         thresholds = settings.thresholds
         if upload.threshold is not None:
             thresholds = np.full(len(thresholds), upload.threshold)
-        collect = Collector(self.scorer, thresholds, settings.events, settings.frame_s, self.batch_windows)
+        collect = Collector(scorer, thresholds, settings.events, settings.frame_s, CALL_WINDOWS)
         (tagged,) = collect.tagged(_told(pieces, on_read))
         _check(tagged)
         return tags_of(tagged, self.labels, top=upload.top, window_scores=upload.window_scores)
@@ -119,6 +137,22 @@ class RecordingTagger:
         waveform = np.concatenate([resampler.add(pcm.rate_hz, samples), resampler.finish()])
         check_samples(waveform, level_share=1.0)
         yield Block(0.0, waveform, 1.0)
+
+
+@dataclass(frozen=True)
+class _CheckedScorer:
+    """A scorer that calls `check` first. What that raises ends the tagging."""
+
+    scorer: Scorer
+    check: Callable[[], None]
+
+    @property
+    def input_frames(self) -> int:
+        return self.scorer.input_frames
+
+    def __call__(self, fbank_NTM: np.ndarray) -> Predicted:
+        self.check()
+        return self.scorer(fbank_NTM)
 
 
 def _told(pieces: Iterator[Piece], on_read: Callable[[float], None]) -> Iterator[Piece]:

@@ -344,3 +344,69 @@ def test_health_fails_if_the_tagger_does_not_answer():
         answer = requests.get(f"{server}/health")
     assert refused(answer) == (503, "unhealthy")
     assert "root" not in answer.text
+
+
+def test_bodies_that_are_tagged_count_for_the_limit_in_memory():
+    is_over = asyncio.Event()
+
+    async def wait(upload: Upload) -> dict[str, Any]:
+        await asyncio.wait_for(is_over.wait(), 20)
+        return {}
+
+    with serving(door(wait, max_bytes=100, per_second=0)) as server, ThreadPoolExecutor(8) as pool:
+        kinds = [{}, LINES] * 4
+        tagged = [pool.submit(requests.post, f"{server}/tag", data=b"1" * 100, headers=kind) for kind in kinds]
+        while requests.get(f"{server}/health").json()["tagging"] < 8:
+            pass
+        busy = requests.post(f"{server}/tag", data=b"1" * 50)
+        is_over.set()
+        assert {post.result().status_code for post in tagged} == {200}
+        assert requests.post(f"{server}/tag", data=b"1" * 50).status_code == 200
+    assert (refused(busy), busy.headers["retry-after"]) == ((503, "busy"), "2")
+
+
+def test_an_address_cannot_take_all_places_for_uploads():
+    with serving(door(max_uploads_of_address=2, upload_s=2, per_second=0)) as server:
+        slow = [slow_post(server, b"1", 2) for _ in range(2)]
+        while requests.get(f"{server}/health").json()["receiving"] < 2:
+            pass
+        assert refused(requests.post(f"{server}/tag", data=b"1")) == (503, "busy")
+        for client in slow:
+            client.sendall(b"2")
+            assert b"200 OK" in client.recv(100)
+        assert requests.post(f"{server}/tag", data=b"1").status_code == 200
+
+
+def test_a_file_that_the_browser_knows_is_not_sent_again():
+    files = {"/model.onnx": StaticFile(b"model", "application/octet-stream", {"Cache-Control": "no-cache"})}
+    with serving(door(files=files)) as server:
+        first = requests.get(f"{server}/model.onnx")
+        etag = first.headers["etag"]
+        assert (first.content, first.headers["cache-control"]) == (b"model", "no-cache")
+        for known in (etag, f'"other", W/{etag}'):
+            again = requests.get(f"{server}/model.onnx", headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+        other = requests.get(f"{server}/model.onnx", headers={"If-None-Match": '"other"'})
+        assert (other.status_code, other.content) == (200, b"model")
+
+
+def test_large_files_have_a_rate_at_which_a_page_can_load_all_of_them():
+    large = StaticFile(bytes((1 << 20) + 1), "application/wasm")
+    files = {"/": StaticFile(b"page", "text/html")} | {f"/{i}": large for i in range(3)}
+    with serving(door(files=files, per_second=0.1)) as server:
+        loaded = [requests.get(f"{server}{path}") for path in files]
+        assert [file.status_code for file in loaded] == [200] * 4
+        assert refused(requests.get(f"{server}/0")) == (429, "rate")
+        assert requests.get(f"{server}/").status_code == 200
+        assert requests.get(f"{server}/0", headers={"If-None-Match": loaded[1].headers["etag"]}).status_code == 304
+        assert requests.post(f"{server}/tag", data=b"1").status_code == 200
+
+
+def test_a_reverse_proxy_may_keep_its_name_or_not():
+    site = "https://tags.example.org"
+    with serving(door(hosts=("127.0.0.1", "localhost"), origins=(site,))) as server:
+        for host in ({"Host": "tags.example.org"}, {}):
+            assert requests.get(f"{server}/health", headers=host).status_code == 200
+            assert requests.post(f"{server}/tag", data=b"1", headers=host | {"Origin": site}).status_code == 200
+        evil = {"Host": "evil.example", "Origin": site}
+        assert refused(requests.post(f"{server}/tag", data=b"1", headers=evil)) == (403, "host")

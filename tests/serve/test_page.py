@@ -26,6 +26,7 @@ from tests.serve.server import door, in_thread, serving
 from tests.tag import stub
 
 RUNTIME = web_runtime.read()
+FAKE_MICROPHONE = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
 needs_runtime = pytest.mark.skipif(RUNTIME is None, reason="no onnxruntime-web; jobs/serve.py --fetch-web-runtime")
 
 
@@ -148,8 +149,7 @@ def test_the_model_in_the_browser_tags_without_the_server(tone: Path, onnx: byte
 @needs_browser
 @needs_runtime
 def test_the_microphone_is_tagged_live(tone: Path, onnx: bytes, tmp_path: Path):
-    fake = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
-    with page(onnx, tmp_path, *fake, f"use-file-for-fake-audio-capture={tone}") as (opened, server):
+    with page(onnx, tmp_path, *FAKE_MICROPHONE, f"use-file-for-fake-audio-capture={tone}") as (opened, server):
         server.close()
         opened.run("document.getElementById('engine').value = 'browser'; document.getElementById('engine').onchange()")
         opened.run("document.getElementById('microphone').click()")
@@ -158,3 +158,42 @@ def test_the_microphone_is_tagged_live(tone: Path, onnx: bytes, tmp_path: Path):
         wait_for(opened, "document.getElementById('status').textContent.startsWith('stopped')")
         assert events(opened)[0][2] == "middle"
         assert opened.console() == []
+
+
+@needs_browser
+def test_a_microphone_of_another_rate_than_the_models_is_tagged(tone: Path, tmp_path: Path):
+    with page(None, tmp_path, *FAKE_MICROPHONE, f"use-file-for-fake-audio-capture={tone}") as (opened, _):
+        opened.run(  # as in browsers that do not resample microphones
+            "const own = AudioContext.prototype.createMediaStreamSource;"
+            "AudioContext.prototype.createMediaStreamSource = function (stream) {"
+            "  if (this.sampleRate === RATE) throw new Error('another rate than the microphone');"
+            "  return own.call(this, stream); };"
+            "document.getElementById('microphone').click()"
+        )
+        wait_for(opened, "document.querySelector('#top li:not(.off) span')?.textContent === 'middle'")
+        assert opened.run("return live.context.sampleRate !== RATE")
+        assert opened.console() == []
+
+
+@needs_browser
+def test_a_microphone_that_comes_too_late_or_never_is_not_used(tone: Path, tmp_path: Path):
+    with page(None, tmp_path, *FAKE_MICROPHONE) as (opened, _):
+        opened.run(
+            "const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+            "navigator.mediaDevices.getUserMedia = async (wanted) => {"
+            "  window.stream = await own(wanted);"
+            "  await new Promise((resolve) => { window.allow = resolve; });"
+            "  return window.stream; };"
+            "document.getElementById('microphone').click()"
+        )
+        wait_for(opened, "window.allow")
+        drop(opened, tone)
+        opened.run("window.allow()")
+        wait_for(opened, "window.stream.getTracks().every((track) => track.readyState === 'ended')")
+        assert "scored by the server" in opened.run("return document.getElementById('status').textContent")
+        opened.run(  # as in a page over plain http from another machine
+            "Object.defineProperty(navigator, 'mediaDevices', { value: undefined });"
+            "document.getElementById('microphone').click()"
+        )
+        said = opened.run("return document.getElementById('status').textContent")
+        assert said == "browsers give the microphone only to pages over https or on this machine"

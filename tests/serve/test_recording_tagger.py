@@ -1,6 +1,7 @@
 """From the body of a request to its tags: the answers of tag.py, for any container and raw samples; else a reason."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import Pcm, Upload
 from pipeline.tag.events import EventSettings
 from pipeline.tag.inputs import find_inputs
-from pipeline.tag.predictor import Predictor
+from pipeline.tag.predictor import Predicted, Predictor
 from pipeline.tag.work import TagSettings, settings_for, tag_here
 from tests import fakes
 from tests.tag import stub
@@ -130,9 +131,42 @@ def test_a_recording_has_its_time_and_the_next_one_is_tagged(settings: TagSettin
     body = fakes.write_media(tmp_path / "r.mp3", fakes.noise(5.0)).read_bytes()
     found = refusal(tagger, Upload(body))
     assert (found.status, found.reason) == (504, "timeout")
-    tagger._readers.queue[0].limit_s = 20.0
+    tagger.limits, tagger._readers.queue[0].limit_s = LIMITS, LIMITS.timeout_s
     assert tagger(Upload(body))["end_s"] == pytest.approx(5.0, abs=0.1)
     tagger.stop()
+
+
+class SlowScorer:
+    """Scores 0.1, a tenth of a second after it is asked."""
+
+    input_frames = 100
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, fbank_NTM: np.ndarray) -> Predicted:
+        self.num_calls += 1
+        time.sleep(0.1)
+        return Predicted(np.full((len(fbank_NTM), 3), 0.1, np.float32), None, None)
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize("ends", ["time", "request"])
+def test_scoring_stops_when_nobody_waits_for_the_answer(
+    settings: TagSettings, tmp_path: Path, is_file: bool, ends: str
+):
+    scorer, waveform = SlowScorer(), fakes.noise(20.0)  # 39 windows, so five calls
+    tagger = RecordingTagger(settings, stub.LABELS, scorer, LIMITS, num_readers=1)
+    upload = Upload(waveform.astype("<f4").tobytes(), Pcm("f32le", 16_000))
+    if is_file:
+        upload = Upload(fakes.write_media(tmp_path / "r.wav", waveform).read_bytes())
+        tagger(upload)  # the process that decodes takes half a second to start
+    scorer.num_calls, tagger.limits = 0, Limits(timeout_s=0.15 if ends == "time" else 20.0)
+    with pytest.raises(Refusal) as raised:
+        tagger(upload, is_wanted=lambda: ends == "time" or scorer.num_calls < 2)
+    tagger.stop()
+    assert (raised.value.status, raised.value.reason) == (504, "timeout")
+    assert scorer.num_calls <= 2
 
 
 def test_answers_name_no_file_of_the_server(tagger: RecordingTagger, waveform: np.ndarray):

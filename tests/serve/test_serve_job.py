@@ -121,6 +121,16 @@ def test_options_that_are_not_allowed_are_refused():
         (["--per-second", "-1"], r"--per-second is -1; use 0 \(no limit\) to 1,000,000"),
         (["--port", "70000"], "--port is 70000; use more than 0 and at most 65535"),
         (["--max-mb", "0"], "--max-mb is 0.0; use more than 0 and at most 4096"),
+        (["--allow-origin", "*"], "would let every page use the server; name the sites"),
+        (
+            ["--allow-origin", "https://a.org", "tags"],
+            "--allow-origin is tags; .* without a path: https://tags.example.org",
+        ),
+        (["--allow-origin", "https://Tags.org:443/x"], "without a path: https://tags.org$"),
+        (["--allow-origin", "http://[::1]:9000/"], r"without a path: http://\[::1\]:9000$"),
+        (["--allow-origin", "https://tags.org:x"], "--allow-origin is https://tags.org:x; "),
+        (["c2", "--browser-model", "m.onnx"], "--browser-model is one model, and the scores of several"),
+        (["--browser-model", "m.onnx"], "onnxruntime-web, which has not been fetched; add --fetch-web-runtime"),
     ):
         with pytest.raises(ConfigError, match=said):
             serve.main(["--checkpoint", "c", *given])
@@ -137,3 +147,21 @@ def test_a_server_for_this_machine_has_its_names():
     assert set(serve.own_names("127.0.0.1")) == {"127.0.0.1", "localhost", "::1"}
     assert serve.own_names("0.0.0.0") == ()
     assert serve.own_names("192.168.1.5") == ()
+
+
+@pytest.mark.parametrize(("option", "is_said"), [([], True), (["--raw-scores"], False)])
+def test_raw_scores_are_not_said_to_lack_a_calibration(
+    checkpoint: str,
+    option: list[str],
+    is_said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def stop(*_: object) -> None:
+        raise ConfigError("before Ray starts")
+
+    monkeypatch.setattr(serve, "_page_files", stop)
+    monkeypatch.setattr(serve, "_check_port", lambda *_: None)
+    with pytest.raises(ConfigError, match="before Ray starts"):
+        serve.main(["--checkpoint", checkpoint, *option])
+    assert ("has no calibration.json" in capsys.readouterr().out) is is_said

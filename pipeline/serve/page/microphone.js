@@ -3,7 +3,7 @@
 let live = null;
 
 async function resampled(samples, rate) {
-  if (rate === RATE) return samples;
+  if (rate === RATE || !samples.length) return samples;
   const length = Math.round((samples.length * RATE) / rate), context = new OfflineAudioContext(1, length, RATE);
   const buffer = context.createBuffer(1, samples.length, rate);
   buffer.copyToChannel(samples, 0);
@@ -27,14 +27,23 @@ function contextFor(stream) {
   }
 }
 
-async function startMicrophone() {
-  const mine = ++run;
+// Stops if the user turns to something else, so that `mine` is no longer the current run.
+async function startMicrophone(mine) {
+  if (!navigator.mediaDevices) throw new Error("browsers give the microphone only to pages over https or on this machine");
   begin("The microphone");
   say("waiting for the microphone …");
   const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   const stream = await navigator.mediaDevices.getUserMedia({ audio: plain });
-  const [context, microphone] = contextFor(stream);
-  await context.audioWorklet.addModule(blobUrl("recorder-source"));
+  if (mine !== run) return release(stream);
+  let context, microphone;
+  try {
+    [context, microphone] = contextFor(stream);
+    await context.audioWorklet.addModule(blobUrl("recorder-source"));
+  } catch (err) {
+    release(stream, context);
+    throw err;
+  }
+  if (mine !== run) return release(stream, context);
   const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
   const keep = Math.round(LIVE_S * context.sampleRate);
   live = { stream, context, windows: [], pieces: [], kept: 0, total: 0 };
@@ -50,7 +59,7 @@ async function startMicrophone() {
   $("microphone").setAttribute("aria-pressed", "true");
   $("time").hidden = false;
   say("listening …");
-  listen(mine);
+  listen(mine).catch((err) => say(err.message, true));
 }
 
 // Score the last window again and again, until the microphone is stopped.
@@ -61,6 +70,7 @@ async function listen(mine) {
     let filled = 0;
     for (const piece of live.pieces) { all.set(piece, filled); filled += piece.length; }
     const samples = await resampled(all, rate);
+    if (mine !== run) return;
     const from_s = Math.max(0, total_s - LIVE_S), to_s = Math.max(total_s, 5);
     drawSpectrogram(samples.length < 5 * RATE ? padded(samples, 5 * RATE) : samples);
     showAxis(from_s, to_s);
@@ -71,7 +81,7 @@ async function listen(mine) {
         if (window) takeLive(window, total_s, from_s, to_s);
       } catch (err) {
         if (err instanceof Unreachable && browser.isLoaded) choose(browser);
-        else say(err.message, true);
+        else if (mine === run) say(err.message, true);
       }
     }
     await new Promise((resolve) => setTimeout(resolve, Math.max(50, TICK_MS - (performance.now() - began))));
@@ -95,13 +105,18 @@ function padded(samples, length) {
   return longer;
 }
 
+// Gives the microphone back, so that the browser no longer shows that it is used.
+async function release(stream, context) {
+  for (const track of stream.getTracks()) track.stop();
+  await context?.close();
+}
+
 async function stopMicrophone() {
   if (!live) return;
   const { stream, context, windows, total, kept } = live;
   live = null;
-  for (const track of stream.getTracks()) track.stop();
   const end_s = total / context.sampleRate, start_s = end_s - kept / context.sampleRate;
-  await context.close();
+  await release(stream, context);
   $("microphone").textContent = "Use the microphone";
   $("microphone").setAttribute("aria-pressed", "false");
   showEvents(eventsOf(windows), start_s, Math.max(end_s, 5), true);
@@ -109,9 +124,10 @@ async function stopMicrophone() {
 }
 
 $("microphone").onclick = async () => {
+  const mine = ++run;
   try {
-    if (live) { run++; await stopMicrophone(); } else await startMicrophone();
+    if (live) await stopMicrophone(); else await startMicrophone(mine);
   } catch (err) {
-    say(err.name === "NotAllowedError" ? "the browser does not allow this page to use the microphone" : err.message, true);
+    if (mine === run) say(err.name === "NotAllowedError" ? "the browser does not allow this page to use the microphone" : err.message, true);
   }
 };
