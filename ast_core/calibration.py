@@ -34,7 +34,7 @@ MIN_ISOTONIC = 50
 
 NUM_FOLDS = 5
 CLIP = 1e-4
-"""Scores are kept this far from 0 and 1. Stored scores are float16, in which larger ones are 1."""
+"""Scores are kept this far from 0 and 1. Runs of earlier versions have float16 scores, in which larger ones are 1."""
 
 CLIPS_AT_ONCE = 4096
 """Clips in memory at once. AudioSet's evaluation set has 11 million decisions."""
@@ -379,7 +379,7 @@ def _fit_isotonic(score: np.ndarray, target: np.ndarray) -> CalibrationMap:
 def _fit_pooled(scores: np.ndarray, targets: np.ndarray) -> CalibrationMap:
     """Platt's map of all classes together, or none if that would fall.
 
-    Equal scores are counted once: there are few different float16 values.
+    Scores are rounded to float16, which has few different values, and equal ones are counted together.
     """
     values, place = np.unique(scores.astype(np.float16).ravel(), return_inverse=True)
     positives = np.bincount(place, targets.ravel(), minlength=len(values))

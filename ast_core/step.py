@@ -40,6 +40,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
+MIN_LOSS_SCALE = 2.0**-10
+"""Below this scale of the loss, gradients of fp16 that overflow do not become finite by a lower one.
+
+Training begins at 2**16. Each overflow halves the scale, and 2000 steps without one double it.
+"""
+
+
 def make_scaler(recipe: Recipe, device: torch.device) -> torch.amp.GradScaler | None:
     """The loss scaler of fp16, whose small gradients would become 0 without it. None for other precisions.
 

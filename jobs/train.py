@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from ast_core.errors import ConfigError
 from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
 from jobs.recipe_option import help_on_keys, overridden, read_recipe, recipe_names
-from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, TrainSettings
+from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, LONGEST_WAIT_S, TrainSettings
 
 if TYPE_CHECKING:
     from pipeline.lease import Held
@@ -97,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="with MIN:MAX, seconds between checks for room for more workers (default 60); with more workers, "
         "training restarts from the last checkpoint",
+    )
+    parser.add_argument(
+        "--longest-wait-s",
+        type=float,
+        default=LONGEST_WAIT_S,
+        metavar="S",
+        help="end if the cluster has had no room for the workers for so long, at the start or after losing machines "
+        f"(default {LONGEST_WAIT_S:.0f}; 0: wait without end); the same command resumes",
     )
     parser.add_argument(
         "--log-every-steps", type=int, default=20, metavar="N", help="steps between two logged steps (default 20)"
@@ -185,6 +193,7 @@ def _check_options(args: argparse.Namespace) -> None:
         ("--max-failures", args.max_failures >= -1, "0 or more, or -1 for no limit"),
         ("--checkpoint-every-s", 0 <= args.checkpoint_every_s <= LONGEST_S, f"0 to {LONGEST_S:,.0f}"),
         ("--resize-every-s", 0 <= args.resize_every_s <= LONGEST_S, f"0 to {LONGEST_S:,.0f}"),
+        ("--longest-wait-s", 0 <= args.longest_wait_s <= LONGEST_S, f"0 to {LONGEST_S:,.0f}"),
         ("--log-every-steps", args.log_every_steps >= 1, "1 or more"),
         ("--cache-gb", 0 <= args.cache_gb <= MAX_CACHE_GB, "a size, 0 or more"),
     ):

@@ -55,15 +55,8 @@ def task_resources(settings: TrainSettings) -> tuple[bool, int]:
 
     If it asked for more, Ray could wait for them without end: for 4 CPUs beside the GPU of a machine that has 2.
     """
-    use_gpu, cpus, _ = worker_resources(
-        num_workers=settings.num_workers,
-        device=settings.device,
-        cpus_per_worker=settings.cpus_per_worker,
-        async_validation=settings.async_validation,
-        is_local=settings.address == "local",
-        nodes=resources_of_nodes(),
-    )
-    return use_gpu, cpus
+    of_worker = worker_resources(settings, resources_of_nodes())
+    return of_worker.use_gpu, of_worker.cpus
 
 
 def _model_costs(uri: str, use_gpu: bool, threads: int) -> dict[str, Any]:

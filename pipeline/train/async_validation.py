@@ -6,23 +6,29 @@ import torch
 from ray.train import Checkpoint
 from torch import Tensor
 
-from ast_core.errors import DataError, UserError
+from ast_core.errors import UserError
 from ast_core.execution import for_device, set_attention
 from pipeline.lease import LeaseLostError
 from pipeline.train import checkpoints
-from pipeline.train.checkpoints import load_state
+from pipeline.train.checkpoints import DamagedStateError, load_state
 from pipeline.train.data.shard_cache import ShardCache
 from pipeline.train.evaluation.epoch_results import EpochResults, defer, read_deferred
 from pipeline.train.evaluation.scoring import evaluate
 from pipeline.train.worker_config import TrainJob, read_initial_model, record_stop
+
+RETRIED = (OSError, DamagedStateError)
+"""Errors after which Ray repeats a validation, up to three times: storage failed, or a download was cut off.
+
+After any other error, and after the last time, Ray no longer keeps the epoch's checkpoint.
+"""
 
 
 def validate_checkpoint(checkpoint: Checkpoint, job: dict[str, Any], epoch: int, loss: float) -> dict[str, Any]:
     """Evaluate an epoch's checkpoint: Ray Train's validation function.
 
     Ray runs one validation at a time, in the order of the epochs. After a restart it runs again what was not finished.
-    Ray does not repeat a validation that failed. Then the next epoch's validation evaluates the missed epoch first, or
-    the ranks do so at the end. An error that the user can fix ends the run.
+    It repeats a validation only for the errors in RETRIED. After any other error the next epoch's validation evaluates
+    the missed epoch first, or the ranks do so at the end. An error that the user can fix ends the run.
     """
     train_job = TrainJob(**job)
     train_job.check_lock()
@@ -61,20 +67,15 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
         return results.record(epoch, loss, scores, state)
 
     for earlier in range(results.first_missing(), epoch):
-        evaluate_epoch(earlier, *load_unevaluated(job.run, earlier))
+        found = load_unevaluated(job.run, earlier)
+        if found is None:
+            job.check_lock()
+            results.skip(earlier)
+        else:
+            evaluate_epoch(earlier, *found)
     return evaluate_epoch(epoch, loss, state)
 
 
-def load_unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]]:
-    """Load the loss and weights of an epoch that has no record.
-
-    Raises:
-        DataError: neither the deferred weights nor the epoch's checkpoint exist.
-    """
-    found = read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch)
-    if found is None:
-        raise DataError(
-            f"epoch {epoch} of {run} was not evaluated, and its checkpoint is gone; "
-            f"delete the run's {checkpoints.CHECKPOINTS} folder to train again from the start"
-        )
-    return found
+def load_unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]] | None:
+    """The loss and weights of an epoch that has no record; None if neither deferred weights nor a checkpoint exist."""
+    return read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch)

@@ -160,7 +160,7 @@ def _listed() -> list[Checkpoint]:
 
 
 def load_latest(checkpoints: Sequence[Checkpoint]) -> dict[str, Any] | None:
-    """The state of the last checkpoint that is not damaged; None if all are."""
+    """The state of the last checkpoint that is not damaged; None if all are, or there is none."""
     for checkpoint in reversed(checkpoints):
         try:
             with checkpoint.as_directory() as folder:

@@ -44,14 +44,15 @@ from pipeline.locks import exclusive
 from pipeline.os_errors import explain, nearly_full
 from pipeline.redaction import without_secrets
 from pipeline.train import data_checks, models, run_folder
-from pipeline.train.async_validation import validate_checkpoint
+from pipeline.train.async_validation import RETRIED, validate_checkpoint
 from pipeline.train.checkpoints import CHECKPOINTS, checkpoint_folders, unlisted_checkpoints
 from pipeline.train.data_identity import data_identity
 from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.network_interface import NodeAddressConfig
-from pipeline.train.resources import Node, check_precision, known_nodes, worker_resources, workers_line
+from pipeline.train.resources import check_precision, known_nodes, worker_resources, workers_line
+from pipeline.train.room import EndLongWaits
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.settings import IN_PROCESS, TrainSettings
 from pipeline.train.worker import train_worker
@@ -107,7 +108,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
         check_mlflow(settings.mlflow)
     nodes = known_nodes(settings.address, settings.num_cpus)
     if nodes is not None and not storage.exists(storage.join(run, "summary.json")):
-        check_precision(recipe, use_gpu=_resources(settings, nodes)[0])
+        check_precision(recipe, use_gpu=worker_resources(settings, nodes).use_gpu)
     init_from = None
     if settings.init_from is not None:
         if recipe.audioset_pretrain:
@@ -167,9 +168,13 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
     if settings.num_workers == IN_PROCESS:
         logging.basicConfig(format="%(message)s")  # the format in which Ray shows the logs of workers
         logging.getLogger("ray").setLevel(logging.WARNING)  # the same level as in workers
-    use_gpu, cpus = _resources(settings)
+    nodes = [] if settings.num_workers == IN_PROCESS else resources_of_nodes()
+    wanted = worker_resources(settings, nodes)
+    use_gpu, cpus = wanted.use_gpu, wanted.cpus
     check_precision(claimed.recipe, use_gpu=use_gpu)
-    print(workers_line(settings.num_workers, use_gpu=use_gpu, cpus=cpus, num_gpus=_num_gpus()), flush=True)
+    if not wanted.has_room(nodes):
+        print(f"{wanted.room_line(nodes)} now; training begins when it has grown", flush=True)
+    print(workers_line(wanted, _num_gpus()), flush=True)
     if claimed.take_over is not None:
         claimed.take_over()
     run_folder.check_reservation(run, claimed.identity)
@@ -213,6 +218,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),  # for Ray's own lines; ours are still shown
+            callbacks=[EndLongWaits(wanted, settings.longest_wait_s)],  # type: ignore[list-item]  # the same
         ),
         validation_config=_validation(job, use_gpu) if settings.async_validation else None,
     )
@@ -285,24 +291,6 @@ def choose_norm(recipe: Recipe, dataset: PreparedDataset, train_splits: Sequence
     return norm
 
 
-def _resources(settings: TrainSettings, nodes: Sequence[Node] | None = None) -> tuple[bool, int]:
-    """Whether each worker has a GPU, and the CPUs of a worker; `nodes` are the machines, by default those of Ray."""
-    is_joined = nodes is None
-    if nodes is None:
-        nodes = [] if settings.num_workers == IN_PROCESS else resources_of_nodes()
-    use_gpu, cpus, lacking = worker_resources(
-        num_workers=settings.num_workers,
-        device=settings.device,
-        cpus_per_worker=settings.cpus_per_worker,
-        async_validation=settings.async_validation,
-        is_local=settings.address == "local",
-        nodes=nodes,
-    )
-    if is_joined:
-        print("".join(f"{line}\n" for line in lacking), end="", flush=True)
-    return use_gpu, cpus
-
-
 def _num_gpus() -> int:
     """GPUs of the cluster, or of this machine if Ray is not there."""
     if not ray.is_initialized():
@@ -314,7 +302,7 @@ def _validation(job: TrainJob, use_gpu: bool) -> ValidationConfig:
     return ValidationConfig(
         validate_checkpoint,  # type: ignore[arg-type]  # Ray passes the arguments of task_config
         task_config=ValidationTaskConfig({"job": asdict(job)}),
-        ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu)},
+        ray_remote_kwargs={"num_cpus": job.threads, "num_gpus": int(use_gpu), "retry_exceptions": list(RETRIED)},
     )
 
 

@@ -66,7 +66,8 @@ class RunLog:
     On resume the records after `last_step` are dropped: the run writes them again.
 
     A value that is None, NaN or infinite is null in metrics.jsonl and is not sent to TensorBoard or MLflow. With an
-    `mlflow_uri`, MLflow gets the same values as TensorBoard, and `mlflow_params` when its run begins: the recipe.
+    `mlflow_uri`, MLflow gets the same values as TensorBoard, and `mlflow_params` when its run begins: the recipe. On
+    resume it also gets what it lacks of the kept records: values that were not sent before the interruption.
     """
 
     def __init__(
@@ -92,16 +93,20 @@ class RunLog:
         self._has_new_events = purge_step is not None
         self._flushed_s = time.monotonic()
         self._mlflow = None if mlflow_uri is None else MlflowLog(run, mlflow_uri, mlflow_params or {})
+        if self._mlflow is not None:
+            for record in map(json.loads, self._metrics.lines):
+                values = {name: value for name, value in record.items() if name not in ("kind", "epoch", "step")}
+                self._mlflow.add(_points(record["kind"], values), record["step"])
 
     def step(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
-        self._add("step", epoch, step, values, "train")
+        self._add("step", epoch, step, values)
         figures = {"step": step, **values}
         for name, gauge in ray_metrics.training().items():
             if (value := figures.get(name)) is not None:
                 gauge.set(value, {"run": self._name})
 
     def epoch(self, *, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
-        self._add("epoch", epoch, step, values, "eval")
+        self._add("epoch", epoch, step, values)
         self.epochs.add(epoch)
 
     def flush(self) -> None:
@@ -135,10 +140,10 @@ class RunLog:
             file.unlink()
         self._has_new_events = False
 
-    def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float | None], group: str) -> None:
+    def _add(self, kind: str, epoch: int, step: int, values: Mapping[str, float | None]) -> None:
         known = finite_or_null(values)
         self._metrics.add({"kind": kind, "epoch": epoch, "step": step} | known)
-        points = {f"{group}/{name}": value for name, value in known.items() if value is not None}
+        points = _points(kind, known)
         for name, value in points.items():
             self._board.add_scalar(name, value, step)
             self._has_new_events = True
@@ -150,6 +155,12 @@ class RunLog:
             except OSError as err:  # the next flush writes these records too; only a checkpoint's flush must not fail
                 self._flushed_s = time.monotonic()
                 logger.warning(f"the records of the last minutes could not be written yet: {err}")
+
+
+def _points(kind: str, values: Mapping[str, float | None]) -> dict[str, float]:
+    """The values of a record that are known, by their names in TensorBoard and MLflow."""
+    group = {"step": "train", "epoch": "eval"}[kind]
+    return {f"{group}/{name}": value for name, value in values.items() if value is not None}
 
 
 def finite_or_null(values: Mapping[str, float | None]) -> dict[str, float | None]:

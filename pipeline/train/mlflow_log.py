@@ -23,6 +23,9 @@ BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
 """MLflow's limits: metrics and parameters in one request, characters of a parameter."""
 
+Value = tuple[str, float, int, int]
+"""Name, value, step, and when in milliseconds since 1970."""
+
 
 def check_mlflow(uri: str) -> None:
     """Raise UserError if MLflow is not installed, or cannot log to `uri` from every folder and node."""
@@ -53,6 +56,7 @@ class MlflowLog:
     """The MLflow run of a training run.
 
     A resumed run produces the same values as before it was interrupted; those that MLflow has are not sent again.
+    Values that the server refuses are sent again before the next ones, so that MLflow has no gaps.
 
     Raises:
         UserError: MLflow is not installed, or its server does not answer at the start. Later failures of the server
@@ -61,12 +65,12 @@ class MlflowLog:
 
     def __init__(self, run: str, uri: str, params: Mapping[str, Any]) -> None:
         self._client = _client(uri)
-        self._pending: list[tuple[str, float, int, int]] = []
-        """Name, value, step, and when in milliseconds since 1970."""
+        self._pending: list[Value] = []
         self._known_until: dict[str, int] = {}
         """The last step that MLflow has, by name. It is requested once."""
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._sending: Future[None] | None = None
+        self._sending: Future[list[Value]] | None = None
+        """It gives the values that MLflow did not take."""
         self._sent_s = time.monotonic()
         try:
             self._run_id, self._is_new = self._continue_or_begin(run, params)
@@ -112,29 +116,34 @@ class MlflowLog:
     def send(self) -> None:
         """Begin to send the pending values, unless the previous ones are still being sent."""
         if self._sending is None or self._sending.done():
-            batch, self._pending = self._pending, []
             self._sent_s = time.monotonic()
-            self._sending = self._sender.submit(self._send, batch)
+            self._sending = self._sender.submit(self._send, self._take_pending())
 
     def close(self, status: str) -> None:
         """Wait until all values are sent, and set the run's status."""
-        self._sender.submit(self._send, self._pending)
+        self._sender.submit(self._send, self._take_pending())
         self._sender.submit(self._end, status).result()
         self._sender.shutdown()
 
-    def _send(self, batch: list[tuple[str, float, int, int]]) -> None:
+    def _take_pending(self) -> list[Value]:
+        """The values to send next, after those that MLflow did not take. Waits until nothing is being sent."""
+        refused = [] if self._sending is None else self._sending.result()
+        values, self._pending = refused + self._pending, []
+        return values
+
+    def _send(self, values: list[Value]) -> list[Value]:
+        """Send values, and return those that MLflow did not take."""
         from mlflow.entities import Metric
 
         try:
-            metrics = [
-                Metric(name, value, when_ms, step)
-                for name, value, step, when_ms in batch
-                if step > self._last_known_step(name)
-            ]
-            for first in range(0, len(metrics), BATCH_METRICS):
-                self._client.log_batch(self._run_id, metrics=metrics[first : first + BATCH_METRICS])
+            values = [value for value in values if value[2] > self._last_known_step(value[0])]
+            while values:
+                metrics = [Metric(name, value, when_ms, step) for name, value, step, when_ms in values[:BATCH_METRICS]]
+                self._client.log_batch(self._run_id, metrics=metrics)
+                values = values[BATCH_METRICS:]
         except Exception as err:
-            logger.warning(f"MLflow did not take {len(batch)} values, RUN/metrics.jsonl has them: {err}")
+            logger.warning(f"MLflow did not take {len(values)} values yet, RUN/metrics.jsonl has them: {err}")
+        return values
 
     def _last_known_step(self, name: str) -> int:
         if self._is_new:

@@ -11,6 +11,9 @@ IN_PROCESS = (0, 0)
 CPUS_WITH_GPU = 4
 """CPUs of a worker with a GPU, if the machine has enough: one runs the step, the others read shards."""
 
+LONGEST_WAIT_S = 3600.0
+"""How long a training waits for room for its workers, if the command does not say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -31,6 +34,7 @@ class TrainSettings:
     max_failures: int = 2
     checkpoint_every_s: float = 600.0
     resize_every_s: float = 60.0
+    longest_wait_s: float = LONGEST_WAIT_S
     log_every_steps: int = 20
     cache_dir: str | None = None
     cache_gb: float = 500.0

@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +30,11 @@ from ast_core.flops import utilisation
 from ast_core.metrics import METRICS, TaggingMetrics, key_metrics
 from ast_core.models.tagger import Tagger
 from ast_core.schedule import learning_rate
-from ast_core.step import make_optimizer, make_scaler, seed_network, share_buffers, train_step
+from ast_core.step import MIN_LOSS_SCALE, make_optimizer, make_scaler, seed_network, share_buffers, train_step
 from pipeline import storage
 from pipeline.dataset import Clips
 from pipeline.lease import LeaseLostError
+from pipeline.memory_errors import out_of_memory
 from pipeline.os_errors import explain
 from pipeline.train import checkpoints, models, run_folder
 from pipeline.train.async_validation import load_unevaluated
@@ -77,7 +78,7 @@ class Progress:
 
 
 class NonFiniteError(Exception):
-    """A loss or a weight is not finite. All ranks raise it at the same step."""
+    """A loss or a weight is not finite, or gradients never are. All ranks raise it at the same step."""
 
 
 class StoppedError(Exception):
@@ -118,15 +119,6 @@ def train_worker(config: dict[str, Any]) -> None:
         raise error from err
 
 
-def out_of_memory(error: Exception) -> str | None:
-    """What to do if an error says that the memory of the GPU, or the machine, is too small; None for other errors."""
-    is_of_gpu = isinstance(error, torch.OutOfMemoryError)
-    if not is_of_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
-        return None
-    what = "GPU" if is_of_gpu else "machine"
-    return f"the {what} has too little memory for this model and batch: lower batch_size, or set micro_batch_size"
-
-
 def _shorten_errors_on_the_terminal() -> None:
     """Show one line for an error that the user can act on, such as a full disk or an S3 that is away.
 
@@ -152,7 +144,8 @@ class Run:
         context = ray.train.get_context()
         self.job = job
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = get_device()
+        # In one process, `get_device` returns the GPU of the machine although the run uses none.
+        self.device = get_device() if job.use_gpu else torch.device("cpu")
         model, self.config = read_initial_model(job)
         self.recipe, self.norm = for_device(self.config.recipe, self.device), self.config.norm
         dataset, train_clips, self.eval_clips = job.open_data()
@@ -172,7 +165,7 @@ class Run:
         if self.rank == 0:
             job.check_lock()
             run_folder.record_computed(job.run, computed)
-        self.model = prepare_model(model)
+        self.model = prepare_model(model, move_to_device=self.device)
         if self.device.type == "cuda":  # for `_memory_gb`: this process may have trained another run
             torch.cuda.reset_peak_memory_stats(self.device)
         self.optimizer = make_optimizer(self.model, self.recipe)
@@ -295,6 +288,8 @@ class Run:
             if self.log is not None:
                 values: dict[str, Any] = {"loss": mean_loss, "lr": lr, "clips_per_s": num_clips / elapsed_s}
                 values |= {"data_wait_share": wait_s / elapsed_s, "memory_gb": self._memory_gb()}
+                if self.scaler is not None:
+                    values["loss_scale"] = self.scaler.get_scale()
                 values["mfu"] = utilisation(
                     values["clips_per_s"], self.bare_model, self.recipe, self.device, self.world_size
                 )
@@ -324,7 +319,7 @@ class Run:
 
         Raises:
             NonFiniteError: a loss, or a weight after the last step, is not finite; raised on every rank. The clips of
-                the first such step are in RUN/nonfinite.json.
+                the first such step are in RUN/nonfinite.json. Or gradients of fp16 overflow at every step.
             StoppedError: asynchronous validation ended the run; raised on every rank.
         """
         now_s = time.monotonic()
@@ -336,17 +331,23 @@ class Run:
             self.rank == 0 and looks_for_stop and storage.exists(stopped_json(self.job.run)),
             # Without this check, broken weights would be saved, and every resumed run would fail on them.
             not torch.stack([weight.isfinite().all() for weight in self._weights()]).all(),
+            # Each overflow skips the update and halves the scale. The loss stays finite, and nothing is learnt.
+            self.scaler is not None and self.scaler.get_scale() < MIN_LOSS_SCALE,
         ]
         reduced = torch.cat([torch.stack(list(losses)), torch.tensor(flags, dtype=torch.float32, device=self.device)])
         if self.world_size > 1:
             dist.all_reduce(reduced)
-        global_losses, flags = reduced[:-4].cpu().numpy(), reduced[-4:].tolist()
-        checkpoint_is_due, look_is_due, is_stopped, is_broken = flags
+        global_losses, flags = reduced[: len(losses)].cpu().numpy(), reduced[len(losses) :].tolist()
+        checkpoint_is_due, look_is_due, is_stopped, is_broken, overflows = flags
         if not np.isfinite(global_losses).all():
             step = last_step + 1 - len(losses) + int(np.argmin(np.isfinite(global_losses)))
             raise NonFiniteError(self._write_nonfinite("the loss of", epoch, step))
         if is_broken:
             raise NonFiniteError(self._write_nonfinite("a weight after", epoch, last_step))
+        if overflows:
+            raise NonFiniteError(
+                "fp16 gradients overflow at every step: use precision bf16 or fp32, with another --output"
+            )
         if is_stopped:
             raise StoppedError
         self.progress.steps_done = last_step + 1
@@ -407,8 +408,7 @@ class Run:
     def _evaluate_missing(self) -> None:
         """Evaluate and log, on the ranks, epochs whose asynchronous validation failed or was not requested.
 
-        Raises:
-            DataError: the weights of such an epoch are gone.
+        If the weights of such an epoch are gone, it is left out. Only rank 0 reads weights, so that all ranks agree.
         """
         last = self.progress.epochs_done
         first = int(self._from_rank_0(self.results.first_missing() if self.rank == 0 else 0))
@@ -417,13 +417,34 @@ class Run:
             return
         own = {name: value.clone() for name, value in self.bare_model.state_dict().items()}
         for epoch in range(first, last + 1):
-            loss, state = load_unevaluated(self.job.run, epoch)
-            self.bare_model.load_state_dict(state)
+            found = self._unevaluated(epoch, own) if self.rank == 0 else None
+            if self._from_rank_0(found is None):
+                if self.rank == 0:
+                    self.job.check_lock()
+                    self.results.skip(epoch)
+                continue
+            loss, state = found or (None, None)
+            self._load_on_all_ranks(state)
             scores = self._evaluate(self.eval_clips)
             if scores is not None:
-                self.results.record(epoch, loss, scores, state)
+                self.job.check_lock()
+                self.results.record(epoch, loss, scores, self.bare_model.state_dict())
         self.bare_model.load_state_dict(own)
         self._log_epochs()
+
+    def _unevaluated(self, epoch: int, own: Mapping[str, Tensor]) -> tuple[float | None, Mapping[str, Tensor]] | None:
+        """The loss and weights of an epoch that has no record; `own` are those in memory. None if they are gone."""
+        if epoch == self.progress.epochs_done and not self.progress.steps_done:
+            return self.progress.epoch_loss, own
+        return load_unevaluated(self.job.run, epoch)
+
+    def _load_on_all_ranks(self, state: Mapping[str, Tensor] | None) -> None:
+        """Load the weights that rank 0 gives; the other ranks give None."""
+        if state is not None:
+            self.bare_model.load_state_dict(state)
+        if self.world_size > 1:
+            for value in self.bare_model.state_dict().values():
+                dist.broadcast(value, src=0)
 
     def _validation_task(self, epoch: int, loss: float) -> ValidationTaskConfig | bool:
         return ValidationTaskConfig({"epoch": epoch, "loss": loss}) if self.job.async_validation else False
@@ -465,15 +486,11 @@ class Run:
         num_averaged = self.progress.num_averaged
         if not num_averaged:
             return None
-        state = self.bare_model.state_dict()
+        averaged = {name: total / num_averaged for name, total in self.progress.averaged.items()}
+        self._load_on_all_ranks(averaged if self.rank == 0 else None)
         if self.rank == 0:
-            self.bare_model.load_state_dict(
-                {name: total / num_averaged for name, total in self.progress.averaged.items()}
-            )
-            models.save(storage.join(self.job.run, "averaged"), state, self.config)
-        if self.world_size > 1:
-            for value in state.values():
-                dist.broadcast(value, src=0)
+            self.job.check_lock()
+            models.save(storage.join(self.job.run, "averaged"), self.bare_model.state_dict(), self.config)
         scores = self._evaluate(self.eval_clips)
         return None if scores is None else score_metrics(scores, self.eval_clips)
 
@@ -528,11 +545,12 @@ class Run:
         }
 
     def _resume(self) -> None:
-        """Restore the latest undamaged checkpoint. All ranks read rank 0's state, and choose the same checkpoint."""
+        """Restore the latest undamaged checkpoint, on every rank the same one."""
         known = checkpoints.known(self.job.unlisted_checkpoints)
+        state = checkpoints.load_latest(known)
+        self._check_same_checkpoint(state)
         if not known:
             return
-        state = checkpoints.load_latest(known)
         if state is None:
             raise DataError(
                 f"every checkpoint in {self.job.run} is damaged; delete its checkpoints folder to train again from "
@@ -548,3 +566,20 @@ class Run:
             at = f", step {done.steps_done} of the next" if done.steps_done else ""
             ranks = "1 worker" if self.world_size == 1 else f"{self.world_size} workers"
             logger.info(f"resuming after epoch {done.epochs_done}{at}, on {ranks}")
+
+    def _check_same_checkpoint(self, state: Mapping[str, Any] | None) -> None:
+        """Compare the checkpoint that this rank has read with the other ranks'. All ranks must call this together.
+
+        Each rank reads by itself, and skips what it finds damaged: on one rank a download may have been cut off.
+
+        Raises:
+            ConnectionError: they differ; raised on every rank, and Ray restarts them.
+        """
+        if self.world_size == 1:
+            return
+        progress = {"epochs_done": -1, "steps_done": -1} if state is None else state["progress"]
+        done = torch.tensor([progress["epochs_done"], progress["steps_done"]], device=self.device)
+        bounds = torch.cat([done, -done])
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        if not torch.equal(bounds[:2], -bounds[2:]):  # the largest values are the smallest ones too
+            raise ConnectionError("some ranks could not read the checkpoint that others have read")

@@ -27,7 +27,7 @@ from jobs import evaluate, ray_session
 from jobs.common import run_job
 from pipeline.dataset import PreparedDataset
 from pipeline.train import models
-from pipeline.train.evaluation import ensemble
+from pipeline.train.evaluation import checkpoint_evaluation, ensemble
 from pipeline.train.evaluation.checkpoint_evaluation import Place, uses_gpu
 from pipeline.train.evaluation.scoring import evaluate as scores_of
 from pipeline.train.evaluation.scoring import score_metrics
@@ -216,7 +216,7 @@ def test_damaged_shard_is_named_in_one_line(
     assert run_job(evaluate.main, argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: the shard {damaged}/")
-    assert line.endswith("restore it, or prepare the data anew")
+    assert line.endswith("restore it, or prepare the data again")
 
 
 @pytest.fixture
@@ -292,6 +292,35 @@ def test_case_4_flipped_bit_of_a_shard_is_reported_and_not_scored(
     whole = bytearray(shard.read_bytes())
     whole[about.column(about.num_columns - 1).data_page_offset + 5000] ^= 1
     shard.write_bytes(whole)
-    with pytest.raises(UserError, match=f"the shard {shard} is damaged .*; restore it, or prepare the data anew"):
+    with pytest.raises(UserError, match=f"the shard {shard} is damaged .*; restore it, or prepare the data again"):
         figures(str(tmp_path / "data"), tmp_path, folder)
     assert not (tmp_path / "f.json").exists()
+
+
+def test_model_whose_scores_are_not_numbers_is_named(
+    tone_data: str, tmp_path: Path, folder: str, other: str, monkeypatch: pytest.MonkeyPatch
+):
+    """With the bootstrap, which needs numbers too."""
+    monkeypatch.setattr(
+        checkpoint_evaluation,
+        "score_clips",
+        lambda members, _, clips, place: [np.full((len(clips), 4), value) for value in (0.5, np.nan)],
+    )
+    with pytest.raises(DataError, match=rf"^{other} gives scores that are not numbers: its weights are damaged, or "):
+        figures(tone_data, tmp_path, folder, other, more=["--bootstrap", "50"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "the GPU has too little memory for this model: use --device"),
+        (MemoryError(), "the machine has too little memory for this model: use a machine with more memory"),
+    ],
+)
+def test_too_little_memory_to_evaluate_is_a_line(
+    tone_data: str, model: ASTModel, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+):
+    monkeypatch.setattr(ensemble, "evaluate", Mock(side_effect=error))
+    dataset = PreparedDataset.open(tone_data)
+    with pytest.raises(UserError, match=f"^{line}"):
+        ensemble._score(model, CONFIG, dataset, dataset.clips(["eval"]), "cpu", threads=1)

@@ -157,3 +157,46 @@ def test_a_store_that_fails_during_a_run_gives_a_warning(
     log.close()
     assert "MLflow did not take 1 values" in caplog.text
     assert records(tmp_path / "run")[0]["loss"] == 0.5
+
+
+def losses_in_mlflow(store: str, run: Path) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    return [(metric.step, metric.value) for metric in MlflowClient(store).get_metric_history(run_id, "train/loss")]
+
+
+def test_values_that_an_interrupted_run_did_not_send_to_mlflow_are_sent_on_resume(tmp_path: Path, store: str):
+    log = RunLog(str(tmp_path / "run"), 0, store)
+    log.step(epoch=1, step=20, values={"loss": 0.5})
+    log.flush()
+    log._mlflow._sending.result()
+    log.step(epoch=1, step=40, values={"loss": 0.4})  # the run is interrupted before the next sending
+    resumed = RunLog(str(tmp_path / "run"), 40, store)
+    resumed.step(epoch=1, step=60, values={"loss": 0.3})
+    resumed.close()
+    assert losses_in_mlflow(store, tmp_path / "run") == [(20, 0.5), (40, 0.4), (60, 0.3)]
+
+
+def test_values_that_mlflow_refused_are_sent_again_in_order(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(mlflow_log, "BATCH_METRICS", 1)
+    log = RunLog(str(tmp_path / "run"), 0, store)
+    log_batch, calls = log._mlflow._client.log_batch, []
+
+    def refuse_second(*args: object, **kwargs: object) -> None:
+        calls.append(kwargs)
+        if len(calls) == 2:
+            raise ConnectionError("no route to host")
+        log_batch(*args, **kwargs)
+
+    monkeypatch.setattr(log._mlflow._client, "log_batch", refuse_second)
+    for step in (20, 40, 60):
+        log.step(epoch=1, step=step, values={"loss": 1 / step})
+    log.flush()
+    log._mlflow._sending.result()
+    log.step(epoch=1, step=80, values={"loss": 1 / 80})
+    log.close()
+    assert "MLflow did not take 2 values yet" in caplog.text
+    assert losses_in_mlflow(store, tmp_path / "run") == [(step, 1 / step) for step in (20, 40, 60, 80)]

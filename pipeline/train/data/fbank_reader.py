@@ -30,7 +30,10 @@ from pipeline.train.data.shard_cache import ShardCache
 logger = logging.getLogger(__name__)
 
 GROUPS_IN_MEMORY = 4 * GROUPS_PER_SHUFFLE_WINDOW
-"""The window under way and the next one, read ahead, of clips and of mixup partners: lanes cross windows together."""
+"""The current shuffle window and the next one, which is read ahead, of clips and of mixup partners.
+
+All virtual ranks reach the ends of their windows together.
+"""
 
 READ_THREADS = 8
 """They mostly wait for storage."""
@@ -147,13 +150,13 @@ class _SharedFile:
                     self._shard = _Shard(self._open(), self._num_mel_bins)
                 return self._shard.read_rows(begin, end)
         except FileNotFoundError as err:
-            raise DataError(f"the shard {self._uri} is missing; restore it, or prepare the data anew") from err
+            raise DataError(f"the shard {self._uri} is missing; restore it, or prepare the data again") from err
         except parquet.DAMAGE:
             return self._read_again(begin, end)
 
     def _read_again(self, begin: int, end: int) -> _Rows:
         """From where the shard lies, as a whole: storage may have failed for a moment, a kept copy may be damaged."""
-        damaged = f"the shard {self._uri} is damaged ({{}}); restore it, or prepare the data anew"
+        damaged = f"the shard {self._uri} is damaged ({{}}); restore it, or prepare the data again"
         try:
             rows = parquet.parse_from_memory(
                 self._uri, lambda source: _Shard(source, self._num_mel_bins).read_rows(begin, end), damaged=damaged

@@ -85,7 +85,8 @@ def evaluate_checkpoints(
         num_resamples: of the bootstrap for the mAP's interval; 0 is none.
 
     Raises:
-        DataError: the data set, a split or a checkpoint does not exist, or they do not fit together.
+        DataError: the data set, a split or a checkpoint does not exist, or they do not fit together; or a checkpoint
+            gives scores that are not numbers.
         ConfigError: the device is cuda, and this machine has no GPU.
     """
     dataset = PreparedDataset.open(data)
@@ -95,6 +96,8 @@ def evaluate_checkpoints(
     for line in ensemble.length_lines(members, clips, dataset.features):
         print(line, flush=True)
     scores = score_clips(members, dataset, clips, place)
+    # Before all that follows: this names a checkpoint whose scores are not numbers.
+    of_members = [score_metrics(some, clips, without_secrets(uri)) for uri, some in zip(found, scores, strict=True)]
     mean_scores = np.mean(scores, axis=0)
     interval = None
     if num_resamples:
@@ -107,7 +110,7 @@ def evaluate_checkpoints(
         clips=clips,
         scores_NC=mean_scores,
         metrics=score_metrics(mean_scores, clips),
-        of_members=[score_metrics(of_member, clips).scalars() for of_member in scores],
+        of_members=[metrics.scalars() for metrics in of_members],
         map_interval=interval,
     )
 

@@ -8,13 +8,21 @@ import ray
 import torch
 
 from ast_core.checkpoints import ModelConfig
+from ast_core.errors import UserError
 from ast_core.execution import for_device, set_attention
 from ast_core.features import FeatureSettings
 from ast_core.models.tagger import Tagger
 from pipeline.dataset import Clips, PreparedDataset
+from pipeline.memory_errors import too_small_memory
 from pipeline.ray_errors import user_errors_from_tasks
 from pipeline.train import data_checks, models
 from pipeline.train.evaluation.scoring import evaluate
+
+MORE_MEMORY = {
+    "GPU": "use --device cpu, or a GPU with more memory",
+    "machine": "use a machine with more memory, or evaluate one checkpoint at a time",
+}
+"""What to do if memory is too small. Batches of evaluation have a fixed size."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,24 @@ def scores(
 def _score(
     model: Tagger, config: ModelConfig, dataset: PreparedDataset, clips: Clips, wanted: str, threads: int
 ) -> np.ndarray:
-    """Scores `[clips, C]` of one checkpoint, with the classes in its own order."""
+    """Scores `[clips, C]` of one checkpoint, with the classes in its own order.
+
+    Raises:
+        UserError: the memory of the GPU, or the machine, is too small.
+    """
     torch.set_num_threads(threads)
     # Ray does not hide GPUs from a task that reserved none, so `wanted` decides.
     use_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")
     recipe = for_device(config.recipe, device, trains=False)
     set_attention(model, device, recipe)
-    scores = evaluate(
-        model.to(device), clips, recipe=recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
-    )
+    try:
+        scores = evaluate(
+            model.to(device), clips, recipe=recipe, norm=config.norm, num_classes=len(dataset.labels), device=device
+        )
+    except (RuntimeError, MemoryError) as err:
+        if (where := too_small_memory(err)) is None:
+            raise
+        raise UserError(f"the {where} has too little memory for this model: {MORE_MEMORY[where]}") from err
     assert scores is not None  # a single process is rank 0
     return scores

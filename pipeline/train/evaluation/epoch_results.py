@@ -9,7 +9,7 @@ import io
 import itertools
 import logging
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ _ZIP = b"PK"
 
 
 def defer(run: str, epoch: int, loss: float, state: Mapping[str, Tensor]) -> None:
-    """Keep the weights of an epoch whose evaluation failed until `EpochResults.note` has taken account of it."""
+    """Keep the weights of an epoch whose evaluation failed until `EpochResults.record` has recorded its scores."""
     whole = io.BytesIO()
     torch.save({"loss": loss, "model": dict(state)}, whole)
     data = whole.getvalue()
@@ -63,7 +63,12 @@ def read_deferred(run: str, epoch: int) -> tuple[float, dict[str, Tensor]] | Non
 def read_records(run: str) -> list[dict[str, Any]]:
     """The records of all evaluated epochs, in order."""
     uris = storage.list_files(storage.join(run, "evaluation"), suffix=".json")
-    return sorted((_read_record(uri) for uri in uris), key=lambda record: record["epoch"])
+    return _evaluated(map(_read_record, uris))
+
+
+def _evaluated(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of epochs that were not skipped, in order."""
+    return sorted((one for one in records if not one.get("is_skipped")), key=lambda record: record["epoch"])
 
 
 def _read_record(uri: str) -> dict[str, Any]:
@@ -115,6 +120,16 @@ class EpochResults:
         storage.delete(_file(self.run, epoch, "pt"))
         return record
 
+    def skip(self, epoch: int) -> None:
+        """Record that an epoch cannot be evaluated any more, because its weights are gone.
+
+        Without this record, no later epoch could be recorded. The running ensemble is the mean of the other epochs.
+        """
+        logger.warning(f"epoch {epoch} was not evaluated, and its weights are gone: the results are without it")
+        storage.write_checked_json(_file(self.run, epoch, "json"), {"epoch": epoch, "is_skipped": True})
+        self._read.pop(_file(self.run, epoch, "json"), None)
+        storage.delete(_file(self.run, epoch, "pt"))  # it is damaged, if it is there
+
     def best(self) -> dict[str, Any] | None:
         """The record of the model in RUN/best; None if there is none, or a crash interrupted its writing.
 
@@ -127,7 +142,7 @@ class EpochResults:
                 return None
             return storage.read_checked_json(uri, remedy="restore it, or delete it: the best of the epochs counts then")
         # A run of an earlier version has no such file.
-        return max(self._all_records(), key=self._order, default=None)
+        return max(_evaluated(self._all_records()), key=self._order, default=None)
 
     def _order(self, record: Mapping[str, Any]) -> tuple[float, int]:
         return selection_order(record["headline"], record["epoch"], selection_metrics()[self.config.recipe.metrics])
@@ -141,16 +156,16 @@ class EpochResults:
         return records[-1]["epoch"] - max(records, key=lambda one: (self._order(one)[0], -one["epoch"]))["epoch"]
 
     def first_missing(self) -> int:
-        """The number of the first epoch that has no record."""
+        """The number of the first epoch that is neither evaluated nor skipped."""
         recorded = {record["epoch"] for record in self._all_records()}
         return next(epoch for epoch in itertools.count(1) if epoch not in recorded)
 
     def records(self, last_epoch: int) -> list[dict[str, Any]]:
         """The records of the evaluated epochs up to `last_epoch`, in order."""
-        return [record for record in self._all_records() if record["epoch"] <= last_epoch]
+        return [record for record in _evaluated(self._all_records()) if record["epoch"] <= last_epoch]
 
     def _all_records(self) -> list[dict[str, Any]]:
-        """All records, in order. A file is read again only if it changed: an asynchronous validation may write it."""
+        """All records, also of skipped epochs. A file is read again if it changed: another process may write it."""
         folder = storage.join(self.run, "evaluation")
         written_s, records = storage.modified_s(folder, suffix=".json"), []
         for uri in storage.list_files(folder, suffix=".json"):
@@ -158,7 +173,7 @@ class EpochResults:
             if at_s is None or uri not in self._read or self._read[uri][0] != at_s:
                 self._read[uri] = at_s, _read_record(uri)
             records.append(self._read[uri][1])
-        return sorted(records, key=lambda record: record["epoch"])
+        return records
 
     def _write_sum(self, epoch: int, score_sum: np.ndarray) -> str:
         """Write the sum of the scores up to an epoch. Returns the file's SHA-256."""
@@ -168,8 +183,12 @@ class EpochResults:
         return hashlib.sha256(whole.getvalue()).hexdigest()
 
     def delete_sums(self, first_kept: int) -> None:
-        """Delete the sums of scores of all epochs before one that is recorded: the next epoch's needs the last sum."""
-        first_kept = min(first_kept, self.first_missing() - 1)
+        """Delete the sums of scores that neither the epoch after `first_kept` needs, nor the first without a record.
+
+        An epoch's sum needs that of the last evaluated epoch before it.
+        """
+        needed = self.records(min(first_kept, self.first_missing() - 1))
+        first_kept = needed[-1]["epoch"] if needed else 0
         for uri in storage.list_files(storage.join(self.run, "evaluation"), suffix=".npy"):
             if int(posixpath.basename(uri).removeprefix("epoch-").removesuffix(".npy")) < first_kept:
                 storage.delete(uri)

@@ -62,14 +62,16 @@ def gather_rows(mine: Tensor, num_rows: int, *, rank: int, world_size: int) -> T
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]) if parts is not None else None
 
 
-def score_metrics(scores: np.ndarray, clips: Clips) -> TaggingMetrics:
-    """The metrics of scores `[clips, C]`.
+def score_metrics(scores: np.ndarray, clips: Clips, model: str = "the model") -> TaggingMetrics:
+    """The metrics of scores `[clips, C]`; `model` names the model in the error.
 
     Raises:
         DataError: a score is NaN.
     """
     if np.isnan(scores).any():
-        raise DataError("the model's scores are not numbers: its weights are damaged, or it diverged in training")
+        raise DataError(
+            f"{model} gives scores that are not numbers: its weights are damaged, or it diverged in training"
+        )
     return tagging_metrics(scores, Targets(clips, scores.shape[1])(np.arange(len(clips))))
 
 

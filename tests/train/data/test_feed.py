@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -172,9 +173,34 @@ def test_evaluation_sees_every_row_once_in_order(clips: Clips, stored: list[np.n
         np.testing.assert_array_equal(row, expected)
 
 
+def test_evaluation_keeps_only_row_groups_that_it_will_read(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Those of 16 batches before and after the current one. The last row group of a shard is smaller."""
+    per_shard, shards = 1500, [str(tmp_path / f"{i}.parquet") for i in range(4)]
+    table, fbanks = table_of([2] * per_shard)
+    for shard in shards:
+        pq.write_table(table, shard, row_group_size=ROW_GROUP_CLIPS)
+    clips = clips_of([shard for shard in shards for _ in range(per_shard)], [*range(per_shard)] * 4, fbanks * 4)
+    clips = replace(clips, clip_id=pa.array([f"clip{i}" for i in range(per_shard)] * 4))
+    most, gone, read = 0, [], FbankReader.__getitem__
+
+    def counted(reader: FbankReader, clip: int) -> np.ndarray:
+        nonlocal most
+        most = max(most, len(reader._groups))
+        if (int(clips.shard_of[clip]), int(clips.row[clip]) // ROW_GROUP_CLIPS) not in reader._groups:
+            gone.append(clip)
+        return read(reader, clip)
+
+    monkeypatch.setattr(FbankReader, "__getitem__", counted)
+    recipe = replace(RECIPE, input_tdim=16, timem=2)
+    batches = eval_batches(clips, recipe, 1, rank=0, world_size=1, batch_size=32, device=CPU)
+    assert sum(map(len, batches)) == len(clips)
+    assert not gone
+    assert most == 68
+
+
 def test_an_unreadable_shard_raises_instead_of_hanging(clips: Clips, tmp_path):
     lost = replace(clips, shards=[str(tmp_path / "gone.parquet")] * len(clips.shards))
-    with pytest.raises(DataError, match=r"the shard .*/gone\.parquet is missing; restore it, or prepare the data anew"):
+    with pytest.raises(DataError, match=r"the shard .*gone\.parquet is missing; restore it, or prepare the data again"):
         epoch(lost)
 
 

@@ -68,7 +68,7 @@ def test_a_perfect_epoch_after_a_perfect_one_is_not_better_for_patience(
 
 
 def test_scores_that_are_not_numbers_are_refused_in_a_line(tmp_path: Path):
-    with pytest.raises(DataError, match=r"^the model's scores are not numbers: its weights are damaged"):
+    with pytest.raises(DataError, match=r"^the model gives scores that are not numbers: its weights "):
         results_of(tmp_path).record(1, 0.1, np.full((4, 2), np.nan, np.float32), {"weights": torch.zeros(1)})
 
 
@@ -189,3 +189,23 @@ def test_damaged_deferred_weights_are_skipped(tmp_path: Path):
         file.write_bytes(whole)
         flip_bit(file, rng)
         assert epoch_results.read_deferred(str(tmp_path), 2) is None
+
+
+def test_results_without_a_skipped_epoch_are_those_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scores, deferred = np.random.default_rng(0).random((3, 4, 2)), tmp_path / "evaluation" / "epoch-0002.pt"
+    monkeypatch.setattr(epoch_results, "score_metrics", Mock(wraps=epoch_results.score_metrics))
+    results = results_of(tmp_path)
+    results.record(1, 0.1, scores[0], {"weights": torch.zeros(1)})
+    deferred.write_bytes(b"damaged")
+    results.skip(2)
+    assert results.first_missing() == 3
+    results.delete_sums(2)
+    results.record(3, 0.1, scores[2], {"weights": torch.zeros(1)})
+    ensemble = epoch_results.score_metrics.call_args.args[0]
+    np.testing.assert_allclose(ensemble, (scores[0] + scores[2]) / 2)
+    for records in (results.records(3), epoch_results.read_records(str(tmp_path))):
+        assert [record["epoch"] for record in records] == [1, 3]
+    assert results.first_missing() == 4
+    assert not deferred.exists()
+    results.record(2, 0.1, scores[1], {"weights": torch.zeros(1)})  # trained again, from an earlier checkpoint
+    assert [record["epoch"] for record in results.records(3)] == [1, 2, 3]
