@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+LOADED_S = 120.0
 NO_BROWSER = "no chromium with its chromedriver is installed here"
 needs_browser = pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason=NO_BROWSER)
 
@@ -39,7 +40,9 @@ class Browser:
     def open(self, uri: str) -> None:
         """Open a page and wait until it is loaded: of long pages the driver returns some while they are being read."""
         self._post("/url", {"url": uri})
+        ends_s = time.monotonic() + LOADED_S
         while self._post("/execute/sync", {"script": "return document.readyState", "args": []}) != "complete":
+            assert time.monotonic() < ends_s, f"{uri} is not loaded"
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:

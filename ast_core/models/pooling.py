@@ -44,7 +44,8 @@ class Float32Linear(nn.Linear):
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return super().forward(inputs)
         with torch.autocast(device, enabled=False):
-            return super().forward(inputs.float())
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(inputs.float(), self.weight.float(), bias)
 
 
 class Pooling(nn.Module):

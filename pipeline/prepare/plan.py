@@ -206,17 +206,15 @@ def _prepare_remaining(
     if len(urls):
         check_tools()
     fetching = cluster_permits(rate_limit, own_addresses=own_addresses) if len(urls) else nullcontext()
-    with (
-        work_list(settings.output) as folder,
-        fetching as permits,
-        Progress(len(remaining.clips), say, permits.fetching if permits else None) as progress,
-    ):
+    with work_list(settings.output) as folder, fetching as permits:
         stages = _stages(remaining.num_listed, settings, store, held)
         for name, clips, permits_of_kind in (("files", files, None), ("urls", urls, permits)):
             if not len(clips):
                 continue
             data = _outcomes(clips, storage.join(folder, name), stages, settings, permits_of_kind)
-            with closing(rows_of(data)) as outcomes:
+            # Each kind has a rate of its own, from which the time left follows.
+            counts = Progress(len(clips), say, permits_of_kind.fetching if permits_of_kind else None)
+            with counts as progress, closing(rows_of(data)) as outcomes:
                 for written in outcomes:
                     progress.add(written["reason"], written["clips"])
 

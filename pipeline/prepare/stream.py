@@ -94,7 +94,7 @@ class RecordingReader:
             num_attempts += 1
             stopped = None
             try:
-                for block in self._run(source, begin_s, sample_rate_hz, ends_s):
+                for block in self._run(source, begin_s, sample_rate_hz, ends_s, is_first=not has_any):
                     if block.is_end:
                         stopped = block.lost[-1]
                         break
@@ -122,7 +122,9 @@ class RecordingReader:
         if damage is not None:
             yield Block(None, np.empty(0, np.float32), 1.0, (damage,))
 
-    def _run(self, source: Source, begin_s: float, sample_rate_hz: int, ends_s: float) -> Iterator[Block]:
+    def _run(
+        self, source: Source, begin_s: float, sample_rate_hz: int, ends_s: float, *, is_first: bool
+    ) -> Iterator[Block]:
         """The blocks from `begin_s` on, as far as one process reads them."""
         key = next(self._numbers)
         what = (source.media, source.member, begin_s, source.end_s, source.own_hosts, sample_rate_hz)
@@ -132,7 +134,7 @@ class RecordingReader:
                 left_s = ends_s - time.monotonic()
                 if left_s <= 0:
                     raise ClipError(Reason.TIMEOUT, f"not read within {self.limit_s:g} s")
-                limit_s = FIRST_BLOCK_S if is_url and number == 0 else DEADLINE_S
+                limit_s = FIRST_BLOCK_S if is_url and number == 0 and is_first else DEADLINE_S
                 packed = self._sandbox(key, number, what, deadline_s=min(limit_s, left_s), folder=folder)
                 if packed is None:
                     return

@@ -77,5 +77,11 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
 
 
 def load_unevaluated(run: str, epoch: int) -> tuple[float | None, dict[str, Tensor]] | None:
-    """The loss and weights of an epoch that has no record; None if neither deferred weights nor a checkpoint exist."""
-    return read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch)
+    """The loss and weights of an epoch that has no record; None if neither deferred weights nor a checkpoint exist.
+
+    What is damaged is read a second time, because the first download may have been cut off.
+    """
+    for _ in range(2):
+        if found := read_deferred(run, epoch) or checkpoints.load_end_of_epoch(run, epoch):
+            return found
+    return None

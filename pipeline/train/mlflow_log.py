@@ -142,7 +142,9 @@ class MlflowLog:
                 self._client.log_batch(self._run_id, metrics=metrics)
                 values = values[BATCH_METRICS:]
         except Exception as err:
-            logger.warning(f"MLflow did not take {len(values)} values yet, RUN/metrics.jsonl has them: {err}")
+            logger.warning(f"MLflow did not take {len(values)} values, RUN/metrics.jsonl has them: {err}")
+            if _is_refused(err):  # the same values would be refused again and again, and no later ones be sent
+                values = values[BATCH_METRICS:]
         return values
 
     def _last_known_step(self, name: str) -> int:
@@ -158,3 +160,9 @@ class MlflowLog:
             self._client.set_terminated(self._run_id, status)
         except Exception as err:
             logger.warning(f"MLflow was not told that the run has ended: {err}")
+
+
+def _is_refused(err: Exception) -> bool:
+    """Whether the server has refused a request itself, and not just had no time for it."""
+    status = getattr(err, "get_http_status_code", lambda: 500)()
+    return 400 <= status < 500 and status not in (408, 429)

@@ -91,7 +91,8 @@ def worker_resources(settings: TrainSettings, nodes: Sequence[Node]) -> WorkerRe
         lacks_gpus, number = use_gpu and num_gpus < wanted.num_tasks, wanted.num_tasks
         kind, has, takes = ("GPU", num_gpus, number) if lacks_gpus else ("CPU", num_cpus, number * cpus)
         option = f" (--cpus-per-worker {cpus})" if kind == "CPU" and settings.cpus_per_worker else ""
-        raise ConfigError(f"{wanted} take {takes} {kind}s{option}, this machine has {has}")
+        verb, plural = "take" if number > 1 else "takes", "s" if takes > 1 else ""
+        raise ConfigError(f"{wanted} {verb} {takes} {kind}{plural}{option}, this machine has {has}")
     return wanted
 
 

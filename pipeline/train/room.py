@@ -54,9 +54,8 @@ class EndLongWaits(ControllerCallback):
         waited_s = time.monotonic() - self._since_s
         if self._longest_wait_s and waited_s >= self._longest_wait_s:
             raise UserError(
-                f"training waited {waited_s:,.0f} s for its workers: {self._line()}. Start Ray on more machines, or "
-                "lower --num-workers (MIN:MAX trains with what there is); the same command resumes, and "
-                "--longest-wait-s 0 waits without end"
+                f"training waited {waited_s:,.0f} s for its workers: {self._line()}. {_remedy(current_state)}; the "
+                "same command resumes, and --longest-wait-s 0 waits without end"
             )
         if waited_s >= SAY_AFTER_S and not self._has_said:
             self._has_said = True
@@ -64,7 +63,18 @@ class EndLongWaits(ControllerCallback):
             logger.warning(f"waiting for workers: {self._line()}; training goes on when the cluster has grown{end}")
 
     def _line(self) -> str:
-        return self._wanted.room_line(resources_of_nodes())
+        try:
+            return self._wanted.room_line(resources_of_nodes())
+        except Exception:  # Ray's head is away, and an error here would end the training
+            return f"{self._wanted}, and Ray does not say for how many the cluster has room"
+
+
+def _remedy(state: TrainControllerState) -> str:
+    error = state.training_failed_error if isinstance(state, ReschedulingState) else None
+    cause = error.controller_failure if isinstance(error, ControllerError) else None
+    if cause is not None and not isinstance(cause, WorkerGroupStartupTimeoutError):
+        return f"They did not start: {next(iter(str(cause).strip().splitlines()), type(cause).__name__)}"
+    return "Start Ray on more machines, or lower --num-workers (MIN:MAX trains with what there is)"
 
 
 def _is_news(record: logging.LogRecord) -> bool:

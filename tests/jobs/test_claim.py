@@ -18,9 +18,9 @@ from jobs.train import claim, main, read_settings, session
 from pipeline import dataset, storage
 from pipeline.locks import exclusive
 from pipeline.train import fit
-from pipeline.train.fit import _resources
 from pipeline.train.metrics_files import has_records
 from pipeline.train.metrics_log import RunLog
+from pipeline.train.resources import worker_resources
 from pipeline.train.settings import TrainSettings
 from tests import fakes
 from tests.damage import record_again
@@ -314,15 +314,14 @@ def test_relative_cache_dir_is_absolute_and_refused_in_a_submitted_job(
     ],
 )
 def test_worker_takes_four_cpus_with_a_gpu_or_its_share_of_the_cpus(
-    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, options: str, expected: tuple[bool, int]
+    cpus: float, gpus: float, options: str, expected: tuple[bool, int]
 ):
-    monkeypatch.setattr(fit, "resources_of_nodes", lambda: [{"CPU": cpus, "GPU": gpus}])
-    assert _resources(settings_of(options)) == expected
+    wanted = worker_resources(settings_of(options), [{"CPU": cpus, "GPU": gpus}])
+    assert (wanted.use_gpu, wanted.cpus) == expected
 
 
-def test_refusal_of_too_many_cpus_names_the_option_that_asks_for_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fit, "resources_of_nodes", lambda: [{"CPU": 2.0}])
-    with pytest.raises(ConfigError, match=r"^1 workers take 3 CPUs \(--cpus-per-worker 3\), this machine has 2$"):
-        _resources(settings_of("--cpus-per-worker 3"))
+def test_refusal_of_too_many_cpus_names_the_option_that_asks_for_them():
+    with pytest.raises(ConfigError, match=r"^1 worker takes 3 CPUs \(--cpus-per-worker 3\), this machine has 2$"):
+        worker_resources(settings_of("--cpus-per-worker 3"), [{"CPU": 2.0}])
     with pytest.raises(ConfigError, match=r"^3 workers take 3 CPUs, this machine has 2$"):
-        _resources(settings_of("--num-workers 3"))
+        worker_resources(settings_of("--num-workers 3"), [{"CPU": 2.0}])

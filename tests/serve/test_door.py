@@ -7,6 +7,8 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +25,8 @@ from pipeline.serve.limits import RateLimit
 from pipeline.serve.refusals import Refusal
 from pipeline.serve.upload import Upload
 from tests.serve.server import door, serving
+
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -346,18 +350,25 @@ def test_health_fails_if_the_tagger_does_not_answer():
     assert "root" not in answer.text
 
 
+def wait_until(server: str, what: str, number: int) -> None:
+    """Wait until /health counts so many bodies that are `receiving` or `tagging`."""
+    ends_s = time.monotonic() + WAIT_S
+    while requests.get(f"{server}/health").json()[what] < number:
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
+
+
 def test_bodies_that_are_tagged_count_for_the_limit_in_memory():
-    is_over = asyncio.Event()
+    is_over = threading.Event()
 
     async def wait(upload: Upload) -> dict[str, Any]:
-        await asyncio.wait_for(is_over.wait(), 20)
+        await asyncio.to_thread(is_over.wait, WAIT_S)
         return {}
 
     with serving(door(wait, max_bytes=100, per_second=0)) as server, ThreadPoolExecutor(8) as pool:
         kinds = [{}, LINES] * 4
         tagged = [pool.submit(requests.post, f"{server}/tag", data=b"1" * 100, headers=kind) for kind in kinds]
-        while requests.get(f"{server}/health").json()["tagging"] < 8:
-            pass
+        wait_until(server, "tagging", 8)
         busy = requests.post(f"{server}/tag", data=b"1" * 50)
         is_over.set()
         assert {post.result().status_code for post in tagged} == {200}
@@ -366,10 +377,9 @@ def test_bodies_that_are_tagged_count_for_the_limit_in_memory():
 
 
 def test_an_address_cannot_take_all_places_for_uploads():
-    with serving(door(max_uploads_of_address=2, upload_s=2, per_second=0)) as server:
+    with serving(door(max_uploads_of_address=2, upload_s=WAIT_S, per_second=0)) as server:
         slow = [slow_post(server, b"1", 2) for _ in range(2)]
-        while requests.get(f"{server}/health").json()["receiving"] < 2:
-            pass
+        wait_until(server, "receiving", 2)
         assert refused(requests.post(f"{server}/tag", data=b"1")) == (503, "busy")
         for client in slow:
             client.sendall(b"2")

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RunningState, SchedulingState
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from ray.train.v2.api.exceptions import ControllerError
@@ -63,6 +63,22 @@ def test_a_wait_of_0_has_no_end(clock: Clock, caplog: pytest.LogCaptureFixture):
     waits.after_controller_state_update(ASKS, WAITS)
     [line] = caplog.messages
     assert line.endswith("training goes on when the cluster has grown")
+
+
+def test_other_causes_of_a_wait_are_named(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    waits = EndLongWaits(WorkerResources((2, 2), use_gpu=False, cpus=1), longest_wait_s=60.0)
+    waits.after_controller_state_update(ASKS, ASKS)
+    clock.now_s += 60.0
+    failed = ReschedulingState(ControllerError(WorkerGroupStartupFailedError("No module named 'x'")))
+    with pytest.raises(UserError, match=r"for its workers: 2 workers .* They did not start: No module named 'x'; the"):
+        waits.after_controller_state_update(ASKS, failed)
+
+    def away() -> None:
+        raise ConnectionError("no GCS")
+
+    monkeypatch.setattr(room, "resources_of_nodes", away)
+    with pytest.raises(UserError, match=r"2 workers, and Ray does not say"):
+        waits.after_controller_state_update(ASKS, WAITS)
 
 
 def test_the_terminal_does_not_show_each_attempt_of_ray_train():

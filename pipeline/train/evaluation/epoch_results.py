@@ -128,7 +128,6 @@ class EpochResults:
         logger.warning(f"epoch {epoch} was not evaluated, and its weights are gone: the results are without it")
         storage.write_checked_json(_file(self.run, epoch, "json"), {"epoch": epoch, "is_skipped": True})
         self._read.pop(_file(self.run, epoch, "json"), None)
-        storage.delete(_file(self.run, epoch, "pt"))  # it is damaged, if it is there
 
     def best(self) -> dict[str, Any] | None:
         """The record of the model in RUN/best; None if there is none, or a crash interrupted its writing.

@@ -59,11 +59,21 @@ def test_reads_anywhere_give_the_bytes_of_the_file(seed: int):
         if rng.random() < 0.2:
             remote.expect(float(rng.random()))
         if rng.random() < 0.5:
-            place = int(rng.integers(0, len(data) + 10))
-            assert remote.seek(place) == plain.seek(place)
+            place, whence = int(rng.integers(0, len(data) + 10)), int(rng.integers(0, 3))
+            place -= {io.SEEK_SET: 0, io.SEEK_CUR: plain.tell(), io.SEEK_END: len(data)}[whence]
+            assert remote.seek(place, whence) == plain.seek(place, whence)
         size = int(rng.choice([0, 1, 8, JUMP_BYTES, 100_000, -1], p=[0.1, 0.2, 0.3, 0.3, 0.09, 0.01]))
         assert remote.read(size) == plain.read(size)
-        assert remote.tell() == min(plain.tell(), remote.tell())
+        assert remote.tell() == plain.tell()
+
+
+def test_a_file_that_became_shorter_ends_there():
+    stored = Storage(bytes(1000))
+    remote = RemoteFile(stored, 1 << 20)  # type: ignore[arg-type]
+    assert remote.read(5000) == bytes(1000)
+    assert remote.read(5000) == b""
+    with pytest.raises(ValueError, match="no place -1"):
+        remote.seek(-1)
 
 
 def test_a_small_file_is_one_request():
