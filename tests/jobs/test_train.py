@@ -746,9 +746,9 @@ def test_lack_of_resources_for_async_validation_is_announced(
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     options = ["--async-validation", "--address", "auto", "--longest-wait-s", "1"]
     with pytest.raises(UserError, match=r"^training waited"):
-        main([*argv(tone_data, tmp_path / "run", num_workers=2), *options])
+        main([*argv(tone_data, tmp_path / "run", num_workers=3), *options])
     printed = capsys.readouterr().out
-    assert "2 workers and asynchronous validation take 1 CPU each, the cluster has room for 2 now" in printed
+    assert "3 workers and asynchronous validation take 1 CPU each, the cluster has room for 2 now" in printed
 
 
 def test_more_workers_than_the_machine_has_cpus_are_refused(local_ray: None, tone_data: str, tmp_path: Path):
