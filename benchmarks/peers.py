@@ -201,7 +201,7 @@ def our_training(place: Place, name: str, *more: str) -> Took:
         our_preparation(place, name)
     values = MODEL | {"imagenet_pretrain": "false", "epochs": EPOCHS, "batch_size": BATCH_CLIPS, "lr": LR}
     values |= {"loss": "CE", "freqm": 0, "timem": 0, "warmup": "false", "lrscheduler_start": 100}
-    values |= {"adam_beta1": 0.9, "weight_decay": 0}  # as in `Trainer`
+    values |= {"adam_beta1": 0.9, "weight_decay": 0, "grad_clip": 1.0}  # as in `Trainer`
     keys = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     command = [str(ROOT / "jobs/train.py"), "--recipe", "esc10", "--data", str(place.data), "--output", name, *keys]
     command += ["--train-splits", "train", "--eval-splits", "eval", "--init-from", str(place.ours)]
