@@ -189,9 +189,7 @@ def race(number: int, kind: str, server: S3Server, folder: Path, env: dict[str, 
     if kind == "killed":
         is_right = (second.status(), first.status()) == (0, -signal.SIGKILL)
         return _result(kind, is_right, second, first, None, seconds, output, folder, env)
-    if (
-        "held" not in second.lines
-    ):  # S3 took a renewal of the first after it was stopped: it is alive
+    if "held" not in second.lines:  # S3 took a renewal of the first after it was stopped: it is alive
         first.send(signal.SIGCONT)
         is_right = (second.status(), first.status()) == (2, 0)
         return _result(kind, is_right, first, second, second.names(first), seconds, output, folder, env)
