@@ -8,7 +8,8 @@ from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.audio.packets import SEEKABLE
 from pipeline.prepare.clip import ClipError
 from tests.prepare import differential
-from tests.prepare.differential import ENCODINGS, Maker, verdict
+from tests.prepare.differential import ENCODINGS, Maker, same_where_repeatable, verdict
+from tests.prepare.sound import signal
 
 NUM_FILES = 210
 
@@ -28,6 +29,18 @@ def test_seeded_files_are_read_like_the_ffmpeg_program_reads_them(maker: Maker):
             made.path.unlink()
     assert [f"{name}: {outcome}" for name, outcome in outcomes.items() if outcome.startswith("UNEXPLAINED")] == []
     assert sum(outcome == "equal" for outcome in outcomes.values()) > 0.6 * NUM_FILES
+
+
+def test_where_the_program_differs_from_itself_any_other_difference_still_counts():
+    sound = signal(1.0)
+    other, elsewhere = sound.copy(), sound.copy()
+    other[8000:8100] *= -1
+    elsewhere[2000:2100] *= -1
+    for ours in (sound, other):
+        assert same_where_repeatable(ours, [sound, other, sound])
+    assert not same_where_repeatable(elsewhere, [sound, other, sound])
+    assert not same_where_repeatable(other, [sound, sound, sound])
+    assert not same_where_repeatable(sound[:-1], [sound, other])
 
 
 MP3 = {
