@@ -1,6 +1,7 @@
 """Measure what a user would write instead, on the same sounds and the same model, in turns on this machine.
 
     python -m benchmarks.peers [--rounds 3] [--clips 64] [--only prepare train tag] [--threads 2]
+                               [--size tiny224 --stride 16] [--epochs 4]
 
 prepare  `jobs/prepare_audioset.py`; a loop that starts the FFmpeg program for each clip and calls torchaudio's fbank;
          and `datasets.map` with `ASTFeatureExtractor`, as in the audio examples of Hugging Face
@@ -8,11 +9,11 @@ train    `jobs/train.py` from shards; and `Trainer` with `ASTForAudioClassificat
          trains, as in Hugging Face's example for audio classification
 tag      `jobs/tag.py` on a folder; and `transformers.pipeline("audio-classification")` on its files
 
-Each is a process of its own, with its imports and start, so a rate grows with the number of clips: the second column of
-rates leaves the start out, as each program reports it. The model is an AST of size tiny224 with stride 16 and 1,024
-frames, with the same random weights for all. Each program has the precision that it has by default: float32, but for
-`jobs/train.py` bf16 on a CPU with instructions for it; a row has its float32 too. Clips are 10 s of the demo's sounds,
-as FLAC.
+Each is a process of its own, with its imports and start, so a rate grows with the number of clips: the second column
+of rates leaves the start out, as each program reports it. The model is an AST with 1,024 frames and the same random
+weights for all; `--size base384 --stride 10` is the published one. Each program has the precision that it has by
+default: float32, but for `jobs/train.py` bf16 on a CPU with instructions for it; a row has its float32 too. Clips are
+10 s of the demo's sounds, as FLAC.
 
 The second table of the training has the time to the same loss: the lowest mean loss of an epoch that each of them
 reaches, and the seconds until the end of the epoch that reaches it, as each program reports its time. Ours evaluates
@@ -22,6 +23,7 @@ the four held-out clips after each epoch, and averages weights; `Trainer` does n
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -50,8 +52,7 @@ from jobs.demo.sounds import GENERATORS, mixture
 from tests import fakes
 
 ROOT = Path(__file__).resolve().parents[1]
-CLIP_S, BATCH_CLIPS, EPOCHS, LR = 10.0, 8, 4, 1e-4
-MODEL: dict[str, Any] = {"model_size": "tiny224", "fstride": 16, "tstride": 16, "input_tdim": 1024}
+CLIP_S, BATCH_CLIPS, LR = 10.0, 8, 1e-4
 NORM = Norm(-4.27, 4.57)
 
 
@@ -72,6 +73,13 @@ class Place:
     folder: Path
     num_clips: int
     threads: int
+    size: str
+    stride: int
+    epochs: int
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return {"model_size": self.size, "fstride": self.stride, "tstride": self.stride, "input_tdim": 1024}
 
     @property
     def sounds(self) -> Path:
@@ -100,12 +108,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=64, help="clips of 10 s (default 64)")
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of each (default: all)")
+    parser.add_argument("--size", default="tiny224", help="size of the AST (default tiny224)")
+    parser.add_argument("--stride", type=int, default=16, help="stride of its patches (default 16)")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of training (default 4)")
     parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)  # this process is one of the peers
     args = parser.parse_args(argv)
+    folder = functools.partial(
+        Place, num_clips=args.clips, threads=args.threads, size=args.size, stride=args.stride, epochs=args.epochs
+    )
     if args.peer:
-        return run_peer(args.peer[0], Place(Path(args.peer[1]), args.clips, args.threads))
+        return run_peer(args.peer[0], folder(Path(args.peer[1])))
     with tempfile.TemporaryDirectory(prefix="ast-bench-") as name:
-        place = Place(Path(name), args.clips, args.threads)
+        place = folder(Path(name))
         make(place)
         print("| work | program | clips/s, start included | ours of it | clips/s, as it reports | ours of it |")
         print("|---|---|---|---|---|---|")
@@ -115,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for program, run in WORK[work].items():
                     took[program].append(run(place, f"{work}-{number}"))
                     print(f"{work}: {program}: {took[program][-1]}", file=sys.stderr, flush=True)
-            say(work, took, args.clips * (EPOCHS if work == "train" else 1))
+            say(work, took, args.clips * (args.epochs if work == "train" else 1), args.epochs)
     return 0
 
 
-def say(work: str, took: dict[str, list[Took]], num_clips: int) -> None:
+def say(work: str, took: dict[str, list[Took]], num_clips: int, epochs: int) -> None:
     (ours, runs_of_ours), *_ = took.items()
     for program, runs in took.items():
         rates, ratios = [], []
@@ -130,16 +144,16 @@ def say(work: str, took: dict[str, list[Took]], num_clips: int) -> None:
             ratios.append("" if program == ours else spread)
         print(f"| {work} | {program} | {rates[0]:.2f} | {ratios[0]} | {rates[1]:.2f} | {ratios[1]} |", flush=True)
     if runs_of_ours[0].losses:
-        say_time_to_loss(took)
+        say_time_to_loss(took, epochs)
 
 
-def say_time_to_loss(took: dict[str, list[Took]]) -> None:
+def say_time_to_loss(took: dict[str, list[Took]], num_epochs: int) -> None:
     target = max(min(run.losses) for runs in took.values() for run in runs)
     print(f"\n| to a loss of {target:.3f} | epochs | s | ours of it |\n|---|---|---|---|")
     needed: dict[str, list[float]] = {}
     for program, runs in took.items():
         epochs = [next(i for i, loss in enumerate(run.losses, 1) if loss <= target) for run in runs]
-        needed[program] = [run.own_s * epoch / EPOCHS for run, epoch in zip(runs, epochs, strict=True)]
+        needed[program] = [run.own_s * epoch / num_epochs for run, epoch in zip(runs, epochs, strict=True)]
         ours = next(iter(needed.values()))
         ratio = statistics.median(theirs / own for theirs, own in zip(needed[program], ours, strict=True))
         print(f"| {program} | {epochs} | {statistics.median(needed[program]):.1f} | {ratio:.2f} |", flush=True)
@@ -163,7 +177,7 @@ def make(place: Place) -> None:
         fakes.write_media(place.folder / "held-out" / f"{i}.flac", waveform)
         rows.append(f"held-out/{i}.flac,{name},eval")
     place.manifest.write_text("\n".join(rows) + "\n")
-    recipe = Recipe(label_dim=len(classes), imagenet_pretrain=False, precision="fp32", **MODEL)
+    recipe = Recipe(label_dim=len(classes), imagenet_pretrain=False, precision="fp32", **place.model)
     config = ModelConfig(recipe, NORM, LabelVocabulary.from_names(sorted(classes)))
     torch.manual_seed(0)
     state = create_model(**recipe.model_args()).state_dict()
@@ -199,7 +213,7 @@ def our_preparation(place: Place, name: str) -> Took:
 def our_training(place: Place, name: str, *more: str) -> Took:
     if not place.data.exists():
         our_preparation(place, name)
-    values = MODEL | {"imagenet_pretrain": "false", "epochs": EPOCHS, "batch_size": BATCH_CLIPS, "lr": LR}
+    values = place.model | {"imagenet_pretrain": "false", "epochs": place.epochs, "batch_size": BATCH_CLIPS, "lr": LR}
     values |= {"loss": "CE", "freqm": 0, "timem": 0, "warmup": "false", "lrscheduler_start": 100}
     values |= {"adam_beta1": 0.9, "weight_decay": 0, "grad_clip": 1.0}  # as in `Trainer`
     keys = [word for key, value in values.items() for word in (f"--{key}", str(value))]
@@ -210,7 +224,7 @@ def our_training(place: Place, name: str, *more: str) -> Took:
     summary = json.loads((place.folder / name / "summary.json").read_text())
     lines = [json.loads(line) for line in (place.folder / name / "metrics.jsonl").read_text().splitlines()]
     losses = tuple(round(line["loss"], 4) for line in lines if line["kind"] == "epoch")
-    return Took(wall_s, place.num_clips * EPOCHS / summary["clips_per_s"], losses)
+    return Took(wall_s, place.num_clips * place.epochs / summary["clips_per_s"], losses)
 
 
 def our_tagging(place: Place, name: str) -> Took:
@@ -229,6 +243,7 @@ def peer(name: str) -> Callable[[Place, str], Took]:
         if name == "trainer" and find_spec("accelerate") is None:
             raise SystemExit("Trainer needs the package accelerate: pip install accelerate, or leave out `train`")
         words = ["-m", "benchmarks.peers", "--clips", str(place.num_clips), "--threads", str(place.threads)]
+        words += ["--epochs", str(place.epochs)]
         wall_s, printed = timed([*words, "--peer", name, str(place.folder)], place)
         told = json.loads(re.findall(r"^\{.*\}$", printed, re.MULTILINE)[-1])
         return Took(wall_s, told["own_s"], tuple(told.get("losses", ())))
@@ -305,7 +320,7 @@ def trainer(place: Place) -> dict[str, Any]:
     data = sounds_as_dataset(place).with_transform(lambda batch: extract(batch, extractor))
     arguments = TrainingArguments(
         output_dir=str(place.folder / "trainer"),
-        num_train_epochs=EPOCHS,
+        num_train_epochs=place.epochs,
         per_device_train_batch_size=BATCH_CLIPS,
         learning_rate=LR,
         lr_scheduler_type="constant",
