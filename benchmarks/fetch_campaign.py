@@ -21,7 +21,8 @@ import numpy as np
 
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp import fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from tests.bad_host import BadHost
 from tests.prepare.containers import CONTAINERS, write_container
 

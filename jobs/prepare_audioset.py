@@ -35,7 +35,7 @@ from pipeline.prepare.fetch import rate_limiter
 from pipeline.prepare.fetch.download import FetchSettings
 from pipeline.prepare.fetch.private_hosts import Endpoint, endpoint_of
 from pipeline.prepare.fetch.rate_limiter import YOUTUBE_PER_HOUR, RateLimit
-from pipeline.prepare.fetch.ytdlp import YtDlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from pipeline.prepare.output import membership
 from pipeline.prepare.sources import ClipList, locate, registry
 from pipeline.prepare.sources.registry import Request, Source

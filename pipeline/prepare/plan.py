@@ -30,7 +30,7 @@ from pipeline.prepare.audio.features import features
 from pipeline.prepare.clip import FAILED_AT, URL_SCHEMES, Reason
 from pipeline.prepare.fetch.download import Download, FetchSettings
 from pipeline.prepare.fetch.rate_limit_actor import ClusterPermits, cluster_permits
-from pipeline.prepare.fetch.ytdlp import check_tools
+from pipeline.prepare.fetch.ytdlp_settings import check_tools
 from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.audio_store import AudioStore, check_kept_rates, keep_audio
 from pipeline.prepare.output.failures_table import record_media_state

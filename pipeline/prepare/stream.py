@@ -193,7 +193,8 @@ def _blocks(
 def _opened(media: str, member: str | None, own_hosts: Any) -> AbstractContextManager[BinaryIO | str]:
     if not _is_url(media, member):
         return _without_count(media, member)
-    from pipeline.prepare.fetch.ytdlp import YtDlp, open_url  # yt-dlp takes a second to import
+    from pipeline.prepare.fetch.ytdlp import open_url  # yt-dlp takes long to import
+    from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 
     return open_url(media, settings=YtDlp(own_hosts=tuple(map(tuple, own_hosts))), max_bytes=MAX_URL_BYTES)
 

@@ -206,7 +206,8 @@ class Run:
             self._checkpoint(validation=self._validation_task(epoch, loss))
             if self.log is not None:
                 self._delete_old_sums()
-                self._write_report()
+                if progress.epochs_done < self.recipe.epochs:  # the command writes the last one
+                    self._write_report()
         if self.job.async_validation:
             ray.train.get_all_reported_checkpoints()  # waits for their validation
             if self._from_rank_0(self.rank == 0 and storage.exists(stopped_json(self.job.run))):

@@ -26,7 +26,7 @@ from pipeline.prepare import plan
 from pipeline.prepare.clip import FAILED_AT, FAILURES, in_progress
 from pipeline.prepare.fetch.download import FetchSettings
 from pipeline.prepare.fetch.rate_limiter import RateLimit
-from pipeline.prepare.fetch.ytdlp import YtDlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from pipeline.prepare.output import failures_table
 from pipeline.prepare.output.publish import publish, start_output
 from pipeline.prepare.output.shards import WriteShards, scan_shards

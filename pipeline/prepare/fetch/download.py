@@ -11,7 +11,7 @@ import pyarrow as pa
 from ast_core.features import KALDI128, FeatureSettings
 from pipeline.prepare.clip import URL_SCHEMES, ClipError, Reason, each_clip
 from pipeline.prepare.fetch.rate_limiter import Permits, RateLimit, wait_for_permit
-from pipeline.prepare.fetch.ytdlp import MAX_FETCH_BYTES, YtDlp, check_tools
+from pipeline.prepare.fetch.ytdlp_settings import MAX_FETCH_BYTES, YtDlp, check_tools
 from pipeline.prepare.sandbox import Sandbox, temporary_folder
 from pipeline.prepare.sources.locate import host_of
 

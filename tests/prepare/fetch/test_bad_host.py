@@ -22,7 +22,7 @@ from pipeline.prepare.clip import Reason, in_progress
 from pipeline.prepare.fetch import download as download_module
 from pipeline.prepare.fetch.download import ATTEMPTS, BACK_OFF_S, Download, FetchSettings
 from pipeline.prepare.fetch.rate_limiter import RateLimit
-from pipeline.prepare.fetch.ytdlp import YtDlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from tests import fakes
 from tests.bad_host import BadHost
 from tests.fakes import Permits

@@ -22,10 +22,10 @@ from ast_core.errors import ConfigError, UserError
 from jobs.demo.media_server import serve
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason, each_clip, in_progress
-from pipeline.prepare.fetch import ytdlp
 from pipeline.prepare.fetch.download import Download, FetchSettings
 from pipeline.prepare.fetch.rate_limiter import RateLimit
-from pipeline.prepare.fetch.ytdlp import YtDlp, failure_of, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp import failure_of, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from tests import fakes
 from tests.fakes import Permits
 from tests.prepare.audio.test_decode import lag_samples
@@ -170,7 +170,7 @@ def test_only_a_refusal_of_the_users_own_host_is_not_repeated(host: str, attempt
 
 
 def test_a_node_that_cannot_fetch_ends_the_job(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ytdlp, "find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
+    monkeypatch.setattr("deno.find_deno_bin", Mock(side_effect=FileNotFoundError("no deno")))
     with pytest.raises(UserError, match="cannot fetch: no deno"):
         Download(FetchSettings(), Permits(RateLimit()))(
             in_progress(fakes.clips({"clip_id": "a", "media": "http://127.0.0.1:9/x"}))

@@ -20,7 +20,8 @@ from benchmarks.fetch_campaign import (
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch import ytdlp
 from pipeline.prepare.fetch.http_file import HttpFile
-from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp import fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from tests.bad_host import BadHost
 from tests.prepare.containers import RATE_HZ, by_the_program, write_container
 

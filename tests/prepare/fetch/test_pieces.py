@@ -17,7 +17,8 @@ from jobs.demo.media_server import serving
 from pipeline.prepare.audio.decode import decode_section
 from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.fetch import ytdlp
-from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp, open_url
+from pipeline.prepare.fetch.ytdlp import fetch_with_ytdlp, open_url
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from tests import fakes
 
 START_S, DURATION_S = 5.0, 3.0

@@ -13,7 +13,8 @@ from pipeline.prepare.fetch.private_hosts import (
     is_public,
     public_hosts_only,
 )
-from pipeline.prepare.fetch.ytdlp import YtDlp, fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp import fetch_with_ytdlp
+from pipeline.prepare.fetch.ytdlp_settings import YtDlp
 from tests import fakes
 from tests.bad_host import BadHost
 
