@@ -1,12 +1,13 @@
-"""How a model is computed on a device: precision, attention, compilation and CUDA graphs.
+"""How a model is computed on a device: precision, attention, float8, compilation and CUDA graphs.
 
-None of these changes the result by more than rounding.
+None of these changes the result by more than rounding, which is coarse for float8.
 """
 
 import logging
 import os
 from dataclasses import replace
 from functools import cache
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -19,7 +20,54 @@ logger = logging.getLogger(__name__)
 COMPILE_BACKEND = "inductor"
 
 
+FLOAT8_CAPABILITY = (8, 9)
+"""The first compute capability with float8 instructions: Ada."""
+FA4_MAJOR_CAPABILITIES = (9, 10)
+"""Hopper, and Blackwell's data-centre cards: what PyTorch's registration of FlashAttention 4 accepts."""
+
 AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_device(recipe: Recipe, device: torch.device) -> None:
+    """Raise ConfigError if the device, or the packages of this machine, cannot train as the recipe says.
+
+    On a cluster the command's own machine may have no GPU. Then only the workers check what their GPUs can do.
+    """
+    on_gpu = device.type == "cuda"
+    capability = torch.cuda.get_device_capability(device) if on_gpu and torch.cuda.is_available() else None
+    if recipe.precision == "fp16" and not on_gpu:
+        raise ConfigError("precision fp16 needs a GPU; use bf16")
+    if recipe.float8:
+        if recipe.precision != "bf16":
+            raise ConfigError(f"float8 needs precision bf16, but precision is {recipe.precision}")
+        if not _is_installed("torchao"):
+            raise ConfigError("float8 needs torchao: pip install 'ast-ray[float8]'")
+        if capability is not None and capability < FLOAT8_CAPABILITY:
+            raise ConfigError(_too_old("float8", "8.9 or more", capability))
+    if recipe.attention == "fa4":
+        if recipe.model != "ast":  # no attention, or one with dropout, which FlashAttention 4 does not have
+            raise ConfigError(f"attention fa4 is for the model ast, but model is {recipe.model}; use auto")
+        if not on_gpu:
+            raise ConfigError("attention fa4 needs a GPU; use auto")
+        if recipe.precision == "fp32":
+            raise ConfigError("attention fa4 needs precision bf16 or fp16, but precision is fp32")
+        if not _is_installed("flash-attn-4"):
+            raise ConfigError("attention fa4 needs FlashAttention 4: pip install --pre flash-attn-4")
+        if capability is not None and capability[0] not in FA4_MAJOR_CAPABILITIES:
+            raise ConfigError(_too_old("attention fa4", "9 or 10", capability))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _too_old(what: str, needed: str, capability: tuple[int, int]) -> str:
+    has = ".".join(map(str, capability))
+    return f"{what} needs a GPU with compute capability {needed}; this one has {has}"
 
 
 def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> Recipe:
@@ -27,16 +75,21 @@ def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> 
 
     If the device has no bf16 instructions, the result has fp32 and a warning says so: PyTorch would emulate bf16, which
     is several times slower than fp32 (seven times on AVX2). If the model is only evaluated (`trains=False`), fp16 on a
-    CPU also becomes fp32, because whoever evaluates a model did not choose its precision.
+    CPU also becomes fp32, and float8 and FlashAttention 4 are off, because whoever evaluates a model did not choose how
+    it was trained.
 
     Raises:
-        ConfigError: training in fp16 on a CPU. CPUs have instructions for bf16, if any.
+        ConfigError: the device cannot train so (`check_device`), for example in fp16 on a CPU, which has instructions
+            for bf16, if any.
     """
+    if trains:
+        check_device(recipe, device)
+    else:
+        attention = "auto" if recipe.attention == "fa4" else recipe.attention
+        recipe = replace(recipe, float8=False, attention=attention)
     if recipe.compile is None:
         recipe = replace(recipe, compile=device.type == "cuda")
     if recipe.precision == "fp16" and device.type == "cpu":
-        if trains:
-            raise ConfigError("precision fp16 needs a GPU; use bf16")
         _warn_once("precision fp16 needs a GPU: computing in fp32")
     elif recipe.precision == "bf16" and not _has_bf16(device):
         hint = "; precision fp16 is faster on it" if device.type == "cuda" else ""
@@ -60,16 +113,36 @@ def _warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def set_attention(model: Tagger, device: torch.device, recipe: Recipe) -> bool:
-    """Set fused or plain attention, and return whether it is fused.
+def set_attention(model: Tagger, device: torch.device, recipe: Recipe) -> str:
+    """Set the model's attention, and return which it is: fused, plain or fa4.
 
     `auto` is fused, except for bf16 on a CPU, where fused attention of PyTorch 2.11 is slower than matrix products.
     `python -m benchmarks.attention` measures both.
     """
     slow_when_fused = device.type == "cpu" and recipe.precision == "bf16"
-    fused = not slow_when_fused if recipe.attention == "auto" else recipe.attention == "fused"
-    model.set_fused_attention(fused)
-    return fused
+    attention: str = recipe.attention
+    if attention == "auto":
+        attention = "plain" if slow_when_fused else "fused"
+    model.set_fused_attention(attention != "plain")
+    _use_fa4(attention == "fa4")
+    return attention
+
+
+def _use_fa4(active: bool) -> None:
+    """Switch this process's `scaled_dot_product_attention` to FlashAttention 4 on GPUs, or back.
+
+    FlashAttention 4 takes the place of PyTorch's own FlashAttention. cuDNN's attention, which PyTorch would prefer on
+    the same GPUs, is off meanwhile.
+    """
+    from torch.nn import attention
+
+    if active == (attention.current_flash_attention_impl() == "FA4"):
+        return
+    if active:
+        attention.activate_flash_attention_impl("FA4")
+    else:
+        attention.restore_flash_attention_impl()
+    torch.backends.cuda.enable_cudnn_sdp(not active)
 
 
 def set_execution(model: Tagger, device: torch.device, recipe: Recipe) -> dict[str, Any]:
@@ -77,10 +150,17 @@ def set_execution(model: Tagger, device: torch.device, recipe: Recipe) -> dict[s
 
     `recipe` is the result of `for_device`. The model may still be on another device than `device`, where it will train.
 
-    Returns what is in effect: `device`, `precision`, `compile`, `cuda_graphs` and `attention` (fused or plain).
+    Returns what is in effect: `device`, `precision`, `compile`, `cuda_graphs`, `attention` (fused, plain or fa4) and
+    `float8` (on, emulated or off).
     """
-    fused, compiled = set_attention(model, device, recipe), False
+    attention, compiled, float8 = set_attention(model, device, recipe), False, "off"
     model.set_activation_checkpointing(recipe.activation_checkpointing)
+    if recipe.float8:
+        emulate = device.type == "cpu"
+        float8 = "emulated" if emulate else "on"
+        if emulate:
+            _warn_once("float8 is emulated on a CPU, which is slower than bf16: for tests only")
+        model.use_float8(emulate=emulate)  # after the attention, which it copies, and before compilation
     if recipe.compile:
         reason = _why_not_compiled(model, device, recipe)
         if reason is None:
@@ -93,7 +173,8 @@ def set_execution(model: Tagger, device: torch.device, recipe: Recipe) -> dict[s
         "precision": recipe.precision,
         "compile": compiled,
         "cuda_graphs": compiled and uses_cuda_graphs(device, recipe),
-        "attention": "fused" if fused else "plain",
+        "attention": attention,
+        "float8": float8,
     }
 
 

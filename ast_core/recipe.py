@@ -198,8 +198,13 @@ class ExecutionKeys:
     cuda_graphs: bool = False
     """Replay the compiled blocks as CUDA graphs, so that a small batch does not wait for the CPU to launch each kernel.
     Takes effect on a GPU, with compile and without activation_checkpointing."""
-    attention: Literal["auto", "fused", "plain"] = "auto"
-    """fused: PyTorch's scaled_dot_product_attention. plain: matrix products. auto: the faster one on the device."""
+    attention: Literal["auto", "fused", "plain", "fa4"] = "auto"
+    """fused: PyTorch's scaled_dot_product_attention. plain: matrix products. auto: the faster one on the device. fa4:
+    fused, in training by FlashAttention 4, for GPUs with compute capability 9 or 10 and the package flash-attn-4."""
+    float8: bool = False
+    """Train with the products of the blocks' linear layers in float8, by torchao (`ast-ray[float8]`), with precision
+    bf16 and best with compile. Needs a GPU with compute capability 8.9 or more; a CPU emulates it slowly, for tests.
+    Weights, checkpoints and evaluation are as without it."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     """Seed of the order of the clips and of all random numbers."""
 
@@ -261,9 +266,9 @@ class Recipe(ExecutionKeys, OptimisationKeys, AugmentationKeys, InputKeys, Model
         return asdict(self) | {"augmentations": list(self.augmentations)}
 
 
-EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "cuda_graphs", "attention")
-"""Recipe keys that change speed and memory. They change the result only by rounding, apart from `micro_batch_size` in
-models with BatchNorm or dropout. A resumed run may change them."""
+EXECUTION_KEYS = ("micro_batch_size", "activation_checkpointing", "compile", "cuda_graphs", "attention", "float8")
+"""Recipe keys that change speed and memory. They change the result only by rounding, coarsely with `float8`, apart from
+`micro_batch_size` in models with BatchNorm or dropout. A resumed run may change them."""
 
 
 def load_recipe(text: str, overrides: Mapping[str, str], *, origin: str) -> Recipe:

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from ast_core.augment.augmentation import draw_augmentations
 from ast_core.batch import Batch, Norm, Partners
-from ast_core.execution import for_device, set_execution
+from ast_core.errors import ConfigError
+from ast_core.execution import check_device, for_device, set_execution
 from ast_core.fbank import fbank
 from ast_core.features import KALDI128
 from ast_core.flops import utilisation
@@ -71,6 +72,7 @@ FUSED, COMPILED = {"attention": "fused"}, {"attention": "fused", "compile": True
 BF16 = {"precision": "bf16"}
 ALL_ON = BF16 | COMPILED
 GRAPHS = {"cuda_graphs": True}
+FLOAT8, FA4 = {"float8": True}, {"attention": "fa4"}
 CUDA_VARIANTS = (
     Variant(ORIGINAL, {"precision": "fp16"}),
     Variant("fp32"),
@@ -88,6 +90,8 @@ CUDA_VARIANTS = (
     Variant("all on, fp16 with a scaler for bf16", ALL_ON | {"precision": "fp16"}),
     Variant("all on, patchout", ALL_ON | PATCHOUT),
     Variant("all on, with patchout, as CUDA graphs", ALL_ON | PATCHOUT | GRAPHS),
+    Variant("all on, float8", ALL_ON | FLOAT8),
+    Variant("all on, FlashAttention 4", ALL_ON | FA4),
 )
 CPU_VARIANTS = (
     Variant(ORIGINAL),
@@ -132,6 +136,7 @@ def main(argv: list[str]) -> int:
     if for_device(Recipe(precision="bf16"), device).precision != "bf16":
         print("bf16 is left out: this device has no instructions for it (on AVX2 a step took seven times as long).\n")
         variants = tuple(variant for variant in variants if variant.recipe.get("precision") != "bf16")
+    variants = tuple(variant for variant in variants if can_run(variant, args, device))
     if not variants:
         print(f"no configuration has {' or '.join(map(repr, args.only))} in its name")
         return 1
@@ -140,6 +145,15 @@ def main(argv: list[str]) -> int:
     else:
         say_steps(variants, args, device)
     return 0
+
+
+def can_run(variant: Variant, args: argparse.Namespace, device: torch.device) -> bool:
+    try:
+        check_device(recipe_of(variant, args, 1), device)
+    except ConfigError as err:
+        print(f"{variant.name!r} is left out: {err}\n")
+        return False
+    return True
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from ast_core.errors import ConfigError, DataError
+from ast_core.models.float8 import float8_twin
 from ast_core.models.patchout import Patchout
 from ast_core.models.pooling import Float32Linear
 from ast_core.models.pretrained import IMAGE_HEADS, from_audioset, from_deit, on_grid, to_original
@@ -101,7 +102,7 @@ class ASTModel(Tagger):
             **shape,
         )
         self.mlp_head = nn.Sequential(nn.LayerNorm(shape["embed_dim"]), Float32Linear(shape["embed_dim"], label_dim))
-        self._compiled_blocks: Any = ()
+        self._training_blocks: Any = ()  # not registered: they share the parameters of `v.blocks`
         grid = self.v.patch_embed.grid_size
         if audioset_pretrain:
             file = fetch_audioset_weights() if audioset_weights is None else audioset_weights
@@ -128,6 +129,14 @@ class ASTModel(Tagger):
         """Keep only the inputs of each block and compute the rest again for backward: less memory, more time."""
         self.v.set_grad_checkpointing(enabled)
 
+    def use_float8(self, *, emulate: bool) -> None:
+        """Train with float8 products in the linear layers of the blocks. Evaluation uses the blocks as they are.
+
+        The last block, which computes only two tokens, has too few products to gain. The patch embedding and the head
+        lie outside the blocks.
+        """
+        self._training_blocks = [float8_twin(block, emulate=emulate) for block in list(self.v.blocks)[:-1]]
+
     def compile_parts(self, **how: Any) -> None:
         """Compile the transformer blocks; `how` is passed to `torch.compile`.
 
@@ -135,11 +144,13 @@ class ASTModel(Tagger):
         has other batch shapes, and compiling for them would take longer than it saves. The last block, which computes
         only two tokens, is not compiled.
         """
-        self._compiled_blocks = [torch.compile(block, **how) for block in list(self.v.blocks)[:-1]]
+        blocks = self._training_blocks or list(self.v.blocks)[:-1]
+        self._training_blocks = [torch.compile(block, **how) for block in blocks]
 
     def part_to_compile(self) -> tuple[nn.Module, Tensor]:
         """A copy of a transformer block, and a few tokens `[2, 8, D]` for it."""
-        return copy.deepcopy(self.v.blocks[0]), torch.zeros(2, 8, self.v.embed_dim)
+        block = (self._training_blocks or self.v.blocks)[0]
+        return copy.deepcopy(block), torch.zeros(2, 8, self.v.embed_dim)
 
     def forward_flops(self, patchout_f: int = 0, patchout_t: int = 0) -> int:
         """Operations of matrix products for one clip, two for each multiply-add."""
@@ -175,7 +186,7 @@ class ASTModel(Tagger):
         tokens_BND = self.v._pos_embed(self.v.patch_embed(fbank_BTM.transpose(1, 2).unsqueeze(1)))
         if patchout is not None and self.training:
             tokens_BND = self._kept_tokens(tokens_BND, patchout)
-        blocks: Any = self._compiled_blocks if self._compiled_blocks and self.training else self.v.blocks[:-1]
+        blocks: Any = self._training_blocks if self._training_blocks and self.training else self.v.blocks[:-1]
         if self.v.grad_checkpointing:
             return checkpoint_seq(blocks, tokens_BND)
         for block in blocks:

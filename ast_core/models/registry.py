@@ -93,7 +93,7 @@ MODELS: dict[str, ModelKind] = {
         settings=("model_size", "fstride", "tstride"),
         initial_weights=("imagenet_pretrain", "audioset_pretrain", "imagenet_weights", "audioset_weights"),
         random_weights={"imagenet_pretrain": False},
-        training=("patchout_f", "patchout_t"),
+        training=("patchout_f", "patchout_t", "float8"),
         check=check_ast,
         why_no_start_from=why_no_start_from,
     ),

@@ -118,6 +118,9 @@ class Tagger(nn.Module):
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep fewer activations and compute the rest again for backward: less memory, more time."""
 
+    def use_float8(self, *, emulate: bool) -> None:
+        """Train with float8 products in large linear layers; `emulate` computes them on a device without float8."""
+
     def compile_parts(self, **how: Any) -> None:
         """Compile what training uses most; `how` is passed to `torch.compile`."""
 

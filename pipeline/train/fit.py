@@ -51,7 +51,7 @@ from pipeline.train.evaluation.run_report import write_run_report
 from pipeline.train.metrics_log import read_summary
 from pipeline.train.mlflow_log import check_mlflow
 from pipeline.train.network_interface import NodeAddressConfig
-from pipeline.train.resources import check_precision, known_nodes, worker_resources, workers_line
+from pipeline.train.resources import check_execution, known_nodes, worker_resources, workers_line
 from pipeline.train.room import EndLongWaits
 from pipeline.train.run_folder import RunIdentity
 from pipeline.train.settings import IN_PROCESS, TrainSettings
@@ -108,7 +108,7 @@ def claim(settings: TrainSettings) -> ClaimedRun:
         check_mlflow(settings.mlflow)
     nodes = known_nodes(settings.address, settings.num_cpus)
     if nodes is not None and not storage.exists(storage.join(run, "summary.json")):
-        check_precision(recipe, use_gpu=worker_resources(settings, nodes).use_gpu)
+        check_execution(recipe, use_gpu=worker_resources(settings, nodes).use_gpu)
     init_from = None
     if settings.init_from is not None:
         if recipe.audioset_pretrain:
@@ -171,7 +171,7 @@ def train_run(claimed: ClaimedRun, held: Mapping[str, Held]) -> None:
     nodes = [] if settings.num_workers == IN_PROCESS else resources_of_nodes()
     wanted = worker_resources(settings, nodes)
     use_gpu, cpus = wanted.use_gpu, wanted.cpus
-    check_precision(claimed.recipe, use_gpu=use_gpu)
+    check_execution(claimed.recipe, use_gpu=use_gpu)
     if not wanted.has_room(nodes):
         print(f"{wanted.room_line(nodes)} now; training begins when it has grown", flush=True)
     print(workers_line(wanted, _num_gpus()), flush=True)

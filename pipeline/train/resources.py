@@ -8,7 +8,7 @@ import ray
 import torch
 
 from ast_core.errors import ConfigError
-from ast_core.execution import for_device
+from ast_core.execution import check_device
 from ast_core.recipe import Recipe
 from pipeline.cluster import resources_of_nodes, usable_cpus
 from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, TrainSettings
@@ -127,7 +127,6 @@ def workers_line(wanted: WorkerResources, num_gpus: int) -> str:
     return line + idle
 
 
-def check_precision(recipe: Recipe, *, use_gpu: bool) -> None:
-    """Raise ConfigError if the workers' device cannot train in the recipe's precision."""
-    if not use_gpu and recipe.precision == "fp16":
-        for_device(recipe, torch.device("cpu"))
+def check_execution(recipe: Recipe, *, use_gpu: bool) -> None:
+    """Raise ConfigError if the workers' device cannot train with the recipe's precision, float8 or attention."""
+    check_device(recipe, torch.device("cuda" if use_gpu else "cpu"))

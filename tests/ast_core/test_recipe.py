@@ -228,7 +228,7 @@ def test_an_integer_is_accepted_for_a_float_key():
         ("dataset_mean", "null", "a number"),
         ("norm_stats", "own", "recipe or data"),
         ("mixup_domain", "waveform", "power or log_mel"),
-        ("attention", "flash", "auto or fused or plain"),
+        ("attention", "flash", "auto or fused or plain or fa4"),
         ("compile", "1", "true or false or null"),
         ("imagenet_weights", "7", "text or null"),
     ],

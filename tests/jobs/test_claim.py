@@ -198,6 +198,24 @@ def test_session_locks_all_runs_of_a_command(tone_data: str, tmp_path: Path):
                 pass
 
 
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ("--float8 true --precision fp32", "float8 needs precision bf16, but precision is fp32"),
+        ("--attention fa4", "attention fa4 needs a GPU; use auto"),
+    ],
+)
+def test_float8_and_fa4_are_refused_before_the_folder_is_claimed(
+    keys: str, reason: str, tone_data: str, tmp_path: Path
+):
+    command = ["--recipe", "audioset-full", "--data", tone_data, "--train-splits", "train", "--eval-splits", "eval"]
+    command += ["--output", str(tmp_path / "run"), "--imagenet_pretrain", "false", "--device", "cpu", *keys.split()]
+    with pytest.raises(ConfigError) as refused:
+        claim(command)
+    assert str(refused.value) == reason
+    assert not (tmp_path / "run").exists()
+
+
 def test_case_17_folder_of_a_refused_command_can_be_claimed_again(tone_data: str, tmp_path: Path):
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"^precision fp16 needs a GPU"):

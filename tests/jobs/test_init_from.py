@@ -157,6 +157,7 @@ def test_c3_config_records_the_given_and_the_used_settings(tone_data: str, tmp_p
     there = storage.read_checked_json(run / "config.json")
     assert there["recipe"]["compile"] is None
     assert there["computed"] == {"device": "cpu", "precision": "fp32", "compile": False, "cuda_graphs": False} | {
-        "attention": "plain"
+        "attention": "plain",
+        "float8": "off",
     }
     assert "computed.attention" in (run / "report.html").read_text()
