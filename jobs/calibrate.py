@@ -28,7 +28,7 @@ import numpy as np
 from ast_core.calibration import EventTuning, Goal, ModelCalibration, calibrate, names_of_few
 from ast_core.errors import ConfigError, DataError
 from ast_core.labels import LabelVocabulary
-from jobs.common import add_ray_options, check_numbers, output_uri, run
+from jobs.common import JobParser, add_ray_options, check_numbers, output_uri, run
 from pipeline.redaction import without_secrets
 from pipeline.text_table import text_table
 from pipeline.train.evaluation.scores import read_scores
@@ -43,7 +43,7 @@ CLASSES_SHOWN = 20
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="C", help="a run or a model folder: path or URI")
     parser.add_argument("--data", metavar="URI", help="a prepared data set, to score it again")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="its splits; clips that the model has not seen")

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ast_core.errors import ConfigError, UserError
 from jobs import entry
@@ -21,6 +21,22 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 def status_of_printed() -> int:
     """The exit status of a command whose result is what it has printed: an error if that could not be written."""
     return EXIT_USER_ERROR if entry.is_output_lost() else 0
+
+
+class JobParser(argparse.ArgumentParser):
+    """Refuses an empty path or name, as of a variable of the shell that is not set. It would mean the default.
+
+    Raises:
+        ConfigError: a text option is empty, unless that is its default, as for `--yt-dlp`.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        parsed, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            texts = value if isinstance(value, list) else [value]
+            if any(isinstance(text, str) and not text.strip() for text in texts) and value != self.get_default(name):
+                raise ConfigError(f"--{name.replace('_', '-')} is empty; give a value, or leave the option out")
+        return parsed, rest
 
 
 def add_ray_options(parser: argparse.ArgumentParser) -> None:

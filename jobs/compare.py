@@ -22,14 +22,12 @@ from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
 from jobs import train
-from jobs.common import output_uri, run
+from jobs.common import JobParser, output_uri, run
 from pipeline.compare import plan
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         "--recipes", required=True, nargs="+", metavar="NAME|FILE", help="one model each; as --recipe in jobs/train.py"
     )

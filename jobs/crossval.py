@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError
 from jobs import train
-from jobs.common import output_uri, run
+from jobs.common import JobParser, output_uri, run
 from jobs.recipe_option import read_recipe
 from pipeline import storage
 
@@ -34,9 +34,7 @@ RARELY_FOLDS = frozenset({"train", "test", "eval", "evaluation", "val", "valid",
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--recipe", required=True, metavar="NAME|FILE", help="as in jobs/train.py")
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument("--output", required=True, metavar="URI", help="folder for the runs and folds.json")

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import output_file, run, status_of_printed
+from jobs.common import JobParser, output_file, run, status_of_printed
 from pipeline import storage
 from pipeline.dataset import PreparedDataset
 from pipeline.embeddings import nearest
@@ -37,7 +37,7 @@ EXIT_SERIOUS = 1
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument(
         "--official",

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
 from ast_core.label_enhancement import class_thresholds, enhanced, related_classes
-from jobs.common import output_uri, run
+from jobs.common import JobParser, output_uri, run
 from pipeline import relabel, storage
 from pipeline.dataset import PreparedDataset
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="URI", help="a prepared data set")
     parser.add_argument("--split", required=True, help="the split whose labels are enhanced; others are taken over")
     parser.add_argument(

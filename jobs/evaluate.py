@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ast_core.errors import ConfigError
-from jobs.common import add_ray_options, output_file, run, status_of_printed
+from jobs.common import JobParser, add_ray_options, output_file, run, status_of_printed
 from pipeline import storage
 
 MAX_RESAMPLES = 100_000
@@ -28,7 +28,7 @@ MAX_RESAMPLES = 100_000
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
     )

@@ -26,7 +26,7 @@ import argparse
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import output_uri, run
+from jobs.common import JobParser, output_uri, run
 from jobs.recipe_option import read_recipe, recipe_names
 
 USE = {
@@ -42,9 +42,7 @@ CALIBRATED = ("ours", "onnx-waveform")
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, metavar="C", help="path or URI")
     parser.add_argument("--format", required=True, choices=list(USE), help="ours: a model folder of this project")
     parser.add_argument("--output", metavar="URI", help="a new folder; for original, onnx and onnx-waveform, a file")

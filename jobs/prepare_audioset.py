@@ -27,7 +27,7 @@ from ast_core.errors import ConfigError, DataError, UserError
 from ast_core.features import FEATURES, FeatureSettings
 from ast_core.labels import LabelVocabulary
 from ast_core.recipe_yaml import read_yaml
-from jobs.common import add_ray_options, check_numbers, output_uri, run
+from jobs.common import JobParser, add_ray_options, check_numbers, output_uri, run
 from pipeline import storage
 from pipeline.prepare import progress, sources
 from pipeline.prepare.clip import Reason, printable
@@ -48,7 +48,7 @@ LONGEST_WAIT_S, LONGEST_COOL_DOWN_S, MAX_CLIPS_LISTED = 86_400.0, 30 * 86_400.0,
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_argument_group("which clips (one of these)").add_mutually_exclusive_group(required=True)
     for kind in registry.SOURCES:
         source.add_argument(
@@ -170,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.dry_run:
         remaining = remaining_work(listed, settings)
-        for line in filter(None, [remaining.line(), *remaining.notes]):
+        refused = progress.refused_line(listed.refused, len(listed.clips))
+        for line in filter(None, [refused, remaining.line(), *remaining.notes]):
             print(line)
         own = settings.own_addresses
         print(

@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 
 from ast_core.errors import ConfigError
-from jobs.common import check_numbers, output_file, run, status_of_printed
+from jobs.common import JobParser, check_numbers, output_file, run, status_of_printed
 from pipeline import storage
 from pipeline.redaction import without_secrets
 
@@ -26,7 +26,7 @@ MAX_RESAMPLES = 100_000
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embeddings", required=True, metavar="URI", help="a folder of tags with embeddings")
     parser.add_argument(
         "--labels",

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError, DataError
-from jobs.common import check_numbers, output_file, run, status_of_printed
+from jobs.common import JobParser, check_numbers, output_file, run, status_of_printed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embeddings", required=True, metavar="URI", help="a folder of tags with embeddings")
     like = parser.add_mutually_exclusive_group(required=True)
     like.add_argument(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ast_core.errors import ConfigError
-from jobs.common import add_ray_options, check_numbers, run
+from jobs.common import JobParser, add_ray_options, check_numbers, run
 from pipeline.serve import web_runtime
 from pipeline.serve.limits import Limits
 from pipeline.tag.events import EventSettings
@@ -43,7 +43,7 @@ DEFAULT_PORTS = {"https": 443, "http": 80}
 
 def parser() -> argparse.ArgumentParser:
     limits = Limits()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
     )

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from ast_core.errors import ConfigError, DataError
-from jobs.common import add_ray_options, check_numbers, output_uri, run, status_of_printed
+from jobs.common import JobParser, add_ray_options, check_numbers, output_uri, run, status_of_printed
 from pipeline.prepare.fetch.rate_limiter import YOUTUBE_PER_HOUR, LocalPermits, RateLimit
 from pipeline.prepare.sources.checks import WEB
 from pipeline.prepare.sources.locate import any_of_youtube
@@ -54,7 +54,7 @@ EVENT_OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", required=True, nargs="+", metavar="C", help="path or URI; the scores of several are averaged"
     )

@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from ast_core.errors import ConfigError
-from jobs.common import MAX_CPUS, add_ray_options, output_uri, run
+from jobs.common import MAX_CPUS, JobParser, add_ray_options, output_uri, run
 from jobs.recipe_option import help_on_keys, overridden, read_recipe, recipe_names
 from pipeline.train.settings import CPUS_WITH_GPU, IN_PROCESS, LONGEST_WAIT_S, TrainSettings
 
@@ -37,7 +37,7 @@ LONGEST_S, MAX_CACHE_GB = 30 * 86_400.0, 1e9
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=help_on_keys(),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ast_core.labels import LabelVocabulary, audioset_labels
 from jobs import compare, evaluate, prepare_audioset, train
-from jobs.common import add_ray_options, run
+from jobs.common import JobParser, add_ray_options, run
 from jobs.demo.media_server import serve
 from jobs.demo.sounds import GENERATORS
 from jobs.demo.sounds_dataset import build_dataset
@@ -34,13 +34,13 @@ COMPARED = ("demo", "demo-talnet", "demo-linear")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo-out"), help="folder for all files (default demo-out)")
+    parser = JobParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="demo-out", help="folder for all files (default demo-out)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sounds and training (default 0)")
     parser.add_argument("--compare", action="store_true", help="train three models, and compare them on one page")
     add_ray_options(parser)
     args = parser.parse_args(argv)
-    out, began_s = args.output.absolute(), time.monotonic()
+    out, began_s = Path(args.output).absolute(), time.monotonic()
 
     print(f"1. Synthesising {NUM_TRAIN} training and {NUM_EVAL} evaluation clips in {out / 'sounds'}; some have faults")
     dataset = build_dataset(out / "sounds", num_train=NUM_TRAIN, num_eval=NUM_EVAL, seed=args.seed)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline import ray_metrics
-from pipeline.prepare.clip import Reason
+from pipeline.prepare.clip import Reason, printable
 from pipeline.prepare.fetch.rate_limiter import Fetching, RateLimit
 from pipeline.progress_lines import ProgressLines
 from pipeline.redaction import without_secrets
@@ -86,6 +88,19 @@ def advice(reports: Sequence["SplitReport"]) -> str:
     """A line on clips that the same command may still be able to prepare; empty if there are none."""
     again = sum(report.num_tried_again for report in reports)
     return f"worth another try by the same command: {again:,} of the failed clips" if again else ""
+
+
+def refused_line(refused: pa.Table, num_clips: int) -> str:
+    """A line on the rows of a list that are refused beside `num_clips` clips; empty if there are none."""
+    if not len(refused):
+        return ""
+    reasons = Counter(refused["reason"].to_pylist()).most_common()
+    first = refused.select(["clip_id", "message"]).slice(0, 1).to_pylist()[0]
+    return printable(
+        f"{len(refused):,} of {num_clips + len(refused):,} rows are refused: "
+        f"{', '.join(f'{num:,} {reason}' for reason, num in reasons)} (first: {first['clip_id']}: {first['message']})",
+        600,
+    )
 
 
 def plan_of(

@@ -147,6 +147,21 @@ def test_dry_run_prints_the_duration_and_writes_nothing(tmp_path: Path, capsys: 
     assert not (tmp_path / "data").exists()
 
 
+def test_dry_run_counts_the_refused_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "audio").mkdir()
+    fakes.write_media(tmp_path / "audio" / "abcdefghij0.flac", fakes.noise(1))
+    rows = [f'abcdefghij{i}, 0.000, 1.000, "{SPEECH}"' for i in range(3)] + ['abcdefghij3, 0.000, 1.000, "wolf"']
+    clips = segment_list(tmp_path / "tiny_segments.csv", *rows)
+    argv = ["--segments", str(clips), "--audio-dir", str(tmp_path / "audio"), "--output", str(tmp_path / "data")]
+    assert main([*argv, "--dry-run"]) == 0
+    refused, to_do = capsys.readouterr().out.splitlines()[-2:]
+    assert refused == (
+        "3 of 4 rows are refused: 2 missing_file, 1 unknown_label (first: abcdefghij1_0.000: no file for abcdefghij1 "
+        "from 0 s to 1 s)"
+    )
+    assert to_do == "to do: 1 clips, 0 of them to be fetched; done: 0"
+
+
 @pytest.mark.parametrize(
     ("urls", "expected"),
     [

@@ -18,12 +18,13 @@ The module is long because Parquet and tars have the same rules, which the table
 
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
-from posixpath import basename, dirname, splitext
+from posixpath import basename, dirname, normpath, splitext
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
@@ -300,7 +301,8 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             sidecars[key] = (
                 sidecars.get(key, {}) | member.sidecar if is_json else member.sidecar | sidecars.get(key, {})
             )
-    audio = [(_key(member.name, sidecars), member) for member in members if is_media(member.name)]
+    of_spelling = {_plain(key): key for key in sidecars}
+    audio = [(_key(member.name, sidecars, of_spelling), member) for member in members if is_media(member.name)]
     of_keys: defaultdict[str, list[str]] = defaultdict(list)
     for key, member in audio:
         of_keys[key].append(basename(member.name))
@@ -309,7 +311,7 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
     is_ignored = any(len(of_member) != 1 for of_member in splits)  # `train` may be a class
     used = set[str]()
     for (key, member), of_member in zip(audio, splits, strict=True):
-        used |= {splitext(member.name)[0], _first_dot(splitext(member.name)[0])}
+        used |= {_plain(splitext(member.name)[0]), _first_dot(_plain(splitext(member.name)[0]))}
         values = _read_keys(sidecars.get(key, {}))
         place = archives.bytes_member(member.offset, member.size)
         together = of_keys.pop(key, [])
@@ -321,8 +323,8 @@ def _of_tar(uri: str, own: LabelVocabulary | None) -> Iterator[Entry]:
             of_one_key=", ".join(together) if len(together) > 1 else "",
         )
     for key, content in sidecars.items():
-        values = _read_keys(content)
-        if used.isdisjoint((key, _first_dot(key))) and not values.keys().isdisjoint(("label", "labels")):
+        values, plain = _read_keys(content), _plain(key)
+        if used.isdisjoint((plain, _first_dot(plain))) and not values.keys().isdisjoint(("label", "labels")):
             lacking = f"{basename(uri)} has labels of {show(key)}, but no audio of this name in a format that is read"
             yield _entry(values, (), uri, "", key)._replace(lacking=lacking, place=key)
 
@@ -337,10 +339,23 @@ def _read_keys(content: dict[str, Any]) -> dict[str, Any]:
     return {name.strip().lower(): value for name, value in content.items() if name.strip().lower() in _COLUMNS}
 
 
-def _key(name: str, sidecars: Mapping[str, Any]) -> str:
-    """The key of an audio file: its name without the suffix, or the name up to its first dot if that has labels."""
-    key = splitext(name)[0]
-    return key if key in sidecars or _first_dot(key) not in sidecars else _first_dot(key)
+def _plain(key: str) -> str:
+    """A key without `./`, and with composed accents (NFC). Audio and its labels may be spelled in different ways."""
+    return unicodedata.normalize("NFC", normpath(key))
+
+
+def _key(name: str, sidecars: Mapping[str, Any], of_spelling: Mapping[str, str]) -> str:
+    """The key of an audio file: its name without the suffix, or the name up to its first dot if that has labels.
+
+    `of_spelling` has the keys of `sidecars` by their plain forms, for labels that are spelled in another way.
+    """
+    own = splitext(name)[0]
+    for key in (own, _first_dot(own)):
+        if key in sidecars:
+            return key
+        if (other := of_spelling.get(_plain(key))) is not None:
+            return other
+    return own
 
 
 def _is_beside_sound(name: str, of_key: list[str]) -> bool:

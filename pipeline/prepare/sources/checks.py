@@ -64,7 +64,10 @@ def check_video_id(video_id: Any) -> None:
 def check_clip_id(clip_id: str, *, is_given: bool = True) -> None:
     """Check an id that is given in the list, or one that is made from a file's name."""
     if not 0 < len(clip_id) <= LONGEST_ID or (not clip_id.isprintable() and CONTROL.search(clip_id)):
-        raise ClipError(Reason.BAD_ID, f"{show(clip_id)} needs 1 to {LONGEST_ID} characters and no control characters")
+        remedy = "" if is_given else "; a --manifest can give another in the column clip_id"
+        raise ClipError(
+            Reason.BAD_ID, f"{show(clip_id)} needs 1 to {LONGEST_ID} characters and no control characters{remedy}"
+        )
     if "\ufffd" in clip_id or (is_given and is_spreadsheet_damage(clip_id, dates=False)):
         raise ClipError(Reason.BAD_ID, f"{show(clip_id)} is not an id: a spreadsheet or a conversion replaced it")
 

@@ -8,7 +8,7 @@
 | a text that is the name of a class                      | that class, commas and all                                |
 | another text with `;`                                   | labels between the `;`                                    |
 | another text                                            | labels between the commas                                 |
-| `3.0`, where 3 is an index of the vocabulary            | that class                                                |
+| `3.0`, where 3 is an index of the vocabulary            | that class, unless classes are called by numbers          |
 | empty, `nan`, `<NA>`                                    | no label                                                  |
 | `=B2`, a spreadsheet's formula                          | that text, which is no class                              |
 
@@ -20,7 +20,7 @@ import ast
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ from ast_core.errors import DataError
 from ast_core.labels import LabelVocabulary
 from ast_core.text_files import is_spreadsheet_damage
 from pipeline.prepare.clip import ClipError, Reason
-from pipeline.prepare.sources.checks import CONTROL, show
+from pipeline.prepare.sources.checks import CONTROL, LONGEST_ID, show
 
 _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _ITEM = rf"(?:{_QUOTED}|[+-]?\d+(?:\.\d*)?)"
@@ -47,14 +47,18 @@ _IN_BRACKETS = re.compile(r"\[[^\[\]]+\]|\{[^{}]+\}|\([^()]+\)")
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
 _INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
-_SIGNS = "_-\"'`“”‘’„«»"
+_SIGNS = "_\"'`“”‘’„«»−"
+_LATIN = str.maketrans("АВЕЅІЈКМНОРСТУХаеѕіјорсух", "ABESIJKMHOPCTYXaesijopcyx")
+"""Cyrillic letters that look like Latin ones, which a keyboard of two layouts mixes in."""
 _OF_OTHER_SCRIPTS = "｜；，、・،؛"
 _OTHER_SEPARATORS = re.compile(rf"[,|{_OF_OTHER_SCRIPTS}]")
 _EITHER = re.compile(rf",\s|[|{_OF_OTHER_SCRIPTS}]")
 _JOINING_SIGN = re.compile(r"\s*[/+&／＋＆]+\s*")
 """What separates labels in some lists, and belongs to names in more: `Pop/Rock`, `Drum & bass`."""
-_ANY_SIGN = re.compile(rf"\s*[,;|/+&／＋＆{_OF_OTHER_SCRIPTS}]+\s*")
-_SPACES = re.compile(r"\s+")
+_BETWEEN = re.compile(r"[\W_]+(?:and[\W_]+)?")
+"""What may separate two labels: anything but letters and digits, or `and`."""
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.0*)?")
+_MID = re.compile(r"/[a-z]/[0-9a-z_]+")
 _HTML = re.compile(
     r"&(?:amp|lt|gt|quot|apos|nbsp|szlig|[A-Za-z]{1,2}(?:acute|grave|circ|tilde|uml|ring|cedil|slash|lig)"
     r"|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});"
@@ -85,16 +89,22 @@ def cells_of(value: Any, known: Collection[str], separator: str | None = None) -
     return _split(text, separator or (";" if ";" in text else ","))
 
 
-def indices_as_labels(cells: Iterable[str], vocabulary: LabelVocabulary) -> list[str]:
-    """`cells`, with class ids in place of indices."""
-    known = vocabulary.index_of
+def mids_by_index(vocabulary: LabelVocabulary) -> dict[str, str]:
+    """The class ids by their indices as texts. Empty if classes are called by numbers, which are no indices then."""
+    if any(map(_WHOLE_NUMBER.fullmatch, (*vocabulary.mids, *vocabulary.names))):
+        return {}
+    return {str(index): mid for index, mid in enumerate(vocabulary.mids)}
+
+
+def indices_as_labels(cells: Iterable[str], known: Collection[str], by_index: Mapping[str, str]) -> list[str]:
+    """`cells`, with class ids in place of indices, by `mids_by_index`. `known` are the names of classes."""
     labels = []
     for cell in cells:
         match = None if cell in known else _INDEX.fullmatch(cell)
         if match and match[1] in known:  # a class that is called by a number, which pandas wrote as 1.0
             cell = match[1]
-        elif match and int(match[1]) < len(vocabulary):
-            cell = vocabulary.mids[int(match[1])]
+        elif match:
+            cell = by_index.get(match[1], cell)
         labels.append(cell)
     return labels
 
@@ -128,19 +138,44 @@ def may_name_a_class(text: str) -> bool:
     )
 
 
-def unknown_label_message(cell: str) -> str:
-    """A message on a label that the vocabulary lacks."""
-    if not cell:
-        return "there is an empty label between two others"
+def _damage_in(cell: str) -> str:
+    """Why a label is not what its author wrote; empty if it may be."""
     if is_spreadsheet_damage(cell):
         return f"{show(cell)} is what a spreadsheet writes in place of a text; take the labels from before that"
     if "\ufffd" in cell:
         return f"{show(cell)} has lost characters in a conversion; take the labels from before that"
-    hint = ""
-    if _NUMBERS.fullmatch(cell):
-        hint = "; for an index, --labels says of which class it is"
-        hint += ", and several are separated by `;`" if len(cell.split()) > 1 else ""
-    return f"{show(cell)} is not in the label vocabulary{hint}"
+    return ""
+
+
+class UnknownLabels:
+    """Messages on labels that a vocabulary lacks.
+
+    Args:
+        on_numbers: what the user should know about a number that is no class of this list.
+    """
+
+    def __init__(self, vocabulary: LabelVocabulary, on_numbers: str) -> None:
+        self._on_numbers = on_numbers
+        self._known = vocabulary.index_of
+        self._of_several = set(vocabulary.names) - self._known.keys()
+        self._alike = {_without_signs(name): name for name in self._known}
+
+    def message(self, cell: str) -> str:
+        if not cell:
+            return "there is an empty label between two others"
+        if damage := _damage_in(cell):
+            return damage
+        if cell in self._of_several:
+            return f"{show(cell)} is the name of several classes; write their MIDs"
+        if _NUMBERS.fullmatch(cell):
+            hint = f"; {self._on_numbers}" + (", and several are separated by `;`" if len(cell.split()) > 1 else "")
+        elif sign := _sign_between(cell, self._known):
+            hint = f"; if the {sign} separates labels, write `;` there"
+        elif alike := self._alike.get(_without_signs(cell)):
+            hint = f", but {show(alike)} is"
+        else:
+            hint = "; labels are separated by `;`, not by line breaks" if "\n" in cell else ""
+        return f"{show(cell)} is not in the label vocabulary{hint}"
 
 
 class Separator:
@@ -178,7 +213,9 @@ class Separator:
                 if text in self._place_of or text in _MISSING:
                     return
                 if text.startswith("="):  # a formula, which may have any separator
-                    self._first_error = self._first_error or f"{place}: {unknown_label_message(text)}"
+                    self._first_error = (
+                        self._first_error or f"{place}: {_damage_in(text) or f'{show(text)} is no label'}"
+                    )
                     return
                 if _listed(text) is None:
                     self._place_of[text] = place
@@ -249,19 +286,25 @@ class Separator:
 def suspicious_classes(names: Sequence[str]) -> list[str]:
     """Lines for the user on classes that may be errors, or that may be one class under two names."""
     seen: dict[str, str] = {}
-    pairs = []
-    for name in names:
-        plain = unicodedata.normalize("NFKC", name).casefold()
-        key = "".join(c for c in plain if c.isprintable() and not c.isspace() and c not in _SIGNS)
-        if (other := seen.setdefault(key, name)) != name:
-            pairs.append((other, name))
-    lines = [f"{len(pairs)} pairs of classes differ only in case, spaces or signs: {show(pairs[0])}"] if pairs else []
+    pairs = [(other, name) for name in names if (other := seen.setdefault(_without_signs(name), name)) != name]
+    lines = []
+    if pairs:
+        lines.append(
+            f"{len(pairs)} pairs of classes differ only in case, spaces, signs or lookalikes: {show(pairs[0])}"
+        )
     all_names = set(names)
     if joined := [(name, sign) for name in names if (sign := _sign_between(name, all_names))]:
         name, sign = joined[0]
         lines.append(
             f"{len(joined):,} classes consist of the names of others, as {show(name)}; if the {sign} separates labels, "
             "write `;` there"
+        )
+    mids = list(filter(_MID.fullmatch, names))
+    if 0 < len(mids) < len(names):
+        name = next(name for name in names if not _MID.fullmatch(name))
+        lines.append(
+            f"{len(mids):,} classes are MIDs, as {show(mids[0])}, and others are names, as {show(name)}; without "
+            "--labels the MID and the name of a class are two classes"
         )
     if all(map(_IN_BRACKETS.fullmatch, names)):
         lines.append(
@@ -282,12 +325,30 @@ def suspicious_classes(names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _sign_between(name: str, names: set[str]) -> str:
-    """The sign between names of classes that together are `name`, as in `dog cat` or `dog/cat`; empty if it is none."""
-    for signs in (_ANY_SIGN, _SPACES):
-        parts = set(signs.split(name))
-        if len(parts) > 1 and parts <= names:
-            return signs.findall(name)[0].strip() or "space"
+def _without_signs(name: str) -> str:
+    """What is left of a name without case, spaces, quotes, dashes, invisible characters and a full stop at its end."""
+    plain = unicodedata.normalize("NFKC", name.translate(_LATIN)).casefold().rstrip(". ")
+    return "".join(
+        c
+        for c in plain
+        if c.isprintable()
+        and not c.isspace()
+        and c not in _SIGNS
+        and unicodedata.category(c) != "Pd"
+        and not "\ufe00" <= c <= "\ufe0f"  # variation selectors, as behind an emoji
+    )
+
+
+def _sign_between(name: str, names: Collection[str]) -> str:
+    """What separates names of classes that together are `name`, as in `dog cat` or `dog:cat`; empty if it is none."""
+    if len(name) > LONGEST_ID:  # its parts may be thousands
+        return ""
+    starts = [0]  # of a part, with names of classes before it
+    for between in _BETWEEN.finditer(name):
+        if any(name[start : between.start()] in names for start in starts):
+            if name[between.end() :] in names:
+                return "line break" if "\n" in between[0] else between[0].strip() or "space"
+            starts.append(between.end())
     return ""
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.prepare.sources import archive_manifest
 from pipeline.prepare.sources.archive_manifest import Entry
 from pipeline.prepare.sources.archives import with_start
 from pipeline.prepare.sources.checks import (
+    MISSING,
     VIDEO_ID,
     WEB,
     check_split,
@@ -40,6 +41,7 @@ from pipeline.prepare.sources.label_text import (
     indices_as_labels,
     may_be_one_hot_of_two,
     may_name_a_class,
+    mids_by_index,
     suspicious_classes,
 )
 from pipeline.prepare.sources.rows import ClipList, Rows
@@ -73,7 +75,9 @@ def read_manifest(
         indices = False
         vocabulary, separator = _found(uri, entries(), in_archives=bool(packed))
         notes += [f"{uri}: {line}" for line in suspicious_classes(vocabulary.names)]
-    rows, folder, remarks = Rows(vocabulary), folder_of(uri), _Remarks(uri, split)
+    by_index = mids_by_index(vocabulary) if indices else {}
+    rows = Rows(vocabulary, _on_numbers(vocabulary, by_index, indices=indices))
+    folder, remarks = folder_of(uri), _Remarks(uri, split)
     num_rows = num_of_two = 0
     widths = Counter[int]()
     for entry in map(_without_missing, entries()):
@@ -95,7 +99,7 @@ def read_manifest(
             num_of_two += entry.may_be_zeros_and_ones or (
                 indices and len(vocabulary) == 2 and may_be_one_hot_of_two(cells)
             )
-            cells = indices_as_labels(cells, vocabulary) if indices else cells
+            cells = indices_as_labels(cells, vocabulary.index_of, by_index) if indices else cells
             start_s = 0.0 if entry.start_s is None else seconds(entry.start_s, "start_s")
             end_s = None if entry.end_s is None else seconds(entry.end_s, "end_s")
             media, media_start_s = _media_of(entry, folder, start_s)
@@ -128,6 +132,15 @@ def read_manifest(
 
 
 _WRITE_NAMES = "write the names or the indices of the classes that are 1"
+
+
+def _on_numbers(vocabulary: LabelVocabulary, by_index: Mapping[str, str], *, indices: bool) -> str:
+    """What the user should know about a number that is no class."""
+    if not indices:
+        return "for an index, --labels says of which class it is"
+    if not by_index:
+        return "its classes are called by numbers, so other numbers are not indices"
+    return f"its indices are 0 to {len(vocabulary) - 1}"
 
 
 class _Remarks:
@@ -212,6 +225,9 @@ def _counted(splits: Counter[Any]) -> str:
     return ", ".join(f"{split or 'no split'} ({num:,})" for split, num in splits.items())
 
 
+_ZEROS_AND_ONES = {"0", "1", "0.0", "1.0", "0.", "1."}
+
+
 def _found(uri: str, entries: Iterable[Entry], *, in_archives: bool) -> tuple[LabelVocabulary, str]:
     """The vocabulary made from the labels found, and their separator."""
     found, has_rows = Separator(in_archives=in_archives), False
@@ -224,6 +240,11 @@ def _found(uri: str, entries: Iterable[Entry], *, in_archives: bool) -> tuple[La
     separator, labels = found.decide(uri)
     if not labels:
         raise DataError(f"no row of {uri} has a label")
+    if labels <= _ZEROS_AND_ONES:
+        raise DataError(
+            f"the labels of {uri} are zeros and ones; if they have a place for each class, write the names of the "
+            "classes that are 1; if they are indices, give --labels too"
+        )
     names = sorted(filter(may_name_a_class, labels))
     if not 0 < len(names) <= 2**15:
         raise DataError(f"{uri} has {len(names)} different label names; if its labels are indices, give --labels too")
@@ -240,11 +261,19 @@ def _split_of(entry: Entry, given: str | None, default: str) -> str:
 
 
 def _without_missing(entry: Entry) -> Entry:
-    """A row whose texts without a value are None, whatever the list or its data frame wrote for them."""
+    """A row whose texts and times without a value are None, whatever the list or its data frame wrote for them."""
     texts = (entry.clip_id, entry.split, entry.path, entry.url, entry.video_id)
     clip_id, split, path, url, video_id = map(value_of, texts)
     clip_id, split = map(_without_point, (clip_id, split))
-    return entry._replace(clip_id=clip_id, split=split, path=path, url=url, video_id=video_id)
+    start_s, end_s = (
+        None if isinstance(time, str) and time in _NO_TIME else time for time in (entry.start_s, entry.end_s)
+    )
+    return entry._replace(
+        clip_id=clip_id, split=split, path=path, url=url, video_id=video_id, start_s=start_s, end_s=end_s
+    )
+
+
+_NO_TIME = MISSING - {"nan", "NaN"}  # these may be the result of a calculation
 
 
 def _without_point(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ast_core.labels import LabelVocabulary
 from pipeline.prepare.clip import CLIPS, FAILURES, ClipError, Reason
 from pipeline.prepare.sources.checks import CONTROL, LONGEST_ID, check_clip_id, show
 from pipeline.prepare.sources.clip_names import first_rows, rows_of_one_name, tell_apart
-from pipeline.prepare.sources.label_text import unknown_label_message
+from pipeline.prepare.sources.label_text import UnknownLabels
 from pipeline.redaction import without_secrets
 from pipeline.versions import in_words
 
@@ -87,10 +87,11 @@ def _is_first(splits: pa.ChunkedArray, num_rows: int) -> pa.Array:
 class Rows:
     """The rows read so far. They are converted to Arrow in pieces, so that two million fit in a gigabyte."""
 
-    def __init__(self, vocabulary: LabelVocabulary) -> None:
+    def __init__(self, vocabulary: LabelVocabulary, on_numbers: str = "indices are read only in a --manifest") -> None:
         if len(vocabulary) > 2**15:
             raise DataError(f"{len(vocabulary)} labels are too many; up to {2**15} can be stored")
         self.vocabulary, self._index_of = vocabulary, vocabulary.index_of
+        self._unknown_labels = UnknownLabels(vocabulary, on_numbers)
         self._clips, self._refused = _Pieces(_NAMED_CLIPS), _Pieces(FAILURES)
         self._reserved: defaultdict[str, set[str]] = defaultdict(set)
         self._num_refused: Counter[Reason] = Counter()
@@ -108,8 +109,9 @@ class Rows:
             # A tuple, because lists of numbers slow down garbage collection.
             return tuple(sorted({self._index_of[cell] for cell in cells}))
         except KeyError as err:
-            self._unknown = self._unknown or show(err.args[0])
-            raise ClipError(Reason.UNKNOWN_LABEL, unknown_label_message(err.args[0])) from None
+            message = self._unknown_labels.message(err.args[0])
+            self._unknown = self._unknown or message
+            raise ClipError(Reason.UNKNOWN_LABEL, message) from None
 
     def reserve(self, clip_id: str, split: str) -> None:
         """Reserve a `clip_id` that the list itself gives for this row."""
@@ -184,8 +186,8 @@ class Rows:
                 raise DataError(f"no row of {origin} can be read, the first: {self._first_refused[reason]}")
             if not self._unknown and (why := self._first_refused.get(Reason.UNKNOWN_LABEL)):
                 raise DataError(f"no row of {origin} has labels that can be read, the first: {why}")
-            first = f" (the first unknown one: {self._unknown})" if self._unknown else ""
-            raise DataError(f"no row of {origin} has a known label{first}; give its own label file with --labels")
+            first = f", the first: {self._unknown}" if self._unknown else ""
+            raise DataError(f"no row of {origin} has a known label{first}; --labels must be the list's own label file")
         for reason, number in self._num_refused.most_common():
             if reason != Reason.MISSING_FILE and number >= LEAST_REFUSED and 2 * number > len(clips) + num_refused:
                 raise DataError(
@@ -315,6 +317,6 @@ _REMEDY = {
     Reason.BAD_ID: "correct the list, or give the column with the ids",
     Reason.BAD_TIME: "give times in seconds, with a point, and clips of at most 300 s",
     Reason.NO_LABEL: "give the column with the labels, and background sound a class such as `background`",
-    Reason.UNKNOWN_LABEL: "give its own label file with --labels, or list only clips whose labels are known",
+    Reason.UNKNOWN_LABEL: "--labels must be its own label file, or list only clips whose labels are known",
     Reason.DUPLICATE: "list each clip once, with all its labels, or give a clip_id column whose ids differ",
 }

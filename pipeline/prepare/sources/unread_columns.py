@@ -28,7 +28,10 @@ def unread_column_lines(
     for name in names:
         if not name or name in read or UNNAMED.fullmatch(name):
             continue
+        # `offset` is the start beside a duration (NeMo, lhotse), and the end beside an onset (DESED).
+        is_start = name == "offset" and not {"duration", "duration_s"}.isdisjoint(names)
         near = [column for column, called in _MEANT.items() if name in called and column in read]
+        near = ["start_s"] if is_start and "start_s" in read else near
         near = near or difflib.get_close_matches(name, read, n=1, cutoff=0.7)
         if near and near[0] not in names:
             how = f"give {near[0]} in seconds" if near[0] in ("start_s", "end_s") else "rename it"

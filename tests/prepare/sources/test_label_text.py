@@ -182,6 +182,43 @@ def test_signs_that_belong_to_names_are_read(tmp_path: Path, names: list[str]):
     assert out.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "sign"),
+    [
+        *((f"dog{sign}rock music", sign) for sign in ":\\~•>_⁄"),
+        *((f"dog {sign} rock music", sign) for sign in ("-", "–", ":", "and", ">", "->")),
+        *(("dog:rock music:dog", ":"), ("dog rock music", "space")),
+    ],
+)
+def test_classes_joined_by_any_sign_are_pointed_out(tmp_path: Path, text: str, sign: str):
+    (note,) = read_manifest(manifest(tmp_path, ["dog", "rock music", f"{text};"])).notes
+    assert note.endswith(
+        f"m.csv: 1 classes consist of the names of others, as {text!r}; if the {sign} separates labels, write `;` there"
+    )
+
+
+def test_names_that_only_have_parts_of_others_are_not_pointed_out(tmp_path: Path):
+    names = [
+        "rock",
+        "rock:pop",
+        "hot dog",
+        "dog-eared",
+        "dog",
+        "C",
+        "C++",
+        "rock and roll",
+        "dogs",
+        " ".join(["x"] * 999),
+    ]
+    assert read_manifest(manifest(tmp_path, names)).notes == ()
+
+
+def test_mids_beside_names_are_pointed_out(tmp_path: Path):
+    (note,) = read_manifest(manifest(tmp_path, ["/m/09x0r", "Speech"])).notes
+    assert "1 classes are MIDs, as '/m/09x0r', and others are names, as 'Speech'" in note
+    assert read_manifest(manifest(tmp_path, ["/m/09x0r", "/t/dd00003"])).notes == ()
+
+
 def test_classes_that_consist_of_other_classes_are_pointed_out(tmp_path: Path):
     out = read_manifest(manifest(tmp_path, ["rucwar", "sthwoo1", "rucwar sthwoo1", "dog bark"]))
     assert out.vocabulary.names == ("dog bark", "rucwar", "rucwar sthwoo1", "sthwoo1")
@@ -331,7 +368,7 @@ def test_case_29_labels_of_another_type_are_refused(tmp_path: Path):
     entries = [{"wav": f"{i}.wav", "labels": labels} for i, labels in enumerate([3, {"a": 1}, True, "Music"])]
     (tmp_path / "data.json").write_text(json.dumps({"data": entries}))
     assert messages(read_datafile(str(tmp_path / "data.json"))) == [
-        ("unknown_label", "'3' is not in the label vocabulary; for an index, --labels says of which class it is"),
+        ("unknown_label", "'3' is not in the label vocabulary; indices are read only in a --manifest"),
         ("unknown_label", "labels is {'a': 1}, not a text or a list of texts"),
         ("unknown_label", "labels is True, not a text or a list of texts"),
     ]
@@ -391,9 +428,72 @@ def test_lost_characters_in_parquet_refuse_single_rows(tmp_path: Path):
 
 def test_classes_that_look_alike_are_reported(tmp_path: Path):
     pair, missing = read_manifest(manifest(tmp_path, ["dog", "“Dog”", "cat", "None"])).notes
-    assert pair.endswith("m.csv: 1 pairs of classes differ only in case, spaces or signs: ('dog', '“Dog”')")
+    assert pair.endswith("m.csv: 1 pairs of classes differ only in case, spaces, signs or lookalikes: ('dog', '“Dog”')")
     assert "there is a class 'None'; rows without a label are left out" in missing
     assert missing.endswith("to train on background, give it a class such as `background`")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *(("post-rock", f"post{dash}rock") for dash in "‐‑–—−"),
+        *(("❤", "❤\ufe0f"), ("dog", "dog."), ("dog", "d\u043eg"), ("Cop", "\u0421\u043e\u0440")),
+    ],
+)
+def test_classes_that_differ_in_a_lookalike_are_pointed_out(tmp_path: Path, one: str, other: str):
+    (note,) = read_manifest(manifest(tmp_path, [one, other, "cat"])).notes
+    assert "1 pairs of classes differ only in case, spaces, signs or lookalikes" in note
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    [
+        ("speech", ", but 'Speech' is"),
+        ("Speech\nDog", "; if the line break separates labels, write `;` there"),
+        ("Speech|Dog", "; if the | separates labels, write `;` there"),
+        ("Speech\nwolf", "; labels are separated by `;`, not by line breaks"),
+        ("600", "; its indices are 0 to 526"),
+        ("wolf", ""),
+    ],
+)
+def test_an_unknown_label_is_explained(tmp_path: Path, label: str, hint: str):
+    out = read_manifest(manifest(tmp_path, ["Speech", label]), vocabulary=audioset_labels())
+    assert messages(out) == [("unknown_label", f"{label!r} is not in the label vocabulary{hint}")]
+
+
+def test_the_name_of_two_classes_needs_their_mids(tmp_path: Path):
+    twice = LabelVocabulary(("/m/a", "/m/b"), ("dog", "dog"))
+    with pytest.raises(DataError, match=r"has a known label, the first: 'dog' is the name of several classes; write"):
+        read_manifest(manifest(tmp_path, ["dog"]), vocabulary=twice)
+
+
+@pytest.mark.parametrize(
+    ("mids", "names", "labels", "read"),
+    [
+        ("0 1 10 11", "dog rooster rain sea", ["2", "3", "10", "1.0"], [["rain"], ["rooster"]]),
+        ("a b c", "10 20 30", ["1", "20", "0"], [["20"]]),
+        ("a b c", "dog cat cow", ["001", "1", "02.0", "2.0"], [["cat"], ["cow"]]),
+        ("0 1 2", "dog cat cow", ["2", "0.0", "3"], [["cow"], ["dog"]]),
+    ],
+)
+def test_a_number_is_no_index_where_classes_are_called_by_numbers(
+    tmp_path: Path, mids: str, names: str, labels: list[str], read: list[list[str]]
+):
+    vocabulary = LabelVocabulary(tuple(mids.split()), tuple(names.split()))
+    out = read_manifest(manifest(tmp_path, labels), vocabulary=vocabulary)
+    assert labels_of(out) == read
+    assert set(out.refused["reason"].to_pylist()) == {"unknown_label"}
+    assert len(out.clips) + len(out.refused) == len(labels)
+    assert ("called by numbers" in out.refused["message"][0].as_py()) == (mids != "a b c" or names == "10 20 30")
+
+
+def test_zeros_and_ones_without_a_vocabulary_are_called_so(tmp_path: Path):
+    for labels in ([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]], [[0, 1, 1]], ["[0. 1. 1.]"]):
+        uri = manifest(tmp_path, labels, "m.parquet")
+        with pytest.raises(
+            DataError, match=r"the labels of .* are zeros and ones; if they have a place for each class"
+        ):
+            read_manifest(uri)
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
@@ -486,6 +586,16 @@ def test_case_41_usual_time_formats_are_read(tmp_path: Path, value: str):
     (tmp_path / "m.csv").write_text(f"path,labels,start_s,end_s\na.wav,dog,{value},1e0\n")
     clips = read_manifest(str(tmp_path / "m.csv")).clips
     assert (clips["start_s"].to_pylist(), clips["end_s"].to_pylist()) == ([0.5], [1.0])
+
+
+@pytest.mark.parametrize("value", ["NA", "None", "null", "<NA>"])
+def test_a_time_without_a_value_is_none(tmp_path: Path, value: str):
+    (tmp_path / "m.csv").write_text(f"path,labels,start_s,end_s\na.wav,dog,{value},{value}\nb.wav,dog,0.5,1\n")
+    clips = read_manifest(str(tmp_path / "m.csv")).clips
+    assert clips.select(["clip_id", "start_s", "end_s"]).to_pylist() == [
+        {"clip_id": "a", "start_s": 0.0, "end_s": None},
+        {"clip_id": "b_0.500", "start_s": 0.5, "end_s": 1.0},
+    ]
 
 
 @pytest.mark.parametrize("value", ['"0,5"', "00:00:00.5", "0.5s", "1_0", "nan", "inf", "-0.5"])

@@ -15,8 +15,8 @@ from pipeline.prepare.output.membership import refuse_repeated_sections
 from pipeline.prepare.sources.checks import media_in
 from pipeline.prepare.sources.folders import read_speechcommands
 from pipeline.prepare.sources.fsd50k import read_fsd50k
-from pipeline.prepare.sources.label_text import cells_of, indices_as_labels
-from pipeline.prepare.sources.locate import AudioFolder
+from pipeline.prepare.sources.label_text import cells_of, indices_as_labels, mids_by_index
+from pipeline.prepare.sources.locate import AudioFolder, unread_start_lines
 from pipeline.prepare.sources.manifest import read_manifest
 from pipeline.prepare.sources.rows import ClipList
 from pipeline.prepare.sources.segments import read_segments
@@ -67,6 +67,48 @@ def test_columns_of_other_names_are_pointed_out(tmp_path: Path):
     assert start.endswith("if start_s is meant, give start_s in seconds")
     assert end.endswith("if end_s is meant, give end_s in seconds")
     assert others.endswith("that are not read: 'label2'")
+
+
+def test_an_offset_beside_a_duration_is_the_start(tmp_path: Path):
+    start, end = listed(tmp_path, "path,labels,offset,duration\na.wav,dog,0.5,1\n").notes
+    assert start.startswith("the column 'offset'")
+    assert start.endswith("if start_s is meant, give start_s in seconds")
+    assert end.endswith("if end_s is meant, give end_s in seconds")
+    onset, offset = listed(tmp_path, "path,labels,onset,offset\na.wav,dog,0.5,1\n").notes
+    assert (onset.count("start_s"), offset.count("end_s")) == (2, 2)
+
+
+def test_an_id_that_is_too_long_names_the_column_for_another(tmp_path: Path):
+    out = listed(tmp_path, f"path,labels\n{'x' * 201}.wav,dog\na.wav,dog\n")
+    assert out.refused["message"][0].as_py().endswith("; a --manifest can give another in the column clip_id")
+
+
+@pytest.mark.parametrize(
+    ("audio", "sidecar"),
+    [
+        ("\u00e9.wav", "e\u0301.json"),
+        ("e\u0301.wav", "\u00e9.json"),
+        ("./a.wav", "a.json"),
+        ("d/a.b.wav", "./d/a.json"),
+    ],
+)
+def test_audio_in_a_tar_has_labels_that_are_spelled_in_another_way(tmp_path: Path, audio: str, sidecar: str):
+    held = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", {audio: held, sidecar: {"label": "dog"}}))
+    assert (list(named(out).values()), len(out.refused)) == ([["dog"]], 0)
+
+
+def test_audio_in_a_tar_has_its_own_labels_first(tmp_path: Path):
+    held = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
+    members = {
+        "\u00e9.wav": held,
+        "\u00e9.json": {"label": "dog"},
+        "e\u0301.wav": held,
+        "e\u0301.json": {"label": "cat"},
+    }
+    out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members))
+    assert (named(out), out.vocabulary.names) == ({"\u00e9": ["dog"]}, ("cat", "dog"))
+    assert out.refused.select(["reason", "labels"]).to_pylist() == [{"reason": "duplicate", "labels": [0]}]
 
 
 def test_columns_of_parquet_with_audio_are_pointed_out(tmp_path: Path):
@@ -124,9 +166,32 @@ def test_names_that_look_a_little_like_lists_stay_names(text: str):
     assert cells_of(text, ()) == [text]
 
 
+def test_a_video_is_in_one_split_however_its_url_is_written(tmp_path: Path):
+    spellings = [
+        "https://www.youtube.com/watch?v=AbCdEfGhIjK", "https://youtu.be/AbCdEfGhIjK?si=x",
+        "https://m.youtube.com/watch?v=AbCdEfGhIjK&t=3", "http://www.youtube.com/watch?app=x&v=AbCdEfGhIjK#t",
+        "HTTPS://YouTube.com/shorts/AbCdEfGhIjK", "https://www.youtube-nocookie.com/embed/AbCdEfGhIjK",
+    ]  # fmt: skip
+    others = [
+        "https://youtu.be/abCdEfGhIjK", "https://host.org/watch?v=AbCdEfGhIjK", "https://youtube.com.host/watch?v=AbCdEfGhIjK",
+        "https://www.youtube.com/watch?v=AbCdEfGhIjKL", "https://www.youtube.com/watch?list=AbCdEfGhIjK",
+    ]  # fmt: skip
+    rows = [f"{url},d,s{i},0,10" for i, url in enumerate(spellings + others)]
+    read = listed(tmp_path, "url,labels,split,start_s,end_s\n" + "\n".join(rows) + "\n")
+    out = refuse_repeated_sections(read)
+    assert out.refused["split"].to_pylist() == [f"s{i}" for i in range(1, len(spellings))]
+    assert out.clips["media"].to_pylist()[1:] == others
+    (line,) = unread_start_lines(read.clips)
+    assert line.startswith(
+        "the start in 1 URLs (t=, https://m.youtube.com/watch?v=AbCdEfGhIjK&t=3 for one) is not read"
+    )
+    assert unread_start_lines(out.clips) == []
+
+
 def test_a_class_that_is_called_by_a_number_is_meant_by_1_0_too():
     vocabulary = LabelVocabulary.from_csv("index,mid,display_name\n0,1,one\n1,2,two\n2,0,zero\n", origin="l.csv")
-    assert indices_as_labels(["1", "1.0", "2.0"], vocabulary) == ["1", "1", "2"]
+    by_index = mids_by_index(vocabulary)
+    assert indices_as_labels(["1", "1.0", "2.0"], vocabulary.index_of, by_index) == ["1", "1", "2"]
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
@@ -380,7 +445,7 @@ def test_the_only_split_in_an_archives_name_is_its_split(tmp_path: Path, name: s
 def test_what_is_not_read_of_a_tar_is_named_or_refused(tmp_path: Path):
     audio = fakes.write_media(tmp_path / "x.wav", fakes.noise(0.1)).read_bytes()
     labelled = {"label": "dog", "subset": "test", "onset": 3}
-    members = {"0.wav": audio, "0.json": labelled, "1.sph": audio, "1.json": labelled, "info.json": {"version": 3}}
+    members = {"0.wav": audio, "0.json": labelled, "1.shn": audio, "1.json": labelled, "info.json": {"version": 3}}
     out = read_manifest(fakes.write_tar(tmp_path / "a.tar", members))
     assert [line.partition(" of ")[0] for line in out.notes] == ["the key 'subset'", "the key 'onset'"]
     assert out.clips["clip_id"].to_pylist() == ["0"]

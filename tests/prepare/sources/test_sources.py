@@ -162,7 +162,7 @@ def test_an_unclosed_quote_affects_only_its_own_row(tmp_path):
         (HEADER.encode(), "no line of the form"),
         (b"<html>\n<body>Not found</body></html>\n", "no line of the form"),
         (bytes(range(256)) * 20, "is not UTF-8"),
-        ((HEADER + 'abcdefghijk, 0, 10, "/m/nothing"\n').encode(), "first unknown one: '/m/nothing'"),
+        ((HEADER + 'abcdefghijk, 0, 10, "/m/nothing"\n').encode(), "the first: '/m/nothing' is not"),
     ],
 )
 def test_a_list_without_clips_is_refused_as_a_whole_in_one_line(tmp_path, content, message):
