@@ -37,13 +37,14 @@ from pipeline.prepare.output.failures_table import record_media_state
 from pipeline.prepare.output.membership import Listed, listed_in
 from pipeline.prepare.output.order import shuffled
 from pipeline.prepare.output.publish import PUBLISHED, check_output, publish, start_output
-from pipeline.prepare.output.same_clips import check_same_clips, other_media_lines
+from pipeline.prepare.output.same_clips import check_same_clips, other_id_lines, other_media_lines
 from pipeline.prepare.output.samples import KeepSamples
 from pipeline.prepare.output.shards import SCANNED_AT, WriteShards, scan_shards, scan_some, unknown_shards
 from pipeline.prepare.output.split_state import SplitState, clean_up, load_split
 from pipeline.prepare.output.work_list import read_chunks, work_list, write_chunks
 from pipeline.prepare.progress import Progress, SplitReport
 from pipeline.prepare.sources import ClipList
+from pipeline.prepare.sources.locate import unread_start_lines
 from pipeline.ray_datasets import rows_of, silence_ray
 from pipeline.ray_errors import user_errors_from_tasks
 
@@ -434,6 +435,7 @@ def _find_remaining(
         of_split = clips if len(states) == 1 else clips.filter(pc.equal(clips["split"], split))
         if len(state.prepared):
             check_same_clips(split, of_split, listed, state.prepared)
+            notes += other_id_lines(split, of_split, state.prepared)
             notes += other_media_lines(settings.output, split, of_split, state.prepared, say)
         final = failures_table.final(state.failures, settings.retry)
         final = final.filter(pc.is_in(final["clip_id"], value_set=of_split["clip_id"].combine_chunks()))
@@ -445,4 +447,6 @@ def _find_remaining(
         # For one new split, the two million clips are not copied.
         is_left = pc.invert(pc.is_in(of_split["clip_id"], value_set=done)) if len(done) else None
         remaining.append(of_split if is_left is None else of_split.filter(is_left))
-    return RemainingWork(pa.concat_tables(remaining), len(clips), dict(failed.most_common()), num_changed, notes)
+    left = pa.concat_tables(remaining)
+    notes += unread_start_lines(left)
+    return RemainingWork(left, len(clips), dict(failed.most_common()), num_changed, notes)

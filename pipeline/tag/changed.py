@@ -21,6 +21,14 @@ def changed_since(inputs: Inputs, done: Done) -> list[str]:
     return [name for name, media in _media(inputs) if name in done.read_us and written_us(media) > done.read_us[name]]
 
 
+def other_lines(inputs: Inputs, part_of: Mapping[str, str]) -> list[str]:
+    """A line on recordings that have results and are not among the inputs."""
+    others = len(part_of) - sum(name in part_of for name, _ in _media(inputs))
+    if others <= 0:
+        return []
+    return [f"{others:,} recordings of the output are not in this input; their results stay, and count in the summary"]
+
+
 def changed_lines(changed: Collection[str], part_of: Mapping[str, str]) -> list[str]:
     """A line on recordings that have results, and are not tagged again automatically, because copying changes times."""
     tagged = [name for name in changed if name in part_of]

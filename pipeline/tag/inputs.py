@@ -20,7 +20,7 @@ from pipeline.prepare.clip import ClipError, Reason
 from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.archive_manifest import PACKED, is_folder, is_glob, matching_files
 from pipeline.prepare.sources.checks import MAX_START_S, WEB, folder_of, media_in, seconds, show, value_of
-from pipeline.prepare.sources.locate import is_media
+from pipeline.prepare.sources.locate import is_media, passed_over_lines
 from pipeline.prepare.sources.own_outputs import without_outputs
 from pipeline.prepare.sources.unread_columns import unread_column_lines
 from pipeline.prepare.sources.web_lists import fetched, read_text
@@ -70,10 +70,13 @@ def find_inputs(uris: Sequence[str], splits: Sequence[str] | None = None) -> Inp
     """
     found = _Found()
     for uri in uris:
-        before = found.count
+        before, num_notes = found.count, len(found.notes)
         _add(uri, splits, found)
         if found.count == before:
-            raise DataError(f"{uri} contains no recording; give audio, archives or lists of it, or a prepared data set")
+            why = f" ({found.notes[-1]})" if len(found.notes) > num_notes else ""
+            raise DataError(
+                f"{uri} contains no recording{why}; give audio, archives or lists of it, or a prepared data set"
+            )
     if splits and not found.datasets:
         raise ConfigError("--split is for prepared data sets, and none is given")
     if found.num_repeated:
@@ -153,6 +156,7 @@ def _add_files(files: Sequence[str], wanted: Sequence[str], found: _Found) -> No
     found.notes += notes
     if packed := list(filter(PACKED.fullmatch, wanted)):
         found.notes.append(f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them")
+    found.notes += passed_over_lines(file for file in wanted if not PACKED.fullmatch(file))
     for file in filter(is_media, sources):
         found.add(file)
     _add_archives(list(filter(archives.is_archive, sources)), found)

@@ -15,7 +15,7 @@ from pipeline.os_errors import in_spite_of_errors
 from pipeline.prepare.fetch.rate_limiter import Permits
 from pipeline.redaction import without_secrets
 from pipeline.tag import output as tags
-from pipeline.tag.changed import changed_lines, changed_since
+from pipeline.tag.changed import changed_lines, changed_since, other_lines
 from pipeline.tag.inputs import Inputs
 from pipeline.tag.output import Summary, WriteParts
 from pipeline.tag.pieces import Chunk, chunks_of
@@ -64,7 +64,7 @@ def tag(
         num_left = sum(len(chunk.names) - len(chunk.done) for chunk in chunks)
         if done:
             say(f"{len(done):,} recordings are done by an earlier run and are not read again, {num_left:,} to do")
-            for line in changed_lines(changed, earlier.tagged):
+            for line in [*other_lines(inputs, earlier.tagged), *changed_lines(changed, earlier.tagged)]:
                 say(line)
         write = WriteParts(output, labels_of(members), settings.top, settings.label_format, settings.embeddings, held)
         if chunks:

@@ -76,7 +76,7 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Folder:
     return Folder(tmp_path, capsys)
 
 
-def in_train(names: str) -> list[tuple[str, str]]:
+def in_train(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, "train") for name in names]
 
 
@@ -130,6 +130,27 @@ def test_limit_on_a_new_output_limits_the_listed_clips(local_ray: None, folder: 
     folder.sounds(*"abc")
     printed = folder.run(in_train("abc"), "--limit", "2")
     assert (row_of("train", printed), folder.index()) == (["2", "2", "0"], {"train": ["a", "b"]})
+
+
+def test_list_that_grows_or_shrinks_may_change_ids(local_ray: None, folder: Folder):
+    for name in ("dog", "cat"):
+        (folder.path / name).mkdir()
+    folder.sounds("dog/0", "dog/1", "cat/0", "cat/1")
+    dogs, cats = in_train(["dog/0", "dog/1"]), in_train(["cat/0", "cat/1"])
+    folder.run(dogs)
+    assert folder.index() == {"train": ["0", "1"]}
+    printed = folder.run([*dogs, *cats])
+    assert "2 clips of split 'train' are prepared under other ids (0 for one, which is dog/0 in this list)" in printed
+    assert sorted(folder.index()["train"]) == ["cat/0", "cat/1", "dog/0", "dog/1"]
+    printed = folder.run(dogs)  # the clips of the first run come back
+    assert "under other ids" not in printed
+    assert (row_of("train", printed)[:2], folder.index()) == (["2", "2"], {"train": ["0", "1"]})
+    folder.sounds("dog/2", "cat/2", "other")
+    folder.run([("dog/2", "test"), ("cat/2", "test")])
+    printed = folder.run([("cat/2", "test")])
+    assert "1 clips of split 'test' are prepared under other ids (cat/2 for one, which is 2 in this list)" in printed
+    assert folder.index() == {"train": ["0", "1"], "test": ["2"]}
+    assert "none of them in this list" in folder.run(in_train(["other"]), status=2)
 
 
 def test_clip_that_moves_to_another_split_leaves_the_first(local_ray: None, folder: Folder):

@@ -425,12 +425,22 @@ def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
         Reason.TOO_SHORT: there_s < 0.03,
         Reason.TRUNCATED: there_s < ENOUGH * made.expected_s,
         Reason.OUT_OF_RANGE: peak > 10,
+        Reason.OUT_OF_PHASE: error.reason is Reason.OUT_OF_PHASE and _opposite_share(made.path) > 0.04,
     }.get(error.reason, False)
     if explained:
         return f"refused: {error.reason}"
     if error.reason is Reason.TRUNCATED and made.odd in BROKEN:
         return _verdict_damaged(made, error, theirs, Cut())
     return f"UNEXPLAINED: {error}, and the program has {there_s:.2f} s"
+
+
+def _opposite_share(path: Path, block: int = 2000) -> float:
+    """Share of the program's blocks with sound in which one of two channels is the other with the opposite sign."""
+    samples = np.frombuffer(ffmpeg("-i", path, "-f", "f32le", "-c:a", "pcm_f32le", "-", check=False), "<f4")
+    planes = samples[: len(samples) // 2 * 2].reshape(-1, 2).T
+    found = [np.corrcoef(planes[:, at : at + block])[0, 1] for at in range(0, planes.shape[1] - block + 1, block)]
+    with_sound = np.array(found)[np.isfinite(found)]
+    return float(np.mean(with_sound < -0.99)) if len(with_sound) and _channels(path) == 2 else 0.0
 
 
 def _verdict_damaged(made: Made, error: ClipError, theirs: np.ndarray, cut: Cut) -> str:

@@ -86,6 +86,7 @@ def test_what_is_no_recording_is_refused_in_one_line(folder: Path, tmp_path: Pat
 
 def test_all_containers_of_a_folder_are_recordings_and_packed_files_are_named(tmp_path: Path):
     wanted = ["a.caf", "b.w64", "c.amr", "d.M4V", "e.mts", "f.mp2", "g.wv", "h.aifc"]
+    wanted += ["i.sph", "j.ape", "k.dsf", "l.mpc", "m.rm", "n.m4r", "o.3gpp", "p.adts", "q.WAVE"]
     for name in [*wanted, "day.zip", "week.tar.gz", "readme.md"]:
         (tmp_path / name).touch()
     found = find_inputs([str(tmp_path)])
@@ -93,6 +94,16 @@ def test_all_containers_of_a_folder_are_recordings_and_packed_files_are_named(tm
     (note,) = found.notes
     assert note.startswith("not read: 2 packed files, ")
     assert sorted(names(find_inputs([f"{tmp_path}/*.caf"]), tmp_path)) == ["a.caf"]
+
+
+def test_files_that_may_be_audio_and_are_not_read_are_counted(tmp_path: Path):
+    for name in ("a.wav", "b.odd", "c.ODD", "d.odder", "e.json", "f.zip"):
+        (tmp_path / name).touch()
+    assert find_inputs([str(tmp_path)]).notes[1:] == [
+        "not read, because they have no usual suffix of audio or video: .odd (2), .odder (1)"
+    ]
+    with pytest.raises(DataError, match=r"contains no recording \(not read, because .*: \.odd \(1\)\); give audio"):
+        find_inputs([f"{tmp_path}/b.*"])
 
 
 @pytest.mark.parametrize(

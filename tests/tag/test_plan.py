@@ -192,6 +192,19 @@ def test_failures_keep_their_rows_and_are_tried_again_when_asked(tmp_path: Path)
     assert lines[-2] == "4 recordings are done by an earlier run and are not read again, 1 to do"
 
 
+def test_recordings_of_other_inputs_are_counted(tmp_path: Path):
+    paths, output = stub.write_recordings(tmp_path / "in", 3), tmp_path / "out"
+    bad = tmp_path / "bad.wav"
+    bad.write_text("not audio")
+    lines: list[str] = []
+    run([*paths, bad], output, say=lines.append)
+    run([*paths, bad], output, say=lines.append)
+    assert not [line for line in lines if "not in this input" in line]
+    summary = run(paths[:1], output, say=lines.append)
+    others = "2 recordings of the output are not in this input; their results stay, and count in the summary"
+    assert (others in lines, summary.counts()["recordings"]) == (True, 3)
+
+
 def test_a_recording_that_changed_since_is_pointed_out_and_its_part_can_be_deleted(tmp_path: Path):
     folder, output = tmp_path / "in", tmp_path / "out"
     paths = stub.write_recordings(folder, 3)

@@ -3,6 +3,7 @@
 import errno
 import functools
 import io
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from pipeline import storage
 from pipeline.prepare.audio import headers
 from pipeline.prepare.audio.archive_members import read_member
 from pipeline.prepare.audio.blocks import MIN_LOST_S, Block, Lost, read_blocks
+from pipeline.prepare.audio.mono import CANCELLED_SHARE
 from pipeline.prepare.audio.packets import is_longer
 from pipeline.prepare.audio.remote_file import RemoteFile
 from pipeline.prepare.audio.sections import SEEK_MARGIN_S, Section, chosen_track, read_section
@@ -36,7 +38,8 @@ MEMORY_BYTES = 2 << 30
 """Memory limit of the process that decodes."""
 
 SHORTFALL_SHARE = 0.05
-"""Share of a section that a clip may lack, because recordings often end a little early; above it, `truncated`."""
+"""Share of a section that a clip may lack, because recordings often end a little early; above it, `truncated`. And
+share of the sound in which channels may cancel each other; above it, `out_of_phase`."""
 
 SILENCE_PEAK = 2.0**-15
 """A waveform with a lower peak is silent: it is less than one step of 16-bit PCM."""
@@ -46,9 +49,6 @@ CODEC_DELAY_S = 0.1
 
 MIN_DECODED_SHARE = 0.5
 """A clip with less decoded sound than this is `truncated`, even if no packets are known to be lost."""
-
-CANCELLED_SHARE = 0.05
-"""If the mean of the channels has a lower share of their level, they cancel each other (correlation below -0.995)."""
 
 EXPECTED_MORE_S = 0.5
 """Of a remote file so much more than the section is read at one stretch, because bit rates vary."""
@@ -98,7 +98,8 @@ class Decode:
             waveform, num_clipped = _decoded(*what, features=self.features)
         peak = float(np.abs(waveform).max(initial=0))
         if peak < SILENCE_PEAK and not self.keep_silent:
-            raise ClipError(Reason.SILENT, "digital silence; --keep-silent prepares it all the same")
+            sound = f"silence (peak {20 * math.log10(peak):.0f} dBFS)" if peak else "digital silence"
+            raise ClipError(Reason.SILENT, f"{sound}; --keep-silent prepares it all the same")
         num_clipped += int((np.abs(waveform) > 1).sum())
         end_s = row["start_s"] + len(waveform) / self.features.sample_rate_hz
         return Decoded(np.clip(waveform, -1, 1), end_s, num_clipped)
@@ -214,6 +215,9 @@ def decode_section(
         length_ms = 1000 * len(waveform) / features.sample_rate_hz
         raise ClipError(Reason.TOO_SHORT, f"{length_ms:.1f} ms, less than one frame")
     check_samples(waveform, section.level_share)
+    if section.cancelled_share > SHORTFALL_SHARE:
+        message = f"its channels cancel each other in {100 * section.cancelled_share:.0f} % of its sound"
+        raise ClipError(Reason.OUT_OF_PHASE, message)
     return waveform
 
 
@@ -330,7 +334,9 @@ def _check_complete(section: Section, start_s: float, duration_s: float | None, 
     """Raises ClipError if too much of the sound is missing."""
     length_s, there_s = section.length_s, section.length_s - section.missing_s
     if duration_s is not None and there_s < (1 - SHORTFALL_SHARE) * duration_s:
-        raise ClipError(Reason.TRUNCATED, f"{there_s:.2f} s of {duration_s:.2f} s asked for")
+        is_all = declared_s is not None and not section.missing_s and start_s + length_s >= declared_s - CODEC_DELAY_S
+        why = f"; the recording ends at {declared_s:.2f} s" if is_all else ""
+        raise ClipError(Reason.TRUNCATED, f"{there_s:.2f} s of {duration_s:.2f} s asked for{why}")
     if duration_s is None and there_s < (1 - SHORTFALL_SHARE) * length_s:
         raise ClipError(Reason.TRUNCATED, f"{section.missing_s:.2f} s of {length_s:.2f} s are damaged")
     if section.decoded_s < MIN_DECODED_SHARE * length_s:

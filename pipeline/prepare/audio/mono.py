@@ -22,6 +22,18 @@ VALUES_AT_ONCE = 1 << 17
 """Number of values of all channels that are collected as frames before they are converted: 512 KB of float32, which
 stay in the processor's cache. With 4 MB the conversion takes a quarter longer."""
 
+CANCELLED_SHARE = 0.05
+"""If the mean of the channels has a lower share of their level, they cancel each other (correlation below -0.995)."""
+
+BLOCK_S = 0.05
+"""The channels are compared in blocks of this length or a little more: a period of the lowest audible tone."""
+
+SILENT_LEVEL = 2.0**-15
+"""A block whose channels have a lower RMS is silent: it is less than one step of 16-bit PCM."""
+
+ROUNDING = 1e-5
+"""So is one whose variance is a smaller share of its squares: beside a constant part, that may be rounding."""
+
 
 class Mono:
     """Collects frames and returns one waveform.
@@ -37,6 +49,7 @@ class Mono:
         self._values_waiting = 0
         self._variance = 0.0
         self._channel_variance = 0.0
+        self._sound_s = self._cancelled_s = 0.0
 
     def add(self, frame: av.AudioFrame, begin: int, end: int) -> None:
         """Add samples `begin` to `end` of a frame."""
@@ -81,6 +94,11 @@ class Mono:
         self._flush()
         return math.sqrt(self._variance / self._channel_variance) if self._channel_variance else 1.0
 
+    def cancelled_share(self) -> float:
+        """Share of the time with sound in the channels in which these cancel each other."""
+        self._flush()
+        return self._cancelled_s / self._sound_s if self._sound_s else 0.0
+
     def _flush(self) -> None:
         if not self._waiting:
             return
@@ -101,11 +119,32 @@ class Mono:
             for channel in channels[2:]:
                 mono += channel
             mono /= num_channels
-            self._variance += _sum_of_squares(mono)
-            self._channel_variance += sum(map(_sum_of_squares, channels)) / num_channels
+            self._compare(mono, channels, rate_hz)
         mono = mono.astype(np.float32, copy=False)
         self._pieces.append((rate_hz, mono))
         self._waiting, self._values_waiting = [], 0
+
+    def _compare(self, mono: np.ndarray, channels: list[np.ndarray], rate_hz: int) -> None:
+        """Add up the variances of the mean and of the channels, and the length of the blocks that cancel."""
+        num_blocks = max(1, int(len(mono) / (BLOCK_S * rate_hz)))
+        block_samples = len(mono) // num_blocks  # the few samples after the last block do not count
+        if not block_samples:
+            return
+        end = num_blocks * block_samples
+        blocks = [samples[:end].reshape(num_blocks, block_samples) for samples in (mono, *channels)]
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = np.array([np.vecdot(of_blocks, of_blocks) for of_blocks in blocks], np.float64)
+            sums = np.array([of_blocks.sum(axis=1) for of_blocks in blocks], np.float64)
+            variances = squares - sums**2 / block_samples
+        variances = np.where(np.isfinite(variances), np.maximum(variances, 0.0), 0.0)  # others are refused later
+        variance, channel_variance = variances[0], variances[1:].mean(axis=0)
+        least = np.maximum(SILENT_LEVEL**2 * block_samples, ROUNDING * squares[1:].mean(axis=0))
+        has_sound = channel_variance > least
+        is_cancelled = has_sound & (variance < CANCELLED_SHARE**2 * channel_variance)
+        self._variance += float(variance.sum())
+        self._channel_variance += float(channel_variance.sum())
+        self._sound_s += int(has_sound.sum()) * block_samples / rate_hz
+        self._cancelled_s += int(is_cancelled.sum()) * block_samples / rate_hz
 
 
 class Resampler:
@@ -145,15 +184,6 @@ def _as_float(values: np.ndarray) -> np.ndarray:
     if np.issubdtype(values.dtype, np.integer):
         return values.astype(np.float32) / np.float32(2.0 ** (8 * values.itemsize - 1))
     return values
-
-
-def _sum_of_squares(samples: np.ndarray) -> float:
-    """Sum of squares about the mean. Infinite and NaN samples are refused later, in the waveform."""
-    if not len(samples):
-        return 0.0
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = float(np.dot(samples, samples)) - float(samples.sum()) ** 2 / len(samples)
-    return max(total, 0.0) if math.isfinite(total) else 0.0
 
 
 def _resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:

@@ -50,6 +50,8 @@ class Section:
     """The part of `length_s` that was lost by damage."""
     level_share: float
     """See `Mono.level_share`."""
+    cancelled_share: float
+    """See `Mono.cancelled_share`."""
 
 
 def chosen_track(container: InputContainer) -> av.AudioStream | None:
@@ -171,7 +173,8 @@ class Cutter:
         """
         missing_s = sum(lost_part_s(hole, lost_s) for hole in self._holes_s)
         waveform = self._mono.waveform(sample_rate_hz)
-        return Section(waveform, self._length_s, self._decoded_s, missing_s, self._mono.level_share())
+        shares = (self._mono.level_share(), self._mono.cancelled_share())
+        return Section(waveform, self._length_s, self._decoded_s, missing_s, *shares)
 
     def _hole_s(self, num_samples: int) -> tuple[float, float]:
         """Where a hole of this length lies on the clock of timestamps, if it begins with the next sample."""

@@ -8,7 +8,7 @@ import functools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,13 +45,22 @@ def write_part(output: str, split: str, failed: pa.Table) -> None:
     rows = [
         row
         | {
-            "retry": Reason(row["reason"]).retry or row["stage"] == CHUNK_STAGE,
+            "retry": _is_tried_again(row),
             "tool_versions": _versions_at(row["stage"]),
         }
         for row in failed.select(list(_IN_PROGRESS & set(failed.column_names))).to_pylist()
     ]
     uri = storage.join(_parts_dir(output, split), f"{dataset.name_of(failed['clip_id'])}.parquet")
     dataset.write_table(uri, pa.Table.from_pylist(rows, schema=FAILURES))
+
+
+def _is_tried_again(row: dict[str, Any]) -> bool:
+    """Whether the next run tries a failed clip again, although nothing has changed.
+
+    A file that is too short stays so until it changes, and then it is tried again anyway. A fetch may have been cut.
+    """
+    is_short_file = row["reason"] == Reason.TRUNCATED and row.get("media_bytes") is not None
+    return row["stage"] == CHUNK_STAGE or (Reason(row["reason"]).retry and not is_short_file)
 
 
 @functools.cache

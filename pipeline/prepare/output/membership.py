@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.prepare.clip import CLIPS, FAILURES, Reason
 from pipeline.prepare.sources import ClipList
 from pipeline.prepare.sources.checks import WEB
+from pipeline.prepare.sources.locate import youtube_id
 from pipeline.prepare.sources.rows import without_file
 from pipeline.redaction import WebAddress, without_secrets
 from pipeline.versions import in_words
@@ -143,14 +144,16 @@ def refuse_repeated_sections(clips: ClipList) -> ClipList:
 
 
 def _one_spelling(media: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Local paths without `file://`, `.`, `..` and links of folders. A link of a single file stays, because to look at
-    each of two million files takes minutes on a shared disk.
+    """Local paths without `file://`, `.`, `..` and links of folders, and one URL for each video of YouTube. A link of a
+    single file stays, because to look at each of two million files takes minutes on a shared disk.
     """
     real_folder = cache(os.path.realpath)
 
     def spelled(uri: str) -> str:
         path = storage.local_path(uri)
         if WEB.match(path):
+            if video_id := youtube_id(path):
+                return f"https://youtu.be/{video_id}"
             return "\n".join(WebAddress.of(path))
         if "://" in path:
             return without_secrets(path)

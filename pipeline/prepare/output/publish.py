@@ -26,6 +26,8 @@ from pipeline.versions import tool_versions
 from pipeline.weights import sample_weights
 
 PUBLISHED = "the data set is whole, but cleaning up after it failed"
+CLIPPED_SHARE = 0.01
+"""Clips with a larger share of clipped samples are pointed out. A resampler's overshoot stays far below it."""
 _INDEXED = [name for name in dataset.INDEX.names if name != "sample_weight"]
 
 
@@ -124,6 +126,9 @@ def publish(
     else:
         others = interrupted | _same_ids_elsewhere(output, states, {*states, *interrupted})
         members = membership.resolve(prepared, listed, others)
+    lines = [*members.lines]
+    for split in states:
+        lines += _clipped_lines(split, members.indexed[split], features)
     held.check()  # the scan of the shards may have taken minutes
     infos: dict[str, dict[str, Any]] = {}
     for split, state in states.items():
@@ -166,7 +171,7 @@ def publish(
             storage.discard(dataset.unpublished_file(output, split))
         storage.delete_unfinished(dataset.work_dir(output), recursive=True)
         storage.delete_if_empty(dataset.work_dir(output))
-    return info, members.lines, prepared
+    return info, lines, prepared
 
 
 def _of_other_split(output: str, split: str, published: dict[str, Any], num_clips: int) -> dict[str, Any]:
@@ -271,6 +276,19 @@ def _publish_index(
         "fingerprint": dataset.fingerprint(prepared["clip_id"], prepared["labels"]),
         "sha256": _sha256(output, split),
     }
+
+
+def _clipped_lines(split: str, indexed: pa.Table, features: FeatureSettings) -> list[str]:
+    """A line on clips of which a good part was cut to ±1, because their samples probably have another scale."""
+    samples = pc.multiply(indexed["num_frames"].cast(pa.float64()), features.frame_shift_samples)
+    is_clipped = pc.greater(indexed["num_clipped"], pc.multiply(samples, CLIPPED_SHARE))
+    clipped = indexed["clip_id"].filter(is_clipped)
+    if not len(clipped):
+        return []
+    return [
+        f"{len(clipped):,} prepared clips of split {split!r} have more than {100 * CLIPPED_SHARE:g} % of their samples "
+        f"beyond full scale, which are cut to ±1 ({clipped[0]} for one)"
+    ]
 
 
 def _sha256(output: str, split: str) -> dict[str, str]:

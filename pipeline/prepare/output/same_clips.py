@@ -52,9 +52,11 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
     """
     # Refused ones too, for example without a file in this folder.
     named = (listed.clips, listed.refused, listed.beyond, listed.missing_beyond)
-    if not any(
+    has_known_id = any(
         pc.any(pc.is_in(table["clip_id"], value_set=prepared["clip_id"].combine_chunks())).as_py() for table in named
-    ):
+    )
+    beyond = listed.beyond.filter(pc.equal(listed.beyond["split"], split))
+    if not has_known_id and not _under_other_ids(pa.concat_tables([of_split, beyond]), prepared):
         raise DataError(
             f"split {split!r} there has {len(prepared)} clips, none of them in this list; give another --split"
         )
@@ -80,6 +82,34 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
             f"{is_other.sum()} clips of split {split!r} are prepared from another section than this list names, "
             f"{known['clip_id'][int(np.argmax(is_other))]} for one; give another --output, or these clips other ids"
         )
+
+
+def other_id_lines(split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
+    """A line on clips that are prepared under other ids than the list gives them now.
+
+    Ids contain folders only where names are equal, so a list that grows or shrinks may change them.
+    """
+    if not (pairs := _under_other_ids(of_split, prepared)):
+        return []
+    old, new = pairs[0]
+    return [
+        f"{len(pairs):,} clips of split {split!r} are prepared under other ids ({old} for one, which is {new} in this "
+        "list) and are prepared again: ids contain folders if files have equal names"
+    ]
+
+
+def _under_other_ids(asked: pa.Table, prepared: pa.Table) -> list[tuple[str, str]]:
+    """The id in the shards and the id in the list of each section that has two. Shards of earlier versions have none
+    of these, because they do not say what they were made from."""
+    old = prepared.select(["clip_id", "section_hash"])
+    old = old.filter(pc.invert(pc.is_in(old["clip_id"], value_set=asked["clip_id"].combine_chunks())))
+    if not len(old):  # nearly always, and hashes of two million clips take seconds
+        return []
+    new = asked.filter(pc.invert(pc.is_in(asked["clip_id"], value_set=prepared["clip_id"].combine_chunks())))
+    position = pc.index_in(section_hashes(new), value_set=old["section_hash"].combine_chunks())
+    known = pc.is_valid(position)
+    ids = (old["clip_id"].take(position.drop_null()), new["clip_id"].filter(known))
+    return list(zip(*(column.to_pylist() for column in ids), strict=True))
 
 
 def is_other_section(known: pa.Table, asked: pa.Table) -> np.ndarray:

@@ -27,7 +27,8 @@ section.
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from posixpath import basename, dirname, splitext
 from typing import NamedTuple
@@ -55,10 +56,18 @@ class Place(NamedTuple):
 Locate = Callable[[str, float, float], Place | None]
 
 _MEDIA_NAME = re.compile(
-    r".+\.(3g[p2]|aac|e?ac3|aif[cf]?|aiff|amr|au|avi|caf|flac|flv|m4[abv]|mka|mkv|mov|mp[234]|mpe?g|m2?ts|og[agv]|opus"
-    r"|spx|ts|tta|voc|w64|wav|web[am]|wm[av]|wv)",
+    r".+\.(3g[p2]|3gpp2?|aac|adts|e?ac3|aif[cf]?|aiff|amr|ape|asf|au|avi|bwf|caf|dsf|dts|f4v|flac|flv|m4[abrv]|mka|mkv"
+    r"|mov|mp[234ac]|mpe?g|m2?ts|og[agv]|opus|ra|rf64|rm|snd|sph|spx|tak|ts|tta|voc|w64|wave?|web[am]|wm[av]|wv)",
     re.IGNORECASE | re.DOTALL,
 )
+_OTHER_SUFFIX = re.compile(
+    r"\.(bib|bmp|cfg|cff|cls|csv|docx?|gif|h5|hdf5|html?|ini|ipynb|jpe?g|jsonl?|lab|log|mat|md|md5|np[yz]|parquet|pdf"
+    r"|pickle|pkl|png|pth?|py|rst|rttm|safetensors|sh|sha256|srt|svg|tex|textgrid|toml|tsv|txt|vtt|webp|xlsx?|xml|ya?ml)"
+)
+"""Files with these are not missed: metadata, pictures, features, annotations."""
+_SUFFIX = re.compile(r"\.(?=.*[a-z])[a-z0-9_-]{1,12}")  # not the end of "Mr. Smith" or "ID_30.000"
+MOST_SUFFIXES = 5
+"""A line names this many suffixes."""
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _TITLE = re.compile(r".+ \[([A-Za-z0-9_-]{11})\]", re.DOTALL)
 _YOUTUBE_ID = re.compile(r"Y?[A-Za-z0-9_-]{11}")
@@ -69,6 +78,17 @@ _FROM_TO = re.compile(rf"(.+)[_-]({_NUMBER})[_-]({_NUMBER})", re.DOTALL)
 
 def is_media(path: str) -> bool:
     return _MEDIA_NAME.fullmatch(basename(path)) is not None
+
+
+def passed_over_lines(files: Iterable[str]) -> list[str]:
+    """A line on the files of a folder that are not read, but whose suffixes do not say that they are no audio."""
+    suffixes = (splitext(file)[1].lower() for file in files if not is_media(file) and not archives.is_archive(file))
+    counts = Counter(suffix for suffix in suffixes if not _OTHER_SUFFIX.fullmatch(suffix) and _SUFFIX.fullmatch(suffix))
+    if not counts:
+        return []
+    most = ", ".join(f"{suffix} ({num:,})" for suffix, num in counts.most_common(MOST_SUFFIXES))
+    more = f" and {len(counts) - MOST_SUFFIXES:,} other suffixes" if len(counts) > MOST_SUFFIXES else ""
+    return [f"not read, because they have no usual suffix of audio or video: {most}{more}"]
 
 
 def stem(path: str) -> str:
@@ -84,8 +104,39 @@ def youtube(video_id: str, start_s: float, end_s: float) -> Place | None:
 YOUTUBE_URL = r"(?i)^https?://([a-z0-9-]+\.)*(youtube\.com|youtu\.be|youtube-nocookie\.com)[:/]"
 
 
+_YOUTUBE_VIDEO = re.compile(
+    r"(?i:https?://(?:[a-z0-9-]+\.)*(?:youtu\.be/|youtube(?:-nocookie)?\.com/(?:(?:shorts|embed|live|v)/"
+    r"|watch/?\?(?:[^#]*&)?v=)))([A-Za-z0-9_-]{11})(?![A-Za-z0-9_-])"
+)
+
+_STARTS_LATER = r"(?i)[?&#](t|start)=[0-9]*[1-9]"
+
+
+def youtube_id(url: str) -> str | None:
+    """The id of the video that a URL of YouTube names, however it is written."""
+    match = _YOUTUBE_VIDEO.match(url)
+    return match[1] if match else None
+
+
+def unread_start_lines(clips: pa.Table) -> list[str]:
+    """A line on rows of CLIPS from the beginning of videos whose URLs name another start, which is not read."""
+    names_start = pc.match_substring_regex(clips["media"], _STARTS_LATER)
+    is_unread = pc.and_(pc.equal(clips["media_start_s"], 0.0), names_start)
+    urls = clips["media"].filter(pc.and_(pc.fill_null(is_unread, False), _are_of_youtube(clips["media"])))
+    if not len(urls):
+        return []
+    return [
+        f"the start in {len(urls):,} URLs (t=, {without_secrets(urls[0].as_py())} for one) is not read: these clips "
+        "begin at 0 s; a start belongs in the column start_s"
+    ]
+
+
+def _are_of_youtube(media: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.match_substring_regex(media, YOUTUBE_URL)
+
+
 def any_of_youtube(media: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.match_substring_regex(media, YOUTUBE_URL)).as_py())
+    return bool(pc.any(_are_of_youtube(media)).as_py())
 
 
 def host_of(url: str) -> str:
@@ -141,7 +192,7 @@ class AudioFolder:
         except (OSError, ValueError) as err:
             raise DataError(f"cannot list the audio folder {uri}: {err}") from err
         sources, notes = without_outputs(files, [file for file in files if is_media(file) or archives.is_archive(file)])
-        self.notes = notes
+        self.notes = notes + passed_over_lines(files)
         """Lines for the user about the folder."""
         self._files = list(filter(is_media, sources))
         for number, file in enumerate(self._files):

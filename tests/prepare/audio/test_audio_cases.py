@@ -431,6 +431,30 @@ def test_channels_that_differ_or_are_empty_do_not_cancel(tmp_path: Path):
         assert error_level(decode_section(str(path), 0.0, None), program(path, channels=len(planes))) < 0.01
 
 
+@pytest.mark.parametrize(("cancelled_s", "is_refused"), [(1.0, True), (0.3, True), (0.1, False)])
+def test_channels_that_cancel_in_a_part_are_refused(tmp_path: Path, cancelled_s: float, is_refused: bool):
+    """The limit is 5 % of the time with sound: of 3 s here, and not of the silence behind."""
+    sound = signal(6, RATE_HZ) * (np.arange(6 * RATE_HZ) < 3 * RATE_HZ)
+    other = np.where(np.abs(np.arange(len(sound)) / RATE_HZ - 1.5) < cancelled_s / 2, -sound, sound)
+    for codec in ("pcm_s16le", "pcm_f64le", "flac"):
+        path = write(
+            tmp_path / f"a.{'flac' if codec == 'flac' else 'wav'}", np.stack([sound, other]), RATE_HZ, "-c:a", codec
+        )
+        if not is_refused:
+            assert len(decode_section(str(path), 0.0, None)) == 6 * 16_000
+            continue
+        error = reason_of(path)
+        assert (error.reason, "cancel each other in " in error.message) == (Reason.OUT_OF_PHASE, True)
+
+
+@pytest.mark.parametrize("constant", [0.01, 0.1, 0.5])
+def test_a_constant_part_beside_noise_is_no_cancellation(tmp_path: Path, constant: float):
+    for level in 2.0 ** np.arange(-18, -11):
+        planes = constant + level * np.stack([signal(1, RATE_HZ), signal(1, RATE_HZ, seed=1)])
+        path = write(tmp_path / "a.wav", planes, RATE_HZ, "-c:a", "pcm_f32le")
+        assert len(decode_section(str(path), 0.0, None)) == 16_000
+
+
 @pytest.mark.parametrize("scale", [100, 128, 32_768, 2**23, 2**31])
 @pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_f64le"])
 def test_case_21_floats_of_integer_size_are_refused(tmp_path: Path, scale: float, codec: str):

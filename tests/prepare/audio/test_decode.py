@@ -73,6 +73,18 @@ def test_a_section_past_the_end_is_truncated_with_the_available_length(tmp_path:
     assert caught.value.reason is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize(("start_s", "there_s"), [(9.5, 0.5), (10.0, 0.0), (12.0, 0.0)])
+def test_a_section_past_a_known_end_says_where_the_recording_ends(tmp_path: Path, start_s: float, there_s: float):
+    path = fakes.write_media(tmp_path / "a.wav", fakes.noise(10))
+    with pytest.raises(ClipError) as caught:
+        decode_section(str(path), start_s, 1.0)
+    assert caught.value.reason is Reason.TRUNCATED
+    assert caught.value.message == f"{there_s:.2f} s of 1.00 s asked for; the recording ends at 10.00 s"
+    path.write_bytes(path.read_bytes()[:100_000])  # the header promises more than there is
+    with pytest.raises(ClipError, match=r"of 1\.00 s asked for$"):
+        decode_section(str(path), 5.0, 1.0)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "webm", "m4a", "mp3"])
 def test_a_file_no_longer_than_the_section_is_the_section_if_allowed(tmp_path: Path, suffix: str):
     clip = str(fakes.write_media(tmp_path / f"clip.{suffix}", fakes.noise(10)))
@@ -142,6 +154,19 @@ def test_a_batch_keeps_each_row_with_its_waveform_or_reason(tmp_path: Path):
     assert [len(waveform) for waveform in out["waveform"].to_pylist()] == [16_000, 0, 0]
     assert out["end_s"].to_pylist() == [1.0, None, None]
     assert Decode(keep_silent=True)(in_progress(rows))["reason"].to_pylist() == [None, None, "missing_file"]
+
+
+def test_the_message_tells_digital_silence_from_very_quiet_sound(tmp_path: Path):
+    messages = []
+    for peak in (0.0, 1e-5):
+        with av.open(str(tmp_path / "a.wav"), "w") as container:
+            stream = container.add_stream("pcm_f32le", rate=16_000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.full((1, 16_000), peak, np.float32), format="flt", layout="mono")
+            frame.rate = 16_000
+            container.mux(stream.encode(frame))
+        out = Decode()(in_progress(fakes.clips({"clip_id": "a", "media": str(tmp_path / "a.wav")})))
+        messages += out["message"].to_pylist()
+    assert [message.partition(";")[0] for message in messages] == ["digital silence", "silence (peak -100 dBFS)"]
 
 
 def test_an_unforeseen_error_becomes_a_row_that_is_tried_again():

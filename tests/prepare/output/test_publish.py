@@ -95,6 +95,20 @@ def test_clips_of_a_chunk_that_died_are_counted_as_tried_again(tmp_path: Path):
     assert (split["failures"], split["tried_again"]) == ({"crashed": 2, "network": 1}, 2)
 
 
+def test_clips_with_many_clipped_samples_are_counted(tmp_path: Path):
+    output = str(tmp_path)
+    start_output(output, LABELS)
+    rows = prepared_rows("a", "b", "c")
+    num_samples = rows["num_frames"][0].as_py() * KALDI128.frame_shift_samples
+    clipped = pa.array([num_samples // 100, num_samples // 100 + 1, num_samples], pa.int32())
+    WriteShards(output)(rows.set_column(rows.column_names.index("num_clipped"), "num_clipped", clipped))
+    assert publish_list(output, "train", "a", "b", "c") == [
+        "2 prepared clips of split 'train' have more than 1 % of their samples beyond full scale, which are cut to ±1 "
+        "(b for one)"
+    ]
+    assert publish_list(output, "train", "a") == []
+
+
 def test_no_clip_leaves_an_index_because_its_shard_is_missing(tmp_path: Path):
     output = str(tmp_path)
     train_and_a_test_clip_of_it(output)

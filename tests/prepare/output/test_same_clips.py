@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.prepare.output import same_clips
-from pipeline.prepare.output.same_clips import other_media_lines
+from pipeline.prepare.output.same_clips import other_id_lines, other_media_lines
 from pipeline.prepare.output.shards import WriteShards
 from pipeline.prepare.output.split_state import load_split
 from tests import fakes
@@ -38,6 +38,24 @@ def test_clips_of_other_files_are_counted_by_why_they_may_be_other_sounds(
     monkeypatch.setattr(storage, "written_us", lambda uri: FAR_LATER_US if uri == "x" else 0)
     lines = other_media_lines(output, "train", listed, prepared)
     assert sorted(line.partition(" and are not read")[0] for line in lines) == [by_way, by_file, by_time]
+
+
+def test_clips_under_other_ids_are_known_by_their_sections(tmp_path: Path):
+    WriteShards(str(tmp_path))(fakes.prepared_rows("a"))
+    prepared = load_split(str(tmp_path), "train").prepared
+    same, other = ({"media": "x", "end_s": end_s} for end_s in (0.5, 0.4))
+    listed = fakes.clips({"clip_id": "dog_a"} | same, {"clip_id": "cat_a", "media": "y"})
+    (line,) = other_id_lines("train", listed, prepared)
+    assert line.startswith(
+        "1 clips of split 'train' are prepared under other ids (a for one, which is dog_a in this list) and are "
+        "prepared again"
+    )
+    assert other_id_lines("train", fakes.clips({"clip_id": "dog_a"} | other), prepared) == []
+    assert other_id_lines("train", fakes.clips({"clip_id": "a"} | same, {"clip_id": "b"} | same), prepared) == []
+    of_earlier_version = prepared.set_column(
+        prepared.column_names.index("section_hash"), "section_hash", pa.nulls(1, pa.int64())
+    )
+    assert other_id_lines("train", listed, of_earlier_version) == []
 
 
 def test_many_clips_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

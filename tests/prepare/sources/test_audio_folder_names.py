@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ast_core.errors import DataError
 from jobs.prepare_audioset import main
 from pipeline.prepare.sources import read_segments
 from pipeline.prepare.sources.locate import AudioFolder
@@ -37,6 +38,15 @@ def test_case_15_a_recording_named_by_yt_dlp_is_found(tmp_path: Path):
     name = f"A dog. Barks [loud] [{ID}].webm"
     locate = AudioFolder(touch(tmp_path, name))
     assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{name}", None, None)
+
+
+def test_audio_without_a_usual_suffix_is_counted(tmp_path: Path):
+    others = ["a.webm.part", "b.part", "c.xyz", "d.txt", "e.JSON", "f_30.000", "Mr. Smith", ".hidden"]
+    locate = AudioFolder(touch(tmp_path, f"{ID}.sph", *others))
+    assert locate(ID, 30.0, 40.0) == (f"{tmp_path}/{ID}.sph", None, None)
+    assert locate.notes == ["not read, because they have no usual suffix of audio or video: .part (2), .xyz (1)"]
+    with pytest.raises(DataError, match=r"\(not read, because .*: \.xyz \(1\)\)"):
+        AudioFolder(touch(tmp_path / "none", "c.xyz"))
 
 
 def test_a_start_alone_is_in_milliseconds_if_no_other_reading_fits(tmp_path: Path):
