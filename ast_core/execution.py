@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ast_core.errors import ConfigError
+from ast_core.models.shapes import attention_scores
 from ast_core.models.tagger import Tagger
 from ast_core.recipe import Recipe
 
@@ -25,16 +26,20 @@ FLOAT8_CAPABILITY = (8, 9)
 FA4_MAJOR_CAPABILITIES = (9, 10)
 """Hopper, and Blackwell's data-centre cards: what PyTorch's registration of FlashAttention 4 accepts."""
 
+SCORES_AT_ONCE = 1 << 24
+"""Attention scores of a layer that go through the AST at once on a CPU, if they are stored (plain attention). More are
+slower, because memory moves, and a laptop has little. base384 with 1,024 frames trains in bf16 at 0.83 clips/s with one
+clip at a time and at 0.51 with eight, tiny224 at 4.9 with four and at 3.8 with twelve."""
+
 AUTOCAST_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_device(recipe: Recipe, device: torch.device) -> None:
-    """Raise ConfigError if the device, or the packages of this machine, cannot train as the recipe says.
+    """Raise ConfigError if this kind of device, or the packages of this machine, cannot train as the recipe says.
 
-    On a cluster the command's own machine may have no GPU. Then only the workers check what their GPUs can do.
+    What a worker's GPU can do is only known there (`for_device`): the command's own machine may have none, or another.
     """
     on_gpu = device.type == "cuda"
-    capability = torch.cuda.get_device_capability(device) if on_gpu and torch.cuda.is_available() else None
     if recipe.precision == "fp16" and not on_gpu:
         raise ConfigError("precision fp16 needs a GPU; use bf16")
     if recipe.float8:
@@ -42,8 +47,6 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
             raise ConfigError(f"float8 needs precision bf16, but precision is {recipe.precision}")
         if not _is_installed("torchao"):
             raise ConfigError("float8 needs torchao: pip install 'ast-ray[float8]'")
-        if capability is not None and capability < FLOAT8_CAPABILITY:
-            raise ConfigError(_too_old("float8", "8.9 or more", capability))
     if recipe.attention == "fa4":
         if recipe.model != "ast":  # no attention, or one with dropout, which FlashAttention 4 does not have
             raise ConfigError(f"attention fa4 is for the model ast, but model is {recipe.model}; use auto")
@@ -53,8 +56,17 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
             raise ConfigError("attention fa4 needs precision bf16 or fp16, but precision is fp32")
         if not _is_installed("flash-attn-4"):
             raise ConfigError("attention fa4 needs FlashAttention 4: pip install --pre flash-attn-4")
-        if capability is not None and capability[0] not in FA4_MAJOR_CAPABILITIES:
-            raise ConfigError(_too_old("attention fa4", "9 or 10", capability))
+
+
+def _check_gpu(recipe: Recipe, device: torch.device) -> None:
+    """Raise ConfigError if this GPU is too old for float8 or FlashAttention 4."""
+    if device.type != "cuda" or not (recipe.float8 or recipe.attention == "fa4"):
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if recipe.float8 and capability < FLOAT8_CAPABILITY:
+        raise ConfigError(_too_old("float8", "8.9 or more", capability))
+    if recipe.attention == "fa4" and capability[0] not in FA4_MAJOR_CAPABILITIES:
+        raise ConfigError(_too_old("attention fa4", "9 or 10", capability))
 
 
 def _is_installed(package: str) -> bool:
@@ -71,12 +83,12 @@ def _too_old(what: str, needed: str, capability: tuple[int, int]) -> str:
 
 
 def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> Recipe:
-    """The recipe with `compile` decided and with a precision for which the device has instructions.
+    """The recipe with `compile` and `micro_batch_size` decided and a precision for which the device has instructions.
 
     If the device has no bf16 instructions, the result has fp32 and a warning says so: PyTorch would emulate bf16, which
     is several times slower than fp32 (seven times on AVX2). If the model is only evaluated (`trains=False`), fp16 on a
     CPU also becomes fp32, and float8 and FlashAttention 4 are off, because whoever evaluates a model did not choose how
-    it was trained.
+    it was trained. The attention is fused then, which is slow only in the backward pass.
 
     Raises:
         ConfigError: the device cannot train so (`check_device`), for example in fp16 on a CPU, which has instructions
@@ -84,20 +96,30 @@ def for_device(recipe: Recipe, device: torch.device, *, trains: bool = True) -> 
     """
     if trains:
         check_device(recipe, device)
+        _check_gpu(recipe, device)
     else:
-        attention = "auto" if recipe.attention == "fa4" else recipe.attention
+        attention = "fused" if recipe.attention in ("auto", "fa4") else recipe.attention
         recipe = replace(recipe, float8=False, attention=attention)
     if recipe.compile is None:
         recipe = replace(recipe, compile=device.type == "cuda")
     if recipe.precision == "fp16" and device.type == "cpu":
         _warn_once("precision fp16 needs a GPU: computing in fp32")
+        recipe = replace(recipe, precision="fp32")
     elif recipe.precision == "bf16" and not _has_bf16(device):
         hint = "; precision fp16 is faster on it" if device.type == "cuda" else ""
         name = {"cpu": "CPU", "cuda": "GPU"}[device.type]
         _warn_once(f"this {name} has no instructions for bf16: computing in fp32{hint}")
-    else:
-        return recipe
-    return replace(recipe, precision="fp32")
+        recipe = replace(recipe, precision="fp32")
+    return replace(recipe, micro_batch_size=_micro_batch_size(recipe, device))
+
+
+def _micro_batch_size(recipe: Recipe, device: torch.device) -> int | None:
+    """The recipe's; without one, what an AST with plain attention needs on a CPU to stay below SCORES_AT_ONCE."""
+    is_free = recipe.micro_batch_size is None and recipe.model == "ast" and device.type == "cpu"
+    if not is_free or attention_of(recipe, device) != "plain":
+        return recipe.micro_batch_size
+    num_clips = max(1, SCORES_AT_ONCE // attention_scores(recipe))
+    return num_clips if num_clips < recipe.batch_size else None
 
 
 def _has_bf16(device: torch.device) -> bool:
@@ -113,16 +135,20 @@ def _warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def set_attention(model: Tagger, device: torch.device, recipe: Recipe) -> str:
-    """Set the model's attention, and return which it is: fused, plain or fa4.
+def attention_of(recipe: Recipe, device: torch.device) -> str:
+    """fused, plain or fa4.
 
-    `auto` is fused, except for bf16 on a CPU, where fused attention of PyTorch 2.11 is slower than matrix products.
-    `python -m benchmarks.attention` measures both.
+    `auto` is fused, except for training in bf16 on a CPU, where the backward pass of PyTorch 2.11's fused attention is
+    slower than matrix products. `python -m benchmarks.attention` measures both.
     """
-    slow_when_fused = device.type == "cpu" and recipe.precision == "bf16"
-    attention: str = recipe.attention
-    if attention == "auto":
-        attention = "plain" if slow_when_fused else "fused"
+    if recipe.attention != "auto":
+        return recipe.attention
+    return "plain" if device.type == "cpu" and recipe.precision == "bf16" else "fused"
+
+
+def set_attention(model: Tagger, device: torch.device, recipe: Recipe) -> str:
+    """Set the model's attention, and return which it is."""
+    attention = attention_of(recipe, device)
     model.set_fused_attention(attention != "plain")
     _use_fa4(attention == "fa4")
     return attention
@@ -150,8 +176,8 @@ def set_execution(model: Tagger, device: torch.device, recipe: Recipe) -> dict[s
 
     `recipe` is the result of `for_device`. The model may still be on another device than `device`, where it will train.
 
-    Returns what is in effect: `device`, `precision`, `compile`, `cuda_graphs`, `attention` (fused, plain or fa4) and
-    `float8` (on, emulated or off).
+    Returns what is in effect: `device`, `precision`, `compile`, `cuda_graphs`, `attention` (fused, plain or fa4),
+    `float8` (on, emulated or off) and `micro_batch_size`.
     """
     attention, compiled, float8 = set_attention(model, device, recipe), False, "off"
     model.set_activation_checkpointing(recipe.activation_checkpointing)
@@ -175,6 +201,7 @@ def set_execution(model: Tagger, device: torch.device, recipe: Recipe) -> dict[s
         "cuda_graphs": compiled and uses_cuda_graphs(device, recipe),
         "attention": attention,
         "float8": float8,
+        "micro_batch_size": recipe.micro_batch_size,
     }
 
 

@@ -189,7 +189,8 @@ class ExecutionKeys:
     """bf16 and fp16 use autocast: weights and optimiser stay in float32. fp16 scales the loss and needs a GPU. A device
     without bf16 instructions computes in fp32 instead."""
     micro_batch_size: NumClips | None = None
-    """Clips that a worker sends through the network at once; gradients accumulate over the batch. null: all clips."""
+    """Clips that a worker sends through the network at once; gradients accumulate over the batch. null: all clips,
+    or on a CPU, for an AST in bf16, as many as are fastest."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     compile: bool | None = None
@@ -199,8 +200,9 @@ class ExecutionKeys:
     """Replay the compiled blocks as CUDA graphs, so that a small batch does not wait for the CPU to launch each kernel.
     Takes effect on a GPU, with compile and without activation_checkpointing."""
     attention: Literal["auto", "fused", "plain", "fa4"] = "auto"
-    """fused: PyTorch's scaled_dot_product_attention. plain: matrix products. auto: the faster one on the device. fa4:
-    fused, in training by FlashAttention 4, for GPUs with compute capability 9 or 10 and the package flash-attn-4."""
+    """fused: PyTorch's scaled_dot_product_attention. plain: matrix products. auto: plain for training in bf16 on a CPU,
+    else fused. fa4: fused, in training by FlashAttention 4, for GPUs with compute capability 9 or 10 and the package
+    flash-attn-4."""
     float8: bool = False
     """Train with the products of the blocks' linear layers in float8, by torchao (`ast-ray[float8]`), with precision
     bf16 and best with compile. Needs a GPU with compute capability 8.9 or more; a CPU emulates it slowly, for tests.

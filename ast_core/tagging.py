@@ -40,7 +40,7 @@ def model_input_of(waveform: np.ndarray | Tensor, config: ModelConfig) -> Tensor
     return normalise(fitted_TM[None], config.norm.mean, config.norm.std, config.norm.divisor)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def tag(model: Tagger, config: ModelConfig, waveform: np.ndarray | Tensor) -> Tensor:
     """Sigmoid scores `[C]` on the CPU for a waveform `[N]` as `model_input_of` takes it.
 

@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
         except (ConfigError, ImportError, RuntimeError) as err:  # a kernel that the card refuses: the next may run
             print(f"| {name} | FAILED: {' '.join(str(err).split())[:250]} |", flush=True)
         free_memory()
-    print_curves(losses)
+    if "bf16" in losses:
+        print_curves(losses)
     return 0
 
 

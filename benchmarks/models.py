@@ -3,7 +3,8 @@
     python -m benchmarks.models [--models ast talnet …] [--device cpu|cuda] [--batch 8] [--seconds 3]
 
 The models are those of the recipes: their sizes, frames and mel bins, with random weights and a batch of noise. The
-switches are `channels last`, the memory format that convolutions on most devices prefer, and `compiled`, Inductor. All
+switches are `channels last`, the memory format that convolutions on most devices prefer, `compiled`, Inductor, and
+for the AST plain attention with all clips at once, as it was computed in bf16 on CPUs until 2026-12-01. All
 variants of a model take turns, step by step, so that other work on the machine affects all of them alike; ratios are to
 the model as it is. Only training is compiled. A variant that does not run says why. It needs neither Ray nor a network.
 """
@@ -36,12 +37,13 @@ MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "efficientnet": ("psla-efficientnet", NO_IMAGENET),
     "resnet50": ("compare-resnet50", NO_IMAGENET),
     "mobilenetv2": (None, {"input_tdim": 1024, **NO_IMAGENET}),
-    "convnext": (None, {"input_tdim": 1024, **NO_IMAGENET}),
+    "convnext": (None, {"input_tdim": 1024, "model_size": "tiny", **NO_IMAGENET}),
     "linear": (None, {"input_tdim": 1024}),
     "fnet": (None, {"input_tdim": 1024}),
 }
 """The recipe of each model and keys that differ from it, or the keys where the comparison has no run script."""
-SWITCHES = ("as it is", "channels last", "compiled")
+PLAIN = "plain attention, all clips at once"
+SWITCHES = ("as it is", "channels last", "compiled", PLAIN)
 MIN_STEPS = 2
 Step = Callable[[], object]
 
@@ -61,12 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| model | M parameters | work | " + " | ".join(f"{each}, clips/s (ratio)" for each in args.switches) + " |")
     print("|---" * (3 + len(args.switches)) + "|")
     for name in args.models:
-        recipe = for_device(recipe_of(name, batch_clips), device)
+        given = recipe_of(name, batch_clips)
+        recipe = for_device(given, device)
         size = sum(parameter.numel() for parameter in create_model(**recipe.model_args()).parameters()) / 1e6
         for work, make in (("training", training_step), ("inference", inference_step)):
+            recipe = for_device(given, device, trains=work == "training")
             steps, cells = dict[str, Step](), dict[str, str]()
             for switch in args.switches:
-                if switch == "compiled" and work == "inference":  # the compiled parts are for training only
+                # The compiled parts are for training only.
+                if (switch == "compiled" and work == "inference") or (switch == PLAIN and name != "ast"):
                     cells[switch] = "–"
                     continue
                 try:
@@ -88,15 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def recipe_of(name: str, batch_clips: int) -> Recipe:
     recipe, keys = MODELS[name]
-    keys = keys | {"batch_size": batch_clips, "compile": False}
+    keys = keys | {"batch_size": batch_clips, "compile": False, "label_dim": 527}
     if recipe is None:
-        return Recipe(model=name, label_dim=527, **keys)
+        return Recipe(model=name, **keys)
     return read_recipe(recipe, [word for key, value in keys.items() for word in (f"--{key}", str(value))])
 
 
 def model_of(recipe: Recipe, device: torch.device, switch: str) -> tuple[Tagger, Recipe]:
     torch.manual_seed(0)
     recipe = replace(recipe, compile=switch == "compiled")
+    if switch == PLAIN:
+        recipe = replace(recipe, attention="plain", micro_batch_size=None)
     model = create_model(**recipe.model_args())
     in_effect = set_execution(model, device, recipe)
     if in_effect["compile"] != recipe.compile:
@@ -139,7 +146,7 @@ def inference_step(recipe: Recipe, device: torch.device, switch: str) -> Step:
     batch = batch_of(model, recipe, device)
 
     def step() -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             predict(model, batch, recipe=recipe, norm=Norm(0.0, 0.5))
 
     return step

@@ -30,6 +30,13 @@ def patch_grid(input_fdim: int, input_tdim: int, fstride: int, tstride: int) -> 
     return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
 
 
+def attention_scores(recipe: Any) -> int:
+    """Attention scores that one layer of the recipe's AST computes for a clip, over all heads."""
+    rows, columns = patch_grid(recipe.input_fdim, recipe.input_tdim, recipe.fstride, recipe.tstride)
+    num_heads = MODEL_SIZES[recipe.model_size][1]["num_heads"]
+    return num_heads * (rows * columns + 2) ** 2  # two tokens for the class
+
+
 def check_pretraining(model_size: str, imagenet_pretrain: bool, audioset_pretrain: bool) -> None:
     """Raises ConfigError for AudioSet weights that were not published, as the reference implementation does."""
     if audioset_pretrain and model_size != "base384":

@@ -101,7 +101,7 @@ def inference_rate(model: Tagger, recipe: Recipe, norm: Norm, device: torch.devi
         weight_B=torch.ones(batch_clips),
     ).to(device)
     num_batches, began_s = -1, 0.0
-    with torch.inference_mode():
+    with torch.no_grad():
         while num_batches < MIN_BATCHES or time.monotonic() - began_s < MEASURED_S:
             predict(model, batch, recipe=recipe, norm=norm).cpu()  # waits for the device
             num_batches += 1

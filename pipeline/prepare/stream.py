@@ -206,7 +206,10 @@ def _without_count(media: str, member: str | None) -> Iterator[BinaryIO | str]:
 
 
 def _checked(blocks: Iterator[Block], sample_rate_hz: int) -> Iterator[Block]:
-    """Leave out blocks that no preparation would take: channels that cancel each other, or impossible samples."""
+    """Leave out blocks whose channels cancel each other throughout, or with impossible samples.
+
+    A preparation also refuses a clip whose channels cancel each other in a part.
+    """
     position_s, is_cut = 0.0, False
     for block in blocks:
         begin_s = position_s if block.begin_s is None else block.begin_s

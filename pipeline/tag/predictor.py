@@ -165,7 +165,7 @@ class Predictor:
         with _enough_memory(f"{len(fbank_NTM)} windows", "lower --batch-windows"):
             return self._predicted(fbank_NTM)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _predicted(self, fbank_NTM: np.ndarray) -> Predicted:
         fbank = torch.from_numpy(fbank_NTM)
         if self.device.type == "cuda":

@@ -50,7 +50,7 @@ def _evaluate_up_to(job: TrainJob, epoch: int, loss: float, state: dict[str, Ten
     """Evaluate and record an epoch, after all earlier epochs that have no record. Returns the epoch's record."""
     device = torch.device("cuda" if job.use_gpu else "cpu")
     model, config = read_initial_model(job)
-    recipe = for_device(config.recipe, device)
+    recipe = for_device(config.recipe, device, trains=False)
     set_attention(model, device, recipe)
     model.to(device)
     _, train_clips, clips = job.open_data()

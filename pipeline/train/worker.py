@@ -25,7 +25,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from ast_core.errors import DataError, UserError
-from ast_core.execution import for_device, set_execution
+from ast_core.execution import for_device, set_attention, set_execution
 from ast_core.flops import utilisation
 from ast_core.metrics import METRICS, TaggingMetrics, key_metrics
 from ast_core.models.tagger import Tagger
@@ -394,17 +394,22 @@ class Run:
         return float(shared)
 
     def _evaluate(self, clips: Clips) -> np.ndarray | None:
-        return evaluate(
-            self.bare_model,
-            clips,
-            recipe=self.recipe,
-            norm=self.norm,
-            num_classes=len(self.labels),
-            device=self.device,
-            rank=self.rank,
-            world_size=self.world_size,
-            cache=self.cache,
-        )
+        recipe = for_device(self.config.recipe, self.device, trains=False)
+        set_attention(self.bare_model, self.device, recipe)
+        try:
+            return evaluate(
+                self.bare_model,
+                clips,
+                recipe=recipe,
+                norm=self.norm,
+                num_classes=len(self.labels),
+                device=self.device,
+                rank=self.rank,
+                world_size=self.world_size,
+                cache=self.cache,
+            )
+        finally:
+            set_attention(self.bare_model, self.device, self.recipe)
 
     def _evaluate_missing(self) -> None:
         """Evaluate and log, on the ranks, epochs whose asynchronous validation failed or was not requested.

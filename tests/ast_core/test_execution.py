@@ -79,8 +79,41 @@ def test_float8_and_fa4_are_refused_where_they_cannot_run(
     if isinstance(device, tuple):
         with_gpu(device, monkeypatch)
     with pytest.raises(ConfigError) as refused:
-        check_device(Recipe(**keys), GPU if isinstance(device, tuple) else device)
+        for_device(Recipe(**keys), GPU if isinstance(device, tuple) else device)
     assert str(refused.value) == reason
+
+
+def test_the_command_asks_no_gpu_what_it_can_do(monkeypatch: pytest.MonkeyPatch):
+    """The GPU of the command's machine may be older than those of the workers."""
+    monkeypatch.setattr(execution, "_is_installed", lambda package: True)
+    with_gpu((7, 5), monkeypatch)
+    check_device(Recipe(float8=True), GPU)
+    check_device(Recipe(attention="fa4"), GPU)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"model_size": "base384"}, 1),
+        ({"model_size": "tiny224"}, 3),
+        ({"model_size": "base384", "input_tdim": 512}, 3),
+        ({"model_size": "tiny224", "input_tdim": 512}, None),  # all twelve at once
+        ({"model_size": "base384", "micro_batch_size": 5}, 5),
+        ({"model_size": "base384", "precision": "fp32"}, None),  # fused attention stores no scores
+        ({"model": "linear"}, None),
+    ],
+    ids=str,
+)
+def test_an_ast_in_bf16_on_a_cpu_trains_in_parts(
+    keys: dict[str, Any], expected: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(execution, "_has_bf16", lambda device: True)
+    recipe = Recipe(**{"precision": "bf16", "batch_size": 12, "label_dim": 4, **keys})
+    assert for_device(recipe, CPU).micro_batch_size == expected
+    evaluated = for_device(recipe, CPU, trains=False)  # with fused attention
+    assert (evaluated.micro_batch_size, evaluated.attention) == (recipe.micro_batch_size, "fused")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert for_device(recipe, GPU).micro_batch_size == recipe.micro_batch_size
 
 
 def with_gpu(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +153,7 @@ def test_a_command_whose_own_machine_has_no_gpu_leaves_the_gpus_to_the_workers(m
 
 def test_evaluation_uses_neither_float8_nor_fa4():
     recipe = for_device(small.recipe(float8=True, attention="fa4"), CPU, trains=False)
-    assert (recipe.float8, recipe.attention) == (False, "auto")
+    assert (recipe.float8, recipe.attention) == (False, "fused")
     assert for_device(small.recipe(attention="plain"), CPU, trains=False).attention == "plain"
 
 

@@ -464,7 +464,7 @@ def test_an_fp16_model_is_scored_on_a_cpu_in_fp32_with_one_warning(caplog: pytes
     with caplog.at_level(logging.INFO, logger="ast_core"):
         for _ in range(2):
             recipe = for_device(small.recipe(precision="fp16"), torch.device("cpu"), trains=False)
-            assert recipe == small.recipe(precision="fp32", compile=False)
+            assert recipe == small.recipe(precision="fp32", compile=False, attention="fused")
     assert [record.message for record in caplog.records] == ["precision fp16 needs a GPU: computing in fp32"]
     on_a_gpu = for_device(small.recipe(precision="fp16"), torch.device("cuda"), trains=False)
     assert on_a_gpu.precision == "fp16"

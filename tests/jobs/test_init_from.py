@@ -159,5 +159,6 @@ def test_c3_config_records_the_given_and_the_used_settings(tone_data: str, tmp_p
     assert there["computed"] == {"device": "cpu", "precision": "fp32", "compile": False, "cuda_graphs": False} | {
         "attention": "plain",
         "float8": "off",
+        "micro_batch_size": None,
     }
     assert "computed.attention" in (run / "report.html").read_text()

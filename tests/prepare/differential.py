@@ -435,11 +435,16 @@ def _verdict_refused(made: Made, error: ClipError, theirs: np.ndarray) -> str:
 
 
 def _opposite_share(path: Path, block: int = 2000) -> float:
-    """Share of the program's blocks with sound in which one of two channels is the other with the opposite sign."""
+    """Share of the program's blocks with sound in which one of two channels is the other with the opposite sign.
+
+    As in `Mono`, a block more than 40 dB below the loudest has no sound.
+    """
     samples = np.frombuffer(ffmpeg("-i", path, "-f", "f32le", "-c:a", "pcm_f32le", "-", check=False), "<f4")
     planes = samples[: len(samples) // 2 * 2].reshape(-1, 2).T
-    found = [np.corrcoef(planes[:, at : at + block])[0, 1] for at in range(0, planes.shape[1] - block + 1, block)]
-    with_sound = np.array(found)[np.isfinite(found)]
+    blocks = [planes[:, at : at + block] for at in range(0, planes.shape[1] - block + 1, block)]
+    found = np.array([np.corrcoef(of_both)[0, 1] for of_both in blocks])
+    power = np.array([of_both.var(axis=1).mean() for of_both in blocks])
+    with_sound = found[np.isfinite(found) & (power >= 1e-4 * power.max(initial=0))]
     return float(np.mean(with_sound < -0.99)) if len(with_sound) and _channels(path) == 2 else 0.0
 
 

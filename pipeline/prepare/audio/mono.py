@@ -34,6 +34,10 @@ SILENT_LEVEL = 2.0**-15
 ROUNDING = 1e-5
 """So is one whose variance is a smaller share of its squares: beside a constant part, that may be rounding."""
 
+FAINT_LEVEL = 0.01
+"""A block whose channels have a lower share of the level of the loudest block (-40 dB) is no sound beside it: what the
+mean loses there is hardly audible."""
+
 
 class Mono:
     """Collects frames and returns one waveform.
@@ -49,7 +53,8 @@ class Mono:
         self._values_waiting = 0
         self._variance = 0.0
         self._channel_variance = 0.0
-        self._sound_s = self._cancelled_s = 0.0
+        self._sounding: list[np.ndarray] = []
+        """Of the blocks with sound, float64 `[3, blocks]`: the channels' power, whether they cancel, and seconds."""
 
     def add(self, frame: av.AudioFrame, begin: int, end: int) -> None:
         """Add samples `begin` to `end` of a frame."""
@@ -80,10 +85,11 @@ class Mono:
         return np.concatenate([np.empty(0, np.float32), *resampled])
 
     def drain(self) -> list[tuple[int, np.ndarray]]:
-        """The pieces since the last call, each with its rate, not resampled. `level_share` starts again with them."""
+        """The pieces since the last call, each with its rate, not resampled. The shares start again with them."""
         self._flush()
         pieces, self._pieces = self._pieces, []
         self._variance = self._channel_variance = 0.0
+        self._sounding.clear()
         return pieces
 
     def level_share(self) -> float:
@@ -95,9 +101,16 @@ class Mono:
         return math.sqrt(self._variance / self._channel_variance) if self._channel_variance else 1.0
 
     def cancelled_share(self) -> float:
-        """Share of the time with sound in the channels in which these cancel each other."""
+        """Share of the time with sound in the channels in which these cancel each other.
+
+        The level of the loudest block decides what is sound, so this is known only at the end.
+        """
         self._flush()
-        return self._cancelled_s / self._sound_s if self._sound_s else 0.0
+        if not self._sounding:
+            return 0.0
+        power, is_cancelled, length_s = np.concatenate(self._sounding, axis=1)
+        sound_s = length_s * (power >= FAINT_LEVEL**2 * power.max())
+        return float(is_cancelled @ sound_s / sound_s.sum())
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -125,7 +138,7 @@ class Mono:
         self._waiting, self._values_waiting = [], 0
 
     def _compare(self, mono: np.ndarray, channels: list[np.ndarray], rate_hz: int) -> None:
-        """Add up the variances of the mean and of the channels, and the length of the blocks that cancel."""
+        """Add up the variances of the mean and of the channels, and keep those of blocks with sound."""
         num_blocks = max(1, int(len(mono) / (BLOCK_S * rate_hz)))
         block_samples = len(mono) // num_blocks  # the few samples after the last block do not count
         if not block_samples:
@@ -143,8 +156,9 @@ class Mono:
         is_cancelled = has_sound & (variance < CANCELLED_SHARE**2 * channel_variance)
         self._variance += float(variance.sum())
         self._channel_variance += float(channel_variance.sum())
-        self._sound_s += int(has_sound.sum()) * block_samples / rate_hz
-        self._cancelled_s += int(is_cancelled.sum()) * block_samples / rate_hz
+        if has_sound.any():
+            lengths_s = np.full(num_blocks, block_samples / rate_hz)
+            self._sounding.append(np.stack([channel_variance / block_samples, is_cancelled, lengths_s])[:, has_sound])
 
 
 class Resampler:

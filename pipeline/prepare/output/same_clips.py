@@ -87,14 +87,15 @@ def check_same_clips(split: str, of_split: pa.Table, listed: ClipList, prepared:
 def other_id_lines(split: str, of_split: pa.Table, prepared: pa.Table) -> list[str]:
     """A line on clips that are prepared under other ids than the list gives them now.
 
-    Ids contain folders only where names are equal, so a list that grows or shrinks may change them.
+    Ids contain folders only where names are equal, so a list that grows or shrinks may change them. Or its column
+    `clip_id` was changed.
     """
     if not (pairs := _under_other_ids(of_split, prepared)):
         return []
     old, new = pairs[0]
     return [
         f"{len(pairs):,} clips of split {split!r} are prepared under other ids ({old} for one, which is {new} in this "
-        "list) and are prepared again: ids contain folders if files have equal names"
+        "list) and are prepared again: ids contain folders if files have equal names, or the list gives other ids"
     ]
 
 

@@ -36,7 +36,7 @@ from pipeline import storage
 from pipeline.prepare.sources import archives
 from pipeline.prepare.sources.checks import show, without_query
 from pipeline.prepare.sources.label_text import are_zeros_and_ones, may_be_one_hot_of_two
-from pipeline.prepare.sources.locate import is_media, stem
+from pipeline.prepare.sources.locate import PACKED, is_media, packed_lines, stem
 from pipeline.prepare.sources.own_outputs import without_outputs
 from pipeline.prepare.sources.split_names import splits_of
 from pipeline.prepare.sources.unread_columns import unread_column_lines
@@ -48,7 +48,6 @@ _OF_HUGGING_FACE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
 _NO_SPLIT = {"data", "part", "shard"}
 """What others write in place of a split in `SPLIT-00000-of-00001.parquet`."""
 _VIDEO = re.compile(r".+\.(3g[p2]|avi|flv|m4v|mkv|mov|mp4|mpe?g|m2?ts|ogv|ts|webm|wmv)", re.IGNORECASE | re.DOTALL)
-PACKED = re.compile(r".+\.(tgz|txz|tbz2?|gz|bz2|xz|zst|lz4|lzma|zip|7z|rar)", re.IGNORECASE | re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -139,7 +138,7 @@ def _archives_of(uri: str, notes: list[str]) -> list[str]:
     if is_folder(uri):
         files = storage.list_files(storage.absolute(uri), recursive=True)
         found, outputs = without_outputs(files, list(filter(archives.is_archive, files)))
-        notes += [*_packed_lines(files), *_missing_lines(files)]
+        notes += [*packed_lines(files), *_missing_lines(files)]
         if not found:
             why = f" ({outputs[0]})" if outputs else ""
             raise DataError(
@@ -152,11 +151,6 @@ def _archives_of(uri: str, notes: list[str]) -> list[str]:
         with archives.open_parquet(uri) as parquet:
             return [storage.absolute(uri)] if archives.has_audio(parquet, uri) else []
     return []
-
-
-def _packed_lines(files: list[str]) -> list[str]:
-    packed = list(filter(PACKED.fullmatch, files))
-    return [f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them"] if packed else []
 
 
 def _without_other_audio(found: list[str], notes: list[str], outputs: list[str]) -> list[str]:
@@ -207,7 +201,7 @@ def _matching(pattern: str, notes: list[str]) -> list[str]:
     """The archives that a glob matches."""
     files, matching = matching_files(pattern)
     found, outputs = without_outputs(files, list(filter(archives.is_archive, matching)))
-    notes += _packed_lines(matching)
+    notes += packed_lines(matching)
     if not found:
         why = f" ({outputs[0]})" if outputs else ""
         raise DataError(f"no .parquet or .tar file matches {pattern}{why}")

@@ -48,8 +48,8 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
 _INDEX = re.compile(r"([0-9]{1,5})(\.0*)?")
 _SIGNS = "_\"'`“”‘’„«»−"
-_LATIN = str.maketrans("АВЕЅІЈКМНОРСТУХаеѕіјорсух", "ABESIJKMHOPCTYXaesijopcyx")
-"""Cyrillic letters that look like Latin ones, which a keyboard of two layouts mixes in."""
+_LATIN = str.maketrans("авеѕіјкмнорстух", "abesijkmhopctyx")
+"""Cyrillic letters that look like Latin ones, as capitals or always, and that a keyboard of two layouts mixes in."""
 _OF_OTHER_SCRIPTS = "｜；，、・،؛"
 _OTHER_SEPARATORS = re.compile(rf"[,|{_OF_OTHER_SCRIPTS}]")
 _EITHER = re.compile(rf",\s|[|{_OF_OTHER_SCRIPTS}]")
@@ -327,7 +327,7 @@ def suspicious_classes(names: Sequence[str]) -> list[str]:
 
 def _without_signs(name: str) -> str:
     """What is left of a name without case, spaces, quotes, dashes, invisible characters and a full stop at its end."""
-    plain = unicodedata.normalize("NFKC", name.translate(_LATIN)).casefold().rstrip(". ")
+    plain = unicodedata.normalize("NFKC", name).casefold().translate(_LATIN).rstrip(". ")
     return "".join(
         c
         for c in plain

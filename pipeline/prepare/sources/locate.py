@@ -60,6 +60,7 @@ _MEDIA_NAME = re.compile(
     r"|mov|mp[234ac]|mpe?g|m2?ts|og[agv]|opus|ra|rf64|rm|snd|sph|spx|tak|ts|tta|voc|w64|wave?|web[am]|wm[av]|wv)",
     re.IGNORECASE | re.DOTALL,
 )
+PACKED = re.compile(r".+\.(tgz|txz|tbz2?|gz|bz2|xz|zst|lz4|lzma|zip|7z|rar)", re.IGNORECASE | re.DOTALL)
 _OTHER_SUFFIX = re.compile(
     r"\.(bib|bmp|cfg|cff|cls|csv|docx?|gif|h5|hdf5|html?|ini|ipynb|jpe?g|jsonl?|lab|log|mat|md|md5|np[yz]|parquet|pdf"
     r"|pickle|pkl|png|pth?|py|rst|rttm|safetensors|sh|sha256|srt|svg|tex|textgrid|toml|tsv|txt|vtt|webp|xlsx?|xml|ya?ml)"
@@ -89,6 +90,11 @@ def passed_over_lines(files: Iterable[str]) -> list[str]:
     most = ", ".join(f"{suffix} ({num:,})" for suffix, num in counts.most_common(MOST_SUFFIXES))
     more = f" and {len(counts) - MOST_SUFFIXES:,} other suffixes" if len(counts) > MOST_SUFFIXES else ""
     return [f"not read, because they have no usual suffix of audio or video: {most}{more}"]
+
+
+def packed_lines(files: Iterable[str]) -> list[str]:
+    packed = list(filter(PACKED.fullmatch, files))
+    return [f"not read: {len(packed):,} packed files, {packed[0]} for one; unpack them"] if packed else []
 
 
 def stem(path: str) -> str:
@@ -192,7 +198,8 @@ class AudioFolder:
         except (OSError, ValueError) as err:
             raise DataError(f"cannot list the audio folder {uri}: {err}") from err
         sources, notes = without_outputs(files, [file for file in files if is_media(file) or archives.is_archive(file)])
-        self.notes = notes + passed_over_lines(files)
+        others = [file for file in files if not PACKED.fullmatch(file)]
+        self.notes = notes + packed_lines(files) + passed_over_lines(others)
         """Lines for the user about the folder."""
         self._files = list(filter(is_media, sources))
         for number, file in enumerate(self._files):

@@ -14,6 +14,7 @@ import torchaudio
 
 from pipeline.prepare.audio.decode import Decode, decode_section
 from pipeline.prepare.audio.features import clip_fbank
+from pipeline.prepare.audio.mono import Mono
 from pipeline.prepare.clip import ClipError, Reason, in_progress
 from tests import fakes
 from tests.conftest import SHARED
@@ -445,6 +446,39 @@ def test_channels_that_cancel_in_a_part_are_refused(tmp_path: Path, cancelled_s:
             continue
         error = reason_of(path)
         assert (error.reason, "cancel each other in " in error.message) == (Reason.OUT_OF_PHASE, True)
+
+
+@pytest.mark.parametrize(("level", "is_refused"), [(1e-4, False), (0.1, True)])
+def test_faint_channels_that_cancel_beside_a_loud_event_are_no_loss(tmp_path: Path, level: float, is_refused: bool):
+    """Levels of opposite noise beside an event of 0.3 s; 40 dB below it is the limit."""
+    sound, noise = signal(10, RATE_HZ), level * signal(10, RATE_HZ, seed=1)
+    event = sound * (np.abs(np.arange(len(sound)) / RATE_HZ - 5) < 0.15)
+    path = write(tmp_path / "a.wav", np.stack([event + noise, event - noise]), RATE_HZ, "-c:a", "pcm_f32le")
+    if is_refused:
+        assert reason_of(path).reason is Reason.OUT_OF_PHASE
+    else:
+        assert len(decode_section(str(path), 0.0, None)) == 10 * 16_000
+
+
+def test_faint_channels_that_cancel_throughout_are_refused(tmp_path: Path):
+    noise = 1e-4 * signal(2, RATE_HZ)
+    path = write(tmp_path / "a.wav", np.stack([noise, -noise]), RATE_HZ, "-c:a", "pcm_f32le")
+    assert reason_of(path).reason is Reason.OUT_OF_PHASE
+
+
+def test_drained_samples_do_not_count_in_the_shares_of_the_next():
+    def frame(*channels: np.ndarray) -> av.AudioFrame:
+        made = av.AudioFrame.from_ndarray(np.stack(channels).astype(np.float32), "fltp", "stereo")
+        made.sample_rate = RATE_HZ
+        return made
+
+    mono, sound = Mono(), signal(1, RATE_HZ)
+    mono.add(frame(sound, -sound), 0, RATE_HZ)
+    assert (mono.level_share(), mono.cancelled_share()) == (0.0, pytest.approx(1.0))
+    mono.drain()
+    assert (mono.level_share(), mono.cancelled_share()) == (1.0, 0.0)
+    mono.add(frame(sound, sound), 0, RATE_HZ)
+    assert (mono.level_share(), mono.cancelled_share()) == (pytest.approx(1.0), 0.0)
 
 
 @pytest.mark.parametrize("constant", [0.01, 0.1, 0.5])

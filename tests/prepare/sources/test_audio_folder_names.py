@@ -49,6 +49,15 @@ def test_audio_without_a_usual_suffix_is_counted(tmp_path: Path):
         AudioFolder(touch(tmp_path / "none", "c.xyz"))
 
 
+def test_packed_files_are_counted_apart_from_those_of_other_suffixes(tmp_path: Path):
+    locate = AudioFolder(touch(tmp_path, f"{ID}.wav", "a.wav.gz", "day.ZIP", "c.xyz"))
+    packed, others = locate.notes
+    assert packed == f"not read: 2 packed files, {tmp_path}/a.wav.gz for one; unpack them"
+    assert others == "not read, because they have no usual suffix of audio or video: .xyz (1)"
+    with pytest.raises(DataError, match=r"\(not read: 1 packed files, .*/day\.zip for one; unpack them\)"):
+        AudioFolder(touch(tmp_path / "none", "day.zip"))
+
+
 def test_a_start_alone_is_in_milliseconds_if_no_other_reading_fits(tmp_path: Path):
     names = [
         f"{ID}_30000.wav",

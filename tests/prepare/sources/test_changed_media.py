@@ -62,22 +62,27 @@ def test_case_19_a_file_of_another_size_has_changed(place: Callable[[str], str],
 
 
 def test_a_truncated_file_is_tried_again_only_after_a_change_but_a_fetch_always(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(WHY, "reason", "truncated")
-    (tmp_path / "short.wav").write_bytes(b"12345")
+    for name in ("short.wav", "shard.tar"):
+        storage.write_bytes(place(name), b"12345")
     rows = failed(
-        {"clip_id": "file", "media": str(tmp_path / "short.wav")},
+        {"clip_id": "file", "media": place("short.wav")},
+        {"clip_id": "member", "media": place("shard.tar"), "member": bytes_member(512, 10)},
         {"clip_id": "fetched", "media": "http://127.0.0.1:9/x.webm"},
     )
     failures_table.write_part(str(tmp_path), "train", rows)
     failures = failures_table.collect(str(tmp_path), "train", pa.chunked_array([[]], pa.string()))
     assert dict(zip(failures["clip_id"].to_pylist(), failures["retry"].to_pylist(), strict=True)) == {
         "file": False,
+        "member": False,
         "fetched": True,
     }
-    (tmp_path / "short.wav").write_bytes(b"123456")
-    assert has_changed(str(tmp_path), rows) == [True, False]
+    storage.write_bytes(place("short.wav"), b"123456")
+    assert has_changed(str(tmp_path), rows) == [True, False, False]
+    storage.write_bytes(place("shard.tar"), b"123456")
+    assert has_changed(str(tmp_path), rows) == [True, True, False]
 
 
 def test_a_clip_with_another_file_in_the_list_has_changed(tmp_path: Path):

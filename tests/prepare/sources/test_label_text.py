@@ -438,6 +438,7 @@ def test_classes_that_look_alike_are_reported(tmp_path: Path):
     [
         *(("post-rock", f"post{dash}rock") for dash in "‐‑–—−"),
         *(("❤", "❤\ufe0f"), ("dog", "dog."), ("dog", "d\u043eg"), ("Cop", "\u0421\u043e\u0440")),
+        *(("Музыка", "музыка"), ("ВЕТЕР", "ветер"), ("KOT", "\u041a\u041e\u0422")),
     ],
 )
 def test_classes_that_differ_in_a_lookalike_are_pointed_out(tmp_path: Path, one: str, other: str):
