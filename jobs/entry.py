@@ -53,6 +53,8 @@ _stopped_by: int | None = None
 _print_once, _raise_once = threading.Lock(), threading.Lock()
 """Acquired by the first signal and never released, so that each thing happens once."""
 _has_begun = False
+_process_id = 0
+"""Of the process whose signals these handlers take."""
 _is_output_lost = False
 _stopped_line = STOPPED
 _stderr = 2
@@ -112,6 +114,8 @@ def _filter_library_output() -> int:
 
 def take_signals() -> None:
     """Install the handlers, again after Ray has replaced them. A SIGINT that the caller ignores stays ignored."""
+    global _process_id
+    _process_id = os.getpid()
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -163,6 +167,8 @@ def is_stopped() -> bool:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _process_id:  # a child between fork and exec, as Ray's processes are for a moment
+        os._exit(128 + number)
     _stop(number)
     if _raise_once.acquire(blocking=False):  # a second signal must not interrupt the clean-up
         raise KeyboardInterrupt

@@ -42,6 +42,21 @@ def test_signal_ends_the_job_with_one_line_and_its_status(number: int, status: i
     assert (job.returncode, err) == (status, f"{STOPPED}\n")
 
 
+def test_a_child_that_has_not_replaced_itself_yet_prints_no_second_line():
+    """Ray's processes are such children for a moment, and Ctrl-C reaches the whole group."""
+    job = script(
+        "import os\nchild = os.fork()\n"
+        "if child == 0:\n    time.sleep(60)\n"
+        "else:\n    print('ready', child)\n    os.waitpid(child, 0)\n    time.sleep(60)"
+    )
+    ready, child = job.stdout.readline().split()
+    assert ready == "ready"
+    os.kill(int(child), signal.SIGINT)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=WAIT_S)
+    assert (job.returncode, err) == (130, f"{STOPPED}\n")
+
+
 def test_output_of_libraries_after_an_interrupt_is_hidden():
     """The library catches the interrupt, prints something and raises another error."""
     job = script(
