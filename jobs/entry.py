@@ -54,7 +54,7 @@ _print_once, _raise_once = threading.Lock(), threading.Lock()
 """Acquired by the first signal and never released, so that each thing happens once."""
 _has_begun = False
 _process_id = 0
-"""Of the process whose signals these handlers take."""
+"""Of the process that takes the signals; a forked child has another."""
 _is_output_lost = False
 _stopped_line = STOPPED
 _stderr = 2
